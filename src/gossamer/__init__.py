@@ -1,0 +1,89 @@
+"""Gossamer: dynamic sparsity that pays.
+
+Zeros whose places are known only at run time, or that move while a network trains, become less time and less
+memory. A sparse thing is a `Pattern` (which micro-tiles are present) and a plain tensor of their values.
+
+    import gossamer as gs
+    method = gs.training.Chase(model, optimizer, density=0.1, channel_sparsity=0.4, total_steps=1000)
+    small = gs.compact(model, example_inputs, optimizer=optimizer)
+
+Everything is loaded on first use: importing gossamer imports torch and nothing optional.
+"""
+
+from __future__ import annotations
+
+import importlib
+from importlib.metadata import PackageNotFoundError
+from importlib.metadata import version as _version
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from gossamer import (
+        bench,
+        compaction,
+        data,
+        doctor,
+        integrations,
+        kernels,
+        measure,
+        models,
+        ops,
+        pattern,
+        report,
+        testing,
+        training,
+    )
+    from gossamer.compaction import compact, load_compact
+    from gossamer.ops import detect
+    from gossamer.pattern import Pattern
+
+try:
+    __version__ = _version("gossamer")
+except PackageNotFoundError:  # a source tree on PYTHONPATH that was never installed
+    __version__ = "0+source"
+
+_MODULES = (
+    "bench", "compaction", "data", "doctor", "integrations", "kernels", "measure", "models", "ops", "pattern",
+    "report", "testing", "training",
+)  # fmt: skip
+_NAMES = {
+    "Pattern": "gossamer.pattern",
+    "detect": "gossamer.ops",
+    "compact": "gossamer.compaction",
+    "load_compact": "gossamer.compaction",
+}
+
+__all__ = [
+    "Pattern",
+    "__version__",
+    "bench",
+    "compact",
+    "compaction",
+    "data",
+    "detect",
+    "doctor",
+    "integrations",
+    "kernels",
+    "load_compact",
+    "measure",
+    "models",
+    "ops",
+    "pattern",
+    "report",
+    "testing",
+    "training",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return importlib.import_module(f"gossamer.{name}")
+    if name in _NAMES:
+        value = getattr(importlib.import_module(_NAMES[name]), name)
+        globals()[name] = value
+        return value
+    raise AttributeError(f"module 'gossamer' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -16,7 +16,12 @@ _NEW_EMPTY = torch.Tensor.new_empty
 
 def _poison(tensor: torch.Tensor) -> torch.Tensor:
     """Fill with the value most likely to be noticed: NaN for floats, the largest value for integers."""
-    if tensor.numel() == 0 or tensor.device.type == "meta" or not tensor.is_leaf or type(tensor) is not torch.Tensor:
+    if (
+        tensor.numel() == 0
+        or tensor.device.type == "meta"
+        or not tensor.is_leaf
+        or type(tensor) is not torch.Tensor
+    ):
         return tensor
     if torch.compiler.is_compiling():
         return tensor

@@ -1,0 +1,10 @@
+"""Timing that can be believed: interleaved runs with an A/A control, counters, and the machine's description.
+
+May import torch and `gossamer._native` only.
+"""
+
+from gossamer.measure.count import Counts, count
+from gossamer.measure.environment import environment
+from gossamer.measure.interleave import Comparison, Row, interleave
+
+__all__ = ["Comparison", "Counts", "Row", "count", "environment", "interleave"]

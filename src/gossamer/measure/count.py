@@ -1,0 +1,92 @@
+"""Count what a network costs: parameters, nonzeros, bytes, multiply-adds.
+
+`flops` is what dense hardware executes. `sparse_flops` weights each layer by the density of its weight, the
+"theoretical" figure of the sparse-training papers: nothing gets faster because of it.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+
+@dataclass(frozen=True)
+class Counts:
+    """`flops` and `sparse_flops` are floating point operations of one forward (2 per multiply-add)."""
+
+    parameters: int
+    nonzeros: int
+    bytes: int
+    flops: int
+    sparse_flops: int
+
+    def to_dict(self) -> dict[str, int]:
+        return asdict(self)
+
+
+def call(model: nn.Module, example_inputs: Any) -> Any:
+    """Call `model` on a tensor, a tuple of positional inputs, or a dict of keyword inputs."""
+    if isinstance(example_inputs, torch.Tensor):
+        return model(example_inputs)
+    if isinstance(example_inputs, dict):
+        return model(**example_inputs)
+    if isinstance(example_inputs, (tuple, list)):
+        return model(*example_inputs)
+    raise TypeError(
+        f"example_inputs is a {type(example_inputs).__name__}; expected a tensor, a tuple of inputs or a dict of "
+        "keyword inputs"
+    )
+
+
+def count(model: nn.Module, example_inputs: Any) -> Counts:
+    """Count one forward of `model` in eval mode on `example_inputs`.
+
+    Args:
+        model: any module; a copy runs, so its mode and its running statistics stay as they are.
+        example_inputs: a tensor, a tuple of positional inputs, or a dict of keyword inputs.
+
+    Returns:
+        `Counts`. Parameters shared by several modules count once; bytes are those of parameters and buffers.
+
+    Raises:
+        TypeError: example_inputs is none of the three forms.
+
+    >>> import torch, gossamer as gs
+    >>> net = torch.nn.Linear(8, 4)
+    >>> counts = gs.measure.count(net, torch.randn(3, 8))
+    >>> counts.parameters, counts.flops
+    (36, 192)
+    """
+    from torch.utils.flop_counter import FlopCounterMode
+
+    probe = copy.deepcopy(model).eval()
+    counter = FlopCounterMode(display=False)
+    with counter, torch.no_grad():
+        call(probe, example_inputs)
+    flops = counter.get_total_flops()
+
+    by_module = counter.get_flop_counts()
+    skipped = 0.0
+    for name, module in probe.named_modules():
+        weight = getattr(module, "weight", None)
+        if not isinstance(weight, torch.Tensor) or weight.dim() < 2 or weight.numel() == 0:
+            continue
+        # FlopCounterMode names modules from the class of the root: "ResNet.layer1.0.conv1".
+        here = sum(
+            by_module.get(f"{type(probe).__name__}.{name}" if name else type(probe).__name__, {}).values()
+        )
+        density = torch.count_nonzero(weight).item() / weight.numel()
+        skipped += here * (1.0 - density)
+
+    parameters = list(probe.parameters())
+    return Counts(
+        parameters=sum(p.numel() for p in parameters),
+        nonzeros=sum(int(torch.count_nonzero(p)) for p in parameters),
+        bytes=sum(t.numel() * t.element_size() for t in (*parameters, *probe.buffers())),
+        flops=int(flops),
+        sparse_flops=round(flops - skipped),
+    )

@@ -1,0 +1,87 @@
+"""What a result file must say about where it was measured."""
+
+from __future__ import annotations
+
+import datetime
+import importlib.metadata
+import platform
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import torch
+
+
+def _cpu_model() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def _isa() -> str:
+    try:
+        from gossamer import _native
+    except ImportError:
+        return "none (gossamer._native is not built)"
+    return str(_native.isa())
+
+
+def _commit() -> str | None:
+    """The commit of the checkout this package lies in, with `+` when files differ; None outside a checkout."""
+    here = Path(__file__).parent
+    try:
+        head = subprocess.run(
+            ["git", "rev-parse", "--short=12", "HEAD"], cwd=here, capture_output=True, text=True, check=True
+        )
+        dirty = subprocess.run(
+            ["git", "status", "--porcelain", "--untracked-files=no", "--", "."],
+            cwd=here, capture_output=True, text=True, check=True,
+        )  # fmt: skip
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return head.stdout.strip() + ("+" if dirty.stdout.strip() else "")
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def environment() -> dict[str, Any]:
+    """Describe this machine and these versions as plain strings and numbers.
+
+    >>> import gossamer as gs
+    >>> sorted(gs.measure.environment())[:4]
+    ['commit', 'cores', 'cpu', 'date']
+    """
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    return {
+        "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
+        "commit": _commit(),
+        "cpu": _cpu_model(),
+        "cores": torch.multiprocessing.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "isa": _isa(),
+        "torch_isa": torch.backends.cpu.get_cpu_capability(),
+        "gpu": gpu,
+        "python": platform.python_version(),
+        "versions": {
+            package: version
+            for package in (
+                "gossamer",
+                "torch",
+                "numpy",
+                "triton",
+                "torch-pruning",
+                "onnxruntime",
+                "transformers",
+            )
+            if (version := _version(package)) is not None
+        },
+    }

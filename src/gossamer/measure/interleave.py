@@ -1,0 +1,178 @@
+"""Compare functions by running them in turn, so that a slow minute of the machine falls on all of them.
+
+One round runs every candidate once, in an order that rotates from round to round; the baseline runs twice a round.
+The second run is the *A/A control*: the same code under another name. Its ratio says how far from 1 this machine
+puts two identical things, so a difference inside the control's spread is not a difference.
+
+    round 0:   dense  compact  dense(control)
+    round 1:   compact  dense(control)  dense
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+
+
+def _quantile(values: list[float], q: float) -> float:
+    """Linear-interpolated quantile of a non-empty list."""
+    ordered = sorted(values)
+    place = q * (len(ordered) - 1)
+    low = math.floor(place)
+    high = min(low + 1, len(ordered) - 1)
+    return ordered[low] + (ordered[high] - ordered[low]) * (place - low)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One candidate. Times are seconds per call; `ratio` is baseline time / this time, so above 1 is faster."""
+
+    name: str
+    median: float
+    q1: float
+    q3: float
+    min: float
+    first: float
+    ratio: float
+    ratio_q1: float
+    ratio_q3: float
+    reps: int
+
+    @classmethod
+    def of(cls, name: str, first: float, times: list[float], baseline: list[float]) -> Row:
+        ratios = [b / t for b, t in zip(baseline, times, strict=True)]
+        return cls(
+            name=name,
+            median=_quantile(times, 0.5),
+            q1=_quantile(times, 0.25),
+            q3=_quantile(times, 0.75),
+            min=min(times),
+            first=first,
+            ratio=_quantile(ratios, 0.5),
+            ratio_q1=_quantile(ratios, 0.25),
+            ratio_q3=_quantile(ratios, 0.75),
+            reps=len(times),
+        )
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """All rows of one interleaved run, the baseline's name, and the A/A control."""
+
+    baseline: str
+    rows: tuple[Row, ...]
+    control: Row
+
+    def __getitem__(self, name: str) -> Row:
+        for row in self.rows:
+            if row.name == name:
+                return row
+        raise KeyError(f"no row {name!r}; rows are {[row.name for row in self.rows]}")
+
+    def faster(self, name: str) -> bool:
+        """True when `name` beats the baseline by more than this machine tells two equal things apart.
+
+        The candidate's lower quartile must lie above 1 and its median above the control's upper quartile.
+        """
+        row = self[name]
+        return row.ratio_q1 > 1.0 and row.ratio > max(1.0, self.control.ratio_q3)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain numbers and strings, ready for `json.dump`."""
+        rows = [asdict(row) for row in self.rows]
+        return {"baseline": self.baseline, "rows": rows, "control": asdict(self.control)}
+
+    def __str__(self) -> str:
+        width = max(len(row.name) for row in (*self.rows, self.control))
+        lines = [f"{'':{width}}  {'median':>10}  {'quartiles':>21}  {'ratio':>6}  {'quartiles':>13}"]
+        for row in (*self.rows, self.control):
+            spread = f"{row.q1 * 1e3:.3f} .. {row.q3 * 1e3:.3f}"
+            ratios = f"{row.ratio_q1:.2f} .. {row.ratio_q3:.2f}"
+            lines.append(
+                f"{row.name:{width}}  {row.median * 1e3:>7.3f} ms  {spread:>21}  {row.ratio:>5.2f}x  {ratios:>13}"
+            )
+        return "\n".join(lines)
+
+
+def _synchronise() -> None:
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        torch.cuda.synchronize()
+
+
+def _time(call: Callable[[], Any], inner: int) -> float:
+    _synchronise()
+    start = time.perf_counter()
+    for _ in range(inner):
+        call()
+    _synchronise()
+    return (time.perf_counter() - start) / inner
+
+
+def interleave(
+    candidates: Mapping[str, Callable[[], Any]],
+    *,
+    baseline: str | None = None,
+    reps: int = 15,
+    warmup: int = 2,
+    sample: float = 0.01,
+    seconds: float | None = None,
+) -> Comparison:
+    """Time every candidate against `baseline`, interleaved in one process, with an A/A control.
+
+    Args:
+        candidates: name -> function of no arguments. Two at least, or one (then only the control is compared).
+        baseline: the name all ratios refer to; the first candidate when None.
+        reps: rounds; each gives one sample per candidate.
+        warmup: calls per candidate before the first round. The very first call's time is kept apart in `Row.first`.
+        sample: the least length of one sample in seconds; short calls are repeated to fill it.
+        seconds: stop after this much wall time even if `reps` is not reached, but never before 5 rounds.
+
+    Returns:
+        A `Comparison`; ratios are taken round by round and their median and quartiles reported.
+
+    Raises:
+        ValueError: no candidates, an unknown baseline, or a `reps`, `warmup` or `sample` out of range.
+
+    >>> import gossamer as gs
+    >>> a, b = torch.randn(64, 64), torch.randn(64, 64)
+    >>> run = gs.measure.interleave({"mm": lambda: a @ b, "twice": lambda: (a @ b, a @ b)}, reps=5)
+    >>> [row.name for row in run.rows], run.control.name
+    (['mm', 'twice'], 'mm (control)')
+    """
+    if not candidates:
+        raise ValueError("candidates is empty; expected at least one name -> function")
+    if baseline is None:
+        baseline = next(iter(candidates))
+    if baseline not in candidates:
+        raise ValueError(f"baseline is {baseline!r}; expected one of {list(candidates)}")
+    if reps < 1 or warmup < 1:
+        raise ValueError(f"reps is {reps} and warmup is {warmup}; expected both to be at least 1")
+    if not sample > 0:
+        raise ValueError(f"sample is {sample}; expected a positive number of seconds")
+
+    control = f"{baseline} (control)"
+    calls = {**candidates, control: candidates[baseline]}
+    first, inner = {}, {}
+    for name, call in calls.items():
+        first[name] = _time(call, 1)
+        warm = min(_time(call, 1) for _ in range(warmup))
+        inner[name] = max(1, math.ceil(sample / max(warm, 1e-9)))
+    # The control must be the same experiment as the baseline, not a differently averaged one.
+    inner[control] = inner[baseline]
+
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    names = list(calls)
+    begin = time.perf_counter()
+    for rep in range(reps):
+        turn = rep % len(names)
+        for name in names[turn:] + names[:turn]:
+            times[name].append(_time(calls[name], inner[name]))
+        if seconds is not None and rep >= 4 and time.perf_counter() - begin > seconds:
+            break
+    rows = tuple(Row.of(name, first[name], times[name], times[baseline]) for name in candidates)
+    return Comparison(baseline, rows, Row.of(control, first[control], times[control], times[baseline]))

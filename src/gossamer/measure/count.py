@@ -76,9 +76,7 @@ def count(model: nn.Module, example_inputs: Any) -> Counts:
         if not isinstance(weight, torch.Tensor) or weight.dim() < 2 or weight.numel() == 0:
             continue
         # FlopCounterMode names modules from the class of the root: "ResNet.layer1.0.conv1".
-        here = sum(
-            by_module.get(f"{type(probe).__name__}.{name}" if name else type(probe).__name__, {}).values()
-        )
+        here = sum(by_module.get(f"{type(probe).__name__}.{name}" if name else type(probe).__name__, {}).values())
         density = torch.count_nonzero(weight).item() / weight.numel()
         skipped += here * (1.0 - density)
 

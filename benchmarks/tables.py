@@ -1,0 +1,177 @@
+"""Fill the tables of README.md and docs/ from the committed results; `--check` only says whether they are current.
+
+A table stands between two comment lines and is replaced as a whole:
+
+    <!-- table: cpu/compact throughput -->
+    ...
+    <!-- end -->
+
+names the file benchmarks/results/cpu/compact.json and its section `throughput`.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import statistics
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
+MARK = re.compile(r"(<!-- table: (\S+) (\S+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
+
+Rows = list[dict[str, Any]]
+
+
+def _table(head: list[str], body: list[list[str]]) -> str:
+    lines = ["| " + " | ".join(head) + " |", "| " + " | ".join("---" for _ in head) + " |"]
+    return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in body]) + "\n"
+
+
+def _ratio(row: dict[str, Any], name: str) -> str:
+    for entry in [*row["rows"], row["control"]]:
+        if entry["name"] == name:
+            return f"{entry['ratio']:.2f}x ({entry['ratio_q1']:.2f} to {entry['ratio_q3']:.2f})"
+    return "not run"
+
+
+def throughput(rows: Rows) -> str:
+    head = [
+        "model",
+        "channels removed",
+        "batch",
+        "layout",
+        "dense ms",
+        "compact",
+        "Torch-Pruning",
+        "masked only",
+        "A/A",
+    ]
+    body = [
+        [
+            row["model"], f"{row['removed']:.0%}", str(row["batch"]), row["layout"],
+            f"{row['rows'][0]['median'] * 1e3:.1f}", _ratio(row, "compact"), _ratio(row, "torch-pruning"),
+            _ratio(row, "masked"), _ratio(row, "dense (control)"),
+        ]
+        for row in rows
+    ]  # fmt: skip
+    return _table(head, body)
+
+
+def refusal(rows: Rows) -> str:
+    body = [[row["model"], f"{row['removed']:.0%}", row["refused"] or "not refused"] for row in rows]
+    return _table(["model", "channels removed", "`compact` says"], body)
+
+
+def overhead(rows: Rows) -> str:
+    head = ["method", "dense step ms", "step between updates, over dense", "A/A", "one update, in dense steps"]
+    body = []
+    for row in rows:
+        dense, ours = row["rows"]
+        body.append(
+            [
+                row["method"], f"{dense['median'] * 1e3:.0f}", f"{ours['median'] / dense['median']:.3f}",
+                f"{row['control']['median'] / dense['median']:.3f}", f"{row['update_in_dense_steps']:.2f}",
+            ]
+        )  # fmt: skip
+    return _table(head, body)
+
+
+def shrinking(rows: Rows) -> str:
+    head = ["model", "steps", "channel sparsity", "sum of step times over dense", "A/A", "last steps over dense"]
+    body = [
+        [
+            row["model"], str(row["steps"]), f"{row['channel_sparsity']:.0%}", f"{row['over_dense']:.2f}",
+            f"{row['control']:.2f}", f"{row['last_step']['chase'] / row['last_step']['dense']:.2f}",
+        ]
+        for row in rows
+    ]  # fmt: skip
+    return _table(head, body)
+
+
+def digits(rows: Rows) -> str:
+    head = ["seed", "dense %", "sparse %", "compact %", "parameters", "FLOPs", "channels left", "throughput", "A/A"]
+    body = []
+    runs = [row for row in rows if row["seed"] != "mean"]
+    for row in runs:
+        table = row["table"]
+        dense, compact = table["dense"], table["compact"]
+        body.append(
+            [
+                str(row["seed"]), *(f"{100 * table[key]['accuracy']:.2f}" for key in ("dense", "sparse", "compact")),
+                f"{compact['parameters'] / dense['parameters']:.2f} of dense",
+                f"{compact['flops'] / dense['flops']:.2f} of dense",
+                f"{table['compact']['channels'] / dense['channels']:.0%}",
+                _ratio(row["latency"], "compact"), _ratio(row["latency"], "dense (control)"),
+            ]
+        )  # fmt: skip
+    mean = [statistics.mean(row["table"][key]["accuracy"] for row in runs) for key in ("dense", "sparse", "compact")]
+    body.append(["mean", *(f"{100 * value:.2f}" for value in mean), "", "", "", "", ""])
+    return _table(head, body)
+
+
+def tiles(rows: Rows) -> str:
+    head = ["tile", "density of tiles", "one read ms", "`gs.detect`, in reads", "torch, in reads", "A/A"]
+    body = []
+    for row in rows:
+        read, ours, theirs = row["rows"]
+        body.append(
+            [
+                f"{row['tile'][0]}×{row['tile'][1]}", f"{row['density']:.3g}", f"{read['median'] * 1e3:.2f}",
+                f"{1 / ours['ratio']:.2f}", f"{1 / theirs['ratio']:.1f}", f"{row['control']['ratio']:.2f}",
+            ]
+        )  # fmt: skip
+    return _table(head, body)
+
+
+TABLES: dict[str, Callable[[Rows], str]] = {
+    "throughput": throughput,
+    "refusal": refusal,
+    "overhead": overhead,
+    "shrinking": shrinking,
+    "digits": digits,
+    "tiles": tiles,
+}
+
+
+def _caption(where: dict[str, Any]) -> str:
+    versions = where["versions"]
+    return (
+        f"\n{where['cpu']}{', ' + where['gpu'] if where['gpu'] else ''}, {where['threads']} threads, "
+        f"{where['isa']}, torch {versions['torch']}, commit {where['commit']}, {where['date']}. "
+        "Ratios are medians of interleaved rounds with their quartiles.\n"
+    )
+
+
+def _fill(match: re.Match[str]) -> str:
+    start, file, section, _, end = match.groups()
+    path = RESULTS / f"{file}.json"
+    if section not in TABLES:
+        raise SystemExit(f"table names section {section!r}; expected one of {list(TABLES)}")
+    if not path.exists():
+        raise SystemExit(f"table names {file!r}, but {path.relative_to(ROOT)} does not exist")
+    sections = json.loads(path.read_text())["sections"]
+    if section not in sections:
+        raise SystemExit(f"{path.relative_to(ROOT)} has no section {section!r}, only {list(sections)}")
+    found = sections[section]
+    return start + TABLES[section](found["rows"]) + _caption(found["environment"]) + end
+
+
+def main() -> None:
+    stale = []
+    for page in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]:
+        before = page.read_text()
+        after = MARK.sub(_fill, before)
+        if after != before:
+            stale.append(page.relative_to(ROOT))
+            if "--check" not in sys.argv:
+                page.write_text(after)
+    if stale and "--check" in sys.argv:
+        raise SystemExit(f"tables differ from benchmarks/results: {', '.join(map(str, stale))}; run `make docs`")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,87 @@
+"""Benchmark suites: every number in the docs is a row one of these wrote.
+
+A suite is a function `(Settings) -> {section: [row, ...]}`; `run` adds the machine and the settings and writes JSON.
+May import everything below the command line.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from gossamer.measure import environment
+
+SUITES = {
+    "compact": "train sparse, shrink, run: accuracy, throughput, step overhead, training that shrinks as it goes",
+    "detect": "finding the nonzero tiles of a dense tensor, against reading it once",
+}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a suite may vary. `reps` rounds of interleaved runs; `only` limits the run to these sections."""
+
+    device: str = "cpu"
+    threads: int | None = None
+    reps: int = 15
+    seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
+    only: tuple[str, ...] = ()
+    quick: bool = False
+
+    def wants(self, section: str) -> bool:
+        return not self.only or section in self.only
+
+
+def run(suite: str, settings: Settings, json_path: str | os.PathLike[str] | None = None) -> dict[str, Any]:
+    """Run one suite and return (and write) its result.
+
+    With `only`, the sections that were not run keep the rows that an existing `json_path` holds, together with the
+    environment they were measured in.
+
+    Raises:
+        ValueError: an unknown suite, section or device.
+    """
+    if suite not in SUITES:
+        raise ValueError(f"suite is {suite!r}; expected one of {list(SUITES)}")
+    if settings.device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("device is 'cuda', but torch.cuda.is_available() is False on this machine")
+    if settings.device not in ("cpu", "cuda"):
+        raise ValueError(f"device is {settings.device!r}; expected 'cpu' or 'cuda'")
+    module = importlib.import_module(f"gossamer.bench.{suite}")
+    sections: dict[str, Callable[[Settings], list[dict[str, Any]]]] = module.SECTIONS
+    unknown = [name for name in settings.only if name not in sections]
+    if unknown:
+        raise ValueError(f"only names {unknown}; suite {suite!r} has the sections {list(sections)}")
+
+    path = Path(json_path) if json_path is not None else None
+    result: dict[str, Any] = {"suite": suite, "sections": {}}
+    if path is not None and path.exists() and settings.only:
+        result = json.loads(path.read_text())
+    before = torch.get_num_threads()
+    if settings.threads is not None:
+        torch.set_num_threads(settings.threads)
+    try:
+        for name, section in sections.items():
+            if settings.wants(name):
+                where = environment()
+                rows = section(settings)
+                result["sections"][name] = {"environment": where, "settings": asdict(settings), "rows": rows}
+                if path is not None:  # after each section: an interrupted run keeps what it measured
+                    _write(path, result)
+    finally:
+        torch.set_num_threads(before)
+    return result
+
+
+def _write(path: Path, result: dict[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scratch = path.with_suffix(".partial")
+    scratch.write_text(json.dumps(result, indent=1, sort_keys=False) + "\n")
+    scratch.replace(path)

@@ -1,0 +1,80 @@
+"""What a training method costs: the step between updates, and the update itself, on ResNet-50.
+
+Dense and sparse steps run in turn on two copies of the network. An update is one call that both drops and grows over
+all weights; its time is that step's time minus the median ordinary step, quoted in dense steps.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+import gossamer as gs
+from gossamer.bench import Settings
+
+METHODS = ("rigl", "chase")
+
+
+def _trainer(model: nn.Module, x: torch.Tensor, y: torch.Tensor, optimizer: torch.optim.Optimizer):
+    def step() -> None:
+        optimizer.zero_grad()
+        F.cross_entropy(model(x), y).backward()
+        optimizer.step()
+
+    return step
+
+
+def _method(name: str, model: nn.Module, optimizer: torch.optim.Optimizer, x: torch.Tensor, every: int):
+    if name == "chase":
+        return gs.training.Chase(
+            model, optimizer, density=0.1, channel_sparsity=0.4, total_steps=100_000, explore_every=every,
+            channel_every=every, example_inputs=x[:1], seed=0,
+        )  # fmt: skip
+    return gs.training.METHODS[name](model, optimizer, density=0.1, total_steps=100_000, update_every=every, seed=0)
+
+
+def _build(settings: Settings) -> tuple[nn.Module, torch.optim.Optimizer, torch.Tensor, torch.Tensor]:
+    side, batch = (64, 2) if settings.quick else (224, 8)
+    torch.manual_seed(0)
+    model = gs.models.build("resnet50", input_shape=(3, side, side), classes=1000).to(settings.device)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, weight_decay=1e-4)
+    x = torch.randn(batch, 3, side, side, device=settings.device)
+    return model, optimizer, x, torch.randint(0, 1000, (batch,), device=settings.device)
+
+
+def overhead(settings: Settings) -> list[dict[str, Any]]:
+    """One row per method: step ratio against the plain optimizer, and the update in dense steps."""
+    out = []
+    for name in METHODS:
+        dense_model, dense_optimizer, x, y = _build(settings)
+        model, optimizer, _, _ = _build(settings)
+        _method(name, model, optimizer, x, every=10**9)
+        dense_step = _trainer(dense_model, x, y, dense_optimizer)
+        run = gs.measure.interleave(
+            {"dense": dense_step, name: _trainer(model, x, y, optimizer)},
+            baseline="dense", reps=settings.reps, warmup=1, seconds=90,
+        )  # fmt: skip
+
+        model, optimizer, _, _ = _build(settings)
+        every = 2
+        method = _method(name, model, optimizer, x, every=every)
+        step = _trainer(model, x, y, optimizer)
+        plain, update = [], []
+        for _ in range(2 if settings.quick else 8):
+            start = time.perf_counter()
+            step()
+            seconds = time.perf_counter() - start
+            (update if method.history and method.history[-1]["step"] == method.step else plain).append(seconds)
+        cost = statistics.median(update) - statistics.median(plain)
+        out.append(
+            {
+                "model": "resnet50", "method": name, "batch": x.shape[0], **run.to_dict(),
+                "update_seconds": cost, "update_in_dense_steps": cost / run["dense"].median,
+            }
+        )  # fmt: skip
+    return out

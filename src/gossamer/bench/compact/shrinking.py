@@ -1,0 +1,64 @@
+"""Training that gets faster as it goes: Chase with `compact_every` against a dense run of the same length.
+
+Dense and shrinking steps alternate, so both see the same machine. The row holds the sum of step times of each run,
+channel events and compactions included, and the median step at the end.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from typing import Any
+
+import torch
+from torch.nn import functional as F
+
+import gossamer as gs
+from gossamer.bench import Settings
+
+
+def shrinking(settings: Settings) -> list[dict[str, Any]]:
+    """One row per model: total step time of the shrinking run over the dense run, with a dense A/A control."""
+    steps = 30 if settings.quick else 200
+    out = []
+    for name, shape, batch in (("convnet", (3, 32, 32), 32), ("resnet20", (3, 32, 32), 32)):
+        runs: dict[str, list[float]] = {"dense": [], "dense (control)": [], "chase": []}
+        trainers, methods = {}, {}
+        for key in runs:
+            torch.manual_seed(0)
+            model = gs.models.build(name, input_shape=shape, classes=10).to(settings.device)
+            optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+            if key == "chase":
+                methods[key] = gs.training.Chase(
+                    model, optimizer, density=0.1, channel_sparsity=0.5, total_steps=steps, explore_every=steps // 10,
+                    channel_every=steps // 10, compact_every=steps // 10, seed=0,
+                    example_inputs=torch.randn(1, *shape, device=settings.device),
+                )  # fmt: skip
+            trainers[key] = (model, optimizer)
+        generator = torch.Generator().manual_seed(0)
+        for step in range(steps):
+            x = torch.randn(batch, *shape, generator=generator).to(settings.device)
+            y = torch.randint(0, 10, (batch,), generator=generator).to(settings.device)
+            keys = list(runs)
+            turn = step % len(keys)
+            for key in keys[turn:] + keys[:turn]:
+                model, optimizer = trainers[key]
+                start = time.perf_counter()
+                optimizer.zero_grad()
+                F.cross_entropy(model(x), y).backward()
+                optimizer.step()
+                if settings.device == "cuda":
+                    torch.cuda.synchronize()
+                runs[key].append(time.perf_counter() - start)
+        total = {key: sum(times) for key, times in runs.items()}
+        last = {key: statistics.median(times[-steps // 10 :]) for key, times in runs.items()}
+        out.append(
+            {
+                "model": name, "batch": batch, "steps": steps, "channel_sparsity": 0.5,
+                "seconds": total, "last_step": last,
+                "over_dense": total["chase"] / total["dense"],
+                "control": total["dense (control)"] / total["dense"],
+                "channels_left": sum(int(a.sum()) for a in methods["chase"].channels().values()),
+            }
+        )  # fmt: skip
+    return out

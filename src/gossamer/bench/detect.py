@@ -1,0 +1,61 @@
+"""Detecting the nonzero tiles of a dense tensor, against the time of reading that tensor once.
+
+The floor is the fastest plain read this library has (`gossamer._native.read`, streaming loads, all threads). The
+baselines are what a user would write in torch: `(x != 0).view(...).any(...)` and then `nonzero`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+import gossamer as gs
+from gossamer.bench import Settings
+
+TILES = ((1, 1), (1, 32), (32, 1), (8, 8), (16, 16), (64, 64))
+DENSITIES = (0.0, 1 / 16, 1.0)
+
+
+def _tiled_input(rows: int, cols: int, tile: tuple[int, int], density: float, device: str) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(0)
+    mask = torch.rand(rows // tile[0], cols // tile[1], generator=generator) < density
+    values = torch.randn(rows, cols, generator=generator)
+    return (values * mask.repeat_interleave(tile[0], 0).repeat_interleave(tile[1], 1)).to(device)
+
+
+def _torch_detect(x: torch.Tensor, tile: tuple[int, int]) -> torch.Tensor:
+    rows, cols = x.shape
+    blocks = (x != 0).view(rows // tile[0], tile[0], cols // tile[1], tile[1])
+    return blocks.any(dim=3).any(dim=1).nonzero()
+
+
+def tiles(settings: Settings) -> list[dict[str, Any]]:
+    """One row per tile and density: ours, the plain read, and torch."""
+    size = 512 if settings.quick else 4096
+    out = []
+    for tile in TILES:
+        for density in DENSITIES:
+            x = _tiled_input(size, size, tile, density, settings.device)
+            capacity = (size // tile[0]) * (size // tile[1])
+            if settings.device == "cpu":
+                from gossamer.kernels import cpu
+
+                read = lambda x=x: cpu.read(x)  # noqa: E731 - three one-line candidates side by side
+            else:
+                read = lambda x=x: x.abs().amax()  # noqa: E731
+            run = gs.measure.interleave(
+                {
+                    "read once": read,
+                    "gs.detect": lambda x=x, tile=tile, n=capacity: gs.detect(x, tile=tile, capacity=n),
+                    "torch": lambda x=x, tile=tile: _torch_detect(x, tile),
+                },
+                baseline="read once",
+                reps=settings.reps,
+                seconds=20,
+            )
+            out.append({"shape": [size, size], "tile": list(tile), "density": density, **run.to_dict()})
+    return out
+
+
+SECTIONS = {"tiles": tiles}

@@ -1,0 +1,64 @@
+"""`gossamer bench SUITE --json FILE`: measure on this machine."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+
+from gossamer import bench
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Time ours and every baseline interleaved in one process, with an A/A control."""
+
+    suite: Annotated[Literal["compact", "detect"], tyro.conf.Positional]
+    """Which suite to run."""
+    json: Path | None = None
+    """Write the result here; with --only, the file's other sections are kept."""
+    only: tuple[str, ...] = ()
+    """Run only these sections of the suite."""
+    device: str = "cpu"
+    """cpu or cuda."""
+    threads: int | None = None
+    """CPU threads; torch's own choice when not given."""
+    reps: int = 15
+    """Rounds of the interleaved runs."""
+    seeds: tuple[int, ...] = field(default=(0, 1, 2, 3, 4))
+    """Seeds of the accuracy sections."""
+    quick: bool = False
+    """Toy sizes: shows that the suite runs, says nothing about speed."""
+
+
+def run(config: Bench) -> None:
+    """Run the suite and print its rows."""
+    settings = bench.Settings(
+        device=config.device, threads=config.threads, reps=config.reps, seeds=config.seeds, only=config.only,
+        quick=config.quick,
+    )  # fmt: skip
+    result = bench.run(config.suite, settings, config.json)
+    for name, section in result["sections"].items():
+        if settings.wants(name):
+            print(f"\n{config.suite}.{name}")
+            for row in section["rows"]:
+                print("  " + _line(row))
+    if config.json is not None:
+        print(f"\nwritten: {config.json}")
+
+
+def _line(row: dict[str, Any]) -> str:
+    """One row for a terminal: its plain fields, then each candidate's ratio to the baseline."""
+    parts = [f"{key}={_short(value)}" for key, value in row.items() if isinstance(value, (str, int, float, list))
+             and key not in ("rows", "baseline")]  # fmt: skip
+    for entry in row.get("rows", []):
+        parts.append(f"{entry['name']} {entry['median'] * 1e3:.2f} ms ({entry['ratio']:.2f}x)")
+    if "control" in row and isinstance(row["control"], dict):
+        parts.append(f"A/A {row['control']['ratio']:.2f}x")
+    return "  ".join(parts)
+
+
+def _short(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,124 @@
+"""Turn a name, `module:factory` or `path/to/file.py:factory` into a network."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import inspect
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from torch import nn
+
+from gossamer.models.convnet import ConvNet
+from gossamer.models.mlp import MLP
+from gossamer.models.resnet import resnet20, resnet50
+from gossamer.models.vgg import vgg16
+from gossamer.models.vit import ViT
+
+_FACTORIES: dict[str, Callable[..., nn.Module]] = {
+    "mlp": MLP,
+    "convnet": ConvNet,
+    "resnet20": resnet20,
+    "resnet50": resnet50,
+    "vgg16": vgg16,
+    "vit": ViT,
+}
+
+
+def names() -> tuple[str, ...]:
+    """The networks known by name.
+
+    >>> import gossamer as gs
+    >>> gs.models.names()
+    ('mlp', 'convnet', 'resnet20', 'resnet50', 'vgg16', 'vit')
+    """
+    return tuple(_FACTORIES)
+
+
+def _import(place: str) -> ModuleType:
+    """Import a dotted module name, or run the file that a path ending in .py names."""
+    if not place.endswith(".py"):
+        return importlib.import_module(place)
+    path = Path(place).expanduser().resolve()
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no file {path}")
+    spec = importlib.util.spec_from_file_location(f"_gossamer_model_{path.stem}", path)
+    assert spec is not None and spec.loader is not None  # a .py suffix always has a loader
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses inside the file look their own module up here
+    spec.loader.exec_module(module)
+    return module
+
+
+def _said(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"
+
+
+def _arguments(factory: Callable[..., Any], offered: dict[str, Any]) -> dict[str, Any]:
+    """The part of `offered` that `factory` has parameters for; all of it when it takes `**kwargs`."""
+    try:
+        parameters = inspect.signature(factory).parameters.values()
+    except ValueError:  # a factory written in C has no signature to read
+        return {}
+    if any(p.kind is p.VAR_KEYWORD for p in parameters):
+        return offered
+    known = {p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
+    return {name: value for name, value in offered.items() if name in known}
+
+
+def build(model: str, input_shape: Sequence[int], classes: int, **options: Any) -> nn.Module:
+    """Build a network.
+
+    Args:
+        model: a name from `names()`, `module:factory`, or `path/to/file.py:factory`. A factory is any callable that
+            returns an `nn.Module`; `input_shape` and `classes` are passed to it where it has parameters of that name.
+        input_shape: shape of one example, (channels, height, width) for images.
+        classes: number of outputs.
+        options: further arguments of the factory, for example `widths=(32, 64)` for "mlp" and "convnet".
+
+    Raises:
+        ValueError: an unknown name, a module that does not import, a factory that fails, an input_shape it cannot use.
+        TypeError: the factory does not return a module.
+
+    >>> import gossamer as gs
+    >>> net = gs.models.build("mlp", input_shape=(1, 8, 8), classes=10, widths=(32,))
+    >>> net.classifier
+    Linear(in_features=32, out_features=10, bias=True)
+    """
+    shape = tuple(int(size) for size in input_shape)
+    if not shape or min(shape) < 1:
+        raise ValueError(f"input_shape is {shape}; expected positive sizes such as (3, 32, 32)")
+    if classes < 1:
+        raise ValueError(f"classes is {classes}; expected at least 1")
+    place, colon, attribute = model.rpartition(":")
+    if model in _FACTORIES:
+        factory = _FACTORIES[model]
+        if len(shape) != 3 and model != "mlp":
+            raise ValueError(f"input_shape is {shape}; {model} expects (channels, height, width)")
+        arguments = {"input_shape": shape, "classes": classes, **options}
+    elif colon and place and attribute:
+        try:
+            module = _import(place)
+        except Exception as error:
+            raise ValueError(f"model is {model!r}, but importing {place} failed: {_said(error)}") from error
+        if not hasattr(module, attribute):
+            raise ValueError(f"model is {model!r}, but {place} has no {attribute!r}")
+        factory = getattr(module, attribute)
+        if not callable(factory):
+            raise ValueError(f"model is {model!r}, but {attribute!r} is a {type(factory).__name__}, not callable")
+        arguments = {**_arguments(factory, {"input_shape": shape, "classes": classes}), **options}
+    else:
+        raise ValueError(
+            f"model is {model!r}; expected one of {', '.join(_FACTORIES)}, module:factory or path/to/file.py:factory"
+        )
+    try:
+        network = factory(**arguments)
+    except Exception as error:
+        raise ValueError(f"model {model!r} could not be built from {arguments}: {_said(error)}") from error
+    if not isinstance(network, nn.Module):
+        raise TypeError(f"model {model!r} returned a {type(network).__name__}; expected a torch.nn.Module")
+    return network

@@ -120,7 +120,7 @@ def tiles(rows: Rows) -> str:
         read, ours, theirs = row["rows"]
         body.append(
             [
-                f"{row['tile'][0]}×{row['tile'][1]}", f"{row['density']:.3g}", f"{read['median'] * 1e3:.2f}",
+                f"{row['tile'][0]} x {row['tile'][1]}", f"{row['density']:.3g}", f"{read['median'] * 1e3:.2f}",
                 f"{1 / ours['ratio']:.2f}", f"{1 / theirs['ratio']:.1f}", f"{row['control']['ratio']:.2f}",
             ]
         )  # fmt: skip

@@ -1,0 +1,71 @@
+// Python's door: addresses come as integers (five times cheaper than DLPack), the GIL is released, nothing is allocated.
+#include <nanobind/nanobind.h>
+#include <nanobind/stl/string.h>
+
+#include <cstdlib>
+#include <stdexcept>
+#include <string>
+
+#include "dispatch.h"
+#include "parallel.h"
+
+namespace nb = nanobind;
+using namespace gossamer;
+
+namespace {
+
+template <class T>
+T* at(uintptr_t address) {
+  return reinterpret_cast<T*>(address);
+}
+
+nb::list isas(bool (*wanted)(int)) {
+  nb::list names;
+  for (int i = 0; i < isa_count(); ++i)
+    if (wanted(i)) names.append(isa_name(i));
+  return names;
+}
+
+std::string joined(bool (*wanted)(int)) {
+  std::string names;
+  for (int i = 0; i < isa_count(); ++i)
+    if (wanted(i)) names += (names.empty() ? "" : ", ") + std::string(isa_name(i));
+  return names;
+}
+
+// `who` is how the user asked, for the message.
+void require_isa(const std::string& name, const std::string& who) {
+  const char* why = nullptr;
+  switch (select_isa(name.c_str())) {
+    case IsaStatus::kOk: return;
+    case IsaStatus::kUnknown: why = " is not a known instruction set"; break;
+    case IsaStatus::kNotBuilt: why = " was not built for this processor family"; break;
+    case IsaStatus::kNotSupported: why = " is not supported by this CPU"; break;
+  }
+  throw nb::value_error((who + "'" + name + "'" + why + "; available here: " + joined(isa_supported)).c_str());
+}
+
+}  // namespace
+
+NB_MODULE(_native, m) {
+  m.doc() = "The C++ kernels on raw addresses. Call them through gossamer.kernels.cpu, which checks its arguments.";
+  select_best();
+  if (const char* forced = std::getenv("GOSSAMER_ISA")) require_isa(forced, "GOSSAMER_ISA=");
+
+  m.def("isa", [] { return std::string(active_name()); }, "The instruction set in use.");
+  m.def("set_isa", [](const std::string& name) { require_isa(name, "isa "); }, nb::arg("name"),
+        "Switch every later call to `name`; ValueError when this machine cannot run it.");
+  m.def("available_isas", [] { return isas(isa_supported); }, "Built, and run by this CPU; narrow to wide.");
+  m.def("built_isas", [] { return isas(isa_built); });
+  m.def("has_openmp", has_openmp);
+  m.def("compiler", [] { return std::string(GOSSAMER_COMPILER); });
+
+  const nb::call_guard<nb::gil_scoped_release> unlocked;
+  m.def("detect",
+        [](uintptr_t x, int64_t rows, int64_t cols, int element_size, bool is_float, int64_t bm, int64_t bn,
+           int64_t capacity, uintptr_t flags, uintptr_t offsets, uintptr_t indices, int index_size, int threads) {
+          active().detect(at<const void>(x), rows, cols, element_size, is_float, bm, bn, capacity,
+                          at<uint64_t>(flags), at<int64_t>(offsets), at<void>(indices), index_size, threads);
+        },
+        unlocked);
+}

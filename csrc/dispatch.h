@@ -1,0 +1,19 @@
+// Which instruction set's kernels are called.
+#pragma once
+#include "kernels.h"
+
+namespace gossamer {
+
+enum class IsaStatus { kOk, kUnknown, kNotBuilt, kNotSupported };
+
+const Kernels& active();          // the table every binding calls through
+const char* active_name();        // "scalar", "avx2" or "avx512"
+IsaStatus select_isa(const char* name);
+void select_best();               // by CPUID
+
+int isa_count();
+const char* isa_name(int i);      // from narrow to wide
+bool isa_built(int i);
+bool isa_supported(int i);        // built, and this CPU and operating system run it
+
+}  // namespace gossamer

@@ -1,0 +1,120 @@
+// One width-agnostic vocabulary for every instruction set: vectors of kWidth bytes and blocks of 64 lanes as 64 bits.
+//
+// A verb's source is compiled once per instruction set with GOSSAMER_ISA naming its namespace. Everything here is in an
+// anonymous namespace inside it: nothing compiled for AVX-512 may be the copy that the scalar path calls.
+#pragma once
+#include <stdint.h>
+#include <string.h>
+#if defined(GOSSAMER_AVX2) || defined(GOSSAMER_AVX512)
+#include <immintrin.h>
+#endif
+
+#include "parallel.h"
+
+namespace gossamer::GOSSAMER_ISA {
+namespace {
+
+#if defined(GOSSAMER_AVX512)
+constexpr int kWidth = 64;
+#elif defined(GOSSAMER_AVX2)
+constexpr int kWidth = 32;
+#else
+constexpr int kWidth = 16;  // every 64-bit architecture of today has 16-byte registers; without them the compiler splits
+#endif
+
+typedef uint64_t Vec __attribute__((vector_size(kWidth)));
+typedef uint64_t LooseVec __attribute__((vector_size(kWidth), aligned(1), may_alias));
+
+inline Vec load(const void* p) { return *static_cast<const LooseVec*>(p); }
+inline void store(void* p, Vec v) { *static_cast<LooseVec*>(p) = v; }
+
+template <class Lane>
+constexpr int kVecs = 64 * int(sizeof(Lane)) / kWidth;  // vectors in a block of 64 lanes
+
+template <class Lane>
+struct Block {
+  Vec v[kVecs<Lane>];
+};
+
+template <class Lane>
+inline Block<Lane> load_block(const Lane* p) {
+  Block<Lane> b;
+  for (int i = 0; i < kVecs<Lane>; ++i) b.v[i] = load(reinterpret_cast<const char*>(p) + i * kWidth);
+  return b;
+}
+
+// Bit i is set when lane i has a bit of `keep` set.
+template <class Lane>
+inline uint64_t lane_bits(const Block<Lane>& b, Lane keep) {
+  uint64_t bits = 0;
+#if defined(GOSSAMER_AVX512)
+  for (int i = 0; i < kVecs<Lane>; ++i) {
+    const __m512i v = (__m512i)b.v[i];
+    if constexpr (sizeof(Lane) == 1) bits |= uint64_t(_mm512_test_epi8_mask(v, _mm512_set1_epi8(char(keep))));
+    if constexpr (sizeof(Lane) == 2) bits |= uint64_t(_mm512_test_epi16_mask(v, _mm512_set1_epi16(short(keep)))) << (i * 32);
+    if constexpr (sizeof(Lane) == 4) bits |= uint64_t(_mm512_test_epi32_mask(v, _mm512_set1_epi32(int(keep)))) << (i * 16);
+    if constexpr (sizeof(Lane) == 8) bits |= uint64_t(_mm512_test_epi64_mask(v, _mm512_set1_epi64((long long)(keep)))) << (i * 8);
+  }
+#elif defined(GOSSAMER_AVX2)
+  const __m256i zero = _mm256_setzero_si256();
+  if constexpr (sizeof(Lane) == 1) {
+    for (int i = 0; i < 2; ++i) {
+      const __m256i v = _mm256_and_si256((__m256i)b.v[i], _mm256_set1_epi8(char(keep)));
+      bits |= uint64_t(uint32_t(_mm256_movemask_epi8(_mm256_cmpeq_epi8(v, zero)))) << (i * 32);
+    }
+  } else if constexpr (sizeof(Lane) == 2) {
+    const __m256i k = _mm256_set1_epi16(short(keep));
+    for (int i = 0; i < 2; ++i) {
+      const __m256i lo = _mm256_cmpeq_epi16(_mm256_and_si256((__m256i)b.v[2 * i], k), zero);
+      const __m256i hi = _mm256_cmpeq_epi16(_mm256_and_si256((__m256i)b.v[2 * i + 1], k), zero);
+      const __m256i both = _mm256_permute4x64_epi64(_mm256_packs_epi16(lo, hi), 0xD8);
+      bits |= uint64_t(uint32_t(_mm256_movemask_epi8(both))) << (i * 32);
+    }
+  } else if constexpr (sizeof(Lane) == 4) {
+    const __m256i k = _mm256_set1_epi32(int(keep));
+    for (int i = 0; i < 8; ++i) {
+      const __m256i v = _mm256_cmpeq_epi32(_mm256_and_si256((__m256i)b.v[i], k), zero);
+      bits |= uint64_t(_mm256_movemask_ps(_mm256_castsi256_ps(v))) << (i * 8);
+    }
+  } else {
+    const __m256i k = _mm256_set1_epi64x((long long)(keep));
+    for (int i = 0; i < 16; ++i) {
+      const __m256i v = _mm256_cmpeq_epi64(_mm256_and_si256((__m256i)b.v[i], k), zero);
+      bits |= uint64_t(_mm256_movemask_pd(_mm256_castsi256_pd(v))) << (i * 4);
+    }
+  }
+  bits = ~bits;
+#else
+  Vec any = b.v[0];
+  for (int i = 1; i < kVecs<Lane>; ++i) any |= b.v[i];
+  if ((any[0] | any[1]) == 0) return 0;
+  Lane lanes[64];
+  memcpy(lanes, b.v, sizeof(lanes));
+  for (int i = 0; i < 64; ++i) bits |= uint64_t((lanes[i] & keep) != 0) << i;
+#endif
+  return bits;
+}
+
+// Runs f(part) for every part, on at most `threads` threads.
+template <class F>
+inline void parallel(int64_t parts, int threads, const F& f) {
+  run_parts(parts, threads, [](void* f, int64_t part) { (*static_cast<const F*>(f))(part); },
+            const_cast<void*>(static_cast<const void*>(&f)));
+}
+
+// The first of n things that belong to `part`; the part ends where the next begins.
+inline int64_t part_begin(int64_t n, int64_t part, int64_t parts) { return n / parts * part + n % parts * part / parts; }
+
+// Below this a second thread costs more than it saves: waking one takes about as long as reading 64 KiB from memory.
+constexpr int64_t kBytesPerThread = 65536;
+
+inline int useful_threads(int64_t bytes, int threads) {
+  const int64_t useful = 1 + bytes / kBytesPerThread;
+  return int(useful < threads ? useful : threads);
+}
+
+inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+
+}  // namespace
+}  // namespace gossamer::GOSSAMER_ISA

@@ -1,0 +1,5 @@
+"""The verbs on CPU tensors: check, allocate, call C++ (`csrc/`), which picks AVX-512, AVX2 or scalar code once."""
+
+from gossamer.kernels.cpu.detect import detect
+
+__all__ = ["detect"]

@@ -1,0 +1,80 @@
+"""The one place where tensors are checked before their addresses are handed to C++.
+
+Rules: CPU, strided, contiguous, the promised number of dimensions; nothing is copied or converted behind the caller's
+back. With the environment variable GOSSAMER_CHECK=1 the content of offsets and indices is checked too, before any of
+it is used as an address; without it a wrong index is undefined behaviour, as in any kernel.
+"""
+
+from __future__ import annotations
+
+import os
+
+import torch
+from torch import Tensor
+
+# torch comes first: its libgomp is then the one that the extension binds to, and both share one pool of threads.
+from gossamer import _native
+
+__all__ = ["FLOATS", "check_pattern", "index_dtype", "native", "tensor", "tile", "tiles"]
+
+native = _native
+FLOATS = frozenset({torch.float16, torch.bfloat16, torch.float32, torch.float64})
+ELEMENT_SIZES = (1, 2, 4, 8)
+
+
+def tensor(value: Tensor, name: str, *, ndim: int | None = None, dtypes: tuple[torch.dtype, ...] = ()) -> Tensor:
+    """Return `value` if the kernels can take its address, else raise TypeError or ValueError naming it."""
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name} must be a torch.Tensor, got {type(value).__name__}")
+    if value.device.type != "cpu":
+        raise ValueError(f"{name} must be on the CPU, got device {value.device}")
+    if value.layout is not torch.strided:
+        raise TypeError(f"{name} must be strided, got layout {value.layout}")
+    if dtypes and value.dtype not in dtypes:
+        raise TypeError(f"{name} must have dtype {' or '.join(map(str, dtypes))}, got {value.dtype}")
+    if value.itemsize not in ELEMENT_SIZES or value.dtype.is_complex:
+        raise TypeError(f"{name} must have real elements of 1, 2, 4 or 8 bytes, got {value.dtype}")
+    if ndim is not None and value.ndim != ndim:
+        raise ValueError(f"{name} must have {ndim} dimensions, got shape {tuple(value.shape)}")
+    if not value.is_contiguous():
+        raise ValueError(
+            f"{name} must be contiguous, got shape {tuple(value.shape)} with strides {value.stride()}; "
+            f"call .contiguous() first"
+        )
+    return value
+
+
+def tile(bm: int, bn: int) -> None:
+    if bm < 1 or bn < 1:
+        raise ValueError(f"tile must be at least (1, 1), got ({bm}, {bn})")
+
+
+def tiles(rows: int, cols: int, bm: int, bn: int) -> tuple[int, int]:
+    """Rows and columns of the grid of tiles; edge tiles may be ragged."""
+    return -(-rows // bm), -(-cols // bn)
+
+
+def index_dtype(tile_cols: int) -> torch.dtype:
+    """The narrowest dtype that names every tile column."""
+    return torch.uint16 if tile_cols <= 65536 else torch.int32
+
+
+def check_pattern(offsets: Tensor, indices: Tensor, rows: int, cols: int, bm: int, bn: int) -> None:
+    """Check shapes and dtypes always, and the values of offsets and used indices under GOSSAMER_CHECK=1."""
+    tile(bm, bn)
+    tensor(offsets, "offsets", ndim=1, dtypes=(torch.int64,))
+    tensor(indices, "indices", ndim=1, dtypes=(torch.uint16, torch.int32))
+    tile_rows, tile_cols = tiles(rows, cols, bm, bn)
+    if offsets.numel() != tile_rows + 1:
+        raise ValueError(
+            f"offsets must have {tile_rows + 1} entries for {rows} rows in tiles of {bm}, got {offsets.numel()}"
+        )
+    if os.environ.get("GOSSAMER_CHECK") != "1":
+        return
+    if offsets[0] != 0 or bool((offsets[1:] < offsets[:-1]).any()):
+        raise ValueError(f"offsets must start at 0 and never decrease, got {offsets.tolist()[:16]}...")
+    used = indices[: int(offsets[-1])].to(torch.int32)
+    wrong = ((used < 0) | (used >= tile_cols)).nonzero()
+    if len(wrong):
+        at = int(wrong[0])
+        raise ValueError(f"indices[{at}] is {int(used[at])}, expected 0 <= index < {tile_cols} tile columns")

@@ -1,0 +1,196 @@
+"""Lay a report out as one HTML page: what was gained, how training went, where channels went, how time was measured."""
+
+from __future__ import annotations
+
+from importlib.resources import files
+from typing import Any
+
+from gossamer.report.bars import bars
+from gossamer.report.channels import channel_map
+from gossamer.report.curves import Line, chart
+from gossamer.report.markup import Markup, tag
+from gossamer.report.quantity import MISSING, percent, short
+
+_SLIDER = """
+for (const input of document.querySelectorAll("input.time")) {
+  const frames = input.closest(".map").querySelectorAll("[data-frame]");
+  const show = () => frames.forEach(f => f.classList.toggle("now", f.dataset.frame === input.value));
+  input.addEventListener("input", show);
+  show();
+}
+"""
+
+# (key of a variant, what it is called, how it is written, whether less is better)
+_ROWS = (
+    ("accuracy", "Test accuracy", lambda v: percent(v, 2), None),
+    ("parameters", "Parameters", lambda v: f"{v:,}", True),
+    ("nonzeros", "Nonzero parameters", lambda v: f"{v:,}", True),
+    ("bytes", "Bytes in memory", lambda v: short(v, "B"), True),
+    ("flops", "FLOPs of one image", lambda v: short(v), True),
+    ("latency", "Latency", lambda v: short(v, "s"), True),
+    ("throughput", "Throughput", lambda v: f"{short(v)}/s", False),
+)
+
+
+def _ratio(dense: float | None, compact: float | None, less: bool | None) -> str:
+    if less is None:
+        return (
+            ""
+            if dense is None or compact is None
+            else f"{100 * (compact - dense):+.2f} pt".replace("-", "\N{MINUS SIGN}")
+        )
+    if not dense or not compact:
+        return ""
+    return f"\N{DIVISION SIGN} {dense / compact:.2f}" if less else f"\N{MULTIPLICATION SIGN} {compact / dense:.2f}"
+
+
+def _table(report: dict[str, Any]) -> Markup:
+    variants = report["variants"]
+    by_name = {variant["name"]: variant for variant in variants}
+    compared = "dense" in by_name and "compact" in by_name
+    head = [tag("th", "")] + [tag("th", variant["name"], scope="col") for variant in variants]
+    if compared:
+        head.append(tag("th", "change", scope="col"))
+    body = []
+    for key, label, show, less in _ROWS:
+        if all(variant.get(key) is None for variant in variants):
+            continue
+        label = f"{label}, {report['batches'][key]}" if key in report.get("batches", {}) else label
+        cells = [
+            tag("td", MISSING if variant.get(key) is None else show(variant[key]), class_=variant["name"])
+            for variant in variants
+        ]
+        if compared:
+            ratio = _ratio(by_name["dense"].get(key), by_name["compact"].get(key), less)
+            cells.append(tag("td", ratio, class_="ratio"))
+        body.append(tag("tr", tag("th", label, scope="row"), cells))
+    return tag("div", tag("table", tag("thead", tag("tr", head)), tag("tbody", body)), class_="scroll")
+
+
+def _facts(report: dict[str, Any]) -> Markup:
+    facts = [tag("div", tag("dd", fact["value"]), tag("dt", fact["label"])) for fact in report.get("facts", [])]
+    return tag("dl", facts, class_="facts") if facts else Markup("")
+
+
+def _training(report: dict[str, Any]) -> list[Markup]:
+    curves = {name: points for name, points in report.get("curves", {}).items() if points}
+    if not curves:
+        return []
+
+    def line(name: str, key: str, **options: Any) -> Line:
+        return Line(name, name, [(p["step"], p[key]) for p in curves[name] if p.get(key) is not None], **options)
+
+    accuracy = chart(
+        [line(name, "accuracy") for name in curves],
+        title="Test accuracy against training steps",
+        x_label="training steps",
+        show=lambda v: percent(v, 2),
+        mark=percent,
+        floor=0.0,
+        ceiling=1.0,
+        settled=0.2,
+    )
+    figures = [tag("figure", tag("h3", "Test accuracy"), accuracy)]
+    sparse = curves.get("sparse", [])
+    if sparse:
+        share = [Line("weights", "sparse", [(p["step"], p["density"]) for p in sparse], steps=True)]
+        if any(p.get("channels") is not None for p in sparse):
+            channels = [(p["step"], p["channels"]) for p in sparse if p.get("channels") is not None]
+            share.append(Line("channels", "compact", channels, steps=True))
+        density = chart(
+            share,
+            title="Share of weights and channels in use against training steps",
+            x_label="training steps",
+            show=percent,
+            mark=lambda v: percent(v, 0),
+            floor=0.0,
+            ceiling=1.0,
+        )
+        figures.append(tag("figure", tag("h3", "In use: share of all weights and channels"), density))
+    return [
+        tag("h2", "Training"),
+        tag("p", report.get("training", ""), class_="quiet") if report.get("training") else Markup(""),
+        tag("div", figures, class_="pair"),
+    ]
+
+
+def _channels(report: dict[str, Any]) -> list[Markup]:
+    channels = report.get("channels")
+    if not channels or not channels.get("groups") or not channels.get("snapshots"):
+        return []
+    return [
+        tag("h2", "Channels"),
+        tag(
+            "p",
+            "Every cell is a channel, every row a layer. Colour is the share of the channel's incoming weights that "
+            "are in use; training moves them, and the channels it drains are removed for good.",
+            class_="quiet",
+        ),
+        tag("figure", channel_map(channels), class_="wide"),
+    ]
+
+
+def _timing(report: dict[str, Any]) -> list[Markup]:
+    timing = report.get("timing", [])
+    if not timing:
+        return []
+    figures = [
+        tag("figure", tag("h3", entry["title"]), bars(entry["comparison"], title=entry["title"])) for entry in timing
+    ]
+    return [
+        tag("h2", "Time"),
+        tag(
+            "p",
+            "Medians with quartiles of runs taken in turns in one process. The control is the dense network timed "
+            "a second time: what differs less than it does not differ.",
+            class_="quiet",
+        ),
+        tag("div", figures, class_="pair"),
+    ]
+
+
+def _notes(report: dict[str, Any]) -> list[Markup]:
+    notes = report.get("notes", [])
+    if not notes:
+        return []
+    return [tag("h2", "What to keep in mind"), tag("ul", [tag("li", note) for note in notes], class_="notes")]
+
+
+def _environment(report: dict[str, Any]) -> list[Markup]:
+    entries = []
+    for key, value in {**report.get("config", {}), **report.get("environment", {})}.items():
+        if isinstance(value, dict):
+            value = ", ".join(f"{name} {version}" for name, version in value.items())
+        if value not in (None, ""):
+            entries.append((tag("dt", key.replace("_", " ")), tag("dd", value)))
+    command = tag("p", tag("code", report["command"])) if report.get("command") else None
+    return [tag("h2", "How to get this again"), tag("div", command), tag("dl", entries, class_="environment")]
+
+
+def page(report: dict[str, Any]) -> str:
+    """The whole document."""
+    css = files("gossamer.report").joinpath("style.css").read_text(encoding="utf-8")
+    body = tag(
+        "main",
+        tag("p", "Gossamer training report", class_="eyebrow"),
+        tag("h1", report["title"]),
+        tag("p", report.get("summary", ""), class_="lede"),
+        _facts(report),
+        tag("h2", "Dense, sparse, compact") if report["variants"] else None,
+        _table(report) if report["variants"] else None,
+        _training(report),
+        _channels(report),
+        _timing(report),
+        _notes(report),
+        _environment(report),
+        tag("footer", "Written by Gossamer. The same numbers are in report.json."),
+    )
+    head = tag(
+        "head",
+        Markup('<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'),
+        tag("title", report["title"]),
+        tag("style", Markup(css)),
+    )
+    return Markup(
+        "<!doctype html>\n" + tag("html", head, tag("body", body, tag("script", Markup(_SLIDER))), lang="en") + "\n"
+    )

@@ -1,0 +1,65 @@
+"""Write a report to a folder, each file whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+from gossamer.report.page import page
+
+
+def _plain(value: Any, place: str) -> Any:
+    """`value` as JSON can hold it; numbers that are not finite become null."""
+    if value is None or isinstance(value, (str, bool, int)):
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {str(key): _plain(item, f"{place}.{key}") for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item, f"{place}[{i}]") for i, item in enumerate(value)]
+    raise TypeError(f"{place} is a {type(value).__name__}; expected numbers, strings, lists and dicts")
+
+
+def _replace(path: Path, text: str) -> None:
+    draft = path.with_name(path.name + ".part")
+    draft.write_text(text, encoding="utf-8")
+    os.replace(draft, path)
+
+
+def write(folder: str | os.PathLike[str], report: dict[str, Any]) -> Path:
+    """Write `report.json` and `report.html`.
+
+    Args:
+        folder: where to; made if it is not there.
+        report: plain data. `title` (str) and `variants` (list of dicts with `name` and any of `accuracy`, `parameters`,
+            `nonzeros`, `bytes`, `flops`, `latency` in seconds, `throughput` in examples a second) are required.
+            Drawn when present: `summary`, `facts` [{value, label}], `curves` {name: [{step, accuracy, density,
+            channels}]}, `channels` (see `gossamer.report.channels`), `timing` [{title, comparison}], `notes` [str],
+            `config`, `environment`, `command`, `batches` {latency or throughput: text}. Further keys go to the JSON.
+
+    Returns:
+        The path of `report.html`.
+
+    Raises:
+        KeyError: `title` or `variants` is missing.
+        TypeError: a value is not plain data; nothing is written then.
+
+    >>> import tempfile, gossamer as gs
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     gs.report.write(folder, {"title": "A run", "variants": [{"name": "dense", "accuracy": 0.99}]}).name
+    'report.html'
+    """
+    plain = _plain(dict(report), "report")
+    for key in ("title", "variants"):
+        if key not in plain:
+            raise KeyError(f"report has no {key!r}; expected at least title and variants")
+    document = page(plain)
+    out = Path(folder)
+    out.mkdir(parents=True, exist_ok=True)
+    _replace(out / "report.json", json.dumps(plain, indent=1, allow_nan=False) + "\n")
+    _replace(out / "report.html", document)
+    return out / "report.html"

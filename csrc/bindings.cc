@@ -68,4 +68,34 @@ NB_MODULE(_native, m) {
                           at<uint64_t>(flags), at<int64_t>(offsets), at<void>(indices), index_size, threads);
         },
         unlocked);
+  m.def("gather",
+        [](uintptr_t x, int64_t rows, int64_t cols, int element_size, uintptr_t offsets, uintptr_t indices,
+           int index_size, int64_t bm, int64_t bn, int64_t capacity, uintptr_t values, int threads) {
+          active().gather(at<const void>(x), rows, cols, element_size, at<const int64_t>(offsets),
+                          at<const void>(indices), index_size, bm, bn, capacity, at<void>(values), threads);
+        },
+        unlocked);
+  m.def("scatter",
+        [](uintptr_t values, int64_t rows, int64_t cols, int element_size, uintptr_t offsets, uintptr_t indices,
+           int index_size, int64_t bm, int64_t bn, int64_t capacity, uintptr_t dense, int threads) {
+          active().scatter(at<const void>(values), rows, cols, element_size, at<const int64_t>(offsets),
+                           at<const void>(indices), index_size, bm, bn, capacity, at<void>(dense), threads);
+        },
+        unlocked);
+  m.def("mask",
+        [](uintptr_t x, uintptr_t mask, int64_t n, int element_size, int threads) {
+          active().mask(at<void>(x), at<const uint8_t>(mask), n, element_size, threads);
+        },
+        unlocked);
+  m.def("select_scratch", [](int64_t n, int threads) { return active().select_scratch(n, threads); });
+  m.def("select",
+        [](uintptr_t scores, uintptr_t allowed, int64_t n, int64_t k, bool largest, uintptr_t mask, uintptr_t scratch,
+           int threads) {
+          return active().select(at<const float>(scores), at<const uint8_t>(allowed), n, k, largest,
+                                 at<uint8_t>(mask), at<void>(scratch), threads);
+        },
+        unlocked);
+  m.def("read",
+        [](uintptr_t x, int64_t bytes, int threads) { return active().read(at<const void>(x), bytes, threads); },
+        unlocked);
 }

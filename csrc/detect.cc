@@ -107,6 +107,7 @@ template <class Lane>
 void flag_all(const Lane* x, int64_t rows, int64_t cols, Lane keep, int64_t bm, int64_t bn, uint64_t* flags,
               int threads) {
   const int64_t tile_rows = ceil_div(rows, bm), words = ceil_div(ceil_div(cols, bn), 64);
+  if (tile_rows == 0) return;
   // One part is a whole row of tiles, or a piece of whole words of it where rows are too few to go round.
   const int64_t pieces = tile_rows >= 4 * threads ? 1 : least(words, ceil_div(4 * threads, tile_rows));
   parallel(tile_rows * pieces, threads, [=](int64_t part) {

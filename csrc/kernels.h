@@ -2,12 +2,30 @@
 #pragma once
 #include <stdint.h>
 
-// detect   Which (bm, bn) tiles of x[rows, cols] hold an element with a bit of `keep` set (`keep` leaves out the sign of
-//          floats, so -0.0 is zero and NaN is not). flags is scratch: tile_rows * ceil(tile_cols / 64) words, one bit a
-//          tile. offsets[tile_rows + 1] gets the true counts, indices[capacity] at most `capacity` tile columns, then 0.
+// Matrices are contiguous, row-major, `rows` x `cols` elements; a tile is `bm` x `bn` elements; row i of tiles owns
+// indices[offsets[i] .. offsets[i + 1]) (tile columns). Edge tiles may be ragged. Nothing here allocates.
+//
+// detect   Which tiles of x hold an element with a bit set, the sign of floats apart: -0.0 is zero, NaN is not.
+//          flags is scratch: tile_rows * ceil(tile_cols / 64) words, one bit a tile. offsets[tile_rows + 1] gets the
+//          true counts, indices[capacity] the first `capacity` tile columns, then zeros.
+// gather   values[capacity, bm, bn] = the present tiles of x; slots past the pattern and ragged padding are zero.
+// scatter  dense[rows, cols] = the tiles of values[capacity, bm, bn] in their places, zero elsewhere.
+// mask     Zeroes, by bits, every element of x[n] where mask[n] is false.
+// select   mask[n] = the k highest (or lowest) of scores[n] among those allowed (null: all); equal scores are taken in
+//          order of index. Returns how many were taken, or -1 if an allowed score is NaN. scratch: select_scratch bytes.
+// read     Sums x[bytes] as words: the fastest way to touch memory once, the yardstick of the other verbs.
 #define GOSSAMER_FOR_EACH_VERB(VERB)                                                                                \
   VERB(detect, void, const void* x, int64_t rows, int64_t cols, int element_size, bool is_float, int64_t bm,        \
-       int64_t bn, int64_t capacity, uint64_t* flags, int64_t* offsets, void* indices, int index_size, int threads)
+       int64_t bn, int64_t capacity, uint64_t* flags, int64_t* offsets, void* indices, int index_size, int threads) \
+  VERB(gather, void, const void* x, int64_t rows, int64_t cols, int element_size, const int64_t* offsets,           \
+       const void* indices, int index_size, int64_t bm, int64_t bn, int64_t capacity, void* values, int threads)    \
+  VERB(scatter, void, const void* values, int64_t rows, int64_t cols, int element_size, const int64_t* offsets,     \
+       const void* indices, int index_size, int64_t bm, int64_t bn, int64_t capacity, void* dense, int threads)     \
+  VERB(mask, void, void* x, const uint8_t* mask, int64_t n, int element_size, int threads)                          \
+  VERB(select_scratch, int64_t, int64_t n, int threads)                                                             \
+  VERB(select, int64_t, const float* scores, const uint8_t* allowed, int64_t n, int64_t k, bool largest,            \
+       uint8_t* mask, void* scratch, int threads)                                                                   \
+  VERB(read, uint64_t, const void* x, int64_t bytes, int threads)
 
 #define GOSSAMER_DECLARE(name, result, ...) result name(__VA_ARGS__);
 namespace gossamer {

@@ -1,5 +1,9 @@
 """The verbs on CPU tensors: check, allocate, call C++ (`csrc/`), which picks AVX-512, AVX2 or scalar code once."""
 
 from gossamer.kernels.cpu.detect import detect
+from gossamer.kernels.cpu.gather import gather
+from gossamer.kernels.cpu.mask import mask_
+from gossamer.kernels.cpu.scatter import scatter
+from gossamer.kernels.cpu.select import topk_mask
 
-__all__ = ["detect"]
+__all__ = ["detect", "gather", "mask_", "scatter", "topk_mask"]

@@ -1,0 +1,21 @@
+"""PIT's SRead: the present tiles of a matrix, packed one after another."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from gossamer.kernels.cpu import _call
+
+
+def gather(x: Tensor, offsets: Tensor, indices: Tensor, bm: int, bn: int) -> Tensor:
+    """Return `values[capacity, bm, bn]`; see `gossamer.kernels.reference.gather`."""
+    _call.tensor(x, "x", ndim=2)
+    rows, cols = x.shape
+    _call.check_pattern(offsets, indices, rows, cols, bm, bn)
+    values = torch.empty((indices.numel(), bm, bn), dtype=x.dtype)
+    _call.native.gather(
+        x.data_ptr(), rows, cols, x.itemsize, offsets.data_ptr(), indices.data_ptr(), indices.itemsize, bm, bn,
+        indices.numel(), values.data_ptr(), torch.get_num_threads(),
+    )  # fmt: skip
+    return values

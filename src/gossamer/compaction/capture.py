@@ -1,0 +1,198 @@
+"""Capture a model as one ATen graph with fake tensors, naming which inputs are its parameters and buffers.
+
+Two routes give the same kind of graph: "export" (`torch.export`, non-strict, then functionalised without
+decomposing composite operators) and "fx" (`make_fx` over `torch.func.functional_call`). Both trace with fake
+tensors, so a branch that depends on values fails loudly instead of being baked in.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import logging
+import warnings
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.utils import _pytree as pytree
+
+logger = logging.getLogger(__name__)
+
+ROUTES = ("auto", "export", "fx")
+
+
+class CaptureError(RuntimeError):
+    """The model could not be traced into one graph."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Capture:
+    """An ATen graph. `tensors` maps nodes to state names, `constants` to tensors that are neither state nor input."""
+
+    graph: fx.Graph
+    tensors: dict[fx.Node, str]
+    constants: dict[fx.Node, Tensor]
+    inputs: dict[fx.Node, str]
+    outputs: tuple[fx.Node, ...]
+    route: str
+
+    @property
+    def calls(self) -> list[fx.Node]:
+        return [node for node in self.graph.nodes if node.op == "call_function"]
+
+
+def call_arguments(example_inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """(args, kwargs) of a forward call given as a tensor, a tuple of arguments or a dict of keyword arguments."""
+    if isinstance(example_inputs, Tensor):
+        return (example_inputs,), {}
+    if isinstance(example_inputs, Mapping):
+        return (), dict(example_inputs)
+    if isinstance(example_inputs, (tuple, list)):
+        return tuple(example_inputs), {}
+    raise TypeError(
+        "example_inputs must be a tensor, a tuple of positional arguments or a dict of keyword arguments, "
+        f"got {type(example_inputs).__name__}"
+    )
+
+
+def tensor_leaves(output: Any) -> list[Tensor]:
+    """Every tensor in a forward output, in order: tensors, containers, dataclasses and mappings alike."""
+    if isinstance(output, Tensor):
+        return [output]
+    if dataclasses.is_dataclass(output) and not isinstance(output, type):
+        values: list[Any] = [getattr(output, item.name) for item in dataclasses.fields(output)]
+    elif isinstance(output, Mapping):
+        values = list(output.values())
+    elif isinstance(output, (tuple, list)):
+        values = list(output)
+    else:
+        return [leaf for leaf in pytree.tree_leaves(output) if isinstance(leaf, Tensor)]
+    return [leaf for value in values for leaf in tensor_leaves(value)]
+
+
+def state_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers by their first name; a tensor shared by several modules appears once."""
+    named: dict[str, Tensor] = dict(model.named_parameters())
+    named.update(model.named_buffers())
+    return named
+
+
+def first_names(model: nn.Module) -> dict[str, str]:
+    """Every state name, shared ones included -> the first name of the same tensor."""
+    names: dict[int, str] = {id(tensor): name for name, tensor in reversed(state_tensors(model).items())}
+    every = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
+    return {name: names[id(tensor)] for name, tensor in every}
+
+
+@contextlib.contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Eval mode inside, every submodule's own train flag restored after."""
+    flags = [(module, module.training) for module in model.modules()]
+    try:
+        model.eval()
+        yield
+    finally:
+        for module, training in flags:
+            module.training = training
+
+
+@contextlib.contextmanager
+def _traceable() -> Iterator[None]:
+    """Tracing conditions: gradients on and no fused transformer encoder, which would hide a whole layer in one op."""
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with torch.enable_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
+
+
+def capture(model: nn.Module, example_inputs: Any, *, route: str = "auto") -> Capture:
+    """Trace `model` in eval mode on `example_inputs`.
+
+    Raises:
+        ValueError: `route` is unknown, or a lazy module has no shape yet.
+        TypeError: the inputs are not a tensor, tuple or dict.
+        CaptureError: no route could trace the model; the message holds each route's cause.
+    """
+    if route not in ROUTES:
+        raise ValueError(f"route must be one of {ROUTES}, got {route!r}")
+    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        if isinstance(tensor, nn.parameter.UninitializedTensorMixin):
+            raise ValueError(f"{name} has no shape yet (lazy module): run one forward before building the graph")
+    args, kwargs = call_arguments(example_inputs)
+    causes = []
+    for name, trace in (("export", _export), ("fx", _fx)):
+        if route not in ("auto", name):
+            continue
+        try:
+            with evaluating(model), _traceable():
+                return trace(model, args, kwargs)
+        except Exception as error:
+            logger.debug("route %s failed", name, exc_info=True)
+            text = str(error).strip() or "no message"
+            causes.append(f"{name}: {type(error).__name__}: {text.splitlines()[0]}")
+    raise CaptureError(
+        f"{type(model).__name__} cannot be captured as one graph, so nothing can be removed safely. "
+        + " | ".join(causes)
+    )
+
+
+def _export(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Capture:
+    program = torch.export.export(model, args, kwargs, strict=False).run_decompositions({})
+    signature = program.graph_signature
+    first = first_names(model)
+    nodes = {node.name: node for node in program.graph.nodes if node.op == "placeholder"}
+    state = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
+    lifted = signature.inputs_to_lifted_tensor_constants
+    output = next(node for node in reversed(program.graph.nodes) if node.op == "output")
+    # Buffers written during forward come before the user's outputs; they are outputs too: their axes stay.
+    return Capture(
+        graph=program.graph,
+        tensors={nodes[name]: first[target] for name, target in state.items() if target in first},
+        constants={nodes[name]: program.constants[target] for name, target in lifted.items()},
+        inputs={nodes[name]: name for name in signature.user_inputs if isinstance(name, str) and name in nodes},
+        outputs=tuple(node for node in pytree.tree_leaves(output.args) if isinstance(node, fx.Node)),
+        route="export",
+    )
+
+
+def _fx(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Capture:
+    from torch.fx.experimental.proxy_tensor import make_fx
+
+    state = state_tensors(model)
+    leaves, spec = pytree.tree_flatten((args, kwargs))
+    places = [index for index, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
+    buffers = dict(model.named_buffers())
+
+    def forward(values: list[Tensor], inputs: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        filled = list(leaves)
+        for place, value in zip(places, inputs):
+            filled[place] = value
+        call_args, call_kwargs = pytree.tree_unflatten(filled, spec)
+        named = dict(zip(state, values))
+        output = torch.func.functional_call(model, named, call_args, call_kwargs, tie_weights=True)
+        return tensor_leaves(output), [named[name] for name in buffers]
+
+    functional = torch.func.functionalize(forward, remove="mutations_and_views")
+    module = make_fx(functional, tracing_mode="fake")(list(state.values()), [leaves[place] for place in places])
+    module.graph.eliminate_dead_code()
+    placeholders = [node for node in module.graph.nodes if node.op == "placeholder"]
+    output = next(node for node in reversed(module.graph.nodes) if node.op == "output")
+    names = list(state)
+    constants = {
+        node: getattr(module, str(node.target)) for node in module.graph.nodes if node.op == "get_attr"
+    }
+    tensors = dict(zip(placeholders, names))
+    return Capture(
+        graph=module.graph,
+        tensors=tensors,
+        constants={node: value for node, value in constants.items() if isinstance(value, Tensor)},
+        inputs={node: f"input {i}" for i, node in enumerate(placeholders[len(names) :])},
+        outputs=tuple(node for node in pytree.tree_leaves(output.args) if isinstance(node, fx.Node) and node not in tensors),
+        route="fx",
+    )

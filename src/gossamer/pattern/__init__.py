@@ -1,0 +1,6 @@
+"""Structure: which tiles are present. Imports torch and nothing of gossamer above it."""
+
+from gossamer.pattern.check import Overflow
+from gossamer.pattern.pattern import Pattern
+
+__all__ = ["Overflow", "Pattern"]

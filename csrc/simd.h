@@ -43,6 +43,11 @@ inline Block<Lane> load_block(const Lane* p) {
   return b;
 }
 
+template <class Lane>
+inline void store_block(Lane* p, const Block<Lane>& b) {
+  for (int i = 0; i < kVecs<Lane>; ++i) store(reinterpret_cast<char*>(p) + i * kWidth, b.v[i]);
+}
+
 // Bit i is set when lane i has a bit of `keep` set.
 template <class Lane>
 inline uint64_t lane_bits(const Block<Lane>& b, Lane keep) {
@@ -85,12 +90,15 @@ inline uint64_t lane_bits(const Block<Lane>& b, Lane keep) {
   }
   bits = ~bits;
 #else
-  Vec any = b.v[0];
-  for (int i = 1; i < kVecs<Lane>; ++i) any |= b.v[i];
-  if ((any[0] | any[1]) == 0) return 0;
   Lane lanes[64];
+  uint8_t flags[64];
   memcpy(lanes, b.v, sizeof(lanes));
-  for (int i = 0; i < 64; ++i) bits |= uint64_t((lanes[i] & keep) != 0) << i;
+  for (int i = 0; i < 64; ++i) flags[i] = (lanes[i] & keep) != 0;  // the compiler packs lanes to bytes
+  for (int i = 0; i < 8; ++i) {
+    uint64_t eight;
+    memcpy(&eight, flags + 8 * i, 8);
+    bits |= (eight * 0x0102040810204080u >> 56) << (8 * i);  // byte j of eight, 0 or 1, lands on bit j
+  }
 #endif
   return bits;
 }

@@ -10,7 +10,7 @@ def topk_mask(scores: Tensor, k: int, largest: bool = True, allowed: Tensor | No
     """Return a bool mask[n] with exactly min(k, number allowed) True: the best scores among those allowed.
 
     Args:
-        scores: float32[n], without NaN where allowed. -0.0 equals 0.0.
+        scores: float32[n] or float64[n], without NaN where allowed. -0.0 equals 0.0.
         k: how many to take, 0 or more.
         largest: take the largest scores, or else the smallest.
         allowed: bool[n], or None for all; scores outside are never taken (and may be NaN).
@@ -26,8 +26,8 @@ def topk_mask(scores: Tensor, k: int, largest: bool = True, allowed: Tensor | No
     >>> topk_mask(torch.tensor([1.0, 3.0, 3.0, 2.0]), 2, largest=False, allowed=torch.tensor([False, True, True, True]))
     tensor([False,  True, False,  True])
     """
-    if scores.dtype != torch.float32:
-        raise TypeError(f"scores must have dtype torch.float32, got {scores.dtype}")
+    if scores.dtype not in (torch.float32, torch.float64):
+        raise TypeError(f"scores must have dtype torch.float32 or torch.float64, got {scores.dtype}")
     if scores.ndim != 1:
         raise ValueError(f"scores must have 1 dimension, got shape {tuple(scores.shape)}")
     if k < 0:

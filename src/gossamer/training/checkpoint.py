@@ -1,0 +1,86 @@
+"""A method's state as plain data: safe for torch.load(weights_only=True), one bit per weight for each mask."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from gossamer.training.statistics import pack, unpack
+
+if TYPE_CHECKING:
+    from gossamer.training.engine import Method
+
+FORMAT = 1
+# arguments that say where a run happens, not what it computes
+_NOT_CONFIG = ("model", "optimizer", "distributed", "example_inputs")
+
+
+def config(method: Method) -> dict[str, Any]:
+    """The arguments that decide what the method computes, as plain data."""
+    found = {f.name: getattr(method, f.name) for f in dataclasses.fields(method) if f.name not in _NOT_CONFIG}
+    return {"density": method.target_density, **{name: _plain(value) for name, value in found.items()}}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+
+def save(method: Method) -> dict[str, Any]:
+    """See `Method.state_dict`."""
+    return {
+        "format": FORMAT,
+        "method": method.name,
+        "config": config(method),
+        "step": method.step,
+        "shapes": {name: list(shape) for name, shape in method.shapes.items()},
+        "masks": {
+            name: {"shape": list(tensor.mask.shape), "bits": pack(tensor.mask), "prunable": tensor.prunable}
+            for name, tensor in method.tensors.items()
+        },
+        "ever_active": method.ever_active.state_dict(),
+        "churn": dict(method.churn),
+        "pending": list(method.pending),
+        "window": {name: gradient.clone() for name, gradient in method._window.items()},
+        "window_steps": method._window_steps,
+        "history": [dict(entry) for entry in method.history],
+        "extra": method.extra_state(),
+    }
+
+
+def check(method: Method, state: Mapping[str, Any]) -> None:
+    """Raise ValueError when `state` was not saved by such a method with these arguments on such a network."""
+    if not isinstance(state, Mapping) or state.get("format") != FORMAT:
+        raise ValueError(f"not the state of a training method of format {FORMAT}")
+    if state["method"] != method.name:
+        raise ValueError(f"the state belongs to method {state['method']!r}, expected {method.name!r}")
+    if state["shapes"] != method.shapes:
+        every = state["shapes"].keys() | method.shapes.keys()
+        names = sorted(name for name in every if state["shapes"].get(name) != method.shapes.get(name))
+        raise ValueError(f"the state belongs to another network: {names} differ in name or shape")
+    mine = config(method)
+    for key in mine.keys() | state["config"].keys():
+        if mine.get(key) != state["config"].get(key):
+            raise ValueError(f"the state was saved with {key}={state['config'].get(key)!r}, expected {mine.get(key)!r}")
+
+
+def load(method: Method, state: Mapping[str, Any]) -> None:
+    """See `Method.load_state_dict`."""
+    check(method, state)
+    masks = {n: unpack(entry["bits"], tuple(entry["shape"])) for n, entry in state["masks"].items()}
+    method.load_extra_state(state["extra"])
+    for name, mask in masks.items():
+        method.tensors[name].mask.copy_(mask)
+    method.ever_active.load_state_dict(state["ever_active"])
+    method.step = state["step"]
+    method.churn = dict(state["churn"])
+    method.pending = list(state["pending"])
+    method._window = {n: g.to(method.tensors[n].parameter.device).clone() for n, g in state["window"].items()}
+    method._window_steps = state["window_steps"]
+    method.history = [dict(entry) for entry in state["history"]]
+    with torch.no_grad():
+        method.apply()

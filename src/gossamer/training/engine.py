@@ -1,0 +1,424 @@
+"""The engine all training methods share: hooks on an optimizer that keep a network sparse while it trains.
+
+    before optimizer.step()   read the dense gradients if an update is due, then zero them outside the masks
+    after  optimizer.step()   count the step, run the updates that are due, zero weights and states outside the masks
+
+By then gradients are final: reduced over ranks, accumulated, unscaled and clipped. The user's loop does not change.
+A method says when something happens (`events`), whether it looks at gradients (`needs_gradient`), and which units each
+layer keeps (`handle`); nothing is written before all of an event is decided.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from gossamer.training import checkpoint, distributed, optimizer_state, statistics
+from gossamer.training.distribution import budgets
+from gossamer.training.random import normal, uniform
+from gossamer.training.select import mask_, topk
+from gossamer.training.settings import Settings
+from gossamer.training.statistics import EverActive
+from gossamer.training.weights import Layer, Masked, discover, unwrap
+
+if TYPE_CHECKING:
+    from gossamer.pattern import Pattern
+
+logger = logging.getLogger(__name__)
+Change = dict[Layer, Tensor]  # the units (bool[layer.units]) that layers have from now on
+
+
+class Method(Settings):
+    """Base of all training methods. See `Settings` for the arguments and the subclasses for what each method does.
+
+    Attributes:
+        step: optimizer steps seen.
+        layers: what is rewired, in the order of `named_parameters`.
+        tensors: every masked parameter by name, biases and norm weights of removed channels included.
+        budget: units each layer keeps by the distribution at the target density.
+        history: one dict per event: step, kind, nnz, density, dropped, grown, and what the method adds.
+        pending: events that are due and wait for gradients.
+    """
+
+    name: ClassVar[str]
+
+    def __post_init__(self, density: float) -> None:
+        self.target_density = density
+        self.validate()
+        optimizer_state.refuse(self.optimizer)
+        self.network = unwrap(self.model)
+        self.layers = discover(
+            self.network, include=self.include, exclude=tuple(self.exclude), tile=(self.tile[0], self.tile[1])
+        )
+        self.tensors = {layer.tensor.name: layer.tensor for layer in self.layers}
+        self.shapes = {name: list(tensor.parameter.shape) for name, tensor in self.tensors.items()}
+        self.sizes = {name: tensor.parameter.numel() for name, tensor in self.tensors.items()}
+        self.units = sum(layer.units for layer in self.layers)
+        self.budget = self.budgets(density)
+        self._check_ownership()
+        self.step = 0
+        self.pending: list[str] = []
+        self.history: list[dict[str, Any]] = []
+        self.ever_active = EverActive()
+        self.churn = dict.fromkeys(self.tensors, 0.0)
+        self._gradients: dict[str, Tensor] = {}
+        self._window: dict[str, Tensor] = {}
+        self._window_steps = 0
+        self._due: list[str] = []
+        self._skipped = False
+        self._stash: list[tuple[nn.Parameter, Tensor]] = []
+        self._versions: dict[str, int] = {}
+        self._reloaded = True
+        self.prepare()
+        units = self._initial_units()
+        for layer, chosen in units.items():
+            layer.assign(layer.tensor.mask, layer.elements(chosen))
+        if self._is_distributed():
+            distributed.broadcast(list(self.tensors.values()))
+        self.apply()
+        for tensor in self.tensors.values():
+            self.ever_active.record(tensor)
+        self._handles = [
+            self.optimizer.register_step_pre_hook(self._before_step),
+            self.optimizer.register_step_post_hook(self._after_step),
+            self.optimizer.register_load_state_dict_post_hook(self._after_load),
+        ]
+
+    # ------------------------------------------------------------------ what a method defines
+
+    def prepare(self) -> None:
+        """Check the method's own arguments and build what it needs. Raising here leaves everything untouched."""
+
+    def initial_mask_density(self) -> float:
+        """Density of the first masks."""
+        return self.target_density
+
+    def events(self, t: int) -> tuple[str, ...]:
+        """Names of what happens at optimizer step t (1 is the first)."""
+        return ("update",) if t % self.update_every == 0 and self.first_step <= t < self.last_step else ()
+
+    def needs_gradient(self, event: str) -> bool:
+        """Whether an event reads dense gradients."""
+        return False
+
+    def observe(self, gradients: Mapping[str, Tensor]) -> None:
+        """Called at every step with the dense gradients, for methods that follow them."""
+
+    def handle(self, event: str, t: int) -> tuple[Change, dict[str, Any]]:
+        """Decide an event: the units of each layer that changes, and what to note in the history."""
+        return {}, {}
+
+    def settle(self) -> None:
+        """Called at the end of every optimizer step, when all its events are done."""
+
+    def extra_state(self) -> dict[str, Any]:
+        """What the method adds to `state_dict`."""
+        return {}
+
+    def load_extra_state(self, state: dict[str, Any]) -> None:
+        """Take back `extra_state`."""
+
+    # ------------------------------------------------------------------ what a method uses
+
+    @property
+    def first_step(self) -> int:
+        return max(1, round(self.start * self.total_steps))
+
+    @property
+    def last_step(self) -> int:
+        return round(self.stop * self.total_steps)
+
+    def progress(self, t: int) -> float:
+        """0 at the first step of the schedule, 1 at the last."""
+        first = round(self.start * self.total_steps)
+        return (t - first) / max(self.last_step - first, 1)
+
+    def dynamic(self) -> list[Layer]:
+        """Layers that may change: those whose parameter is trained."""
+        return [layer for layer in self.layers if not layer.tensor.frozen]
+
+    def budgets(self, density: float) -> list[int]:
+        """Units per layer at a density, by the distribution."""
+        return budgets(
+            [layer.name for layer in self.layers],
+            [layer.full_shape for layer in self.layers],
+            [layer.units for layer in self.layers],
+            density=density,
+            distribution=self.distribution,
+        )
+
+    def magnitude(self, layer: Layer) -> Tensor:
+        """Drop score |w| per unit.
+
+        Raises:
+            RuntimeError: weights that are not finite.
+        """
+        scores = layer.scores(layer.tensor.parameter.detach().abs())
+        _check_finite(scores, layer.name, "weights", self.step)
+        return scores
+
+    def gradient(self, layer: Layer) -> Tensor:
+        """Grow score |dense gradient| per unit, of this update's step or window."""
+        return layer.scores(self._gradients[layer.tensor.name].abs())
+
+    def random(self, layer: Layer, purpose: str) -> Tensor:
+        """Uniform numbers per unit, the same for the same seed, layer and step."""
+        device = layer.tensor.parameter.device
+        return uniform(layer.units, seed=self.seed, name=layer.name, step=self.step, purpose=purpose, device=device)
+
+    # ------------------------------------------------------------------ what a user calls
+
+    @property
+    def masks(self) -> dict[str, Tensor]:
+        """Element masks (bool, the parameter's shape) of the prunable weights by parameter name."""
+        return {name: tensor.mask for name, tensor in self.tensors.items() if tensor.prunable}
+
+    def nnz(self) -> int:
+        """Number of weights present."""
+        return sum(int(mask.sum()) for mask in self.masks.values())
+
+    def density(self) -> float:
+        """Weights present / weights of the original network (prunable ones)."""
+        return self.nnz() / sum(self.sizes.values())
+
+    def patterns(self) -> dict[str, Pattern]:
+        """The masks as `gossamer.pattern.Pattern` of the 2-D view [out, in * kernel], in tiles of `tile`."""
+        from gossamer.pattern import Pattern
+
+        return {name: Pattern.from_mask(mask.reshape(len(mask), -1), self.tile) for name, mask in self.masks.items()}
+
+    def channels(self) -> dict[str, Tensor]:
+        """Which channels live, per channel group; empty for methods that remove none."""
+        return {}
+
+    def stats(self) -> dict[str, Any]:
+        """Numbers for a report.
+
+        Returns:
+            step, nnz, density, itop (R_s over all layers), layers {name: nnz, size, density, itop, churn}, where churn
+            is the share of the layer's weights that the last event replaced, and channels {group: alive, total}.
+        """
+        return statistics.summary(self)
+
+    @torch.no_grad()
+    def apply(self) -> None:
+        """Zero weights and optimizer states outside the masks, exactly."""
+        for tensor in self.tensors.values():
+            self._apply(tensor)
+
+    @torch.no_grad()
+    def apply_to(self, copy: nn.Module) -> nn.Module:
+        """Zero the masked weights of a copy of the network (an EMA or SWA average), in place; returns it.
+
+        Raises:
+            ValueError: the copy lacks a masked parameter or has it in another shape.
+        """
+        parameters = dict(unwrap(copy).named_parameters(remove_duplicate=False))
+        for name, tensor in self.tensors.items():
+            if name not in parameters or parameters[name].shape != tensor.mask.shape:
+                found = tuple(parameters[name].shape) if name in parameters else "nothing"
+                raise ValueError(f"copy has {found} at {name}, expected shape {tuple(tensor.mask.shape)}")
+        for name, tensor in self.tensors.items():
+            mask_(parameters[name].data, tensor.mask.to(parameters[name].device))
+        return copy
+
+    def state_dict(self) -> dict[str, Any]:
+        """All a resumed run needs, as tensors, numbers, strings, lists and dicts; masks take one bit a weight."""
+        return checkpoint.save(self)
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from `state_dict()`; with the model's and optimizer's own states the run goes on bit for bit.
+
+        Raises:
+            ValueError: the state belongs to another method, other arguments, or another network; nothing is changed.
+        """
+        checkpoint.load(self, state)
+
+    def detach(self) -> None:
+        """Remove the hooks: masks stay readable, training goes on dense."""
+        for handle in self._handles:
+            handle.remove()
+
+    # ------------------------------------------------------------------ hooks
+
+    def _before_step(self, optimizer: Optimizer, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
+        if torch.compiler.is_compiling():
+            raise RuntimeError("compile the model, not optimizer.step: masks change outside of compiled code")
+        self._skipped = optimizer_state.step_is_skipped(optimizer)
+        if self._skipped:
+            return None
+        closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
+        if closure is None:
+            self._prepare_step()
+            return None
+
+        def with_masked_gradients() -> Any:
+            loss = closure()
+            self._prepare_step()
+            return loss
+
+        return args[:1], {**kwargs, "closure": with_masked_gradients}
+
+    @torch.no_grad()
+    def _prepare_step(self) -> None:
+        t = self.step + 1
+        due, waiting = self.events(t), self.pending
+        runnable = [*waiting, *(event for event in due if event not in waiting)]
+        reads = [event for event in runnable if self.needs_gradient(event)]
+        missing = [layer.name for layer in self.dynamic() if layer.tensor.parameter.grad is None]
+        if reads and missing:
+            if any(event in waiting for event in due):
+                raise RuntimeError(
+                    f"{missing} had no gradient since the last update was due: exclude these weights, or freeze them"
+                )
+            logger.warning("step %d: update deferred, no gradient for %s", t, missing)
+        follow = type(self).observe is not Method.observe
+        opens = any(self.needs_gradient(e) for s in range(t, t + self.grad_window) for e in self.events(s))
+        if follow or reads or opens:
+            gradients = {name: self._dense_gradient(tensor) for name, tensor in self.tensors.items() if tensor.prunable}
+            present = {name: gradient for name, gradient in gradients.items() if gradient is not None}
+            self.observe(present)
+            if self.grad_window > 1:
+                for name, gradient in present.items():
+                    self._window[name] = self._window[name] + gradient if name in self._window else gradient.clone()
+                self._window_steps += 1
+            if reads and not missing:
+                self._gradients = self._scored(present)
+        self.pending = runnable
+        self._due = [event for event in runnable if not missing or event not in reads]
+        if self._due and self.replace_step:
+            # an optimizer passes over parameters without gradient, moments and step counters included
+            held = [p for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
+            self._stash = [(p, p.grad) for p in held if p.grad is not None]
+            for p in held:
+                p.grad = None
+            return
+        for name, tensor in self.tensors.items():
+            if tensor.mask.device != tensor.parameter.device:
+                tensor.mask = tensor.mask.to(tensor.parameter.device)
+            if self._reloaded or self._versions[name] != tensor.parameter._version:
+                self._apply(tensor)  # somebody else wrote to the weight: load_state_dict, an EMA swap, ...
+            if tensor.parameter.grad is not None:
+                mask_(tensor.parameter.grad, tensor.mask)
+
+    @torch.no_grad()
+    def _after_step(self, optimizer: Optimizer, args: tuple, kwargs: dict) -> None:
+        if self._skipped:
+            return
+        for parameter, gradient in self._stash:
+            parameter.grad = gradient
+        self._stash = []
+        self.step += 1
+        if self._reloaded or not optimizer_state.keeps_zeros(optimizer):
+            self.apply()
+        self._reloaded = False
+        for event in self._due:
+            changes, note = self.handle(event, self.step)
+            note = {**self._commit(changes), **note}
+            self.pending.remove(event)
+            nnz = self.nnz()
+            self.history.append(
+                {"step": self.step, "kind": event, "nnz": nnz, "density": nnz / sum(self.sizes.values()), **note}
+            )
+            logger.info("%s step %d %s: %s", self.name, self.step, event, self.history[-1])
+            if self._is_distributed():
+                distributed.check_agreement(list(self.tensors.values()), self.step)
+        if any(self.needs_gradient(event) for event in self._due):
+            self._window, self._window_steps = {}, 0
+        self.settle()
+        self._due, self._gradients = [], {}
+        self._versions = {name: tensor.parameter._version for name, tensor in self.tensors.items()}
+
+    def _after_load(self, optimizer: Optimizer) -> None:
+        self._reloaded = True
+
+    # ------------------------------------------------------------------ inside
+
+    def _dense_gradient(self, tensor: Masked) -> Tensor | None:
+        gradient = tensor.parameter.grad
+        if gradient is None:
+            return None
+        if gradient.layout != torch.strided:
+            raise TypeError(f"{tensor.name} has a sparse gradient; scores need dense ones (Embedding(sparse=False))")
+        scale = optimizer_state.gradient_scale(self.optimizer)
+        return gradient if scale is None else gradient / scale
+
+    def _scored(self, present: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The gradients an update reads: of this step, or the mean of the window; copies, as masking is in place."""
+        result = {}
+        for name, gradient in present.items():
+            gradient = self._window[name] / self._window_steps if self.grad_window > 1 else gradient.clone()
+            _check_finite(gradient, name, "gradient", self.step + 1)
+            result[name] = gradient
+        return result
+
+    @torch.no_grad()
+    def _commit(self, changes: Change) -> dict[str, int]:
+        dropped = grown = 0
+        for layer, units in changes.items():
+            tensor = layer.tensor
+            old, new = layer.view(tensor.mask), layer.elements(units)
+            fresh = new & ~old
+            losses, gains = int((old & ~new).sum()), int(fresh.sum())
+            if self.grow_init != "zeros" and gains:
+                value = torch.where(fresh, self._grown(layer), layer.view(tensor.parameter))
+                layer.assign(tensor.parameter.data, value)
+            layer.assign(tensor.mask, new)
+            self.churn[tensor.name] = gains / max(int(new.sum()), 1)
+            dropped, grown = dropped + losses, grown + gains
+        for tensor in {id(layer.tensor): layer.tensor for layer in changes}.values():
+            self._apply(tensor)
+            self.ever_active.record(tensor)
+        return {"dropped": dropped, "grown": grown}
+
+    def _grown(self, layer: Layer) -> Tensor:
+        parameter = layer.tensor.parameter
+        if self.grow_init == "gradient":
+            group = next(g for g in self.optimizer.param_groups if any(p is parameter for p in g["params"]))
+            return -group["lr"] * layer.view(self._gradients[layer.tensor.name])
+        live = layer.view(parameter)[layer.view(layer.tensor.mask)]
+        deviation = live.float().std(unbiased=False) if live.numel() else live.new_zeros(())
+        noise = normal(
+            layer.shape[0] * layer.shape[1], seed=self.seed, name=layer.name, step=self.step, purpose="value",
+            device=parameter.device,
+        )  # fmt: skip
+        return (noise * deviation).view(layer.shape).to(parameter.dtype)
+
+    def _apply(self, tensor: Masked) -> None:
+        mask_(tensor.parameter.data, tensor.mask)
+        for state in optimizer_state.tensors(self.optimizer, tensor.parameter, tensor.name):
+            mask_(state, tensor.mask)
+
+    def _initial_units(self) -> Change:
+        counts = self.budgets(self.initial_mask_density())
+        return {
+            layer: topk(self.random(layer, "init") if self.init == "random" else self.magnitude(layer), count)
+            for layer, count in zip(self.layers, counts, strict=True)
+        }
+
+    def _is_distributed(self) -> bool:
+        return distributed.ranks() > 1 if self.distributed is None else self.distributed
+
+    def _check_ownership(self) -> None:
+        if self.distributed and distributed.ranks() == 1:
+            raise RuntimeError("distributed=True needs torch.distributed to be initialised with more than one rank")
+        held = {id(p) for group in self.optimizer.param_groups for p in group["params"]}
+        hooks = self.optimizer._optimizer_step_pre_hooks.values()
+        other = [hook.__self__ for hook in hooks if hasattr(hook, "__self__")]
+        taken = {id(t.parameter) for method in other if isinstance(method, Method) for t in method.tensors.values()}
+        for name, tensor in self.tensors.items():
+            if not tensor.frozen and id(tensor.parameter) not in held:
+                raise ValueError(f"{name} is trained but not in the optimizer: exclude it, or pass its own optimizer")
+            if id(tensor.parameter) in taken:
+                raise ValueError(f"{name} is already masked by another method on this optimizer: detach() it first")
+
+
+def _check_finite(x: Tensor, name: str, what: str, step: int) -> None:
+    # one pass; finite float32 numbers cannot overflow a float64 sum
+    if not torch.isfinite(x.sum(dtype=torch.float64)):
+        raise RuntimeError(f"{name}: {what} not finite at the update of step {step}; the mask was not changed")

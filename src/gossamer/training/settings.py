@@ -1,0 +1,95 @@
+"""The knobs every training method shares; methods add their own by subclassing.
+
+Times are counted in optimizer steps that really happened: a step that GradScaler skips does not count.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import KW_ONLY, InitVar, dataclass
+
+from torch import nn
+from torch.optim import Optimizer
+
+
+@dataclass(eq=False, repr=False)
+class Settings:
+    """Arguments of every method.
+
+    Args:
+        model: the network, bare or inside DistributedDataParallel or torch.compile.
+        optimizer: the optimizer of its parameters; hooks are registered on its `step`.
+        density: fraction of the prunable weights that is kept, over all layers, in (0, 1]; the number kept is exactly
+            round(density * N).
+        total_steps: length of the training in optimizer steps.
+        distribution: "erk", "er", "uniform" or {glob: density} (see `gossamer.training.distribution.budgets`).
+        seed: of every random choice.
+        init: first mask, "random" or "magnitude" (largest |w|, for pretrained weights).
+        update_every: optimizer steps between two updates of the mask.
+        start: fraction of total_steps before the first update.
+        stop: fraction of total_steps after which the mask stays (Evci et al., 2020, use 0.75).
+        include: globs on parameter names replacing the default choice (weights of Linear, Conv and attention).
+        exclude: globs on parameter names that stay dense.
+        tile: micro-tile (rows, cols) of the 2-D view [out, in * kernel] in which weights live and die together.
+        regrow_dropped: whether a weight dropped by an update may be grown again by the same one (it keeps its value).
+        grow_init: value of grown weights: "zeros", "gradient" (-lr * gradient, one step of plain descent) or "random"
+            (normal, with the deviation of the layer's live weights).
+        replace_step: an update takes the place of the optimizer's step, as in the original RigL, instead of following
+            it. Parameters and optimizer state then stay as they are on that step.
+        grad_window: gradients averaged for the scores of one update: those of its step and of the grad_window - 1
+            steps before.
+        distributed: agree on masks with the other ranks of the default process group. None: when there is more than
+            one rank. False: independent runs.
+    """
+
+    model: nn.Module
+    optimizer: Optimizer
+    _: KW_ONLY
+    density: InitVar[float] = 0.1
+    total_steps: int
+    distribution: str | Mapping[str, float] = "erk"
+    seed: int = 0
+    init: str = "random"
+    update_every: int = 100
+    start: float = 0.0
+    stop: float = 0.75
+    include: Sequence[str] | None = None
+    exclude: Sequence[str] = ()
+    tile: tuple[int, int] = (1, 1)
+    regrow_dropped: bool = True
+    grow_init: str = "zeros"
+    replace_step: bool = False
+    grad_window: int = 1
+    distributed: bool | None = None
+
+    def validate(self) -> None:
+        """Raise ValueError or TypeError for a value outside its range."""
+        integers = {"total_steps": 1, "update_every": 1, "grad_window": 1, "seed": 0}
+        for name, low in integers.items():
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < low:
+                raise ValueError(f"{name} must be an integer >= {low}, got {value!r}")
+        if not 0.0 <= self.start <= self.stop <= 1.0:
+            raise ValueError(
+                f"start and stop are fractions of total_steps with 0 <= start <= stop <= 1, got start={self.start}, "
+                f"stop={self.stop}"
+            )
+        one_of("init", self.init, ("random", "magnitude"))
+        one_of("grow_init", self.grow_init, ("zeros", "gradient", "random"))
+        if len(self.tile) != 2 or not all(isinstance(side, int) and side >= 1 for side in self.tile):
+            raise ValueError(f"tile must be two integers >= 1, got {self.tile!r}")
+        for name in ("include", "exclude"):
+            if isinstance(getattr(self, name), str):
+                raise TypeError(f"{name} must be a list of globs, got the string {getattr(self, name)!r}")
+
+
+def one_of(name: str, value: object, choices: Sequence[object]) -> None:
+    """Raise ValueError unless `value` is one of `choices`."""
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {list(choices)}, got {value!r}")
+
+
+def fraction(name: str, value: float, *, low: float = 0.0, high: float = 1.0) -> None:
+    """Raise ValueError unless low <= value <= high."""
+    if not low <= value <= high:
+        raise ValueError(f"{name} must be in [{low}, {high}], got {value!r}")

@@ -1,0 +1,97 @@
+"""SNFS: grow by the momentum of the dense gradient, and move weights to the layers where it is large."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from gossamer.training.distribution import allocate
+from gossamer.training.engine import Change
+from gossamer.training.select import rewire
+from gossamer.training.set import SET
+from gossamer.training.settings import fraction
+from gossamer.training.weights import Layer
+
+
+@dataclass(eq=False, repr=False)
+class SNFS(SET):
+    """Dettmers & Zettlemoyer, "Sparse networks from scratch: faster training without losing performance", 2019.
+
+    m <- momentum * m + (1 - momentum) * dense gradient, at every step. An update drops floor(f(t) * nnz_l) smallest
+    weights of each layer l; the sum of all dropped is handed out in proportion to mean |m| over the layer's remaining
+    weights, and grown where |m| is largest. The number of weights of the network stays the same, that of a layer moves.
+
+    Args (beyond `SET`; `grow` is fixed):
+        momentum: decay of the average, in [0, 1).
+
+    Costs a second dense pass over the gradients per step and one dense tensor per weight.
+
+    Example:
+        >>> model = torch.nn.Sequential(torch.nn.Linear(20, 10), torch.nn.Linear(10, 5))
+        >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        >>> method = SNFS(model, optimizer, density=0.2, total_steps=10, update_every=4)
+        >>> for _ in range(4):
+        ...     optimizer.zero_grad(); model(torch.randn(3, 20)).square().sum().backward(); optimizer.step()
+        >>> method.nnz()
+        50
+    """
+
+    drop_fraction: float = 0.5
+    drop_schedule: str = "cosine"
+    momentum: float = 0.9
+    name: ClassVar[str] = "snfs"
+
+    def validate(self) -> None:
+        super().validate()
+        fraction("momentum", self.momentum)
+        if self.momentum == 1.0:
+            raise ValueError("momentum must be below 1, got 1.0: the average would never move")
+
+    def prepare(self) -> None:
+        self.average: dict[str, Tensor] = {}
+
+    def observe(self, gradients: Mapping[str, Tensor]) -> None:
+        for name, gradient in gradients.items():
+            if name not in self.average:
+                self.average[name] = torch.zeros_like(gradient)
+            self.average[name].lerp_(gradient, 1 - self.momentum)
+
+    def handle(self, event: str, t: int) -> tuple[Change, dict[str, Any]]:
+        share, kept, room, wanted = self.drop_share(t), {}, [], []
+        layers = self.dynamic()
+        for layer in layers:
+            active = layer.active()
+            kept[layer] = rewire(
+                active, drop=int(share * int(active.sum())), grow=0, drop_scores=self.drop_scores(layer)
+            )
+            room.append(int((~(kept[layer] if self.regrow_dropped else active)).sum()))
+            scores = self.grow_scores(layer)[kept[layer]]
+            wanted.append(float(scores.mean()) if scores.numel() else 0.0)
+        total = sum(int(layer.active().sum()) - int(kept[layer].sum()) for layer in layers)
+        grown = allocate(min(total, sum(room)), wanted, room)
+        if total > sum(room):  # nearly dense and no regrowth: drop only what finds a new place
+            return super().handle(event, t)
+        changes = {}
+        for layer, count in zip(layers, grown, strict=True):
+            allowed = None if self.regrow_dropped else ~layer.active()
+            changes[layer] = rewire(
+                kept[layer], drop=0, grow=count, grow_scores=self.grow_scores(layer), allowed=allowed
+            )
+        return changes, {"drop_fraction": share}
+
+    def grow_scores(self, layer: Layer) -> Tensor:
+        average = self.average.get(layer.tensor.name)
+        if average is None:
+            return torch.zeros(layer.units, device=layer.tensor.parameter.device)
+        return layer.scores(average.abs())
+
+    def extra_state(self) -> dict[str, Any]:
+        return {"average": {name: average.clone() for name, average in self.average.items()}}
+
+    def load_extra_state(self, state: dict[str, Any]) -> None:
+        device = {name: tensor.parameter.device for name, tensor in self.tensors.items()}
+        self.average = {name: average.to(device[name]).clone() for name, average in state["average"].items()}

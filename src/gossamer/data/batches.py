@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import numpy as np
 import torch
 
 
@@ -56,9 +57,8 @@ def batches(
     if batch_size % world:
         raise ValueError(f"batch_size is {batch_size}; expected a multiple of the {world} processes")
     count = steps_per_epoch(len(x), batch_size)
-    # 2^32 seeds before two (seed, epoch) pairs share an order; manual_seed takes 64 bits.
-    generator = torch.Generator().manual_seed((seed << 32) + epoch)
-    order = torch.randperm(len(x), generator=generator)
+    # numpy hashes the pair; torch's CPU generator would use the low 32 bits of any one number made of it.
+    order = torch.from_numpy(np.random.default_rng((seed, epoch)).permutation(len(x)))
     for i in range(start, count):
         mine = order[i * batch_size : (i + 1) * batch_size][rank::world].to(x.device)
         yield x[mine], y[mine]

@@ -20,7 +20,7 @@ for (const input of document.querySelectorAll("input.time")) {
 }
 """
 
-# (key of a variant, what it is called, how it is written, whether less is better)
+# (key in the table, what it is called, how it is written, whether less is better)
 _ROWS = (
     ("accuracy", "Test accuracy", lambda v: percent(v, 2), None),
     ("parameters", "Parameters", lambda v: f"{v:,}", True),
@@ -45,23 +45,22 @@ def _ratio(dense: float | None, compact: float | None, less: bool | None) -> str
 
 
 def _table(report: dict[str, Any]) -> Markup:
-    variants = report["variants"]
-    by_name = {variant["name"]: variant for variant in variants}
-    compared = "dense" in by_name and "compact" in by_name
-    head = [tag("th", "")] + [tag("th", variant["name"], scope="col") for variant in variants]
+    table = report["table"]
+    compared = "dense" in table and "compact" in table
+    head = [tag("th", "")] + [tag("th", name, scope="col") for name in table]
     if compared:
         head.append(tag("th", "change", scope="col"))
     body = []
     for key, label, show, less in _ROWS:
-        if all(variant.get(key) is None for variant in variants):
+        if all(entry.get(key) is None for entry in table.values()):
             continue
-        label = f"{label}, {report['batches'][key]}" if key in report.get("batches", {}) else label
+        label = f"{label}, batch of {report[key]['batch']}" if key in report else label
         cells = [
-            tag("td", MISSING if variant.get(key) is None else show(variant[key]), class_=variant["name"])
-            for variant in variants
+            tag("td", MISSING if entry.get(key) is None else show(entry[key]), class_=name)
+            for name, entry in table.items()
         ]
         if compared:
-            ratio = _ratio(by_name["dense"].get(key), by_name["compact"].get(key), less)
+            ratio = _ratio(table["dense"].get(key), table["compact"].get(key), less)
             cells.append(tag("td", ratio, class_="ratio"))
         body.append(tag("tr", tag("th", label, scope="row"), cells))
     return tag("div", tag("table", tag("thead", tag("tr", head)), tag("tbody", body)), class_="scroll")
@@ -131,12 +130,14 @@ def _channels(report: dict[str, Any]) -> list[Markup]:
 
 
 def _timing(report: dict[str, Any]) -> list[Markup]:
-    timing = report.get("timing", [])
-    if not timing:
+    figures = []
+    for key in ("latency", "throughput"):
+        if key in report:
+            batch = report[key]["batch"]
+            title = "Time of one example" if batch == 1 else f"Time of {batch} examples at once"
+            figures.append(tag("figure", tag("h3", title), bars(report[key], title=title)))
+    if not figures:
         return []
-    figures = [
-        tag("figure", tag("h3", entry["title"]), bars(entry["comparison"], title=entry["title"])) for entry in timing
-    ]
     return [
         tag("h2", "Time"),
         tag(
@@ -176,8 +177,8 @@ def page(report: dict[str, Any]) -> str:
         tag("h1", report["title"]),
         tag("p", report.get("summary", ""), class_="lede"),
         _facts(report),
-        tag("h2", "Dense, sparse, compact") if report["variants"] else None,
-        _table(report) if report["variants"] else None,
+        tag("h2", ", ".join(report["table"]).capitalize()),
+        _table(report),
         _training(report),
         _channels(report),
         _timing(report),

@@ -35,28 +35,29 @@ def write(folder: str | os.PathLike[str], report: dict[str, Any]) -> Path:
 
     Args:
         folder: where to; made if it is not there.
-        report: plain data. `title` (str) and `variants` (list of dicts with `name` and any of `accuracy`, `parameters`,
-            `nonzeros`, `bytes`, `flops`, `latency` in seconds, `throughput` in examples a second) are required.
-            Drawn when present: `summary`, `facts` [{value, label}], `curves` {name: [{step, accuracy, density,
-            channels}]}, `channels` (see `gossamer.report.channels`), `timing` [{title, comparison}], `notes` [str],
-            `config`, `environment`, `command`, `batches` {latency or throughput: text}. Further keys go to the JSON.
+        report: plain data. `title` and `table` are required; a table is {name: {any of accuracy, parameters, nonzeros,
+            bytes, flops, latency in seconds, throughput in examples a second}}, the names being dense, sparse and
+            compact. Drawn when present: `summary`, `facts` [{value, label}], `curves` {name: [{step, accuracy,
+            density, channels}]}, `channels` (see `gossamer.report.channels`), `latency` and `throughput`
+            (`Comparison.to_dict()` and the `batch`), `notes` [str], `config`, `environment`, `command`. Further keys
+            go to the JSON only.
 
     Returns:
         The path of `report.html`.
 
     Raises:
-        KeyError: `title` or `variants` is missing.
+        ValueError: `title` or `table` is missing.
         TypeError: a value is not plain data; nothing is written then.
 
     >>> import tempfile, gossamer as gs
     >>> with tempfile.TemporaryDirectory() as folder:
-    ...     gs.report.write(folder, {"title": "A run", "variants": [{"name": "dense", "accuracy": 0.99}]}).name
+    ...     gs.report.write(folder, {"title": "A run", "table": {"dense": {"accuracy": 0.99}}}).name
     'report.html'
     """
     plain = _plain(dict(report), "report")
-    for key in ("title", "variants"):
-        if key not in plain:
-            raise KeyError(f"report has no {key!r}; expected at least title and variants")
+    for key in ("title", "table"):
+        if not plain.get(key):
+            raise ValueError(f"report has no {key!r}; expected at least a title and a table")
     document = page(plain)
     out = Path(folder)
     out.mkdir(parents=True, exist_ok=True)

@@ -1,0 +1,1 @@
+"""The commands. May import everything; each command imports what it needs when it runs."""

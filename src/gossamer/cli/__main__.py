@@ -1,0 +1,102 @@
+"""`gossamer COMMAND`: choose the command, and turn errors into one line.
+
+gossamer train     train dense and sparse, compact, measure, report
+gossamer bench     measure on this machine
+gossamer doctor    what this machine and installation can do
+gossamer version   the version
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import signal
+import sys
+import traceback
+from collections.abc import Sequence
+
+from gossamer.cli.stop import Stopped
+
+_HELP = """usage: gossamer COMMAND [flags]
+
+  train     train a network dense and sparse, remove the drained channels, measure, write a report
+  bench     measure on this machine, each row beside its baselines
+  doctor    what this machine and this installation can do, and why not
+  version   the version
+
+gossamer COMMAND --help lists the flags of a command.
+"""
+
+
+def _run(argv: Sequence[str]) -> None:
+    command, rest = (argv[0], list(argv[1:])) if argv else ("--help", [])
+    if command in ("-h", "--help", "help"):
+        print(_HELP, end="")
+    elif command in ("version", "--version"):
+        import gossamer
+
+        print(gossamer.__version__)
+    elif command == "doctor":
+        from gossamer import doctor
+
+        if rest:
+            raise ValueError(f"gossamer doctor takes no flags; {rest[0]!r} was given")
+        print(doctor.text(doctor.report()))
+    elif command == "train":
+        from gossamer.cli.flags import parse
+        from gossamer.cli.train.config import Train
+
+        config = parse(Train, "gossamer train", rest)
+        from gossamer.cli.train.command import run as train
+
+        train(config, rest)
+    elif command == "bench":
+        from gossamer.cli.flags import needs_tyro, parse
+
+        needs_tyro()
+        from gossamer.cli.bench import Bench
+        from gossamer.cli.bench import run as bench
+
+        bench(parse(Bench, "gossamer bench", rest))
+    else:
+        raise ValueError(f"there is no command {command!r}; expected train, bench, doctor or version")
+
+
+def _fail(error: BaseException, argv: Sequence[str]) -> int:
+    """Say what is wrong in one line. Only errors of kinds the library raises about its input come here."""
+    if "--debug" in argv:
+        traceback.print_exception(error)
+    said = " ".join(str(error).split()) or type(error).__name__
+    print(f"gossamer: error: {said}", file=sys.stderr)
+    return 2
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Returns:
+        The exit status: 0, 2 after an error of the user's making, 128 + the signal's number when stopped by one.
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    again = shlex.join(["gossamer", *(word for word in argv if word not in ("--overwrite", "--resume")), "--resume"])
+    try:
+        _run(argv)
+    except Stopped as stopped:
+        if stopped.speaks:
+            print(f"\nstopped at {stopped}; resume with:\n  {again}", file=sys.stderr)
+        return 128 + stopped.signal
+    except KeyboardInterrupt:
+        if argv[:1] == ["train"]:
+            print(f"\nstopped; what was saved can be resumed with:\n  {again}", file=sys.stderr)
+        return 128 + signal.SIGINT
+    except BrokenPipeError:
+        # The reader of a pipe went away (`gossamer doctor | head`); Python would complain again at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
+    except (ValueError, TypeError, ArithmeticError, RuntimeError, OSError, ImportError) as error:
+        return _fail(error, argv)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

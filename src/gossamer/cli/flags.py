@@ -1,0 +1,43 @@
+"""Command-line flags from a frozen dataclass."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import re
+from collections.abc import Sequence
+from typing import TypeVar
+
+Config = TypeVar("Config")
+
+
+def needs_tyro() -> None:
+    """Raise an ImportError that says how to get tyro when it is not installed."""
+    try:
+        import tyro  # noqa: F401
+    except ImportError:
+        raise ImportError('this command needs tyro: pip install "gossamer[run]"') from None
+
+
+def parse(kind: type[Config], program: str, arguments: Sequence[str]) -> Config:
+    """Build `kind` from the arguments; `--help` prints its fields and their docstrings and exits.
+
+    Raises:
+        ImportError: tyro is not installed.
+        ValueError: an unknown flag or a value of the wrong type.
+    """
+    needs_tyro()
+    import tyro
+
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            return tyro.cli(kind, prog=program, args=list(arguments))
+    except SystemExit as leaving:
+        if not leaving.code:
+            raise
+    # tyro draws a box with a title, the complaint, a ruler and a pointer to --help; the complaint is one line here.
+    lines = [line.strip("│ ") for line in said.getvalue().splitlines() if line.startswith("│")]
+    complaint = [line for line in lines[: next((i for i, s in enumerate(lines) if set(s) == {"─"}), None)] if line]
+    text = re.sub(r"\s+", " ", " ".join(complaint)) or said.getvalue().strip()
+    raise ValueError(f"{text} ({program} --help lists the flags)")

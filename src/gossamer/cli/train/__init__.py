@@ -1,0 +1,1 @@
+"""`gossamer train`: the main job, from data to a smaller dense network and a report."""

@@ -1,0 +1,170 @@
+"""Run `gossamer train`: check, train dense and sparse, compact, measure, report."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import shlex
+import sys
+import textwrap
+from collections.abc import Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from gossamer import compaction, data, measure, report
+from gossamer.cli.stop import catch_signals
+from gossamer.cli.train import checkpoint, folder, outcome, recipe, record, story
+from gossamer.cli.train.config import Train, check
+from gossamer.cli.train.loop import Stage, train
+from gossamer.cli.train.progress import Progress
+from gossamer.integrations.distributed import World, connected
+from gossamer.integrations.tensorboard import Events
+
+
+def run(config: Train, arguments: Sequence[str]) -> None:
+    """Everything, from flags to the report; `arguments` are the flags as typed, for the report."""
+    check(config)
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    # A console script does not look for modules where it was called; `--model mymodule:net` means there.
+    sys.path.insert(0, os.getcwd())
+    # Convolution algorithms are chosen by shape, not by a race: a resumed run repeats the same sums.
+    torch.backends.cudnn.deterministic = True
+    torch.backends.cudnn.benchmark = False
+    with connected(config.device) as world:
+        splits = _load(config, world)
+        stages = _stages(config, splits)
+        _open(config, world, stages)
+        for stage in stages:
+            _train(stage, splits, config, world)
+    if world.first:
+        _finish(config, splits, stages, arguments)
+
+
+def _load(config: Train, world: World) -> data.Splits:
+    splits = data.load(config.data, seed=config.seed, image_size=config.image_size, test_fraction=config.test_fraction)
+    if config.batch_size % world.size:
+        raise ValueError(f"--batch-size is {config.batch_size}; expected a multiple of the {world.size} processes")
+    tensors = {name: getattr(splits, name).to(world.device) for name in ("train_x", "train_y", "test_x", "test_y")}
+    return dataclasses.replace(splits, **tensors)
+
+
+def _stages(config: Train, splits: data.Splits) -> list[Stage]:
+    """The dense and the sparse network before their first step, from the same initial weights."""
+    total = data.steps_per_epoch(len(splits.train_x), config.batch_size) * config.epochs
+    out = []
+    for name in ("dense", "sparse") if config.dense else ("sparse",):
+        model = recipe.network(config, splits).to(splits.train_x.device)
+        _probe(config, model, splits)
+        optimizer = recipe.optimizer(config, model)
+        method = recipe.method(config, model, optimizer, total, splits.train_x[:2]) if name == "sparse" else None
+        out.append(Stage(name, model, optimizer, method))
+    return out
+
+
+def _probe(config: Train, model: torch.nn.Module, splits: data.Splits) -> None:
+    """One forward, so that a network that does not fit the data is refused before anything is written."""
+    model.eval()
+    try:
+        with torch.no_grad():
+            logits = model(splits.train_x[:2])
+    except Exception as error:
+        shape = tuple(splits.input_shape)
+        raise ValueError(f"model {config.model!r} fails on inputs of shape {shape}: {error}") from error
+    if not isinstance(logits, torch.Tensor) or logits.shape != (2, splits.classes):
+        got = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
+        raise ValueError(f"model {config.model!r} puts out {got} for 2 examples; expected (2, {splits.classes})")
+    model.train()
+
+
+def _file(config: Train, stage: str) -> Path:
+    return config.out / stage / "checkpoint.pt"
+
+
+def _open(config: Train, world: World, stages: list[Stage]) -> None:
+    """Continue from the checkpoints in --out or make --out ready; nothing is written before all was read."""
+    identity = config.identity(world.size)
+    folder.inspect(config.out, identity, resume=config.resume, overwrite=config.overwrite)
+    if config.resume:
+        for stage in stages:
+            if _file(config, stage.name).exists():
+                stage.load(checkpoint.load(_file(config, stage.name), identity))
+    world.wait()
+    if world.first:
+        folder.prepare(config.out, identity, overwrite=config.overwrite)
+    world.wait()
+
+
+def _train(stage: Stage, splits: data.Splits, config: Train, world: World) -> None:
+    steps = data.steps_per_epoch(len(splits.train_x), config.batch_size)
+    file, identity = _file(config, stage.name), config.identity(world.size)
+    if stage.method is not None and stage.step == 0:
+        record.snapshot(stage)
+    channels = sum(len(cells) for cells in stage.snapshots[0]["density"].values()) if stage.snapshots else 0
+    due = record.snapshot_epochs(config.epochs, channels)
+
+    def save(stage: Stage) -> None:
+        if world.first:
+            checkpoint.save(file, {"identity": identity, **stage.state()})
+
+    log = Events(config.out / "events" / stage.name if config.events and world.first else None, resume_at=stage.step)
+    with (
+        closing(log),
+        Progress(stage.name, stage.step, steps * config.epochs, shown=world.first) as bar,
+        catch_signals() as stop,
+    ):
+
+        def on_epoch(stage: Stage) -> None:
+            number = stage.step // steps
+            point = record.epoch(stage, splits, number=number, steps=steps)
+            if number in due:
+                record.snapshot(stage)
+            log.scalars({key: value for key, value in point.items() if key not in ("step", "epoch")}, stage.step)
+            bar.note(f"accuracy {point['accuracy']:.4f}")
+
+        try:
+            train(stage, splits, config, world, stop=stop, save=save, on_step=bar.to, on_epoch=on_epoch)
+        except FloatingPointError as error:
+            kept = f"the last good checkpoint {file} is kept" if file.exists() else "no checkpoint was written yet"
+            raise FloatingPointError(f"{error}; {kept}; a smaller --lr may help") from error
+    if stage.method is not None:
+        stage.method.detach()
+
+
+def _finish(config: Train, splits: data.Splits, stages: list[Stage], arguments: Sequence[str]) -> None:
+    """Compact, measure, write the report, print the table."""
+    sparse = stages[-1]
+    # Without a trained baseline an untrained one still shows the time and the size that are saved.
+    dense = stages[0].model if config.dense else recipe.network(config, splits).to(splits.train_x.device)
+    sparse.model.eval()
+    small = compaction.compact(sparse.model, splits.test_x[: config.measure_batch])
+    networks = {"dense": dense.eval(), "sparse": sparse.model, "compact": small.model.eval()}
+    table = outcome.table(networks, splits, untrained=not config.dense)
+    timings = outcome.timings(networks, splits, config) if config.reps else {}
+    outcome.add_timings(table, timings)
+    channels = sparse.curve[-1].get("channels")
+    page: dict[str, Any] = {
+        "title": f"{config.method} on {config.data}",
+        "table": table,
+        **timings,
+        "curves": {stage.name: stage.curve for stage in stages},
+        "channels": {"groups": list(sparse.snapshots[-1]["density"]), "snapshots": sparse.snapshots},
+        "updates": sparse.method.history,
+        "compaction": small.explain(),
+        "config": {key: str(value) if isinstance(value, Path) else value for key, value in vars(config).items()},
+        "environment": measure.environment(),
+        "command": shlex.join(["gossamer", "train", *arguments]),
+    }
+    page["summary"] = story.summary(config, channels)
+    page["facts"] = story.facts(page, None if channels is None else 1.0 - channels)
+    page["notes"] = story.notes(page, config, small.refused)
+    small.save(config.out / "compact")
+    written = report.write(config.out, page)
+    print(story.text_table(page))
+    print()
+    for note in page["notes"]:
+        print(textwrap.fill(note, 100, initial_indent="- ", subsequent_indent="  "))
+    print(f"\nreport: {written}\ncompact network: {config.out / 'compact'}")

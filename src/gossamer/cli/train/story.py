@@ -1,0 +1,89 @@
+"""The words of a report: what to read off the numbers, and what not to."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from gossamer.cli.train.config import Train
+from gossamer.report.quantity import percent, short, times
+
+_ROWS = (
+    ("accuracy", "test accuracy", lambda v: percent(v, 2)),
+    ("parameters", "parameters", lambda v: f"{v:,}"),
+    ("nonzeros", "nonzeros", lambda v: f"{v:,}"),
+    ("flops", "FLOPs, one example", short),
+    ("bytes", "bytes", lambda v: short(v, "B")),
+    ("latency", "latency", lambda v: short(v, "s")),
+    ("throughput", "throughput", lambda v: f"{short(v)}/s"),
+)
+
+
+def text_table(report: dict[str, Any]) -> str:
+    """The table of the report for a terminal."""
+    table = report["table"]
+    lines = [f"{'':24}" + "".join(f"{name:>12}" for name in table)]
+    for key, label, show in _ROWS:
+        if any(entry.get(key) is not None for entry in table.values()):
+            label = f"{label}, batch {report[key]['batch']}" if key in report else label
+            cells = ("-" if entry.get(key) is None else show(entry[key]) for entry in table.values())
+            lines.append(f"{label:24}" + "".join(f"{cell:>12}" for cell in cells))
+    return "\n".join(lines)
+
+
+def _row(comparison: dict[str, Any], name: str) -> dict[str, Any]:
+    return next(row for row in comparison["rows"] if row["name"] == name)
+
+
+def summary(config: Train, channels: float | None) -> str:
+    """One sentence under the title."""
+    out = f"{config.model}, trained from scratch with {100 * config.density:g} % of its weights"
+    if channels is not None and channels < 1:
+        out += f" while {percent(1 - channels, 0)} of its channels were drained and removed"
+    return out + "."
+
+
+def facts(report: dict[str, Any], channels_removed: float | None) -> list[dict[str, str]]:
+    """The few numbers at the top of the page."""
+    table = report["table"]
+    dense, compact = table["dense"], table["compact"]
+    out = []
+    if dense["accuracy"] is None:
+        out.append({"value": percent(compact["accuracy"]), "label": "test accuracy of the compact network"})
+    else:
+        gap = 100 * (dense["accuracy"] - compact["accuracy"])
+        against = f"{gap:.2f} points under" if gap > 0 else f"{-gap:.2f} points over" if gap < 0 else "equal to"
+        out.append({"value": percent(compact["accuracy"]), "label": f"test accuracy, {against} dense"})
+    if "throughput" in report:
+        ratio = _row(report["throughput"], "compact")["ratio"]
+        told = "the throughput of dense" if report["throughput"]["faster"] else "dense throughput: within the noise"
+        out.append({"value": times(ratio), "label": told})
+    ratio = dense["parameters"] / compact["parameters"]
+    out.append({"value": times(ratio), "label": "fewer parameters than dense"})
+    if channels_removed is not None:
+        out.append({"value": percent(channels_removed, 0), "label": "of the channels removed"})
+    return out
+
+
+def notes(report: dict[str, Any], config: Train, refused: str | None) -> list[str]:
+    """What a reader must know before quoting a number."""
+    out = [
+        "The sparse network is masked: its zeros lie inside dense tensors and are multiplied like any number, in "
+        "training and afterwards. It is no faster than the dense one. Time is saved by removed channels only."
+    ]
+    if refused is not None:
+        out.append(f"Nothing was removed: {refused}.")
+    if "throughput" in report:
+        control = report["throughput"]["control"]
+        out.append(
+            f"A/A control: the dense network timed against itself came out at {times(control['ratio'])} (quartiles "
+            f"{times(control['ratio_q1'])} to {times(control['ratio_q3'])}). Smaller differences mean nothing."
+        )
+    if report["table"]["dense"]["accuracy"] is None:
+        out.append("No dense baseline was trained, so the loss of accuracy is not known.")
+    out.append("Accuracy is that of the last step; the test examples chose neither a step nor a setting of this run.")
+    if config.data == "digits":
+        out.append(
+            "Digits are 1797 images of 8 by 8 pixels: this shows that the machinery works and says nothing about "
+            "large data. One test image is about 0.28 points of accuracy."
+        )
+    return out

@@ -1,0 +1,40 @@
+"""A Lightning callback that trains any gossamer method inside `Trainer.fit`, and keeps its state in the checkpoints."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from gossamer.integrations.rebuild import rebuild
+
+
+def sparsify(make: Callable[[Any, Any, int], Any]) -> Any:
+    """A callback that builds the method with `make(module, optimizer, total_steps)` when the fit starts.
+
+    Trainer(callbacks=[sparsify(lambda net, optimizer, steps: gs.training.RigL(net, optimizer, total_steps=steps))])
+    """
+    try:
+        from lightning.pytorch import Callback
+    except ImportError:
+        raise ImportError('the Lightning callback needs lightning: pip install "gossamer[lightning]"') from None
+
+    class Sparsify(Callback):
+        method: Any = None
+        loaded: dict[str, Any] | None = None
+
+        def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
+            if len(trainer.optimizers) != 1:
+                raise ValueError(f"the module has {len(trainer.optimizers)} optimizers; expected one")
+            total = int(trainer.estimated_stepping_batches)
+            self.method = rebuild(make, pl_module, trainer.optimizers[0], total, self.loaded)
+
+        def on_fit_end(self, trainer: Any, pl_module: Any) -> None:
+            self.method.detach()
+
+        def state_dict(self) -> dict[str, Any]:
+            return {} if self.method is None else self.method.state_dict()
+
+        def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+            self.loaded = state_dict
+
+    return Sparsify()

@@ -1,0 +1,33 @@
+"""Build a method over a model whose weights a trainer has already loaded from a checkpoint."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from torch import nn
+from torch.optim import Optimizer
+
+
+def rebuild(
+    make: Callable[[Any, Any, int], Any],
+    model: nn.Module,
+    optimizer: Optimizer,
+    total_steps: int,
+    state: Mapping[str, Any] | None,
+) -> Any:
+    """`make(model, optimizer, total_steps)`, brought to `state` when there is one.
+
+    A new method draws a random pattern and zeroes the weights outside it; weights and optimizer state that were
+    loaded beforehand are therefore put back after the pattern of `state` has replaced the random one.
+    """
+    if not state:
+        return make(model, optimizer, total_steps)
+    weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    slots = copy.deepcopy(optimizer.state_dict())
+    method = make(model, optimizer, total_steps)
+    method.load_state_dict(state)
+    model.load_state_dict(weights)
+    optimizer.load_state_dict(slots)
+    return method

@@ -1,0 +1,39 @@
+"""A callback for transformers' Trainer that runs any gossamer method, and keeps its state beside each checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from gossamer.integrations.rebuild import rebuild
+
+
+def sparsify(make: Callable[[Any, Any, int], Any]) -> Any:
+    """A callback that builds the method with `make(model, optimizer, total_steps)` when training begins."""
+    try:
+        from transformers import TrainerCallback
+    except ImportError:
+        raise ImportError('the Trainer callback needs transformers: pip install "gossamer[hf]"') from None
+
+    def file(args: Any, state: Any) -> Path:
+        return Path(args.output_dir) / f"checkpoint-{state.global_step}" / "gossamer.pt"
+
+    class Sparsify(TrainerCallback):
+        method: Any = None
+
+        def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            # Accelerate wraps the optimizer; the hooks belong on the one that steps.
+            optimizer = getattr(kwargs["optimizer"], "optimizer", kwargs["optimizer"])
+            saved = torch.load(file(args, state), weights_only=True) if state.global_step else None
+            self.method = rebuild(make, kwargs["model"], optimizer, state.max_steps, saved)
+
+        def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            torch.save(self.method.state_dict(), file(args, state))
+
+        def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            self.method.detach()
+
+    return Sparsify()

@@ -17,9 +17,10 @@ def short(value: float | None, unit: str = "") -> str:
     """
     if value is None or not math.isfinite(value):
         return MISSING
-    scale, prefix = next(((s, p) for s, p in _PREFIXES if abs(value) >= 0.9995 * s), (1.0, ""))
-    if unit == "s" and 0 < abs(value) < 0.9995:
-        scale, prefix = (1e-3, "m") if abs(value) >= 0.9995e-3 else (1e-6, "µ")
+    value = float(f"{value:.3g}")
+    scale, prefix = next(((s, p) for s, p in _PREFIXES if abs(value) >= s), (1.0, ""))
+    if unit == "s" and 0 < abs(value) < 1:
+        scale, prefix = (1e-3, "m") if abs(value) >= 1e-3 else (1e-6, "µ")
     scaled = value / scale
     digits = 0 if scaled == int(scaled) and not prefix else max(0, 2 - math.floor(math.log10(abs(scaled) or 1)))
     suffix = prefix + unit

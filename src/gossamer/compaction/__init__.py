@@ -2,5 +2,7 @@
 
 from .capture import CaptureError
 from .graph import ChannelGraph, ChannelGroup, Member
+from .rewrite import Kept, shrink_
+from .structure import StructureError
 
-__all__ = ["CaptureError", "ChannelGraph", "ChannelGroup", "Member"]
+__all__ = ["CaptureError", "ChannelGraph", "ChannelGroup", "Kept", "Member", "StructureError", "shrink_"]

@@ -55,7 +55,7 @@ class ChannelGraph:
     example_inputs: Any
     route: str
     flow: Flow = field(repr=False)
-    channel_of: dict[int, tuple[int, int]] = field(repr=False)  # label root -> (group number, channel)
+    roots: tuple[np.ndarray, ...] = field(repr=False)  # label root of every channel of every group
 
     @classmethod
     def build(cls, model: nn.Module, example_inputs: Any, route: str = "auto") -> ChannelGraph:
@@ -88,8 +88,8 @@ class ChannelGraph:
         state = state_tensors(model)
         _freeze_shared_storage(flow, state)
         _freeze_packed_attention(flow, model)
-        groups, channel_of = _collect(flow, state, frozen or {})
-        return cls(groups, example_inputs, flow.capture.route, flow, channel_of)
+        groups, roots = _collect(flow, state, frozen or {})
+        return cls(groups, example_inputs, flow.capture.route, flow, roots)
 
     @property
     def removable(self) -> tuple[ChannelGroup, ...]:
@@ -156,7 +156,7 @@ def _reasons(flow: Flow) -> dict[int, str]:
 
 def _collect(
     flow: Flow, state: dict[str, Tensor], frozen: dict[str, str]
-) -> tuple[tuple[ChannelGroup, ...], dict[int, tuple[int, int]]]:
+) -> tuple[tuple[ChannelGroup, ...], tuple[np.ndarray, ...]]:
     first = _first_use(flow.capture)
     reasons = _reasons(flow)
     keys = sorted(
@@ -180,7 +180,7 @@ def _collect(
         gathered[(tuple(axes), reasons.get(root), kind)].append(root)
 
     groups: list[ChannelGroup] = []
-    channel_of: dict[int, tuple[int, int]] = {}
+    group_roots: list[np.ndarray] = []
     names: dict[str, int] = {}
     for (axes, reason, kind), members in sorted(gathered.items(), key=lambda item: item[0][0]):
         made = [_member(keys[number], roots[keys[number]], count, members, flow, state) for number, count in axes]
@@ -191,10 +191,9 @@ def _collect(
             reason = "all positions are tied into one channel, and one always stays"
         reason = frozen.get(name, reason)
         unit = max(member.index.shape[1] for member in arranged)
-        for channel, place in enumerate(order.tolist()):
-            channel_of[members[place]] = (len(groups), channel)
+        group_roots.append(np.asarray(members, dtype=np.int64)[order])
         groups.append(ChannelGroup(name, len(members), arranged, kind, reason, unit))
-    return tuple(groups), channel_of
+    return tuple(groups), tuple(group_roots)
 
 
 def _member(

@@ -203,6 +203,14 @@ class Labels:
             return fixed if fixed.reason else other
         if isinstance(left, Factor) and isinstance(right, Factor):
             return self._join_factors(left, right, reason)
+        if isinstance(left, Factor) or isinstance(right, Factor):
+            factor, vector = (left, right) if isinstance(left, Factor) else (right, left)
+            if isinstance(factor, Factor) and factor.index == max(factor.split.open, default=-1):
+                # One vector for every outer position (rotary table, norm of each head): a head size, not channels.
+                shared = "one vector serves every head"
+                self.fix(factor, shared)
+                self.fix(vector, shared)
+                return Fixed(shared)
         a = self.labelled(left)
         if a is None:
             return self.join(QUIET, right, reason)

@@ -29,7 +29,7 @@ def _per_channel(flow: Flow, args: dict[str, Any], axis: Axis, where: str) -> Ax
 def batch_norm(flow: Flow, node: fx.Node, args: dict[str, Any]) -> Result:
     x = flow.of(args["input"])
     x[1] = _per_channel(flow, args, x[1], flow.where(node))
-    value = node.meta["val"]
+    value = node.meta.get("val")
     if isinstance(value, (tuple, list)):
         return (x, *[[QUIET] * item.dim() for item in value[1:]])
     return x
@@ -50,7 +50,7 @@ def group_norm(flow: Flow, node: fx.Node, args: dict[str, Any]) -> Result:
             units = labels.reshape(groups, -1)
             flow.labels.union(units, units[:, :1])
         x[1] = labels
-    value = node.meta["val"]
+    value = node.meta.get("val")
     if isinstance(value, (tuple, list)):
         return (x, *[[QUIET] * item.dim() for item in value[1:]])
     return x
@@ -63,15 +63,14 @@ def layer_norm(flow: Flow, node: fx.Node, args: dict[str, Any]) -> Result:
     count = len(args["normalized_shape"])
     reason = f"{flow.where(node)} normalises over this axis"
     for i in range(len(x) - count, len(x)):
+        for name in ("weight", "bias"):
+            tensor = args.get(name)
+            if isinstance(tensor, fx.Node):
+                own = flow.of(tensor)[i - len(x)]
+                flow.role(own, "affine")
+                x[i] = flow.labels.join(x[i], own, reason)
         flow.labels.fix(x[i], reason)
-        x[i] = Fixed(reason)
-    for name in ("weight", "bias"):
-        tensor = args.get(name)
-        if isinstance(tensor, fx.Node):
-            for axis in flow.of(tensor):
-                flow.role(axis, "affine")
-                flow.labels.fix(axis, reason)
-    value = node.meta["val"]
+    value = node.meta.get("val")
     if isinstance(value, (tuple, list)):
         return (x, *[[QUIET] * item.dim() for item in value[1:]])
     return x

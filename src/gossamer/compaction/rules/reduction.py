@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from ..labels import QUIET, Fixed
+from ..labels import QUIET
 from .table import Axes, Flow, Result, rule, shape_of
 
 # Operators that act on the trailing k axes only and treat every leading position alike.
@@ -34,7 +34,7 @@ def spatial(flow: Flow, node: fx.Node, args: dict[str, Any]) -> Result:
     for axis in x[-count:]:
         flow.labels.fix(axis, f"{flow.where(node)} resamples this axis")
     axes = [*x[:-count], *[QUIET] * count]
-    value = node.meta["val"]
+    value = node.meta.get("val")
     return tuple(axes for _ in value) if isinstance(value, (tuple, list)) else axes
 
 
@@ -55,7 +55,7 @@ def reduce(flow: Flow, node: fx.Node, args: dict[str, Any]) -> Result:
     for i in reduced:
         flow.labels.fix(x[i], f"{flow.where(node)} reduces over this axis")
     x = flow.of(source)
-    value = node.meta["val"]
+    value = node.meta.get("val")
     first = value[0] if isinstance(value, (tuple, list)) else value
     keep = isinstance(first, Tensor) and first.dim() == len(x)
     axes: Axes = [QUIET if i in reduced else axis for i, axis in enumerate(x) if keep or i not in reduced]
@@ -63,7 +63,7 @@ def reduce(flow: Flow, node: fx.Node, args: dict[str, Any]) -> Result:
 
 
 @rule(
-    "softmax", "_softmax", "log_softmax", "_log_softmax", "cumsum", "cumprod", "flip", "logcumsumexp", "sort", "topk",
+    "softmax", "_softmax", "log_softmax", "_log_softmax", "cumsum", "cumprod", "flip", "logcumsumexp",
     "_safe_softmax", "softmin",
 )  # fmt: skip
 def along(flow: Flow, node: fx.Node, args: dict[str, Any]) -> Result:
@@ -76,10 +76,18 @@ def along(flow: Flow, node: fx.Node, args: dict[str, Any]) -> Result:
     for dim in dims:
         flow.labels.fix(x[int(dim) % len(x)], reason)
     x = flow.of(source)
-    for dim in dims:
-        x[int(dim) % len(x)] = Fixed(reason)
-    value = node.meta["val"]
+    value = node.meta.get("val")
     return tuple(list(x) for _ in value) if isinstance(value, (tuple, list)) else x
+
+
+@rule("sort", "topk")
+def ranked(flow: Flow, node: fx.Node, args: dict[str, Any]) -> Result:
+    x = flow.of(args["self"])
+    dim = args["dim"] % len(x)
+    flow.labels.fix(x[dim], f"{flow.where(node)} orders this axis by value")
+    x = flow.of(args["self"])
+    x[dim] = QUIET
+    return (x, list(x))
 
 
 @rule("roll")

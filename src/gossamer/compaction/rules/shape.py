@@ -261,7 +261,7 @@ def select(flow: Flow, node: fx.Node, args: dict[str, Any]) -> Result:
     flow.labels.fix(flow.of(source)[dim], f"{flow.where(node)} takes one position by number")
     x = flow.of(source)
     axes = [*x[:dim], *x[dim + 1 :]]
-    value = node.meta["val"]
+    value = node.meta.get("val")
     return tuple(list(axes) for _ in value) if isinstance(value, (tuple, list)) else axes
 
 

@@ -58,7 +58,7 @@ def arguments(node: fx.Node) -> dict[str, Any]:
 
 
 def shape_of(node: fx.Node) -> tuple[int, ...]:
-    value = node.meta["val"]
+    value = node.meta.get("val")
     return tuple(int(size) for size in value.shape) if isinstance(value, Tensor) else ()
 
 
@@ -113,9 +113,9 @@ class Flow:
         return fixed_like(node, reason)
 
     def add_state(self, node: fx.Node, name: str) -> None:
-        value = node.meta["val"]
-        if not isinstance(value, Tensor):
-            self.axes[node] = []
+        value = node.meta.get("val")
+        if not isinstance(value, Tensor) or not value.is_floating_point():
+            self.axes[node] = fixed_like(node)  # counters and index tables hold positions, not channels
             return
         axes: Axes = []
         for axis, size in enumerate(value.shape):

@@ -1,0 +1,182 @@
+"""Shrink a model in place: slice parameters, buffers and optimizer state, set the sizes its modules remember.
+
+Nothing is replaced: the same Parameter objects get shorter data, so optimizers, tied weights and hooks keep working.
+The result is checked by capturing the shrunk model again; if its code does not follow, everything is put back.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import numpy as np
+import torch
+from torch import LongTensor, Tensor, nn
+
+from .attributes import Changes, known_attributes, proposals
+from .capture import state_tensors
+from .graph import ChannelGraph, ChannelGroup
+from .optimizer import check_state, slice_state, sliced
+from .structure import StructureError, check_structure
+
+logger = logging.getLogger(__name__)
+
+
+class Kept(dict[str, dict[int, LongTensor]]):
+    """{tensor name: {axis: kept positions}}; `attributes` = {module path: {attribute: new value}}."""
+
+    attributes: Changes
+
+    def __init__(self, positions: dict[str, dict[int, LongTensor]], attributes: Changes | None = None) -> None:
+        super().__init__(positions)
+        self.attributes = attributes or {}
+
+
+def kept_positions(model: nn.Module, graph: ChannelGraph, keep: dict[str, Tensor]) -> tuple[Kept, np.ndarray]:
+    """The positions every tensor keeps, and the label roots that go.
+
+    Raises:
+        KeyError: a group name is unknown.
+        ValueError: a mask has the wrong dtype or shape, removes every channel or a frozen channel, or the model no
+            longer has the shapes the graph was built for.
+    """
+    stay: dict[tuple[str, int], Tensor] = {}
+    gone: list[np.ndarray] = []
+    state = state_tensors(model)
+    for name, mask in keep.items():
+        group = graph.group(name)
+        _check_mask(group, mask)
+        if bool(mask.all()):
+            continue
+        mask = mask.detach().cpu()
+        number = graph.groups.index(group)
+        gone.append(graph.roots[number][~mask.numpy()])
+        for member in group.members:
+            key = member.tensor, member.axis
+            size = len(graph.flow.state[key])
+            if member.tensor not in state or state[member.tensor].shape[member.axis] != size:
+                found = tuple(state[member.tensor].shape) if member.tensor in state else "no such tensor"
+                raise ValueError(
+                    f"{member.tensor} has {found}, the graph expects {size} positions on axis {member.axis}: "
+                    "build the graph again after every change of the model"
+                )
+            stay.setdefault(key, torch.ones(size, dtype=torch.bool))[member.index[~mask].reshape(-1)] = False
+    positions: dict[str, dict[int, LongTensor]] = {}
+    for (tensor, axis), mask in sorted(stay.items()):
+        positions.setdefault(tensor, {})[axis] = mask.nonzero().flatten()  # type: ignore[assignment]
+    removed = np.sort(np.concatenate(gone)) if gone else np.zeros(0, dtype=np.int64)
+    return Kept(positions), removed
+
+
+def _check_mask(group: ChannelGroup, mask: Tensor) -> None:
+    what = f"keep[{group.name!r}]"
+    if not isinstance(mask, Tensor) or mask.dtype != torch.bool or tuple(mask.shape) != (group.channels,):
+        found = f"{mask.dtype} {tuple(mask.shape)}" if isinstance(mask, Tensor) else type(mask).__name__
+        raise ValueError(f"{what} must be a bool tensor of shape ({group.channels},), got {found}")
+    if group.frozen is not None and not bool(mask.all()):
+        raise ValueError(f"{what} removes channels of a group that stays: {group.frozen}")
+    if not bool(mask.any()):
+        raise ValueError(f"{what} removes all {group.channels} channels, at least one must stay")
+
+
+def shrink_(
+    model: nn.Module,
+    graph: ChannelGraph,
+    keep: dict[str, Tensor],
+    optimizer: torch.optim.Optimizer | None = None,
+) -> Kept:
+    """Remove channels from `model` in place, whatever their values; groups not in `keep` are untouched.
+
+    Exact only for channels that `dead` reports (or that are masked to zero everywhere); `compact` checks that.
+
+    Args:
+        model: the model `graph` was built for; its Parameter objects stay, with shorter data and no gradient.
+        graph: built for the model's present shapes. Build a new one afterwards.
+        keep: group name -> bool tensor [channels], True = stays.
+        optimizer: its state tensors of the same shape as a shrunk parameter are sliced alike.
+
+    Raises:
+        KeyError, ValueError, TypeError: bad `keep` or an optimizer state of unknown layout; nothing has changed.
+        StructureError: the model's own code does not follow smaller tensors; everything was put back.
+
+    >>> import torch
+    >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+    >>> graph = ChannelGraph.build(net, torch.zeros(1, 4))
+    >>> kept = shrink_(net, graph, {"0": torch.arange(8) < 3})
+    >>> net[0].out_features, tuple(net[2].weight.shape), kept["0.bias"][0].tolist()
+    (3, (2, 3), [0, 1, 2])
+    """
+    kept, removed = kept_positions(model, graph, keep)
+    if not kept:
+        return kept
+    state = state_tensors(model)
+    touched = {name: state[name] for name in kept}
+    if optimizer is not None:
+        check_state(optimizer, touched)
+    before = {name: (tensor.data, tensor.grad) for name, tensor in touched.items()}
+    ways = proposals(model, graph.flow, removed)
+    for name, positions in kept.items():
+        _set_data(touched[name], sliced(touched[name], positions))
+    layers = _layer_attributes(model)
+    causes: list[str] = []
+    for way in ways:
+        changes = {**way, **layers}
+        old = _set_attributes(model, changes)
+        try:
+            check_structure(model, graph, kept, removed)
+        except StructureError as error:
+            causes.append(str(error))
+            logger.debug("attributes %s do not fit: %s", way, error)
+            _set_attributes(model, old)
+        except BaseException:
+            _set_attributes(model, old)
+            _restore(touched, before)
+            raise
+        else:
+            kept.attributes = changes
+            break
+    else:
+        _restore(touched, before)
+        raise StructureError(f"{type(model).__name__} cannot lose these channels, its code does not follow: {causes[0]}")
+    if optimizer is not None:
+        for name, positions in kept.items():
+            slice_state(optimizer, touched[name], before[name][0].shape, positions)
+    return kept
+
+
+def _set_data(tensor: Tensor, data: Tensor) -> None:
+    """Give a parameter data of another shape.
+
+    A gradient accumulator that an earlier loss still holds remembers the old shape and fails the next backward;
+    passing through another dtype makes autograd drop it.
+    """
+    tensor.grad = None
+    other = torch.float32 if data.dtype != torch.float32 else torch.float64
+    tensor.data = torch.empty(0, dtype=other, device=data.device)
+    tensor.data = data
+
+
+def _restore(touched: dict[str, Tensor], before: dict[str, tuple[Tensor, Tensor | None]]) -> None:
+    for name, (data, grad) in before.items():
+        _set_data(touched[name], data)
+        touched[name].grad = grad
+
+
+def _layer_attributes(model: nn.Module) -> Changes:
+    changes: Changes = {}
+    for path, module in model.named_modules():
+        new = {name: value for name, value in known_attributes(module).items() if getattr(module, name) != value}
+        if new:
+            changes[path] = new
+    return changes
+
+
+def _set_attributes(model: nn.Module, changes: Changes) -> Changes:
+    """Set attributes and return what they were."""
+    old: Changes = {}
+    for path, values in changes.items():
+        module: Any = model.get_submodule(path)
+        old[path] = {name: getattr(module, name) for name in values}
+        for name, value in values.items():
+            setattr(module, name, value)
+    return old

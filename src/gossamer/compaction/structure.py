@@ -1,0 +1,113 @@
+"""Proof that a shrunk model still computes the same thing on fewer channels, from its structure alone.
+
+The shrunk model is captured again. Its parameter axes start with the labels of the positions that were kept; if the
+model's own code (views, chunks, head counts) still lines channels up, no two different channels ever meet, every
+operator is the same one with the same numbers, and every tensor has exactly the size the labels predict.
+"""
+
+from __future__ import annotations
+
+import operator
+from typing import Any
+
+import numpy as np
+from torch import Tensor, fx, nn
+
+from .attributes import shape_after
+from .capture import CaptureError, capture
+from .graph import ChannelGraph
+from .rules import propagate
+from .rules.table import Flow, arguments, op_name
+
+# Operators whose integer arguments are sizes or positions, which are compared through the output shapes instead.
+_SIZED = {
+    "view", "reshape", "_unsafe_view", "expand", "full", "zeros", "ones", "new_zeros", "new_ones", "new_full", "empty",
+    "new_empty", "split", "split_with_sizes", "slice", "unflatten", "repeat", "conv1d", "conv2d", "conv3d",
+    "convolution", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d", "group_norm", "native_group_norm",
+    "arange", "chunk", "narrow", "broadcast_to", "instance_norm", "scalar_tensor", "constant_pad_nd", "pad",
+}  # fmt: skip
+
+
+class StructureError(RuntimeError):
+    """A model whose code does not follow its shrunk tensors."""
+
+
+def check_structure(model: nn.Module, graph: ChannelGraph, kept: dict[str, dict[int, Any]], removed: np.ndarray) -> None:
+    """Raise StructureError unless shrunk `model` lines up with `graph`, the channel graph of the original.
+
+    `kept` = {tensor: {axis: positions}}, `removed` = the label roots that went.
+    """
+    before = graph.flow
+    seeds = {}
+    for (name, axis), labels in before.state.items():
+        roots = before.labels.find(labels)
+        positions = kept.get(name, {}).get(axis)
+        seeds[name, axis] = roots if positions is None else roots[np.asarray(positions)]
+    try:
+        after = propagate(capture(model, graph.example_inputs, route=before.capture.route), seeds)
+    except (CaptureError, ValueError) as error:
+        raise StructureError(str(error)) from error
+    _same_program(before, after, removed)
+    _no_new_ties(after, seeds, np.concatenate(graph.roots))
+
+
+def _same_program(before: Flow, after: Flow, removed: np.ndarray) -> None:
+    old, new = before.capture.calls, after.capture.calls
+    for left, right in zip(old, new):  # noqa: B905 - a difference in length is reported after the common part
+        if op_name(left) != op_name(right):
+            raise StructureError(f"{before.where(left)} became {after.where(right)}")
+        _same_numbers(before, left, right)
+        _same_shapes(before, left, right, removed)
+    if len(old) != len(new):
+        raise StructureError(f"the model runs {len(new)} operators, expected {len(old)}")
+
+
+def _same_numbers(flow: Flow, left: fx.Node, right: fx.Node) -> None:
+    """Literals must survive: a scale computed from a size that shrank would change every value."""
+    if left.target is operator.getitem:
+        return
+    sized = op_name(left) in _SIZED
+    for (name, old), new in zip(arguments(left).items(), arguments(right).values(), strict=True):
+        if _literals(old, sized) != _literals(new, sized):
+            raise StructureError(f"{flow.where(left)} gets {name}={_short(new)} instead of {_short(old)}")
+
+
+def _literals(value: Any, sized: bool) -> list[Any]:
+    if isinstance(value, (tuple, list)):
+        return [item for part in value for item in _literals(part, sized)]
+    if isinstance(value, bool) or isinstance(value, (float, str)) or value is None:
+        return [value]
+    return [value] if isinstance(value, int) and not sized else []
+
+
+def _short(value: Any) -> str:
+    return str(value)[:60]
+
+
+def _same_shapes(flow: Flow, left: fx.Node, right: fx.Node, removed: np.ndarray) -> None:
+    old, new = left.meta.get("val"), right.meta.get("val")
+    if isinstance(old, (tuple, list)):
+        pairs = [(shape_after(flow, left, removed, i), new[i]) for i, item in enumerate(old) if isinstance(item, Tensor)]
+    elif isinstance(old, Tensor):
+        pairs = [(shape_after(flow, left, removed), new)]
+    else:
+        pairs = []
+    for expected, tensor in pairs:
+        if tuple(tensor.shape) != expected:
+            raise StructureError(f"{flow.where(left)} gives shape {tuple(tensor.shape)}, expected {expected}")
+
+
+def _no_new_ties(after: Flow, seeds: dict[tuple[str, int], np.ndarray], channels: np.ndarray) -> None:
+    """Each channel of the shrunk model must be one of the original's `channels` (kernel taps are none)."""
+    keys = [key for key in seeds if key in after.state and len(seeds[key]) == len(after.state[key])]
+    if not keys:
+        return
+    old = np.concatenate([seeds[key] for key in keys])
+    new = after.labels.find(np.concatenate([after.state[key] for key in keys]))
+    known = np.isin(old, channels)
+    pairs = np.unique(np.stack([new[known], old[known]]), axis=1)
+    repeated = np.flatnonzero(pairs[0][1:] == pairs[0][:-1])
+    if len(repeated):
+        root = pairs[0][repeated[0]]
+        names = [f"{name} axis {axis}" for name, axis in keys if (after.labels.find(after.state[name, axis]) == root).any()]
+        raise StructureError(f"channels no longer line up between {' and '.join(names[:3])}")

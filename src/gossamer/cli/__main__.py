@@ -67,7 +67,9 @@ def _fail(error: BaseException, argv: Sequence[str]) -> int:
     if "--debug" in argv:
         traceback.print_exception(error)
     said = " ".join(str(error).split()) or type(error).__name__
-    print(f"gossamer: error: {said}", file=sys.stderr)
+    rank = os.environ.get("RANK", "0")
+    place = "" if rank == "0" else f" in process {rank}"
+    print(f"gossamer: error{place}: {said}", file=sys.stderr)
     return 2
 
 

@@ -1,0 +1,97 @@
+"""The face of the commands: flags that do not change by accident, help without the extras, bars only on terminals."""
+
+from __future__ import annotations
+
+import os
+import pty
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+import gossamer as gs
+from gossamer.cli.__main__ import main
+
+from .conftest import TINY
+
+FLAGS = (Path(__file__).parent / "train_flags.txt").read_text().split()
+
+
+def _help(capfd: pytest.CaptureFixture[str], *argv: str) -> str:
+    with pytest.raises(SystemExit) as leaving:
+        main([*argv, "--help"])
+    assert leaving.value.code == 0
+    return capfd.readouterr().out
+
+
+def test_the_flags_of_train_are_these(capfd: pytest.CaptureFixture[str]) -> None:
+    """Renaming a flag breaks scripts and the printed resume commands: change train_flags.txt on purpose only."""
+    said = _help(capfd, "train")
+    assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", said)) - {"--nproc-per-node"} == set(FLAGS)
+
+
+def test_every_flag_is_explained_in_help_and_in_the_docs(capfd: pytest.CaptureFixture[str]) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "run.md").read_text()
+    said = _help(capfd, "train")
+    for flag in FLAGS:
+        if not flag.startswith("--no-") and flag != "--help":
+            assert f"`{flag}" in page, flag
+    # Each field's docstring reaches the help: the last one stands for all.
+    assert "Show the traceback of an error." in said
+
+
+def test_top_level(capfd: pytest.CaptureFixture[str]) -> None:
+    assert main([]) == 0 and main(["--help"]) == 0
+    out = capfd.readouterr().out
+    assert all(out.count(f"  {command} ") == 2 for command in ("train", "bench", "doctor", "version"))
+    assert main(["version"]) == 0
+    assert capfd.readouterr().out.strip() == gs.__version__
+
+
+def test_doctor_and_version_need_no_extra(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    for package in ("tyro", "tqdm", "sklearn", "PIL", "safetensors", "triton", "transformers"):
+        monkeypatch.setitem(sys.modules, package, None)
+    assert main(["doctor"]) == 0 and main(["version"]) == 0
+    assert "torch" in capfd.readouterr().out
+
+
+def test_a_run_from_the_shell(place: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "gossamer.cli", "train", *TINY, "--out", "run", "--reps", "5", "--events"],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0 and done.stderr == "", done.stderr
+    lines = done.stdout.splitlines()
+    assert lines[0].split() == ["dense", "sparse", "compact"]
+    for row in ("test accuracy", "parameters", "nonzeros", "FLOPs", "bytes", "latency, batch 1", "throughput"):
+        assert any(line.startswith(row) for line in lines), row
+    assert "A/A control" in done.stdout and "is no faster than the dense one" in re.sub(r"\s+", " ", done.stdout)
+    assert sorted(p.name for p in (place / "run").iterdir()) == [
+        "compact", "dense", "events", "report.html", "report.json", "run.json", "sparse",
+    ]  # fmt: skip
+    assert list((place / "run" / "events" / "sparse").glob("events.out.tfevents.*"))
+
+
+def test_a_bar_on_a_terminal_only(place: Path) -> None:
+    ours, theirs = pty.openpty()
+    command = [sys.executable, "-m", "gossamer.cli", "train", *TINY, "--out", "run"]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=theirs)
+    os.close(theirs)
+    said = b""
+    try:
+        while chunk := os.read(ours, 4096):
+            said += chunk
+    except OSError:  # the other end is closed: Linux says so with EIO
+        pass
+    assert process.wait() == 0
+    assert b"12/12" in said and b"accuracy" in said
+
+
+def test_modules_where_it_was_called(place: Path, train: Callable[..., int]) -> None:
+    (place / "mine.py").write_text("import torch\ndef net(classes):\n    return torch.nn.Linear(6, classes)\n")
+    sys.path[:] = [entry for entry in sys.path if entry not in ("", str(place))]
+    assert train("--out", "run", "--method", "set", "--model", "mine:net") == 0

@@ -1,0 +1,104 @@
+"""A run that was stopped and resumed ends with the same bits as one that was not."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from gossamer.cli.__main__ import main
+
+from .conftest import TINY, same
+
+METHODS = ("chase", "rigl")
+
+
+def _end(out: str, stage: str) -> dict:
+    return torch.load(Path(out) / stage / "checkpoint.pt", weights_only=True)
+
+
+def _accuracies(out: str) -> list:
+    return [entry["accuracy"] for entry in json.loads((Path(out) / "report.json").read_text())["table"].values()]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_stopped_anywhere_and_resumed(
+    train: Callable[..., int], method: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert train("--out", "whole", "--method", method) == 0
+    # In the first step, at the end of an epoch, between the two networks, in the second network, at the very end.
+    for step in (1, 8, 12, 17, 24):
+        monkeypatch.setenv("STOP_AT", str(step))
+        assert train("--out", "parts", "--method", method) == 128 + signal.SIGINT
+        monkeypatch.delenv("STOP_AT")
+        said = capfd.readouterr().err
+        assert f"--method {method} --resume" in said.replace("\n", " ")
+        assert not (Path("parts") / "report.html").exists()
+        assert train("--out", "parts", "--method", method, "--resume") == 0
+        for stage in ("dense", "sparse"):
+            same(_end("parts", stage), _end("whole", stage))
+        assert _accuracies("parts") == _accuracies("whole")
+        assert train("--out", "parts", "--method", method, "--resume") == 0  # nothing left to do but the report
+        subprocess.run(["rm", "-r", "parts"], check=True)
+
+
+def test_a_signal_from_outside(place: Path) -> None:
+    """The real thing: another process, a signal sent to it, the printed command typed in again."""
+    command = [sys.executable, "-m", "gossamer.cli", "train", *TINY, "--out", "run"]
+    assert subprocess.run([*command[:-1], "whole"], capture_output=True).returncode == 0
+    for number in (signal.SIGINT, signal.SIGTERM):
+        slow = subprocess.Popen(command, env={"WAIT": "0.2", **_environment()}, stderr=subprocess.PIPE, text=True)
+        _wait_for(Path("run/dense/checkpoint.pt"), slow)
+        slow.send_signal(number)
+        _, said = slow.communicate(timeout=60)
+        assert slow.returncode == 128 + number
+        (again,) = (line.strip() for line in said.splitlines() if line.startswith("  gossamer train"))
+        assert "Traceback" not in said
+        words = again.split()
+        assert subprocess.run([sys.executable, "-m", "gossamer.cli", *words[1:]], capture_output=True).returncode == 0
+        for stage in ("dense", "sparse"):
+            same(_end("run", stage), _end("whole", stage))
+        subprocess.run(["rm", "-r", "run"], check=True)
+
+
+def _environment() -> dict[str, str]:
+    import os
+
+    return {key: value for key, value in os.environ.items() if key != "WAIT"}
+
+
+def _wait_for(path: Path, process: subprocess.Popen) -> None:
+    deadline = time.monotonic() + 60
+    while not path.exists():
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def test_sigterm_stops_between_steps_too(train: Callable[..., int], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STOP_AT", "3")
+    monkeypatch.setenv("STOP_WITH", "SIGTERM")
+    assert train("--out", "run") == 128 + signal.SIGTERM
+    assert _end("run", "dense")["step"] == 3
+
+
+def test_resume_of_nothing_starts(train: Callable[..., int]) -> None:
+    assert train("--out", "new", "--resume") == 0
+
+
+def test_the_handlers_of_before_are_back(train: Callable[..., int]) -> None:
+    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    assert train("--out", "run") == 0
+    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
+
+
+def test_a_checkpoint_is_plain_data(train: Callable[..., int]) -> None:
+    assert train("--out", "run") == 0
+    assert set(_end("run", "sparse")) >= {"identity", "step", "model", "optimizer", "method", "curve"}
+    assert main(["train", *TINY, "--out", "run"]) == 2

@@ -57,7 +57,8 @@ NB_MODULE(_native, m) {
         "Switch every later call to `name`; ValueError when this machine cannot run it.");
   m.def("available_isas", [] { return isas(isa_supported); }, "Built, and run by this CPU; narrow to wide.");
   m.def("built_isas", [] { return isas(isa_built); });
-  m.def("has_openmp", has_openmp);
+  m.def("openmp_library", [] { return std::string(openmp_library()); },
+        "The file of the OpenMP runtime in use; empty when built without OpenMP.");
   m.def("compiler", [] { return std::string(GOSSAMER_COMPILER); });
 
   const nb::call_guard<nb::gil_scoped_release> unlocked;

@@ -8,16 +8,8 @@ namespace {
 template <class Lane>
 void mask_range(Lane* x, const uint8_t* mask, int64_t n) {
   constexpr int kLanes = kWidth / int(sizeof(Lane));
-  typedef Lane Lanes __attribute__((vector_size(kWidth)));
-  typedef uint8_t Bytes __attribute__((vector_size(kLanes)));
-  typedef uint8_t LooseBytes __attribute__((vector_size(kLanes), aligned(1), may_alias));
-  const Lanes zero = {};
   int64_t i = 0;
-  for (; i + kLanes <= n; i += kLanes) {
-    const Bytes bytes = *reinterpret_cast<const LooseBytes*>(mask + i);
-    const Lanes keep = __builtin_convertvector(bytes, Lanes) != zero;
-    store(x + i, load(x + i) & (Vec)keep);
-  }
+  for (; i + kLanes <= n; i += kLanes) store(x + i, keep_lanes<Lane>(load(x + i), mask + i));
   for (; i < n; ++i) x[i] = mask[i] ? x[i] : Lane(0);
 }
 

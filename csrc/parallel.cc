@@ -1,5 +1,10 @@
 #include "parallel.h"
 
+#ifdef _OPENMP
+#include <dlfcn.h>
+#include <omp.h>
+#endif
+
 namespace gossamer {
 
 void run_parts(int64_t parts, int threads, void (*body)(void* context, int64_t part), void* context) {
@@ -9,18 +14,18 @@ void run_parts(int64_t parts, int threads, void (*body)(void* context, int64_t p
     return;
   }
 #ifdef _OPENMP
-  // At most torch's own number of threads: asking libgomp for another team size than torch's would rebuild the pool
-  // at every change of hands.
 #pragma omp parallel for num_threads(threads) schedule(static)
 #endif
   for (int64_t part = 0; part < parts; ++part) body(context, part);
 }
 
-bool has_openmp() {
+const char* openmp_library() {
 #ifdef _OPENMP
-  return true;
+  Dl_info info;
+  if (dladdr(reinterpret_cast<void*>(&omp_get_max_threads), &info) != 0) return info.dli_fname;
+  return "unknown";
 #else
-  return false;
+  return "";
 #endif
 }
 

@@ -103,6 +103,50 @@ inline uint64_t lane_bits(const Block<Lane>& b, Lane keep) {
   return bits;
 }
 
+// v with the lanes zeroed, by bits, whose byte of `flags` is zero.
+template <class Lane>
+inline Vec keep_lanes(Vec v, const uint8_t* flags) {
+#if defined(GOSSAMER_AVX512)
+  const __m512i x = (__m512i)v;
+  if constexpr (sizeof(Lane) == 1) {
+    const __m512i f = _mm512_loadu_si512(flags);
+    return (Vec)_mm512_maskz_mov_epi8(_mm512_test_epi8_mask(f, f), x);
+  } else if constexpr (sizeof(Lane) == 2) {
+    const __m512i f = _mm512_cvtepu8_epi16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(flags)));
+    return (Vec)_mm512_maskz_mov_epi16(_mm512_test_epi16_mask(f, f), x);
+  } else if constexpr (sizeof(Lane) == 4) {
+    const __m512i f = _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(flags)));
+    return (Vec)_mm512_maskz_mov_epi32(_mm512_test_epi32_mask(f, f), x);
+  } else {
+    const __m512i f = _mm512_cvtepu8_epi64(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(flags)));
+    return (Vec)_mm512_maskz_mov_epi64(_mm512_test_epi64_mask(f, f), x);
+  }
+#elif defined(GOSSAMER_AVX2)
+  const __m256i x = (__m256i)v, zero = _mm256_setzero_si256();
+  if constexpr (sizeof(Lane) == 1) {
+    const __m256i f = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(flags));
+    return (Vec)_mm256_andnot_si256(_mm256_cmpeq_epi8(f, zero), x);
+  } else if constexpr (sizeof(Lane) == 2) {
+    const __m256i f = _mm256_cvtepu8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(flags)));
+    return (Vec)_mm256_andnot_si256(_mm256_cmpeq_epi16(f, zero), x);
+  } else if constexpr (sizeof(Lane) == 4) {
+    const __m256i f = _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(flags)));
+    return (Vec)_mm256_andnot_si256(_mm256_cmpeq_epi32(f, zero), x);
+  } else {
+    int four;
+    memcpy(&four, flags, 4);
+    const __m256i f = _mm256_cvtepu8_epi64(_mm_cvtsi32_si128(four));
+    return (Vec)_mm256_andnot_si256(_mm256_cmpeq_epi64(f, zero), x);
+  }
+#else
+  typedef Lane Lanes __attribute__((vector_size(kWidth)));
+  typedef uint8_t Bytes __attribute__((vector_size(kWidth / sizeof(Lane))));
+  Bytes f;
+  memcpy(&f, flags, sizeof(f));
+  return v & (Vec)(__builtin_convertvector(f, Lanes) != Lanes{});
+#endif
+}
+
 // Runs f(part) for every part, on at most `threads` threads.
 template <class F>
 inline void parallel(int64_t parts, int threads, const F& f) {
@@ -113,13 +157,11 @@ inline void parallel(int64_t parts, int threads, const F& f) {
 // The first of n things that belong to `part`; the part ends where the next begins.
 inline int64_t part_begin(int64_t n, int64_t part, int64_t parts) { return n / parts * part + n % parts * part / parts; }
 
-// Below this a second thread costs more than it saves: waking one takes about as long as reading 64 KiB from memory.
-constexpr int64_t kBytesPerThread = 65536;
+// Below this, waking other threads costs more than they save. All of them or none: libgomp ends and restarts threads
+// when the size of a team changes, so the kernels only ever ask for torch's own number.
+constexpr int64_t kParallelBytes = 131072;
 
-inline int useful_threads(int64_t bytes, int threads) {
-  const int64_t useful = 1 + bytes / kBytesPerThread;
-  return int(useful < threads ? useful : threads);
-}
+inline int useful_threads(int64_t bytes, int threads) { return bytes < kParallelBytes ? 1 : threads; }
 
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }

@@ -3,7 +3,8 @@
 from gossamer.kernels.cpu.detect import detect
 from gossamer.kernels.cpu.gather import gather
 from gossamer.kernels.cpu.mask import mask_
+from gossamer.kernels.cpu.read import read
 from gossamer.kernels.cpu.scatter import scatter
 from gossamer.kernels.cpu.select import topk_mask
 
-__all__ = ["detect", "gather", "mask_", "scatter", "topk_mask"]
+__all__ = ["detect", "gather", "mask_", "read", "scatter", "topk_mask"]

@@ -16,12 +16,8 @@ _NEW_EMPTY = torch.Tensor.new_empty
 
 def _poison(tensor: torch.Tensor) -> torch.Tensor:
     """Fill with the value most likely to be noticed: NaN for floats, the largest value for integers."""
-    if (
-        tensor.numel() == 0
-        or tensor.device.type == "meta"
-        or not tensor.is_leaf
-        or type(tensor) is not torch.Tensor
-    ):
+    # The type first: a fake tensor of a size known only at run time cannot be asked how many elements it has.
+    if type(tensor) is not torch.Tensor or tensor.device.type == "meta" or not tensor.is_leaf or tensor.numel() == 0:
         return tensor
     if torch.compiler.is_compiling():
         return tensor

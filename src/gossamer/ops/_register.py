@@ -14,6 +14,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from gossamer.kernels import reference
+
 Backend = Literal["reference", "cpu", "triton"]
 _DEVICE_OF = {"cpu": "cpu", "triton": "cuda"}
 _NEEDS = {
@@ -30,25 +32,29 @@ def _kernel(backend: str, verb: str) -> Callable[..., Any]:
         raise RuntimeError(f"gossamer.ops.{verb} with backend={backend!r} needs {_NEEDS.get(backend)}") from error
 
 
-def launcher(backend: str, verb: str) -> Callable[..., Any]:
+def _contiguous(*args: Any) -> tuple[Any, ...]:
+    return tuple(arg.contiguous() if isinstance(arg, Tensor) else arg for arg in args)
+
+
+def _launcher(backend: str, verb: str) -> Callable[..., Any]:
     """A function that looks its kernel up at the first call and hands it contiguous tensors."""
-
-    def launch(*args: Any) -> Any:
-        return _kernel(backend, verb)(*(arg.contiguous() if isinstance(arg, Tensor) else arg for arg in args))
-
-    return launch
+    return lambda *args: _kernel(backend, verb)(*_contiguous(*args))
 
 
 def register(verb: str, schema: str, fake: Callable[..., Any]) -> Callable[[Backend | None], Callable[..., Any]]:
     """Define `gossamer::verb` and return the function that maps a backend to something callable on raw tensors."""
     name = f"gossamer::{verb}"
     torch.library.define(name, schema)
-    torch.library.impl(name, "CPU", launcher("cpu", verb))
-    torch.library.impl(name, "CUDA", launcher("triton", verb))
+    torch.library.impl(name, "CPU", _launcher("cpu", verb))
+    torch.library.impl(name, "CUDA", _launcher("triton", verb))
     torch.library.register_fake(name, fake)
     op = getattr(torch.ops.gossamer, verb).default
-    reference = launcher("reference", verb)
-    return lambda backend: reference if backend == "reference" else op
+    oracle = getattr(reference, verb)
+
+    def on(backend: Backend | None) -> Callable[..., Any]:
+        return (lambda *args: oracle(*_contiguous(*args))) if backend == "reference" else op
+
+    return on
 
 
 def check_backend(backend: Backend | None, name: str, x: Tensor) -> None:

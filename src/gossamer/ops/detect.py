@@ -1,6 +1,6 @@
 """detect: the pattern of a dense matrix, found at run time.
 
-    tile (r, c) is present  <=>  some element of it is not zero        (-0.0 is zero, NaN is not)
+tile (r, c) is present  <=>  some element of it is not zero        (-0.0 is zero, NaN is not)
 """
 
 from __future__ import annotations

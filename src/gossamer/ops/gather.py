@@ -1,6 +1,6 @@
 """gather: the values of a pattern's tiles (PIT's SRead).
 
-    values[s, i, j] = x[row(s) * bm + i, indices[s] * bn + j]
+values[s, i, j] = x[row(s) * bm + i, indices[s] * bn + j]
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """scatter: tiles back to their places in a matrix that is zero elsewhere (PIT's SWrite).
 
-    dense[row(s) * bm + i, indices[s] * bn + j] = values[s, i, j]
+dense[row(s) * bm + i, indices[s] * bn + j] = values[s, i, j]
 """
 
 from __future__ import annotations

@@ -410,7 +410,8 @@ class Pattern:
     def __str__(self) -> str:
         """A header and a drawing of at most 32 lines of 64 characters. A device sync."""
         rows, cols = self.grid
-        return f"{self!r}\n{self.nnz} of {rows * cols} tiles, density {self.density:.2%}\n{draw(self.keys(), self.grid)}"
+        count = f"{self.nnz} of {rows * cols} tiles, density {self.density:.2%}"
+        return f"{self!r}\n{count}\n{draw(self.keys(), self.grid)}"
 
 
 def _flatten(p: Pattern) -> tuple[list[Any], Any]:

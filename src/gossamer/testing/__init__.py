@@ -1,0 +1,33 @@
+"""What the tests of this library use and a user's tests may: a table of cases, strategies, derived assertions.
+
+from gossamer.testing import CASES, assert_same_bits
+
+for case in CASES:
+    x = case.dense()
+    pattern = gs.detect(x, case.tile)
+    assert_same_bits(gs.ops.scatter(gs.ops.gather(x, pattern), pattern), x)
+"""
+
+from gossamer.testing.asserts import (
+    assert_no_recompile,
+    assert_same_bits,
+    assert_same_tiles,
+    assert_within,
+    gamma,
+    unit_roundoff,
+)
+from gossamer.testing.cases import CASES, DTYPES, Case, case, ids
+
+__all__ = [
+    "CASES",
+    "DTYPES",
+    "Case",
+    "assert_no_recompile",
+    "assert_same_bits",
+    "assert_same_tiles",
+    "assert_within",
+    "case",
+    "gamma",
+    "ids",
+    "unit_roundoff",
+]

@@ -6,13 +6,31 @@
 A method = what it drops x what it grows x when x how much each layer keeps. May import compaction, pattern and kernels.
 """
 
+from gossamer.training.chase import Chase
 from gossamer.training.engine import Method
 from gossamer.training.gradual import GradualMagnitude
+from gossamer.training.granet import GraNet
+from gossamer.training.mest import MEST
 from gossamer.training.rigl import RigL
 from gossamer.training.set import SET
 from gossamer.training.snfs import SNFS
+from gossamer.training.srigl import SRigL
 from gossamer.training.static import Static
 
-METHODS: dict[str, type[Method]] = {cls.name: cls for cls in (Static, SET, RigL, SNFS, GradualMagnitude)}
+METHODS: dict[str, type[Method]] = {
+    method.name: method for method in (Static, SET, RigL, SNFS, MEST, GraNet, GradualMagnitude, SRigL, Chase)
+}
 
-__all__ = ["METHODS", "SET", "SNFS", "GradualMagnitude", "Method", "RigL", "Static"]
+__all__ = [
+    "MEST",
+    "METHODS",
+    "SET",
+    "SNFS",
+    "Chase",
+    "GraNet",
+    "GradualMagnitude",
+    "Method",
+    "RigL",
+    "SRigL",
+    "Static",
+]  # fmt: skip

@@ -6,9 +6,11 @@ import dataclasses
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-import torch
+from torch import Tensor
 
+from gossamer.training import shrinking
 from gossamer.training.statistics import pack, unpack
+from gossamer.training.weights import Masked
 
 if TYPE_CHECKING:
     from gossamer.training.engine import Method
@@ -38,10 +40,8 @@ def save(method: Method) -> dict[str, Any]:
         "config": config(method),
         "step": method.step,
         "shapes": {name: list(shape) for name, shape in method.shapes.items()},
-        "masks": {
-            name: {"shape": list(tensor.mask.shape), "bits": pack(tensor.mask), "prunable": tensor.prunable}
-            for name, tensor in method.tensors.items()
-        },
+        "masks": {name: _packed(tensor) for name, tensor in method.tensors.items()},
+        "channels": method.removed.state_dict() if method.removed else method.saved_channels,
         "ever_active": method.ever_active.state_dict(),
         "churn": dict(method.churn),
         "pending": list(method.pending),
@@ -71,10 +71,20 @@ def check(method: Method, state: Mapping[str, Any]) -> None:
 def load(method: Method, state: Mapping[str, Any]) -> None:
     """See `Method.load_state_dict`."""
     check(method, state)
-    masks = {n: unpack(entry["bits"], tuple(entry["shape"])) for n, entry in state["masks"].items()}
+    masks = {name: _unpacked(entry) for name, entry in state["masks"].items()}
+    _check_channels(method, state["channels"])
+    if state["channels"] is not None and method.removed is not None:
+        method.removed.set_alive({name: entry["here"] for name, entry in state["channels"].items()})
+        shrinking.shrink(method)  # a run that was compacted goes on in the network it had become
+        method.removed.set_alive({name: entry["alive"] for name, entry in state["channels"].items()})
+    else:
+        method.saved_channels = state["channels"]
+    method.tensors = {name: tensor for name, tensor in method.tensors.items() if tensor.prunable}
+    for name, (mask, axes) in masks.items():
+        tensor = method.track(name)
+        tensor.mask.copy_(mask)
+        tensor.axes = {axis: vector.to(tensor.mask.device) for axis, vector in axes.items()}
     method.load_extra_state(state["extra"])
-    for name, mask in masks.items():
-        method.tensors[name].mask.copy_(mask)
     method.ever_active.load_state_dict(state["ever_active"])
     method.step = state["step"]
     method.churn = dict(state["churn"])
@@ -82,5 +92,25 @@ def load(method: Method, state: Mapping[str, Any]) -> None:
     method._window = {n: g.to(method.tensors[n].parameter.device).clone() for n, g in state["window"].items()}
     method._window_steps = state["window_steps"]
     method.history = [dict(entry) for entry in state["history"]]
-    with torch.no_grad():
-        method.apply()
+    method._reloaded = True
+    method.apply()
+
+
+def _check_channels(method: Method, channels: dict[str, Any] | None) -> None:
+    if channels is None:
+        if method.removed and not all(bool(alive.all()) for alive in method.channels().values()):
+            raise ValueError("the state has all channels, the network has lost some: use a fresh network")
+    elif method.removed is not None:
+        method.removed.check_state_dict(channels)
+    elif any(len(entry["here"]) != 1 + int(entry["here"].max()) for entry in channels.values()):
+        raise ValueError("the state is of a compacted network: pass example_inputs to the method to resume it")
+
+
+def _packed(tensor: Masked) -> dict[str, Any]:
+    axes = {str(axis): {"size": len(vector), "bits": pack(vector)} for axis, vector in tensor.axes.items()}
+    return {"shape": list(tensor.mask.shape), "bits": pack(tensor.mask), "axes": axes}
+
+
+def _unpacked(entry: Mapping[str, Any]) -> tuple[Tensor, dict[int, Tensor]]:
+    axes = {int(axis): unpack(vector["bits"], (vector["size"],)) for axis, vector in entry["axes"].items()}
+    return unpack(entry["bits"], tuple(entry["shape"])), axes

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from gossamer.training import checkpoint, distributed, optimizer_state, statistics
+from gossamer.training.channels import Channels
 from gossamer.training.distribution import budgets
 from gossamer.training.random import normal, uniform
 from gossamer.training.select import mask_, topk
@@ -27,6 +28,7 @@ from gossamer.training.statistics import EverActive
 from gossamer.training.weights import Layer, Masked, discover, unwrap
 
 if TYPE_CHECKING:
+    from gossamer.compaction import ChannelGraph
     from gossamer.pattern import Pattern
 
 logger = logging.getLogger(__name__)
@@ -43,6 +45,7 @@ class Method(Settings):
         budget: units each layer keeps by the distribution at the target density.
         history: one dict per event: step, kind, nnz, density, dropped, grown, and what the method adds.
         pending: events that are due and wait for gradients.
+        removed: channels and which of them live, for methods that remove channels.
     """
 
     name: ClassVar[str]
@@ -74,6 +77,8 @@ class Method(Settings):
         self._stash: list[tuple[nn.Parameter, Tensor]] = []
         self._versions: dict[str, int] = {}
         self._reloaded = True
+        self.removed: Channels | None = None
+        self.saved_channels: dict[str, Any] | None = None
         self.prepare()
         units = self._initial_units()
         for layer, chosen in units.items():
@@ -171,6 +176,14 @@ class Method(Settings):
         device = layer.tensor.parameter.device
         return uniform(layer.units, seed=self.seed, name=layer.name, step=self.step, purpose=purpose, device=device)
 
+    def track(self, name: str) -> Masked:
+        """The mask of a parameter by any of its names; parameters that are not prunable begin with a mask of ones."""
+        parameter = self.network.get_parameter(name)
+        for tensor in self.tensors.values():
+            if tensor.parameter is parameter:
+                return tensor
+        return self.tensors.setdefault(name, Masked.full(name, parameter, prunable=False))
+
     # ------------------------------------------------------------------ what a user calls
 
     @property
@@ -193,8 +206,13 @@ class Method(Settings):
         return {name: Pattern.from_mask(mask.reshape(len(mask), -1), self.tile) for name, mask in self.masks.items()}
 
     def channels(self) -> dict[str, Tensor]:
-        """Which channels live, per channel group; empty for methods that remove none."""
-        return {}
+        """bool[channels of the original network] per channel group: which live. Empty for methods that remove none."""
+        return self.removed.full() if self.removed else {}
+
+    @property
+    def graph(self) -> ChannelGraph | None:
+        """The channel graph of the original network that `channels` refers to."""
+        return self.removed.first_graph if self.removed else None
 
     def stats(self) -> dict[str, Any]:
         """Numbers for a report.
@@ -209,7 +227,7 @@ class Method(Settings):
     def apply(self) -> None:
         """Zero weights and optimizer states outside the masks, exactly."""
         for tensor in self.tensors.values():
-            self._apply(tensor)
+            self.apply_mask(tensor)
 
     @torch.no_grad()
     def apply_to(self, copy: nn.Module) -> nn.Module:
@@ -302,7 +320,7 @@ class Method(Settings):
             if tensor.mask.device != tensor.parameter.device:
                 tensor.mask = tensor.mask.to(tensor.parameter.device)
             if self._reloaded or self._versions[name] != tensor.parameter._version:
-                self._apply(tensor)  # somebody else wrote to the weight: load_state_dict, an EMA swap, ...
+                self.apply_mask(tensor)  # somebody else wrote to the weight: load_state_dict, an EMA swap, ...
             if tensor.parameter.grad is not None:
                 mask_(tensor.parameter.grad, tensor.mask)
 
@@ -372,7 +390,7 @@ class Method(Settings):
             self.churn[tensor.name] = gains / max(int(new.sum()), 1)
             dropped, grown = dropped + losses, grown + gains
         for tensor in {id(layer.tensor): layer.tensor for layer in changes}.values():
-            self._apply(tensor)
+            self.apply_mask(tensor)
             self.ever_active.record(tensor)
         return {"dropped": dropped, "grown": grown}
 
@@ -389,7 +407,8 @@ class Method(Settings):
         )  # fmt: skip
         return (noise * deviation).view(layer.shape).to(parameter.dtype)
 
-    def _apply(self, tensor: Masked) -> None:
+    def apply_mask(self, tensor: Masked) -> None:
+        """Zero one weight and its optimizer states outside the mask."""
         mask_(tensor.parameter.data, tensor.mask)
         for state in optimizer_state.tensors(self.optimizer, tensor.parameter, tensor.name):
             mask_(state, tensor.mask)

@@ -64,11 +64,11 @@ class Settings:
 
     def validate(self) -> None:
         """Raise ValueError or TypeError for a value outside its range."""
-        integers = {"total_steps": 1, "update_every": 1, "grad_window": 1, "seed": 0}
-        for name, low in integers.items():
-            value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < low:
-                raise ValueError(f"{name} must be an integer >= {low}, got {value!r}")
+        for name in ("total_steps", "update_every", "grad_window"):
+            count(name, getattr(self, name))
+        count("seed", self.seed, low=0)
+        if self.grad_window > self.update_every:
+            raise ValueError(f"grad_window={self.grad_window} is longer than update_every={self.update_every}")
         if not 0.0 <= self.start <= self.stop <= 1.0:
             raise ValueError(
                 f"start and stop are fractions of total_steps with 0 <= start <= stop <= 1, got start={self.start}, "
@@ -93,3 +93,9 @@ def fraction(name: str, value: float, *, low: float = 0.0, high: float = 1.0) ->
     """Raise ValueError unless low <= value <= high."""
     if not low <= value <= high:
         raise ValueError(f"{name} must be in [{low}, {high}], got {value!r}")
+
+
+def count(name: str, value: object, *, low: int = 1) -> None:
+    """Raise ValueError unless `value` is an integer >= low."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < low:
+        raise ValueError(f"{name} must be an integer >= {low}, got {value!r}")

@@ -61,26 +61,23 @@ class SNFS(SET):
             self.average[name].lerp_(gradient, 1 - self.momentum)
 
     def handle(self, event: str, t: int) -> tuple[Change, dict[str, Any]]:
-        share, kept, room, wanted = self.drop_share(t), {}, [], []
-        layers = self.dynamic()
-        for layer in layers:
-            active = layer.active()
-            kept[layer] = rewire(
-                active, drop=int(share * int(active.sum())), grow=0, drop_scores=self.drop_scores(layer)
-            )
-            room.append(int((~(kept[layer] if self.regrow_dropped else active)).sum()))
-            scores = self.grow_scores(layer)[kept[layer]]
-            wanted.append(float(scores.mean()) if scores.numel() else 0.0)
-        total = sum(int(layer.active().sum()) - int(kept[layer].sum()) for layer in layers)
-        grown = allocate(min(total, sum(room)), wanted, room)
-        if total > sum(room):  # nearly dense and no regrowth: drop only what finds a new place
-            return super().handle(event, t)
-        changes = {}
-        for layer, count in zip(layers, grown, strict=True):
-            allowed = None if self.regrow_dropped else ~layer.active()
-            changes[layer] = rewire(
-                kept[layer], drop=0, grow=count, grow_scores=self.grow_scores(layer), allowed=allowed
-            )
+        share, layers = self.drop_share(t), self.dynamic()
+        active = [layer.active() for layer in layers]
+        drops = [int(share * int(a.sum())) for a in active]
+        if not self.regrow_dropped:  # nearly dense: drop only as many as find a new place
+            drops = allocate(min(sum(drops), sum(int((~a).sum()) for a in active)), drops, drops)
+        kept = [
+            rewire(a, drop=n, grow=0, drop_scores=self.drop_scores(layer))
+            for layer, a, n in zip(layers, active, drops, strict=True)
+        ]
+        scores = [self.grow_scores(layer) for layer in layers]
+        means = [float(s[k].mean()) if k.any() else 0.0 for s, k in zip(scores, kept, strict=True)]
+        free = [~(k if self.regrow_dropped else a) for k, a in zip(kept, active, strict=True)]
+        grown = allocate(sum(drops), means, [int(f.sum()) for f in free])
+        changes = {
+            layer: rewire(k, drop=0, grow=n, grow_scores=s, allowed=f)
+            for layer, k, n, s, f in zip(layers, kept, grown, scores, free, strict=True)
+        }
         return changes, {"drop_fraction": share}
 
     def grow_scores(self, layer: Layer) -> Tensor:

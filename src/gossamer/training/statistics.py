@@ -75,7 +75,7 @@ class EverActive:
 
 def summary(method: Method) -> dict[str, Any]:
     """See `Method.stats`."""
-    layers = {}
+    layers: dict[str, dict[str, Any]] = {}
     for name, mask in method.masks.items():
         nnz, size, ever = int(mask.sum()), method.sizes[name], method.ever_active.count(method.tensors[name])
         layers[name] = {

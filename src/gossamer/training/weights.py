@@ -81,6 +81,13 @@ class Layer:
         """(out, in, *kernel) of this block of rows."""
         return (self.last - self.first, *self.tensor.parameter.shape[1:])
 
+    def living_shape(self) -> list[int]:
+        """`full_shape` without dead channels."""
+        shape = list(self.full_shape)
+        for axis, vector in self.tensor.axes.items():
+            shape[axis] = int((vector[self.first : self.last] if axis == 0 else vector).sum())
+        return shape
+
     @property
     def grid(self) -> tuple[int, int]:
         return -(-self.shape[0] // self.tile[0]), -(-self.shape[1] // self.tile[1])

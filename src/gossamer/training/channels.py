@@ -1,0 +1,284 @@
+"""Which channels of a network live, over the groups of a `gossamer.compaction.ChannelGraph`; scoring and killing them.
+
+Killing channel c of a group zeroes, for good, every slice that makes, carries or reads it: rows and biases of its
+writers, scale and shift of its norms, columns of its readers, and their optimizer state. The channel's activation is
+then exactly zero and the network computes what the network without it computes, in training and in evaluation.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from gossamer.compaction import ChannelGraph, ChannelGroup
+
+if TYPE_CHECKING:
+    from gossamer.training.engine import Method
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(eq=False)
+class Channels:
+    """The channels of some groups of a graph.
+
+    Attributes:
+        graph: the graph of the network as it is now (compaction replaces it); first_graph that of the original.
+        groups: the groups whose channels may be killed, by name.
+        alive: bool[channels of the group now] per group.
+        origin: int64[channels of the group now] per group: the channel's number in the original network.
+        original: channels per group of the original network.
+        entries: weights one channel has in its writers, in the original network: |W_c|.
+    """
+
+    network: nn.Module
+    graph: ChannelGraph
+    first_graph: ChannelGraph
+    groups: dict[str, ChannelGroup]
+    alive: dict[str, Tensor]
+    origin: dict[str, Tensor]
+    original: dict[str, int]
+    entries: dict[str, int]
+
+    @classmethod
+    def of(cls, network: nn.Module, graph: ChannelGraph, groups: Sequence[ChannelGroup]) -> Channels:
+        """All channels of these groups, alive."""
+        result = cls(network, graph, graph, {group.name: group for group in groups}, {}, {}, {}, {})
+        for group in groups:
+            result.alive[group.name] = torch.ones(group.channels, dtype=torch.bool)
+            result.origin[group.name] = torch.arange(group.channels)
+            result.original[group.name] = group.channels
+            result.entries[group.name] = sum(
+                weight.numel() // weight.shape[axis] * index.shape[1] for weight, axis, index in result.writers(group)
+            )
+        return result
+
+    def writers(self, group: ChannelGroup) -> list[tuple[Tensor, int, Tensor]]:
+        """(weight, axis, index[channels, k]) of the weights that make the group's channels; biases are not weights."""
+        found = [(self.network.get_parameter(m.tensor), m) for m in group.members if m.role == "writer"]
+        return [(weight.detach(), m.axis, m.index) for weight, m in found if weight.ndim > 1]
+
+    def restricted(self, keep: Callable[[ChannelGroup], bool]) -> Channels:
+        """The same with fewer groups."""
+        return Channels.of(self.network, self.graph, [group for group in self.groups.values() if keep(group)])
+
+    def full(self) -> dict[str, Tensor]:
+        """bool[channels of the original network] per group: which live."""
+        result = {}
+        for name, count in self.original.items():
+            result[name] = torch.zeros(count, dtype=torch.bool)
+            result[name][self.origin[name][self.alive[name]]] = True
+        return result
+
+    def umm(self) -> dict[str, Tensor]:
+        """float64[channels] per group: unmasked mean magnitude, UMM(c) = sum of |w| over W_c / |W_c|.
+
+        W_c are the weights of channel c in all writers of the group, zeros and removed inputs included, so that one
+        number falls when a channel loses weights and when its weights shrink (Chase, Yin et al., 2023). With a single
+        writer this is the paper's score; several writers (a residual stream) pool their weights.
+        """
+        result = {}
+        for name, group in self.groups.items():
+            total = torch.zeros(group.channels, dtype=torch.float64)
+            for weight, axis, index in self.writers(group):
+                others = [a for a in range(weight.ndim) if a != axis]
+                # in float64: the sum of a compacted weight then ranks channels as that of the masked one does
+                per_position = weight.abs().sum(others, dtype=torch.float64).cpu()
+                total += per_position[index].sum(1)
+            result[name] = total / self.entries[name]
+        return result
+
+    @torch.no_grad()
+    def kill(self, method: Method, name: str, channels: Tensor) -> None:
+        """Remove channels (int64, present numbers) of one group from every tensor they touch."""
+        self.alive[name][channels] = False
+        touched = []
+        for member in self.groups[name].members:
+            if member.role == "stat":
+                continue  # running statistics of a zero channel have no effect
+            tensor = method.track(member.tensor)
+            size = tensor.parameter.shape[member.axis]
+            vector = tensor.axes.setdefault(member.axis, torch.ones(size, dtype=torch.bool, device=tensor.mask.device))
+            vector[member.index[channels].reshape(-1).to(vector.device)] = False
+            touched.append(tensor)
+        for tensor in touched:
+            alive = tensor.alive()
+            assert alive is not None
+            tensor.mask &= alive
+            method.apply_mask(tensor)
+
+    def slice(self, graph: ChannelGraph) -> None:
+        """Take over the graph of the network after its dead channels were cut out.
+
+        Raises:
+            RuntimeError: the graph does not have the living channels of this object.
+        """
+        groups = {group.name: group for group in graph.groups}
+        for name in self.groups:
+            expected = int(self.alive[name].sum())
+            if name not in groups or groups[name].channels != expected:
+                raise RuntimeError(f"group {name} has {expected} living channels, the compacted network differs")
+            self.groups[name] = groups[name]
+            self.origin[name] = self.origin[name][self.alive[name]]
+            self.alive[name] = torch.ones(expected, dtype=torch.bool)
+        self.graph = graph
+
+    def state_dict(self) -> dict[str, Any]:
+        """The numbers, in the original network, of the channels that live and of those that are still there."""
+        return {
+            name: {"alive": self.origin[name][alive], "here": self.origin[name]} for name, alive in self.alive.items()
+        }
+
+    def check_state_dict(self, state: dict[str, Any]) -> None:
+        """Raise ValueError unless the state has these groups and no channel that was cut out here."""
+        if state.keys() != self.alive.keys():
+            raise ValueError(f"the state has channel groups {list(state)}, expected {list(self.alive)}")
+        for name, entry in state.items():
+            if not bool(torch.isin(entry["here"], self.origin[name]).all()):
+                raise ValueError(
+                    f"the network has lost channels of {name} that the state still has: use a fresh network"
+                )
+
+    def set_alive(self, numbers: dict[str, Tensor]) -> None:
+        """Let exactly the channels with these original numbers live."""
+        self.alive = {name: torch.isin(origin, numbers[name]) for name, origin in self.origin.items()}
+
+
+def find(method: Method, example_inputs: Any) -> Channels:
+    """The channels of the method's network that may be removed and are trained.
+
+    Groups with a member that is frozen (requires_grad=False) or outside the optimizer are left out.
+    """
+    graph = ChannelGraph.build(method.network, example_inputs)
+    held = {id(p) for group in method.optimizer.param_groups for p in group["params"]}
+    groups = []
+    for group in graph.removable:
+        parameters = {m.tensor: method.network.get_parameter(m.tensor) for m in group.members if m.role != "stat"}
+        outside = [n for n, p in parameters.items() if not p.requires_grad or id(p) not in held]
+        if outside:
+            logger.info("channels of %s stay: %s are not trained by this optimizer", group.name, outside)
+        else:
+            groups.append(group)
+    return Channels.of(method.network, graph, groups)
+
+
+def watch(method: Method, example_inputs: Any, use: Callable[[Channels], None]) -> None:
+    """Call `use` with the network's channels: now, or at the first forward when there are no example inputs.
+
+    Raises:
+        ValueError: a compiled model without example inputs, as compiled code cannot call back.
+    """
+    if example_inputs is not None:
+        use(find(method, example_inputs))
+        return
+    if type(method.model).__name__ == "OptimizedModule":
+        raise ValueError(
+            "a compiled model needs example_inputs: its channels cannot be traced from inside compiled code"
+        )
+    handle = method.network.register_forward_pre_hook(_FirstForward(method, use), with_kwargs=True)
+    method.network.__dict__["_forward_pre_hooks"][handle.id].handle = handle
+
+
+class _FirstForward:
+    """A forward hook that traces the network once; copies and pickles of the network carry an inert one."""
+
+    def __init__(self, method: Method | None = None, use: Callable[[Channels], None] | None = None) -> None:
+        self.method, self.use = method, use
+        self.handle: Any = None
+
+    def __call__(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
+        if self.method is None or self.use is None:
+            return
+        if torch.compiler.is_compiling():
+            raise RuntimeError("a compiled model needs example_inputs: pass them to the training method")
+        if args and kwargs:
+            raise ValueError("the model takes positional and keyword arguments: pass example_inputs to the method")
+        method, use, self.method = self.method, self.use, None
+        self.handle.remove()
+        use(find(method, args or kwargs))
+        if method.saved_channels is not None and method.removed is not None:
+            method.removed.check_state_dict(method.saved_channels)
+            method.removed.set_alive({name: entry["alive"] for name, entry in method.saved_channels.items()})
+            method.saved_channels = None
+
+    def __reduce__(self) -> tuple[type, tuple]:
+        return _FirstForward, ()
+
+    def __deepcopy__(self, memo: dict) -> _FirstForward:
+        return _FirstForward()
+
+
+def widths(
+    scores: dict[str, Tensor], alive: dict[str, Tensor], *, floors: dict[str, int], remove: int, round_to: int = 1
+) -> dict[str, int]:
+    """How many channels each group keeps when `remove` channels of smallest score go, over all groups.
+
+    The channels are walked in the order (score, group, channel); one whose group is at its floor is passed over. With
+    `round_to` the widths move to multiples of it, those nearest below first, and the number removed stays exact: at
+    most one group keeps an odd width (more only where floors or the original widths are odd).
+
+    Raises:
+        ValueError: the floors do not allow that many.
+
+    Example:
+        >>> scores = {"a": torch.tensor([0.1, 0.5, 0.2]), "b": torch.tensor([0.3, 0.05])}
+        >>> alive = {name: torch.ones(len(s), dtype=torch.bool) for name, s in scores.items()}
+        >>> widths(scores, alive, floors={"a": 1, "b": 1}, remove=3)
+        {'a': 1, 'b': 1}
+    """
+    names = list(scores)
+    result = {name: int(alive[name].sum()) for name in names}
+    most = sum(result[name] - floors[name] for name in names)
+    if remove > most:
+        raise ValueError(f"cannot remove {remove} channels: the floors {floors} of widths {result} allow {most}")
+    owner = torch.cat([torch.full((int(alive[name].sum()),), i) for i, name in enumerate(names)])
+    values = torch.cat([scores[name][alive[name]] for name in names])
+    left = remove
+    for place in torch.argsort(values, stable=True).tolist():
+        if not left:
+            break
+        name = names[int(owner[place])]
+        if result[name] > floors[name]:
+            result[name] -= 1
+            left -= 1
+    return _rounded(result, {n: int(alive[n].sum()) for n in names}, floors, round_to) if round_to > 1 else result
+
+
+def _rounded(result: dict[str, int], present: dict[str, int], floors: dict[str, int], k: int) -> dict[str, int]:
+    up = {name: min(present[name], -(-width // k) * k) for name, width in result.items()}
+    excess = sum(up.values()) - sum(result.values())
+    for name in sorted(result, key=lambda name: result[name] % k):
+        down = max(result[name] // k * k, floors[name])
+        step = min(max(up[name] - down, 0), excess)
+        up[name] -= step
+        excess -= step
+    for name in up:  # floors kept every group from its lower multiple: take what is left anywhere
+        step = min(up[name] - floors[name], excess)
+        up[name] -= step
+        excess -= step
+    return up
+
+
+def lowest(scores: Tensor, alive: Tensor, keep: int) -> Tensor:
+    """Numbers (int64) of the living channels of smallest score that go when `keep` stay."""
+    places = alive.nonzero().squeeze(1)
+    return places[torch.argsort(scores[places], stable=True)[: len(places) - keep]].sort().values
+
+
+def rows_of(channels: Channels, tensor: str) -> tuple[str, Tensor] | None:
+    """(group, int64[channels] rows) when rows of this weight alone make the channels of a group, else None."""
+    for name, group in channels.groups.items():
+        writers = [m for m in group.members if m.role == "writer" and channels.network.get_parameter(m.tensor).ndim > 1]
+        if (
+            len(writers) == 1
+            and writers[0].tensor == tensor
+            and writers[0].axis == 0
+            and writers[0].index.shape[1] == 1
+        ):
+            return name, writers[0].index[:, 0]
+    return None

@@ -1,0 +1,151 @@
+"""Chase: explore globally under a soft memory bound while whole channels, drained by the exploration, are removed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from gossamer.training import shrinking
+from gossamer.training.channels import Channels, lowest, watch, widths
+from gossamer.training.engine import Change
+from gossamer.training.exploration import Exploration
+from gossamer.training.schedule import Schedule
+from gossamer.training.settings import count, fraction, one_of
+
+
+@dataclass(eq=False, repr=False)
+class Chase(Exploration):
+    """Yin et al., "Dynamic sparsity is channel-level sparsity learner", 2023.
+
+    Exploration, every `explore_every` steps. Until `explore_stop` (phase A): prune to round(d * N) weights of largest
+    |w|, grow to round(D(t) * N) where |dense gradient| is largest, D(t) = d + extra_density (1 + cos(pi t / T_A)) / 2.
+    After it (phase B): replace ceil(rho(t) * nnz) weights and return to round(d * N), rho cosine over `final_drop`.
+    N is the original number of weights throughout: what removed channels held is grown elsewhere.
+
+    Removal, every `channel_every` steps and half an exploration period later, until `channel_stop` (T_c): after each
+    event exactly round(C * S(t)) of the C channels are gone, S(t) = channel_sparsity * (1 - (1 - t / T_c)^3), those of
+    smallest UMM = mean |w| over all entries of the channel (`Channels.umm`). Removed channels never return. A group
+    keeps at least max(1, floor(C_g * (1 - channel_sparsity) * min_width)) channels.
+
+    Args (beyond `Settings`; `update_every`, `start`, `stop`, `replace_step` and `regrow_dropped` do not apply):
+        channel_sparsity: fraction of the channels of all removable groups that is removed, in [0, 1].
+        explore_every: optimizer steps between explorations.
+        channel_every: optimizer steps between removals.
+        extra_density: soft memory bound above `density`.
+        explore_stop: fraction of total_steps at which phase B begins.
+        channel_stop: fraction of total_steps of the last removal.
+        final_drop: replaced fraction in phase B, at the beginning and at the end of the whole training.
+        min_width: floor of a group's width, as a fraction of its share.
+        scope: "inner" (channels inside a block, and attention heads: as published) or "all" (residual streams too, what
+            the paper calls prune skip; the score of such a channel pools all its writers, our extension).
+        explore: "global" (one ranking over all layers) or "layer" (each layer by its ERK share of the living network).
+        normalize: "none", or "group" to divide a channel's score by its group's mean before comparing groups.
+        round_to: prefer widths that are multiples of this.
+        compact_every: cut dead channels out of the network, optimizer and masks in place after every k-th removal
+            (k removals are k * channel_every optimizer steps), so that training itself gets faster. None: never.
+        example_inputs: inputs for tracing the channels; None: the first training batch.
+
+    Raises (beyond `Settings`):
+        ValueError: a channel_sparsity the floors do not allow; a network without removable channels; arguments out of
+            range; compact_every with more than one process or with tiles.
+
+    Example:
+        >>> import torch
+        >>> model = torch.nn.Sequential(torch.nn.Linear(20, 16), torch.nn.ReLU(), torch.nn.Linear(16, 5))
+        >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        >>> method = Chase(
+        ...     model, optimizer, density=0.2, channel_sparsity=0.5, total_steps=20, explore_every=4, channel_every=4
+        ... )
+        >>> for _ in range(20):
+        ...     optimizer.zero_grad(); model(torch.randn(3, 20)).square().sum().backward(); optimizer.step()
+        >>> method.nnz(), int(method.channels()["0"].sum())
+        (80, 8)
+    """
+
+    channel_sparsity: float = 0.4
+    channel_every: int = 100
+    channel_stop: float = 0.8
+    min_width: float = 0.2
+    scope: str = "inner"
+    normalize: str = "none"
+    round_to: int = 1
+    compact_every: int | None = None
+    example_inputs: Any = None
+    name: ClassVar[str] = "chase"
+
+    def validate(self) -> None:
+        super().validate()
+        for name in ("channel_sparsity", "channel_stop", "min_width"):
+            fraction(name, getattr(self, name))
+        for name in ("channel_every", "round_to", *(["compact_every"] if self.compact_every is not None else [])):
+            count(name, getattr(self, name))
+        one_of("scope", self.scope, ("inner", "all"))
+        one_of("normalize", self.normalize, ("none", "group"))
+
+    def prepare(self) -> None:
+        self.last_removal = round(self.channel_stop * self.total_steps)
+        self.removals = 0
+        if self.compact_every:
+            shrinking.refuse(self)
+        if self.channel_sparsity:
+            watch(self, self.example_inputs, self._found)
+
+    def _found(self, channels: Channels) -> None:
+        kinds = ("inner", "heads") if self.scope == "inner" else ("inner", "heads", "residual")
+        channels = channels.restricted(lambda group: group.kind in kinds)
+        if not channels.groups:
+            raise ValueError(
+                f"no channels can be removed with scope={self.scope!r}; pass channel_sparsity=0, or see why:\n"
+                f"{channels.graph.explain()}"
+            )
+        self.total_channels = sum(channels.original.values())
+        self.floors = {
+            name: max(1, int(size * (1.0 - self.channel_sparsity) * self.min_width))
+            for name, size in channels.original.items()
+        }
+        wanted, most = self.removed_by(self.last_removal), self.total_channels - sum(self.floors.values())
+        if wanted > most:
+            raise ValueError(
+                f"channel_sparsity={self.channel_sparsity} removes {wanted} of {self.total_channels} channels, but the "
+                f"floors {self.floors} leave only {most} to remove: lower channel_sparsity or min_width"
+            )
+        self.removed = channels
+
+    def removed_by(self, t: int) -> int:
+        """Channels gone after the removal of step t: round(C * S(t)), C over all groups of the original network."""
+        progress = t / self.last_removal if self.last_removal else 1.0
+        return round(self.total_channels * Schedule("cubic", 0.0, self.channel_sparsity)(progress))
+
+    def events(self, t: int) -> tuple[str, ...]:
+        last = t == self.last_removal
+        removal = last or ((t + self.explore_every // 2) % self.channel_every == 0 and t < self.last_removal)
+        if not (removal and self.channel_sparsity):
+            return super().events(t)
+        # the last removal is followed at once by an exploration: the run ends on its budget
+        return ("channels", "explore") if last else ("channels", *super().events(t))
+
+    def handle(self, event: str, t: int) -> tuple[Change, dict[str, Any]]:
+        if event == "explore":
+            return super().handle(event, t)
+        if self.removed is None:
+            raise RuntimeError("no forward pass of the model was seen: pass example_inputs to trace its channels")
+        alive, scores = self.removed.alive, self.removed.umm()
+        if self.normalize == "group":
+            scores = {name: s / s[alive[name]].mean().clamp_min(1e-300) for name, s in scores.items()}
+        left = sum(int(a.sum()) for a in alive.values())
+        going = max(self.removed_by(t) - (self.total_channels - left), 0)
+        keep = widths(scores, alive, floors=self.floors, remove=going, round_to=self.round_to)
+        for name, width in keep.items():
+            self.removed.kill(self, name, lowest(scores[name], alive[name], width))
+        self.removals += 1
+        return {}, {"removed": going, "channels": left - going}
+
+    def settle(self) -> None:
+        if self.compact_every and "channels" in self._due and self.removals % self.compact_every == 0:
+            shrinking.shrink(self)
+
+    def extra_state(self) -> dict[str, Any]:
+        return {"removals": self.removals}
+
+    def load_extra_state(self, state: dict[str, Any]) -> None:
+        self.removals = state["removals"]

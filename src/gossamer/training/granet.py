@@ -1,0 +1,64 @@
+"""GraNet: prune gradually and globally, and regenerate a part of every layer after each pruning."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from gossamer.training.engine import Change
+from gossamer.training.gradual import GradualMagnitude
+from gossamer.training.schedule import Schedule
+from gossamer.training.select import rewire
+from gossamer.training.settings import fraction
+
+
+@dataclass(eq=False, repr=False)
+class GraNet(GradualMagnitude):
+    """Liu et al., "Sparse training via boosting pruning plasticity with neuroregeneration", 2021.
+
+    Each event first prunes to round(D(t) * N) weights of largest |w| over all layers, D cubic from `initial_density`
+    to `density`; then every layer drops floor(r(t) * nnz_l) more and grows as many where |gradient| is largest
+    (zero-cost neuroregeneration), r cosine from `regenerate` to 0. A last event at `stop` ends at round(density * N).
+
+    Args (beyond `GradualMagnitude`):
+        regenerate: share of a layer replaced at the first event, in [0, 1].
+
+    Example:
+        >>> import torch
+        >>> model = torch.nn.Linear(20, 10)
+        >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        >>> method = GraNet(model, optimizer, density=0.1, total_steps=8, update_every=2)
+        >>> for _ in range(8):
+        ...     optimizer.zero_grad(); model(torch.randn(3, 20)).square().sum().backward(); optimizer.step()
+        >>> [event["nnz"] for event in method.history]
+        [44, 23, 20]
+    """
+
+    initial_density: float = 0.5
+    scope: str = "global"
+    regenerate: float = 0.5
+    name: ClassVar[str] = "granet"
+
+    def validate(self) -> None:
+        super().validate()
+        fraction("regenerate", self.regenerate)
+
+    def needs_gradient(self, event: str) -> bool:
+        return True
+
+    def handle(self, event: str, t: int) -> tuple[Change, dict[str, Any]]:
+        changes, note = super().handle(event, t)
+        share = Schedule("cosine", self.regenerate)(self.progress(t))
+        for layer, active in changes.items():
+            count = int(share * int(active.sum()))
+            if not self.regrow_dropped:
+                count = min(count, int((~active).sum()))
+            changes[layer] = rewire(
+                active,
+                drop=count,
+                grow=count,
+                drop_scores=self.magnitude(layer),
+                grow_scores=self.gradient(layer),
+                regrow=self.regrow_dropped,
+            )
+        return changes, {**note, "regenerate": share}

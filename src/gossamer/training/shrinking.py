@@ -1,0 +1,70 @@
+"""Cut the dead channels out of a network while a method trains it: parameters, optimizer state, masks, records."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from gossamer.compaction import ChannelGraph, shrink_
+from gossamer.training.distributed import ranks
+from gossamer.training.weights import Masked
+
+if TYPE_CHECKING:
+    from gossamer.training.engine import Method
+
+logger = logging.getLogger(__name__)
+
+
+def refuse(method: Method) -> None:
+    """Raise ValueError where parameters cannot change their shape during training."""
+    if ranks() > 1 or type(method.model).__name__ == "DistributedDataParallel":
+        raise ValueError("compact_every does not work with DistributedDataParallel: its buckets keep the first shapes")
+    if tuple(method.tile) != (1, 1):
+        raise ValueError(f"compact_every needs tile (1, 1), got {method.tile}: removed channels would move the tiles")
+
+
+@torch.no_grad()
+def shrink(method: Method) -> None:
+    """Remove the dead channels of `method.removed` from everything that has them. Parameters stay the same objects."""
+    channels = method.removed
+    assert channels is not None
+    keep = {name: alive for name, alive in channels.alive.items() if not bool(alive.all())}
+    if not keep:
+        return
+    kept = shrink_(method.network, channels.graph, keep, optimizer=method.optimizer)
+    parameters = dict(method.network.named_parameters())
+    for name, positions in kept.items():
+        if name in parameters:
+            _slice(method, method.track(name), positions)
+    channels.slice(ChannelGraph.build(method.network, channels.graph.example_inputs, route=channels.graph.route))
+    logger.info("step %d: compacted to %s channels", method.step, {n: len(a) for n, a in channels.alive.items()})
+
+
+def _slice(method: Method, tensor: Masked, positions: dict[int, Any]) -> None:
+    kept = torch.ones_like(tensor.mask, memory_format=torch.contiguous_format)
+    for axis, index in positions.items():
+        gone = torch.ones(kept.shape[axis], dtype=torch.bool, device=kept.device).index_fill_(
+            0, index.to(kept.device), False
+        )
+        kept.index_fill_(axis, gone.nonzero().squeeze(1), False)
+    if tensor.name in method.ever_active.bits:
+        method.ever_active.slice(tensor, kept)
+
+    def sliced(x: Tensor) -> Tensor:
+        for axis, index in positions.items():
+            x = x.index_select(axis, index.to(x.device))
+        return x
+
+    mask = sliced(tensor.mask)
+    tensor.mask = torch.ones_like(tensor.parameter, dtype=torch.bool, requires_grad=False).copy_(mask)
+    for axis, index in positions.items():
+        if axis in tensor.axes:
+            tensor.axes[axis] = tensor.axes[axis][index.to(tensor.axes[axis].device)]
+    if tensor.name in method._window:
+        method._window[tensor.name] = sliced(method._window[tensor.name])
+    for layer in method.layers:
+        if layer.tensor is tensor and 0 in positions:
+            layer.last = tensor.parameter.shape[0]

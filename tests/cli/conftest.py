@@ -18,8 +18,6 @@ import os, signal, time
 import torch
 from torch import nn
 
-steps = 0
-
 def net(input_shape, classes):
     model = nn.Sequential(
         nn.Linear(input_shape[0], 24), nn.BatchNorm1d(24), nn.ReLU(), nn.Dropout(0.25),
@@ -28,8 +26,8 @@ def net(input_shape, classes):
     return model
 
 def seen(gradient):
-    global steps
-    steps += 1
+    steps = int(os.environ.get("STEPS", 0)) + 1
+    os.environ["STEPS"] = str(steps)
     if steps == int(os.environ.get("STOP_AT", 0)):
         os.kill(os.getpid(), getattr(signal, os.environ.get("STOP_WITH", "SIGINT")))
     if steps == int(os.environ.get("NAN_AT", 0)):
@@ -55,9 +53,14 @@ TINY = ("--data", "npz:data.npz", "--model", "net.py:net", "--epochs", "3", "--b
 
 
 @pytest.fixture
-def train(place: Path) -> Callable[..., int]:
+def train(place: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
     """Run `gossamer train` in this process with the small run's flags and more."""
-    return lambda *more: main(["train", *TINY, *more])
+
+    def run(*more: str) -> int:
+        monkeypatch.setenv("STEPS", "0")
+        return main(["train", *TINY, *more])
+
+    return run
 
 
 def same(a: object, b: object, path: str = "") -> None:

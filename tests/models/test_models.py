@@ -106,6 +106,12 @@ def user_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     sys.modules.pop("my_networks", None)
 
 
+def test_a_file_is_imported_once(user_file: Path) -> None:
+    user_file.write_text(FILE + "class Net(torch.nn.Linear):\n    def __init__(self): super().__init__(2, 3)\n")
+    one, other = (gs.models.build(f"{user_file}:Net", (2,), 3) for _ in range(2))
+    assert type(one) is type(other)
+
+
 def test_a_factory_of_ones_own_from_a_module_and_from_a_file(user_file: Path) -> None:
     for place in ("my_networks", str(user_file)):
         assert gs.models.build(f"{place}:plain", (2,), 3).out_features == 3

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import importlib.util
 import inspect
@@ -46,11 +47,18 @@ def _import(place: str) -> ModuleType:
     path = Path(place).expanduser().resolve()
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {path}")
-    spec = importlib.util.spec_from_file_location(f"_gossamer_model_{path.stem}", path)
+    name = f"gossamer_model_{hashlib.sha256(str(path).encode()).hexdigest()[:12]}"
+    if name in sys.modules:  # like any import: two networks from one file are of the same class
+        return sys.modules[name]
+    spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None and spec.loader is not None  # a .py suffix always has a loader
     module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses inside the file look their own module up here
-    spec.loader.exec_module(module)
+    sys.modules[name] = module  # dataclasses inside the file look their own module up here
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
     return module
 
 

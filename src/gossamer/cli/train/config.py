@@ -84,6 +84,10 @@ def check(config: Train) -> None:
         value = getattr(config, name)
         if value is not None and value < 1:
             raise ValueError(f"--{name.replace('_', '-')} is {value}; expected at least 1")
+    if not 0 < config.density <= 1:
+        raise ValueError(f"--density is {config.density}; expected above 0 and at most 1")
+    if config.channel_sparsity is not None and not 0 <= config.channel_sparsity < 1:
+        raise ValueError(f"--channel-sparsity is {config.channel_sparsity}; expected at least 0 and below 1")
     if config.lr is not None and not 0 < config.lr < float("inf"):
         raise ValueError(f"--lr is {config.lr}; expected a positive number")
     for name in ("weight_decay", "reps", "seed"):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import io
 import logging
 import warnings
 from collections.abc import Iterator, Mapping
@@ -100,15 +101,22 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _traceable() -> Iterator[None]:
-    """Tracing conditions: gradients on and no fused transformer encoder, which would hide a whole layer in one op."""
+    """Tracing conditions: gradients on and no fused transformer encoder, which would hide a whole layer in one op.
+
+    What a failed route writes to stderr (the whole graph, and a log line) is kept out: the error says it in one line.
+    """
     fast = torch.backends.mha.get_fastpath_enabled()
+    shapes = logging.getLogger("torch.fx.experimental.symbolic_shapes")
+    level = shapes.level
     torch.backends.mha.set_fastpath_enabled(False)
+    shapes.setLevel(logging.ERROR)
     try:
-        with torch.enable_grad(), warnings.catch_warnings():
+        with torch.enable_grad(), warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
             warnings.simplefilter("ignore")
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
+        shapes.setLevel(level)
 
 
 def capture(model: nn.Module, example_inputs: Any, *, route: str = "auto") -> Capture:

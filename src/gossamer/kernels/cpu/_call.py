@@ -13,11 +13,10 @@ import torch
 from torch import Tensor
 
 # torch comes first: its libgomp is then the one that the extension binds to, and both share one pool of threads.
-from gossamer import _native
+from gossamer import _native as native
 
 __all__ = ["FLOATS", "check_pattern", "index_dtype", "native", "tensor", "tile", "tiles"]
 
-native = _native
 FLOATS = frozenset({torch.float16, torch.bfloat16, torch.float32, torch.float64})
 ELEMENT_SIZES = (1, 2, 4, 8)
 

@@ -2,7 +2,8 @@
 
 from .capture import CaptureError
 from .graph import ChannelGraph, ChannelGroup, Member
+from .liveness import dead
 from .rewrite import Kept, shrink_
 from .structure import StructureError
 
-__all__ = ["CaptureError", "ChannelGraph", "ChannelGroup", "Kept", "Member", "StructureError", "shrink_"]
+__all__ = ["CaptureError", "ChannelGraph", "ChannelGroup", "Kept", "Member", "StructureError", "dead", "shrink_"]

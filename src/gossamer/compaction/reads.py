@@ -1,0 +1,307 @@
+"""Who reads whom: the backward pass of liveness over a captured graph."""
+
+from __future__ import annotations
+
+import operator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, fx
+
+from .constants import CONVOLUTIONS, conv_terms, einsum_terms, is_transposed
+from .rules.table import RULES, Flow, _is_pointwise, arguments, op_name, shape_of
+from .values import COPIES, MOVES, TRAILING, Interpreter, Value, call_with, grown
+
+# Moves under which every position of every operand is read once all of the result is.
+_BIJECTIONS = MOVES - {
+    "split", "split_with_sizes", "chunk", "unsafe_split", "unsafe_chunk", "slice", "select", "unbind", "index_select",
+    "narrow", "constant_pad_nd", "pad", "tensor_split", "unsafe_split_with_sizes",
+}  # fmt: skip
+_PRODUCTS = {"matmul", "bmm", "mm", "addmm", "baddbmm"}
+_SUMS = {"linear", "einsum", "mv", "dot", *_PRODUCTS, *CONVOLUTIONS}
+_NORMS = {
+    "batch_norm", "native_batch_norm", "_native_batch_norm_legit", "_native_batch_norm_legit_no_training",
+    "instance_norm", "group_norm", "native_group_norm", "layer_norm", "native_layer_norm", "rms_norm",
+}  # fmt: skip
+_REDUCTIONS = {"sum", "mean", "amax", "amin", "var", "std"}
+
+
+class Reads:
+    """Backward pass: which positions of every activation reach an output, and which labels are summed on the way."""
+
+    def __init__(self, flow: Flow, run: Interpreter) -> None:
+        self.flow = flow
+        self.run = run
+        self.demand: dict[fx.Node, Any] = {}
+        self.alive: list[np.ndarray] = []  # roots of channels some reader needs
+        self.varying: list[np.ndarray] = []  # ... needs and whose activation is not a constant
+        self.constant: dict[int, float] = {}
+        self.terms: dict[fx.Node, tuple[Tensor, Value]] = {}
+        for node in flow.capture.outputs:
+            self._ask(node, torch.ones((1,) * len(shape_of(node)), dtype=torch.bool))
+        with torch.no_grad():
+            for node in reversed(flow.capture.calls):
+                if node in self.demand:
+                    self._visit(node, self.demand[node])
+
+    def _ask(self, node: fx.Node, demand: Tensor) -> None:
+        """Add to what is read of `node`; `demand` broadcasts to its shape."""
+        rank = len(shape_of(node))
+        demand = demand.reshape((1,) * (rank - demand.dim()) + tuple(demand.shape))
+        self.demand[node] = demand if node not in self.demand else self.demand[node] | demand
+
+    def _ask_all(self, node: fx.Node) -> None:
+        for item in node.all_input_nodes:
+            if item not in self.flow.only_state:
+                self._ask(item, torch.ones((1,) * len(shape_of(item)), dtype=torch.bool))
+
+    def _visit(self, node: fx.Node, demand: Any) -> None:
+        if node.target is operator.getitem:
+            parts = self.demand.setdefault(node.args[0], {})  # type: ignore[arg-type]
+            if isinstance(parts, dict):
+                parts[node.args[1]] = demand
+            return
+        name = op_name(node)
+        several = isinstance(demand, dict)
+        if name == "linear" and self._plain_linear(node):
+            self._linear(node, demand)
+        elif name in CONVOLUTIONS and not several:
+            self._conv(node, demand)
+        elif name in _PRODUCTS and self._plain_product(node):
+            self._product(node, demand)
+        elif name == "einsum" and einsum_terms(arguments(node)["equation"]) is not None:
+            self._einsum(node, demand)
+        elif (name in COPIES or name == "prelu" or _is_pointwise(node)) and not several:
+            self._pointwise(node, demand, name)
+        elif name in MOVES:
+            self._moved(node, demand, name)
+        elif several and 0 in demand and name in _NORMS:
+            self._same(node, demand[0])
+        elif name in _NORMS and not several:
+            self._same(node, demand)
+        elif name in TRAILING or name in _REDUCTIONS:
+            self._pooled(node, demand[0] if several and 0 in demand else demand)
+        else:
+            if name not in RULES or name in _SUMS:
+                self._needed_whole(node)
+            self._ask_all(node)
+
+    # ---- readers: operators that sum over channels ------------------------------------------------------------
+
+    def _read(self, source: fx.Node, axis: int, needed: Tensor, value: Value) -> None:
+        """Positions of `source`'s `axis` with a term that counts keep their channels alive."""
+        labels = self.flow.labels.settled(self.flow.axes[source][axis])  # type: ignore[index]
+        if not isinstance(labels, np.ndarray):
+            return
+        others = tuple(i for i in range(needed.dim()) if i != axis % needed.dim())
+        flat = needed.amax(others) if others else needed
+        flat = flat.expand(len(labels)).numpy()
+        roots = self.flow.labels.find(labels)
+        self.alive.append(np.unique(roots[flat]))
+        constant = value.known.expand(torch.broadcast_shapes(value.known.shape, value.value.shape))
+        fixed = (constant.amin(others) if others else constant).expand(len(labels)).numpy()
+        self.varying.append(np.unique(roots[flat & ~fixed]))
+        if (flat & fixed).any():
+            first = value.value.amax(others) if others else value.value
+            for root, number in zip(roots[flat & fixed], first.expand(len(labels)).numpy()[flat & fixed], strict=True):
+                self.constant.setdefault(int(root), float(number))
+
+    def _plain_linear(self, node: fx.Node) -> bool:
+        args = arguments(node)
+        return len(shape_of(args["weight"])) == 2 and len(shape_of(args["input"])) > 1
+
+    def _linear(self, node: fx.Node, demand: Tensor) -> None:
+        args = arguments(node)
+        w = self.run.of(args["weight"])
+        self._contract(node, args["input"], args["weight"], demand, Value(w.value.mT, w.known.mT), transposed=True)
+        if args.get("bias") is not None and args["bias"] not in self.flow.only_state:
+            self._ask(args["bias"], torch.ones(1, dtype=torch.bool))
+
+    def _plain_product(self, node: fx.Node) -> bool:
+        inputs = node.all_input_nodes
+        return len(inputs) >= 2 and all(len(shape_of(item)) >= 2 for item in inputs[-2:])
+
+    def _product(self, node: fx.Node, demand: Tensor) -> None:
+        args = arguments(node)
+        left, right = node.all_input_nodes[-2:]
+        if op_name(node) in ("addmm", "baddbmm"):
+            left, right = (args["mat1"], args["mat2"]) if "mat1" in args else (args["batch1"], args["batch2"])
+            if args["self"] not in self.flow.only_state:
+                self._ask(args["self"], torch.ones((1,) * len(shape_of(args["self"])), dtype=torch.bool))
+        self._contract(node, left, right, demand, self.run.of(right), transposed=False)
+
+    def _contract(
+        self, node: fx.Node, left: fx.Node, right: fx.Node, demand: Tensor, b: Value, *, transposed: bool
+    ) -> None:
+        """out = a @ b: a[.., m, k] is read where some demanded out[.., m, n] has b[.., k, n] that may be nonzero."""
+        a = self.run.of(left)
+        columns = shape_of(node)[-1]
+        inner = shape_of(left)[-1]
+        b_maybe = grown(grown(~b.zero, -1, columns), -2, inner).float()
+        wanted = grown(demand, -1, columns).float()
+        reach = torch.matmul(wanted, b_maybe.mT) > 0  # [.., m, k]
+        rank = len(shape_of(left))
+        if left not in self.flow.only_state:
+            self._ask(left, _fold(reach, shape_of(left)))
+        needed = _fold(reach & ~grown(a.zero, -1, inner), shape_of(left))
+        self._read(left, rank - 1, needed, a)
+        self.terms[node] = (needed, a)
+        if right not in self.flow.only_state:
+            rows = shape_of(left)[-2]
+            a_maybe = grown(grown(~a.zero, -2, rows), -1, inner).float()
+            reach = torch.matmul(a_maybe.mT, grown(wanted, -2, rows)) > 0  # [.., k, n]
+            reach = _fold(reach.mT if transposed else reach, shape_of(right))
+            self._ask(right, reach)
+            axis = len(shape_of(right)) - (1 if transposed else 2)
+            own = self.run.of(right)
+            self._read(right, axis, reach & ~own.zero, own)
+
+    def _conv(self, node: fx.Node, demand: Tensor) -> None:
+        args = arguments(node)
+        source, weight = args["input"], self.run.of(args["weight"])
+        space = len(shape_of(args["weight"])) - 2
+        channel = len(shape_of(source)) - space - 1
+        out_channel = demand.dim() - space - 1
+        others = tuple(i for i in range(demand.dim()) if i != out_channel)
+        wanted = demand.amax(others).expand(shape_of(node)[out_channel])
+        taps, groups = conv_terms((~weight.zero).expand(shape_of(args["weight"])), args, is_transposed(node, args))
+        terms = torch.einsum("go,goi->gi", wanted.float().reshape(groups, -1), taps.any(-1).float()).reshape(-1) > 0
+        reach = terms.reshape([-1 if i == channel else 1 for i in range(len(shape_of(source)))])
+        self._ask(source, reach)
+        a = self.run.of(source)
+        needed = reach & ~a.zero
+        self._read(source, channel, needed, a)
+        self.terms[node] = (needed, a)
+        if args["weight"] not in self.flow.only_state:
+            self._ask(args["weight"], torch.ones((1,) * len(shape_of(args["weight"])), dtype=torch.bool))
+
+    def _einsum(self, node: fx.Node, demand: Tensor) -> None:
+        args = arguments(node)
+        terms = einsum_terms(args["equation"])
+        assert terms is not None
+        left, right, out = terms
+        pairs = ((args["tensors"][0], left, args["tensors"][1], right), (args["tensors"][1], right, args["tensors"][0], left))
+        for item, own, other, others in pairs:
+            maybe = (~self.run.of(other).zero).float()
+            seen = "".join(letter for letter in own if letter in out or letter in others)
+            reach = torch.einsum(f"{out},{others}->{seen}", demand.float(), maybe) > 0
+            reach = reach.reshape([reach.shape[seen.index(letter)] if letter in seen else 1 for letter in own])
+            value = self.run.of(item)
+            for axis, letter in enumerate(own):
+                if letter not in out:
+                    self._read(item, axis, reach & ~value.zero, value)
+            if item not in self.flow.only_state:
+                self._ask(item, reach)
+
+    def _needed_whole(self, node: fx.Node) -> None:
+        """An operator without a reading rule needs every channel of its operands."""
+        for item in node.all_input_nodes:
+            axes = self.flow.axes[item]
+            for group in axes if isinstance(axes, tuple) else (axes,):
+                for axis in group:
+                    settled = self.flow.labels.settled(axis)
+                    if isinstance(settled, np.ndarray):
+                        roots = np.unique(self.flow.labels.find(settled))
+                        self.alive.append(roots)
+                        self.varying.append(roots)
+
+    # ---- operators that keep channels apart -------------------------------------------------------------------
+
+    def _pointwise(self, node: fx.Node, demand: Tensor, name: str) -> None:
+        operands = node.all_input_nodes
+        for item in operands:
+            if item in self.flow.only_state:
+                continue
+            wanted = demand
+            if name == "mul" and len(operands) == 2:
+                other = operands[1] if item is operands[0] else operands[0]
+                wanted = demand & ~self.run.of(other).zero
+            self._ask(item, _fold(wanted, shape_of(item)))
+
+    def _same(self, node: fx.Node, demand: Tensor) -> None:
+        """Normalisations read whole planes (batch), whole norm groups (group) or everything (layer)."""
+        args, name = arguments(node), op_name(node)
+        source, weight = args["input"], args.get("weight")
+        if "layer" in name or "rms" in name:
+            self._ask_all(node)
+            return
+        rank, channels = len(shape_of(source)), shape_of(source)[1]
+        wanted = demand.amax(tuple(i for i in range(rank) if i != 1)).expand(channels)
+        if weight is not None:
+            wanted = wanted & ~self.run.of(weight).zero
+        if "group" in name:
+            groups = int(args["num_groups"] if "num_groups" in args else args["group"])
+            wanted = wanted.reshape(groups, -1).amax(1, keepdim=True).expand(-1, channels // groups).reshape(-1)
+        self._ask(source, wanted.reshape([channels if i == 1 else 1 for i in range(rank)]))
+
+    def _pooled(self, node: fx.Node, demand: Any) -> None:
+        source = node.all_input_nodes[0]
+        if not isinstance(demand, Tensor):
+            self._ask_all(node)
+        elif op_name(node) in _REDUCTIONS:
+            self._reduced(node, demand)
+        else:
+            count = TRAILING[op_name(node)]
+            others = tuple(range(demand.dim() - count, demand.dim()))
+            self._ask(source, demand.amax(others, keepdim=True))
+
+    def _reduced(self, node: fx.Node, demand: Tensor) -> None:
+        source = node.all_input_nodes[0]
+        rank = len(shape_of(source))
+        args = arguments(node)
+        dims = args.get("dim")
+        dims = list(range(rank)) if dims is None or dims == [] else [dims] if isinstance(dims, int) else list(dims)
+        if not args.get("keepdim", False):
+            for dim in sorted(dim % rank for dim in dims):
+                demand = demand.unsqueeze(dim)
+        self._ask(source, demand)
+
+    def _moved(self, node: fx.Node, demand: Any, name: str) -> None:
+        """Follow positions through views, slices and concatenations by moving their indices."""
+        if name in _BIJECTIONS and isinstance(demand, Tensor) and bool(demand.all()):
+            self._ask_all(node)
+            return
+        offset, bases = 0, {}
+        for item in node.all_input_nodes:
+            bases[item] = offset
+            offset += int(np.prod(shape_of(item), dtype=np.int64))
+
+        def indices(item: fx.Node) -> Tensor:
+            count = int(np.prod(shape_of(item), dtype=np.int64))
+            return torch.arange(bases[item] + 1, bases[item] + 1 + count).reshape(shape_of(item))
+
+        if name in ("pad", "constant_pad_nd"):
+            moved: Any = torch.nn.functional.pad(indices(node.all_input_nodes[0]), arguments(node)["pad"])
+        else:
+            moved = call_with(node, indices)
+        read = torch.zeros(offset + 1, dtype=torch.bool)
+        parts = demand.items() if isinstance(demand, dict) else [(None, demand)]
+        for key, wanted in parts:
+            target = moved if key is None else moved[key]
+            read[target[wanted.expand(target.shape)]] = True
+        for item in node.all_input_nodes:
+            if item in self.flow.only_state:
+                continue
+            count = int(np.prod(shape_of(item), dtype=np.int64))
+            self._ask(item, _narrow(read[bases[item] + 1 : bases[item] + 1 + count].reshape(shape_of(item))))
+
+
+def _fold(demand: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """A demand on a broadcast result, seen by an operand of `shape`."""
+    while demand.dim() > len(shape):
+        demand = demand.amax(0)
+    lead = len(shape) - demand.dim()
+    for axis in range(demand.dim()):
+        if shape[lead + axis] == 1 and demand.shape[axis] > 1:
+            demand = demand.amax(axis, keepdim=True)
+    return demand
+
+
+def _narrow(demand: Tensor) -> Tensor:
+    """Axes along which the demand does not differ shrink to size 1."""
+    for axis in range(demand.dim()):
+        first = demand.narrow(axis, 0, 1)
+        if demand.shape[axis] > 1 and bool((demand == first).all()):
+            demand = first
+    return demand

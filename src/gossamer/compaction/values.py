@@ -1,0 +1,239 @@
+"""What every activation is known to be: abstract interpretation of a captured graph with the model's weights.
+
+A `Value` says, per position, either the constant an activation has for every input, or that it varies:
+
+    value [broadcast shape], known [broadcast shape]; an axis of size 1 stands for all its positions
+
+Parameters are known, graph inputs vary. conv with an all-zero row gives its bias; BatchNorm in eval mode maps the
+constant c to gamma (c - mean) / sqrt(var + eps) + beta; 0 times anything is 0 (activations are taken to be finite).
+While training, BatchNorm uses batch statistics and dropout rescales, so only zeros that hold in both modes count.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx
+
+from .capture import Capture
+from .rules.reduction import SPATIAL
+from .rules.table import _is_pointwise, arguments, op_name, shape_of
+
+TRAILING = {name: count for count, names in SPATIAL.items() for name in names}
+_EXACT_POOLS = ("max_pool", "adaptive", "nearest")
+MOVES = {
+    "view", "reshape", "_unsafe_view", "flatten", "unflatten", "permute", "transpose", "t", "unsqueeze", "squeeze",
+    "expand", "cat", "stack", "split", "split_with_sizes", "chunk", "unsafe_split", "unsafe_chunk", "slice", "select",
+    "unbind", "index_select", "repeat", "narrow", "constant_pad_nd", "pad", "pixel_shuffle", "pixel_unshuffle",
+    "channel_shuffle", "native_channel_shuffle", "repeat_interleave", "flip", "roll", "expand_as", "broadcast_to",
+    "swapaxes", "movedim", "tensor_split", "unsafe_split_with_sizes",
+}  # fmt: skip
+COPIES = {
+    "dropout", "feature_dropout", "alpha_dropout", "native_dropout", "detach", "alias", "contiguous", "lift_fresh",
+    "_to_copy", "to", "type_as", "clone", "copy",
+}  # fmt: skip
+
+
+Handler = Callable[["Interpreter", fx.Node, dict[str, Any]], Any]
+HANDLERS: dict[str, Handler] = {}
+
+
+def constants_of(*names: str) -> Callable[[Handler], Handler]:
+    """Register how an operator turns known operands into known results (None = nothing is known)."""
+
+    def register(function: Handler) -> Handler:
+        HANDLERS.update(dict.fromkeys(names, function))
+        return function
+
+    return register
+
+
+@dataclass(frozen=True)
+class Value:
+    """`value` where `known`; 0 where not. Both broadcast to the tensor's shape."""
+
+    value: Tensor
+    known: Tensor
+
+    @property
+    def zero(self) -> Tensor:
+        return self.known & (self.value == 0)
+
+    @property
+    def anything(self) -> bool:
+        return bool(self.known.any())
+
+
+def varies(rank: int) -> Value:
+    return Value(torch.zeros((1,) * rank), torch.zeros((1,) * rank, dtype=torch.bool))
+
+
+def constant(tensor: Tensor) -> Value:
+    return Value(tensor.detach(), torch.ones((1,) * tensor.dim(), dtype=torch.bool, device=tensor.device))
+
+
+def grown(tensor: Tensor, axis: int, size: int) -> Tensor:
+    """Axis `axis` expanded to `size` positions (it is 1 or `size` already)."""
+    shape = list(tensor.shape)
+    shape[axis] = size
+    return tensor.expand(shape)
+
+
+def compressed(value: Value) -> Value:
+    """Axes along which nothing differs shrink to size 1."""
+    data, known = value.value, value.known.expand(value.value.shape)
+    for axis in range(data.dim()):
+        if data.shape[axis] > 1:
+            first_data, first_known = data.narrow(axis, 0, 1), known.narrow(axis, 0, 1)
+            if bool((known == first_known).all()) and bool(((data == first_data) | ~known).all()):
+                data, known = first_data, first_known
+    return Value(torch.where(known, data, torch.zeros_like(data)), known)
+
+
+class Interpreter:
+    """Values of every node of `capture` given the tensors of `state`."""
+
+    def __init__(self, capture: Capture, state: dict[str, Tensor], *, training: bool) -> None:
+        self.capture = capture
+        self.training = training
+        self.values: dict[fx.Node, Any] = {}
+        from_input: set[fx.Node] = set()
+        with torch.no_grad():
+            for node in capture.graph.nodes:
+                if node in capture.tensors:
+                    self.values[node] = constant(state[capture.tensors[node]])
+                elif node in capture.constants:
+                    self.values[node] = constant(capture.constants[node])
+                elif node.op == "call_function":
+                    result = self._run(node)
+                    if any(item in from_input for item in node.all_input_nodes):
+                        from_input.add(node)
+                        result = self._surviving_training(result)
+                    self.values[node] = result
+                else:
+                    from_input.add(node)
+                    self.values[node] = varies(len(shape_of(node)))
+
+    def of(self, node: fx.Node) -> Value:
+        value = self.values[node]
+        assert isinstance(value, Value), node
+        return value
+
+    def _surviving_training(self, result: Any) -> Any:
+        """Dropout is not in an eval graph, but rescales constants in training: only zeros are safe there."""
+        if isinstance(result, tuple):
+            return tuple(self._surviving_training(item) for item in result)
+        return Value(result.value * result.zero, result.zero) if self.training else result
+
+    def _unknown(self, node: fx.Node) -> Any:
+        value = node.meta.get("val")
+        if isinstance(value, (tuple, list)):
+            return tuple(varies(item.dim() if isinstance(item, Tensor) else 0) for item in value)
+        return varies(value.dim() if isinstance(value, Tensor) else 0)
+
+    def _run(self, node: fx.Node) -> Any:
+        if node.target is operator.getitem:
+            items = self.values[node.args[0]]  # type: ignore[index]
+            return items[node.args[1]]
+        name = op_name(node)
+        operands = [self.values[item] for item in node.all_input_nodes]
+        if any(not isinstance(item, Value) for item in operands):
+            return self._unknown(node)
+        handler = HANDLERS.get(name)
+        if handler is not None:
+            result = handler(self, node, arguments(node))
+        elif name in COPIES:
+            result = operands[0]
+        elif _is_pointwise(node):
+            result = _pointwise(self, node, name)
+        elif not any(item.anything for item in operands):
+            result = None
+        elif name in MOVES:
+            result = _moved(self, node)
+        elif name in TRAILING:
+            result = _resampled(node, name, operands[0])
+        elif name in ("sum", "mean", "amax", "amin"):
+            result = _reduced(self, node, arguments(node))
+        else:
+            result = None
+        return self._unknown(node) if result is None else result
+
+
+def call_with(node: fx.Node, replace: Callable[[fx.Node], Any]) -> Any:
+    """Call the operator itself with every node argument replaced."""
+    args, kwargs = fx.map_arg((node.args, node.kwargs), replace)
+    return node.target(*args, **kwargs)  # type: ignore[operator]
+
+
+def _pointwise(run: Interpreter, node: fx.Node, name: str) -> Value | None:
+    operands = [run.of(item) for item in node.all_input_nodes]
+    rank = len(shape_of(node))
+    known = torch.ones((1,) * rank, dtype=torch.bool)
+    for operand in operands:
+        known = known & operand.known
+    absorbing = name == "mul" and len(operands) == 2
+    if not bool(known.any()) and not (absorbing and any(bool(item.zero.any()) for item in operands)):
+        return None
+    if isinstance(node.meta.get("val"), (tuple, list)):
+        return None
+    value = call_with(node, lambda item: run.of(item).value)
+    if absorbing:
+        known = known | operands[0].zero | operands[1].zero
+    shape = torch.broadcast_shapes(value.shape, known.shape)
+    value, known = value.expand(shape), known.expand(shape)
+    return Value(torch.where(known, value, torch.zeros_like(value)), known)
+
+
+def _moved(run: Interpreter, node: fx.Node) -> Any:
+    """Views, concatenations and slices: run the operator on values and on the mask, fully expanded."""
+    values = call_with(node, lambda item: run.of(item).value.expand(shape_of(item)).contiguous())
+    padding = {"constant_pad_nd", "pad"} & {op_name(node)}
+    if padding:
+        # The padding is a known constant: pad the mask of varying positions with 0, whatever the padding value is.
+        if arguments(node).get("mode", "constant") != "constant":
+            return None
+        source = node.all_input_nodes[0]
+        unknown = (~run.of(source).known).expand(shape_of(source)).float()
+        return compressed(Value(values, F.pad(unknown, arguments(node)["pad"]) == 0))
+    known = call_with(node, lambda item: run.of(item).known.expand(shape_of(item)).contiguous())
+    if isinstance(values, (tuple, list)):
+        return tuple(compressed(Value(a, b)) for a, b in zip(values, known, strict=True))
+    return compressed(Value(values, known))
+
+
+def _resampled(node: fx.Node, name: str, x: Value) -> Value | None:
+    """Pools and interpolations of a constant plane: zero stays zero, a constant stays unless padding dilutes it."""
+    count = TRAILING[name]
+    if any(x.value.shape[axis] != 1 or x.known.shape[axis] != 1 for axis in range(-count, 0)):
+        x = Value(x.value, x.known)
+        planes = tuple(range(-count, 0))
+        known = x.known.expand(x.value.shape).amin(planes, keepdim=True) & (
+            x.value.amin(planes, keepdim=True) == x.value.amax(planes, keepdim=True)
+        )
+        x = Value(x.value.amax(planes, keepdim=True) * known, known)
+    padding = arguments(node).get("padding", 0)
+    diluted = any(padding) if isinstance(padding, (tuple, list)) else bool(padding)
+    exact = any(part in name for part in _EXACT_POOLS) or not diluted
+    result = x if exact else Value(x.value * x.zero, x.zero)
+    value = node.meta.get("val")
+    if isinstance(value, (tuple, list)):
+        return (result, *(varies(item.dim()) for item in value[1:]))  # type: ignore[return-value]
+    return result
+
+
+def _reduced(run: Interpreter, node: fx.Node, args: dict[str, Any]) -> Value:
+    source = node.all_input_nodes[0]
+    x, shape = run.of(source), shape_of(source)
+    dims = args.get("dim")
+    dims = list(range(len(shape))) if dims is None or dims == [] else [dims] if isinstance(dims, int) else list(dims)
+    keepdim = bool(args.get("keepdim", False))
+    dims = [dim % len(shape) for dim in dims]
+    sizes = [shape[i] if i in dims else max(x.value.shape[i], x.known.shape[i]) for i in range(len(shape))]
+    value = call_with(node, lambda item: x.value.expand(sizes))
+    known = x.known.expand(sizes).float().amin(dims, keepdim=keepdim) > 0
+    return compressed(Value(value, known))

@@ -12,7 +12,10 @@ from gossamer.integrations.rebuild import rebuild
 
 
 def sparsify(make: Callable[[Any, Any, int], Any]) -> Any:
-    """A callback that builds the method with `make(model, optimizer, total_steps)` when training begins."""
+    """A callback that builds the method with `make(model, optimizer, total_steps)` when training begins.
+
+    A run is resumed from a checkpoint in its own output_dir, where the method's state lies.
+    """
     try:
         from transformers import TrainerCallback
     except ImportError:

@@ -15,9 +15,10 @@ from torch import Tensor
 # torch comes first: its libgomp is then the one that the extension binds to, and both share one pool of threads.
 from gossamer import _native as native
 
-__all__ = ["FLOATS", "check_pattern", "index_dtype", "native", "tensor", "tile", "tiles"]
+__all__ = ["FLOATS", "INTEGERS", "check_pattern", "index_dtype", "native", "tensor", "tile", "tiles"]
 
-FLOATS = frozenset({torch.float16, torch.bfloat16, torch.float32, torch.float64})
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+INTEGERS = (torch.bool, torch.int8, torch.uint8, torch.int16, torch.int32, torch.int64)
 ELEMENT_SIZES = (1, 2, 4, 8)
 
 
@@ -40,6 +41,8 @@ def tensor(value: Tensor, name: str, *, ndim: int | None = None, dtypes: tuple[t
             f"{name} must be contiguous, got shape {tuple(value.shape)} with strides {value.stride()}; "
             f"call .contiguous() first"
         )
+    if value.is_neg():
+        raise ValueError(f"{name} must not be a lazily negated view; call .resolve_neg() first")
     return value
 
 

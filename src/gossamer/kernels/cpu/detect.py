@@ -13,7 +13,7 @@ def detect(x: Tensor, bm: int, bn: int, capacity: int, ordered: bool) -> tuple[T
 
     Rows come out ordered whatever `ordered` says: on a CPU order costs nothing.
     """
-    _call.tensor(x, "x", ndim=2)
+    _call.tensor(x, "x", ndim=2, dtypes=_call.FLOATS + _call.INTEGERS)
     _call.tile(bm, bn)
     if capacity < 0:
         raise ValueError(f"capacity must be at least 0, got {capacity}")

@@ -34,6 +34,10 @@ def shrink(method: Method) -> None:
     keep = {name: alive for name, alive in channels.alive.items() if not bool(alive.all())}
     if not keep:
         return
+    for name in keep:  # before their shapes change: a method that has just been made tracks prunable weights only
+        for member in channels.groups[name].members:
+            if member.role != "stat":
+                method.track(member.tensor)
     kept = shrink_(method.network, channels.graph, keep, optimizer=method.optimizer)
     parameters = dict(method.network.named_parameters())
     for name, positions in kept.items():

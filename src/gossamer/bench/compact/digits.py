@@ -13,7 +13,7 @@ from typing import Any
 from gossamer.bench import Settings
 
 
-def digits(settings: Settings) -> list[dict[str, Any]]:
+def rows(settings: Settings) -> list[dict[str, Any]]:
     """One row per seed with what report.json says, and a last row with means and the largest gap."""
     out = []
     for seed in settings.seeds:

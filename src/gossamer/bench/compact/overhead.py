@@ -47,7 +47,7 @@ def _build(settings: Settings) -> tuple[nn.Module, torch.optim.Optimizer, torch.
     return model, optimizer, x, torch.randint(0, 1000, (batch,), device=settings.device)
 
 
-def overhead(settings: Settings) -> list[dict[str, Any]]:
+def rows(settings: Settings) -> list[dict[str, Any]]:
     """One row per method: step ratio against the plain optimizer, and the update in dense steps."""
     out = []
     for name in METHODS:

@@ -17,7 +17,7 @@ import gossamer as gs
 from gossamer.bench import Settings
 
 
-def shrinking(settings: Settings) -> list[dict[str, Any]]:
+def rows(settings: Settings) -> list[dict[str, Any]]:
     """One row per model: total step time of the shrinking run over the dense run, with a dense A/A control."""
     steps = 30 if settings.quick else 200
     out = []

@@ -72,7 +72,7 @@ def _candidates(
     return found, small
 
 
-def throughput(settings: Settings) -> list[dict[str, Any]]:
+def rows(settings: Settings) -> list[dict[str, Any]]:
     """One row per model, share of channels removed, batch and memory format."""
     side = 64 if settings.quick else 224
     out = []
@@ -102,7 +102,7 @@ def throughput(settings: Settings) -> list[dict[str, Any]]:
     return out
 
 
-def refusal(settings: Settings) -> list[dict[str, Any]]:
+def refusal_rows(settings: Settings) -> list[dict[str, Any]]:
     """What `gs.compact` answers when almost nothing would be removed."""
     side = 64 if settings.quick else 224
     out = []

@@ -1,9 +1,31 @@
-"""Exact removal of dead channels: capture a model, label its channels, slice what is dead, prove nothing changed."""
+"""Exact removal of dead channels: capture a model, label its channels, slice what is dead, prove nothing changed.
+
+May import `gossamer.measure` from below; torch and numpy otherwise, safetensors only when saving or loading.
+"""
 
 from .capture import CaptureError
+from .compact import Compact, compact
+from .equality import InexactError
 from .graph import ChannelGraph, ChannelGroup, Member
 from .liveness import dead
 from .rewrite import Kept, shrink_
+from .store import StoreError, load_compact
 from .structure import StructureError
+from .zero import zero_channels_
 
-__all__ = ["CaptureError", "ChannelGraph", "ChannelGroup", "Kept", "Member", "StructureError", "dead", "shrink_"]
+__all__ = [
+    "CaptureError",
+    "ChannelGraph",
+    "ChannelGroup",
+    "Compact",
+    "InexactError",
+    "Kept",
+    "Member",
+    "StoreError",
+    "StructureError",
+    "compact",
+    "dead",
+    "load_compact",
+    "shrink_",
+    "zero_channels_",
+]

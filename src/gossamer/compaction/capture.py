@@ -106,17 +106,19 @@ def _traceable() -> Iterator[None]:
     What a failed route writes to stderr (the whole graph, and a log line) is kept out: the error says it in one line.
     """
     fast = torch.backends.mha.get_fastpath_enabled()
-    shapes = logging.getLogger("torch.fx.experimental.symbolic_shapes")
-    level = shapes.level
+    names = ("torch.fx.experimental.symbolic_shapes", "torch._subclasses.fake_tensor")
+    levels = {name: logging.getLogger(name).level for name in names}
     torch.backends.mha.set_fastpath_enabled(False)
-    shapes.setLevel(logging.ERROR)
+    for name in names:
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     try:
         with torch.enable_grad(), warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
             warnings.simplefilter("ignore")
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
-        shapes.setLevel(level)
+        for name, level in levels.items():
+            logging.getLogger(name).setLevel(level)
 
 
 def capture(model: nn.Module, example_inputs: Any, *, route: str = "auto") -> Capture:
@@ -151,7 +153,11 @@ def capture(model: nn.Module, example_inputs: Any, *, route: str = "auto") -> Ca
 
 
 def _export(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Capture:
-    program = torch.export.export(model, args, kwargs, strict=False).run_decompositions({})
+    from .functional import made_functional
+
+    program = torch.export.export(model, args, kwargs, strict=False)
+    if not made_functional(program.graph):
+        program = program.run_decompositions({})
     signature = program.graph_signature
     first = first_names(model)
     nodes = {node.name: node for node in program.graph.nodes if node.op == "placeholder"}

@@ -7,6 +7,7 @@ The result is checked by capturing the shrunk model again; if its code does not 
 from __future__ import annotations
 
 import logging
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -30,6 +31,27 @@ class Kept(dict[str, dict[int, LongTensor]]):
     def __init__(self, positions: dict[str, dict[int, LongTensor]], attributes: Changes | None = None) -> None:
         super().__init__(positions)
         self.attributes = attributes or {}
+
+
+@dataclass
+class History:
+    """Everything a model has lost since it was built, so that a save refers to the shapes its factory gives."""
+
+    positions: dict[str, dict[int, tuple[int, Any]]] = field(default_factory=dict)  # axis -> (first size, kept)
+    attributes: Changes = field(default_factory=dict)
+
+    def add(self, kept: Kept, shapes: dict[str, torch.Size]) -> None:
+        for name, axes in kept.items():
+            for axis, index in axes.items():
+                size, earlier = self.positions.setdefault(name, {}).get(axis, (shapes[name][axis], None))
+                self.positions[name][axis] = size, index if earlier is None else earlier[index]
+        for path, values in kept.attributes.items():
+            self.attributes.setdefault(path, {}).update(values)
+
+
+def history(model: nn.Module) -> History:
+    """The model's own record; it travels with deepcopy and pickle, not with the state dict."""
+    return vars(model).setdefault("_compaction_history", History())
 
 
 def kept_positions(model: nn.Module, graph: ChannelGraph, keep: dict[str, Tensor]) -> tuple[Kept, np.ndarray]:
@@ -116,7 +138,7 @@ def shrink_(
     before = {name: (tensor.data, tensor.grad) for name, tensor in touched.items()}
     ways = proposals(model, graph.flow, removed)
     for name, positions in kept.items():
-        _set_data(touched[name], sliced(touched[name], positions))
+        set_data(touched[name], sliced(touched[name], positions))
     layers = _layer_attributes(model)
     causes: list[str] = []
     for way in ways:
@@ -141,10 +163,11 @@ def shrink_(
     if optimizer is not None:
         for name, positions in kept.items():
             slice_state(optimizer, touched[name], before[name][0].shape, positions)
+    history(model).add(kept, {name: data.shape for name, (data, _) in before.items()})
     return kept
 
 
-def _set_data(tensor: Tensor, data: Tensor) -> None:
+def set_data(tensor: Tensor, data: Tensor) -> None:
     """Give a parameter data of another shape.
 
     A gradient accumulator that an earlier loss still holds remembers the old shape and fails the next backward;
@@ -158,7 +181,7 @@ def _set_data(tensor: Tensor, data: Tensor) -> None:
 
 def _restore(touched: dict[str, Tensor], before: dict[str, tuple[Tensor, Tensor | None]]) -> None:
     for name, (data, grad) in before.items():
-        _set_data(touched[name], data)
+        set_data(touched[name], data)
         touched[name].grad = grad
 
 

@@ -218,6 +218,13 @@ def _is_pointwise(node: fx.Node) -> bool:
     return isinstance(target, torch._ops.OpOverload) and torch.Tag.pointwise in target.tags
 
 
+def has_rule(node: fx.Node) -> bool:
+    """Whether the operator is described: a rule of its own, element-wise, or not on tensors at all."""
+    return op_name(node) in RULES or _is_pointwise(node) or not any(
+        isinstance(item.meta.get("val"), Tensor) and item.meta["val"].is_floating_point() for item in node.all_input_nodes
+    )
+
+
 def _tie_partitions(flow: Flow) -> None:
     """x[:, :half] and x[:, half:] recompute `half` after a removal: equal slices must lose the same positions."""
     for (node, axis), parts in flow.slices.items():

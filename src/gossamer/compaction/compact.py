@@ -1,0 +1,264 @@
+"""Return a smaller dense model that computes exactly what a model with dead channels computes.
+
+    graph -> dead channels -> shrink a copy -> same structure, same outputs, lower latency, or an honest refusal
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .equality import InexactError, default_tolerance, difference, outputs
+from .fold import fold_
+from .graph import ChannelGraph
+from .liveness import Liveness, analyse
+from .optimizer import check_state, copied
+from .rewrite import Kept, kept_positions, shrink_
+from .rounding import preferred_multiple, rounded
+from .structure import StructureError
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class Compact:
+    """A compacted model and how it came about.
+
+    model: the smaller model (an unchanged copy when `refused`). optimizer: its optimizer, if one was given.
+    kept: {tensor: {axis: kept positions}}. refused: why nothing was removed although channels are dead, or None.
+    report: plain numbers, ready for JSON: "parameters", "bytes", "flops" and per group "channels", each with
+    "before" and "after"; "error" = the largest relative difference of the outputs; "latency" = the comparison made.
+    """
+
+    model: nn.Module
+    kept: Kept
+    report: dict[str, Any]
+    optimizer: torch.optim.Optimizer | None
+    refused: str | None
+    graph: ChannelGraph = field(repr=False)
+    keep: dict[str, Tensor] = field(repr=False)
+    dead: dict[str, Tensor] = field(repr=False)
+    constants: dict[str, Tensor] = field(repr=False)
+    unfit: dict[str, str] = field(repr=False)
+
+    def explain(self) -> str:
+        """What each group lost and why the rest stays."""
+        from .explain import explain_compact
+
+        return explain_compact(self)
+
+    def save(self, directory: str | Path) -> Path:
+        """Write the model (safetensors) and its shapes (JSON) into `directory`; read back by `load_compact`."""
+        from .store import save
+
+        return save(self.model, directory)
+
+
+def compact(
+    model: nn.Module,
+    example_inputs: Any,
+    *,
+    optimizer: torch.optim.Optimizer | None = None,
+    keep: dict[str, Tensor] | None = None,
+    round_to: int | str | None = "auto",
+    check_latency: bool = True,
+    tolerance: float | None = None,
+    fold: bool = False,
+    route: str = "auto",
+) -> Compact:
+    """Remove every dead channel from a copy of `model` and prove that the copy computes the same.
+
+    Args:
+        model: any module that can be captured; neither it nor `optimizer` is changed.
+        example_inputs: a tensor, a tuple of positional arguments or a dict of keyword arguments.
+        optimizer: copied over the smaller parameters, with the same hyperparameters and sliced state, without hooks.
+        keep: group name -> bool tensor [channels]; only these groups lose channels, and only channels marked False.
+        round_to: keep dead channels until widths are multiples of this; "auto" = 16 (AVX-512, CUDA) or 8, None = 1.
+        check_latency: time both models interleaved on `example_inputs`, and refuse if the smaller is not faster.
+        tolerance: largest relative difference of any output; None = 1e-5 (float32) or 1e-12 (float64).
+        fold: also remove channels that are constant but not zero, where every reader can take the constant into its
+            bias (exact to rounding, in eval mode only).
+        route: how to capture, see `ChannelGraph.build`.
+
+    Returns:
+        A `Compact`. Groups whose removal would break or change the model stay and say why in `explain()`.
+
+    Raises:
+        CaptureError: the model cannot be captured.
+        ValueError: `keep` removes a live channel, bad arguments, or optimizer state that cannot be sliced.
+        InexactError: two forwards of the unchanged model already differ.
+
+    >>> import torch
+    >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2)).eval()
+    >>> _ = net[2].weight.data[:, 3:].zero_()
+    >>> small = compact(net, torch.randn(5, 4), round_to=1, check_latency=False)
+    >>> small.model[0].weight.shape, small.report["channels"]
+    (torch.Size([3, 4]), {'0': {'before': 8, 'after': 3}})
+    """
+    multiple = _multiple(round_to, model)
+    if tolerance is not None and not tolerance >= 0:
+        raise ValueError(f"tolerance must be at least 0, got {tolerance}")
+    graph = ChannelGraph.build(model, example_inputs, route)
+    expected = outputs(model, example_inputs)
+    bound = default_tolerance(graph.flow.capture) if tolerance is None else tolerance
+    if difference(expected, outputs(model, example_inputs)) > bound:
+        raise InexactError(f"{type(model).__name__} gives different outputs for the same input: nothing can be verified")
+
+    source, liveness = _analysed(model, graph, fold)
+    wanted = _wanted(source, graph, liveness, keep, multiple)
+    if optimizer is not None:
+        touched = kept_positions(model, graph, wanted)
+        check_state(optimizer, {name: dict(model.named_parameters()).get(name, torch.empty(0)) for name in touched})
+
+    def attempt(masks: dict[str, Tensor]) -> Result:
+        twin = copy.deepcopy(source)
+        twin_optimizer = None if optimizer is None else copied(optimizer, model, twin)
+        kept = shrink_(twin, graph, masks, twin_optimizer)
+        error = difference(expected, outputs(twin, example_inputs))
+        if not error <= bound:
+            raise InexactError(f"removing it changes the outputs by {error:.2g}, more than {bound:.2g}")
+        return twin, twin_optimizer, kept, error
+
+    (twin, twin_optimizer, kept, error), unfit = _largest(wanted, attempt)
+    final = {name: mask for name, mask in wanted.items() if name not in unfit}
+    latency, refused = _timed(model, twin, example_inputs) if kept and check_latency else (None, None)
+    if refused is not None:
+        logger.warning("%s was not compacted: %s", type(model).__name__, refused)
+        final, kept, error = {}, Kept({}), 0.0
+        twin = copy.deepcopy(model)
+        twin_optimizer = None if optimizer is None else copied(optimizer, model, twin)
+    report = _report(model, twin, example_inputs, graph, final, error, latency)
+    return Compact(
+        twin, kept, report, twin_optimizer, refused, graph, final, liveness.dead, liveness.constants, unfit
+    )
+
+
+Result = tuple[nn.Module, torch.optim.Optimizer | None, Kept, float]
+
+
+def _multiple(round_to: int | str | None, model: nn.Module) -> int:
+    if round_to == "auto":
+        device = next((p.device for p in model.parameters()), torch.device("cpu"))
+        return preferred_multiple(device)
+    if round_to is None:
+        return 1
+    if isinstance(round_to, bool) or not isinstance(round_to, int) or round_to < 1:
+        raise ValueError(f'round_to must be "auto", None or a positive integer, got {round_to!r}')
+    return round_to
+
+
+def _analysed(model: nn.Module, graph: ChannelGraph, fold: bool) -> tuple[nn.Module, Liveness]:
+    """The model to shrink (a folded copy when asked) and its dead channels."""
+    liveness = analyse(graph, model, training=model.training and not fold)
+    if not fold:
+        return model, liveness
+    source = copy.deepcopy(model)
+    fold_(source, graph.flow, liveness)
+    return source, analyse(graph, source, training=False)
+
+
+def _wanted(
+    model: nn.Module, graph: ChannelGraph, liveness: Liveness, keep: dict[str, Tensor] | None, multiple: int
+) -> dict[str, Tensor]:
+    """The channels that stay, for every group that loses some."""
+    if keep is not None:
+        kept_positions(model, graph, keep)  # names and shapes
+        for name, mask in keep.items():
+            alive = ~mask.cpu() & ~liveness.dead.get(name, torch.zeros_like(mask, device="cpu"))
+            if bool(alive.any()):
+                raise ValueError(
+                    f"keep[{name!r}] removes {int(alive.sum())} channels that are not dead: {_some(alive)}; "
+                    "zero them first (zero_channels_), or use shrink_ to remove live channels"
+                )
+    masks = {}
+    for group in graph.removable:
+        stay = ~liveness.dead[group.name]
+        if keep is not None:
+            stay = keep[group.name].cpu().clone() if group.name in keep else torch.ones_like(stay)
+        stay = rounded(group, stay, multiple, model)
+        if not bool(stay.all()):
+            masks[group.name] = stay
+    return masks
+
+
+def _some(mask: Tensor) -> str:
+    numbers = mask.nonzero().flatten().tolist()
+    return str(numbers) if len(numbers) <= 8 else f"[{', '.join(map(str, numbers[:8]))}, ...]"
+
+
+def _largest(
+    wanted: dict[str, Tensor], attempt: Callable[[dict[str, Tensor]], Result]
+) -> tuple[Result, dict[str, str]]:
+    """Shrink as many groups as go together; the others with the reason each failed alone."""
+    unfit: dict[str, str] = {}
+
+    def culprits(names: list[str]) -> dict[str, str]:
+        try:
+            attempt({name: wanted[name] for name in names})
+        except (StructureError, InexactError) as error:
+            if len(names) == 1:
+                return {names[0]: str(error)}
+            half = len(names) // 2
+            return culprits(names[:half]) | culprits(names[half:])
+        return {}
+
+    while True:
+        masks = {name: mask for name, mask in wanted.items() if name not in unfit}
+        try:
+            return attempt(masks), unfit
+        except (StructureError, InexactError) as error:
+            found = culprits(list(masks))
+            # Each fits alone but not all together: give up the last one and try again.
+            unfit |= found or {list(masks)[-1]: str(error)}
+
+
+def _timed(model: nn.Module, twin: nn.Module, example_inputs: Any) -> tuple[dict[str, Any], str | None]:
+    """Time both models in turn. The reason to refuse when the smaller one is not clearly the faster."""
+    from gossamer import measure
+
+    from .capture import call_arguments, evaluating
+
+    args, kwargs = call_arguments(example_inputs)
+    with evaluating(model), evaluating(twin), torch.inference_mode():
+        calls = {"original": lambda: model(*args, **kwargs), "compact": lambda: twin(*args, **kwargs)}
+        comparison = measure.interleave(calls, baseline="original", reps=11, seconds=30.0)
+    row, control = comparison["compact"], comparison.control
+    if row.ratio_q1 > 1.0 or row.ratio > max(1.0, control.ratio_q3):
+        return comparison.to_dict(), None
+    reason = (
+        f"latency would not fall: {row.median * 1e3:.3f} ms instead of {comparison['original'].median * 1e3:.3f} ms "
+        f"({row.ratio:.2f}x; the same model against itself gives {control.ratio_q1:.2f}x to {control.ratio_q3:.2f}x)"
+    )
+    return comparison.to_dict(), reason
+
+
+def _report(
+    model: nn.Module,
+    twin: nn.Module,
+    example_inputs: Any,
+    graph: ChannelGraph,
+    final: dict[str, Tensor],
+    error: float,
+    latency: dict[str, Any] | None,
+) -> dict[str, Any]:
+    from gossamer import measure
+
+    before, after = (measure.count(net, example_inputs).to_dict() for net in (model, twin))
+    report: dict[str, Any] = {
+        name: {"before": before[name], "after": after[name]} for name in ("parameters", "bytes", "flops")
+    }
+    report["channels"] = {
+        group.name: {
+            "before": group.channels,
+            "after": int(final[group.name].sum()) if group.name in final else group.channels,
+        }
+        for group in graph.removable
+    }
+    return report | {"error": error, "latency": latency}

@@ -18,7 +18,11 @@ def shapes(seed: int) -> list[tuple[int, ...]]:
     rng = np.random.default_rng(seed)
     sizes = [1, 3, 10, 16, 64, 200]
     return [
-        (int(rng.choice(sizes)), int(rng.choice(sizes)), *((int(rng.integers(1, 5)),) * 2 if rng.random() < 0.5 else ()))
+        (
+            int(rng.choice(sizes)),
+            int(rng.choice(sizes)),
+            *((int(rng.integers(1, 5)),) * 2 if rng.random() < 0.5 else ()),
+        )
         for _ in range(int(rng.integers(1, 9)))
     ]
 

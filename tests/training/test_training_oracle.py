@@ -154,9 +154,7 @@ def test_umm_of_a_residual_group_pools_its_writers() -> None:
     torch.manual_seed(0)
     model = NETWORKS["residual"]()
     opt = torch.optim.SGD(model.parameters(), lr=0.1)
-    sparse = Chase(
-        model, opt, density=1.0, extra_density=0.0, total_steps=10, scope="all", example_inputs=images()[0]
-    )
+    sparse = Chase(model, opt, density=1.0, extra_density=0.0, total_steps=10, scope="all", example_inputs=images()[0])
     scores = sparse.removed.umm()
     for name, writers in {"stem": ["stem", "b"], "down": ["down", "d"], "a": ["a"], "c": ["c"]}.items():
         group = next(n for n in scores if {m.tensor for m in sparse.removed.groups[n].members} >= {f"{writers[0]}.weight"}

@@ -162,5 +162,9 @@ def test_chase_reports_capacity_shortage() -> None:
 
 
 def test_chase_infeasible_target_is_explained() -> None:
-    with pytest.raises(ValueError, match=r"channel_sparsity=0\.99 removes 40 of 40 channels, but the floors .* leave only"):
-        build("chase", network="conv", channel_sparsity=0.99, min_width=1.0, example_inputs=images()[0], extra_density=0)
+    with pytest.raises(
+        ValueError, match=r"channel_sparsity=0\.99 removes 40 of 40 channels, but the floors .* leave only"
+    ):
+        build(
+            "chase", network="conv", channel_sparsity=0.99, min_width=1.0, example_inputs=images()[0], extra_density=0
+        )

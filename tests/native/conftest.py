@@ -1,6 +1,7 @@
 """Every instruction set in turn, and the one that was active restored."""
 
 import pytest
+import torch
 
 from gossamer import _native
 
@@ -13,3 +14,9 @@ def isa(request):
     _native.set_isa(request.param)
     yield request.param
     _native.set_isa(before)
+
+
+@pytest.fixture(autouse=True)
+def one_thread(torch_state_restored):
+    """A team that waits for a busy core makes small tests slow; the tests about threads ask for their own number."""
+    torch.set_num_threads(1)

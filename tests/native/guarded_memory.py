@@ -1,0 +1,83 @@
+"""Calls every native verb on buffers that end, then begin, at an inaccessible page: one byte outside is a crash.
+
+Run as a program: `python guarded_memory.py ISA`. Prints the number of calls made.
+"""
+
+import ctypes
+import mmap
+import random
+import sys
+
+import torch
+
+from gossamer import _native
+
+PAGE = mmap.PAGESIZE
+LIBC = ctypes.CDLL(None, use_errno=True)
+LIBC.mprotect.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
+KEPT = []  # the mappings must outlive the addresses
+
+
+def guarded(content: bytes | int, at_end: bool) -> int:
+    """The address of a buffer with this content (or this many bytes of 0xff) between two inaccessible pages."""
+    data = content if isinstance(content, bytes) else b"\xff" * content
+    pages = -(-len(data) // PAGE) + 2
+    memory = mmap.mmap(-1, pages * PAGE)
+    base = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+    start = PAGE + ((pages - 2) * PAGE - len(data) if at_end else 0)
+    memory[start : start + len(data)] = data
+    for guard in (base, base + (pages - 1) * PAGE):
+        assert LIBC.mprotect(guard, PAGE, 0) == 0  # PROT_NONE
+    KEPT.append(memory)
+    return base + start
+
+
+def content(tensor: torch.Tensor) -> bytes:
+    return tensor.view(torch.uint8).numpy().tobytes() if tensor.numel() else b""
+
+
+def tiles(draw: random.Random, at_end: bool) -> None:
+    size, threads = draw.choice((1, 2, 4, 8)), draw.choice((1, 2))
+    dtype = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[size]
+    rows, cols = draw.randint(0, 40), draw.choice((0, 1, 5, 63, 64, 65, 127, 200, 1500))
+    bm, bn = draw.randint(1, 12), draw.choice((1, 2, 3, 5, 8, 16, 64, 70))
+    tile_rows, tile_cols = -(-rows // bm), -(-cols // bn)
+    x = torch.randint(-9, 9, (rows, cols)).mul(torch.rand(rows, cols) < draw.choice((0, 0.05, 1))).to(dtype)
+    capacity = max(0, tile_rows * tile_cols + draw.choice((-3, 0, 2)))
+    index_size = draw.choice((2, 4))
+    source = guarded(content(x), at_end)
+    flags = guarded(8 * tile_rows * -(-tile_cols // 64), at_end)
+    offsets, indices = guarded(8 * (tile_rows + 1), at_end), guarded(index_size * capacity, at_end)
+    _native.detect(
+        source, rows, cols, size, False, bm, bn, capacity, flags, offsets, indices, index_size, threads
+    )
+    values = guarded(size * bm * bn * capacity, at_end)
+    _native.gather(source, rows, cols, size, offsets, indices, index_size, bm, bn, capacity, values, threads)
+    dense = guarded(size * rows * cols, at_end)
+    _native.scatter(values, rows, cols, size, offsets, indices, index_size, bm, bn, capacity, dense, threads)
+
+
+def elements(draw: random.Random, at_end: bool) -> None:
+    size, threads = draw.choice((1, 2, 4, 8)), draw.choice((1, 2))
+    n = draw.choice((0, 1, 15, 63, 64, 65, 200, 40_001))
+    mask = guarded(content(torch.rand(n) < 0.5), at_end)
+    _native.mask(guarded(n * size, at_end), mask, n, size, threads)
+    _native.read(guarded(n * size, at_end), n * size, threads)
+    scores = guarded(content(torch.randn(n)), at_end)
+    scratch = guarded(_native.select_scratch(n, threads), at_end)
+    for allowed in (0, mask):
+        for k in (0, n // 3, n):
+            _native.select(scores, allowed, n, k, True, guarded(n, at_end), scratch, threads)
+
+
+if __name__ == "__main__":
+    _native.set_isa(sys.argv[1])
+    torch.manual_seed(0)
+    calls = 0
+    for seed in range(60):
+        for at_end in (True, False):
+            tiles(random.Random(seed), at_end)
+            elements(random.Random(seed), at_end)
+            calls += 1
+            KEPT.clear()
+    print(calls)

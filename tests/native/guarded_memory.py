@@ -48,9 +48,7 @@ def tiles(draw: random.Random, at_end: bool) -> None:
     source = guarded(content(x), at_end)
     flags = guarded(8 * tile_rows * -(-tile_cols // 64), at_end)
     offsets, indices = guarded(8 * (tile_rows + 1), at_end), guarded(index_size * capacity, at_end)
-    _native.detect(
-        source, rows, cols, size, False, bm, bn, capacity, flags, offsets, indices, index_size, threads
-    )
+    _native.detect(source, rows, cols, size, False, bm, bn, capacity, flags, offsets, indices, index_size, threads)
     values = guarded(size * bm * bn * capacity, at_end)
     _native.gather(source, rows, cols, size, offsets, indices, index_size, bm, bn, capacity, values, threads)
     dense = guarded(size * rows * cols, at_end)

@@ -30,7 +30,9 @@ def scores_of(kind, n, seed=0):
     }[kind]
 
 
-KINDS = ["distinct", "ties", "one value", "zeros of both signs", "denormal", "infinite", "neighbours", "every magnitude"]
+KINDS = [
+    "distinct", "ties", "one value", "zeros of both signs", "denormal", "infinite", "neighbours", "every magnitude",
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("n", LENGTHS)

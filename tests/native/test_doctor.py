@@ -1,0 +1,179 @@
+"""Law: the doctor describes any machine, whatever is missing on it, and never raises."""
+
+import importlib
+import importlib.metadata
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from gossamer import _native, doctor
+
+VERBS = {"detect", "gather", "mask", "scatter", "select"}
+
+
+def without(monkeypatch, *packages):
+    """Make packages look never installed: neither importable nor known to the installer."""
+    real_import, real_version = importlib.import_module, importlib.metadata.version
+
+    def import_module(name, package=None):
+        if name.split(".")[0] in packages or name in packages:
+            raise ModuleNotFoundError(f"No module named {name!r}")
+        return real_import(name, package)
+
+    def version(name):
+        if name in packages:
+            raise importlib.metadata.PackageNotFoundError(name)
+        return real_version(name)
+
+    monkeypatch.setattr(importlib, "import_module", import_module)
+    monkeypatch.setattr(importlib.metadata, "version", version)
+
+
+def test_this_machine():
+    report = doctor.report()
+    assert report["native"]["isa"] == _native.isa() in report["native"]["available"]
+    assert report["native"]["compiler"] == _native.compiler()
+    assert report["threads"]["torch"] == torch.get_num_threads()
+    assert report["versions"]["torch"] == torch.__version__
+    assert set(report["kernels"]) == VERBS
+    assert all(row["reference"] is None and row["cpu"] is None for row in report["kernels"].values())
+    assert json.loads(json.dumps(report)) == report
+    text = doctor.text(report)
+    assert _native.isa() in text and torch.__version__ in text and all(verb in text for verb in VERBS)
+
+
+def test_every_verb_said_to_be_there_is_there():
+    for verb, row in doctor.report()["kernels"].items():
+        for backend in ("reference", "cpu"):
+            if row[backend] is None:
+                importlib.import_module(f"gossamer.kernels.{backend}.{verb}")
+
+
+@pytest.mark.parametrize("isa", [*_native.available_isas(), None, "nonsense"])
+def test_instruction_set_and_why(isa):
+    environment = {k: v for k, v in os.environ.items() if k != "GOSSAMER_ISA"}
+    if isa:
+        environment["GOSSAMER_ISA"] = isa
+    program = "from gossamer import doctor; print(doctor.text(doctor.report()))"
+    text = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True)
+    line = next(line for line in text.stdout.splitlines() if line.startswith("native"))
+    if isa == "nonsense":
+        assert "unavailable" in line and "GOSSAMER_ISA='nonsense'" in line
+        assert "detect           yes      no [" in text.stdout
+    elif isa:
+        assert f"{isa}, because GOSSAMER_ISA={isa}" in line
+    else:
+        assert f"{_native.available_isas()[-1]}, the widest" in line
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_one_openmp_runtime_is_shared():
+    """In a fresh process: other libraries of a test session may bring runtimes of their own."""
+    program = "from gossamer import doctor; t = doctor.report()['threads']; print(t['shared'], len(t['runtimes']))"
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert result.stdout == "True 1\n"
+
+
+def test_two_openmp_runtimes_are_told(monkeypatch):
+    home = Path(torch.__file__).parent
+    monkeypatch.setattr(doctor, "_openmp_runtimes", lambda: [str(home / "lib/libgomp.so.1"), "/usr/lib/libgomp.so.1"])
+    native = {"error": None, "openmp": "/usr/lib/libgomp.so.1"}
+    threads = doctor._threads(native)
+    assert threads["shared"] is False
+    assert "TWO OpenMP pools" in threads["summary"] and "2 OpenMP runtimes" in threads["summary"]
+    assert "runs on 1" in doctor._threads({"error": None, "openmp": None})["summary"]
+
+
+def test_runtimes_of_every_vendor_are_seen(monkeypatch):
+    maps = """7f00-7f01 r-xp 00000000 00:00 1  /a/torch.libs/libgomp-a34b3233.so.1.0.0
+7f02-7f03 r--p 00000000 00:00 1  /a/torch.libs/libgomp-a34b3233.so.1.0.0
+7f04-7f05 r-xp 00000000 00:00 2  /b/libiomp5.so
+7f06-7f07 r-xp 00000000 00:00 3  /c/libomp.so.5
+7f08-7f09 r-xp 00000000 00:00 4  /d/libcompress.so
+"""
+    monkeypatch.setattr(Path, "read_text", lambda self: maps)
+    assert doctor._openmp_runtimes() == ["/a/torch.libs/libgomp-a34b3233.so.1.0.0", "/b/libiomp5.so", "/c/libomp.so.5"]
+
+
+@pytest.mark.parametrize(
+    ("missing", "expected"),
+    [
+        (["triton"], "triton is not installed: pip install 'gossamer[triton]'"),
+        (["gossamer._native"], "the compiled extension is not importable (ModuleNotFoundError"),
+        (["torch"], "torch is not importable (ModuleNotFoundError: No module named 'torch')"),
+        (["onnx", "scikit-learn"], "missing scikit-learn: pip install 'gossamer[run]'"),
+        (["gossamer"], "unknown: gossamer itself is not installed"),
+        (["torch", "triton", "numpy", "gossamer._native", "gossamer"], "unknown: torch is not importable"),
+    ],
+    ids=lambda value: "+".join(value) if isinstance(value, list) else None,
+)
+def test_missing_packages(monkeypatch, missing, expected):
+    without(monkeypatch, *missing)
+    if "gossamer" in missing:
+        monkeypatch.setattr(importlib.metadata, "requires", lambda name: importlib.metadata.version(name))
+    report = doctor.report()
+    assert expected in doctor.text(report)
+    json.dumps(report)
+    if "torch" in missing:
+        assert all(reason is not None for row in report["kernels"].values() for reason in row.values())
+    elif "gossamer._native" in missing:
+        assert all(row["reference"] is None and row["cpu"] is not None for row in report["kernels"].values())
+
+
+def test_extras_include_the_extras_they_name(monkeypatch):
+    monkeypatch.setattr(
+        importlib.metadata,
+        "requires",
+        lambda name: [
+            "torch>=2.10",
+            'one>=1; extra == "a"',
+            'two>=2; sys_platform == "linux" and extra == "b"',
+            'gossamer[a,b]; extra == "all"',
+            "gossamer[all]; extra == 'loop'",
+            'gossamer[loop]; extra == "all"',
+            'three>=3; sys_platform == "amiga" and extra == "a"',
+        ],
+    )
+    without(monkeypatch, "one", "two", "three")
+    monkeypatch.setattr(sys, "platform", "linux")
+    extras = doctor._extras()
+    assert {name: extra["missing"] for name, extra in extras.items()} == {
+        "a": ["one"], "b": ["two"], "all": ["one", "two"], "loop": ["one", "two"],
+    }  # fmt: skip
+    assert extras["all"]["command"] == "pip install 'gossamer[all]'"
+
+
+def test_a_driver_that_raises(monkeypatch):
+    def broken():
+        raise RuntimeError("driver too old")
+
+    monkeypatch.setattr(torch.cuda, "is_available", broken)
+    report = doctor.report()
+    assert report["gpu"]["name"] is None and "driver too old" in doctor.text(report)
+
+
+def test_triton_without_a_gpu(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(doctor, "_version", lambda name: "9.9")
+    monkeypatch.setattr(doctor, "_import", lambda name: (torch if name == "torch" else object(), None))
+    gpu = doctor._gpu()
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    reason = doctor._kernels({"error": None}, gpu)["detect"]["triton"]
+    assert "no CUDA device" in reason and "TRITON_INTERPRET=1" in reason
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    assert doctor._kernels({"error": None}, gpu)["detect"]["triton"] is None
+
+
+def test_without_proc(monkeypatch):
+    def refuse(self, *args, **kwargs):
+        raise PermissionError(str(self))
+
+    monkeypatch.setattr(Path, "read_text", refuse)
+    report = doctor.report()
+    assert report["threads"]["runtimes"] is None and report["cpu"]["model"]
+    doctor.text(report)

@@ -132,7 +132,7 @@ def capture(model: nn.Module, example_inputs: Any, *, route: str = "auto") -> Ca
     if route not in ROUTES:
         raise ValueError(f"route must be one of {ROUTES}, got {route!r}")
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
-        if isinstance(tensor, nn.parameter.UninitializedTensorMixin):
+        if nn.parameter.is_lazy(tensor):
             raise ValueError(f"{name} has no shape yet (lazy module): run one forward before building the graph")
     args, kwargs = call_arguments(example_inputs)
     causes = []
@@ -185,10 +185,10 @@ def _fx(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Capt
 
     def forward(values: list[Tensor], inputs: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         filled = list(leaves)
-        for place, value in zip(places, inputs):
+        for place, value in zip(places, inputs, strict=True):
             filled[place] = value
         call_args, call_kwargs = pytree.tree_unflatten(filled, spec)
-        named = dict(zip(state, values))
+        named = dict(zip(state, values, strict=True))
         output = torch.func.functional_call(model, named, call_args, call_kwargs, tie_weights=True)
         return tensor_leaves(output), [named[name] for name in buffers]
 
@@ -198,15 +198,15 @@ def _fx(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Capt
     placeholders = [node for node in module.graph.nodes if node.op == "placeholder"]
     output = next(node for node in reversed(module.graph.nodes) if node.op == "output")
     names = list(state)
-    constants = {
-        node: getattr(module, str(node.target)) for node in module.graph.nodes if node.op == "get_attr"
-    }
-    tensors = dict(zip(placeholders, names))
+    constants = {node: getattr(module, str(node.target)) for node in module.graph.nodes if node.op == "get_attr"}
+    tensors = dict(zip(placeholders, names, strict=False))
     return Capture(
         graph=module.graph,
         tensors=tensors,
         constants={node: value for node, value in constants.items() if isinstance(value, Tensor)},
         inputs={node: f"input {i}" for i, node in enumerate(placeholders[len(names) :])},
-        outputs=tuple(node for node in pytree.tree_leaves(output.args) if isinstance(node, fx.Node) and node not in tensors),
+        outputs=tuple(
+            node for node in pytree.tree_leaves(output.args) if isinstance(node, fx.Node) and node not in tensors
+        ),
         route="fx",
     )

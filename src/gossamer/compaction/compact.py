@@ -1,6 +1,6 @@
 """Return a smaller dense model that computes exactly what a model with dead channels computes.
 
-    graph -> dead channels -> shrink a copy -> same structure, same outputs, lower latency, or an honest refusal
+graph -> dead channels -> shrink a copy -> same structure, same outputs, lower latency, or an honest refusal
 """
 
 from __future__ import annotations
@@ -109,13 +109,13 @@ def compact(
     expected = outputs(model, example_inputs)
     bound = default_tolerance(graph.flow.capture) if tolerance is None else tolerance
     if difference(expected, outputs(model, example_inputs)) > bound:
-        raise InexactError(f"{type(model).__name__} gives different outputs for the same input: nothing can be verified")
+        raise InexactError(f"{type(model).__name__} gives two different outputs for one input: nothing can be verified")
 
     source, liveness = _analysed(model, graph, fold)
     wanted = _wanted(source, graph, liveness, keep, multiple)
     if optimizer is not None:
-        touched = kept_positions(model, graph, wanted)
-        check_state(optimizer, {name: dict(model.named_parameters()).get(name, torch.empty(0)) for name in touched})
+        touched, _ = kept_positions(model, graph, wanted)
+        check_state(optimizer, {name: tensor for name, tensor in model.named_parameters() if name in touched})
 
     def attempt(masks: dict[str, Tensor]) -> Result:
         twin = copy.deepcopy(source)
@@ -135,9 +135,7 @@ def compact(
         twin = copy.deepcopy(model)
         twin_optimizer = None if optimizer is None else copied(optimizer, model, twin)
     report = _report(model, twin, example_inputs, graph, final, error, latency)
-    return Compact(
-        twin, kept, report, twin_optimizer, refused, graph, final, liveness.dead, liveness.constants, unfit
-    )
+    return Compact(twin, kept, report, twin_optimizer, refused, graph, final, liveness.dead, liveness.constants, unfit)
 
 
 Result = tuple[nn.Module, torch.optim.Optimizer | None, Kept, float]

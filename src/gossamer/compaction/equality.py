@@ -51,7 +51,8 @@ def outputs(model: nn.Module, example_inputs: Any) -> list[Tensor]:
     if any(parameter.dtype in _HALVES for parameter in model.parameters()):
         model = copy.deepcopy(model).float()
         args, kwargs = pytree.tree_map(_as_single, (args, kwargs))
-    devices = sorted({p.device.index for p in model.parameters() if p.device.type == "cuda" and p.device.index is not None})
+    used = {parameter.device for parameter in model.parameters()}
+    devices = sorted(device.index or 0 for device in used if device.type == "cuda")
     with evaluating(model), torch.no_grad(), torch.random.fork_rng(devices), _exact_arithmetic():
         torch.manual_seed(0)
         return [leaf.detach().clone() for leaf in tensor_leaves(model(*args, **kwargs))]
@@ -72,9 +73,10 @@ def difference(expected: list[Tensor], found: list[Tensor]) -> float:
         if a.numel() == 0 or torch.equal(a, b):
             continue
         finite = a.isfinite()
-        if not (a.is_floating_point() and torch.equal(torch.where(finite, 0, a).nan_to_num(), torch.where(finite, 0, b).nan_to_num())):
+        special = torch.where(finite, torch.zeros_like(a), a)  # NaN and infinities must be the same ones
+        if not a.is_floating_point() or not torch.equal(finite, b.isfinite()):
             return float("inf")
-        if not torch.equal(finite, b.isfinite()):
+        if not torch.equal(special.nan_to_num(), torch.where(finite, torch.zeros_like(b), b).nan_to_num()):
             return float("inf")
         a, b = a[finite].double(), b[finite].double()
         worst = max(worst, float((a - b).abs().max() / a.abs().max().clamp_min(torch.finfo(torch.float64).tiny)))

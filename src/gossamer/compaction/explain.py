@@ -44,9 +44,8 @@ def _removed(group: ChannelGroup, keep: Tensor) -> list[str]:
     lines = [f"{group.name}: {group.channels} -> {int(keep.sum())} channels, {group.kind}, removed {_numbers(gone)}"]
     for member in group.members:
         each = member.index.shape[1]
-        lost = int(gone.sum()) * each
-        size = member.index.numel()
-        lines.append(f"    {_VERBS[member.role]:10s} {member.tensor} axis {member.axis} loses {lost} of {size} positions")
+        lost, size = int(gone.sum()) * each, member.index.numel()
+        lines.append(f"    {_VERBS[member.role]:10s} {member.tensor} axis {member.axis} loses {lost} of {size}")
     return lines
 
 

@@ -37,7 +37,8 @@ def made_functional(graph: fx.Graph) -> bool:
         shared = source.op != "call_function" or _may_alias(source)
         viewed = any(_may_alias(user) for user in source.users if user is not node)
         later = any(position[user] > position[node] for user in source.users)
-        if shared or viewed or later:
+        idle = name == "dropout_" and node.args[-1] is False  # returns its operand untouched
+        if (shared or viewed or later) and not idle:
             return False
         written[node] = overload
     for node, overload in written.items():

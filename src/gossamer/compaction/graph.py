@@ -171,7 +171,7 @@ def _collect(
     signature: dict[int, list[tuple[int, int]]] = defaultdict(list)
     for number, key in enumerate(keys):
         values, counts = np.unique(roots[key], return_counts=True)
-        for root, count in zip(values.tolist(), counts.tolist()):
+        for root, count in zip(values.tolist(), counts.tolist(), strict=True):
             if reasons.get(root) != "":
                 signature[root].append((number, count))
     gathered: dict[tuple[Any, ...], list[int]] = defaultdict(list)

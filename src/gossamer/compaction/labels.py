@@ -16,8 +16,8 @@ factor), a channel shuffle needs whole columns (the inner one), and a view that 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Sequence, Union
 
 import numpy as np
 
@@ -48,9 +48,9 @@ class Split:
     open: set[int] = field(default_factory=set)
     kept: int | None = None
     result: np.ndarray | None = None
-    target: "Split | None" = None  # set when this split was identified with another of the same shape
+    target: Split | None = None  # set when this split was identified with another of the same shape
 
-    def root(self) -> "Split":
+    def root(self) -> Split:
         split = self
         while split.target is not None:
             split = split.target
@@ -65,7 +65,7 @@ class Factor:
     index: int
 
 
-Axis = Union[np.ndarray, Fixed, Factor, Free]
+Axis = np.ndarray | Fixed | Factor | Free
 
 
 class Labels:

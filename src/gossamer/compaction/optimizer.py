@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -38,15 +39,17 @@ def _known(value: Any, parameter: Tensor) -> bool:
     return value is None or isinstance(value, (int, float, bool, str))
 
 
-def slice_state(optimizer: torch.optim.Optimizer, parameter: Tensor, shape: torch.Size, kept: dict[int, Tensor]) -> None:
+def slice_state(
+    optimizer: torch.optim.Optimizer, parameter: Tensor, shape: torch.Size, kept: Mapping[int, Tensor]
+) -> None:
     """Slice the state of one parameter that had `shape`; scalars (Adam's step) stay."""
-    state = optimizer.state.get(parameter)
-    for key, value in (state or {}).items():
+    state = optimizer.state.get(parameter, {})
+    for key, value in state.items():
         if isinstance(value, Tensor) and value.shape == shape and value.dim() > 0:
             state[key] = sliced(value, kept)
 
 
-def sliced(tensor: Tensor, kept: dict[int, Tensor]) -> Tensor:
+def sliced(tensor: Tensor, kept: Mapping[int, Tensor]) -> Tensor:
     """The positions `kept[axis]` of every listed axis, in the tensor's own memory format."""
     out = tensor.detach()
     for axis, index in kept.items():

@@ -91,12 +91,11 @@ class Reads:
 
     def _read(self, source: fx.Node, axis: int, needed: Tensor, value: Value) -> None:
         """Positions of `source`'s `axis` with a term that counts keep their channels alive."""
-        labels = self.flow.labels.settled(self.flow.axes[source][axis])  # type: ignore[index]
+        labels = self.flow.of(source)[axis]
         if not isinstance(labels, np.ndarray):
             return
         others = tuple(i for i in range(needed.dim()) if i != axis % needed.dim())
-        flat = needed.amax(others) if others else needed
-        flat = flat.expand(len(labels)).numpy()
+        flat = (needed.amax(others) if others else needed).expand(len(labels)).numpy()
         roots = self.flow.labels.find(labels)
         self.alive.append(np.unique(roots[flat]))
         constant = value.known.expand(torch.broadcast_shapes(value.known.shape, value.value.shape))
@@ -181,8 +180,8 @@ class Reads:
         terms = einsum_terms(args["equation"])
         assert terms is not None
         left, right, out = terms
-        pairs = ((args["tensors"][0], left, args["tensors"][1], right), (args["tensors"][1], right, args["tensors"][0], left))
-        for item, own, other, others in pairs:
+        a, b = args["tensors"]
+        for item, own, other, others in ((a, left, b, right), (b, right, a, left)):
             maybe = (~self.run.of(other).zero).float()
             seen = "".join(letter for letter in own if letter in out or letter in others)
             reach = torch.einsum(f"{out},{others}->{seen}", demand.float(), maybe) > 0

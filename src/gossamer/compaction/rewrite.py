@@ -24,13 +24,16 @@ logger = logging.getLogger(__name__)
 
 
 class Kept(dict[str, dict[int, LongTensor]]):
-    """{tensor name: {axis: kept positions}}; `attributes` = {module path: {attribute: new value}}."""
+    """{tensor name: {axis: kept positions}}.
 
-    attributes: Changes
+    `attributes` = {module path: {attribute: new value}}; `graph` = the channel graph of the shrunk model with the same
+    groups as before (None when nothing was removed), which saves building it again.
+    """
 
-    def __init__(self, positions: dict[str, dict[int, LongTensor]], attributes: Changes | None = None) -> None:
+    def __init__(self, positions: dict[str, dict[int, LongTensor]]) -> None:
         super().__init__(positions)
-        self.attributes = attributes or {}
+        self.attributes: Changes = {}
+        self.graph: ChannelGraph | None = None
 
 
 @dataclass
@@ -113,7 +116,7 @@ def shrink_(
 
     Args:
         model: the model `graph` was built for; its Parameter objects stay, with shorter data and no gradient.
-        graph: built for the model's present shapes. Build a new one afterwards.
+        graph: built for the model's present shapes; `Kept.graph` is the one for the new shapes.
         keep: group name -> bool tensor [channels], True = stays.
         optimizer: its state tensors of the same shape as a shrunk parameter are sliced alike.
 
@@ -145,7 +148,7 @@ def shrink_(
         changes = {**way, **layers}
         old = _set_attributes(model, changes)
         try:
-            check_structure(model, graph, kept, removed)
+            flow = check_structure(model, graph, kept, removed)
         except StructureError as error:
             causes.append(str(error))
             logger.debug("attributes %s do not fit: %s", way, error)
@@ -156,10 +159,11 @@ def shrink_(
             raise
         else:
             kept.attributes = changes
+            kept.graph = ChannelGraph.from_flow(model, flow, graph.example_inputs)
             break
     else:
         _restore(touched, before)
-        raise StructureError(f"{type(model).__name__} cannot lose these channels, its code does not follow: {causes[0]}")
+        raise StructureError(f"the code of {type(model).__name__} does not follow smaller tensors: {causes[0]}")
     if optimizer is not None:
         for name, positions in kept.items():
             slice_state(optimizer, touched[name], before[name][0].shape, positions)

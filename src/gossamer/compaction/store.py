@@ -63,11 +63,12 @@ def save(model: nn.Module, directory: str | Path) -> Path:
     data = writer.save(tensors)
     digest = hashlib.sha256(data).hexdigest()
     past = history(model)
+    weights = f"weights-{digest[:16]}.safetensors"
     shapes = {
         "format": FORMAT,
         "version": VERSION,
         "model": type(model).__name__,
-        "weights": {"file": f"weights-{digest[:16]}.safetensors", "sha256": digest},
+        "weights": {"file": weights, "sha256": digest},
         "shapes": {name: list(value.shape) for name, value in state_tensors(model).items()},
         "kept": {
             name: {str(axis): {"of": size, "positions": index.tolist()} for axis, (size, index) in axes.items()}
@@ -75,10 +76,10 @@ def save(model: nn.Module, directory: str | Path) -> Path:
         },
         "attributes": past.attributes,
     }
-    _replace(directory / shapes["weights"]["file"], data)
+    _replace(directory / weights, data)
     _replace(directory / _SHAPES, json.dumps(shapes, indent=1).encode())
     for old in directory.glob("weights-*.safetensors"):
-        if old.name != shapes["weights"]["file"]:
+        if old.name != weights:
             old.unlink(missing_ok=True)
     return directory
 
@@ -230,9 +231,9 @@ def _check_fits(
             module = model.get_submodule(path)
         except AttributeError as error:
             raise StoreError(f"{other}it has no module {path!r}") from error
-        for name, value in values.items():
+        for name, given in values.items():
             old = getattr(module, name, None)
-            if isinstance(old, tuple) and isinstance(value, list):
-                values[name] = value = tuple(value)
-            if type(old) is not type(value):
-                raise StoreError(f"{other}{path}.{name} is {old!r}, the file has {value!r}")
+            if isinstance(old, tuple) and isinstance(given, list):
+                values[name] = given = tuple(given)
+            if type(old) is not type(given):
+                raise StoreError(f"{other}{path}.{name} is {old!r}, the file has {given!r}")

@@ -36,8 +36,10 @@ class StructureError(RuntimeError):
     """A model whose code does not follow its shrunk tensors."""
 
 
-def check_structure(model: nn.Module, graph: ChannelGraph, kept: dict[str, dict[int, Any]], removed: np.ndarray) -> None:
-    """Raise StructureError unless shrunk `model` lines up with `graph`, the channel graph of the original.
+def check_structure(
+    model: nn.Module, graph: ChannelGraph, kept: dict[str, dict[int, Any]], removed: np.ndarray
+) -> Flow:
+    """Labels of the shrunk `model`; StructureError unless it lines up with `graph`, the channel graph of the original.
 
     `kept` = {tensor: {axis: positions}}, `removed` = the label roots that went.
     """
@@ -53,6 +55,7 @@ def check_structure(model: nn.Module, graph: ChannelGraph, kept: dict[str, dict[
         raise StructureError(str(error)) from None
     _same_program(before, after, removed)
     _no_new_ties(after, seeds, np.concatenate(graph.roots))
+    return after
 
 
 def _same_program(before: Flow, after: Flow, removed: np.ndarray) -> None:
@@ -79,7 +82,7 @@ def _same_numbers(flow: Flow, left: fx.Node, right: fx.Node) -> None:
 def _literals(value: Any, sized: bool) -> list[Any]:
     if isinstance(value, (tuple, list)):
         return [item for part in value for item in _literals(part, sized)]
-    if isinstance(value, bool) or isinstance(value, (float, str)) or value is None:
+    if isinstance(value, (bool, float, str)) or value is None:
         return [value]
     return [value] if isinstance(value, int) and not sized else []
 
@@ -89,9 +92,11 @@ def _short(value: Any) -> str:
 
 
 def _same_shapes(flow: Flow, left: fx.Node, right: fx.Node, removed: np.ndarray) -> None:
-    old, new = left.meta.get("val"), right.meta.get("val")
+    old: Any = left.meta.get("val")
+    new: Any = right.meta.get("val")
     if isinstance(old, (tuple, list)):
-        pairs = [(shape_after(flow, left, removed, i), new[i]) for i, item in enumerate(old) if isinstance(item, Tensor)]
+        tensors = [i for i, item in enumerate(old) if isinstance(item, Tensor)]
+        pairs = [(shape_after(flow, left, removed, i), new[i]) for i in tensors]
     elif isinstance(old, Tensor):
         pairs = [(shape_after(flow, left, removed), new)]
     else:
@@ -113,5 +118,6 @@ def _no_new_ties(after: Flow, seeds: dict[tuple[str, int], np.ndarray], channels
     repeated = np.flatnonzero(pairs[0][1:] == pairs[0][:-1])
     if len(repeated):
         root = pairs[0][repeated[0]]
-        names = [f"{name} axis {axis}" for name, axis in keys if (after.labels.find(after.state[name, axis]) == root).any()]
+        tied = [key for key in keys if (after.labels.find(after.state[key]) == root).any()]
+        names = [f"{name} axis {axis}" for name, axis in tied]
         raise StructureError(f"channels no longer line up between {' and '.join(names[:3])}")

@@ -13,13 +13,14 @@ from torch import fx
 
 from ..labels import QUIET
 from .contraction import broadcast, contract
+from .norm import with_statistics
 from .table import Flow, Result, rule, shape_of
 
 
 @rule(
-    "scaled_dot_product_attention", "_scaled_dot_product_flash_attention_for_cpu", "_scaled_dot_product_flash_attention",
-    "_scaled_dot_product_efficient_attention", "_scaled_dot_product_attention_math",
-    "_scaled_dot_product_cudnn_attention",
+    "scaled_dot_product_attention", "_scaled_dot_product_attention_math",
+    "_scaled_dot_product_flash_attention_for_cpu", "_scaled_dot_product_flash_attention",
+    "_scaled_dot_product_efficient_attention", "_scaled_dot_product_cudnn_attention",
 )  # fmt: skip
 def attention(flow: Flow, node: fx.Node, args: dict[str, Any]) -> Result:
     query, key, value = args["query"], args["key"], args["value"]
@@ -45,10 +46,7 @@ def attention(flow: Flow, node: fx.Node, args: dict[str, Any]) -> Result:
     for axis in batch:
         flow.labels.mark("heads", axis)
     out = [*batch, sequence, flow.of(value)[-1]]
-    result = node.meta["val"]
-    if isinstance(result, (tuple, list)):
-        return (out, *[[QUIET] * len(getattr(item, "shape", ())) for item in result[1:]])
-    return out
+    return with_statistics(node, out)
 
 
 def _repeat_heads(flow: Flow, axes: list[Any], sizes: tuple[int, ...], heads: int) -> list[Any]:

@@ -55,15 +55,13 @@ def _product(flow: Flow, node: fx.Node, left: fx.Node, right: fx.Node) -> Axes:
     return [*batch, *(a[-2:-1] if len(a) > 1 else []), *(b[-1:] if len(b) > 1 else [])]
 
 
-def broadcast(
-    flow: Flow, a: Axes, b: Axes, a_shape: tuple[int, ...], b_shape: tuple[int, ...], where: str
-) -> Axes:
+def broadcast(flow: Flow, a: Axes, b: Axes, a_shape: tuple[int, ...], b_shape: tuple[int, ...], where: str) -> Axes:
     """Right-aligned axes of a broadcast pair: an axis of size 1 follows the other operand."""
     rank = max(len(a), len(b))
     a, a_shape = [QUIET] * (rank - len(a)) + a, (1,) * (rank - len(a)) + a_shape
     b, b_shape = [QUIET] * (rank - len(b)) + b, (1,) * (rank - len(b)) + b_shape
     out: Axes = []
-    for left, right, n, m in zip(a, b, a_shape, b_shape):
+    for left, right, n, m in zip(a, b, a_shape, b_shape, strict=True):
         if n == 1 or m == 1:
             out.append(right if n == 1 else left)
         else:
@@ -103,14 +101,14 @@ def einsum(flow: Flow, node: fx.Node, args: dict[str, Any]) -> Result:
     if any(len(set(term)) != len(term) for term in terms):
         return flow.barrier(node, f"{flow.where(node)} takes a diagonal")
     where = flow.where(node)
-    for term, operand in zip(terms, operands):
+    for term, operand in zip(terms, operands, strict=True):
         if operand in flow.only_state:
-            for letter, axis in zip(term, flow.of(operand)):
-                flow.role(axis, "writer" if letter in out else "reader")
+            for letter, own in zip(term, flow.of(operand), strict=True):
+                flow.role(own, "writer" if letter in out else "reader")
     weighted = any(operand in flow.only_state for operand in operands)
     axes: dict[str, Axis] = {}
     for letter in dict.fromkeys("".join(terms)):
-        found = [(op, term.index(letter)) for term, op in zip(terms, operands) if letter in term]
+        found = [(op, term.index(letter)) for term, op in zip(terms, operands, strict=True) if letter in term]
         sized = [(op, i) for op, i in found if shape_of(op)[i] != 1]
         if letter not in out and (len(found) == 1 or len(sized) == 1):
             for op, i in sized:

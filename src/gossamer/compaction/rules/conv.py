@@ -41,9 +41,7 @@ def convolution(flow: Flow, node: fx.Node, args: dict[str, Any]) -> Axes:
     return [*x[:channel], out, *[QUIET] * (len(w) - 2)]
 
 
-def _grouped(
-    flow: Flow, x: Axis, w: Axes, shape: tuple[int, ...], groups: int, transposed: bool, where: str
-) -> Axis:
+def _grouped(flow: Flow, x: Axis, w: Axes, shape: tuple[int, ...], groups: int, transposed: bool, where: str) -> Axis:
     labels = flow.labels
     labels.fix(w[1], "")  # the width of a group; whole groups go, never part of one
     rows = labels.labelled(w[0])

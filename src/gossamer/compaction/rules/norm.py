@@ -22,6 +22,15 @@ def _per_channel(flow: Flow, args: dict[str, Any], axis: Axis, where: str) -> Ax
     return axis
 
 
+def with_statistics(node: fx.Node, axes: Axes) -> Result:
+    """Operators that also return statistics, which nothing downstream reads in eval mode."""
+    value = node.meta.get("val")
+    if not isinstance(value, (tuple, list)):
+        return axes
+    rest: list[Axes] = [[QUIET] * len(getattr(item, "shape", ())) for item in value[1:]]
+    return (axes, *rest)
+
+
 @rule(
     "batch_norm", "instance_norm", "native_batch_norm", "_native_batch_norm_legit", "cudnn_batch_norm",
     "_native_batch_norm_legit_no_training", "miopen_batch_norm", "_batch_norm_no_update",
@@ -29,10 +38,7 @@ def _per_channel(flow: Flow, args: dict[str, Any], axis: Axis, where: str) -> Ax
 def batch_norm(flow: Flow, node: fx.Node, args: dict[str, Any]) -> Result:
     x = flow.of(args["input"])
     x[1] = _per_channel(flow, args, x[1], flow.where(node))
-    value = node.meta.get("val")
-    if isinstance(value, (tuple, list)):
-        return (x, *[[QUIET] * item.dim() for item in value[1:]])
-    return x
+    return with_statistics(node, x)
 
 
 @rule("group_norm", "native_group_norm")
@@ -50,10 +56,7 @@ def group_norm(flow: Flow, node: fx.Node, args: dict[str, Any]) -> Result:
             units = labels.reshape(groups, -1)
             flow.labels.union(units, units[:, :1])
         x[1] = labels
-    value = node.meta.get("val")
-    if isinstance(value, (tuple, list)):
-        return (x, *[[QUIET] * item.dim() for item in value[1:]])
-    return x
+    return with_statistics(node, x)
 
 
 @rule("layer_norm", "native_layer_norm", "rms_norm", "_fused_rms_norm")
@@ -70,10 +73,7 @@ def layer_norm(flow: Flow, node: fx.Node, args: dict[str, Any]) -> Result:
                 flow.role(own, "affine")
                 x[i] = flow.labels.join(x[i], own, reason)
         flow.labels.fix(x[i], reason)
-    value = node.meta.get("val")
-    if isinstance(value, (tuple, list)):
-        return (x, *[[QUIET] * item.dim() for item in value[1:]])
-    return x
+    return with_statistics(node, x)
 
 
 @rule("_weight_norm")

@@ -57,9 +57,10 @@ def _mark_residual(flow: Flow, operands: list[fx.Node]) -> None:
     rank = min(len(shape_of(moving[0])), len(shape_of(moving[1])))
     for k in range(1, rank + 1):
         left, right = flow.of(moving[0])[-k], flow.of(moving[1])[-k]
-        if isinstance(left, np.ndarray) and isinstance(right, np.ndarray) and len(left) == len(right):
-            if (left != right).any():
-                flow.labels.mark("residual", left[left != right])
+        if not (isinstance(left, np.ndarray) and isinstance(right, np.ndarray) and len(left) == len(right)):
+            continue
+        if (left != right).any():
+            flow.labels.mark("residual", left[left != right])
 
 
 @rule("prelu")

@@ -6,6 +6,7 @@ factor that shrinks to whoever uses it (see labels.Split).
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import numpy as np
@@ -26,18 +27,18 @@ def refactor(flow: Flow, axes: Axes, before: tuple[int, ...], after: tuple[int, 
     if 0 in before:
         return [QUIET] * len(after)
     cuts = sorted({*_cuts(before), *_cuts(after)})
-    if any(right % left for left, right in zip(cuts, cuts[1:])):
+    if any(right % left for left, right in itertools.pairwise(cuts)):
         reason = f"{where} regroups axes that share no common factors"
         for axis in axes:
             flow.labels.fix(axis, reason)
         return [Fixed(reason)] * len(after)
     pieces: list[tuple[Axis, int]] = []
     edge = 1
-    for axis, size in zip(axes, before):
+    for axis, size in zip(axes, before, strict=True):
         inner = [cut for cut in cuts if edge < cut <= edge * size]
-        sizes = [right // left for left, right in zip([edge, *inner], inner)]
+        sizes = [right // left for left, right in zip([edge, *inner], inner, strict=False)]
         edge *= size
-        pieces.extend(zip(_split(flow, axis, sizes), sizes))
+        pieces.extend(zip(_split(flow, axis, sizes), sizes, strict=True))
     out: Axes = []
     edge, place = 1, 0
     for size in after:
@@ -70,14 +71,15 @@ def _merge(flow: Flow, parts: list[tuple[Axis, int]], where: str) -> Axis:
     if len(parts) == 1:
         return parts[0][0]
     parts = _merge_factors(flow, [(flow.labels.settled(axis), size) for axis, size in parts])
-    found = [i for i, (axis, _) in enumerate(parts) if isinstance(axis, np.ndarray)]
+    found = [(i, axis) for i, (axis, _) in enumerate(parts) if isinstance(axis, np.ndarray)]
     if len(found) == 1:
-        before = int(np.prod([size for _, size in parts[: found[0]]], dtype=np.int64))
-        after = int(np.prod([size for _, size in parts[found[0] + 1 :]], dtype=np.int64))
-        return np.tile(np.repeat(parts[found[0]][0], after), before)  # type: ignore[arg-type]
+        place, labels = found[0]
+        before = int(np.prod([size for _, size in parts[:place]], dtype=np.int64))
+        after = int(np.prod([size for _, size in parts[place + 1 :]], dtype=np.int64))
+        return np.tile(np.repeat(labels, after), before)
     reason = f"{where} merges two channel axes"
-    for i in found:
-        flow.labels.fix(parts[i][0], reason)
+    for _, labels in found:
+        flow.labels.fix(labels, reason)
     if found:
         return Fixed(reason)
     if all(isinstance(axis, Free) for axis, _ in parts):
@@ -151,14 +153,14 @@ def expand(flow: Flow, node: fx.Node, args: dict[str, Any]) -> Axes:
     source = args["self"]
     x, shape, after = flow.of(source), shape_of(source), shape_of(node)
     lead = len(after) - len(shape)
-    return [*[QUIET] * lead, *[axis if n == m else QUIET for axis, n, m in zip(x, shape, after[lead:])]]
+    return [*[QUIET] * lead, *[axis if n == m else QUIET for axis, n, m in zip(x, shape, after[lead:], strict=True)]]
 
 
 @rule("repeat")
 def repeat(flow: Flow, node: fx.Node, args: dict[str, Any]) -> Axes:
     x, counts = flow.of(args["self"]), [int(count) for count in args["repeats"]]
     x = [QUIET] * (len(counts) - len(x)) + x
-    return [_tiled(flow, axis, count) for axis, count in zip(x, counts)]
+    return [_tiled(flow, axis, count) for axis, count in zip(x, counts, strict=True)]
 
 
 def _tiled(flow: Flow, axis: Axis, count: int) -> Axis:
@@ -191,7 +193,7 @@ def cat(flow: Flow, node: fx.Node, args: dict[str, Any]) -> Axes:
     parts = [flow.of(tensor)[dim] for tensor in tensors]
     if any(isinstance(part, (np.ndarray, Factor)) for part in parts):
         sizes = [shape_of(tensor)[dim] for tensor in tensors]
-        vectors = [flow.labels.vector(part, n, f"fixed part of {where}") for part, n in zip(parts, sizes)]
+        vectors = [flow.labels.vector(part, n, f"fixed part of {where}") for part, n in zip(parts, sizes, strict=True)]
         axes[dim] = np.concatenate(vectors)
     else:
         axes[dim] = next((part for part in parts if isinstance(part, Fixed)), parts[0])
@@ -204,7 +206,7 @@ def stack(flow: Flow, node: fx.Node, args: dict[str, Any]) -> Axes:
     axes = flow.of(tensors[0])
     for tensor in tensors[1:]:
         reason = f"other operand of {flow.where(node)} cannot shrink"
-        axes = [flow.labels.join(a, b, reason) for a, b in zip(axes, flow.of(tensor))]
+        axes = [flow.labels.join(a, b, reason) for a, b in zip(axes, flow.of(tensor), strict=True)]
     axes.insert(args["dim"] % (len(axes) + 1), QUIET)
     return axes
 
@@ -237,18 +239,19 @@ def slice_(flow: Flow, node: fx.Node, args: dict[str, Any]) -> Axes:
     start, stop, step = slice(args["start"], args["end"], args["step"]).indices(size)
     if (start, stop, step) == (0, size, 1):
         return x
-    if isinstance(x[dim], Factor):
-        flow.labels.fix(x[dim], "")
+    axis = x[dim]
+    if isinstance(axis, Factor):
+        flow.labels.fix(axis, "")
         x[dim] = QUIET
-    elif isinstance(x[dim], np.ndarray):
-        x[dim] = x[dim][start:stop:step]  # type: ignore[index]
+    elif isinstance(axis, np.ndarray):
+        x[dim] = part = axis[start:stop:step]
         if step == 1:
-            flow.slices.setdefault((source, dim), {})[start, stop] = x[dim]  # type: ignore[assignment]
+            flow.slices.setdefault((source, dim), {})[start, stop] = part
     return x
 
 
 @rule("narrow")
-def narrow(flow: Flow, node: fx.Node, args: dict[str, Any]) -> Axes:
+def narrow(flow: Flow, node: fx.Node, args: dict[str, Any]) -> Result:
     stop = args["start"] + args["length"]
     return slice_(flow, node, {**args, "end": stop, "step": 1})
 

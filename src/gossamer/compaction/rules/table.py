@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import bisect
+import itertools
 import operator
 from collections.abc import Callable
-from typing import Any, Union
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,7 +16,7 @@ from ..capture import Capture
 from ..labels import QUIET, Axis, Fixed, Free, Labels
 
 Axes = list[Axis]
-Result = Union[Axes, tuple[Axes, ...]]
+Result = Axes | tuple[Axes, ...]
 Rule = Callable[["Flow", fx.Node, dict[str, Any]], Result]
 
 RULES: dict[str, Rule] = {}
@@ -52,7 +53,7 @@ def arguments(node: fx.Node) -> dict[str, Any]:
         return {str(i): value for i, value in enumerate(node.args)}
     schema = node.target._schema.arguments
     named = {item.name: item.default_value for item in schema if item.has_default_value()}
-    named.update({item.name: value for item, value in zip(schema, node.args)})
+    named.update({item.name: value for item, value in zip(schema, node.args, strict=False)})
     named.update(node.kwargs)
     return named
 
@@ -104,7 +105,7 @@ class Flow:
 
     def barrier(self, node: fx.Node, why: str = "") -> Result:
         """Freeze every axis of every operand: the operator may mix positions in a way no rule describes."""
-        reason = f"{self.where(node)} has no channel rule" if not why else why
+        reason = why or f"{self.where(node)} has no channel rule"
         for operand in node.all_input_nodes:
             axes = self.axes[operand]
             for group in axes if isinstance(axes, tuple) else (axes,):
@@ -146,7 +147,7 @@ def _checked(flow: Flow, node: fx.Node, result: Result) -> Result:
     value = node.meta.get("val")
     if isinstance(result, tuple):
         items = list(value) if isinstance(value, (tuple, list)) else [value]
-        pairs = zip(result, [*items, *[None] * (len(result) - len(items))])
+        pairs = zip(result, [*items, *[None] * (len(result) - len(items))], strict=True)
         return tuple(_checked_one(node, axes, item) for axes, item in pairs)
     return _checked_one(node, result, value)
 
@@ -156,7 +157,7 @@ def _checked_one(node: fx.Node, axes: Axes, value: Any) -> Axes:
         return []
     assert len(axes) == value.dim(), f"rule of {node.target} gave {len(axes)} axes for shape {tuple(value.shape)}"
     out: Axes = []
-    for axis, size in zip(axes, value.shape):
+    for axis, size in zip(axes, value.shape, strict=True):
         assert not isinstance(axis, np.ndarray) or len(axis) == int(size), f"rule of {node.target}: {len(axis)}!={size}"
         out.append(QUIET if int(size) == 1 and not isinstance(axis, Fixed) else axis)
     return out
@@ -220,9 +221,9 @@ def _is_pointwise(node: fx.Node) -> bool:
 
 def has_rule(node: fx.Node) -> bool:
     """Whether the operator is described: a rule of its own, element-wise, or not on tensors at all."""
-    return op_name(node) in RULES or _is_pointwise(node) or not any(
-        isinstance(item.meta.get("val"), Tensor) and item.meta["val"].is_floating_point() for item in node.all_input_nodes
-    )
+    values = [item.meta.get("val") for item in node.all_input_nodes]
+    floats = any(isinstance(value, Tensor) and value.is_floating_point() for value in values)
+    return op_name(node) in RULES or _is_pointwise(node) or not floats
 
 
 def _tie_partitions(flow: Flow) -> None:
@@ -230,7 +231,7 @@ def _tie_partitions(flow: Flow) -> None:
     for (node, axis), parts in flow.slices.items():
         spans = sorted(parts)
         equal = len({stop - start for start, stop in spans}) == 1
-        adjacent = all(left[1] == right[0] for left, right in zip(spans, spans[1:]))
+        adjacent = all(left[1] == right[0] for left, right in itertools.pairwise(spans))
         whole = spans[0][0] == 0 and spans[-1][1] == shape_of(node)[axis]
         if len(spans) > 1 and equal and adjacent and whole:
             for span in spans[1:]:

@@ -157,8 +157,8 @@ def test_umm_of_a_residual_group_pools_its_writers() -> None:
     sparse = Chase(model, opt, density=1.0, extra_density=0.0, total_steps=10, scope="all", example_inputs=images()[0])
     scores = sparse.removed.umm()
     for name, writers in {"stem": ["stem", "b"], "down": ["down", "d"], "a": ["a"], "c": ["c"]}.items():
-        group = next(n for n in scores if {m.tensor for m in sparse.removed.groups[n].members} >= {f"{writers[0]}.weight"}
-                     and any(m.tensor == f"{writers[0]}.weight" and m.axis == 0 for m in sparse.removed.groups[n].members))  # fmt: skip
+        rows = f"{writers[0]}.weight", 0
+        group = next(n for n, g in sparse.removed.groups.items() if rows in {(m.tensor, m.axis) for m in g.members})
         w = [model.get_parameter(f"{x}.weight").detach().double().flatten(1).abs() for x in writers]
         expected = sum(x.sum(1) for x in w) / sum(x.shape[1] for x in w)
         assert torch.allclose(scores[group], expected, rtol=1e-14), name

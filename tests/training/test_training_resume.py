@@ -147,7 +147,7 @@ def test_broken_states_change_nothing() -> None:
         {"format": 99},
         {**sparse.state_dict(), "masks": {"1.weight": {"shape": [32, 48], "bits": torch.zeros(3).byte(), "axes": {}}}},
     ):
-        with pytest.raises(ValueError, match="not the state|expected 192 bytes"):
+        with pytest.raises(ValueError, match=r"not the state|expected 192 bytes"):
             sparse.load_state_dict(broken)
     assert differences(before, snapshot(model, opt, sparse)) == []
 

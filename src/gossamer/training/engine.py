@@ -265,8 +265,6 @@ class Method(Settings):
     # ------------------------------------------------------------------ hooks
 
     def _before_step(self, optimizer: Optimizer, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
-        if torch.compiler.is_compiling():
-            raise RuntimeError("compile the model, not optimizer.step: masks change outside of compiled code")
         self._skipped = optimizer_state.step_is_skipped(optimizer)
         if self._skipped:
             return None

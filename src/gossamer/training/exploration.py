@@ -34,9 +34,9 @@ class Exploration(Method):
     regrow_dropped: bool = field(init=False, default=True)
 
     def validate(self) -> None:
+        count("explore_every", self.explore_every)
         self.update_every = self.explore_every  # what the shared checks call it
         super().validate()
-        count("explore_every", self.explore_every)
         fraction("extra_density", self.extra_density, high=1.0 - self.target_density)
         fraction("explore_stop", self.explore_stop)
         if len(self.final_drop) != 2:

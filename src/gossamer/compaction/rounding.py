@@ -39,7 +39,8 @@ def rounded(group: ChannelGroup, stay: Tensor, multiple: int, model: nn.Module) 
     size = torch.zeros(group.channels, dtype=torch.float64)
     for member in group.members:
         if member.role == "writer":
-            rows = state[member.tensor].detach().cpu().double().abs().movedim(member.axis, 0).flatten(1).mean(1)
+            sizes = state[member.tensor].detach().cpu().double().abs().movedim(member.axis, 0)
+            rows = sizes.reshape(len(sizes), -1).mean(1)  # a bias has one axis only
             size += rows[member.index].mean(1)
     size[stay] = -1.0
     order = torch.sort(size, descending=True, stable=True).indices

@@ -30,13 +30,18 @@ class CaptureError(RuntimeError):
 
 @dataclasses.dataclass(frozen=True)
 class Capture:
-    """An ATen graph. `tensors` maps nodes to state names, `constants` to tensors that are neither state nor input."""
+    """An ATen graph.
+
+    `tensors` maps nodes to state names, `constants` to tensors that are neither state nor input; `writes` = (node,
+    state name) of buffers that the forward pass assigns.
+    """
 
     graph: fx.Graph
     tensors: dict[fx.Node, str]
     constants: dict[fx.Node, Tensor]
     inputs: dict[fx.Node, str]
     outputs: tuple[fx.Node, ...]
+    writes: tuple[tuple[fx.Node, str], ...]
     route: str
 
     @property
@@ -164,15 +169,42 @@ def _export(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
     state = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
     lifted = signature.inputs_to_lifted_tensor_constants
     output = next(node for node in reversed(program.graph.nodes) if node.op == "output")
-    # Buffers written during forward come before the user's outputs; they are outputs too: their axes stay.
+    written = signature.buffers_to_mutate
+    results = [node for node in pytree.tree_leaves(output.args) if isinstance(node, fx.Node)]
     return Capture(
         graph=program.graph,
         tensors={nodes[name]: first[target] for name, target in state.items() if target in first},
         constants={nodes[name]: program.constants[target] for name, target in lifted.items()},
         inputs={nodes[name]: name for name in signature.user_inputs if isinstance(name, str) and name in nodes},
-        outputs=tuple(node for node in pytree.tree_leaves(output.args) if isinstance(node, fx.Node)),
+        outputs=tuple(node for node in results if node.name not in written),
+        writes=tuple((node, first[written[node.name]]) for node in results if node.name in written),
         route="export",
     )
+
+
+@contextlib.contextmanager
+def _naming_modules(model: nn.Module) -> Iterator[None]:
+    """Note in every traced node which module's forward made it, as `torch.export` does."""
+    from torch.fx import traceback
+
+    stack: list[contextlib.ExitStack] = []
+
+    def enter(path: str) -> None:
+        stack.append(contextlib.ExitStack())
+        stack[-1].enter_context(traceback.annotate({"module": path}))
+
+    hooks = []
+    for path, module in model.named_modules():
+        hooks.append(module.register_forward_pre_hook(lambda *_, path=path: enter(path), prepend=True))
+        hooks.append(module.register_forward_hook(lambda *_: stack.pop().close(), always_call=True))
+    try:
+        with traceback.preserve_node_meta():
+            yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+        for entry in reversed(stack):
+            entry.close()
 
 
 def _fx(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Capture:
@@ -193,20 +225,22 @@ def _fx(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Capt
         return tensor_leaves(output), [named[name] for name in buffers]
 
     functional = torch.func.functionalize(forward, remove="mutations_and_views")
-    module = make_fx(functional, tracing_mode="fake")(list(state.values()), [leaves[place] for place in places])
+    with _naming_modules(model):
+        module = make_fx(functional, tracing_mode="fake")(list(state.values()), [leaves[place] for place in places])
     module.graph.eliminate_dead_code()
     placeholders = [node for node in module.graph.nodes if node.op == "placeholder"]
     output = next(node for node in reversed(module.graph.nodes) if node.op == "output")
     names = list(state)
     constants = {node: getattr(module, str(node.target)) for node in module.graph.nodes if node.op == "get_attr"}
     tensors = dict(zip(placeholders, names, strict=False))
+    results = pytree.tree_leaves(output.args)
+    final = zip(results[len(results) - len(buffers) :], buffers, strict=True)
     return Capture(
         graph=module.graph,
         tensors=tensors,
         constants={node: value for node, value in constants.items() if isinstance(value, Tensor)},
         inputs={node: f"input {i}" for i, node in enumerate(placeholders[len(names) :])},
-        outputs=tuple(
-            node for node in pytree.tree_leaves(output.args) if isinstance(node, fx.Node) and node not in tensors
-        ),
+        outputs=tuple(node for node in results[: len(results) - len(buffers)] if isinstance(node, fx.Node)),
+        writes=tuple((node, name) for node, name in final if isinstance(node, fx.Node) and node not in tensors),
         route="fx",
     )

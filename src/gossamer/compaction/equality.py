@@ -78,6 +78,8 @@ def difference(expected: list[Tensor], found: list[Tensor]) -> float:
             return float("inf")
         if not torch.equal(special.nan_to_num(), torch.where(finite, torch.zeros_like(b), b).nan_to_num()):
             return float("inf")
-        a, b = a[finite].double(), b[finite].double()
+        if not bool(finite.any()):
+            continue
+        a, b = a[finite].detach().double(), b[finite].detach().double()
         worst = max(worst, float((a - b).abs().max() / a.abs().max().clamp_min(torch.finfo(torch.float64).tiny)))
     return worst

@@ -182,7 +182,8 @@ def _collect(
     groups: list[ChannelGroup] = []
     group_roots: list[np.ndarray] = []
     names: dict[str, int] = {}
-    for (axes, reason, kind), members in sorted(gathered.items(), key=lambda item: item[0][0]):
+    # Removable groups come first and so get the plain names.
+    for (axes, reason, kind), members in sorted(gathered.items(), key=lambda item: (item[0][1] is not None, item[0][0])):
         made = [_member(keys[number], roots[keys[number]], count, members, flow, state) for number, count in axes]
         order = np.argsort(made[0].index[:, 0].numpy(), kind="stable")  # channels in the order of the first member
         arranged = tuple(Member(m.tensor, m.axis, m.role, m.index[torch.from_numpy(order)]) for m in made)  # type: ignore[arg-type]
@@ -213,7 +214,8 @@ def _name(members: tuple[Member, ...], names: dict[str, int]) -> str:
     """The module of the first writer; further groups of the same module are numbered."""
     writer = next((m for m in members if m.role == "writer"), None)
     tensor = writer.tensor if writer is not None else members[0].tensor
-    base = tensor.rpartition(".")[0] or tensor
+    base = tensor.partition(".parametrizations.")[0] if ".parametrizations." in tensor else tensor.rpartition(".")[0]
+    base = base or tensor
     base = base if writer is not None else f"input of {base}"
     names[base] = names.get(base, 0) + 1
     return base if names[base] == 1 else f"{base}#{names[base]}"

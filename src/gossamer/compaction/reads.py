@@ -38,7 +38,7 @@ class Reads:
         self.varying: list[np.ndarray] = []  # ... needs and whose activation is not a constant
         self.constant: dict[int, float] = {}
         self.terms: dict[fx.Node, tuple[Tensor, Value]] = {}
-        for node in flow.capture.outputs:
+        for node in (*flow.capture.outputs, *(node for node, _ in flow.capture.writes)):
             self._ask(node, torch.ones((1,) * len(shape_of(node)), dtype=torch.bool))
         with torch.no_grad():
             for node in reversed(flow.capture.calls):

@@ -95,7 +95,8 @@ def _same_shapes(flow: Flow, left: fx.Node, right: fx.Node, removed: np.ndarray)
     old: Any = left.meta.get("val")
     new: Any = right.meta.get("val")
     if isinstance(old, (tuple, list)):
-        tensors = [i for i, item in enumerate(old) if isinstance(item, Tensor)]
+        read = {user.args[1] for user in left.users if user.target is operator.getitem}  # not the unread statistics
+        tensors = [i for i, item in enumerate(old) if isinstance(item, Tensor) and i in read]
         pairs = [(shape_after(flow, left, removed, i), new[i]) for i in tensors]
     elif isinstance(old, Tensor):
         pairs = [(shape_after(flow, left, removed), new)]

@@ -145,7 +145,10 @@ class Interpreter:
         if any(not isinstance(item, Value) for item in operands):
             return self._unknown(node)
         handler = HANDLERS.get(name)
-        if handler is not None:
+        if operands and all(bool(item.known.all()) for item in operands) and isinstance(node.meta.get("val"), Tensor):
+            value = call_with(node, lambda item: self.of(item).value.expand(shape_of(item)).contiguous())
+            result = compressed(constant(value))
+        elif handler is not None:
             result = handler(self, node, arguments(node))
         elif name in COPIES:
             result = operands[0]

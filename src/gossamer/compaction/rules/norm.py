@@ -76,8 +76,8 @@ def layer_norm(flow: Flow, node: fx.Node, args: dict[str, Any]) -> Result:
     return with_statistics(node, x)
 
 
-@rule("_weight_norm")
-def weight_norm(flow: Flow, node: fx.Node, args: dict[str, Any]) -> Axes:
+@rule("_weight_norm", "_weight_norm_interface")
+def weight_norm(flow: Flow, node: fx.Node, args: dict[str, Any]) -> Result:
     """w = g v / ||v||: rows keep their own norm, but the norm runs over the columns."""
     v, g = flow.of(args["v"]), flow.of(args["g"])
     dim = args["dim"] % len(v)
@@ -86,10 +86,10 @@ def weight_norm(flow: Flow, node: fx.Node, args: dict[str, Any]) -> Axes:
         if i != dim:
             flow.labels.fix(axis, reason)
             v[i] = Fixed(reason)
-    flow.role(g[dim], "affine")
-    flow.role(v[dim], "writer")
+    flow.role(g[dim], "writer")
+    flow.role(v[dim], "stat")  # a direction: it goes with its row, but a zero direction has no norm
     v[dim] = flow.labels.join(v[dim], g[dim], reason) if shape_of(args["g"])[dim] > 1 else v[dim]
-    return v
+    return with_statistics(node, v)
 
 
 @rule("local_response_norm")

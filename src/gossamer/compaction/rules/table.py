@@ -65,9 +65,10 @@ def shape_of(node: fx.Node) -> tuple[int, ...]:
 
 def module_path(node: fx.Node) -> str:
     """The innermost module whose forward made this node ("" = the model itself, or unknown)."""
-    stack = node.meta.get("nn_module_stack") or {}
+    if "nn_module_stack" not in node.meta:
+        return str((node.meta.get("custom") or {}).get("module", ""))
     path = ""
-    for entry in stack.values():
+    for entry in node.meta["nn_module_stack"].values():
         path = entry[0]
     return path
 
@@ -181,6 +182,10 @@ def propagate(capture: Capture, seeds: dict[tuple[str, int], np.ndarray] | None 
                 flow.only_state.add(node)
     if seeds is not None:
         _join_seeds(flow, seeds)
+    for node, name in capture.writes:
+        for i, axis in enumerate(flow.of(node)):
+            if (name, i) in flow.state:
+                flow.labels.join(axis, flow.state[name, i], f"written to {name}")
     for node in capture.outputs:
         axes = flow.axes[node]
         for group in axes if isinstance(axes, tuple) else (axes,):

@@ -33,7 +33,8 @@ if TYPE_CHECKING:
         testing,
         training,
     )
-    from gossamer.compaction import compact, load_compact
+    from gossamer.compaction.compact import compact
+    from gossamer.compaction.store import load_compact
     from gossamer.ops import detect
     from gossamer.pattern import Pattern
 

@@ -22,9 +22,7 @@ def _busy(seconds: float):
 
 
 def test_ratio_is_baseline_over_candidate_and_control_is_one():
-    run = gs.measure.interleave(
-        {"slow": _busy(2e-3), "fast": _busy(5e-4)}, baseline="slow", reps=9, sample=1e-3
-    )
+    run = gs.measure.interleave({"slow": _busy(2e-3), "fast": _busy(5e-4)}, baseline="slow", reps=9, sample=1e-3)
     assert 2.5 < run["fast"].ratio < 6
     assert 0.6 < run.control.ratio < 1.6
     assert run.faster("fast")

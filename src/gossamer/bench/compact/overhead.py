@@ -64,7 +64,8 @@ def rows(settings: Settings) -> list[dict[str, Any]]:
         every = 2
         method = _method(name, model, optimizer, x, every=every)
         step = _trainer(model, x, y, optimizer)
-        plain, update = [], []
+        plain: list[float] = []
+        update: list[float] = []
         for _ in range(2 if settings.quick else 8):
             start = time.perf_counter()
             step()

@@ -98,7 +98,7 @@ def rows(settings: Settings) -> list[dict[str, Any]]:
                     x = torch.randn(batch, 3, side, side, device=settings.device).to(memory_format=memory_format)
                     calls = {}
                     for key, net in nets.items():
-                        net = net.to(memory_format=memory_format)
+                        net = net.to(memory_format=memory_format)  # type: ignore[call-overload]  # torch's stubs lack this form
                         calls[key] = lambda net=net, x=x: net(x)
                     with torch.inference_mode():
                         run = gs.measure.interleave(

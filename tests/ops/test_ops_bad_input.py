@@ -35,7 +35,11 @@ CALLS = {
     ),
     "gather type": (lambda: gs.ops.gather(None, P), TypeError, "x must be a tensor, got NoneType"),
     "gather shape": (lambda: gs.ops.gather(X[:3], P), ValueError, r"x must have .* \(4, 4\), got \(3, 4\)"),
-    "gather batch": (lambda: gs.ops.gather(X[None], P), ValueError, r"x must have 2 dimensions .* got shape \(1, 4, 4\)"),
+    "gather batch": (
+        lambda: gs.ops.gather(X[None], P),
+        ValueError,
+        r"x must have 2 dimensions .* got shape \(1, 4, 4\)",
+    ),
     "gather dtype": (lambda: gs.ops.gather(X + 0j, P), TypeError, "x must have a real dtype .* got torch.complex64"),
     "gather device": (lambda: gs.ops.gather(X, META), ValueError, "x must be on the pattern's device meta, got cpu"),
     "gather backend": (lambda: gs.ops.gather(X, P, backend="gpu"), ValueError, "backend must be .* got 'gpu'"),

@@ -1,0 +1,104 @@
+"""Law: every Triton kernel compiles ahead of time for Hopper, without a GPU, and spills no register."""
+
+import importlib
+import itertools
+import re
+import subprocess
+
+import pytest
+
+triton = pytest.importorskip("triton", reason="triton is not installed: pip install gossamer[triton]")
+from gossamer.kernels.triton import rows  # noqa: E402
+
+detect = importlib.import_module("gossamer.kernels.triton.detect")  # the package exports the function of this name
+
+TILES = [(1, 1), (1, 32), (32, 1), (8, 8), (3, 5), (64, 64), (1, 4096)]
+WORDS = ["*u8", "*i16", "*i32", "*i64"]
+INDICES = ["*u16", "*i32"]
+SIZES = dict.fromkeys(("rows", "cols", "tile_rows", "tile_cols", "blocks", "capacity"), "i32")
+
+
+def moves():
+    """(module, kernel, constexprs, pointer types) of gather and scatter."""
+    for (bm, bn), word, index in itertools.product(TILES, WORDS, INDICES):
+        slots, elements = rows.cut(bm, bn)
+        constants = {"BM": bm, "BN": bn, "SLOTS": slots, "ELEMENTS": elements, "STEPS": 12}
+        yield "gather", "gather_tiles", constants, {"x": word, "values": word, "indices": index, "offsets": "*i64"}
+        yield (
+            "scatter",
+            "scatter_tiles",
+            constants,
+            {"values": word, "dense": word, "indices": index, "offsets": "*i64"},
+        )
+
+
+def finds():
+    """(module, kernel, constexprs, pointer types) of detect."""
+    for (bm, bn), word, index, ordered in itertools.product(TILES, WORDS, INDICES, (True, False)):
+        group, tiles, chunk = detect.cut(4096, 4096, bn)
+        constants = {
+            "BM": bm, "BN": bn, "ROWS": group, "TILES": tiles, "CHUNK": chunk, "SIGNED_ZERO": word != "*u8",
+            "ORDERED": ordered,
+        }  # fmt: skip
+        yield "detect", "find_tiles", constants, {"x": word, "flags": "*i8", "counts": "*i32", "bucket": index}
+    for index, tile_cols in itertools.product(INDICES, (5, 4096)):
+        group, tiles, _ = detect.cut(4096, tile_cols, 1)
+        constants = {"ROWS": group, "TILES": tiles}
+        pointers = {"flags": "*i8", "starts": "*i64", "bucket": index, "offsets": "*i64", "indices": index}
+        yield "detect", "place_flagged", constants, pointers
+        yield "detect", "place_bucket", constants, pointers
+
+
+EVERY = [*moves(), *finds()]
+
+
+def built(module, kernel, constants, pointers, whole=False):
+    """The kernel compiled for sm_90 as a launch would: aligned pointers and, if `whole`, sizes divisible by 16."""
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    function = getattr(importlib.import_module(f"gossamer.kernels.triton.{module}"), kernel)
+    types = {**SIZES, **pointers, **dict.fromkeys(constants, "constexpr")}
+    aligned = {*pointers, *(SIZES if whole else ())}
+    hints = {(i,): [["tt.divisibility", 16]] for i, name in enumerate(function.arg_names) if name in aligned}
+    source = ASTSource(function, {name: types[name] for name in function.arg_names}, constants, hints)
+    return triton.compile(source, target=GPUTarget("cuda", 90, 32))
+
+
+# 16-bit numbers on every run; the other word sizes and whole sizes with the slow tests.
+def case_marks(pointers, whole):
+    fast = "*i16" in (pointers.get("x"), pointers.get("values")) or "starts" in pointers
+    return () if fast and not whole else pytest.mark.slow
+
+
+@pytest.mark.parametrize(
+    ("module", "kernel", "constants", "pointers", "whole"),
+    [pytest.param(*each, whole, marks=case_marks(each[3], whole)) for each in EVERY for whole in (False, True)],
+)
+def test_compiles_for_hopper_without_spills(module, kernel, constants, pointers, whole, tmp_path):
+    from triton.backends.nvidia import compiler as nvidia
+
+    compiled = built(module, kernel, constants, pointers, whole)
+    assert compiled.asm["cubin"]
+    ptx = tmp_path / "kernel.ptx"
+    ptx.write_text(compiled.asm["ptx"])
+    command = [nvidia.get_ptxas(90).path, "-v", "--gpu-name=sm_90a", str(ptx), "-o", str(tmp_path / "kernel.cubin")]
+    report = subprocess.run(command, capture_output=True, text=True, check=True).stderr
+    spilled = re.findall(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", report)
+    assert spilled == [("0", "0", "0")], report
+
+
+@pytest.mark.parametrize("kernel", ["gather_tiles", "scatter_tiles"])
+def test_addresses_are_computed_in_64_bits(kernel):
+    """A matrix of 2^31 elements and more: no 32-bit product of a row and a width reaches an address."""
+    constants = {"BM": 64, "BN": 64, "SLOTS": 1, "ELEMENTS": rows.WORK, "STEPS": 12}
+    pointers = {"x": "*i16", "values": "*i16", "dense": "*i16", "indices": "*u16", "offsets": "*i64"}
+    ttir = built(kernel.split("_")[0], kernel, constants, pointers).asm["ttir"]
+    products = re.findall(r"arith\.muli .* : (\S+)", ttir)
+    wide = [kind for kind in products if "i64" in kind]
+    # The one narrow product is program_id(1) * ELEMENTS, which numbers the elements of one tile.
+    assert len(wide) >= 3 and len(products) - len(wide) <= 1, products
+
+
+def test_the_interpreter_is_off_here():
+    assert type(rows.row_of).__name__ == "JITFunction"

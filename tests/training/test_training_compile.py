@@ -40,7 +40,7 @@ def test_ten_updates_one_graph(network: str, method: str) -> None:
 def test_recompiles_only_at_a_compaction() -> None:
     model, counter = compiled("conv")
     opt = OPTIMIZERS["momentum"](model.parameters())
-    sparse = Chase(
+    Chase(
         model, opt, density=0.3, total_steps=40, explore_every=4, channel_every=8, channel_sparsity=0.5,
         compact_every=2, example_inputs=images()[0],
     )  # fmt: skip
@@ -65,7 +65,7 @@ def test_tracing_from_inside_compiled_code_is_refused(method: str) -> None:
 
 
 def test_compiling_after_the_method_was_made_is_noticed() -> None:
-    model, opt, _ = build("chase", network="conv")
+    model, _, _ = build("chase", network="conv")
     torch._dynamo.reset()
     with pytest.raises(Exception, match="a compiled model needs example_inputs"):
         loss(torch.compile(model, backend="eager", fullgraph=True), *images())

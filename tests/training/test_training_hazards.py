@@ -150,7 +150,7 @@ def test_models_that_cannot_be_masked(case: str) -> None:
 
 def test_fully_sharded_is_refused_by_name() -> None:
     sharded = type("FullyShardedDataParallel", (nn.Module,), {})()
-    with pytest.raises(TypeError, match="FullyShardedDataParallel .* is not supported"):
+    with pytest.raises(TypeError, match=r"FullyShardedDataParallel .* is not supported"):
         unwrap(sharded)
 
 

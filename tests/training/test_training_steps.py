@@ -251,10 +251,10 @@ def test_grad_window_scores_the_mean_of_the_last_gradients() -> None:
         model.weight.grad = torch.tensor([gradient])
         opt.step()
     assert sparse.masks["weight"].tolist() == [[False, False, True, False]]
-    assert sparse._window == {}  # opens again before the next update only
+    assert sparse.gradients.window == {}  # opens again before the next update only
     model.weight.grad = torch.zeros(1, 4)
     opt.step()
-    assert sparse._window == {}
+    assert sparse.gradients.window == {}
 
 
 def test_ema_and_swa_copies_are_masked_on_request() -> None:

@@ -45,8 +45,8 @@ def save(method: Method) -> dict[str, Any]:
         "ever_active": method.ever_active.state_dict(),
         "churn": dict(method.churn),
         "pending": list(method.pending),
-        "window": {name: gradient.clone() for name, gradient in method._window.items()},
-        "window_steps": method._window_steps,
+        "window": {name: gradient.clone() for name, gradient in method.gradients.window.items()},
+        "window_steps": method.gradients.steps,
         "history": [dict(entry) for entry in method.history],
         "extra": method.extra_state(),
     }
@@ -89,8 +89,8 @@ def load(method: Method, state: Mapping[str, Any]) -> None:
     method.step = state["step"]
     method.churn = dict(state["churn"])
     method.pending = list(state["pending"])
-    method._window = {n: g.to(method.tensors[n].parameter.device).clone() for n, g in state["window"].items()}
-    method._window_steps = state["window_steps"]
+    method.gradients.window = {n: g.to(method.tensors[n].parameter.device).clone() for n, g in state["window"].items()}
+    method.gradients.steps = state["window_steps"]
     method.history = [dict(entry) for entry in state["history"]]
     method._reloaded = True
     method.apply()

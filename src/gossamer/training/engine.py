@@ -20,8 +20,10 @@ from torch.optim import Optimizer
 
 from gossamer.training import checkpoint, distributed, optimizer_state, statistics
 from gossamer.training.channels import Channels
+from gossamer.training.commit import commit
 from gossamer.training.distribution import budgets
-from gossamer.training.random import normal, uniform
+from gossamer.training.gradients import Gradients, check_finite, dense
+from gossamer.training.random import uniform
 from gossamer.training.select import mask_, topk
 from gossamer.training.settings import Settings
 from gossamer.training.statistics import EverActive
@@ -69,9 +71,7 @@ class Method(Settings):
         self.history: list[dict[str, Any]] = []
         self.ever_active = EverActive()
         self.churn = dict.fromkeys(self.tensors, 0.0)
-        self._gradients: dict[str, Tensor] = {}
-        self._window: dict[str, Tensor] = {}
-        self._window_steps = 0
+        self.gradients = Gradients(self.grad_window)
         self._due: list[str] = []
         self._skipped = False
         self._stash: list[tuple[nn.Parameter, Tensor]] = []
@@ -164,12 +164,12 @@ class Method(Settings):
             RuntimeError: weights that are not finite.
         """
         scores = layer.scores(layer.tensor.parameter.detach().abs())
-        _check_finite(scores, layer.name, "weights", self.step)
+        check_finite(scores, layer.name, "weights", self.step)
         return scores
 
     def gradient(self, layer: Layer) -> Tensor:
         """Grow score |dense gradient| per unit, of this update's step or window."""
-        return layer.scores(self._gradients[layer.tensor.name].abs())
+        return layer.scores(self.gradients.now[layer.tensor.name].abs())
 
     def random(self, layer: Layer, purpose: str) -> Tensor:
         """Uniform numbers per unit, the same for the same seed, layer and step."""
@@ -296,15 +296,11 @@ class Method(Settings):
         follow = type(self).observe is not Method.observe
         opens = any(self.needs_gradient(e) for s in range(t, t + self.grad_window) for e in self.events(s))
         if follow or reads or opens:
-            gradients = {name: self._dense_gradient(tensor) for name, tensor in self.tensors.items() if tensor.prunable}
-            present = {name: gradient for name, gradient in gradients.items() if gradient is not None}
+            present = dense(self.tensors.values(), self.optimizer)
             self.observe(present)
-            if self.grad_window > 1:
-                for name, gradient in present.items():
-                    self._window[name] = self._window[name] + gradient if name in self._window else gradient.clone()
-                self._window_steps += 1
+            self.gradients.add(present)
             if reads and not missing:
-                self._gradients = self._scored(present)
+                self.gradients.hold(present, t)
         self.pending = runnable
         self._due = [event for event in runnable if not missing or event not in reads]
         if self._due and self.replace_step:
@@ -335,7 +331,7 @@ class Method(Settings):
         self._reloaded = False
         for event in self._due:
             changes, note = self.handle(event, self.step)
-            note = {**self._commit(changes), **note}
+            note = {**commit(self, changes), **note}
             self.pending.remove(event)
             nnz = self.nnz()
             self.history.append(
@@ -345,65 +341,15 @@ class Method(Settings):
             if self._is_distributed():
                 distributed.check_agreement(list(self.tensors.values()), self.step)
         if any(self.needs_gradient(event) for event in self._due):
-            self._window, self._window_steps = {}, 0
+            self.gradients.close_window()
         self.settle()
-        self._due, self._gradients = [], {}
+        self._due, self.gradients.now = [], {}
         self._versions = {name: tensor.parameter._version for name, tensor in self.tensors.items()}
 
     def _after_load(self, optimizer: Optimizer) -> None:
         self._reloaded = True
 
     # ------------------------------------------------------------------ inside
-
-    def _dense_gradient(self, tensor: Masked) -> Tensor | None:
-        gradient = tensor.parameter.grad
-        if gradient is None:
-            return None
-        if gradient.layout != torch.strided:
-            raise TypeError(f"{tensor.name} has a sparse gradient; scores need dense ones (Embedding(sparse=False))")
-        scale = optimizer_state.gradient_scale(self.optimizer)
-        return gradient if scale is None else gradient / scale
-
-    def _scored(self, present: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The gradients an update reads: of this step, or the mean of the window; copies, as masking is in place."""
-        result = {}
-        for name, gradient in present.items():
-            gradient = self._window[name] / self._window_steps if self.grad_window > 1 else gradient.clone()
-            _check_finite(gradient, name, "gradient", self.step + 1)
-            result[name] = gradient
-        return result
-
-    @torch.no_grad()
-    def _commit(self, changes: Change) -> dict[str, int]:
-        dropped = grown = 0
-        for layer, units in changes.items():
-            tensor = layer.tensor
-            old, new = layer.view(tensor.mask), layer.elements(units)
-            fresh = new & ~old
-            losses, gains = int((old & ~new).sum()), int(fresh.sum())
-            if self.grow_init != "zeros" and gains:
-                value = torch.where(fresh, self._grown(layer), layer.view(tensor.parameter))
-                layer.assign(tensor.parameter.data, value)
-            layer.assign(tensor.mask, new)
-            self.churn[tensor.name] = gains / max(int(new.sum()), 1)
-            dropped, grown = dropped + losses, grown + gains
-        for tensor in {id(layer.tensor): layer.tensor for layer in changes}.values():
-            self.apply_mask(tensor)
-            self.ever_active.record(tensor)
-        return {"dropped": dropped, "grown": grown}
-
-    def _grown(self, layer: Layer) -> Tensor:
-        parameter = layer.tensor.parameter
-        if self.grow_init == "gradient":
-            group = next(g for g in self.optimizer.param_groups if any(p is parameter for p in g["params"]))
-            return -group["lr"] * layer.view(self._gradients[layer.tensor.name])
-        live = layer.view(parameter)[layer.view(layer.tensor.mask)]
-        deviation = live.float().std(unbiased=False) if live.numel() else live.new_zeros(())
-        noise = normal(
-            layer.shape[0] * layer.shape[1], seed=self.seed, name=layer.name, step=self.step, purpose="value",
-            device=parameter.device,
-        )  # fmt: skip
-        return (noise * deviation).view(layer.shape).to(parameter.dtype)
 
     def apply_mask(self, tensor: Masked) -> None:
         """Zero one weight and its optimizer states outside the mask."""
@@ -433,9 +379,3 @@ class Method(Settings):
                 raise ValueError(f"{name} is trained but not in the optimizer: exclude it, or pass its own optimizer")
             if id(tensor.parameter) in taken:
                 raise ValueError(f"{name} is already masked by another method on this optimizer: detach() it first")
-
-
-def _check_finite(x: Tensor, name: str, what: str, step: int) -> None:
-    # one pass; finite float32 numbers cannot overflow a float64 sum
-    if not torch.isfinite(x.sum(dtype=torch.float64)):
-        raise RuntimeError(f"{name}: {what} not finite at the update of step {step}; the mask was not changed")

@@ -331,7 +331,7 @@ class Dense(nn.Module):
         x = self.stem(x)
         for norm, layer in zip(self.norms, self.layers, strict=True):
             x = torch.cat([x, layer(F.relu(norm(x)))], 1)
-        return self.fc(x.sum((2, 3)))
+        return self.fc(x.mean((2, 3)))
 
 
 class Padded(nn.Module):
@@ -403,6 +403,7 @@ class Net:
     kinds: dict[str, str] = field(default_factory=dict)  # groups that are not "inner"
 
 
+VIT = {"attn.qkv": (4, 9), "up": (20, 1)}
 NETS: dict[str, Net] = {
     "sequence": Net(Sequence, image, {"conv1": (8, 1), "conv2": (12, 1)}),
     "frozen": Net(frozen_sequence, image, {"conv1": (8, 1), "conv2": (12, 1)}),
@@ -420,13 +421,9 @@ NETS: dict[str, Net] = {
     "shuffle": Net(Shuffle, image, {"a": (6, 2)}),
     "flat": Net(Flat, image, {"a": (7, 36)}),
     "shared": Net(SharedModule, tokens, {"a": (8, 1)}),
-    "vit": Net(MiniViT, image, {"attn.qkv": (4, 9), "up": (20, 1)}, integer=False, kinds={"attn.qkv": "heads"}),
-    "vit matmul": Net(
-        lambda: MiniViT("matmul"), image, {"attn.qkv": (4, 9), "up": (20, 1)}, integer=False, kinds={"attn.qkv": "heads"}
-    ),
-    "vit einsum": Net(
-        lambda: MiniViT("einsum"), image, {"attn.qkv": (4, 9), "up": (20, 1)}, integer=False, kinds={"attn.qkv": "heads"}
-    ),
+    "vit": Net(MiniViT, image, VIT, integer=False, kinds={"attn.qkv": "heads"}),
+    "vit matmul": Net(lambda: MiniViT("matmul"), image, VIT, integer=False, kinds={"attn.qkv": "heads"}),
+    "vit einsum": Net(lambda: MiniViT("einsum"), image, VIT, integer=False, kinds={"attn.qkv": "heads"}),
     "gqa": Net(lambda: GroupedQueries(True), wide_tokens, {"q": (2, 12)}, integer=False, kinds={"q": "heads"}),
     "gqa repeat": Net(lambda: GroupedQueries(False), wide_tokens, {"q": (2, 12)}, integer=False, kinds={"q": "heads"}),
     "squeeze": Net(SqueezeExcite, image, {"a": (8, 1), "down": (4, 1)}, integer=False),

@@ -183,7 +183,9 @@ def _collect(
     group_roots: list[np.ndarray] = []
     names: dict[str, int] = {}
     # Removable groups come first and so get the plain names.
-    for (axes, reason, kind), members in sorted(gathered.items(), key=lambda item: (item[0][1] is not None, item[0][0])):
+    for (axes, reason, kind), members in sorted(
+        gathered.items(), key=lambda item: (item[0][1] is not None, item[0][0])
+    ):
         made = [_member(keys[number], roots[keys[number]], count, members, flow, state) for number, count in axes]
         order = np.argsort(made[0].index[:, 0].numpy(), kind="stable")  # channels in the order of the first member
         arranged = tuple(Member(m.tensor, m.axis, m.role, m.index[torch.from_numpy(order)]) for m in made)  # type: ignore[arg-type]

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, fx
 
 from .constants import CONVOLUTIONS, conv_terms, einsum_terms, is_transposed
-from .rules.table import RULES, Flow, _is_pointwise, arguments, op_name, shape_of
+from .rules.table import RULES, Flow, arguments, is_pointwise, op_name, shape_of
 from .values import COPIES, MOVES, TRAILING, Interpreter, Value, call_with, grown
 
 # Moves under which every position of every operand is read once all of the result is.
@@ -72,7 +72,7 @@ class Reads:
             self._product(node, demand)
         elif name == "einsum" and einsum_terms(arguments(node)["equation"]) is not None:
             self._einsum(node, demand)
-        elif (name in COPIES or name == "prelu" or _is_pointwise(node)) and not several:
+        elif (name in COPIES or name == "prelu" or is_pointwise(node)) and not several:
             self._pointwise(node, demand, name)
         elif name in MOVES:
             self._moved(node, demand, name)

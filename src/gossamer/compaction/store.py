@@ -1,6 +1,6 @@
 """Compact models on disk: weights as safetensors, shapes as JSON, no pickle.
 
-    compact.json                 format, version, kept positions, module attributes, the weight file's name and hash
+    compact.json                 format, version, kept positions, module attributes, the weight file, hashes of both
     weights-<hash>.safetensors   every parameter and persistent buffer, once
 
 The JSON names its weight file and is replaced last, in one rename, so a reader finds the old model or the new one.
@@ -64,7 +64,7 @@ def save(model: nn.Module, directory: str | Path) -> Path:
     digest = hashlib.sha256(data).hexdigest()
     past = history(model)
     weights = f"weights-{digest[:16]}.safetensors"
-    shapes = {
+    shapes: dict[str, Any] = {
         "format": FORMAT,
         "version": VERSION,
         "model": type(model).__name__,
@@ -76,12 +76,19 @@ def save(model: nn.Module, directory: str | Path) -> Path:
         },
         "attributes": past.attributes,
     }
+    shapes["sha256"] = digest_of(shapes)
     _replace(directory / weights, data)
     _replace(directory / _SHAPES, json.dumps(shapes, indent=1).encode())
     for old in directory.glob("weights-*.safetensors"):
         if old.name != weights:
             old.unlink(missing_ok=True)
     return directory
+
+
+def digest_of(record: dict[str, Any]) -> str:
+    """Hash of everything in the JSON but the hash itself: a changed digit would build another network."""
+    rest = {key: value for key, value in record.items() if key != "sha256"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 
 
 def _replace(path: Path, data: bytes) -> None:
@@ -157,6 +164,8 @@ def _read_shapes(directory: Path) -> dict[str, Any]:
     version = shapes.get("version")
     if not isinstance(version, int) or version > VERSION:
         raise StoreError(f"{path} has version {version!r}, this gossamer reads up to {VERSION}: update gossamer")
+    if shapes.get("sha256") != digest_of(shapes):
+        raise StoreError(f"{path} is altered: its content does not match its hash")
     return shapes
 
 

@@ -22,7 +22,7 @@ from torch import Tensor, fx
 
 from .capture import Capture
 from .rules.reduction import SPATIAL
-from .rules.table import _is_pointwise, arguments, op_name, shape_of
+from .rules.table import arguments, is_pointwise, op_name, shape_of
 
 TRAILING = {name: count for count, names in SPATIAL.items() for name in names}
 _EXACT_POOLS = ("max_pool", "adaptive", "nearest")
@@ -152,7 +152,7 @@ class Interpreter:
             result = handler(self, node, arguments(node))
         elif name in COPIES:
             result = operands[0]
-        elif _is_pointwise(node):
+        elif is_pointwise(node):
             result = _pointwise(self, node, name)
         elif not any(item.anything for item in operands):
             result = None

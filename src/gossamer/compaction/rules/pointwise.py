@@ -1,6 +1,6 @@
 """Element-wise operators: every operand's position i meets position i of the others, so their channels join.
 
-The whitelist is PyTorch's own `pointwise` operator tag plus the names below. Nothing else is taken for element-wise.
+The whitelist is table.is_pointwise plus the copies and casts named below.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from torch import fx
 
 from ..labels import FREE, QUIET
 from .contraction import broadcast
-from .table import Axes, Flow, rule, shape_of
+from .table import Axes, Flow, op_name, rule, shape_of
 
 SCALING = {"mul", "div", "true_divide", "addcmul", "addcdiv", "_prelu_kernel", "pow"}
 ADDING = {"add", "sub", "rsub", "lerp", "logaddexp"}
@@ -20,13 +20,9 @@ ADDING = {"add", "sub", "rsub", "lerp", "logaddexp"}
 
 @rule(
     "pointwise", "dropout", "feature_dropout", "alpha_dropout", "native_dropout", "detach", "alias", "contiguous",
-    "clone", "_to_copy", "to", "type_as", "hardswish", "log_sigmoid", "log_sigmoid_forward", "relu6", "rrelu",
-    "lift_fresh", "_unsafe_view_alias", "float_power", "_prelu_kernel", "masked_fill", "copy",
-    "_assert_tensor_metadata",
+    "clone", "_to_copy", "to", "type_as", "log_sigmoid_forward", "lift_fresh", "copy", "_assert_tensor_metadata",
 )  # fmt: skip
 def pointwise(flow: Flow, node: fx.Node, args: dict[str, Any]) -> Any:
-    from .table import op_name
-
     name = op_name(node)
     operands = node.all_input_nodes
     if not operands:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, fx
 
 from ..labels import QUIET
-from .table import Axes, Flow, Result, rule, shape_of
+from .table import Axes, Flow, Result, op_name, rule, shape_of
 
 # Operators that act on the trailing k axes only and treat every leading position alike.
 SPATIAL = {
@@ -27,8 +27,6 @@ _TRAILING = {name: count for count, names in SPATIAL.items() for name in names}
 
 @rule(*_TRAILING)
 def spatial(flow: Flow, node: fx.Node, args: dict[str, Any]) -> Result:
-    from .table import op_name
-
     count = _TRAILING[op_name(node)]
     x = flow.of(node.all_input_nodes[0])
     for axis in x[-count:]:

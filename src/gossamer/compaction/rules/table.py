@@ -205,7 +205,7 @@ def _apply(flow: Flow, node: fx.Node) -> Result:
     name = op_name(node)
     operands = [flow.axes[item] for item in node.all_input_nodes]
     found = RULES.get(name)
-    if found is None and _is_pointwise(node):
+    if found is None and is_pointwise(node):
         found = RULES["pointwise"]
     if found is None:
         axes = [axis for result in operands for axis in _flat(result)]
@@ -219,16 +219,23 @@ def _flat(axes: Result) -> list[Axis]:
     return [axis for group in axes for axis in group] if isinstance(axes, tuple) else axes
 
 
-def _is_pointwise(node: fx.Node) -> bool:
+# Element-wise operators that PyTorch does not tag as such.
+_ELEMENTWISE = {"hardswish", "log_sigmoid", "relu6", "rrelu", "float_power", "_prelu_kernel", "masked_fill"}
+
+
+def is_pointwise(node: fx.Node) -> bool:
+    """PyTorch's own operator tag, plus a few names. Nothing else is taken for element-wise."""
     target = node.target
-    return isinstance(target, torch._ops.OpOverload) and torch.Tag.pointwise in target.tags
+    if not isinstance(target, torch._ops.OpOverload):
+        return False
+    return torch.Tag.pointwise in target.tags or op_name(node) in _ELEMENTWISE
 
 
 def has_rule(node: fx.Node) -> bool:
     """Whether the operator is described: a rule of its own, element-wise, or not on tensors at all."""
     values = [item.meta.get("val") for item in node.all_input_nodes]
     floats = any(isinstance(value, Tensor) and value.is_floating_point() for value in values)
-    return op_name(node) in RULES or _is_pointwise(node) or not floats
+    return op_name(node) in RULES or is_pointwise(node) or not floats
 
 
 def _tie_partitions(flow: Flow) -> None:

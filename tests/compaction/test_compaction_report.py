@@ -1,0 +1,200 @@
+"""Law: compact removes no more than asked, rounds by keeping, refuses with numbers, and explains every group."""
+
+from __future__ import annotations
+
+import json
+import logging
+from typing import Any
+
+import pytest
+import torch
+from compaction_nets import NETS, MiniViT, Sequence
+from torch import nn
+
+import gossamer as gs
+from gossamer.compaction import ChannelGraph, zero_channels_
+from gossamer.compaction.equality import difference
+from gossamer.measure import Comparison, Row
+
+X = torch.randn(2, 3, 8, 8)
+
+
+def killed(net: nn.Module, keep: dict[str, Any]) -> nn.Module:
+    zero_channels_(net, ChannelGraph.build(net, X), keep)
+    return net.eval()
+
+
+def after(small: gs.compaction.Compact) -> dict[str, int]:
+    return {name: widths["after"] for name, widths in small.report["channels"].items()}
+
+
+@pytest.mark.parametrize(("multiple", "widths"), [(None, (3, 5)), (1, (3, 5)), (2, (4, 6)), (4, (4, 8)), (16, (8, 12))])
+def test_rounding_keeps_dead_channels_and_exactness(multiple: int | None, widths: tuple[int, int]) -> None:
+    torch.manual_seed(0)
+    net = killed(Sequence(), {"conv1": torch.arange(8) < 3, "conv2": torch.arange(12) < 5})
+    small = gs.compact(net, X, round_to=multiple, check_latency=False)
+    assert after(small) == {"conv1": widths[0], "conv2": widths[1]}
+    assert difference([net(X)], [small.model(X)]) <= 1e-5
+    if widths[0] == 4:
+        assert "[3] are dead but stay" in small.explain()
+
+
+def test_rounding_keeps_the_largest_of_the_dead() -> None:
+    torch.manual_seed(0)
+    net = Sequence().eval()
+    with torch.no_grad():
+        net.conv2.weight[:, [1, 4, 6]] = 0  # unread, but their rows are not zero
+        net.conv1.weight[[1, 4, 6]] *= torch.tensor([0.1, 3.0, 2.0])[:, None, None, None]
+    small = gs.compact(net, X, round_to=7, check_latency=False)
+    assert small.kept["conv1.weight"][0].tolist() == [0, 2, 3, 4, 5, 6, 7]
+
+
+def test_rounding_counts_positions_of_heads_not_heads() -> None:
+    torch.manual_seed(0)
+    net = killed(MiniViT(), {"attn.qkv": torch.tensor([True, False, False, False])})
+    small = gs.compact(net, X, round_to=6, check_latency=False)  # a head is 3 wide: two heads make 6
+    assert after(small)["attn.qkv"] == 2
+
+
+def test_automatic_rounding_suits_the_machine() -> None:
+    from gossamer.compaction.rounding import preferred_multiple
+
+    capability = torch.backends.cpu.get_cpu_capability()
+    assert preferred_multiple(torch.device("cpu")) in ((16, 8) if "512" in capability else (8,))
+    assert preferred_multiple(torch.device("cuda")) == 16
+
+
+def test_keep_limits_what_goes() -> None:
+    torch.manual_seed(0)
+    net = killed(Sequence(), {"conv1": torch.arange(8) < 3, "conv2": torch.arange(12) < 5})
+    asked = torch.tensor([True, True, True, False, True, True, True, True])
+    small = gs.compact(net, X, keep={"conv1": asked}, round_to=None, check_latency=False)
+    assert after(small) == {"conv1": 7, "conv2": 12}
+    assert difference([net(X)], [small.model(X)]) <= 1e-5
+
+
+def test_nothing_dead_is_no_refusal() -> None:
+    small = gs.compact(Sequence().eval(), X, round_to=None)
+    assert small.refused is None and small.kept == {} and small.report["latency"] is None
+    assert small.report["parameters"]["before"] == small.report["parameters"]["after"]
+
+
+def test_a_whole_dead_group_keeps_one_channel() -> None:
+    torch.manual_seed(0)
+    net = Sequence().eval()
+    with torch.no_grad():
+        net.conv2.weight.zero_()
+    small = gs.compact(net, X, round_to=None, check_latency=False)
+    assert after(small)["conv1"] == 1
+    assert difference([net(X)], [small.model(X)]) <= 1e-5
+
+
+def timing(ratio: float, spread: float) -> Comparison:
+    def row(name: str, value: float) -> Row:
+        return Row(name, 1e-3 / value, 1e-3, 1e-3, 1e-3, 1e-3, value, value - spread, value + spread, 11)
+
+    return Comparison("original", (row("original", 1.0), row("compact", ratio)), row("original (control)", 1.0))
+
+
+@pytest.mark.parametrize(
+    ("ratio", "spread", "refused"),
+    [
+        (0.8, 0.05, True),
+        (1.0, 0.05, True),
+        (1.04, 0.06, True),
+        (1.04, 0.02, False),
+        (2.0, 0.5, False),
+        (0.97, 0.3, True),
+    ],
+)
+def test_refuses_unless_the_clock_says_faster(
+    ratio: float, spread: float, refused: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    torch.manual_seed(0)
+    net = killed(Sequence(), {"conv1": torch.arange(8) < 3})
+    monkeypatch.setattr(gs.measure, "interleave", lambda *_, **__: timing(ratio, spread))
+    optimizer = torch.optim.SGD(net.parameters(), 0.1)
+    with caplog.at_level(logging.WARNING, "gossamer.compaction"):
+        small = gs.compact(net, X, optimizer=optimizer, round_to=None)
+    assert (small.refused is not None) == refused
+    if refused:
+        assert f"({ratio:.2f}x; the same model against itself gives" in small.refused
+        assert small.refused in caplog.text and "nothing removed" in small.explain()
+        assert small.kept == {} and after(small)["conv1"] == 8
+        assert torch.equal(small.model(X), net(X)) and small.model is not net
+        assert small.optimizer.param_groups[0]["params"][0] is small.model.conv1.weight
+    else:
+        assert after(small)["conv1"] == 3 and "not compacted" not in caplog.text
+    assert small.report["latency"]["rows"][1]["ratio"] == ratio
+
+
+def test_the_real_clock_runs() -> None:
+    torch.manual_seed(0)
+    net = killed(Sequence((64, 64)), {"conv1": torch.arange(64) < 4, "conv2": torch.arange(64) < 4})
+    small = gs.compact(net, torch.randn(8, 3, 32, 32), round_to=None)
+    assert {row["name"] for row in small.report["latency"]["rows"]} == {"original", "compact"}
+    assert small.refused is None or "latency would not fall" in small.refused
+
+
+def test_report_is_plain_json_and_counts() -> None:
+    torch.manual_seed(0)
+    net = killed(Sequence(), {"conv1": torch.arange(8) < 3, "conv2": torch.arange(12) < 5})
+    small = gs.compact(net, X, round_to=None, check_latency=False)
+    report = json.loads(json.dumps(small.report))
+    assert report["parameters"]["after"] == sum(p.numel() for p in small.model.parameters())
+    assert report["parameters"]["before"] == sum(p.numel() for p in net.parameters())
+    assert report["bytes"]["after"] < report["bytes"]["before"]
+    pixels = 2 * 8 * 8
+    flops = 2 * (pixels * 9 * (3 * 3 + 3 * 5) + 2 * 5 * 5)
+    assert report["flops"]["after"] == flops
+    assert 0 <= report["error"] <= 1e-5
+
+
+def test_explain_is_a_receipt() -> None:
+    torch.manual_seed(0)
+    net = killed(Sequence(), {"conv1": torch.arange(8) < 3})
+    text = gs.compact(net, X, round_to=None, check_latency=False).explain()
+    for line in (
+        "conv1: 8 -> 3 channels, inner, removed [3, 4, 5, 6, 7]",
+        "    made by    conv1.weight axis 0 loses 5 of 8",
+        "    scaled by  bn1.weight axis 0 loses 5 of 8",
+        "    counted in bn1.running_mean axis 0 loses 5 of 8",
+        "    read by    conv2.weight axis 1 loses 5 of 8",
+        "conv2: 12 channels, inner, none removed",
+        "fc: 5 channels stay: graph output",
+        "input of conv1: 3 channels stay: graph input x",
+    ):
+        assert line in text.splitlines(), text
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_models(dtype: torch.dtype) -> None:
+    """Verified in float32, where rounding cannot hide a mistake."""
+    torch.manual_seed(0)
+    net = killed(Sequence(), {"conv1": torch.arange(8) < 3, "conv2": torch.arange(12) < 5}).to(dtype)
+    small = gs.compact(net, X.to(dtype), round_to=None, check_latency=False)
+    assert after(small) == {"conv1": 3, "conv2": 5} and small.model.conv1.weight.dtype == dtype
+
+
+def test_inputs_may_be_a_tuple_or_named() -> None:
+    torch.manual_seed(0)
+    for inputs in ((X,), {"x": X}, [X]):
+        net = killed(Sequence(), {"conv1": torch.arange(8) < 3})
+        assert after(gs.compact(net, inputs, round_to=None, check_latency=False))["conv1"] == 3
+
+
+def test_tolerance_decides() -> None:
+    """An impossible tolerance keeps everything: summation order alone exceeds it."""
+    torch.manual_seed(1)
+    net = killed(Sequence((32, 32)), {"conv1": torch.arange(32) % 3 > 0, "conv2": torch.arange(32) % 3 > 0})
+    strict = gs.compact(net, X, round_to=None, check_latency=False, tolerance=0.0)
+    loose = gs.compact(net, X, round_to=None, check_latency=False)
+    assert loose.report["error"] > 0 and set(after(loose).values()) == {21}
+    assert strict.unfit and "changes the outputs by" in strict.explain()
+    assert torch.equal(strict.model(X), net(X))
+
+
+def test_the_table_explains_itself() -> None:
+    for net in NETS.values():
+        text = ChannelGraph.build(net.build().double(), net.inputs()).explain()
+        assert all(name in text for name in net.groups)

@@ -1,0 +1,193 @@
+"""Law: a saved compact model comes back bit by bit from safetensors and JSON, and every damage is one clear error."""
+
+from __future__ import annotations
+
+import copy
+import json
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from compaction_nets import NETS, MiniViT, Residual, Sequence
+from torch import Tensor, nn
+
+import gossamer as gs
+from gossamer.compaction import ChannelGraph, Compact, StoreError, load_compact, shrink_, zero_channels_
+from gossamer.compaction.store import digest_of, save
+
+
+def small(model: nn.Module, x: Tensor) -> Compact:
+    graph = ChannelGraph.build(model, x)
+    zero_channels_(model, graph, {g.name: torch.arange(g.channels) % 3 != 1 for g in graph.removable})
+    return gs.compact(model.eval(), x, round_to=None, check_latency=False)
+
+
+def image(dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.randn(2, 3, 8, 8, dtype=dtype)
+
+
+@pytest.mark.parametrize("name", ["residual", "grouped 4", "vit", "tied", "renormed", "prelu", "transposed"])
+def test_round_trip(name: str, tmp_path: Path) -> None:
+    net, x = NETS[name], NETS[name].inputs()
+    result = small(net.build().double(), x)
+    result.save(tmp_path)
+    again = load_compact(lambda: net.build().eval(), tmp_path)  # a float32 factory: the file's dtype decides
+    assert torch.equal(again(x), result.model(x))
+    assert sorted(path.suffix for path in tmp_path.iterdir()) == [".json", ".safetensors"]
+    for (key, value), (other, expected) in zip(
+        again.state_dict().items(), result.model.state_dict().items(), strict=True
+    ):
+        assert key == other and value.dtype == expected.dtype and torch.equal(value, expected)
+
+
+def test_a_fresh_process_reads_it(tmp_path: Path) -> None:
+    x = image()
+    result = small(Residual(), x)
+    result.save(tmp_path)
+    torch.save({"x": x, "y": result.model(x).detach()}, tmp_path / "io.pt")
+    code = f"""
+import sys, torch
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+from compaction_nets import Residual
+import gossamer as gs
+torch.set_num_threads({torch.get_num_threads()})
+io = torch.load({str(tmp_path / "io.pt")!r}, weights_only=True)
+model = gs.load_compact(lambda: Residual().eval(), {str(tmp_path)!r})
+assert torch.equal(model(io["x"]), io["y"])
+assert model.a.out_channels == 4 and model.b.weight.shape[1] == 4
+state = model.state_dict()
+torch.save(state, {str(tmp_path / "state.pt")!r})
+model.load_state_dict(torch.load({str(tmp_path / "state.pt")!r}, weights_only=True))
+print("same")
+"""
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
+    assert run.stdout.strip() == "same", run.stderr
+
+
+def test_repeated_shrinking_refers_to_the_factory(tmp_path: Path) -> None:
+    """Compaction during training, then again at the end: one load from the original architecture."""
+    x = image()
+    net = Residual().eval()
+    shrink_(net, ChannelGraph.build(net, x), {"stem": torch.arange(8) != 2})
+    shrink_(net, ChannelGraph.build(net, x), {"stem": torch.arange(7) != 2, "a": torch.arange(6) < 4})
+    result = small(net, x)
+    result.save(tmp_path)
+    again = load_compact(lambda: Residual().eval(), tmp_path)
+    assert torch.equal(again(x), result.model(x))
+    kept = json.loads((tmp_path / "compact.json").read_text())["kept"]["stem.weight"]["0"]
+    assert kept["of"] == 8 and kept["positions"] == [0, 4, 5, 7]
+
+
+def test_a_copy_remembers_and_the_original_does_not(tmp_path: Path) -> None:
+    net, x = Sequence().eval(), image()
+    result = small(net, x)
+    save(copy.deepcopy(result.model), tmp_path / "copy")
+    save(net, tmp_path / "original")
+    assert torch.equal(load_compact(lambda: Sequence().eval(), tmp_path / "copy")(x), result.model(x))
+    assert load_compact(Sequence, tmp_path / "original").conv1.out_channels == 8
+
+
+def test_saving_again_replaces_and_an_interrupted_save_keeps_the_old(tmp_path: Path, monkeypatch) -> None:
+    x = image()
+    first, second = small(Sequence(), x), small(Sequence((8, 16)), x)
+    first.save(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr("gossamer.compaction.store.json.dumps", lambda *_, **__: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            second.save(tmp_path)
+    assert torch.equal(load_compact(lambda: Sequence().eval(), tmp_path)(x), first.model(x))
+    second.save(tmp_path)
+    assert torch.equal(load_compact(lambda: Sequence((8, 16)).eval(), tmp_path)(x), second.model(x))
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def damaged(folder: Path, how: str) -> None:
+    shapes = folder / "compact.json"
+    (weights,) = folder.glob("weights-*.safetensors")
+    record = json.loads(shapes.read_text())
+    if how == "no json":
+        shapes.unlink()
+    elif how == "no weights":
+        weights.unlink()
+    elif how == "truncated weights":
+        weights.write_bytes(weights.read_bytes()[:-7])
+    elif how == "flipped bit":
+        data = bytearray(weights.read_bytes())
+        data[len(data) // 2] ^= 1
+        weights.write_bytes(data)
+    elif how == "not json":
+        shapes.write_text("{")
+    elif how == "other json":
+        shapes.write_text("[1]")
+    elif how == "one digit":
+        shapes.write_text(shapes.read_text().replace('"out_channels": 5', '"out_channels": 6'))
+    else:
+        changes = {
+            "newer": {"version": 99},
+            "positions": {"kept": {"conv1.weight": {"0": {"of": 8, "positions": [0, 9]}}}},
+            "unordered": {"kept": {"conv1.weight": {"0": {"of": 8, "positions": [2, 1]}}}},
+            "other width": {"kept": {"conv1.weight": {"0": {"of": 9, "positions": [0, 1]}}}},
+            "missing axis": {"kept": {}},
+            "unknown module": {"attributes": {"nowhere": {"x": 1}}},
+            "wrong attribute": {"attributes": {"conv1": {"out_channels": "many"}}},
+            "outside": {"weights": {"file": "../x.safetensors", "sha256": ""}},
+            "nameless": {"weights": {}},
+        }
+        record |= changes[how]
+        shapes.write_text(json.dumps(record | {"sha256": digest_of(record)}))
+
+
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        ("no json", "does not exist"), ("no weights", "cannot be read"), ("truncated weights", "truncated or altered"),
+        ("flipped bit", "truncated or altered"), ("not json", "not readable JSON"), ("other json", "no format"),
+        ("one digit", "altered"), ("newer", "update gossamer"), ("positions", "out of range"),
+        ("unordered", "do not increase"), ("other width", "expected 9 on axis 0"), ("missing axis", "another model"),
+        ("unknown module", "no module 'nowhere'"), ("wrong attribute", "out_channels"), ("outside", "outside"),
+        ("nameless", "does not name its weights"),
+    ],
+)  # fmt: skip
+def test_every_damage_is_one_clear_error(how: str, message: str, tmp_path: Path) -> None:
+    small(Sequence(), image()).save(tmp_path)
+    damaged(tmp_path, how)
+    with pytest.raises(StoreError, match=message):
+        load_compact(Sequence, tmp_path)
+
+
+@pytest.mark.parametrize("other", [Residual, MiniViT, lambda: Sequence((8, 13)), lambda: Sequence((6, 12))])
+def test_another_model_is_refused(other, tmp_path: Path) -> None:
+    small(Sequence(), image()).save(tmp_path)
+    with pytest.raises(StoreError, match="another model"):
+        load_compact(other, tmp_path)
+    with pytest.raises(TypeError, match="factory must return"):
+        load_compact(lambda: 3, tmp_path)
+
+
+def test_random_bytes_never_crash_otherwise(tmp_path: Path) -> None:
+    """Damage anywhere in either file: the model still loads unchanged, or one StoreError."""
+    x = image()
+    result = small(Sequence(), x)
+    result.save(tmp_path)
+    files = list(tmp_path.iterdir())
+    generator = random.Random(0)
+    refused = 0
+    for _ in range(60):
+        path = generator.choice(files)
+        data = bytearray(path.read_bytes())
+        original = bytes(data)
+        for _ in range(generator.randint(1, 4)):
+            data[generator.randrange(len(data))] = generator.randrange(256)
+        path.write_bytes(data[: generator.choice([len(data), generator.randrange(len(data))])])
+        try:
+            again = load_compact(lambda: Sequence().eval(), tmp_path)
+        except StoreError:
+            refused += 1
+        else:
+            assert torch.equal(again(x), result.model(x))  # the damage fell into white space
+        path.write_bytes(original)
+    assert refused > 30
+    assert torch.equal(load_compact(lambda: Sequence().eval(), tmp_path)(x), result.model(x))

@@ -26,7 +26,7 @@ def chase(network: str, optimizer: str = "momentum", **options: Any) -> tuple[nn
 
 
 @pytest.mark.parametrize("optimizer", ["momentum", "adamw"])
-@pytest.mark.parametrize("network", ["conv", "residual", "mobile"])
+@pytest.mark.parametrize("network", ["conv", "residual", "mobile", "concat"])
 def test_compacted_training_equals_masked_training(network: str, optimizer: str) -> None:
     """Batch norms in training mode included; both runs make the same choices at every event."""
     options: dict[str, Any] = {"scope": "all", "explore_stop": 0.75}
@@ -39,7 +39,7 @@ def test_compacted_training_equals_masked_training(network: str, optimizer: str)
             value = loss(model, *images(seed=t, dtype=torch.float64))
             value.backward()
             opt.step()
-            values.append(float(value))
+            values.append(value.item())
         # sums over fewer zeros, in float64, sixty steps
         assert values[0] == pytest.approx(values[1], rel=1e-9)
         alive = masked[2].channels()
@@ -80,7 +80,7 @@ def test_example_of_steps_between_compactions() -> None:
     assert changes == removals[3::4]
 
 
-@pytest.mark.parametrize("network", ["conv", "residual", "mobile"])
+@pytest.mark.parametrize("network", ["conv", "residual", "mobile", "concat"])
 def test_what_chase_kills_compaction_proves_dead(network: str) -> None:
     """The other side's judgement, from values alone."""
     model, opt, sparse = chase(network, scope="all")

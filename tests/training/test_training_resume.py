@@ -212,5 +212,5 @@ def test_copies_and_pickles_of_the_model_carry_no_hooks(method: str) -> None:
 
 
 def test_every_method_is_in_the_table() -> None:
-    assert set(METHODS) == set(SETTINGS) and len(NETWORKS) == 5
+    assert set(METHODS) == set(SETTINGS) and len(NETWORKS) == 6
     assert Chase.name == "chase" and all(cls.name == name for name, cls in METHODS.items())

@@ -54,6 +54,23 @@ def test_gradual_pruning_is_cubic_and_exact(cls: type[GradualMagnitude], scope: 
     assert sparse.nnz() == round(0.1 * n)
 
 
+def test_gradual_layers_follow_their_own_lines() -> None:
+    torch.manual_seed(0)
+    model = NETWORKS["conv"]()
+    opt = torch.optim.SGD(model.parameters(), lr=0.1)
+    table = {"0.weight": 0.5, "8.weight": 0.25}
+    sparse = GradualMagnitude(model, opt, density=0.1, total_steps=20, update_every=5, distribution=table)
+    sizes = list(sparse.sizes.values())
+    assert sparse.density() == 1.0
+    for step in train(model, opt, 20):
+        if sparse.history and sparse.history[-1]["step"] == step:
+            left = (1 - step / 15) ** 3
+            for mask, size, last in zip(sparse.masks.values(), sizes, sparse.budget, strict=True):
+                assert abs(int(mask.sum()) - (last + (size - last) * left)) <= 1
+    assert [int(mask.sum()) for mask in sparse.masks.values()] == sparse.budget
+    assert sparse.budget[0] == 216 and sparse.budget[2] == 120
+
+
 def test_gradual_ends_on_target_off_the_grid() -> None:
     model, opt, sparse = build("gradual", total_steps=37, update_every=10, stop=0.7)
     run(model, opt, 37)

@@ -76,11 +76,29 @@ def mobile() -> nn.Module:
     )  # fmt: skip
 
 
+class Concat(nn.Module):
+    """A dense block: what one layer makes is read by two others, concatenated with what they make."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.bna = nn.Conv2d(3, 12, 3, padding=1), nn.BatchNorm2d(12)
+        self.b, self.bnb = nn.Conv2d(12, 8, 3, padding=1), nn.BatchNorm2d(8)
+        self.c = nn.Conv2d(20, 16, 1)
+        self.fc = nn.Linear(16 + 8, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        a = self.bna(self.a(x)).relu()
+        b = self.bnb(self.b(a)).relu()
+        c = self.c(torch.cat([a, b], 1)).relu()
+        return self.fc(torch.cat([c, b], 1).mean((2, 3)))
+
+
 NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "mlp": mlp,
     "conv": conv,
     "residual": Residual,
     "mobile": mobile,
+    "concat": Concat,
     "attention": Attention,
 }
 

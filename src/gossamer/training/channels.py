@@ -29,7 +29,7 @@ class Channels:
 
     Attributes:
         graph: the graph of the network as it is now (compaction replaces it); first_graph that of the original.
-        groups: the groups whose channels may be killed, by name.
+        groups: the groups whose channels may be killed, by their name in the original graph.
         alive: bool[channels of the group now] per group.
         origin: int64[channels of the group now] per group: the channel's number in the original network.
         original: channels per group of the original network.
@@ -118,15 +118,20 @@ class Channels:
         Raises:
             RuntimeError: the graph does not have the living channels of this object.
         """
-        groups = {group.name: group for group in graph.groups}
-        for name in self.groups:
-            expected = int(self.alive[name].sum())
-            if name not in groups or groups[name].channels != expected:
+        found = {}
+        left = list(graph.groups)
+        for name, group in self.groups.items():
+            expected, axes = int(self.alive[name].sum()), {(m.tensor, m.axis) for m in group.members}
+            same = [g for g in left if g.channels == expected and {(m.tensor, m.axis) for m in g.members} == axes]
+            if same:
+                found[name] = same[0]
+                left.remove(same[0])
+            elif expected > 1:  # a single channel is no axis to a graph; it stays, and needs none
                 raise RuntimeError(f"group {name} has {expected} living channels, the compacted network differs")
-            self.groups[name] = groups[name]
-            self.origin[name] = self.origin[name][self.alive[name]]
-            self.alive[name] = torch.ones(expected, dtype=torch.bool)
-        self.graph = graph
+        for name, alive in self.alive.items():
+            self.origin[name] = self.origin[name][alive]
+            self.alive[name] = torch.ones(len(self.origin[name]), dtype=torch.bool)
+        self.groups, self.graph = found, graph
 
     def state_dict(self) -> dict[str, Any]:
         """The numbers, in the original network, of the channels that live and of those that are still there."""

@@ -15,24 +15,24 @@ if TYPE_CHECKING:
 
 
 @torch.no_grad()
-def commit(method: Method, changes: Change) -> dict[str, int]:
-    """Give layers their new units; how many weights were dropped and grown."""
-    dropped = grown = 0
+def commit(method: Method, changes: Change) -> int:
+    """Give layers their new units; returns how many weights were grown."""
+    grown = 0
     for layer, units in changes.items():
         tensor = layer.tensor
         old, new = layer.view(tensor.mask), layer.elements(units)
         fresh = new & ~old
-        losses, gains = int((old & ~new).sum()), int(fresh.sum())
+        gains = int(fresh.sum())
         if method.grow_init != "zeros" and gains:
             value = torch.where(fresh, _grown(method, layer), layer.view(tensor.parameter))
             layer.assign(tensor.parameter.data, value)
         layer.assign(tensor.mask, new)
         method.churn[tensor.name] = gains / max(int(new.sum()), 1)
-        dropped, grown = dropped + losses, grown + gains
+        grown += gains
     for tensor in {id(layer.tensor): layer.tensor for layer in changes}.values():
         method.apply_mask(tensor)
         method.ever_active.record(tensor)
-    return {"dropped": dropped, "grown": grown}
+    return grown
 
 
 def _grown(method: Method, layer: Layer) -> Tensor:

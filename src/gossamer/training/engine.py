@@ -79,8 +79,8 @@ class Method(Settings):
         self._reloaded = True
         self.removed: Channels | None = None
         self.saved_channels: dict[str, Any] | None = None
-        self.prepare()
         units = self._initial_units()
+        self.prepare()
         for layer, chosen in units.items():
             layer.assign(layer.tensor.mask, layer.elements(chosen))
         if self._is_distributed():
@@ -99,9 +99,9 @@ class Method(Settings):
     def prepare(self) -> None:
         """Check the method's own arguments and build what it needs. Raising here leaves everything untouched."""
 
-    def initial_mask_density(self) -> float:
-        """Density of the first masks."""
-        return self.target_density
+    def first_budget(self) -> list[int]:
+        """Units per layer of the first masks."""
+        return self.budget
 
     def events(self, t: int) -> tuple[str, ...]:
         """Names of what happens at optimizer step t (1 is the first)."""
@@ -185,6 +185,10 @@ class Method(Settings):
         return self.tensors.setdefault(name, Masked.full(name, parameter, prunable=False))
 
     # ------------------------------------------------------------------ what a user calls
+
+    def __repr__(self) -> str:
+        total = sum(self.sizes.values())
+        return f"{type(self).__name__}(step {self.step} of {self.total_steps}, {self.nnz():,} of {total:,} weights)"
 
     @property
     def masks(self) -> dict[str, Tensor]:
@@ -330,13 +334,13 @@ class Method(Settings):
             self.apply()
         self._reloaded = False
         for event in self._due:
+            before = self.nnz()
             changes, note = self.handle(event, self.step)
-            note = {**commit(self, changes), **note}
+            grown = commit(self, changes)
             self.pending.remove(event)
             nnz = self.nnz()
-            self.history.append(
-                {"step": self.step, "kind": event, "nnz": nnz, "density": nnz / sum(self.sizes.values()), **note}
-            )
+            counts = {"nnz": nnz, "density": self.density(), "dropped": before + grown - nnz, "grown": grown}
+            self.history.append({"step": self.step, "kind": event, **counts, **note})
             logger.info("%s step %d %s: %s", self.name, self.step, event, self.history[-1])
             if self._is_distributed():
                 distributed.check_agreement(list(self.tensors.values()), self.step)
@@ -358,7 +362,7 @@ class Method(Settings):
             mask_(state, tensor.mask)
 
     def _initial_units(self) -> Change:
-        counts = self.budgets(self.initial_mask_density())
+        counts = self.first_budget()
         return {
             layer: topk(self.random(layer, "init") if self.init == "random" else self.magnitude(layer), count)
             for layer, count in zip(self.layers, counts, strict=True)

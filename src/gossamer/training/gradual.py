@@ -43,28 +43,33 @@ class GradualMagnitude(Method):
         fraction("initial_density", self.initial_density, low=self.target_density)
         one_of("scope", self.scope, ("layer", "global"))
 
-    def initial_mask_density(self) -> float:
-        return self.initial_density
+    def first_budget(self) -> list[int]:
+        if isinstance(self.distribution, str):
+            return self.budgets(self.initial_density)
+        # a table fixes the last densities; the first ones are in proportion
+        total = round(self.initial_density * self.units)
+        return allocate(total, [float(count) for count in self.budget], [layer.units for layer in self.layers])
 
     def events(self, t: int) -> tuple[str, ...]:
         return ("update",) if t == self.last_step else super().events(t)
 
     def handle(self, event: str, t: int) -> tuple[Change, dict[str, Any]]:
-        return self.prune(Schedule("cubic", self.initial_density, self.target_density)(self.progress(t))), {}
+        return self.prune(Schedule("cubic", 1.0, 0.0)(self.progress(t))), {}
 
-    def prune(self, density: float) -> Change:
-        """Keep exactly round(density * N) units; frozen layers count and stay."""
+    def prune(self, left: float) -> Change:
+        """Keep exactly round(D * N) units with a fraction `left` of the way to go; frozen layers count and stay."""
         layers = self.dynamic()
         active = [layer.active() for layer in layers]
         present = [int(a.sum()) for a in active]
         fixed = sum(int(layer.active().sum()) for layer in self.layers) - sum(present)
+        density = self.target_density + (self.initial_density - self.target_density) * left
         total = min(max(round(density * self.units) - fixed, 0), sum(present))
         if self.scope == "global":
             return rewire_together(layers, drop=sum(present) - total, drop_scores=self.magnitude)
-        # each layer moves along its own line from its first to its last budget; never above what it has now
-        counts = dict(zip(self.layers, self.budgets(density), strict=True))
-        targets = allocate(total, [float(counts[layer]) for layer in layers], present)
+        # each layer moves along its own line from its first to its last budget, and never up
+        ends = dict(zip(self.layers, zip(self.first_budget(), self.budget, strict=True), strict=True))
+        line = [ends[layer][1] + (ends[layer][0] - ends[layer][1]) * left for layer in layers]
         return {
             layer: rewire(a, drop=n - target, grow=0, drop_scores=self.magnitude(layer))
-            for layer, a, n, target in zip(layers, active, present, targets, strict=True)
+            for layer, a, n, target in zip(layers, active, present, allocate(total, line, present), strict=True)
         }

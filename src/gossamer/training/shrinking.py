@@ -31,13 +31,14 @@ def shrink(method: Method) -> None:
     """Remove the dead channels of `method.removed` from everything that has them. Parameters stay the same objects."""
     channels = method.removed
     assert channels is not None
-    keep = {name: alive for name, alive in channels.alive.items() if not bool(alive.all())}
-    if not keep:
+    doomed = [(channels.groups[name], alive) for name, alive in channels.alive.items() if not bool(alive.all())]
+    if not doomed:
         return
-    for name in keep:  # before their shapes change: a method that has just been made tracks prunable weights only
-        for member in channels.groups[name].members:
+    for group, _ in doomed:  # before shapes change: a method that has just been made tracks prunable weights only
+        for member in group.members:
             if member.role != "stat":
                 method.track(member.tensor)
+    keep = {group.name: alive for group, alive in doomed}
     kept = shrink_(method.network, channels.graph, keep, optimizer=method.optimizer)
     parameters = dict(method.network.named_parameters())
     for name, positions in kept.items():

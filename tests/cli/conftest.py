@@ -48,7 +48,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-TINY = ("--data", "npz:data.npz", "--model", "net.py:net", "--epochs", "3", "--batch-size", "16", "--density", "0.5",
+TINY = ("--data", "npz:data.npz", "--model", "net.py:net", "--epochs", "3", "--batch-size", "16", "--density", "0.2",
         "--update-every", "2", "--reps", "0", "--no-events")  # fmt: skip
 
 

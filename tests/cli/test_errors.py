@@ -78,7 +78,9 @@ def _nothing(place: Path) -> None:
         (_nothing, ["--density", "half"], "half"),
         (_nothing, ["--channel-sparsity", "1.0"], "--channel-sparsity is 1.0"),
         (_nothing, ["--channel-sparsity", "0.99"], "channel"),
-        (_nothing, ["--method", "rigl", "--channel-sparsity", "0.4"], "rigl removes no channels"),
+        (_nothing, ["--method", "rigl", "--channel-sparsity", "0.4"], "rigl removes no chosen channels"),
+        (_nothing, ["--method", "rigl", "--scope", "all"], "rigl removes no chosen channels"),
+        (_nothing, ["--scope", "outer"], "outer"),
         (_nothing, ["--method", "chaos"], "'chaos'; expected one of"),
         (_nothing, ["--model", "resnet51"], "'resnet51'; expected one of mlp"),
         (_nothing, ["--model", "convnet"], "convnet expects (channels, height, width)"),
@@ -120,7 +122,7 @@ def test_one_line_and_nothing_written(
         ([], "--resume continues it, --overwrite deletes it"),
         (["--resume", "--method", "rigl"], "method 'set' (now 'rigl')"),
         (["--resume", "--model", "mlp"], "model 'net.py:net' (now 'mlp')"),
-        (["--resume", "--density", "0.25", "--seed", "3"], "density 0.5 (now 0.25), seed 0 (now 3)"),
+        (["--resume", "--density", "0.25", "--seed", "3"], "density 0.2 (now 0.25), seed 0 (now 3)"),
     ],
 )
 def test_a_run_is_not_written_over(
@@ -162,6 +164,12 @@ def _text(run: Path, train: Callable[..., int]) -> None:
     (run / "dense" / "checkpoint.pt").write_text("hello")
 
 
+def _other_network(run: Path, train: Callable[..., int]) -> None:
+    content = torch.load(run / "dense" / "checkpoint.pt", weights_only=True)
+    content["model"]["0.weight"] = torch.zeros(3, 3)
+    torch.save(content, run / "dense" / "checkpoint.pt")
+
+
 def _some_tensors(run: Path, train: Callable[..., int]) -> None:
     torch.save({"weight": torch.zeros(3)}, run / "dense" / "checkpoint.pt")
 
@@ -183,6 +191,7 @@ def _run_json(run: Path, train: Callable[..., int]) -> None:
         (_text, "dense/checkpoint.pt cannot be read"),
         (_some_tensors, "is not of this program"),
         (_program, "dense/checkpoint.pt cannot be read"),
+        (_other_network, "dense/checkpoint.pt does not fit the network"),
         (_run_json, "run.json cannot be read"),
     ],
 )
@@ -215,6 +224,17 @@ def test_gradients_that_are_not_finite(
         content = torch.load(path, weights_only=True)
         assert "is kept" in said and content["step"] == kept
         assert all(torch.isfinite(t).all() for t in content["model"].values())
+
+
+def test_a_network_that_cannot_be_traced_is_trained_but_not_compacted(
+    train: Callable[..., int], place: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    _untraceable(place)
+    assert train("--out", "run", "--method", "set", "--model", "odd.py:Odd") == 0
+    assert "Nothing was removed, compact is the sparse network itself: Odd cannot be captured" in " ".join(
+        capfd.readouterr().out.split()
+    )
+    assert not (place / "run" / "compact").exists()
 
 
 def test_debug_shows_the_traceback(train: Callable[..., int], capfd: pytest.CaptureFixture[str]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -24,7 +25,7 @@ def _end(out: Path, stage: str) -> dict:
     return torch.load(out / stage / "checkpoint.pt", weights_only=True)
 
 
-def test_one_report_and_the_weights_of_one_process(place: Path) -> None:
+def test_one_report_and_the_weights_of_one_process(place: Path, train: Callable[..., int]) -> None:
     # No BatchNorm and no dropout: each process sees half of the batch, so their statistics and draws would differ.
     (place / "net64.py").write_text(
         "from torch import nn\n"
@@ -40,10 +41,7 @@ def test_one_report_and_the_weights_of_one_process(place: Path) -> None:
     done = _torchrun(*flags, "--out", "two")
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("report: two/report.html") == 1
-    alone = subprocess.run(
-        [sys.executable, "-m", "gossamer.cli", "train", *TINY, *flags, "--out", "one"], capture_output=True, text=True
-    )
-    assert alone.returncode == 0, alone.stderr
+    assert train(*flags, "--out", "one") == 0
     for stage in ("dense", "sparse"):
         two, one = _end(place / "two", stage), _end(place / "one", stage)
         for name, tensor in one["model"].items():

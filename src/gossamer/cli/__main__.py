@@ -8,6 +8,7 @@ gossamer version   the version
 
 from __future__ import annotations
 
+import logging
 import os
 import shlex
 import signal
@@ -81,6 +82,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     again = shlex.join(["gossamer", *(word for word in argv if word not in ("--overwrite", "--resume")), "--resume"])
+    logging.basicConfig(format="gossamer: %(message)s")
     try:
         _run(argv)
     except Stopped as stopped:

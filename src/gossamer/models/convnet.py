@@ -6,6 +6,7 @@ convolutions keep 0.6 * 0.6 = 36 % of their multiply-adds.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -31,7 +32,9 @@ class ConvNet(nn.Module):
     ) -> None:
         super().__init__()
         inputs, height, width = input_shape
-        size = min(height, width)
+        # Down to about 4x4, in as few and as late halvings as that takes: most of the work then lies in the inner
+        # convolutions, which lose channels on both sides.
+        halvings = max(0, int(math.log2(min(height, width) / 4))) if min(height, width) >= 4 else 0
         layers: list[nn.Module] = []
         for i, outputs in enumerate(widths):
             layers += [
@@ -40,10 +43,8 @@ class ConvNet(nn.Module):
                 nn.ReLU(),
             ]
             inputs = outputs
-            # The first convolution keeps full resolution; it is cheap because the image has few channels.
-            if i > 0 and size > 4:
+            if 1 <= len(widths) - 1 - i <= halvings:
                 layers.append(nn.MaxPool2d(2))
-                size //= 2
         self.features = nn.Sequential(*layers)
         self.pool = nn.AdaptiveAvgPool2d(1)
         self.classifier = nn.Linear(inputs, classes)

@@ -90,8 +90,13 @@ def _open(config: Train, world: World, stages: list[Stage]) -> None:
     folder.inspect(config.out, identity, resume=config.resume, overwrite=config.overwrite)
     if config.resume:
         for stage in stages:
-            if _file(config, stage.name).exists():
-                stage.load(checkpoint.load(_file(config, stage.name), identity))
+            file = _file(config, stage.name)
+            if file.exists():
+                saved = checkpoint.load(file, identity)
+                try:
+                    stage.load(saved)
+                except (RuntimeError, ValueError, KeyError) as error:
+                    raise ValueError(f"checkpoint {file} does not fit the network of this run: {error}") from error
     world.wait()
     if world.first:
         folder.prepare(config.out, identity, overwrite=config.overwrite)
@@ -140,8 +145,8 @@ def _finish(config: Train, splits: data.Splits, stages: list[Stage], arguments: 
     # Without a trained baseline an untrained one still shows the time and the size that are saved.
     dense = stages[0].model if config.dense else recipe.network(config, splits).to(splits.train_x.device)
     sparse.model.eval()
-    small = compaction.compact(sparse.model, splits.test_x[: config.measure_batch])
-    networks = {"dense": dense.eval(), "sparse": sparse.model, "compact": small.model.eval()}
+    small, untraceable = _compact(sparse.model, splits.test_x[: config.measure_batch])
+    networks = {"dense": dense.eval(), "sparse": sparse.model, "compact": small.model if small else sparse.model}
     table = outcome.table(networks, splits, untrained=not config.dense)
     timings = outcome.timings(networks, splits, config) if config.reps else {}
     outcome.add_timings(table, timings)
@@ -153,18 +158,31 @@ def _finish(config: Train, splits: data.Splits, stages: list[Stage], arguments: 
         "curves": {stage.name: stage.curve for stage in stages},
         "channels": {"groups": list(sparse.snapshots[-1]["density"]), "snapshots": sparse.snapshots},
         "updates": sparse.method.history,
-        "compaction": small.explain(),
+        "compaction": small.explain() if small else untraceable,
         "config": {key: str(value) if isinstance(value, Path) else value for key, value in vars(config).items()},
         "environment": measure.environment(),
         "command": shlex.join(["gossamer", "train", *arguments]),
     }
     page["summary"] = story.summary(config, channels)
     page["facts"] = story.facts(page, None if channels is None else 1.0 - channels)
-    page["notes"] = story.notes(page, config, small.refused)
-    small.save(config.out / "compact")
+    page["notes"] = story.notes(page, config, untraceable)
+    if small:
+        small.save(config.out / "compact")
     written = report.write(config.out, page)
     print(story.text_table(page))
     print()
     for note in page["notes"]:
         print(textwrap.fill(note, 100, initial_indent="- ", subsequent_indent="  "))
-    print(f"\nreport: {written}\ncompact network: {config.out / 'compact'}")
+    print(f"\nreport: {written}" + (f"\ncompact network: {config.out / 'compact'}" if small else ""))
+
+
+def _compact(model: torch.nn.Module, example: torch.Tensor) -> tuple[compaction.Compact | None, str | None]:
+    """The compact network, or why there is none.
+
+    Whether it is faster is measured afterwards and said in the report; a network that depended on that would differ
+    from machine to machine.
+    """
+    try:
+        return compaction.compact(model, example, check_latency=False), None
+    except compaction.CaptureError as error:
+        return None, str(error)

@@ -23,6 +23,8 @@ class Train:
     """Share of the weights in use at the end, above 0 and at most 1."""
     channel_sparsity: float | None = None
     """Share of the channels to remove (chase only; by default 0.4)."""
+    scope: str = "inner"
+    """Which channels may go (chase only): inner to a block, or all, those of residual streams too."""
     model: str = "convnet"
     """mlp, convnet, resnet20, resnet50, vgg16, vit, or a factory: module:factory or path/to/file.py:factory."""
     data: str = "digits"

@@ -51,10 +51,10 @@ class Stage:
 
     def load(self, state: dict[str, Any]) -> None:
         """Continue from `state()`."""
-        self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
         if self.method is not None:
             self.method.load_state_dict(state["method"])
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
         self.step, self.loss_sum = state["step"], state["loss_sum"]
         self.curve, self.snapshots = state["curve"], state["snapshots"]
 

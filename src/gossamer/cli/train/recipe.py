@@ -69,6 +69,9 @@ def method(config: Train, model: nn.Module, optimizer: Optimizer, total: int, ex
         given = config.channel_sparsity
         options["channel_sparsity"] = CHANNEL_SPARSITY if given is None else given
         options["example_inputs"] = example
-    elif config.channel_sparsity is not None:
-        raise ValueError(f"channel_sparsity is {config.channel_sparsity}, but {config.method} removes no channels")
+        # Scores are compared within groups and widths end on multiples of 16: unnormalised, wide-fan-in layers lose
+        # nearly all channels and the costly early ones none, and odd widths run slower.
+        options |= {"normalize": "group", "round_to": 16, "scope": config.scope}
+    elif config.channel_sparsity is not None or config.scope != "inner":
+        raise ValueError(f"--channel-sparsity and --scope are for chase; {config.method} removes no chosen channels")
     return kind(model, optimizer, **options)

@@ -64,14 +64,20 @@ def facts(report: dict[str, Any], channels_removed: float | None) -> list[dict[s
     return out
 
 
-def notes(report: dict[str, Any], config: Train, refused: str | None) -> list[str]:
+def notes(report: dict[str, Any], config: Train, untraceable: str | None) -> list[str]:
     """What a reader must know before quoting a number."""
     out = [
         "The sparse network is masked: its zeros lie inside dense tensors and are multiplied like any number, in "
         "training and afterwards. It is no faster than the dense one. Time is saved by removed channels only."
     ]
-    if refused is not None:
-        out.append(f"Nothing was removed: {refused}.")
+    if untraceable is not None:
+        out.append(f"Nothing was removed, compact is the sparse network itself: {untraceable}")
+    elif report["table"]["compact"]["parameters"] == report["table"]["sparse"]["parameters"]:
+        out.append(
+            "No channel was empty in the end, so nothing could be removed: compact is the sparse network itself."
+        )
+    elif "throughput" in report and not report["throughput"]["faster"]:
+        out.append("On this machine the compact network is not faster than the dense one by more than the noise.")
     if "throughput" in report:
         control = report["throughput"]["control"]
         out.append(

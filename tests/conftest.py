@@ -5,9 +5,14 @@ from __future__ import annotations
 import random
 import sys
 
+import hypothesis
 import numpy as np
 import pytest
 import torch
+
+# The same examples in every run, and no time limit for one: machines that share cores are slow at random.
+hypothesis.settings.register_profile("gossamer", deadline=None, derandomize=True)
+hypothesis.settings.load_profile("gossamer")
 
 _EMPTY = torch.empty
 _EMPTY_LIKE = torch.empty_like

@@ -73,7 +73,7 @@ def test_keywords_stay_keywords():
         gs.ops.gather(X, P, "cpu")
 
 
-def run(code, **env):
+def run(code):
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
 
 

@@ -47,19 +47,16 @@ def columns_of(tiles: Tensor, capacity: int) -> Tensor:
     """bool[tile_rows, tile_cols] -> indices[capacity], row-major; slack is 0, tiles past the capacity are left out."""
     tile_rows, tile_cols = tiles.shape
     flat = tiles.reshape(-1)
-    slot = flat.cumsum(0) - 1
-    slot = torch.where(flat & (slot < capacity), slot, capacity)
+    slot = torch.where(flat, flat.cumsum(0) - 1, capacity).clamp(max=capacity)
     column = torch.arange(tile_cols, device=tiles.device).expand(tile_rows, tile_cols).reshape(-1)
     indices = torch.zeros(capacity + 1, dtype=torch.int64, device=tiles.device).scatter_(0, slot, column)
     return indices[:capacity].to(index_dtype(tile_cols))
 
 
 def from_keys(keys: Tensor, tile_rows: int, tile_cols: int) -> tuple[Tensor, Tensor]:
-    """Sorted tile numbers `row * tile_cols + col`, slack (`>= tile_rows * tile_cols`) last -> (offsets, indices)."""
+    """Sorted tile numbers `row * tile_cols + col`, then slack (`tile_rows * tile_cols`) -> (offsets, indices)."""
     starts = torch.arange(tile_rows + 1, device=keys.device) * tile_cols
-    present = keys < tile_rows * tile_cols
-    indices = torch.where(present, keys % max(tile_cols, 1), 0).to(index_dtype(tile_cols))
-    return torch.searchsorted(keys, starts), indices
+    return torch.searchsorted(keys, starts), (keys % max(tile_cols, 1)).to(index_dtype(tile_cols))
 
 
 def route(ids: Tensor, n: int) -> tuple[Tensor, Tensor]:

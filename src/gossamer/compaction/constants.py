@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx
 
 from .rules.table import op_name, shape_of
-from .values import Interpreter, Value, compressed, constant, constants_of, grown, varies
+from .values import Interpreter, Value, compressed, constant, constants_of, grown, reaches, varies
 
 CONVOLUTIONS = (
     "conv1d", "conv2d", "conv3d", "convolution", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d"
@@ -19,15 +19,16 @@ CONVOLUTIONS = (
 
 def product(a: Value, b: Value) -> Value:
     """a [..., m, k] @ b [..., k, n]: known where every term is zero or has two known factors."""
+    a_const, b_const = a.known & a.maybe, b.known & b.maybe
+    dtype = torch.promote_types(a.value.dtype, b.value.dtype)
+    if not bool(a_const.any()) or not bool(b_const.any()):  # nothing but zeros: no sums to form
+        known = ~reaches(a.maybe, b.maybe)
+        return Value(torch.zeros((1,) * known.dim(), dtype=dtype), known)
     inner = max(a.value.shape[-1], a.known.shape[-1], b.value.shape[-2], b.known.shape[-2])
-    left, right = grown(a.value, -1, inner), grown(b.value, -2, inner)
-    a_maybe, b_maybe = grown(~a.zero, -1, inner).float(), grown(~b.zero, -2, inner).float()
-    a_const = grown(a.known & ~a.zero, -1, inner).float()
-    b_const = grown(b.known & ~b.zero, -2, inner).float()
-    varying = torch.matmul(a_maybe, b_maybe) - torch.matmul(a_const, b_const)
-    known = varying < 0.5
-    dtype = torch.promote_types(left.dtype, right.dtype)
-    value = torch.matmul(left.to(dtype), right.to(dtype))
+    maybe = torch.matmul(grown(a.maybe, -1, inner).float(), grown(b.maybe, -2, inner).float())
+    const = torch.matmul(grown(a_const, -1, inner).float(), grown(b_const, -2, inner).float())
+    known = maybe - const < 0.5
+    value = torch.matmul(grown(a.value, -1, inner).to(dtype), grown(b.value, -2, inner).to(dtype))
     shape = torch.broadcast_shapes(value.shape, known.shape)
     return Value(torch.where(known, value.expand(shape), 0.0).to(dtype), known.expand(shape))
 
@@ -35,7 +36,9 @@ def product(a: Value, b: Value) -> Value:
 def added(a: Value, b: Value) -> Value:
     known = a.known & b.known
     value = a.value + b.value
-    return Value(torch.where(known, value, torch.zeros_like(value)), known.expand(value.shape))
+    shape = torch.broadcast_shapes(value.shape, known.shape)
+    value, known = value.expand(shape), known.expand(shape)
+    return Value(torch.where(known, value, torch.zeros_like(value)), known)
 
 
 @constants_of("linear")

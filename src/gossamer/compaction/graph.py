@@ -6,7 +6,9 @@ groups. Removing channel c of a group removes the positions `index[c]` of every 
 
 from __future__ import annotations
 
+import itertools
 from collections import defaultdict
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,6 +20,7 @@ from .capture import Capture, capture, state_tensors
 from .rules import Flow, propagate
 
 Key = tuple[str, int]
+KINDS = ("inner", "residual", "heads")
 
 
 @dataclass(frozen=True)
@@ -144,72 +147,90 @@ def _first_use(capture: Capture) -> dict[str, int]:
     return first
 
 
-def _reasons(flow: Flow) -> dict[int, str]:
-    """Frozen roots with the first reason given; a spoken reason beats a quiet one."""
-    reasons: dict[int, str] = {}
-    for labels, reason in flow.labels.frozen:
-        for root in np.unique(flow.labels.find(labels)).tolist():
-            if not reasons.get(root):
-                reasons[root] = reason
-    return reasons
+def _classes(flow: Flow, keys: list[Key]) -> tuple[np.ndarray, list[tuple[str | None, str]]]:
+    """A class number for every label root (-1: not a channel): equal classes touch the same axes equally often.
+
+    Also returns (why it is frozen or None, kind) of every class.
+    """
+    count = flow.labels.count
+    reasons: list[str | None] = [None]
+    reason = np.zeros(count, dtype=np.int64)  # 0 = none, -1 = not a channel axis, else an index into reasons
+    for labels, text in flow.labels.frozen:
+        roots = np.unique(flow.labels.find(labels))
+        if text:  # the first spoken reason stays; a spoken one beats silence
+            reason[roots[reason[roots] <= 0]] = len(reasons)
+            reasons.append(text)
+        else:
+            reason[roots[reason[roots] == 0]] = -1
+    kind = np.zeros(count, dtype=np.int64)
+    for number, name in enumerate(KINDS[1:], start=1):
+        for labels in flow.labels.marks[name]:
+            kind[flow.labels.find(labels)] = number
+    texts = {text: number for number, text in enumerate(dict.fromkeys(reasons))}
+    reason = np.where(reason < 0, -1, np.array([texts[text] for text in reasons])[np.maximum(reason, 0)])
+    classes = np.where(reason < 0, -1, reason * len(KINDS) + kind)
+    labelling = [(text, name) for text in texts for name in KINDS]
+    for key in keys:
+        roots, counts = np.unique(flow.labels.find(flow.state[key]), return_counts=True)
+        roots, counts = roots[classes[roots] >= 0], counts[classes[roots] >= 0]
+        pairs, inverse = np.unique(np.stack([classes[roots], counts]), axis=1, return_inverse=True)
+        classes[roots] = len(labelling) + inverse.reshape(-1)
+        labelling.extend(labelling[c] for c in pairs[0].tolist())
+    return classes, labelling
 
 
 def _collect(
     flow: Flow, state: dict[str, Tensor], frozen: dict[str, str]
 ) -> tuple[tuple[ChannelGroup, ...], tuple[np.ndarray, ...]]:
     first = _first_use(flow.capture)
-    reasons = _reasons(flow)
+    place = {name: number for number, name in enumerate(state)}
     keys = sorted(
         (key for key, labels in flow.state.items() if key[0] in first and len(labels) > 1),
-        key=lambda key: (first[key[0]], list(state).index(key[0]), key[1]),
+        key=lambda key: (first[key[0]], place[key[0]], key[1]),
     )
-    roots = {key: flow.labels.find(flow.state[key]) for key in keys}
-    marked = {
-        kind: set(np.unique(flow.labels.find(np.concatenate(axes))).tolist()) if axes else set()
-        for kind, axes in flow.labels.marks.items()
-    }
-    signature: dict[int, list[tuple[int, int]]] = defaultdict(list)
-    for number, key in enumerate(keys):
-        values, counts = np.unique(roots[key], return_counts=True)
-        for root, count in zip(values.tolist(), counts.tolist(), strict=True):
-            if reasons.get(root) != "":
-                signature[root].append((number, count))
-    gathered: dict[tuple[Any, ...], list[int]] = defaultdict(list)
-    for root, axes in signature.items():
-        kind = "heads" if root in marked["heads"] else "residual" if root in marked["residual"] else "inner"
-        gathered[(tuple(axes), reasons.get(root), kind)].append(root)
+    classes, labelling = _classes(flow, keys)
+    found: dict[int, list[Member]] = defaultdict(list)
+    channels: dict[int, np.ndarray] = {}
+    for key in keys:
+        for number, roots, index in _positions(classes, flow.labels.find(flow.state[key])):
+            if number not in channels:
+                channels[number] = roots[np.argsort(index[:, 0], kind="stable")]
+            order = np.searchsorted(roots, channels[number])
+            found[number].append(_member(key, index[order], flow, state))
 
     groups: list[ChannelGroup] = []
     group_roots: list[np.ndarray] = []
     names: dict[str, int] = {}
     # Removable groups come first and so get the plain names.
-    for (axes, reason, kind), members in sorted(
-        gathered.items(), key=lambda item: (item[0][1] is not None, item[0][0])
-    ):
-        made = [_member(keys[number], roots[keys[number]], count, members, flow, state) for number, count in axes]
-        order = np.argsort(made[0].index[:, 0].numpy(), kind="stable")  # channels in the order of the first member
-        arranged = tuple(Member(m.tensor, m.axis, m.role, m.index[torch.from_numpy(order)]) for m in made)  # type: ignore[arg-type]
-        name = _name(arranged, names)
-        if reason is None and len(members) == 1:
+    for number in sorted(found, key=lambda number: labelling[number][0] is not None):
+        reason, kind = labelling[number]
+        members = tuple(found[number])
+        name = _name(members, names)
+        if reason is None and len(channels[number]) == 1:
             reason = "all positions are tied into one channel, and one always stays"
         reason = frozen.get(name, reason)
-        unit = max(member.index.shape[1] for member in arranged)
-        group_roots.append(np.asarray(members, dtype=np.int64)[order])
-        groups.append(ChannelGroup(name, len(members), arranged, kind, reason, unit))
+        unit = max(member.index.shape[1] for member in members)
+        groups.append(ChannelGroup(name, len(channels[number]), members, kind, reason, unit))
+        group_roots.append(channels[number])
     return tuple(groups), tuple(group_roots)
 
 
-def _member(
-    key: Key, roots: np.ndarray, count: int, channels: list[int], flow: Flow, state: dict[str, Tensor]
-) -> Member:
-    """Positions of each channel along one axis, [channels, count], ascending."""
-    order = np.argsort(roots, kind="stable")
-    ordered = roots[order]
-    starts = np.searchsorted(ordered, np.asarray(channels))
-    index = order[starts[:, None] + np.arange(count)]
-    is_parameter = isinstance(state[key[0]], nn.Parameter)
-    role = flow.roles.get(key, "writer") if is_parameter else "stat"
-    return Member(key[0], key[1], role, torch.from_numpy(index))  # type: ignore[arg-type]
+def _positions(classes: np.ndarray, roots: np.ndarray) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+    """Of one axis: every class on it with its roots, ascending, and the positions of each, [channels, k]."""
+    order = np.lexsort((np.arange(len(roots)), roots, classes[roots]))
+    ordered = classes[roots[order]]
+    edges = np.flatnonzero(np.diff(ordered, prepend=-2, append=-2))
+    for start, stop in itertools.pairwise(edges.tolist()):
+        number = int(ordered[start])
+        if number >= 0:
+            part = order[start:stop]
+            unique = np.unique(roots[part])
+            yield number, unique, part.reshape(len(unique), -1)
+
+
+def _member(key: Key, index: np.ndarray, flow: Flow, state: dict[str, Tensor]) -> Member:
+    role = flow.roles.get(key, "writer") if isinstance(state[key[0]], nn.Parameter) else "stat"
+    return Member(key[0], key[1], role, torch.from_numpy(np.ascontiguousarray(index)))  # type: ignore[arg-type]
 
 
 def _name(members: tuple[Member, ...], names: dict[str, int]) -> str:

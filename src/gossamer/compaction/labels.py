@@ -77,6 +77,11 @@ class Labels:
         self.frozen: list[tuple[np.ndarray, str]] = []  # first reason wins; "" = not a channel axis at all
         self.marks: dict[str, list[np.ndarray]] = {"residual": [], "heads": []}
 
+    @property
+    def count(self) -> int:
+        """How many labels there are."""
+        return len(self._parent)
+
     # ---- union-find -------------------------------------------------------------------------------------------
 
     def fresh(self, count: int) -> np.ndarray:

@@ -11,7 +11,7 @@ from torch import Tensor, fx
 
 from .constants import CONVOLUTIONS, conv_terms, einsum_terms, is_transposed
 from .rules.table import RULES, Flow, arguments, is_pointwise, op_name, shape_of
-from .values import COPIES, MOVES, TRAILING, Interpreter, Value, call_with, grown
+from .values import COPIES, MOVES, TRAILING, Interpreter, Value, call_with, grown, reaches
 
 # Moves under which every position of every operand is read once all of the result is.
 _BIJECTIONS = MOVES - {
@@ -137,9 +137,8 @@ class Reads:
         a = self.run.of(left)
         columns = shape_of(node)[-1]
         inner = shape_of(left)[-1]
-        b_maybe = grown(grown(~b.zero, -1, columns), -2, inner).float()
-        wanted = grown(demand, -1, columns).float()
-        reach = torch.matmul(wanted, b_maybe.mT) > 0  # [.., m, k]
+        wanted = grown(demand, -1, columns)
+        reach = reaches(wanted, grown(grown(b.maybe, -1, columns), -2, inner).mT)  # [.., m, k]
         rank = len(shape_of(left))
         if left not in self.flow.only_state:
             self._ask(left, _fold(reach, shape_of(left)))
@@ -148,8 +147,7 @@ class Reads:
         self.terms[node] = (needed, a)
         if right not in self.flow.only_state:
             rows = shape_of(left)[-2]
-            a_maybe = grown(grown(~a.zero, -2, rows), -1, inner).float()
-            reach = torch.matmul(a_maybe.mT, grown(wanted, -2, rows)) > 0  # [.., k, n]
+            reach = reaches(grown(grown(a.maybe, -2, rows), -1, inner).mT, grown(wanted, -2, rows))  # [.., k, n]
             reach = _fold(reach.mT if transposed else reach, shape_of(right))
             self._ask(right, reach)
             axis = len(shape_of(right)) - (1 if transposed else 2)

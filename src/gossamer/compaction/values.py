@@ -14,6 +14,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -60,11 +61,16 @@ class Value:
     value: Tensor
     known: Tensor
 
-    @property
+    @cached_property
     def zero(self) -> Tensor:
-        return self.known & (self.value == 0)
+        return (self.value == 0) if bool(self.known.all()) else self.known & (self.value == 0)
 
-    @property
+    @cached_property
+    def maybe(self) -> Tensor:
+        """Positions that may be nonzero."""
+        return ~self.zero
+
+    @cached_property
     def anything(self) -> bool:
         return bool(self.known.any())
 
@@ -82,6 +88,21 @@ def grown(tensor: Tensor, axis: int, size: int) -> Tensor:
     shape = list(tensor.shape)
     shape[axis] = size
     return tensor.expand(shape)
+
+
+def reaches(a: Tensor, b: Tensor) -> Tensor:
+    """Boolean matrix product, any over k of a[.., m, k] and b[.., k, n]; axes of size 1 stand for all positions."""
+    inner = max(a.shape[-1], b.shape[-2])
+    a, b = grown(a, -1, inner), grown(b, -2, inner)
+    if a.numel() == inner and b.dim() == 2:
+        rows = a.reshape(-1)
+        chosen = b if bool(rows.all()) else b[rows]
+        return chosen.any(0).reshape([1] * (a.dim() - 1) + [-1])
+    if b.numel() == inner and a.dim() == 2:
+        columns = b.reshape(-1)
+        chosen = a if bool(columns.all()) else a[:, columns]
+        return chosen.any(1).reshape([1] * (b.dim() - 2) + [-1, 1])
+    return torch.matmul(a.float(), b.float()) > 0.5
 
 
 def compressed(value: Value) -> Value:
@@ -102,7 +123,7 @@ class Interpreter:
         self.capture = capture
         self.training = training
         self.values: dict[fx.Node, Any] = {}
-        from_input: set[fx.Node] = set()
+        self.from_input: set[fx.Node] = set()
         with torch.no_grad():
             for node in capture.graph.nodes:
                 if node in capture.tensors:
@@ -111,18 +132,23 @@ class Interpreter:
                     self.values[node] = constant(capture.constants[node])
                 elif node.op == "call_function":
                     result = self._run(node)
-                    if any(item in from_input for item in node.all_input_nodes):
-                        from_input.add(node)
+                    if any(item in self.from_input for item in node.all_input_nodes):
+                        self.from_input.add(node)
                         result = self._surviving_training(result)
                     self.values[node] = result
                 else:
-                    from_input.add(node)
+                    self.from_input.add(node)
                     self.values[node] = varies(len(shape_of(node)))
 
     def of(self, node: fx.Node) -> Value:
         value = self.values[node]
         assert isinstance(value, Value), node
         return value
+
+    def _from_state(self, node: fx.Node) -> bool:
+        """Computed from parameters alone (a weight under weight norm): simply run it."""
+        items = node.all_input_nodes
+        return all(item not in self.from_input and bool(self.of(item).known.all()) for item in items)
 
     def _surviving_training(self, result: Any) -> Any:
         """Dropout is not in an eval graph, but rescales constants in training: only zeros are safe there."""
@@ -145,7 +171,8 @@ class Interpreter:
         if any(not isinstance(item, Value) for item in operands):
             return self._unknown(node)
         handler = HANDLERS.get(name)
-        if operands and all(bool(item.known.all()) for item in operands) and isinstance(node.meta.get("val"), Tensor):
+        result: Any
+        if operands and self._from_state(node) and isinstance(node.meta.get("val"), Tensor):
             value = call_with(node, lambda item: self.of(item).value.expand(shape_of(item)).contiguous())
             result = compressed(constant(value))
         elif handler is not None:

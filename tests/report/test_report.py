@@ -122,12 +122,12 @@ def test_numbers_that_are_not_finite_are_null(tmp_path: Path) -> None:
 def test_the_map_shows_each_channel_once_and_counts_the_living() -> None:
     values = [0.5, None, 0.0, 0.25] * 20
     drawn = channel_map({"groups": ["a"], "snapshots": [{"step": 7, "density": {"a": values}}]})
-    paths = dict.fromkeys(("shade s0", "shade s5", "shade s8", "removed"), 0)
+    paths = dict.fromkeys(("shade s0", "shade s6", "shade s8", "removed"), 0)
     for name, attributes in Page(drawn).seen:
         if name == "path":
             paths[attributes["class"]] += attributes["d"].count("M")
-    # 0.5 is the highest density and gets the darkest shade; 0.25 lies half way: shade 1 + int(8 / 2).
-    assert paths == {"shade s0": 20, "shade s5": 20, "shade s8": 20, "removed": 20}
+    # 0.5 is the highest density and gets the darkest shade; half of it gets shade 1 + int(8 * sqrt(1 / 2)).
+    assert paths == {"shade s0": 20, "shade s6": 20, "shade s8": 20, "removed": 20}
     assert "60 of 80" in drawn
 
 

@@ -32,7 +32,11 @@ _ROWS = (
 )
 
 
-def _ratio(dense: float | None, compact: float | None, less: bool | None) -> str:
+def _ratio(dense: float | None, compact: float | None, less: bool | None, measured: float | None) -> str:
+    """How compact differs from dense; a measured ratio is the one taken round by round, not that of the medians."""
+    sign = "\N{DIVISION SIGN}" if less else "\N{MULTIPLICATION SIGN}"
+    if measured is not None:
+        return f"{sign} {measured:.2f}"
     if less is None:
         return (
             ""
@@ -41,7 +45,7 @@ def _ratio(dense: float | None, compact: float | None, less: bool | None) -> str
         )
     if not dense or not compact:
         return ""
-    return f"\N{DIVISION SIGN} {dense / compact:.2f}" if less else f"\N{MULTIPLICATION SIGN} {compact / dense:.2f}"
+    return f"{sign} {dense / compact if less else compact / dense:.2f}"
 
 
 def _table(report: dict[str, Any]) -> Markup:
@@ -60,7 +64,10 @@ def _table(report: dict[str, Any]) -> Markup:
             for name, entry in table.items()
         ]
         if compared:
-            ratio = _ratio(table["dense"].get(key), table["compact"].get(key), less)
+            measured = next(
+                (row["ratio"] for row in report.get(key, {}).get("rows", ()) if row["name"] == "compact"), None
+            )
+            ratio = _ratio(table["dense"].get(key), table["compact"].get(key), less, measured)
             cells.append(tag("td", ratio, class_="ratio"))
         body.append(tag("tr", tag("th", label, scope="row"), cells))
     return tag("div", tag("table", tag("thead", tag("tr", head)), tag("tbody", body)), class_="scroll")
@@ -126,6 +133,9 @@ def _channels(report: dict[str, Any]) -> list[Markup]:
             class_="quiet",
         ),
         tag("figure", channel_map(channels), class_="wide"),
+        tag("details", tag("summary", "What was cut out of each layer"), tag("pre", report["compaction"]))
+        if report.get("compaction")
+        else Markup(""),
     ]
 
 

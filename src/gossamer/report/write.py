@@ -39,7 +39,8 @@ def write(folder: str | os.PathLike[str], report: dict[str, Any]) -> Path:
             bytes, flops, latency in seconds, throughput in examples a second}}, the names being dense, sparse and
             compact. Drawn when present: `summary`, `facts` [{value, label}], `curves` {name: [{step, accuracy,
             density, channels}]}, `channels` (see `gossamer.report.channels`), `latency` and `throughput`
-            (`Comparison.to_dict()` and the `batch`), `notes` [str], `config`, `environment`, `command`. Further keys
+            (`Comparison.to_dict()` and the `batch`), `compaction` (text), `notes` [str],
+            `config`, `environment`, `command`. Further keys
             go to the JSON only.
 
     Returns:

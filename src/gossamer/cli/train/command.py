@@ -41,7 +41,7 @@ def run(config: Train, arguments: Sequence[str]) -> None:
         for stage in stages:
             _train(stage, splits, config, world)
     if world.first:
-        _finish(config, splits, stages, arguments)
+        _finish(config, splits, stages, arguments, world.size)
 
 
 def _load(config: Train, world: World) -> data.Splits:
@@ -106,8 +106,9 @@ def _open(config: Train, world: World, stages: list[Stage]) -> None:
 def _train(stage: Stage, splits: data.Splits, config: Train, world: World) -> None:
     steps = data.steps_per_epoch(len(splits.train_x), config.batch_size)
     file, identity = _file(config, stage.name), config.identity(world.size)
-    if stage.method is not None and stage.step == 0:
+    if stage.step == 0:
         record.snapshot(stage)
+        record.epoch(stage, splits, number=0, steps=steps)
     channels = sum(len(cells) for cells in stage.snapshots[0]["density"].values()) if stage.snapshots else 0
     due = record.snapshot_epochs(config.epochs, channels)
 
@@ -139,7 +140,7 @@ def _train(stage: Stage, splits: data.Splits, config: Train, world: World) -> No
         stage.method.detach()
 
 
-def _finish(config: Train, splits: data.Splits, stages: list[Stage], arguments: Sequence[str]) -> None:
+def _finish(config: Train, splits: data.Splits, stages: list[Stage], arguments: Sequence[str], processes: int) -> None:
     """Compact, measure, write the report, print the table."""
     sparse = stages[-1]
     # Without a trained baseline an untrained one still shows the time and the size that are saved.
@@ -152,14 +153,14 @@ def _finish(config: Train, splits: data.Splits, stages: list[Stage], arguments: 
     outcome.add_timings(table, timings)
     channels = sparse.curve[-1].get("channels")
     page: dict[str, Any] = {
-        "title": f"{config.method} on {config.data}",
+        "title": f"{config.model} on {config.data}",
         "table": table,
         **timings,
         "curves": {stage.name: stage.curve for stage in stages},
         "channels": {"groups": list(sparse.snapshots[-1]["density"]), "snapshots": sparse.snapshots},
         "updates": sparse.method.history,
         "compaction": small.explain() if small else untraceable,
-        "config": {key: str(value) if isinstance(value, Path) else value for key, value in vars(config).items()},
+        "config": {**config.identity(processes), "device": config.device},
         "environment": measure.environment(),
         "command": shlex.join(["gossamer", "train", *arguments]),
     }

@@ -29,7 +29,7 @@ class Train:
     """mlp, convnet, resnet20, resnet50, vgg16, vit, or a factory: module:factory or path/to/file.py:factory."""
     data: str = "digits"
     """digits (bundled with scikit-learn), imagefolder:PATH (one folder per class) or npz:PATH (arrays x and y)."""
-    epochs: int = 40
+    epochs: int = 20
     """Passes over the training data."""
     batch_size: int = 64
     """Examples per step, over all processes."""

@@ -54,11 +54,11 @@ def snapshot_epochs(epochs: int, channels: int) -> frozenset[int]:
 
 
 def epoch(stage: Stage, data: Splits, *, number: int, steps: int) -> dict[str, float]:
-    """Add a point to the curve after `number` epochs of `steps` steps each, and return it."""
+    """Add a point to the curve after `number` epochs of `steps` steps each, and return it; no loss before the first."""
     point: dict[str, float] = {
         "step": stage.step,
         "epoch": number,
-        "loss": stage.loss_sum / steps,
+        **({"loss": stage.loss_sum / steps} if number else {}),
         "accuracy": accuracy(stage.model, data.test_x, data.test_y),
     }
     if stage.method is not None:

@@ -36,9 +36,9 @@ def _row(comparison: dict[str, Any], name: str) -> dict[str, Any]:
 
 def summary(config: Train, channels: float | None) -> str:
     """One sentence under the title."""
-    out = f"{config.model}, trained from scratch with {100 * config.density:g} % of its weights"
+    out = f"Trained from scratch by {config.method} with {100 * config.density:g} % of the weights"
     if channels is not None and channels < 1:
-        out += f" while {percent(1 - channels, 0)} of its channels were drained and removed"
+        out += f", while {percent(1 - channels, 0)} of the channels were drained and removed"
     return out + "."
 
 

@@ -134,6 +134,25 @@ def test_scores_that_are_not_finite_raise_and_change_nothing(value: float) -> No
     assert [event["step"] for event in sparse.history] == [4]
 
 
+def test_averages_that_are_not_finite_raise_and_leave_the_mask() -> None:
+    """Overflow between updates, without GradScaler: found at the next update, by name."""
+    for method, options, what in (
+        ("snfs", {}, "averaged gradient"),
+        ("rigl", {"grad_window": 4}, "gradient of an earlier step"),
+    ):
+        model, opt, sparse = build(method, "sgd", update_every=4, **options)
+        run(model, opt, 1)
+        loss(model, *images()).backward()
+        hole = (~sparse.masks["3.weight"]).nonzero()[0]
+        model[3].weight.grad[tuple(hole)] = float("inf")  # masked: the weights stay finite
+        opt.step()
+        run(model, opt, 1)
+        before = masks(sparse)
+        with pytest.raises(RuntimeError, match=rf"3\.weight: {what} not finite at the update of step 4"):
+            run(model, opt, 1)
+        assert equal(before, masks(sparse)) and sparse.history == []
+
+
 def test_weights_that_are_not_finite_raise_and_leave_the_mask() -> None:
     model, opt, sparse = build("set", update_every=4)
     run(model, opt, 3)

@@ -301,6 +301,9 @@ class Method(Settings):
         opens = any(self.needs_gradient(e) for s in range(t, t + self.grad_window) for e in self.events(s))
         if follow or reads or opens:
             present = dense(self.tensors.values(), self.optimizer)
+            if reads and not missing:
+                for name, gradient in present.items():
+                    check_finite(gradient, name, "gradient", t)
             self.observe(present)
             self.gradients.add(present)
             if reads and not missing:
@@ -317,7 +320,7 @@ class Method(Settings):
         for name, tensor in self.tensors.items():
             if tensor.mask.device != tensor.parameter.device:
                 tensor.mask = tensor.mask.to(tensor.parameter.device)
-            if self._reloaded or self._versions[name] != tensor.parameter._version:
+            if self._reloaded or self._versions.get(name) != tensor.parameter._version:
                 self.apply_mask(tensor)  # somebody else wrote to the weight: load_state_dict, an EMA swap, ...
             if tensor.parameter.grad is not None:
                 mask_(tensor.parameter.grad, tensor.mask)
@@ -339,7 +342,8 @@ class Method(Settings):
             grown = commit(self, changes)
             self.pending.remove(event)
             nnz = self.nnz()
-            counts = {"nnz": nnz, "density": self.density(), "dropped": before + grown - nnz, "grown": grown}
+            density = nnz / sum(self.sizes.values())
+            counts = {"nnz": nnz, "density": density, "dropped": before + grown - nnz, "grown": grown}
             self.history.append({"step": self.step, "kind": event, **counts, **note})
             logger.info("%s step %d %s: %s", self.name, self.step, event, self.history[-1])
             if self._is_distributed():

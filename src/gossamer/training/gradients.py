@@ -32,12 +32,13 @@ class Gradients:
         """Set `now`: copies, as the gradients themselves are masked in place, or means over the window.
 
         Raises:
-            RuntimeError: a gradient that is not finite; `now` is then empty.
+            RuntimeError: a gradient of the window that is not finite; `now` is then empty.
         """
         held = {}
         for name, gradient in present.items():
             held[name] = self.window[name] / self.steps if self.length > 1 else gradient.clone()
-            check_finite(held[name], name, "gradient", step)
+            if self.length > 1:
+                check_finite(held[name], name, "gradient of an earlier step", step)
         self.now = held
 
     def close_window(self) -> None:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from gossamer.training.distribution import allocate
 from gossamer.training.engine import Change
+from gossamer.training.gradients import check_finite
 from gossamer.training.select import rewire
 from gossamer.training.set import SET
 from gossamer.training.settings import fraction
@@ -84,7 +85,9 @@ class SNFS(SET):
         average = self.average.get(layer.tensor.name)
         if average is None:
             return torch.zeros(layer.units, device=layer.tensor.parameter.device)
-        return layer.scores(average.abs())
+        scores = layer.scores(average.abs())
+        check_finite(scores, layer.name, "averaged gradient", self.step)
+        return scores
 
     def extra_state(self) -> dict[str, Any]:
         return {"average": {name: average.clone() for name, average in self.average.items()}}

@@ -45,7 +45,7 @@ class TileBits {
     if (per_word_ == 64) {
       *words_++ = bits;
     } else if (per_word_ > 0) {
-      push_whole(bits, lanes);
+      push_whole(bits);
     } else {
       push_any(bits, lanes);
     }
@@ -58,7 +58,7 @@ class TileBits {
 
  private:
   // bn divides 64, so no tile crosses a word: set a tile's last bit if it has any, then move those bits together.
-  void push_whole(uint64_t bits, int64_t lanes) {
+  void push_whole(uint64_t bits) {
     bits = (((bits & ~last_) + ~last_) | bits) & last_;  // a bit below the last carries into it, and no further
     bits >>= bn_ - 1;
     if (per_word_ <= bn_) {
@@ -67,7 +67,7 @@ class TileBits {
       for (int s = 0; 1 << s < per_word_; ++s) bits = (bits | bits >> ((bn_ - 1) << s)) & runs_[s];  // 1, 2, 4 ... together
     }
     word_ |= bits << filled_;
-    filled_ += int(ceil_div(lanes, bn_));
+    filled_ += per_word_;  // past the end of a ragged row too: bits there are zero
     if (filled_ == 64) flush();
   }
 

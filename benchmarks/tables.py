@@ -52,7 +52,7 @@ def throughput(rows: Rows) -> str:
     ]
     body = [
         [
-            row["model"], f"{row['removed']:.0%}", str(row["batch"]), row["layout"],
+            row["model"], f"{row['share_removed']:.1%}", str(row["batch"]), row["layout"],
             f"{row['rows'][0]['median'] * 1e3:.1f}", _ratio(row, "compact"), _ratio(row, "torch-pruning"),
             _ratio(row, "masked"), _ratio(row, "dense (control)"),
         ]
@@ -93,7 +93,8 @@ def shrinking(rows: Rows) -> str:
 
 
 def digits(rows: Rows) -> str:
-    head = ["seed", "dense %", "sparse %", "compact %", "parameters", "FLOPs", "channels left", "throughput", "A/A"]
+    head = ["seed", "dense %", "sparse %", "compact %", "channels left", "parameters", "FLOPs"]
+    head += ["throughput, batch 256", "masked only", "A/A", "latency, batch 1"]
     body = []
     runs = [row for row in rows if row["seed"] != "mean"]
     for row in runs:
@@ -102,14 +103,15 @@ def digits(rows: Rows) -> str:
         body.append(
             [
                 str(row["seed"]), *(f"{100 * table[key]['accuracy']:.2f}" for key in ("dense", "sparse", "compact")),
+                f"{row['channels_left']:.0%}",
                 f"{compact['parameters'] / dense['parameters']:.2f} of dense",
                 f"{compact['flops'] / dense['flops']:.2f} of dense",
-                f"{table['compact']['channels'] / dense['channels']:.0%}",
-                _ratio(row["latency"], "compact"), _ratio(row["latency"], "dense (control)"),
+                _ratio(row["throughput"], "compact"), _ratio(row["throughput"], "sparse"),
+                _ratio(row["throughput"], "dense (control)"), _ratio(row["latency"], "compact"),
             ]
         )  # fmt: skip
     mean = [statistics.mean(row["table"][key]["accuracy"] for row in runs) for key in ("dense", "sparse", "compact")]
-    body.append(["mean", *(f"{100 * value:.2f}" for value in mean), "", "", "", "", ""])
+    body.append(["mean", *(f"{100 * value:.2f}" for value in mean), *[""] * 7])
     return _table(head, body)
 
 

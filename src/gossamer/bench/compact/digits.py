@@ -25,7 +25,13 @@ def rows(settings: Settings) -> list[dict[str, Any]]:
                 command += ["--epochs", "2"]
             subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
             report = json.loads((target / "report.json").read_text())
-        out.append({"seed": seed, "config": report["config"], "table": report["table"], "latency": report["latency"]})
+        out.append(
+            {
+                "seed": seed, "config": report["config"], "table": report["table"],
+                "channels_left": report["curves"]["sparse"][-1]["channels"],
+                "latency": report["latency"], "throughput": report["throughput"],
+            }
+        )  # fmt: skip
     accuracy = {key: [row["table"][key]["accuracy"] for row in out] for key in ("dense", "sparse", "compact")}
     out.append(
         {

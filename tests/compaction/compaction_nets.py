@@ -371,6 +371,55 @@ class Renormed(nn.Module):
         return self.b(F.relu(self.norm(self.a(x))))
 
 
+class Encoder(nn.Module):
+    """PyTorch's own encoder layer: its attention cannot lose heads, its feed-forward can lose channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.head = nn.TransformerEncoderLayer(8, 2, 12, batch_first=True), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.layer(x))
+
+
+class Recurrent(nn.Module):
+    """A recurrent layer is a barrier as one operator, and steps of a known kind when taken apart."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.gru, self.b, self.c = nn.Linear(6, 8), nn.GRU(8, 7), nn.Linear(7, 9), nn.Linear(9, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.c(F.relu(self.b(self.gru(self.a(x))[0])))
+
+
+class Mixer(nn.Module):
+    """Token mixing and channel mixing: the transpose swaps which axis is which."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patch, self.t1, self.t2 = nn.Conv2d(3, 8, 4, stride=4), nn.Linear(4, 10), nn.Linear(10, 4)
+        self.c1, self.c2, self.head = nn.Linear(8, 12), nn.Linear(12, 8), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.patch(x).flatten(2)
+        x = (x + self.t2(F.relu(self.t1(x)))).transpose(1, 2)
+        return self.head((x + self.c2(F.relu(self.c1(x)))).sum(1))
+
+
+class Volume(nn.Module):
+    """Three-dimensional convolution, batch norm and pooling."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.norm, self.b = nn.Conv3d(3, 6, 3, padding=1), nn.BatchNorm3d(6), nn.Conv3d(6, 4, 1)
+        self.pool = nn.AdaptiveMaxPool3d(1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.unsqueeze(2).expand(-1, -1, 2, -1, -1)
+        return self.pool(self.b(F.relu(self.norm(self.a(x))))).flatten(1)
+
+
 def frozen_sequence() -> nn.Module:
     net = Sequence()
     for parameter in net.conv1.parameters():
@@ -401,6 +450,7 @@ class Net:
     groups: dict[str, tuple[int, int]]
     integer: bool = True
     kinds: dict[str, str] = field(default_factory=dict)  # groups that are not "inner"
+    more_by_fx: dict[str, tuple[int, int]] = field(default_factory=dict)  # groups only the finer graph shows
 
 
 VIT = {"attn.qkv": (4, 9), "up": (20, 1)}
@@ -439,5 +489,11 @@ NETS: dict[str, Net] = {
     ),
     "padded": Net(Padded, image, {"stem": (6, 1)}, kinds={"stem": "residual"}),
     "upscaled": Net(Upscaled, image, {"a": (3, 4), "b": (6, 1)}),
+    "encoder": Net(Encoder, wide_tokens, {"layer.linear1": (12, 1)}, integer=False),
+    "recurrent": Net(
+        Recurrent, tokens, {"b": (9, 1)}, integer=False, more_by_fx={"a": (8, 1), "gru": (7, 3)}
+    ),
+    "mixer": Net(Mixer, image, {"patch": (8, 1), "t1": (10, 1), "c1": (12, 1)}, kinds={"patch": "residual"}),
+    "volume": Net(Volume, image, {"a": (6, 1)}),
     "renormed": Net(Renormed, image, {"a": (8, 1)}, integer=False),
 }  # fmt: skip

@@ -38,7 +38,7 @@ def make_integer(model: nn.Module) -> None:
         for parameter in model.parameters():
             parameter.copy_(values[torch.randint(0, 6, parameter.shape)])
         for module in model.modules():
-            if isinstance(module, nn.BatchNorm2d):
+            if isinstance(module, (nn.BatchNorm2d, nn.BatchNorm3d)):
                 module.eps = 0.0
                 module.running_mean.copy_(torch.randint(-2, 3, module.running_mean.shape))
                 module.running_var.copy_(torch.tensor([1.0, 4.0])[torch.randint(0, 2, module.running_var.shape)])
@@ -76,6 +76,7 @@ def compacted(model: nn.Module, x: Tensor, keep: dict[str, Tensor], route: str =
     assert not small.unfit, small.explain()
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items()), "the original changed"
     widths = {key: (int(mask.sum())) for key, mask in keep.items()}
+    widths = {key: value["before"] for key, value in small.report["channels"].items()} | widths
     assert {key: value["after"] for key, value in small.report["channels"].items()} == widths, small.explain()
     assert sum(p.numel() for p in small.model.parameters()) < sum(p.numel() for p in model.parameters())
     return small.model
@@ -153,3 +154,20 @@ def test_dead_inputs_cascade_to_outputs_and_back() -> None:
         model[3].weight[:, 1] = 0  # column 1 of the last layer: then columns 1 of every earlier one
     small = gs.compact(model, torch.randn(3, 4).double(), round_to=None, check_latency=False)
     assert [tuple(layer.weight.shape) for layer in small.model] == [(1, 4), (1, 1), (1, 1), (4, 1)]
+
+
+@pytest.mark.parametrize("layer", [nn.GRU, nn.LSTM, nn.RNN])
+def test_hidden_units_of_recurrent_layers(layer: type[nn.RNNBase]) -> None:
+    """Taken apart into steps, a hidden unit is a channel that owns one row of every gate."""
+    torch.manual_seed(0)
+    model = NETS["recurrent"].build()
+    model.gru = layer(8, 7)
+    model.double().eval()
+    x = NETS["recurrent"].inputs()
+    graph = ChannelGraph.build(model, x, "fx")
+    keep = some_channels(graph, 0)
+    zero_channels_(model, graph, keep)
+    small = compacted(model, x, keep, route="fx")
+    assert (small.gru.input_size, small.gru.hidden_size) == (int(keep["a"].sum()), int(keep["gru"].sum()))
+    x = torch.randn(4, 6, 6, dtype=torch.float64)  # another length and batch than the example
+    assert (model(x) - small(x)).abs().max() <= 1e-12 * model(x).abs().max()

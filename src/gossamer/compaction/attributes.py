@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from torch import fx, nn
 
+from .labels import Free
 from .rules.table import Flow, module_path, shape_of
 
 Changes = dict[str, dict[str, Any]]  # module path -> attribute -> new value
@@ -22,7 +23,7 @@ _SIZE_NAME = re.compile(r"head|dim|channel|feature|width|plane|hidden|group|inne
 _OTHER_NAME = re.compile(r"kernel|stride|padding|dilation|image|patch|max_|vocab|class|label|layer|block")
 
 
-def known_attributes(module: nn.Module, removed: bool = True) -> dict[str, Any]:
+def known_attributes(module: nn.Module) -> dict[str, Any]:
     """Attributes of a PyTorch layer that follow from its (already sliced) tensors."""
     if isinstance(module, nn.modules.conv._ConvNd):
         return _conv(module)
@@ -35,6 +36,9 @@ def known_attributes(module: nn.Module, removed: bool = True) -> dict[str, Any]:
         width = module.num_channels // module.num_groups
         channels = module.weight.shape[0]
         return {"num_channels": channels, "num_groups": channels // width}
+    if isinstance(module, nn.RNNBase) and not module.proj_size and not module.bidirectional:
+        inputs, hidden = module.get_parameter("weight_ih_l0"), module.get_parameter("weight_hh_l0")
+        return {"input_size": inputs.shape[1], "hidden_size": hidden.shape[1]}
     if isinstance(module, nn.PReLU):
         return {"num_parameters": module.weight.shape[0]}
     if isinstance(module, nn.Embedding):
@@ -113,12 +117,16 @@ def _size_changes(flow: Flow, removed: np.ndarray) -> dict[str, dict[int, set[in
             if isinstance(axes, tuple):
                 continue
             for before, after in zip(shape_of(tensor), shape_after(flow, tensor, removed), strict=True):
-                sizes[path][before].add(after)
+                if after is not None:
+                    sizes[path][before].add(after)
     return sizes
 
 
-def shape_after(flow: Flow, node: fx.Node, removed: np.ndarray, item: int | None = None) -> tuple[int, ...]:
-    """The shape of `node` (or of item number `item` of its tuple) once the labels of `removed` are gone."""
+def shape_after(flow: Flow, node: fx.Node, removed: np.ndarray, item: int | None = None) -> tuple[int | None, ...]:
+    """The shape of `node` (or of item number `item` of its tuple) once the labels of `removed` are gone.
+
+    None for an axis of a filled constant, which takes the size of whatever it is combined with.
+    """
     axes = flow.axes[node]
     if item is not None:
         assert isinstance(axes, tuple)
@@ -126,10 +134,9 @@ def shape_after(flow: Flow, node: fx.Node, removed: np.ndarray, item: int | None
     else:
         before = shape_of(node)
     assert isinstance(axes, list)
-    after = []
+    after: list[int | None] = []
     for axis, size in zip(axes, before, strict=True):
         axis = flow.labels.settled(axis)
-        if isinstance(axis, np.ndarray):
-            size -= int(np.isin(flow.labels.find(axis), removed).sum())
-        after.append(size)
+        gone = int(np.isin(flow.labels.find(axis), removed).sum()) if isinstance(axis, np.ndarray) else 0
+        after.append(None if isinstance(axis, Free) else size - gone)
     return tuple(after)

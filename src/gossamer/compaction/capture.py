@@ -25,7 +25,11 @@ ROUTES = ("auto", "export", "fx")
 
 
 class CaptureError(RuntimeError):
-    """The model could not be traced into one graph."""
+    """The model could not be traced into one graph; `causes` has one line per route tried."""
+
+    def __init__(self, message: str, causes: list[str]) -> None:
+        super().__init__(message)
+        self.causes = causes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -151,9 +155,9 @@ def capture(model: nn.Module, example_inputs: Any, *, route: str = "auto") -> Ca
             logger.debug("route %s failed", name, exc_info=True)
             text = str(error).strip() or "no message"
             causes.append(f"{name}: {type(error).__name__}: {text.splitlines()[0]}")
+    name = type(model).__name__
     raise CaptureError(
-        f"{type(model).__name__} cannot be captured as one graph, so nothing can be removed safely. "
-        + " | ".join(causes)
+        f"{name} cannot be captured as one graph, so nothing can be removed safely. {' | '.join(causes)}", causes
     )
 
 

@@ -129,7 +129,7 @@ class Interpreter:
                 if node in capture.tensors:
                     self.values[node] = constant(state[capture.tensors[node]])
                 elif node in capture.constants:
-                    self.values[node] = constant(capture.constants[node])
+                    self.values[node] = constant(capture.constants[node].cpu())
                 elif node.op == "call_function":
                     result = self._run(node)
                     if any(item in self.from_input for item in node.all_input_nodes):
@@ -195,8 +195,9 @@ class Interpreter:
 
 
 def call_with(node: fx.Node, replace: Callable[[fx.Node], Any]) -> Any:
-    """Call the operator itself with every node argument replaced."""
+    """Call the operator itself, on the CPU, with every node argument replaced."""
     args, kwargs = fx.map_arg((node.args, node.kwargs), replace)
+    kwargs = {key: torch.device("cpu") if key == "device" and value else value for key, value in kwargs.items()}
     return node.target(*args, **kwargs)  # type: ignore[operator]
 
 

@@ -106,7 +106,9 @@ class Flow:
 
     def barrier(self, node: fx.Node, why: str = "") -> Result:
         """Freeze every axis of every operand: the operator may mix positions in a way no rule describes."""
-        reason = why or f"{self.where(node)} has no channel rule"
+        taken_apart = self.capture.route == "export" and str(node.target).startswith("aten.")
+        hint = ' (route="fx" may take it apart)' if taken_apart else ""
+        reason = why or f"{self.where(node)} has no channel rule{hint}"
         for operand in node.all_input_nodes:
             axes = self.axes[operand]
             for group in axes if isinstance(axes, tuple) else (axes,):

@@ -1,12 +1,12 @@
-// Which tiles of a matrix hold a nonzero: one pass over the data into one bit a tile, a prefix sum, one pass over the bits.
+// Which tiles of a matrix hold a nonzero: one pass over the data into one bit a tile, a prefix sum, one over the bits.
 #include "kernels.h"
 #include "simd.h"
 
 namespace gossamer::GOSSAMER_ISA {
 namespace {
 
-// Rows ORed in one sweep. A tall tile read strip by strip jumps a row at every step and defeats the prefetcher (1.5 times
-// the time of a plain read); four rows at a time, with the OR so far kept in L1, stream like one read.
+// Rows ORed in one sweep. A tall tile read strip by strip jumps a row at every step and defeats the prefetcher: 1.5 times
+// the time of a plain read, measured. A few rows at a time, with the OR so far kept in L1, stream like one read.
 constexpr int64_t kGroup = kWidth >= 32 ? 8 : 4;
 constexpr int64_t kChunkBytes = 16384;  // of the OR so far: half of the smallest L1
 
@@ -18,7 +18,8 @@ inline void or_rows(Block<Lane>& any, const Lane* p, int64_t stride, int64_t row
   }
 }
 
-// The OR of `rows` rows of the last `lanes` < 64 columns, 1 bit a lane, where a whole block would read past the row, and past the tensor.
+// The OR of `rows` rows of the last `lanes` < 64 columns, 1 bit a lane: a whole block would read past the row there, and
+// past the tensor.
 template <class Lane>
 uint64_t ragged_bits(const Lane* p, int64_t stride, int64_t rows, int64_t lanes, Lane keep) {
   uint64_t bits = 0;
@@ -64,7 +65,8 @@ class TileBits {
     if (per_word_ <= bn_) {
       bits = bits * pack_ >> (64 - bn_);  // the product puts tile t on bit 64 - bn + t; no two terms meet below 64
     } else {
-      for (int s = 0; 1 << s < per_word_; ++s) bits = (bits | bits >> ((bn_ - 1) << s)) & runs_[s];  // 1, 2, 4 ... together
+      // Runs of 1, 2, 4 ... tiles: each step joins two.
+      for (int s = 0; 1 << s < per_word_; ++s) bits = (bits | bits >> ((bn_ - 1) << s)) & runs_[s];
     }
     word_ |= bits << filled_;
     filled_ += per_word_;  // past the end of a ragged row too: bits there are zero

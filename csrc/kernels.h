@@ -12,7 +12,8 @@
 // scatter  dense[rows, cols] = the tiles of values[capacity, bm, bn] in their places, zero elsewhere.
 // mask     Zeroes, by bits, every element of x[n] where mask[n] is false.
 // select   mask[n] = the k highest (or lowest) of scores[n] among those allowed (null: all); equal scores are taken in
-//          order of index. Returns how many were taken, or -1 if an allowed score is NaN. scratch: select_scratch bytes.
+//          order of index. Returns how many were taken, or -1 if an allowed score is NaN. scratch has select_scratch
+//          bytes.
 // read     Sums x[bytes] as words: the fastest way to touch memory once, the yardstick of the other verbs.
 #define GOSSAMER_FOR_EACH_VERB(VERB)                                                                                \
   VERB(detect, void, const void* x, int64_t rows, int64_t cols, int element_size, bool is_float, int64_t bm,        \

@@ -4,7 +4,7 @@
 
 namespace gossamer {
 
-// Calls body(context, part) for every part in [0, parts), on a team of `threads` threads, and returns when all are done.
+// Calls body(context, part) for every part in [0, parts), on `threads` threads, and returns when all are done.
 // The kernels make results a function of the parts alone, never of which thread ran one.
 void run_parts(int64_t parts, int threads, void (*body)(void* context, int64_t part), void* context);
 

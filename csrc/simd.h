@@ -11,6 +11,8 @@
 
 #include "parallel.h"
 
+static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "bits and bytes of a word are taken in the same order");
+
 namespace gossamer::GOSSAMER_ISA {
 namespace {
 
@@ -19,7 +21,7 @@ constexpr int kWidth = 64;
 #elif defined(GOSSAMER_AVX2)
 constexpr int kWidth = 32;
 #else
-constexpr int kWidth = 16;  // every 64-bit architecture of today has 16-byte registers; without them the compiler splits
+constexpr int kWidth = 16;  // SSE2 and NEON have such registers; the compiler splits vectors where there are none
 #endif
 
 typedef uint64_t Vec __attribute__((vector_size(kWidth)));
@@ -55,10 +57,12 @@ inline uint64_t lane_bits(const Block<Lane>& b, Lane keep) {
 #if defined(GOSSAMER_AVX512)
   for (int i = 0; i < kVecs<Lane>; ++i) {
     const __m512i v = (__m512i)b.v[i];
-    if constexpr (sizeof(Lane) == 1) bits |= uint64_t(_mm512_test_epi8_mask(v, _mm512_set1_epi8(char(keep))));
-    if constexpr (sizeof(Lane) == 2) bits |= uint64_t(_mm512_test_epi16_mask(v, _mm512_set1_epi16(short(keep)))) << (i * 32);
-    if constexpr (sizeof(Lane) == 4) bits |= uint64_t(_mm512_test_epi32_mask(v, _mm512_set1_epi32(int(keep)))) << (i * 16);
-    if constexpr (sizeof(Lane) == 8) bits |= uint64_t(_mm512_test_epi64_mask(v, _mm512_set1_epi64((long long)(keep)))) << (i * 8);
+    uint64_t set;
+    if constexpr (sizeof(Lane) == 1) set = _mm512_test_epi8_mask(v, _mm512_set1_epi8(char(keep)));
+    if constexpr (sizeof(Lane) == 2) set = _mm512_test_epi16_mask(v, _mm512_set1_epi16(short(keep)));
+    if constexpr (sizeof(Lane) == 4) set = _mm512_test_epi32_mask(v, _mm512_set1_epi32(int(keep)));
+    if constexpr (sizeof(Lane) == 8) set = _mm512_test_epi64_mask(v, _mm512_set1_epi64((long long)(keep)));
+    bits |= set << (i * (kWidth / int(sizeof(Lane))));
   }
 #elif defined(GOSSAMER_AVX2)
   const __m256i zero = _mm256_setzero_si256();
@@ -147,7 +151,7 @@ inline Vec keep_lanes(Vec v, const uint8_t* flags) {
 #endif
 }
 
-// Runs f(part) for every part, on at most `threads` threads.
+// Runs f(part) for every part, on a team of `threads` threads.
 template <class F>
 inline void parallel(int64_t parts, int threads, const F& f) {
   run_parts(parts, threads, [](void* f, int64_t part) { (*static_cast<const F*>(f))(part); },
@@ -155,7 +159,9 @@ inline void parallel(int64_t parts, int threads, const F& f) {
 }
 
 // The first of n things that belong to `part`; the part ends where the next begins.
-inline int64_t part_begin(int64_t n, int64_t part, int64_t parts) { return n / parts * part + n % parts * part / parts; }
+inline int64_t part_begin(int64_t n, int64_t part, int64_t parts) {
+  return n / parts * part + n % parts * part / parts;  // n * part would overflow for the largest n
+}
 
 // Below this, waking other threads costs more than they save. All of them or none: libgomp ends and restarts threads
 // when the size of a team changes, so the kernels only ever ask for torch's own number.

@@ -7,8 +7,8 @@ namespace gossamer::GOSSAMER_ISA {
 namespace {
 
 // How many tiles are moved together, row of elements by row of elements. Into a matrix: as many as stay in L1, for a
-// (32, 1) tile alone touches 32 lines for 4 bytes each and loses them before the next tile (2.5 times slower, measured).
-// Into packed tiles, which are written in order: one, or four narrow ones (up to 2.4 times faster than one, measured).
+// (32, 1) tile alone touches 32 lines for 4 bytes each and loses them before the next tile (2.5 times as slow).
+// Into packed tiles, which are written in order: one, or four narrow ones (up to 2.4 times as fast as one).
 constexpr int64_t kMostTiles = 64, kBatchBytes = 16384;
 
 template <bool kPack>
@@ -18,15 +18,15 @@ inline int64_t batch_size(int64_t bm, int64_t width) {
   return least(kMostTiles, fit > 0 ? fit : 1);
 }
 
-// A row of tiles of the matrix: where it starts, its height in elements (less than bm at a ragged bottom) and the size of
-// a matrix row; and the shape of a packed tile.
+// A row of tiles of the matrix: where it starts, its height in elements (less than bm at a ragged bottom), the bytes of a
+// matrix row; and the shape of a packed tile.
 struct Strip {
   char* matrix;
   int64_t height, row_bytes;
   int64_t bm, width;  // rows, bytes of a row
 };
 
-// Copies rows of kBytes bytes (0: of strip.width) of `count` whole tiles; lefts are their places in a row of the matrix.
+// Copies rows of kBytes bytes (0: of strip.width) of `count` whole tiles; lefts are their places in a matrix row.
 template <bool kPack, int64_t kBytes>
 inline void move_batch(const Strip& strip, char* tiles, const int64_t* lefts, int64_t count) {
   for (int64_t r = 0; r < strip.height; ++r) {
@@ -66,7 +66,8 @@ inline void move_ragged(const Strip& strip, char* tile, int64_t left, int64_t wi
 
 // Packs (zeroing the padding of ragged tiles) or unpacks the tiles of slots [slot, end), all in this row of tiles.
 template <bool kPack>
-inline void move_tiles(const Strip& strip, char* values, const void* indices, int index_size, int64_t slot, int64_t end) {
+inline void move_tiles(const Strip& strip, char* values, const void* indices, int index_size, int64_t slot,
+                       int64_t end) {
   const int64_t tile_bytes = strip.bm * strip.width;
   const int64_t batch = batch_size<kPack>(strip.bm, strip.width);
   int64_t lefts[kMostTiles];

@@ -61,21 +61,22 @@ def rows(settings: Settings) -> list[dict[str, Any]]:
         )  # fmt: skip
 
         model, optimizer, _, _ = _build(settings)
-        every = 2
-        method = _method(name, model, optimizer, x, every=every)
+        method = _method(name, model, optimizer, x, every=4)  # Chase explores at 4, 8, .. and removes at 2, 6, ..
         step = _trainer(model, x, y, optimizer)
-        plain: list[float] = []
-        update: list[float] = []
-        for _ in range(2 if settings.quick else 8):
+        seconds: dict[str, list[float]] = {}
+        for _ in range(4 if settings.quick else 16):
             start = time.perf_counter()
             step()
-            seconds = time.perf_counter() - start
-            (update if method.history and method.history[-1]["step"] == method.step else plain).append(seconds)
-        cost = statistics.median(update) - statistics.median(plain)
+            took = time.perf_counter() - start
+            happened = [event["kind"] for event in method.history if event["step"] == method.step]
+            seconds.setdefault("+".join(happened) or "plain", []).append(took)
+        plain = statistics.median(seconds.pop("plain"))
+        updates = {kind: (statistics.median(times) - plain) for kind, times in seconds.items()}
         out.append(
             {
                 "model": "resnet50", "method": name, "batch": x.shape[0], **run.to_dict(),
-                "update_seconds": cost, "update_in_dense_steps": cost / run["dense"].median,
+                "update_seconds": updates,
+                "update_in_dense_steps": {kind: cost / run["dense"].median for kind, cost in updates.items()},
             }
         )  # fmt: skip
     return out

@@ -39,8 +39,8 @@ def lowest_channels(
         size = torch.zeros(group.channels)
         for member in group.members:
             if member.role == "writer" and member.tensor in tensors:
-                weight = tensors[member.tensor].detach().movedim(member.axis, 0).flatten(1).abs().sum(1)
-                size += weight[member.index].sum(1)
+                weight = tensors[member.tensor].detach().movedim(member.axis, 0)
+                size += weight.reshape(len(weight), -1).abs().sum(1)[member.index].sum(1)
         multiple = max(1, round_to // group.unit)
         left = max(multiple, round(group.channels * (1 - fraction) / multiple) * multiple)
         alive = torch.ones(group.channels, dtype=torch.bool)

@@ -71,10 +71,11 @@ def overhead(rows: Rows) -> str:
     body = []
     for row in rows:
         dense, ours = row["rows"]
+        events = [f"{kind} {cost:.2f}" for kind, cost in row["update_in_dense_steps"].items()]
         body.append(
             [
                 row["method"], f"{dense['median'] * 1e3:.0f}", f"{ours['median'] / dense['median']:.3f}",
-                f"{row['control']['median'] / dense['median']:.3f}", ", ".join(f"{kind} {cost:.2f}" for kind, cost in row["update_in_dense_steps"].items()),
+                f"{row['control']['median'] / dense['median']:.3f}", ", ".join(events),
             ]
         )  # fmt: skip
     return _table(head, body)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from gossamer.compaction import ChannelGraph, shrink_
+from gossamer.compaction import shrink_
 from gossamer.training.distributed import ranks
 from gossamer.training.weights import Masked
 
@@ -44,7 +44,8 @@ def shrink(method: Method) -> None:
     for name, positions in kept.items():
         if name in parameters:
             _slice(method, method.track(name), positions)
-    channels.slice(ChannelGraph.build(method.network, channels.graph.example_inputs, route=channels.graph.route))
+    assert kept.graph is not None
+    channels.slice(kept.graph)
     logger.info("step %d: compacted to %s channels", method.step, {n: len(a) for n, a in channels.alive.items()})
 
 

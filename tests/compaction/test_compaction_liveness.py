@@ -152,3 +152,73 @@ def test_values_decide_at_the_time_of_the_call() -> None:
     with torch.no_grad():
         model[1].weight[1, 0] = float("nan")
     assert not dead(graph, model)["0"].any(), "NaN is not zero"
+
+
+def test_copies_carry_the_value_of_their_source() -> None:
+    """A buffer of zeros that is filled is not zero, whichever way the graph writes it."""
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(4, 5), nn.Linear(5, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.a(x)
+            z = torch.zeros_like(y)
+            z.copy_(y)
+            return self.b(z.to(torch.float32).double() + torch.zeros_like(y))
+
+    torch.manual_seed(0)
+    model = Net().double()
+    x = torch.randn(2, 4, dtype=torch.float64)
+    for route in ("export", "fx"):
+        graph = ChannelGraph.build(model, x, route)
+        assert dead(graph, model)["a"].tolist() == [False] * 5
+    with torch.no_grad():
+        model.b.weight[:, 2] = 0
+    assert dead(graph, model)["a"].tolist() == [False, False, True, False, False]
+
+
+def test_dropout_that_is_always_on_rescales_constants() -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(4, 3), nn.Linear(3, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.b(F.relu(F.dropout(self.a(x), 0.5, training=True) - 1.0))
+
+    model = Net().double().eval()
+    with torch.no_grad():
+        model.a.weight[0], model.a.bias[0] = 0, 0.75  # dropout makes 1.5 or 0 of it, never 0.75
+    assert not dead(ChannelGraph.build(model, torch.randn(2, 4).double()), model)["a"].any()
+
+
+def test_columns_read_with_a_filled_constant_are_alive() -> None:
+    """ones(C) @ W sums W's rows: no activation has labels there, the weight has."""
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.c = nn.Linear(4, 5), nn.Linear(5, 3), nn.Conv2d(6, 2, 1)
+            self.d = nn.Conv2d(6, 4, 1, groups=2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            ones = torch.ones(2, 6, 3, 3, dtype=x.dtype)
+            offset = self.b(torch.full((1, 5), 0.5, dtype=x.dtype))
+            return (
+                self.b(F.relu(self.a(x)))
+                + offset
+                + self.c(ones).mean()
+                + self.c(self.d(ones).repeat(1, 2, 1, 1)[:, :6]).mean()
+            )
+
+    torch.manual_seed(0)
+    model = Net().double().eval()
+    with torch.no_grad():
+        model.a.weight[:2], model.a.bias[:2] = 0, 0
+    x = torch.randn(2, 4, dtype=torch.float64)
+    for route in ("export", "fx"):
+        graph = ChannelGraph.build(model, x, route)
+        found = dead(graph, model)
+        assert not any(bool(mask.any()) for mask in found.values()), found

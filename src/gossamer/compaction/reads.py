@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, fx
 
 from .constants import CONVOLUTIONS, conv_terms, einsum_terms, is_transposed
+from .labels import QUIET, Axis
 from .rules.table import RULES, Flow, arguments, is_pointwise, op_name, shape_of
 from .values import COPIES, MOVES, TRAILING, Interpreter, Value, call_with, grown, reaches
 
@@ -89,10 +90,14 @@ class Reads:
 
     # ---- readers: operators that sum over channels ------------------------------------------------------------
 
-    def _read(self, source: fx.Node, axis: int, needed: Tensor, value: Value) -> None:
-        """Positions of `source`'s `axis` with a term that counts keep their channels alive."""
-        labels = self.flow.of(source)[axis]
-        if not isinstance(labels, np.ndarray):
+    def _read(self, summed: list[Axis], axis: int, needed: Tensor, value: Value) -> None:
+        """Positions with a term that counts keep their channels alive.
+
+        `summed` = the summed axis as each operand has it (a filled constant has no labels of its own); `axis` = its
+        place in `needed` and `value`.
+        """
+        labels = next((item for item in summed if isinstance(item, np.ndarray)), None)
+        if labels is None:
             return
         others = tuple(i for i in range(needed.dim()) if i != axis % needed.dim())
         flat = (needed.amax(others) if others else needed).expand(len(labels)).numpy()
@@ -143,16 +148,17 @@ class Reads:
         if left not in self.flow.only_state:
             self._ask(left, _fold(reach, shape_of(left)))
         needed = _fold(reach & ~grown(a.zero, -1, inner), shape_of(left))
-        self._read(left, rank - 1, needed, a)
+        right_axis = len(shape_of(right)) - (1 if transposed else 2)
+        summed = [self.flow.of(left)[rank - 1], self.flow.of(right)[right_axis]]
+        self._read(summed, rank - 1, needed, a)
         self.terms[node] = (needed, a)
         if right not in self.flow.only_state:
             rows = shape_of(left)[-2]
             reach = reaches(grown(grown(a.maybe, -2, rows), -1, inner).mT, grown(wanted, -2, rows))  # [.., k, n]
             reach = _fold(reach.mT if transposed else reach, shape_of(right))
             self._ask(right, reach)
-            axis = len(shape_of(right)) - (1 if transposed else 2)
             own = self.run.of(right)
-            self._read(right, axis, reach & ~own.zero, own)
+            self._read(summed[::-1], right_axis, reach & ~own.zero, own)
 
     def _conv(self, node: fx.Node, demand: Tensor) -> None:
         args = arguments(node)
@@ -168,7 +174,11 @@ class Reads:
         self._ask(source, reach)
         a = self.run.of(source)
         needed = reach & ~a.zero
-        self._read(source, channel, needed, a)
+        columns = self.flow.of(args["weight"])[0 if is_transposed(node, args) or groups > 1 else 1]
+        if groups > 1:
+            width = shape_of(source)[channel] // groups
+            columns = np.repeat(columns.reshape(groups, -1)[:, 0], width) if isinstance(columns, np.ndarray) else QUIET
+        self._read([self.flow.of(source)[channel], columns], channel, needed, a)
         self.terms[node] = (needed, a)
         if args["weight"] not in self.flow.only_state:
             self._ask(args["weight"], torch.ones((1,) * len(shape_of(args["weight"])), dtype=torch.bool))
@@ -187,7 +197,7 @@ class Reads:
             value = self.run.of(item)
             for axis, letter in enumerate(own):
                 if letter not in out:
-                    self._read(item, axis, reach & ~value.zero, value)
+                    self._read([self.flow.of(item)[axis]], axis, reach & ~value.zero, value)
             if item not in self.flow.only_state:
                 self._ask(item, reach)
 

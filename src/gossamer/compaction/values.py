@@ -35,8 +35,8 @@ MOVES = {
     "swapaxes", "movedim", "tensor_split", "unsafe_split_with_sizes",
 }  # fmt: skip
 COPIES = {
-    "dropout", "feature_dropout", "alpha_dropout", "native_dropout", "detach", "alias", "contiguous", "lift_fresh",
-    "_to_copy", "to", "type_as", "clone", "copy",
+    "dropout", "feature_dropout", "alpha_dropout", "detach", "alias", "contiguous", "lift_fresh", "_to_copy", "to",
+    "type_as", "clone", "copy",
 }  # fmt: skip
 
 
@@ -178,7 +178,7 @@ class Interpreter:
         elif handler is not None:
             result = handler(self, node, arguments(node))
         elif name in COPIES:
-            result = operands[0]
+            result = _copied(self, node, name)
         elif is_pointwise(node):
             result = _pointwise(self, node, name)
         elif not any(item.anything for item in operands):
@@ -199,6 +199,18 @@ def call_with(node: fx.Node, replace: Callable[[fx.Node], Any]) -> Any:
     args, kwargs = fx.map_arg((node.args, node.kwargs), replace)
     kwargs = {key: torch.device("cpu") if key == "device" and value else value for key, value in kwargs.items()}
     return node.target(*args, **kwargs)  # type: ignore[operator]
+
+
+def _copied(run: Interpreter, node: fx.Node, name: str) -> Value:
+    """The operand itself, in the dtype of the result; copy(a, b) is b. Dropout that is on rescales all but zeros."""
+    args = arguments(node)
+    source = run.of(args["src"] if name == "copy" else node.all_input_nodes[0])
+    if args.get("train") is True:
+        source = Value(source.value * source.zero, source.zero)
+    rank = len(shape_of(node))
+    lead = (1,) * (rank - source.value.dim())
+    value = source.value.reshape(lead + tuple(source.value.shape)).to(node.meta["val"].dtype)
+    return Value(value, source.known.reshape((1,) * (rank - source.known.dim()) + tuple(source.known.shape)))
 
 
 def _pointwise(run: Interpreter, node: fx.Node, name: str) -> Value | None:
@@ -249,6 +261,7 @@ def _resampled(node: fx.Node, name: str, x: Value) -> Value | None:
         x = Value(x.value.amax(planes, keepdim=True) * known, known)
     padding = arguments(node).get("padding", 0)
     diluted = any(padding) if isinstance(padding, (tuple, list)) else bool(padding)
+    diluted = diluted or arguments(node).get("divisor_override") is not None
     exact = any(part in name for part in _EXACT_POOLS) or not diluted
     result = x if exact else Value(x.value * x.zero, x.zero)
     value = node.meta.get("val")

@@ -96,6 +96,26 @@ def test_what_chase_kills_compaction_proves_dead(network: str) -> None:
     assert sum(p.numel() for p in small.parameters()) < 0.75 * sum(p.numel() for p in model.parameters())
 
 
+@pytest.mark.parametrize("network", ["conv", "residual", "mobile", "concat"])
+def test_a_removed_channel_is_zero_in_every_tensor_that_has_it(network: str) -> None:
+    """Rows, biases, scales, shifts, columns, and their optimizer states; and it stays so."""
+    model, opt, sparse = chase(network, "adamw", scope="all")
+    groups = {group.name: group for group in sparse.graph.groups}
+    roles = set()
+    for _ in train(model, opt, STEPS):
+        for name, alive in sparse.channels().items():
+            for member in groups[name].members:
+                if member.role == "stat":
+                    continue
+                parameter = model.get_parameter(member.tensor)
+                gone = member.index[~alive].flatten()
+                states = [s for s in opt.state[parameter].values() if s.shape == parameter.shape]
+                for x in (parameter.detach(), *states):
+                    assert bool((x.index_select(member.axis, gone) == 0).all()), (name, member.tensor)
+                roles |= {member.role} if len(gone) else set()
+    assert roles >= {"writer", "reader"} and ("affine" in roles or network == "mobile")
+
+
 class OutputOnly(Channels):
     """The mutant: only the rows that make a channel are masked, as in the reference code of SRigL."""
 

@@ -184,6 +184,6 @@ def _compact(model: torch.nn.Module, example: torch.Tensor) -> tuple[compaction.
     from machine to machine.
     """
     try:
-        return compaction.compact(model, example, check_latency=False), None
+        return compaction.compact(model, example, round_to=recipe.WIDTHS, check_latency=False), None
     except compaction.CaptureError as error:
         return None, str(error)

@@ -49,8 +49,8 @@ def snapshot(stage: Stage) -> None:
 
 def snapshot_epochs(epochs: int, channels: int) -> frozenset[int]:
     """After which epochs (1 is the first) a snapshot is due; the last is always among them."""
-    count = max(1, min(SNAPSHOTS - 1, CELLS // max(1, channels) - 1))
-    return frozenset(round((i + 1) * epochs / count) for i in range(count))
+    count = max(1, min(epochs, SNAPSHOTS - 1, CELLS // max(1, channels) - 1))
+    return frozenset(max(1, round((i + 1) * epochs / count)) for i in range(count))
 
 
 def epoch(stage: Stage, data: Splits, *, number: int, steps: int) -> dict[str, float]:

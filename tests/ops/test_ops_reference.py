@@ -56,6 +56,7 @@ def test_detect_finds_the_nonzero_tiles(backend, c, dtype):
     p = gs.detect(x, c.tile, backend=backend)
     assert_same_tiles(p, tiles_of(x, c.tile), ordered=True)
     assert torch.equal(tiles_of(x, c.tile), c.tiles()), "the table itself"
+    assert p.indices.dtype == (torch.uint16 if c.grid[1] <= 65536 else torch.int32)
     assert p.capacity == c.grid[0] * c.grid[1] and (p.indices[p.nnz :] == 0).all()
     assert_same_bits(x, before)
 

@@ -81,6 +81,15 @@ def test_copy_keeps_the_buffers():
     assert where == (p.offsets.data_ptr(), p.indices.data_ptr()) and p.capacity == EVERY
 
 
+def test_a_pattern_with_other_capacity_shares_nothing():
+    for p in (Pattern.from_mask(C.mask(), C.tile), Pattern.from_mask(C.mask(), C.tile, capacity=EVERY)):
+        q = p.with_capacity(p.capacity)
+        q.copy_(Pattern.from_mask(torch.zeros_like(C.mask()), C.tile))
+        assert_same_tiles(p, C.tiles(), ordered=True)
+        q.copy_(p).indices.zero_()
+        assert_same_tiles(p, C.tiles(), ordered=True)
+
+
 def test_copy_refuses_more_tiles_than_fit_and_changes_nothing():
     p = Pattern.from_mask(C.mask(), C.tile)
     offsets, indices = p.offsets.clone(), p.indices.clone()

@@ -27,6 +27,14 @@ def test_shades_of_a_large_pattern():
     assert lines[0] == "░▒▓█" + "·" * 60 and lines[1:] == ["·" * 64] * 31
 
 
+def test_almost_all_and_almost_none_are_told_from_all_and_none():
+    mask = torch.zeros(320, 640, dtype=torch.bool)  # 10 x 10 tiles a character
+    mask[3, 4] = True
+    mask[0:10, 10:20] = True
+    mask[9, 19] = False
+    assert str(Pattern.from_mask(mask)).splitlines()[2] == "░▓" + "·" * 62
+
+
 @given(strategies.patterns(max_rows=90, max_cols=150))
 def test_every_tile_and_every_gap_leaves_a_mark(p):
     header, count, *lines = str(p).splitlines()

@@ -6,6 +6,7 @@ some elements of a present tile zero (detection must look at all of them) but ne
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -110,7 +111,7 @@ DTYPES: tuple[torch.dtype, ...] = (
 """Every dtype that detect, gather and scatter take."""
 
 
-def ids(cases: tuple[Case, ...] = CASES) -> list[str]:
+def ids(cases: Iterable[Case] = CASES) -> list[str]:
     """Names for `pytest.mark.parametrize(..., ids=ids())`."""
     return [case.name for case in cases]
 

@@ -13,7 +13,7 @@ def scatter(values: Tensor, offsets: Tensor, indices: Tensor, rows: int, cols: i
     capacity, bm, bn = values.shape
     tile_rows, tile_cols = (rows + bm - 1) // bm, (cols + bn - 1) // bn
     row = torch.searchsorted(offsets[1:], torch.arange(capacity, device=values.device), right=True)
-    tile = torch.where(row < tile_rows, row * tile_cols + indices.to(torch.int64), tile_rows * tile_cols)
+    tile = (row * tile_cols + indices.to(torch.int64)).clamp(max=tile_rows * tile_cols)
     bits = as_bits(values)
     tiles = bits.new_zeros(tile_rows * tile_cols + 1, bm, bn)  # one more, where the slack goes
     tiles[tile] = bits

@@ -12,6 +12,7 @@ from gossamer.kernels.reference.select import topk_mask as reference_topk
 from gossamer.training import SET, Chase, RigL
 from gossamer.training.channels import find, lowest, widths
 from gossamer.training.fan_in import fill_rows
+from gossamer.training.random import uniform
 from gossamer.training.select import rewire, topk
 
 
@@ -121,6 +122,27 @@ def test_random_growth_is_reproducible_and_moves_with_seed_and_step() -> None:
     torch.manual_seed(6)  # the global generator plays no part
     assert all(torch.equal(a, b) for a, b in zip(first, masks(0), strict=True))
     assert not torch.equal(first[4], masks(1)[4])
+
+
+def test_every_draw_has_its_own_numbers() -> None:
+    one = {"seed": 0, "name": "a.weight", "step": 4, "purpose": "grow"}
+    first = uniform(64, **one)
+    assert torch.equal(first, uniform(64, **one)) and torch.equal(first[:8], uniform(8, **one))
+    for change in ({"seed": 1}, {"name": "b.weight"}, {"step": 8}, {"purpose": "init"}):
+        assert not torch.equal(first, uniform(64, **{**one, **change}))
+
+
+def test_snfs_averages_the_dense_gradient() -> None:
+    model, opt, sparse = build("snfs", "sgd", dtype=torch.float64, momentum=0.75)
+    average = torch.zeros_like(model[1].weight)
+    for t in range(7):
+        opt.zero_grad()
+        loss(model, *images(seed=t, dtype=torch.float64)).backward()
+        average = 0.75 * average + 0.25 * model[1].weight.grad
+        opt.step()
+        # float64, two roundings a step
+        assert torch.allclose(sparse.average["1.weight"], average, rtol=1e-13, atol=1e-16)
+    assert bool((average[~sparse.masks["1.weight"]] != 0).any())  # dense: before the mask
 
 
 def test_random_unfired_reaches_every_weight_first() -> None:

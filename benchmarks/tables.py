@@ -38,6 +38,11 @@ def _ratio(row: dict[str, Any], name: str) -> str:
     return "not run"
 
 
+def _flops(row: dict[str, Any], name: str) -> str:
+    counts = row["counts"]
+    return f"{counts[name]['flops'] / counts['dense']['flops']:.2f}" if name in counts else ""
+
+
 def throughput(rows: Rows) -> str:
     head = [
         "model",
@@ -53,7 +58,8 @@ def throughput(rows: Rows) -> str:
     body = [
         [
             row["model"], f"{row['share_removed']:.1%}", str(row["batch"]), row["layout"],
-            f"{row['rows'][0]['median'] * 1e3:.1f}", _ratio(row, "compact"), _ratio(row, "torch-pruning"),
+            f"{row['rows'][0]['median'] * 1e3:.1f}", _ratio(row, "compact"), _flops(row, "compact"),
+            _ratio(row, "torch-pruning"), _flops(row, "torch-pruning"),
             _ratio(row, "masked"), _ratio(row, "dense (control)"),
         ]
         for row in rows

@@ -9,6 +9,7 @@ torch.topk leaves the order of ties open; a stable choice makes masks equal on e
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from importlib.util import find_spec
 
 import torch
 from torch import Tensor
@@ -17,9 +18,10 @@ from gossamer.kernels.reference import mask as reference_mask
 from gossamer.kernels.reference import select as reference_select
 from gossamer.training.weights import Layer
 
-try:
+# Only a source tree without the compiled module may go on without it; a module that fails to load must say so.
+if find_spec("gossamer._native") is not None:
     from gossamer.kernels import cpu
-except ImportError:  # a source tree without the compiled module: the reference kernels serve every device
+else:
     cpu = None  # type: ignore[assignment]
 
 

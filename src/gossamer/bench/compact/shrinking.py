@@ -19,19 +19,19 @@ from gossamer.bench import Settings
 
 def rows(settings: Settings) -> list[dict[str, Any]]:
     """One row per model: total step time of the shrinking run over the dense run, with a dense A/A control."""
-    steps = 40 if settings.quick else 400
     out = []
-    for name, shape, batch in (("convnet", (3, 32, 32), 32), ("resnet20", (3, 32, 32), 32)):
+    for name, length in (("vgg16", 300), ("convnet", 400), ("resnet20", 400)):
+        shape, batch, steps = (3, 32, 32), 32, 40 if settings.quick else length
         runs: dict[str, list[float]] = {"dense": [], "dense (control)": [], "chase": []}
         trainers, methods = {}, {}
         for key in runs:
             torch.manual_seed(0)
             model = gs.models.build(name, input_shape=shape, classes=10).to(settings.device)
-            optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+            optimizer = torch.optim.SGD(model.parameters(), lr=0.02, momentum=0.9)
             if key == "chase":
                 methods[key] = gs.training.Chase(
                     model, optimizer, density=0.1, channel_sparsity=0.5, total_steps=steps, explore_every=steps // 20,
-                    channel_every=steps // 20, compact_every=4, normalize="group", scope="all", round_to=8, seed=0,
+                    channel_every=steps // 20, compact_every=2, normalize="group", scope="all", round_to=16, seed=0,
                     example_inputs=torch.randn(1, *shape, device=settings.device),
                 )  # fmt: skip
             trainers[key] = (model, optimizer)

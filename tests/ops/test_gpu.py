@@ -89,6 +89,12 @@ def test_minus_zero_is_absent_and_nan_inf_and_subnormals_are_present(dtype, orde
     assert p.nnz == 5 and sorted(p.indices[:5].cpu().tolist()) == [2, 3, 4, 5, 6]
 
 
+@pytest.mark.parametrize("dtype", [torch.int8, torch.uint8, torch.int16, torch.int32, torch.int64], ids=str)
+def test_every_bit_of_an_integer_counts(dtype):
+    x = (torch.ones((), dtype=torch.int64) << torch.arange(8 * dtype.itemsize)).to(dtype).view(1, -1).cuda()
+    assert gs.detect(x).nnz == x.numel()
+
+
 @pytest.mark.parametrize("name", ["ragged, odd tile", "empty rows", "no tiles"])
 def test_gradcheck_twice(name):
     c = case(name)

@@ -124,6 +124,15 @@ def test_minus_zero_is_absent_and_nan_inf_and_subnormals_are_present(backend, dt
 
 
 @backends
+@pytest.mark.parametrize("dtype", [torch.int8, torch.uint8, torch.int16, torch.int32, torch.int64], ids=str)
+def test_every_bit_of_an_integer_counts(backend, dtype):
+    """The most negative integer too, which has the bits of -0.0."""
+    x = (torch.ones((), dtype=torch.int64) << torch.arange(8 * dtype.itemsize)).to(dtype).view(1, -1)
+    assert gs.detect(x, backend=backend).nnz == x.numel()
+    assert gs.detect(x, (1, 3), backend=backend).nnz == -(-x.numel() // 3)
+
+
+@backends
 def test_strides_do_not_matter(backend):
     c = case("ragged")
     x = c.dense()

@@ -110,6 +110,15 @@ def test_minus_zero_is_absent_and_nan_inf_and_subnormals_are_present(dtype, orde
 
 
 @interpreted
+@pytest.mark.parametrize("dtype", [torch.int8, torch.uint8, torch.int16, torch.int32, torch.int64], ids=str)
+def test_every_bit_of_an_integer_counts(dtype):
+    from gossamer.kernels import triton
+
+    x = (torch.ones((), dtype=torch.int64) << torch.arange(8 * dtype.itemsize)).to(dtype).view(1, -1)
+    assert triton.detect(x, 1, 1, x.numel(), True)[0].tolist() == [0, x.numel()]
+
+
+@interpreted
 def test_a_row_of_several_programs_and_shuffled_columns():
     from gossamer.kernels import triton
 

@@ -21,16 +21,16 @@ def gather_tiles(
 ):  # fmt: skip
     slot = tl.program_id(0).to(tl.int64) * SLOTS + tl.arange(0, SLOTS)
     row = row_of(slot, offsets, tile_rows, STEPS)
-    exists = slot < capacity
-    column = tl.load(indices + slot, mask=exists, other=0)
+    present = (slot < capacity) & (row < tile_rows)
+    column = tl.load(indices + slot, mask=present, other=0)
 
     element = tl.program_id(1) * ELEMENTS + tl.arange(0, ELEMENTS)
     inside = element < BM * BN
     i = row[:, None].to(tl.int64) * BM + (element // BN)[None, :]
     j = column[:, None].to(tl.int64) * BN + (element % BN)[None, :]
-    target = exists[:, None] & inside[None, :]
-    # A slack slot's row is the one below the last: i < rows leaves it out whatever its column is.
-    tile = tl.load(x + i * cols + j, mask=target & (i < rows) & (j < cols), other=0)
+    source = present[:, None] & inside[None, :] & (i < rows) & (j < cols)
+    tile = tl.load(x + i * cols + j, mask=source, other=0)
+    target = (slot < capacity)[:, None] & inside[None, :]
     tl.store(values + slot[:, None] * (BM * BN) + element[None, :], tile, mask=target)
 
 

@@ -21,14 +21,13 @@ def scatter_tiles(
 ):  # fmt: skip
     slot = tl.program_id(0).to(tl.int64) * SLOTS + tl.arange(0, SLOTS)
     row = row_of(slot, offsets, tile_rows, STEPS)
-    exists = slot < capacity
-    column = tl.load(indices + slot, mask=exists, other=0)
+    present = (slot < capacity) & (row < tile_rows)
+    column = tl.load(indices + slot, mask=present, other=0)
 
     element = tl.program_id(1) * ELEMENTS + tl.arange(0, ELEMENTS)
     i = row[:, None].to(tl.int64) * BM + (element // BN)[None, :]
     j = column[:, None].to(tl.int64) * BN + (element % BN)[None, :]
-    # A slack slot's row is the one below the last: i < rows leaves it out whatever its column is.
-    moved = exists[:, None] & (element < BM * BN)[None, :] & (i < rows) & (j < cols)
+    moved = present[:, None] & (element < BM * BN)[None, :] & (i < rows) & (j < cols)
     tile = tl.load(values + slot[:, None] * (BM * BN) + element[None, :], mask=moved, other=0)
     tl.store(dense + i * cols + j, tile, mask=moved)
 

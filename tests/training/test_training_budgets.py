@@ -103,7 +103,7 @@ def test_every_event_conserves(method: str, network: str) -> None:
     model, opt, sparse = build(method, "adamw", network, update_every=1, stop=1.0, total_steps=101)
     total = round(0.3 * sum(sparse.sizes.values()))
     layers = {name: int(mask.sum()) for name, mask in sparse.masks.items()}
-    soft = {0.0} if method != "mest" else {0.0, 0.01, 0.02}
+    soft = {0.0} if method != "mest" else {0.0, 0.1, 0.2}
     for _ in train(model, opt, 100):
         assert sparse.nnz() == total
         if method in ("set", "rigl"):

@@ -27,7 +27,7 @@ def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
         )
         for rank in range(2)
     ]  # fmt: skip
-    output = [process.communicate(timeout=300)[0] for process in processes]
+    output = [process.communicate(timeout=550)[0] for process in processes]
     assert [process.returncode for process in processes] == [0, 0], "\n".join(output)
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
 

@@ -81,7 +81,7 @@ def test_gradual_ends_on_target_off_the_grid() -> None:
 def test_mest_bounds() -> None:
     for soft in (False, True):
         model, opt, sparse = build(
-            "mest", density=0.2, mutation=(0.08, 0.04, 0.0), mutation_ends=(0.5, 0.75), soft=soft, total_steps=40,
+            "mest", density=0.2, mutation=(0.4, 0.2, 0.0), mutation_ends=(0.5, 0.75), soft=soft, total_steps=40,
             update_every=4,
         )  # fmt: skip
         n, total = sum(sparse.sizes.values()), round(0.2 * sum(sparse.sizes.values()))
@@ -89,11 +89,11 @@ def test_mest_bounds() -> None:
         for step in train(model, opt, 40):
             seen[step] = sparse.nnz()
         level = {event["step"]: event["mutation"] for event in sparse.history}
-        assert level == {4: 0.08, 8: 0.08, 12: 0.08, 16: 0.08, 20: 0.04, 24: 0.04, 28: 0.04, 32: 0.0}
+        assert level == {4: 0.4, 8: 0.4, 12: 0.4, 16: 0.4, 20: 0.2, 24: 0.2, 28: 0.2, 32: 0.0}
         for event in sparse.history:
-            assert seen[event["step"]] == (round((0.2 + event["mutation"]) * n) if soft else total)
+            assert seen[event["step"]] == (round(0.2 * (1 + event["mutation"]) * n) if soft else total)
         if not soft:
-            assert all(event["dropped"] <= total - round((0.2 - event["mutation"]) * n) for event in sparse.history)
+            assert all(event["dropped"] <= total - round(0.2 * (1 - event["mutation"]) * n) for event in sparse.history)
         assert sparse.nnz() == total
 
 

@@ -19,14 +19,15 @@ from gossamer.training.weights import Layer
 class MEST(Method):
     """Yuan et al., "MEST: accurate and fast memory-economic sparse training framework on the edge", 2021.
 
-    With m(t) a density that steps through `mutation`, each event
-        soft=False (EM)    prunes to density - m(t) and grows back to density,
-        soft=True  (EM&S)  prunes to density and grows to density + m(t): the weights above the bound are trained for
-                           one period before they compete.
+    With m(t) a fraction that steps through `mutation`, each event
+        soft=False (EM)    prunes to density * (1 - m(t)) and grows back to density,
+        soft=True  (EM&S)  prunes to density and grows to density * (1 + m(t)): the weights above the bound are trained
+                           for one period before they compete.
     Removed are the smallest |w| + sensitivity * |gradient|; grown are random weights. Layers keep their shares.
 
     Args (beyond `Settings`):
-        mutation: values of m, in order; the last should be 0, so that training ends at exactly round(density * N).
+        mutation: values of m, in order; with soft=True the last should be 0, so that training ends at exactly
+            round(density * N). The defaults are the paper's 0.02 and 0.01 at density 0.1.
         mutation_ends: fractions of total_steps at which m takes its next value (one fewer than `mutation`).
         soft: the soft memory bound, EM&S.
         sensitivity: lambda, the weight of |gradient| in the importance score (0 reads no gradients).
@@ -42,7 +43,7 @@ class MEST(Method):
         [24, 22, 20]
     """
 
-    mutation: Sequence[float] = (0.02, 0.01, 0.0)
+    mutation: Sequence[float] = (0.2, 0.1, 0.0)
     mutation_ends: Sequence[float] = (0.5625, 0.75)
     soft: bool = False
     sensitivity: float = 0.0
@@ -60,7 +61,7 @@ class MEST(Method):
             raise ValueError(f"mutation_ends must rise, got {list(self.mutation_ends)}")
         for end in self.mutation_ends:
             fraction("mutation_ends", end)
-        most = 1.0 - self.target_density if self.soft else self.target_density
+        most = 1.0 / self.target_density - 1.0 if self.soft else 1.0
         for value in self.mutation:
             fraction("mutation", value, high=most)
         if self.sensitivity < 0:
@@ -80,8 +81,8 @@ class MEST(Method):
 
     def handle(self, event: str, t: int) -> tuple[Change, dict[str, Any]]:
         mutation = self.level(t)
-        bounds = (0.0, mutation) if self.soft else (-mutation, 0.0)
-        low, high = (self.shares(self.target_density + bound) for bound in bounds)
+        bounds = (1.0, 1.0 + mutation) if self.soft else (1.0 - mutation, 1.0)
+        low, high = (self.shares(self.target_density * bound) for bound in bounds)
         changes = {}
         for layer, least, most in zip(self.layers, low, high, strict=True):
             if layer.tensor.frozen:

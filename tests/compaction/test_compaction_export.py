@@ -40,7 +40,9 @@ def test_onnx_runtime_agrees(name: str, tmp_path: Path) -> None:
     model, x = smaller(name)
     path = tmp_path / "small.onnx"
     torch.onnx.export(model, (x,), path, dynamo=True, verbose=False)
-    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     (found,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
     expected = model(x).detach()
     assert (torch.from_numpy(found) - expected).abs().max() <= 1e-5 * expected.abs().max()

@@ -22,11 +22,12 @@ $(STAMP): pyproject.toml constraints.txt CMakeLists.txt $(NATIVE)
 run: $(STAMP)   ## train sparse, shrink, measure, on the bundled digits; writes runs/digits/report.html
 	$(BIN)/gossamer train --out runs/digits --overwrite
 
+# One thread in each of two processes: what is tested about threads sets its own number of them.
 test: $(STAMP)  ## the test suite (CPU, under 15 minutes on 2 cores)
-	$(BIN)/python -m pytest -q
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2
 
 test-all: $(STAMP)  ## the long tests too
-	$(BIN)/python -m pytest -q -m 'not gpu'
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 -m 'not gpu'
 
 lint: $(STAMP)  ## ruff, mypy, the floors, and that the docs' tables match the committed results
 	$(BIN)/ruff check src tests benchmarks

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 import sys
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -17,11 +19,15 @@ X = np.zeros((6, 1, 4, 4), dtype=np.float32)
 Y = np.array([0, 1, 2, 0, 1, 2])
 
 
+# Named after this process: what another run left behind says nothing about this one.
+MARKER = Path(tempfile.gettempdir()) / f"gossamer-pickle-ran-{os.getpid()}"
+
+
 class Runs:
     """Unpickling this writes a file: what allow_pickle=False must prevent."""
 
     def __reduce__(self):
-        return (Path.touch, (Path("/tmp/gossamer-pickle-ran"),))
+        return (Path.touch, (MARKER,))
 
 
 @pytest.mark.parametrize(
@@ -48,7 +54,7 @@ def test_npz(tmp_path: Path, arrays: dict[str, np.ndarray], said: str) -> None:
     with pytest.raises(ValueError, match=said) as caught:
         gs.data.load(f"npz:{path}")
     assert "bad.npz" in str(caught.value)
-    assert not Path("/tmp/gossamer-pickle-ran").exists()
+    assert not MARKER.exists()
 
 
 def _cut(data: bytes) -> bytes:

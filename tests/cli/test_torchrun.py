@@ -17,7 +17,7 @@ def _torchrun(*flags: str, **environment: str) -> subprocess.CompletedProcess[st
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
                "-m", "gossamer.cli", "train", *TINY, *flags]  # fmt: skip
     return subprocess.run(
-        command, capture_output=True, text=True, timeout=120, env={**os.environ, "OMP_NUM_THREADS": "1", **environment}
+        command, capture_output=True, text=True, timeout=400, env={**os.environ, "OMP_NUM_THREADS": "1", **environment}
     )
 
 

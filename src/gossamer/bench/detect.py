@@ -6,6 +6,8 @@ baselines are what a user would write in torch: `(x != 0).view(...).any(...)` an
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -17,6 +19,7 @@ from gossamer.kernels import cpu
 
 TILES = ((1, 1), (1, 32), (32, 1), (8, 8), (16, 16), (64, 64))
 DENSITIES = (0.0, 1 / 16, 1.0)
+COPIES = 8  # of 64 MiB: what a call reads has left the caches since it was read last
 
 
 def _tiled_input(rows: int, cols: int, tile: tuple[int, int], density: float, device: str) -> torch.Tensor:
@@ -30,6 +33,12 @@ def _torch_detect(x: torch.Tensor, tile: tuple[int, int]) -> torch.Tensor:
     rows, cols = x.shape
     blocks = (x != 0).view(rows // tile[0], tile[0], cols // tile[1], tile[1])
     return blocks.any(dim=3).any(dim=1).nonzero()
+
+
+def _rotating(verb: Callable[[torch.Tensor], Any], copies: list[torch.Tensor]) -> Callable[[], Any]:
+    """`verb` on the next copy at every call."""
+    turn = itertools.cycle(copies)
+    return lambda: verb(next(turn))
 
 
 def _read(x: torch.Tensor) -> None:
@@ -48,11 +57,12 @@ def tiles(settings: Settings) -> list[dict[str, Any]]:
             x = _tiled_input(size, size, tile, density, settings.device)
             # What a user with a bound on the density reserves; every slot is fresh memory that must be paid for.
             capacity = round(1.1 * gs.detect(x, tile=tile).nnz) + 1
+            copies = [x.clone() for _ in range(COPIES)]
             run = gs.measure.interleave(
                 {
-                    "read once": partial(_read, x),
-                    "gs.detect": partial(gs.detect, x, tile=tile, capacity=capacity),
-                    "torch": partial(_torch_detect, x, tile),
+                    "read once": _rotating(_read, copies),
+                    "gs.detect": _rotating(partial(gs.detect, tile=tile, capacity=capacity), copies),
+                    "torch": _rotating(partial(_torch_detect, tile=tile), copies),
                 },
                 baseline="read once",
                 reps=settings.reps,

@@ -87,12 +87,3 @@ def test_no_graph_is_built_when_none_is_asked_for(backend):
         assert not gs.ops.gather(x, p, backend=backend).requires_grad
     assert gs.ops.gather(x, p, backend=backend).requires_grad
     assert not gs.detect(x, c.tile, backend=backend).indices.requires_grad
-
-
-@backends
-def test_functional_gradients(backend):
-    c = case("ragged")
-    p = pattern_of(c)
-    x = torch.randn(c.shape, dtype=torch.float64)
-    grad = torch.func.grad(lambda x: (gs.ops.gather(x, p, backend=backend) ** 2).sum())(x)
-    assert_same_bits(grad, (2 * x).where(p.to_mask(), 0))

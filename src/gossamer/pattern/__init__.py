@@ -2,5 +2,8 @@
 
 from gossamer.pattern.check import Overflow
 from gossamer.pattern.pattern import Pattern
+from gossamer.pattern.pytree import register
+
+register()
 
 __all__ = ["Overflow", "Pattern"]

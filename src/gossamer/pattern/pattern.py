@@ -14,10 +14,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
-import torch.utils._pytree as pytree
 from torch import Tensor
 from torch.nn.functional import pad
 
@@ -412,27 +411,3 @@ class Pattern:
         rows, cols = self.grid
         count = f"{self.nnz} of {rows * cols} tiles, density {self.density:.2%}"
         return f"{self!r}\n{count}\n{draw(self.keys(), self.grid)}"
-
-
-def _flatten(p: Pattern) -> tuple[list[Any], Any]:
-    return [p.offsets, p.indices], (p.shape, p.tile)
-
-
-def _flatten_with_keys(p: Pattern) -> tuple[list[Any], Any]:
-    return [(pytree.GetAttrKey("offsets"), p.offsets), (pytree.GetAttrKey("indices"), p.indices)], (p.shape, p.tile)
-
-
-def _unflatten(tensors: Any, sizes: Any) -> Pattern:
-    return Pattern(*tensors, *sizes)
-
-
-# So that torch.export takes a Pattern as an input. The sizes are structure, not leaves: tree_map sees only tensors.
-pytree.register_pytree_node(
-    Pattern,
-    _flatten,
-    _unflatten,
-    serialized_type_name="gossamer.Pattern",
-    to_dumpable_context=lambda sizes: [list(pair) for pair in sizes],
-    from_dumpable_context=lambda sizes: tuple(tuple(pair) for pair in sizes),
-    flatten_with_keys_fn=_flatten_with_keys,
-)

@@ -56,6 +56,7 @@ def facts(report: dict[str, Any], channels_removed: float | None) -> list[dict[s
     if "throughput" in report:
         ratio = _row(report["throughput"], "compact")["ratio"]
         told = "the throughput of dense" if report["throughput"]["faster"] else "dense throughput: within the noise"
+        told += f" (dense against itself {times(report['throughput']['control']['ratio'])})"
         out.append({"value": times(ratio), "label": told})
     ratio = dense["parameters"] / compact["parameters"]
     out.append({"value": times(ratio), "label": "fewer parameters than dense"})

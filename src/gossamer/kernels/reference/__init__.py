@@ -1,7 +1,22 @@
 """The oracle: every verb in a few lines of plain torch, on any device."""
 
 from gossamer.kernels.reference.detect import detect
+from gossamer.kernels.reference.dsd import dsd
 from gossamer.kernels.reference.gather import gather
+from gossamer.kernels.reference.gather_mm import gather_mm
+from gossamer.kernels.reference.grouped import grouped_mm, grouped_outer
 from gossamer.kernels.reference.scatter import scatter
+from gossamer.kernels.reference.sdd import sdd
+from gossamer.kernels.reference.transpose import transpose
 
-__all__ = ["detect", "gather", "scatter"]
+__all__ = [
+    "detect",
+    "dsd",
+    "gather",
+    "gather_mm",
+    "grouped_mm",
+    "grouped_outer",
+    "scatter",
+    "sdd",
+    "transpose",
+]

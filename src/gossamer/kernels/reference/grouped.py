@@ -1,0 +1,42 @@
+"""Products of groups of rows, each group with a matrix of its own: mixture of experts. Reads `offsets` on the host."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+from torch import Tensor
+
+from gossamer.kernels.reference._slots import accumulator
+
+
+def _at(x: Tensor, place: Tensor | None, start: int, end: int) -> Tensor:
+    return x[start:end] if place is None else x[place[start:end].long()]
+
+
+def grouped_mm(
+    x: Tensor, source: Tensor | None, target: Tensor | None, offsets: Tensor, weights: Tensor, flip: bool, out_rows: int
+) -> Tensor:
+    """x[t, k], weights[groups, k, n] -> y[out_rows, n]: y[target[p]] = x[source[p]] @ weights[g].
+
+    Group g owns the positions p in [offsets[g], offsets[g + 1]); `flip` transposes each weight ([groups, n, k]);
+    source or target None stand for p; rows of y that are not named are zero.
+    """
+    kind = accumulator(x.dtype)
+    matrices = (weights.transpose(1, 2) if flip else weights).to(kind)
+    y = x.new_zeros(out_rows, matrices.shape[2])
+    for matrix, (start, end) in zip(matrices, pairwise(offsets.tolist()), strict=True):
+        product = (_at(x, source, start, end).to(kind) @ matrix).to(x.dtype)
+        if target is None:
+            y[start:end] = product
+        else:
+            y[target[start:end].long()] = product
+    return y
+
+
+def grouped_outer(x: Tensor, dy: Tensor, source: Tensor | None, target: Tensor | None, offsets: Tensor) -> Tensor:
+    """x[t, k], dy[r, n] -> dw[groups, k, n]: dw[g] = sum over p of x[source[p]]^T dy[target[p]]."""
+    kind = accumulator(x.dtype)
+    dw = x.new_zeros(offsets.numel() - 1, x.shape[1], dy.shape[1])
+    for out, (start, end) in zip(dw, pairwise(offsets.tolist()), strict=True):
+        out.copy_(_at(x, source, start, end).to(kind).t() @ _at(dy, target, start, end).to(kind))
+    return dw

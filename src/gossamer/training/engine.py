@@ -53,6 +53,8 @@ class Method(Settings):
     name: ClassVar[str]
 
     def __post_init__(self, density: float) -> None:
+        if not 0.0 < density <= 1.0:  # first, as other arguments are measured against it
+            raise ValueError(f"density must be in (0, 1], got {density}")
         self.target_density = density
         self.validate()
         optimizer_state.refuse(self.optimizer)

@@ -1,0 +1,202 @@
+// Floating-point words, for float and double at every vector width: load, store, broadcast, fma, sum, transpose.
+//
+// `count` of the words ending in _first is in [0, kLanes<T>]; memory past it is neither read nor written. Nothing needs
+// alignment beyond that of its elements. A product is rounded before it is added only where there is no fused
+// instruction (scalar), so results differ between instruction sets but never between runs.
+#pragma once
+#include "simd.h"
+
+namespace gossamer::GOSSAMER_ISA {
+namespace {
+
+template <class T>
+struct LanesOf {
+  typedef T type __attribute__((vector_size(kWidth)));
+  typedef T loose __attribute__((vector_size(kWidth), aligned(alignof(T)), may_alias));
+};
+template <class T>
+using Lanes = typename LanesOf<T>::type;
+template <class T>
+constexpr int kLanes = kWidth / int(sizeof(T));
+
+// Accumulators that fit in registers beside the operands of a product.
+#if defined(GOSSAMER_AVX512)
+constexpr int kRegisters = 32;
+#else
+constexpr int kRegisters = 16;
+#endif
+
+template <class T>
+inline Lanes<T> load_lanes(const T* p) {
+  return *reinterpret_cast<const typename LanesOf<T>::loose*>(p);
+}
+
+template <class T>
+inline void store_lanes(T* p, Lanes<T> v) {
+  *reinterpret_cast<typename LanesOf<T>::loose*>(p) = v;
+}
+
+inline Lanes<float> broadcast(float x) {
+#if defined(GOSSAMER_AVX512)
+  return (Lanes<float>)_mm512_set1_ps(x);
+#elif defined(GOSSAMER_AVX2)
+  return (Lanes<float>)_mm256_set1_ps(x);
+#else
+  return Lanes<float>{x, x, x, x};
+#endif
+}
+
+inline Lanes<double> broadcast(double x) {
+#if defined(GOSSAMER_AVX512)
+  return (Lanes<double>)_mm512_set1_pd(x);
+#elif defined(GOSSAMER_AVX2)
+  return (Lanes<double>)_mm256_set1_pd(x);
+#else
+  return Lanes<double>{x, x};
+#endif
+}
+
+// a * b + c
+inline Lanes<float> fma(Lanes<float> a, Lanes<float> b, Lanes<float> c) {
+#if defined(GOSSAMER_AVX512)
+  return (Lanes<float>)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
+#elif defined(GOSSAMER_AVX2)
+  return (Lanes<float>)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
+#else
+  return a * b + c;
+#endif
+}
+
+inline Lanes<double> fma(Lanes<double> a, Lanes<double> b, Lanes<double> c) {
+#if defined(GOSSAMER_AVX512)
+  return (Lanes<double>)_mm512_fmadd_pd((__m512d)a, (__m512d)b, (__m512d)c);
+#elif defined(GOSSAMER_AVX2)
+  return (Lanes<double>)_mm256_fmadd_pd((__m256d)a, (__m256d)b, (__m256d)c);
+#else
+  return a * b + c;
+#endif
+}
+
+#if defined(GOSSAMER_AVX2)
+// `count` words of ones, then zeros.
+template <class T>
+inline __m256i first_mask(int count) {
+  alignas(64) static constexpr int kOnes[16] = {-1, -1, -1, -1, -1, -1, -1, -1};
+  return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(kOnes + 8 - count * int(sizeof(T) / 4)));
+}
+#endif
+
+// The first `count` lanes from memory, zero in the others.
+template <class T>
+inline Lanes<T> load_first(const T* p, int count) {
+#if defined(GOSSAMER_AVX512)
+  if constexpr (sizeof(T) == 4) return (Lanes<T>)_mm512_maskz_loadu_ps(__mmask16((1u << count) - 1), p);
+  else return (Lanes<T>)_mm512_maskz_loadu_pd(__mmask8((1u << count) - 1), p);
+#elif defined(GOSSAMER_AVX2)
+  if constexpr (sizeof(T) == 4) return (Lanes<T>)_mm256_maskload_ps(p, first_mask<T>(count));
+  else return (Lanes<T>)_mm256_maskload_pd(p, first_mask<T>(count));
+#else
+  Lanes<T> v = {};
+  for (int i = 0; i < count; ++i) v[i] = p[i];
+  return v;
+#endif
+}
+
+template <class T>
+inline void store_first(T* p, Lanes<T> v, int count) {
+#if defined(GOSSAMER_AVX512)
+  if constexpr (sizeof(T) == 4) _mm512_mask_storeu_ps(p, __mmask16((1u << count) - 1), (__m512)v);
+  else _mm512_mask_storeu_pd(p, __mmask8((1u << count) - 1), (__m512d)v);
+#elif defined(GOSSAMER_AVX2)
+  if constexpr (sizeof(T) == 4) _mm256_maskstore_ps(p, first_mask<T>(count), (__m256)v);
+  else _mm256_maskstore_pd(p, first_mask<T>(count), (__m256d)v);
+#else
+  for (int i = 0; i < count; ++i) p[i] = v[i];
+#endif
+}
+
+// The sum of the lanes, halves added to halves.
+template <class T>
+inline T sum_lanes(Lanes<T> v) {
+  T lanes[kLanes<T>];
+  store_lanes(lanes, v);
+  for (int half = kLanes<T> / 2; half > 0; half /= 2)
+    for (int i = 0; i < half; ++i) lanes[i] += lanes[i + half];
+  return lanes[0];
+}
+
+// bfloat16 is the upper half of a float.
+struct BFloat16 {
+  uint16_t bits;
+};
+inline float widen(float x) { return x; }
+inline double widen(double x) { return x; }
+inline float widen(int8_t x) { return float(x); }
+inline float widen(BFloat16 x) {
+  const uint32_t bits = uint32_t(x.bits) << 16;
+  float value;
+  memcpy(&value, &bits, 4);
+  return value;
+}
+
+// A square block of kSide<T> rows of kSide<T> elements, transposed in registers.
+template <class T>
+constexpr int kSide = 32 / int(sizeof(T));
+
+#if defined(GOSSAMER_AVX2) || defined(GOSSAMER_AVX512)
+inline void transpose_block(const float* in, int64_t in_stride, float* out, int64_t out_stride) {
+  __m256 r[8], s[8];
+#pragma GCC unroll 8
+  for (int i = 0; i < 8; ++i) r[i] = _mm256_loadu_ps(in + i * in_stride);
+#pragma GCC unroll 4
+  for (int i = 0; i < 8; i += 2) {
+    s[i] = _mm256_unpacklo_ps(r[i], r[i + 1]);
+    s[i + 1] = _mm256_unpackhi_ps(r[i], r[i + 1]);
+  }
+#pragma GCC unroll 2
+  for (int i = 0; i < 8; i += 4) {
+    r[i] = _mm256_shuffle_ps(s[i], s[i + 2], 0x44);
+    r[i + 1] = _mm256_shuffle_ps(s[i], s[i + 2], 0xEE);
+    r[i + 2] = _mm256_shuffle_ps(s[i + 1], s[i + 3], 0x44);
+    r[i + 3] = _mm256_shuffle_ps(s[i + 1], s[i + 3], 0xEE);
+  }
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; ++i) {
+    _mm256_storeu_ps(out + i * out_stride, _mm256_permute2f128_ps(r[i], r[i + 4], 0x20));
+    _mm256_storeu_ps(out + (i + 4) * out_stride, _mm256_permute2f128_ps(r[i], r[i + 4], 0x31));
+  }
+}
+
+inline void transpose_block(const double* in, int64_t in_stride, double* out, int64_t out_stride) {
+  const __m256d r0 = _mm256_loadu_pd(in), r1 = _mm256_loadu_pd(in + in_stride);
+  const __m256d r2 = _mm256_loadu_pd(in + 2 * in_stride), r3 = _mm256_loadu_pd(in + 3 * in_stride);
+  const __m256d s0 = _mm256_unpacklo_pd(r0, r1), s1 = _mm256_unpackhi_pd(r0, r1);
+  const __m256d s2 = _mm256_unpacklo_pd(r2, r3), s3 = _mm256_unpackhi_pd(r2, r3);
+  _mm256_storeu_pd(out, _mm256_permute2f128_pd(s0, s2, 0x20));
+  _mm256_storeu_pd(out + out_stride, _mm256_permute2f128_pd(s1, s3, 0x20));
+  _mm256_storeu_pd(out + 2 * out_stride, _mm256_permute2f128_pd(s0, s2, 0x31));
+  _mm256_storeu_pd(out + 3 * out_stride, _mm256_permute2f128_pd(s1, s3, 0x31));
+}
+#else
+template <class T>
+inline void transpose_block(const T* in, int64_t in_stride, T* out, int64_t out_stride) {
+  for (int j = 0; j < kSide<T>; ++j)
+    for (int i = 0; i < kSide<T>; ++i) out[j * out_stride + i] = in[i * in_stride + j];
+}
+#endif
+
+// out[j, i] = in[i, j] for i < rows, j < cols; strides in elements.
+template <class T>
+inline void transpose(const T* in, int64_t in_stride, T* out, int64_t out_stride, int64_t rows, int64_t cols) {
+  constexpr int64_t kStep = kSide<T>;
+  const int64_t whole_rows = rows / kStep * kStep, whole_cols = cols / kStep * kStep;
+  // Along the rows of `out` in the inner loop: a line of it is written at once.
+  for (int64_t j = 0; j < whole_cols; j += kStep)
+    for (int64_t i = 0; i < whole_rows; i += kStep)
+      transpose_block(in + i * in_stride + j, in_stride, out + j * out_stride + i, out_stride);
+  for (int64_t j = 0; j < cols; ++j)
+    for (int64_t i = j < whole_cols ? whole_rows : 0; i < rows; ++i) out[j * out_stride + i] = in[i * in_stride + j];
+}
+
+}  // namespace
+}  // namespace gossamer::GOSSAMER_ISA

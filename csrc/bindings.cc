@@ -96,6 +96,15 @@ NB_MODULE(_native, m) {
                                  at<uint8_t>(mask), at<void>(scratch), threads);
         },
         unlocked);
+  m.def("transpose",
+        [](uintptr_t offsets, uintptr_t indices, int index_size, int64_t tile_rows, int64_t tile_cols,
+           int64_t capacity, uintptr_t counts, uintptr_t offsets_t, uintptr_t indices_t, int index_size_t,
+           uintptr_t order, int threads) {
+          active().transpose(at<const int64_t>(offsets), at<const void>(indices), index_size, tile_rows, tile_cols,
+                             capacity, at<uint32_t>(counts), at<int64_t>(offsets_t), at<void>(indices_t),
+                             index_size_t, at<int32_t>(order), threads);
+        },
+        unlocked);
   m.def("read",
         [](uintptr_t x, int64_t bytes, int threads) { return active().read(at<const void>(x), bytes, threads); },
         unlocked);

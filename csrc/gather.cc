@@ -3,20 +3,6 @@
 #include "tiles.h"
 
 namespace gossamer::GOSSAMER_ISA {
-namespace {
-
-// The row of tiles that owns `slot`: the last whose offset is not beyond it (rows without tiles own none).
-int64_t row_of(const int64_t* offsets, int64_t tile_rows, int64_t slot) {
-  int64_t low = 0, high = tile_rows;
-  while (high - low > 1) {
-    const int64_t middle = low + (high - low) / 2;
-    (offsets[middle] <= slot ? low : high) = middle;
-  }
-  return low;
-}
-
-}  // namespace
-
 void gather(const void* x, int64_t rows, int64_t cols, int element_size, const int64_t* offsets, const void* indices,
             int index_size, int64_t bm, int64_t bn, int64_t capacity, void* values, int threads) {
   const int64_t tile_rows = ceil_div(rows, bm), used = least(offsets[tile_rows], capacity);
@@ -28,13 +14,11 @@ void gather(const void* x, int64_t rows, int64_t cols, int element_size, const i
   // Parts are equal shares of slots, not of rows: a row with most of the tiles does not hold up the others.
   parallel(threads, threads, [=](int64_t part) {
     const int64_t end = part_begin(used, part + 1, threads);
-    int64_t slot = part_begin(used, part, threads);
-    for (int64_t i = slot < end ? row_of(offsets, tile_rows, slot) : 0; slot < end; ++i) {
+    const int64_t begin = part_begin(used, part, threads);
+    for_each_row(offsets, tile_rows, begin, end, [=](int64_t i, int64_t slot, int64_t stop) {
       const Strip strip = {source + i * bm * row_bytes, least(bm, rows - i * bm), row_bytes, bm, width};
-      const int64_t stop = least(end, offsets[i + 1]);
-      if (slot < stop) move_tiles<true>(strip, target, indices, index_size, slot, stop);
-      slot = slot < stop ? stop : slot;
-    }
+      move_tiles<true>(strip, target, indices, index_size, slot, stop);
+    });
     const int64_t slack = (capacity - used) * tile_bytes, from = part_begin(slack, part, threads);
     memset(target + used * tile_bytes + from, 0, size_t(part_begin(slack, part + 1, threads) - from));
   });

@@ -14,6 +14,9 @@
 // select   mask[n] = the k highest (or lowest) of scores[n] among those allowed (null: all); equal scores are taken in
 //          order of index. Returns how many were taken, or -1 if an allowed score is NaN. scratch has select_scratch
 //          bytes.
+// transpose  The index of the transposed pattern. Rows ascend inside each row of offsets_t[tile_cols + 1]; order[s] is the
+//          slot that slot s of the transposed pattern has in this one, s itself in the slack. counts is scratch:
+//          threads * tile_cols entries.
 // read     Sums x[bytes] as words: the fastest way to touch memory once, the yardstick of the other verbs.
 #define GOSSAMER_FOR_EACH_VERB(VERB)                                                                                \
   VERB(detect, void, const void* x, int64_t rows, int64_t cols, int element_size, bool is_float, int64_t bm,        \
@@ -26,6 +29,9 @@
   VERB(select_scratch, int64_t, int64_t n, int threads)                                                             \
   VERB(select, int64_t, const float* scores, const uint8_t* allowed, int64_t n, int64_t k, bool largest,            \
        uint8_t* mask, void* scratch, int threads)                                                                   \
+  VERB(transpose, void, const int64_t* offsets, const void* indices, int index_size, int64_t tile_rows,              \
+       int64_t tile_cols, int64_t capacity, uint32_t* counts, int64_t* offsets_t, void* indices_t, int index_size_t, \
+       int32_t* order, int threads)                                                                                 \
   VERB(read, uint64_t, const void* x, int64_t bytes, int threads)
 
 #define GOSSAMER_DECLARE(name, result, ...) result name(__VA_ARGS__);

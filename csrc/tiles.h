@@ -1,7 +1,7 @@
 // Moving tiles between one row of tiles of a matrix and a packed buffer, either way: gather and scatter are each
 // other's transpose and differ only in the direction of the copy.
 #pragma once
-#include "simd.h"
+#include "slots.h"
 
 namespace gossamer::GOSSAMER_ISA {
 namespace {
@@ -75,9 +75,7 @@ inline void move_tiles(const Strip& strip, char* values, const void* indices, in
     char* const tiles = values + slot * tile_bytes;
     int64_t count = 0, inside = strip.width;
     while (count < batch && slot < end && inside == strip.width) {
-      const int64_t index = index_size == 2 ? int64_t(static_cast<const uint16_t*>(indices)[slot])
-                                            : int64_t(static_cast<const int32_t*>(indices)[slot]);
-      lefts[count] = index * strip.width;
+      lefts[count] = index_at(indices, index_size, slot) * strip.width;
       inside = least(strip.width, strip.row_bytes - lefts[count]);
       ++count;
       ++slot;

@@ -51,6 +51,12 @@ def tiles(draw: random.Random, at_end: bool) -> None:
     _native.detect(source, rows, cols, size, False, bm, bn, capacity, flags, offsets, indices, index_size, threads)
     values = guarded(size * bm * bn * capacity, at_end)
     _native.gather(source, rows, cols, size, offsets, indices, index_size, bm, bn, capacity, values, threads)
+    counts, offsets_t = guarded(4 * threads * tile_cols, at_end), guarded(8 * (tile_cols + 1), at_end)
+    indices_t, order = guarded(index_size * capacity, at_end), guarded(4 * capacity, at_end)
+    _native.transpose(
+        offsets, indices, index_size, tile_rows, tile_cols, capacity, counts, offsets_t, indices_t, index_size,
+        order, threads,
+    )  # fmt: skip
     dense = guarded(size * rows * cols, at_end)
     _native.scatter(values, rows, cols, size, offsets, indices, index_size, bm, bn, capacity, dense, threads)
 

@@ -6,5 +6,6 @@ from gossamer.kernels.cpu.mask import mask_
 from gossamer.kernels.cpu.read import read
 from gossamer.kernels.cpu.scatter import scatter
 from gossamer.kernels.cpu.select import topk_mask
+from gossamer.kernels.cpu.transpose import transpose
 
-__all__ = ["detect", "gather", "mask_", "read", "scatter", "topk_mask"]
+__all__ = ["detect", "gather", "mask_", "read", "scatter", "topk_mask", "transpose"]

@@ -1,0 +1,31 @@
+"""The index of the transposed pattern: a counting sort of the slots by tile column."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from gossamer.kernels.cpu import _call
+
+
+def transpose(offsets: Tensor, indices: Tensor, tile_cols: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Return `(offsets_t, indices_t, order)`; see `gossamer.kernels.reference.transpose`."""
+    _call.tensor(offsets, "offsets", ndim=1, dtypes=(torch.int64,))
+    tile_rows, capacity = offsets.numel() - 1, indices.numel()
+    if tile_rows < 0:
+        raise ValueError("offsets must have one entry more than there are tile rows, got 0 entries")
+    if tile_cols < 0:
+        raise ValueError(f"tile_cols must be at least 0, got {tile_cols}")
+    _call.check_pattern(offsets, indices, tile_rows, tile_cols, 1, 1)
+    if capacity > torch.iinfo(torch.int32).max:
+        raise ValueError(f"indices must have fewer than 2^31 entries, the range of order, got {capacity}")
+    offsets_t = torch.empty(tile_cols + 1, dtype=torch.int64)
+    indices_t = torch.empty(capacity, dtype=_call.index_dtype(tile_rows))
+    order = torch.empty(capacity, dtype=torch.int32)
+    threads = torch.get_num_threads()
+    counts = torch.empty(threads * tile_cols, dtype=torch.int32)  # memory that few slots never touch
+    _call.native.transpose(
+        offsets.data_ptr(), indices.data_ptr(), indices.itemsize, tile_rows, tile_cols, capacity, counts.data_ptr(),
+        offsets_t.data_ptr(), indices_t.data_ptr(), indices_t.itemsize, order.data_ptr(), threads,
+    )  # fmt: skip
+    return offsets_t, indices_t, order

@@ -63,6 +63,13 @@ def test_from_ids_takes_any_integer_type(dtype):
     assert p.indices.tolist() == [1, 0, 2]
 
 
+@pytest.mark.parametrize("dtype", [torch.int8, torch.uint8], ids=str)
+def test_from_ids_more_destinations_than_the_dtype_can_count(dtype):
+    ids_ = torch.tensor([100, 3, 100], dtype=dtype)
+    p = Pattern.from_ids(ids_, 300)
+    assert p.indices.tolist() == [1, 0, 2] and p.offsets[100:102].tolist() == [1, 3]
+
+
 def test_from_ids_without_tokens_or_with_every_token_dropped():
     assert Pattern.from_ids(torch.empty(0, dtype=torch.int64), 3).offsets.tolist() == [0, 0, 0, 0]
     assert Pattern.from_ids(torch.full((4, 2), -1), 3).nnz == 0

@@ -1,8 +1,24 @@
 """The verbs on tensors and a Pattern: schema, dispatch by device, autograd. May import pattern and kernels."""
 
 from gossamer.ops._register import Backend
+from gossamer.ops.dds import dds
 from gossamer.ops.detect import detect
+from gossamer.ops.dsd import dsd
 from gossamer.ops.gather import gather
+from gossamer.ops.grouped_matmul import grouped_matmul
 from gossamer.ops.scatter import scatter
+from gossamer.ops.sdd import sdd
+from gossamer.ops.transpose import Transposed, transpose
 
-__all__ = ["Backend", "detect", "gather", "scatter"]
+__all__ = [
+    "Backend",
+    "Transposed",
+    "dds",
+    "detect",
+    "dsd",
+    "gather",
+    "grouped_matmul",
+    "scatter",
+    "sdd",
+    "transpose",
+]

@@ -25,34 +25,53 @@ _NEEDS = {
 
 
 @functools.cache
-def _kernel(backend: str, verb: str) -> Callable[..., Any]:
+def _kernel(backend: str, module: str, verb: str) -> Callable[..., Any]:
     try:
-        return getattr(importlib.import_module(f"gossamer.kernels.{backend}.{verb}"), verb)
+        return getattr(importlib.import_module(f"gossamer.kernels.{backend}.{module}"), verb)
     except ImportError as error:
         raise RuntimeError(f"gossamer.ops.{verb} with backend={backend!r} needs {_NEEDS.get(backend)}") from error
 
 
-def _contiguous(*args: Any) -> tuple[Any, ...]:
-    return tuple(arg.contiguous() if isinstance(arg, Tensor) else arg for arg in args)
+def readable(x: Tensor) -> Tensor:
+    """x itself if each matrix of it is row-major or column-major (a gap between rows is fine), else a copy that is."""
+    high, wide = x.shape[-2:]
+    down, along = x.stride()[-2:]
+    if (along == 1 and (down >= wide or high == 1)) or (down == 1 and (along >= high or wide == 1)):
+        return x
+    return x.contiguous()
 
 
-def _launcher(backend: str, verb: str) -> Callable[..., Any]:
-    """A function that looks its kernel up at the first call and hands it contiguous tensors."""
-    return lambda *args: _kernel(backend, verb)(*_contiguous(*args))
+def _launcher(kernel: Callable[[], Callable[..., Any]], strided: tuple[int, ...]) -> Callable[..., Any]:
+    """A function that looks its kernel up when called and hands it tensors laid out as it wants them."""
+
+    def launch(*args: Any) -> Any:
+        laid_out = [arg.contiguous() if isinstance(arg, Tensor) else arg for arg in args]
+        for at in strided:
+            laid_out[at] = readable(args[at])
+        return kernel()(*laid_out)
+
+    return launch
 
 
-def register(verb: str, schema: str, fake: Callable[..., Any]) -> Callable[[Backend | None], Callable[..., Any]]:
-    """Define `gossamer::verb` and return the function that maps a backend to something callable on raw tensors."""
+def register(
+    verb: str, schema: str, fake: Callable[..., Any], *, strided: tuple[int, ...] = (), module: str | None = None
+) -> Callable[[Backend | None], Callable[..., Any]]:
+    """Define `gossamer::verb` and return the function that maps a backend to something callable on raw tensors.
+
+    Kernels get contiguous tensors, but the arguments at the positions `strided` as row-major or transposed matrices.
+    `module` is the file of the kernels where it is not named like the verb.
+    """
+    file = module or verb
     name = f"gossamer::{verb}"
     torch.library.define(name, schema)
-    torch.library.impl(name, "CPU", _launcher("cpu", verb))
-    torch.library.impl(name, "CUDA", _launcher("triton", verb))
+    torch.library.impl(name, "CPU", _launcher(lambda: _kernel("cpu", file, verb), strided))
+    torch.library.impl(name, "CUDA", _launcher(lambda: _kernel("triton", file, verb), strided))
     torch.library.register_fake(name, fake)
     op = getattr(torch.ops.gossamer, verb).default
-    oracle = getattr(reference, verb)
+    oracle = _launcher(lambda: getattr(reference, verb), strided)
 
     def on(backend: Backend | None) -> Callable[..., Any]:
-        return (lambda *args: oracle(*_contiguous(*args))) if backend == "reference" else op
+        return oracle if backend == "reference" else op
 
     return on
 

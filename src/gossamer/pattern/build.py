@@ -59,24 +59,30 @@ def from_keys(keys: Tensor, tile_rows: int, tile_cols: int) -> tuple[Tensor, Ten
     return torch.searchsorted(keys, starts), (keys % max(tile_cols, 1)).to(index_dtype(tile_cols))
 
 
-def route(ids: Tensor, n: int) -> tuple[Tensor, Tensor]:
-    """ids[tokens, k], each below n, negative = nowhere -> (offsets[n + 1], indices[tokens * k]), tokens ascending."""
-    tokens = ids.shape[0]
+def route(ids: Tensor, n: int, name: str = "ids") -> tuple[Tensor, Tensor]:
+    """ids[tokens, k], each below n, negative = nowhere -> (offsets[n + 1], indices[tokens * k]), tokens ascending.
+
+    `name` is what errors call the ids.
+    """
+    tokens, k = ids.shape
     nowhere = n * tokens
+    wide = ids.to(torch.int64)  # before anything else: n need not fit the dtype of the ids
     require(
-        (ids < n).all(),
-        lambda: f"ids must be below n={n}, got {int(ids.max())}",
-        f"ids must be below n={n}",
+        (wide < n).all(),
+        lambda: f"{name} must be below n={n}, got {int(ids.max())}",
+        f"{name} must be below n={n}",
     )
     token = torch.arange(tokens, device=ids.device).unsqueeze(1)
-    wide = ids.to(torch.int64)
     keys = torch.where((wide >= 0) & (wide < n), wide * tokens + token, nowhere).reshape(-1).sort().values
-    repeated = (keys[1:] == keys[:-1]) & (keys[1:] < nowhere)
-    require(
-        ~repeated.any(),
-        lambda: f"ids must not name one destination twice in a row: token {int(keys[1:][repeated][0]) % tokens} does",
-        "ids must not name one destination twice in a row",
-    )
+    if k > 1:
+        repeated = (keys[1:] == keys[:-1]) & (keys[1:] < nowhere)
+        require(
+            ~repeated.any(),
+            lambda: (
+                f"{name} must not name one destination twice in a row: token {int(keys[1:][repeated][0]) % tokens} does"
+            ),
+            f"{name} must not name one destination twice in a row",
+        )
     return from_keys(keys, n, tokens)
 
 

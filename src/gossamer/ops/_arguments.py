@@ -1,0 +1,81 @@
+"""What the products refuse: one message per broken rule, naming the argument, its value and what was expected."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from gossamer.ops.transpose import Transposed
+from gossamer.pattern import Pattern
+from gossamer.pattern.check import check_matrix
+
+FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+STORED = (torch.bfloat16, torch.int8)
+
+
+def check_pattern(pattern: Pattern) -> None:
+    if not isinstance(pattern, Pattern):
+        raise TypeError(f"pattern must be a gossamer.Pattern, got {type(pattern).__name__}")
+
+
+def check_factor(name: str, x: Tensor, device: torch.device) -> None:
+    """A dense operand of a product: a float matrix on the pattern's device."""
+    check_matrix(name, x)
+    if x.dtype not in FLOATS:
+        raise TypeError(f"{name} must be float64, float32, bfloat16 or float16, got {x.dtype}")
+    if x.device != device:
+        raise ValueError(f"{name} must be on the pattern's device {device}, got {x.device}")
+
+
+def check_values(values: Tensor, pattern: Pattern, dense: Tensor, name: str, scale: Tensor | None) -> None:
+    """Values [capacity, bm, bn] of a dtype that multiplies `dense`, the argument called `name`; and their scale."""
+    expected = (pattern.capacity, *pattern.tile)
+    if not isinstance(values, Tensor):
+        raise TypeError(f"values must be a tensor, got {type(values).__name__}")
+    if tuple(values.shape) != expected:
+        raise ValueError(f"values must have shape [capacity, bm, bn] = {expected}, got {tuple(values.shape)}")
+    if values.device != pattern.device:
+        raise ValueError(f"values must be on the pattern's device {pattern.device}, got {values.device}")
+    if values.dtype != dense.dtype and (values.dtype not in STORED or dense.dtype == torch.float64):
+        raise TypeError(
+            f"values must have {name}'s dtype {dense.dtype}, or be stored as bfloat16 or int8 beside a float32 "
+            f"{name}, got {values.dtype}"
+        )
+    if scale is None:
+        if values.dtype == torch.int8:
+            raise TypeError("scale must be given with int8 values: float32[capacity], one factor for each tile")
+        return
+    if not isinstance(scale, Tensor) or scale.dtype != torch.float32:
+        raise TypeError(f"scale must be a float32 tensor, got {getattr(scale, 'dtype', type(scale).__name__)}")
+    if tuple(scale.shape) != (pattern.capacity,):
+        raise ValueError(f"scale must have shape [capacity] = {(pattern.capacity,)}, got {tuple(scale.shape)}")
+    if scale.device != pattern.device:
+        raise ValueError(f"scale must be on the pattern's device {pattern.device}, got {scale.device}")
+    if scale.requires_grad and torch.is_grad_enabled():
+        raise ValueError("scale has no gradient: multiply the values by it, or detach it")
+
+
+def check_transposed(transposed: Transposed | None, pattern: Pattern) -> None:
+    if transposed is None:
+        return
+    if not isinstance(transposed, Transposed):
+        raise TypeError(f"transposed must come from gossamer.ops.transpose, got {type(transposed).__name__}")
+    other = transposed.pattern
+    expected = pattern.shape[::-1], pattern.tile[::-1], pattern.capacity, pattern.device
+    found = other.shape, other.tile, other.capacity, other.device
+    if found != expected:
+        raise ValueError(
+            f"transposed must belong to the pattern: expected (shape, tile, capacity, device) {expected}, got {found}"
+        )
+    check_work("transposed.work", transposed.work, pattern)
+
+
+def check_work(name: str, work: Tensor | None, pattern: Pattern) -> None:
+    if work is None:
+        return
+    if not isinstance(work, Tensor) or work.dtype != torch.int64:
+        raise TypeError(f"{name} must be an int64 tensor, got {getattr(work, 'dtype', type(work).__name__)}")
+    if work.dim() != 3 or work.shape[2] != 3:
+        raise ValueError(f"{name} must have shape [parts, segments, 3], got {tuple(work.shape)}")
+    if work.device != pattern.device:
+        raise ValueError(f"{name} must be on the pattern's device {pattern.device}, got {work.device}")

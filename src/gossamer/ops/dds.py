@@ -1,0 +1,67 @@
+"""dds: dense times sparse.
+
+c = a @ S = (S^T @ a^T)^T
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gossamer.ops._arguments import check_factor, check_pattern, check_transposed, check_values, check_work
+from gossamer.ops._products import Dsd, index_of, product
+from gossamer.ops._register import Backend, check_backend
+from gossamer.ops.transpose import Transposed, transpose
+from gossamer.pattern import Pattern
+
+
+def dds(
+    a: Tensor,
+    values: Tensor,
+    pattern: Pattern,
+    *,
+    transposed: Transposed | None = None,
+    work: Tensor | None = None,
+    scale: Tensor | None = None,
+    backend: Backend | None = None,
+) -> Tensor:
+    """c = a @ S, S [k, cols] being the matrix with `values` at the pattern's tiles. Differentiable to any order.
+
+    Args:
+        a: [m, k], float64, float32, bfloat16 or float16, row-major or a transposed view; neither is copied.
+        values: [capacity, bk, bn], as in `dsd`.
+        pattern: the tiles of S; its indices are trusted (`pattern.validate()`, or GOSSAMER_CHECK=1 on the CPU).
+        transposed: `gossamer.ops.transpose(pattern)`; this product goes down the columns of S, so it is made at every
+            call if None. Its `work` divides this product.
+        work: division of labour for products with S itself, here the gradient of a; see `dsd`.
+        scale: float32[capacity] | None, a factor for each tile. Has no gradient.
+        backend: None for the kernels of a's device; "cpu", "triton" or "reference" to insist.
+
+    Returns:
+        c [m, cols], contiguous, in a's dtype; what no tile covers takes no part, as in `dsd`. Gradients: a gets
+        `dc @ S.t()`, values get `sdd(a.t(), dc)`.
+
+    Raises:
+        TypeError, ValueError: naming the argument. RuntimeError: kernels that are not installed.
+
+    >>> pattern = Pattern.from_mask(torch.tensor([[False, True], [False, False]]))
+    >>> dds(torch.tensor([[1.0, 5.0]]), torch.tensor([[[2.0]]]), pattern, backend="reference")
+    tensor([[0., 2.]])
+    """
+    check_pattern(pattern)
+    check_factor("a", a, pattern.device)
+    if a.shape[1] != pattern.shape[0]:
+        raise ValueError(f"a must have {pattern.shape[0]} columns, the pattern's rows, got shape {tuple(a.shape)}")
+    check_values(values, pattern, a, "a", scale)
+    check_transposed(transposed, pattern)
+    check_work("work", work, pattern)
+    check_backend(backend, "a", a)
+    if transposed is None:
+        transposed = transpose(pattern, backend=backend)
+    index = index_of(pattern, transposed, work)
+    args: tuple[Any, ...] = (values, a.t(), scale, *pattern.shape, True, True, backend, *index)
+    if (values.requires_grad or a.requires_grad) and torch.is_grad_enabled():
+        return Dsd.apply(*args).t()
+    return product(*args).t()

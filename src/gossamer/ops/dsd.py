@@ -1,0 +1,75 @@
+"""dsd: sparse times dense.
+
+c[i, :] = sum over tiles (r, s) of S  of  values[s] @ b[columns of the tile, :]
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gossamer.ops._arguments import check_factor, check_pattern, check_transposed, check_values, check_work
+from gossamer.ops._products import Dsd, index_of, product
+from gossamer.ops._register import Backend, check_backend
+from gossamer.ops.transpose import Transposed
+from gossamer.pattern import Pattern
+
+
+def dsd(
+    values: Tensor,
+    pattern: Pattern,
+    b: Tensor,
+    *,
+    transposed: Transposed | None = None,
+    work: Tensor | None = None,
+    scale: Tensor | None = None,
+    column_major: bool = False,
+    backend: Backend | None = None,
+) -> Tensor:
+    """c = S @ b, S [rows, k] being the matrix with `values` at the pattern's tiles. Differentiable to any order.
+
+    What no tile covers takes no part: NaN or infinity in a row of b that no tile reads does not reach c. Sums run in
+    float32 (float64 for float64) and do not depend on the number of threads nor on the run.
+
+    Args:
+        values: [capacity, bm, bk], float, in b's dtype or stored shorter (bfloat16, or int8 with `scale`) beside a
+            float32 b. What slack slots and the padding of ragged tiles hold does not matter.
+        pattern: the tiles of S; its indices are trusted (`pattern.validate()`, or GOSSAMER_CHECK=1 on the CPU).
+        b: [k, n], float64, float32, bfloat16 or float16, row-major or a transposed view; neither is copied.
+        transposed: `gossamer.ops.transpose(pattern)`, for the gradient of b; made when needed if None.
+        work: int64[parts, segments, 3], who does what (`gossamer.planner`); None lets the kernel divide. It must cover
+            each slot once.
+        scale: float32[capacity] | None, a factor for each tile. Has no gradient.
+        column_major: return c as the transposed view of a contiguous [n, rows] (y of a linear: `dsd(w, p, x.t(),
+            column_major=True).t()`).
+        backend: None for the kernels of b's device; "cpu", "triton" or "reference" to insist.
+
+    Returns:
+        c [rows, n] in b's dtype. Gradients: values get `sdd(dc, b.t())`, at the pattern's tiles and nowhere else, b
+        gets `S.t() @ dc`.
+
+    Raises:
+        TypeError, ValueError: naming the argument. RuntimeError: kernels that are not installed.
+
+    Source: dynamic sparse-dense product of PopSparse (arXiv 2303.16999, section 3).
+
+    >>> pattern = Pattern.from_mask(torch.tensor([[True, False], [False, False]]))
+    >>> dsd(torch.tensor([[[2.0]]]), pattern, torch.tensor([[1.0, 3.0], [5.0, float("nan")]]), backend="reference")
+    tensor([[2., 6.],
+            [0., 0.]])
+    """
+    check_pattern(pattern)
+    check_factor("b", b, pattern.device)
+    if b.shape[0] != pattern.shape[1]:
+        raise ValueError(f"b must have {pattern.shape[1]} rows, the pattern's columns, got shape {tuple(b.shape)}")
+    check_values(values, pattern, b, "b", scale)
+    check_transposed(transposed, pattern)
+    check_work("work", work, pattern)
+    check_backend(backend, "b", b)
+    index = index_of(pattern, transposed, work)
+    args: tuple[Any, ...] = (values, b, scale, *pattern.shape, False, column_major, backend, *index)
+    if (values.requires_grad or b.requires_grad) and torch.is_grad_enabled():
+        return Dsd.apply(*args)
+    return product(*args)

@@ -6,6 +6,7 @@ from gossamer.ops.detect import detect
 from gossamer.ops.dsd import dsd
 from gossamer.ops.gather import gather
 from gossamer.ops.grouped_matmul import grouped_matmul
+from gossamer.ops.matmul import matmul
 from gossamer.ops.scatter import scatter
 from gossamer.ops.sdd import sdd
 from gossamer.ops.transpose import Transposed, transpose
@@ -18,6 +19,7 @@ __all__ = [
     "dsd",
     "gather",
     "grouped_matmul",
+    "matmul",
     "scatter",
     "sdd",
     "transpose",

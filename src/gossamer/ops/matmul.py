@@ -1,0 +1,204 @@
+"""matmul: a dense product one of whose operands holds zeros, which are found at run time and not multiplied (PIT).
+
+c = (a at P) @ b, P the tiles of a that hold a nonzero
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from gossamer.ops._arguments import FLOATS
+from gossamer.ops._gathered import GatherMm, gather_mm_on
+from gossamer.ops._register import Backend, check_backend
+from gossamer.ops.detect import detect
+from gossamer.ops.transpose import transpose
+from gossamer.pattern import Pattern
+from gossamer.pattern.check import check_pair
+
+Axis = Literal["auto", "m", "k", "n"]
+Tile = tuple[int, int]
+
+BAND = 32
+"""Rows that share one list of columns when zeros are skipped along k: tile (32, 1)."""
+
+
+def matmul(
+    a: Tensor,
+    b: Tensor,
+    *,
+    sparse: Literal["a", "b"] = "a",
+    tile: Tile | Literal["auto"] = "auto",
+    axis: Axis = "auto",
+    index: Pattern | None = None,
+    backend: Backend | None = None,
+) -> Tensor:
+    """a @ b, skipping the tiles of one operand that hold only zeros. Differentiable to any order.
+
+    The sparse operand is an ordinary tensor: it is read where it lies, no converted copy of it is made. Zeros are
+    looked for inside this call, or once with `index = gs.detect(a, tile)` for several products.
+
+    Args:
+        a: [m, k] or [batch, m, k], float64, float32, bfloat16 or float16.
+        b: [k, n], or [batch, k, n] with a batched a, of a's dtype; row-major or a transposed view.
+        sparse: which operand holds zeros. "b" is computed as the transposed problem, for which b.mT must be
+            contiguous (the weight of a linear, `w.t()`), else it is copied.
+        tile: (rows, columns) of the tiles of the sparse operand to skip by. "auto" takes the tile that `axis` or
+            `index` imply, and without those the cheapest of dense, rows and bands for a sample of the operand (read
+            on the host: a device sync).
+        axis: the axis whose zero slices are skipped: "m" whole rows of a, "n" whole columns of b, "k" columns of a
+            (rows of b) within bands of 32; with a tile given, only a check: the tile must have extent 1 along it.
+        index: the tiles to multiply, of the sparse operand (a batched a: of `a.flatten(0, 1)`); trusted. What it
+            leaves out takes no part even if it is not zero.
+        backend: None for the kernels of a's device; "cpu", "triton" or "reference" to insist.
+
+    Returns:
+        c [m, n] or [batch, m, n]. Skipped is not multiplied by zero: NaN or infinity opposite a skipped tile does not
+        reach c. With everything on "auto" the dense product may be chosen, where it does.
+
+        Gradients: those of `(a * mask) @ b` for the sparse operand a, mask being 1 at the tiles of the index: zero
+        outside them. With `tile="auto"` and no index, mask is 1 at the nonzero elements, whatever was chosen.
+
+    Raises:
+        TypeError, ValueError: naming the argument. RuntimeError: kernels that are not installed, or a choice
+        (everything on "auto") inside torch.compile.
+
+    Source: PIT (SOSP 2023), section 3: micro-tiles, SRead and SWrite.
+
+    >>> a = torch.tensor([[0.0, 0.0], [1.0, 2.0]])
+    >>> matmul(a, torch.eye(2), axis="m", backend="reference")
+    tensor([[0., 0.],
+            [1., 2.]])
+    >>> index = detect(a, (1, 1), backend="reference")
+    >>> matmul(a, 3 * torch.eye(2), index=index, backend="reference")
+    tensor([[0., 0.],
+            [3., 6.]])
+    """
+    _check(a, b, sparse, backend)
+    if sparse == "b" and b.dim() == 2 and a.dim() == 3:
+        c = matmul(a.flatten(0, 1), b, sparse=sparse, tile=tile, axis=axis, index=index, backend=backend)
+        return c.unflatten(0, a.shape[:2])
+    s, d = (a, b) if sparse == "a" else (b.mT, a.mT)  # c or c^T = s @ d, with zeros in s
+    flat = (s.flatten(0, 1) if s.dim() == 3 else s).contiguous()
+    d = d if d.dim() == 3 else d.unsqueeze(0)
+    if index is not None:
+        index = _given(index, flat, sparse, tile, axis)
+    else:
+        chosen = _tile(flat, d, sparse, tile, axis)
+        if tile == "auto" and axis == "auto" and flat.requires_grad and torch.is_grad_enabled():
+            flat = AtNonzeros.apply(flat)
+        if chosen is None:
+            c = torch.matmul(flat.view_as(s), d if s.dim() == 3 else d[0])
+            return c if sparse == "a" else c.mT
+        index = detect(flat, chosen, backend=backend)
+    if d.shape[0] > 1 and s.shape[1] % index.tile[0]:
+        name = "m" if sparse == "a" else "n"
+        raise ValueError(
+            f"tile must not straddle two matrices of the batch: its extent along {name} must divide {s.shape[1]}, "
+            f"got {index.tile[0]}"
+        )
+    column_major = sparse == "b" and s.dim() == 2
+    args: tuple[Any, ...] = (flat, index.row_offsets(), index.indices.reshape(-1), *index.tile, d, column_major)
+    if (flat.requires_grad or d.requires_grad) and torch.is_grad_enabled():
+        c = GatherMm.apply(*args, backend)
+    else:
+        c = gather_mm_on(backend)(*args)
+    if s.dim() == 3:
+        c = c.unflatten(0, s.shape[:2])
+    return c if sparse == "a" else c.mT
+
+
+class AtNonzeros(torch.autograd.Function):
+    """x itself; its gradient only where x is not zero."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        (x,) = ctx.saved_tensors
+        return grad.masked_fill(x == 0, 0)
+
+
+def _check(a: Tensor, b: Tensor, sparse: str, backend: Backend | None) -> None:
+    for name, x in (("a", a), ("b", b)):
+        if not isinstance(x, Tensor):
+            raise TypeError(f"{name} must be a tensor, got {type(x).__name__}")
+        if x.layout != torch.strided or x.dtype not in FLOATS:
+            raise TypeError(
+                f"{name} must be a strided float64, float32, bfloat16 or float16 tensor, got {x.dtype}, {x.layout}"
+            )
+        if x.dim() not in (2, 3):
+            raise ValueError(f"{name} must have 2 or 3 dimensions, got shape {tuple(x.shape)}")
+    if b.dtype != a.dtype:
+        raise TypeError(f"b must have a's dtype {a.dtype}, got {b.dtype}")
+    if b.device != a.device:
+        raise ValueError(f"b must be on a's device {a.device}, got {b.device}")
+    if sparse not in ("a", "b"):
+        raise ValueError(f"sparse must be 'a' or 'b', got {sparse!r}")
+    if b.shape[-2] != a.shape[-1]:
+        raise ValueError(f"b must have {a.shape[-1]} rows, a's columns, got shape {tuple(b.shape)}")
+    if b.dim() == 3 and (a.dim() == 2 or a.shape[0] != b.shape[0]):
+        raise ValueError(f"b must be one matrix or match the batch of a {tuple(a.shape)}, got shape {tuple(b.shape)}")
+    check_backend(backend, "a", a)
+
+
+def _given(index: Pattern, flat: Tensor, sparse: str, tile: Tile | Literal["auto"], axis: Axis) -> Pattern:
+    """The index over `flat`, after checking that it is one of the sparse operand and agrees with tile and axis."""
+    if not isinstance(index, Pattern):
+        raise TypeError(f"index must be a gossamer.Pattern, got {type(index).__name__}")
+    expected = tuple(flat.shape) if sparse == "a" else (flat.shape[1], flat.shape[0])
+    if tuple(index.shape) != expected:
+        raise ValueError(f"index must have the shape {expected} of the sparse operand {sparse}, got {index.shape}")
+    if index.device != flat.device:
+        raise ValueError(f"index must be on a's device {flat.device}, got {index.device}")
+    if tile != "auto" and check_pair("tile", tile, 1) != tuple(index.tile):
+        raise ValueError(f"tile must be the index's {index.tile} or 'auto', got {tile}")
+    _check_axis(axis, index.tile, sparse)
+    return index if sparse == "a" else transpose(index).pattern
+
+
+def _check_axis(axis: Axis, tile: Tile | None, sparse: str) -> None:
+    """Refuse an axis that the sparse operand lacks, or a tile that is longer than 1 along it."""
+    axes = ("m", "k") if sparse == "a" else ("k", "n")
+    if axis == "auto":
+        return
+    if axis not in axes:
+        raise ValueError(f"axis must be 'auto', {axes[0]!r} or {axes[1]!r} with sparse={sparse!r}, got {axis!r}")
+    if tile is not None and tile[axes.index(axis)] != 1:
+        raise ValueError(f"tile must have extent 1 along axis {axis!r}, (1, ...) or (..., 1), got {tile}")
+
+
+def _tile(flat: Tensor, d: Tensor, sparse: str, tile: Tile | Literal["auto"], axis: Axis) -> Tile | None:
+    """The tile of `flat` to detect, None for the dense product."""
+    if tile != "auto":
+        rows, cols = check_pair("tile", tile, 1)
+        _check_axis(axis, (rows, cols), sparse)
+        return (rows, cols) if sparse == "a" else (cols, rows)
+    _check_axis(axis, None, sparse)
+    if axis == "k":
+        return (BAND if d.shape[0] == 1 else math.gcd(BAND, flat.shape[0] // d.shape[0])), 1
+    if axis != "auto":
+        return 1, max(flat.shape[1], 1)
+    return _cheapest(flat, d)
+
+
+def _cheapest(flat: Tensor, d: Tensor) -> Tile | None:
+    """Rows, bands or dense, by the share of rows and of bands' columns that are zero in a sample."""
+    if torch.compiler.is_compiling():
+        raise RuntimeError("tile='auto' must look at a on the host, which torch.compile cannot do: give tile or axis")
+    rows, k = flat.shape
+    if rows == 0 or k == 0:
+        return None
+    sample = flat.detach()[:: max(rows // 64, 1)]
+    if float((sample != 0).any(dim=1).float().mean()) < 0.8:
+        return 1, k
+    bands = flat.detach()[: rows // BAND * BAND].view(-1, BAND, k)[:: max(rows // BAND // 4, 1)]
+    if bands.numel() and float((bands != 0).any(dim=1).float().mean()) < 0.5:
+        return BAND, 1
+    return None

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
         models,
         ops,
         pattern,
+        planner,
         report,
         testing,
         training,
@@ -45,7 +46,7 @@ except PackageNotFoundError:  # a source tree on PYTHONPATH that was never insta
 
 _MODULES = (
     "bench", "compaction", "data", "doctor", "integrations", "kernels", "measure", "models", "ops", "pattern",
-    "report", "testing", "training",
+    "planner", "report", "testing", "training",
 )  # fmt: skip
 _NAMES = {
     "Pattern": "gossamer.pattern",
@@ -70,6 +71,7 @@ __all__ = [
     "models",
     "ops",
     "pattern",
+    "planner",
     "report",
     "testing",
     "training",

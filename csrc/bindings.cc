@@ -96,6 +96,23 @@ NB_MODULE(_native, m) {
                                  at<uint8_t>(mask), at<void>(scratch), threads);
         },
         unlocked);
+  m.def("dsd_scratch",
+        [](int storage, uintptr_t offsets, int64_t bm, int64_t bk, int64_t rows, int64_t k, int64_t n, uintptr_t work,
+           int64_t segments, int threads) {
+          return active().dsd_scratch(storage, at<const int64_t>(offsets), bm, bk, rows, k, n,
+                                      at<const int64_t>(work), segments, threads);
+        });
+  m.def("dsd",
+        [](uintptr_t values, int storage, uintptr_t scale, uintptr_t offsets, uintptr_t indices, int index_size,
+           uintptr_t order, int order_size, int64_t capacity, int64_t bm, int64_t bk, bool flip, int64_t rows,
+           int64_t k, uintptr_t b, int64_t n, int64_t b_stride, bool b_transposed, uintptr_t c, bool column_major,
+           uintptr_t work, int64_t segments, uintptr_t scratch, int threads) {
+          active().dsd(at<const void>(values), storage, at<const float>(scale), at<const int64_t>(offsets),
+                       at<const void>(indices), index_size, at<const void>(order), order_size, capacity, bm, bk, flip,
+                       rows, k, at<const void>(b), n, b_stride, b_transposed, at<void>(c), column_major,
+                       at<const int64_t>(work), segments, at<void>(scratch), threads);
+        },
+        unlocked);
   m.def("transpose",
         [](uintptr_t offsets, uintptr_t indices, int index_size, int64_t tile_rows, int64_t tile_cols,
            int64_t capacity, uintptr_t counts, uintptr_t offsets_t, uintptr_t indices_t, int index_size_t,

@@ -23,6 +23,14 @@ def select_scratch(n: int, threads: int, /) -> int: ...
 def select(
     scores: int, allowed: int, n: int, k: int, largest: bool, mask: int, scratch: int, threads: int, /
 ) -> int: ...
+def dsd_scratch(
+    storage: int, offsets: int, bm: int, bk: int, rows: int, k: int, n: int, work: int, segments: int, threads: int, /
+) -> int: ...
+def dsd(
+    values: int, storage: int, scale: int, offsets: int, indices: int, index_size: int, order: int, order_size: int,
+    capacity: int, bm: int, bk: int, flip: bool, rows: int, k: int, b: int, n: int, b_stride: int, b_transposed: bool,
+    c: int, column_major: bool, work: int, segments: int, scratch: int, threads: int, /,
+) -> None: ...  # fmt: skip
 def transpose(
     offsets: int, indices: int, index_size: int, tile_rows: int, tile_cols: int, capacity: int, counts: int,
     offsets_t: int, indices_t: int, index_size_t: int, order: int, threads: int, /,

@@ -1,6 +1,7 @@
 """The verbs on CPU tensors: check, allocate, call C++ (`csrc/`), which picks AVX-512, AVX2 or scalar code once."""
 
 from gossamer.kernels.cpu.detect import detect
+from gossamer.kernels.cpu.dsd import dsd
 from gossamer.kernels.cpu.gather import gather
 from gossamer.kernels.cpu.mask import mask_
 from gossamer.kernels.cpu.read import read
@@ -8,4 +9,4 @@ from gossamer.kernels.cpu.scatter import scatter
 from gossamer.kernels.cpu.select import topk_mask
 from gossamer.kernels.cpu.transpose import transpose
 
-__all__ = ["detect", "gather", "mask_", "read", "scatter", "topk_mask", "transpose"]
+__all__ = ["detect", "dsd", "gather", "mask_", "read", "scatter", "topk_mask", "transpose"]

@@ -15,14 +15,16 @@ from torch import Tensor
 # torch comes first: its libgomp is then the one that the extension binds to, and both share one pool of threads.
 from gossamer import _native as native
 
-__all__ = ["FLOATS", "INTEGERS", "check_pattern", "index_dtype", "native", "tensor", "tile", "tiles"]
+__all__ = ["FLOATS", "INTEGERS", "check_pattern", "index_dtype", "matrix", "native", "tensor", "tile", "tiles"]
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 INTEGERS = (torch.bool, torch.int8, torch.uint8, torch.int16, torch.int32, torch.int64)
 ELEMENT_SIZES = (1, 2, 4, 8)
 
 
-def tensor(value: Tensor, name: str, *, ndim: int | None = None, dtypes: tuple[torch.dtype, ...] = ()) -> Tensor:
+def tensor(
+    value: Tensor, name: str, *, ndim: int | None = None, dtypes: tuple[torch.dtype, ...] = (), contiguous: bool = True
+) -> Tensor:
     """Return `value` if the kernels can take its address, else raise TypeError or ValueError naming it."""
     if not isinstance(value, Tensor):
         raise TypeError(f"{name} must be a torch.Tensor, got {type(value).__name__}")
@@ -36,7 +38,7 @@ def tensor(value: Tensor, name: str, *, ndim: int | None = None, dtypes: tuple[t
         raise TypeError(f"{name} must have real elements of 1, 2, 4 or 8 bytes, got {value.dtype}")
     if ndim is not None and value.ndim != ndim:
         raise ValueError(f"{name} must have {ndim} dimensions, got shape {tuple(value.shape)}")
-    if not value.is_contiguous():
+    if contiguous and not value.is_contiguous():
         raise ValueError(
             f"{name} must be contiguous, got shape {tuple(value.shape)} with strides {value.stride()}; "
             f"call .contiguous() first"
@@ -44,6 +46,20 @@ def tensor(value: Tensor, name: str, *, ndim: int | None = None, dtypes: tuple[t
     if value.is_neg():
         raise ValueError(f"{name} must not be a lazily negated view; call .resolve_neg() first")
     return value
+
+
+def matrix(value: Tensor, name: str, *, dtypes: tuple[torch.dtype, ...] = ()) -> tuple[int, bool]:
+    """(stride, transposed) of a matrix with a unit stride: elements from a row (transposed: column) to the next."""
+    tensor(value, name, ndim=2, dtypes=dtypes, contiguous=False)
+    (rows, cols), (down, along) = value.shape, value.stride()
+    if along == 1 or cols <= 1:
+        return (down if rows > 1 else cols), False
+    if down == 1 or rows <= 1:
+        return along, True
+    raise ValueError(
+        f"{name} must have a stride of 1 along its rows or its columns, got shape {tuple(value.shape)} "
+        f"with strides {value.stride()}; call .contiguous() first"
+    )
 
 
 def tile(bm: int, bn: int) -> None:

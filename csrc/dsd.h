@@ -1,0 +1,58 @@
+// One product of sparse tiles with a dense matrix, as the files of this verb see it.
+#pragma once
+#include "lanes.h"
+
+namespace gossamer::GOSSAMER_ISA {
+namespace {
+
+enum class Storage { kFloat, kDouble, kBFloat16, kInt8 };
+
+// The tiles of S and where they go. A segment is a run of slots of one tile row; the sum of the segments of a row is the
+// row of the product.
+struct Tiles {
+  const void* values;
+  Storage storage;
+  const float* scale;  // null: none
+  const int64_t* offsets;
+  const void* indices;
+  int index_size;
+  const void* order;  // null: values are in the order of slots
+  int order_size;
+  int64_t capacity, bm, bk;
+  bool flip;
+  int64_t rows, k;
+};
+
+inline int64_t index_of(const Tiles& s, int64_t slot) {
+  return s.index_size == 2 ? int64_t(static_cast<const uint16_t*>(s.indices)[slot])
+                           : int64_t(static_cast<const int32_t*>(s.indices)[slot]);
+}
+
+inline int64_t source_of(const Tiles& s, int64_t slot) {
+  if (s.order == nullptr) return slot;
+  return s.order_size == 4 ? int64_t(static_cast<const int32_t*>(s.order)[slot])
+                           : static_cast<const int64_t*>(s.order)[slot];
+}
+
+// Rows of `b` under a panel of columns: element (i, j) at b[i * stride + j].
+template <class T>
+struct Panel {
+  const T* b;
+  int64_t stride;
+};
+
+// What a kernel multiplies: slots [slot, end) of one tile row, whose elements (r, i) lie at a[source * tile + r * row +
+// i * col], one of row and col being 1; `source` is order[slot], or slot - first. Columns [from, to) of each tile.
+template <class T>
+struct Run {
+  const T* a;
+  int64_t tile, row, col;
+  int64_t first;
+  bool ordered;
+  int64_t slot, end;
+  int64_t from, to;
+  bool more;  // add to what `out` holds
+};
+
+}  // namespace
+}  // namespace gossamer::GOSSAMER_ISA

@@ -1,0 +1,96 @@
+"""Sparse times dense: tiles named by a pattern, each multiplied where it lies."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+from torch import Tensor
+
+from gossamer.kernels.cpu import _call
+
+# The numbers are those of `Storage` in csrc/dsd.h.
+STORAGE = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.int8: 3}
+
+
+def dsd(
+    values: Tensor,
+    offsets: Tensor,
+    indices: Tensor,
+    order: Tensor | None,
+    scale: Tensor | None,
+    b: Tensor,
+    rows: int,
+    flip: bool,
+    column_major: bool,
+    work: Tensor | None,
+) -> Tensor:
+    """Return `c[rows, n] = S @ b`; see `gossamer.kernels.reference.dsd`.
+
+    values float32, bfloat16 or int8 with b float32, or both float64; int8 needs a scale.
+    """
+    _call.tensor(values, "values", ndim=3, dtypes=tuple(STORAGE))
+    dtype = torch.float64 if values.dtype == torch.float64 else torch.float32
+    b_stride, b_transposed = _call.matrix(b, "b", dtypes=(dtype,))
+    k, n = b.shape
+    capacity, bm, bk = values.shape
+    if flip:
+        bm, bk = bk, bm
+    if rows < 0:
+        raise ValueError(f"rows must be at least 0, got {rows}")
+    _call.check_pattern(offsets, indices, rows, k, bm, bk)
+    if indices.numel() != capacity:
+        raise ValueError(f"values must hold one tile per index: {indices.numel()} indices, got {capacity} tiles")
+    if values.dtype == torch.int8 and scale is None:
+        raise ValueError("scale must be given for int8 values, got None")
+    if scale is not None:
+        _per_slot(scale, "scale", capacity, (torch.float32,))
+    if order is not None:
+        _per_slot(order, "order", capacity, (torch.int32, torch.int64))
+    segments = 0
+    if work is not None:
+        _call.tensor(work, "work", ndim=3, dtypes=(torch.int64,))
+        if work.shape[2] != 3:
+            raise ValueError(f"work must have shape [parts, segments, 3], got {tuple(work.shape)}")
+        segments = work.shape[0] * work.shape[1]
+    if os.environ.get("GOSSAMER_CHECK") == "1":
+        _check_content(offsets, capacity, order, work)
+
+    c = torch.empty((n, rows) if column_major else (rows, n), dtype=dtype)
+    storage, threads = STORAGE[values.dtype], torch.get_num_threads()
+    work_at = 0 if work is None else work.data_ptr()
+    scratch = torch.empty(
+        _call.native.dsd_scratch(storage, offsets.data_ptr(), bm, bk, rows, k, n, work_at, segments, threads),
+        dtype=torch.uint8,
+    )
+    _call.native.dsd(
+        values.data_ptr(), storage, 0 if scale is None else scale.data_ptr(), offsets.data_ptr(), indices.data_ptr(),
+        indices.itemsize, 0 if order is None else order.data_ptr(), 0 if order is None else order.itemsize, capacity,
+        bm, bk, flip, rows, k, b.data_ptr(), n, b_stride, b_transposed, c.data_ptr(), column_major, work_at, segments,
+        scratch.data_ptr(), threads,
+    )  # fmt: skip
+    return c.t() if column_major else c
+
+
+def _per_slot(value: Tensor, name: str, capacity: int, dtypes: tuple[torch.dtype, ...]) -> None:
+    _call.tensor(value, name, ndim=1, dtypes=dtypes)
+    if value.numel() != capacity:
+        raise ValueError(f"{name} must have one entry per tile: {capacity} tiles, got {value.numel()} entries")
+
+
+def _check_content(offsets: Tensor, capacity: int, order: Tensor | None, work: Tensor | None) -> None:
+    """What GOSSAMER_CHECK=1 adds: order and work name tiles that exist, and each slot is worked on once."""
+    used = int(offsets[-1])
+    if used > capacity:
+        raise ValueError(f"offsets must end at most at the capacity of {capacity} tiles, got {used}")
+    if order is not None and used:
+        low, high = (int(v) for v in order[:used].aminmax())
+        if low < 0 or high >= capacity:
+            raise ValueError(f"order must name tiles in [0, {capacity}), got entries from {low} to {high}")
+    if work is not None:
+        row, slot, end = (work.reshape(-1, 3)[work.reshape(-1, 3)[:, 0] >= 0]).unbind(1)
+        first, last = offsets[:-1], offsets[1:]
+        if row.numel() and int(row.max()) >= first.numel():
+            raise ValueError(f"work must name tile rows below {first.numel()}, got {int(row.max())}")
+        if bool(((slot < first[row]) | (end > last[row]) | (slot > end)).any()) or int((end - slot).sum()) != used:
+            raise ValueError("work must hold every slot once, in segments that lie inside their tile row")

@@ -18,10 +18,10 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 
 from gossamer.pattern import algebra, build, convert
-from gossamer.pattern.check import Overflow, check_matrix, check_pair, require, room_for
+from gossamer.pattern.capacity import resized, take_over
+from gossamer.pattern.check import Overflow, check_matrix, check_pair, room_for
 from gossamer.pattern.draw import draw
 from gossamer.pattern.validate import validate
 
@@ -344,14 +344,11 @@ class Pattern:
         >>> Pattern.full((1, 2)).with_capacity(4).indices.tolist()
         [0, 1, 0, 0]
         """
-        if capacity is None:
-            raise TypeError("capacity must be an int, got None")
-        offsets = self.row_offsets()
-        room, dense = room_for(offsets[-1], capacity, overflow, self.grid[0] * self.grid[1])
-        if dense:
+        every_tile = self.grid[0] * self.grid[1]
+        index = resized(self.row_offsets(), self.indices, capacity, overflow, every_tile)
+        if index is None:
             return Pattern.full(self.shape, self.tile, device=self.device)
-        indices = self.indices.reshape(-1)[:room]
-        return Pattern(offsets.clone(), pad(indices, (0, room - indices.numel())), self.shape, self.tile)
+        return Pattern(*index, self.shape, self.tile)
 
     def copy_(self, other: Pattern) -> Pattern:
         """Take over the tiles of `other` in place: same buffers, same capacity, so no recompilation. Returns self.
@@ -369,16 +366,7 @@ class Pattern:
                 raise ValueError(f"other must be fan-in with indices {tuple(self.indices.shape)}, got {other!r}")
             self.indices.copy_(other.indices)
             return self
-        offsets, capacity = other.row_offsets(), self.capacity
-        require(
-            offsets[-1] <= capacity,
-            lambda: f"other has {int(offsets[-1])} tiles, this pattern has a capacity of {capacity}",
-            f"other has more tiles than this pattern's capacity of {capacity}",
-            RuntimeError,
-        )
-        kept = other.indices.reshape(-1)[:capacity]
-        self.offsets.copy_(offsets)
-        self.indices[: kept.numel()].copy_(kept)
+        take_over(self.offsets, self.indices, other.row_offsets(), other.indices)
         return self
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Pattern:

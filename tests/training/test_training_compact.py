@@ -48,11 +48,13 @@ def test_compacted_training_equals_masked_training(network: str, optimizer: str)
     assert [id(p) for p in compacted[0].parameters()] == objects
     small, full = (sum(p.numel() for p in model.parameters()) for model in (compacted[0], masked[0]))
     assert small < 0.75 * full
-    for model, _, _ in (masked, compacted):
-        model.eval()
     x = images(seed=99, dtype=torch.float64)[0]
-    a, b = masked[0](x), compacted[0](x)
-    assert float((a - b).abs().max()) <= 1e-9 * float(a.abs().max())
+    # In eval mode with SGD only: the gradient of a bias in front of a batch norm is rounding noise, which Adam divides
+    # by its own size; batch statistics take such a bias out again, running ones lag behind it.
+    for training in (True, False) if optimizer == "momentum" else (True,):
+        with torch.no_grad():
+            a, b = (model.train(training)(x) for model, _, _ in (masked, compacted))
+        assert float((a - b).abs().max()) <= 1e-9 * float(a.abs().max())
     assert compacted[2].density() == masked[2].density()  # of the original number of weights
     masked_stats, stats = masked[2].stats(), compacted[2].stats()
     assert stats["itop"] == pytest.approx(masked_stats["itop"], rel=1e-12)
@@ -153,7 +155,9 @@ def test_round_to_gives_even_widths() -> None:
     model, opt, sparse = chase("residual", scope="all", round_to=4, compact_every=100)
     run(model, opt, STEPS)
     widths = {name: int(a.sum()) for name, a in sparse.channels().items()}
-    assert sum(width % 4 != 0 for width in widths.values()) <= 1
+    for kind in set(sparse.kinds.values()):
+        mine = {name: width for name, width in widths.items() if sparse.kinds[name] == kind}
+        assert sum(width % 4 != 0 and width > sparse.floors[name] for name, width in mine.items()) <= 1
     total = sum(a.numel() for a in sparse.channels().values())
     assert total - sum(widths.values()) == round(0.5 * total)
 

@@ -224,7 +224,7 @@ def test_rounded_widths_stay_exact_and_even(seed: int) -> None:
     scores = {n: torch.from_numpy(rng.random(c)) for n, c in sizes.items()}
     alive = {n: torch.ones(c, dtype=torch.bool) for n, c in sizes.items()}
     remove = int(rng.integers(0, sum(sizes.values()) - k * len(sizes) + 1))
-    keep = widths(scores, alive, floors=dict.fromkeys(sizes, 1), remove=remove, round_to=k)
+    keep = widths(scores, alive, floors=dict.fromkeys(sizes, 1), remove=remove, steps=dict.fromkeys(sizes, k))
     assert sum(sizes.values()) - sum(keep.values()) == remove
     assert sum(width % k != 0 for width in keep.values()) <= 1
     assert all(1 <= width <= sizes[name] for name, width in keep.items())

@@ -24,15 +24,37 @@ def preferred_multiple(device: torch.device) -> int:
     return 16 if "avx512" in isa.lower().replace("_", "").replace("-", "") else 8
 
 
+def step(group: ChannelGroup, multiple: int) -> int:
+    """Channels of `group` that make its widths multiples of `multiple` positions; fewer in a narrow group.
+
+    A channel of `unit` positions counts as many: heads of 32 give widths of whole vectors one by one. In a group narrower
+    than two steps, nearly nothing could go and the width of the hardware is hardly reached: its step is halved until at
+    most a quarter of its channels is kept for the rounding.
+
+    >>> import torch
+    >>> from gossamer.compaction import ChannelGroup, Member
+    >>> def group(channels, positions):
+    ...     rows = torch.arange(channels * positions).view(channels, positions)
+    ...     return ChannelGroup("g", channels, (Member("w", 0, "writer", rows),), "inner", None, positions)
+    >>> step(group(64, 1), 16), step(group(12, 8), 16), step(group(4, 32), 16), step(group(16, 1), 16)
+    (16, 2, 1, 4)
+    """
+    width = math.gcd(*(member.index.shape[1] for member in group.members))
+    found = multiple // math.gcd(multiple, width)
+    if 2 * found > group.channels:
+        while found > 1 and 4 * found > group.channels:
+            found //= 2
+    return found
+
+
 def rounded(group: ChannelGroup, stay: Tensor, multiple: int, model: nn.Module) -> Tensor:
-    """`stay` with enough channels added back that every axis of the group keeps a multiple of `multiple` positions.
+    """`stay` with enough channels added back that the width is a multiple of the group's `step`.
 
     The channels added are those with the largest weights (mean magnitude over the writers), ties to the lower number.
     """
-    width = math.gcd(*(member.index.shape[1] for member in group.members))
-    step = multiple // math.gcd(multiple, width)
+    size_of_step = step(group, multiple)
     count = int(stay.sum())
-    target = min(group.channels, math.ceil(count / step) * step)
+    target = min(group.channels, math.ceil(count / size_of_step) * size_of_step)
     if target == count:
         return stay
     state = state_tensors(model)

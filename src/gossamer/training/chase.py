@@ -5,8 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from gossamer.compaction.rounding import step
 from gossamer.training import shrinking
 from gossamer.training.channels import Channels, lowest, watch, widths
+from gossamer.training.distribution import allocate
 from gossamer.training.engine import Change
 from gossamer.training.exploration import Exploration
 from gossamer.training.schedule import Schedule
@@ -25,7 +27,11 @@ class Chase(Exploration):
     Removal, every `channel_every` steps and half an exploration period later, until `channel_stop` (T_c): after each
     event exactly round(C * S(t)) of the C channels are gone, S(t) = channel_sparsity * (1 - (1 - t / T_c)^3), those of
     smallest UMM = mean |w| over all entries of the channel (`Channels.umm`). Removed channels never return. A group
-    keeps at least max(1, floor(C_g * (1 - channel_sparsity) * min_width)) channels.
+    keeps at least max(1, floor(C_g * (1 - channel_sparsity) * min_width)) channels. Each kind of channel (single rows
+    inside a block, residual channels, attention heads, convolution groups; `Channels.kinds`) loses its share S(t), as
+    far as the floors let it, and is ranked by itself: the mean over a head's many rows varies so little that no head
+    would ever be the lowest beside single neurons. (Fang et al., "Isomorphic pruning for vision models", 2024, rank
+    sub-structures of one form by themselves for the same reason.) The published networks have one kind.
 
     Args (beyond `Settings`; `update_every`, `start`, `stop`, `replace_step` and `regrow_dropped` do not apply):
         channel_sparsity: fraction of the channels of all removable groups that is removed, in [0, 1].
@@ -40,7 +46,8 @@ class Chase(Exploration):
             the paper calls prune skip; the score of such a channel pools all its writers, our extension).
         explore: "global" (one ranking over all layers) or "layer" (each layer by its ERK share of the living network).
         normalize: "none", or "group" to divide a channel's score by its group's mean before comparing groups.
-        round_to: prefer widths that are multiples of this.
+        round_to: prefer widths that are multiples of this many positions (`gossamer.compaction.rounding.step`: a head
+            counts as its rows, narrow groups take smaller steps).
         compact_every: cut dead channels out of the network, optimizer and masks in place after every k-th removal
             (k removals are k * channel_every optimizer steps), so that training itself gets faster. None: never.
         example_inputs: inputs for tracing the channels; None: the first training batch.
@@ -109,12 +116,17 @@ class Chase(Exploration):
                 f"channel_sparsity={self.channel_sparsity} removes {wanted} of {self.total_channels} channels, but the "
                 f"floors {self.floors} leave only {most} to remove: lower channel_sparsity or min_width"
             )
+        self.kinds = channels.kinds()
+        self.steps = {name: step(group, self.round_to) for name, group in channels.groups.items()}
         self.removed = channels
 
     def removed_by(self, t: int) -> int:
         """Channels gone after the removal of step t: round(C * S(t)), C over all groups of the original network."""
+        return round(self.total_channels * self._removed_share(t))
+
+    def _removed_share(self, t: int) -> float:
         progress = t / self.last_removal if self.last_removal else 1.0
-        return round(self.total_channels * Schedule("cubic", 0.0, self.channel_sparsity)(progress))
+        return Schedule("cubic", 0.0, self.channel_sparsity)(progress)
 
     def events(self, t: int) -> tuple[str, ...]:
         last = t == self.last_removal
@@ -134,11 +146,25 @@ class Chase(Exploration):
             scores = {name: s / s[alive[name]].mean().clamp_min(1e-300) for name, s in scores.items()}
         left = sum(int(a.sum()) for a in alive.values())
         going = max(self.removed_by(t) - (self.total_channels - left), 0)
-        keep = widths(scores, alive, floors=self.floors, remove=going, round_to=self.round_to)
-        for name, width in keep.items():
-            self.removed.kill(self, name, lowest(scores[name], alive[name], width))
+        for kind, remove in self._quotas(going, t).items():
+            ranked = {name: score for name, score in scores.items() if self.kinds[name] == kind}
+            keep = widths(ranked, alive, floors=self.floors, remove=remove, steps=self.steps)
+            for name, width in keep.items():
+                self.removed.kill(self, name, lowest(scores[name], alive[name], width))
         self.removals += 1
         return {}, {"removed": going, "channels": left - going}
+
+    def _quotas(self, going: int, t: int) -> dict[tuple[str, int], int]:
+        """How many channels of each kind go now: what each lacks to its share, adding up to `going`."""
+        assert self.removed is not None
+        share = self._removed_share(t)
+        lacking, room = dict.fromkeys(self.kinds.values(), 0.0), dict.fromkeys(self.kinds.values(), 0)
+        for name, kind in self.kinds.items():
+            size, left = self.removed.original[name], int(self.removed.alive[name].sum())
+            lacking[kind] += share * size - (size - left)
+            room[kind] += left - self.floors[name]
+        counts = allocate(going, [max(value, 0.0) for value in lacking.values()], list(room.values()))
+        return dict(zip(lacking, counts, strict=True))
 
     def settle(self) -> None:
         if self.compact_every and "channels" in self._due and self.removals % self.compact_every == 0:

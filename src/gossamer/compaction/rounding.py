@@ -27,9 +27,9 @@ def preferred_multiple(device: torch.device) -> int:
 def step(group: ChannelGroup, multiple: int) -> int:
     """Channels of `group` that make its widths multiples of `multiple` positions; fewer in a narrow group.
 
-    A channel of `unit` positions counts as many: heads of 32 give widths of whole vectors one by one. In a group narrower
-    than two steps, nearly nothing could go and the width of the hardware is hardly reached: its step is halved until at
-    most a quarter of its channels is kept for the rounding.
+    A channel counts as the positions it owns: heads of 32 give widths of whole vectors one by one. In a group narrower
+    than two steps nearly nothing could go, and the width of the hardware is hardly reached: its step is halved until
+    at most a quarter of its channels is kept for the rounding.
 
     >>> import torch
     >>> from gossamer.compaction import ChannelGroup, Member

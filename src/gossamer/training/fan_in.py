@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 
-def fill_rows(kept: Tensor, magnitude: Tensor, growth: Tensor, k: int, allowed: Tensor) -> Tensor:
+def fill_rows(kept: Tensor, magnitude: Tensor, growth: Tensor, k: int, allowed: Tensor | None = None) -> Tensor:
     """bool[rows, cols] with exactly k True in every row that has room, none elsewhere.
 
     A row with more than k kept weights keeps its k of largest magnitude; a row with fewer is filled with the allowed
@@ -17,7 +17,7 @@ def fill_rows(kept: Tensor, magnitude: Tensor, growth: Tensor, k: int, allowed: 
         magnitude: [rows, cols], >= 0; read where kept.
         growth: [rows, cols], >= 0; read where allowed and not kept.
         k: weights per living row.
-        allowed: bool[rows, cols]; a row of False is dead.
+        allowed: bool[rows, cols]; a row of False is dead. None: all of them.
 
     Raises:
         ValueError: a living row with fewer than k allowed weights.
@@ -25,23 +25,46 @@ def fill_rows(kept: Tensor, magnitude: Tensor, growth: Tensor, k: int, allowed: 
     Example:
         >>> kept = torch.tensor([[True, True, False], [False, False, False]])
         >>> w, g = torch.tensor([[1.0, 3.0, 0.0]] * 2), torch.tensor([[0.0, 0.0, 2.0]] * 2)
-        >>> fill_rows(kept, w, g, 1, torch.ones_like(kept)).int().tolist()
+        >>> fill_rows(kept, w, g, 1).int().tolist()
         [[0, 1, 0], [0, 0, 1]]
     """
-    capacity = allowed.sum(1)
+    rows, cols = kept.shape
+    capacity = torch.full((rows,), cols, device=kept.device) if allowed is None else allowed.sum(1)
     living = capacity > 0
     if bool((capacity[living] < k).any()):
         raise ValueError(f"cannot place k={k} weights in rows that have room for {int(capacity[living].min())}")
-    kept = kept & allowed
-    if bool((kept.sum(1) > k).any()):
-        kept = kept & (_rank(torch.where(kept, magnitude, -1.0)) < k)
-    need = (k - kept.sum(1)) * living
-    candidates = allowed & ~kept
-    return kept | candidates & (_rank(torch.where(candidates, growth, -1.0)) < need[:, None])
+    kept = kept if allowed is None else kept & allowed
+    counts = kept.sum(1)
+    crowded = counts > k
+    if bool(crowded.any()):
+        kept = torch.where(crowded[:, None], _largest(torch.where(kept, magnitude, -1.0), crowded * k), kept)
+        counts = counts.clamp(max=k)
+    candidates = ~kept if allowed is None else allowed & ~kept
+    return kept | _largest(torch.where(candidates, growth, -1.0), (k - counts) * living)
 
 
-def _rank(scores: Tensor) -> Tensor:
-    """Place of each element in the descending, stable order of its row."""
-    order = torch.argsort(scores, dim=1, descending=True, stable=True)
-    places = torch.arange(scores.shape[1], device=scores.device).expand_as(order)
-    return torch.zeros_like(order).scatter_(1, order, places)
+def _largest(scores: Tensor, need: Tensor) -> Tensor:
+    """bool[rows, cols] with the need[row] largest of every row, ties to the lowest column.
+
+    One selection per row instead of a sort of all of it. The smallest score that is chosen says which are; only in rows
+    where the score after it is the same one must ties be counted.
+    """
+    rows, cols = need.nonzero().squeeze(1), scores.shape[1]
+    chosen = torch.zeros_like(scores, dtype=torch.bool)
+    if not len(rows):
+        return chosen
+    if len(rows) < len(scores):
+        scores, need = scores[rows], need[rows]
+    best = torch.topk(scores, min(int(need.max()) + 1, cols), dim=1).values
+    least = best.gather(1, need[:, None] - 1)
+    after = best.gather(1, need.clamp(max=best.shape[1] - 1)[:, None])
+    found = scores >= least
+    tied = ((after == least).squeeze(1) & (need < cols)).nonzero().squeeze(1)
+    if len(tied):
+        above, equal = scores[tied] > least[tied], scores[tied] == least[tied]
+        left = need[tied] - above.sum(1)
+        found[tied] = above | equal & (equal.cumsum(1) <= left[:, None])
+    if len(rows) == len(chosen):
+        return found
+    chosen[rows] = found
+    return chosen

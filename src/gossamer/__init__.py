@@ -27,6 +27,7 @@ if TYPE_CHECKING:
         kernels,
         measure,
         models,
+        nn,
         ops,
         pattern,
         planner,
@@ -45,7 +46,7 @@ except PackageNotFoundError:  # a source tree on PYTHONPATH that was never insta
     __version__ = "0+source"
 
 _MODULES = (
-    "bench", "compaction", "data", "doctor", "integrations", "kernels", "measure", "models", "ops", "pattern",
+    "bench", "compaction", "data", "doctor", "integrations", "kernels", "measure", "models", "nn", "ops", "pattern",
     "planner", "report", "testing", "training",
 )  # fmt: skip
 _NAMES = {
@@ -69,6 +70,7 @@ __all__ = [
     "load_compact",
     "measure",
     "models",
+    "nn",
     "ops",
     "pattern",
     "planner",

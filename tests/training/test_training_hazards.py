@@ -12,7 +12,7 @@ from torch.nn.utils import prune
 from training_cases import NETWORKS, OPTIMIZERS, build, images, loss, run
 
 from gossamer.training import MEST, METHODS, SET, Chase, GradualMagnitude, GraNet, RigL, SRigL, Static
-from gossamer.training.weights import unwrap
+from gossamer.training.discover import unwrap
 
 ARGUMENTS: dict[str, tuple[type, dict[str, Any], str]] = {
     "density 0": (RigL, {"density": 0.0}, r"density must be in \(0, 1\], got 0.0"),

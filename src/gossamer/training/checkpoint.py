@@ -94,6 +94,7 @@ def load(method: Method, state: Mapping[str, Any]) -> None:
     method.history = [dict(entry) for entry in state["history"]]
     method._reloaded = True
     method.apply()
+    method.listen()
 
 
 def _check_channels(method: Method, channels: dict[str, Any] | None) -> None:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from gossamer.training.random import normal
-from gossamer.training.weights import Layer
+from gossamer.training.weights import Layer, Masked
 
 if TYPE_CHECKING:
     from gossamer.training.engine import Change, Method
@@ -17,22 +17,16 @@ if TYPE_CHECKING:
 @torch.no_grad()
 def commit(method: Method, changes: Change) -> int:
     """Give layers their new units; returns how many weights were grown."""
-    grown = 0
+    grown: dict[Masked, int] = {}
     for layer, units in changes.items():
-        tensor = layer.tensor
-        old, new = layer.view(tensor.mask), layer.elements(units)
-        fresh = new & ~old
-        gains = int(fresh.sum())
-        if method.grow_init != "zeros" and gains:
-            value = torch.where(fresh, _grown(method, layer), layer.view(tensor.parameter))
-            layer.assign(tensor.parameter.data, value)
-        layer.assign(tensor.mask, new)
-        method.churn[tensor.name] = gains / max(int(new.sum()), 1)
-        grown += gains
-    for tensor in {id(layer.tensor): layer.tensor for layer in changes}.values():
+        value = None if method.grow_init == "zeros" else _grown(method, layer)
+        gains = layer.take(units, method.optimizer, value)
+        grown[layer.tensor] = grown.get(layer.tensor, 0) + gains
+    for tensor, gains in grown.items():
+        method.churn[tensor.name] = gains / max(tensor.weights(tensor.mask), 1)
         method.apply_mask(tensor)
         method.ever_active.record(tensor)
-    return grown
+    return sum(grown.values())
 
 
 def _grown(method: Method, layer: Layer) -> Tensor:

@@ -10,6 +10,7 @@ import zlib
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 from gossamer.training.statistics import pack
 from gossamer.training.weights import Masked
@@ -20,12 +21,12 @@ def ranks() -> int:
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
-def broadcast(tensors: list[Masked]) -> None:
-    """Copy the masks of rank 0 to all ranks."""
-    for tensor in tensors:
-        mask = tensor.mask.contiguous().to(torch.uint8)
-        dist.broadcast(mask, src=0)
-        tensor.mask.copy_(mask.bool())
+def broadcast(masks: list[Tensor]) -> None:
+    """Copy the masks of rank 0 to all ranks, in place."""
+    for mask in masks:
+        sent = mask.contiguous().to(torch.uint8)
+        dist.broadcast(sent, src=0)
+        mask.copy_(sent.bool())
 
 
 def digest(tensors: list[Masked]) -> int:

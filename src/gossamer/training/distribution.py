@@ -109,6 +109,7 @@ def budgets(
     *,
     density: float,
     distribution: str | Mapping[str, float],
+    tiles: Sequence[tuple[int, int]] | None = None,
 ) -> list[int]:
     """How many units (weights, or tiles) each layer keeps; the sum is exactly round(density * sum(units)).
 
@@ -119,6 +120,8 @@ def budgets(
         density: kept fraction over all layers, in (0, 1].
         distribution: "uniform", "er", "erk", or {glob: density} fixing some layers; the first glob that matches a name
             counts, the other layers share what is left by ERK.
+        tiles: what a unit is in each layer. Layers with units of different sizes are budgeted apart, each kind at
+            `density`.
 
     Raises:
         ValueError: density outside (0, 1] or so small that nothing is kept; a table that matches nothing, holds a
@@ -128,6 +131,15 @@ def budgets(
         >>> budgets(["conv", "fc"], [(8, 3, 3, 3), (10, 8)], [216, 80], density=0.1, distribution={"conv": 0.05})
         [11, 19]
     """
+    if tiles is not None and len(set(tiles)) > 1:
+        counts = [0] * len(names)
+        for kind in dict.fromkeys(tiles):
+            at = [i for i, tile in enumerate(tiles) if tile == kind]
+            mine = [names[i] for i in at]
+            shape, size, rule = [shapes[i] for i in at], [units[i] for i in at], _of(distribution, mine, names)
+            for i, count in zip(at, budgets(mine, shape, size, density=density, distribution=rule), strict=True):
+                counts[i] = count
+        return counts
     if not 0.0 < density <= 1.0:
         raise ValueError(f"density must be in (0, 1], got {density}")
     total = round(density * sum(units))
@@ -160,3 +172,13 @@ def budgets(
 def _scaled(share: Sequence[float], shapes: Sequence[Sequence[int]], units: Sequence[int]) -> list[float]:
     """Shares counted in units: with tiles, a layer of n weights has n / tile area of them."""
     return [s * u / math.prod(shape) for s, shape, u in zip(share, shapes, units, strict=True)]
+
+
+def _of(
+    distribution: str | Mapping[str, float], mine: Sequence[str], names: Sequence[str]
+) -> str | Mapping[str, float]:
+    """The entries of a table that concern some of the layers; a glob that matches none at all stays, to be refused."""
+    if not isinstance(distribution, Mapping):
+        return distribution
+    hits = {glob: [name for name in names if fnmatchcase(name, glob)] for glob in distribution}
+    return {glob: d for glob, d in distribution.items() if not hits[glob] or set(hits[glob]) & set(mine)}

@@ -11,6 +11,7 @@ layer keeps (`handle`); nothing is written before all of an event is decided.
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -18,16 +19,16 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from gossamer.training import checkpoint, distributed, optimizer_state, statistics
+from gossamer.training import checkpoint, distributed, optimizer_state, statistics, tiles
 from gossamer.training.channels import Channels
 from gossamer.training.commit import commit
+from gossamer.training.discover import discover, unwrap
 from gossamer.training.distribution import budgets
 from gossamer.training.gradients import Gradients, check_finite, dense
 from gossamer.training.random import uniform
-from gossamer.training.select import mask_, topk
 from gossamer.training.settings import Settings
 from gossamer.training.statistics import EverActive
-from gossamer.training.weights import Layer, Masked, discover, unwrap
+from gossamer.training.weights import Layer, Masked
 
 if TYPE_CHECKING:
     from gossamer.compaction import ChannelGraph
@@ -51,6 +52,7 @@ class Method(Settings):
     """
 
     name: ClassVar[str]
+    on_tiles: ClassVar[bool] = True  # whether it can rewire layers that have memory for their tiles only
 
     def __post_init__(self, density: float) -> None:
         if not 0.0 < density <= 1.0:  # first, as other arguments are measured against it
@@ -63,8 +65,9 @@ class Method(Settings):
             self.network, include=self.include, exclude=tuple(self.exclude), tile=(self.tile[0], self.tile[1])
         )
         self.tensors = {layer.tensor.name: layer.tensor for layer in self.layers}
-        self.shapes = {name: list(tensor.parameter.shape) for name, tensor in self.tensors.items()}
-        self.sizes = {name: tensor.parameter.numel() for name, tensor in self.tensors.items()}
+        tiles.check(self)
+        self.shapes = {name: list(tensor.shape) for name, tensor in self.tensors.items()}
+        self.sizes = {name: math.prod(tensor.shape) for name, tensor in self.tensors.items()}
         self.units = sum(layer.units for layer in self.layers)
         self.budget = self.budgets(density)
         self._check_ownership()
@@ -83,10 +86,10 @@ class Method(Settings):
         self.saved_channels: dict[str, Any] | None = None
         units = self._initial_units()
         self.prepare()
-        for layer, chosen in units.items():
-            layer.assign(layer.tensor.mask, layer.elements(chosen))
         if self._is_distributed():
-            distributed.broadcast(list(self.tensors.values()))
+            distributed.broadcast(list(units.values()))
+        for layer, chosen in units.items():
+            layer.start(chosen, self.optimizer, seed=self.seed, fresh=self.init == "random")
         self.apply()
         for tensor in self.tensors.values():
             self.ever_active.record(tensor)
@@ -95,6 +98,7 @@ class Method(Settings):
             self.optimizer.register_step_post_hook(self._after_step),
             self.optimizer.register_load_state_dict_post_hook(self._after_load),
         ]
+        self.listen()
 
     # ------------------------------------------------------------------ what a method defines
 
@@ -157,6 +161,7 @@ class Method(Settings):
             [layer.units for layer in self.layers],
             density=density,
             distribution=self.distribution,
+            tiles=[layer.tile for layer in self.layers],
         )
 
     def magnitude(self, layer: Layer) -> Tensor:
@@ -171,7 +176,7 @@ class Method(Settings):
 
     def gradient(self, layer: Layer) -> Tensor:
         """Grow score |dense gradient| per unit, of this update's step or window."""
-        return layer.scores(self.gradients.now[layer.tensor.name].abs())
+        return layer.growth(self.gradients.now[layer.tensor.name])
 
     def random(self, layer: Layer, purpose: str) -> Tensor:
         """Uniform numbers per unit, the same for the same seed, layer and step."""
@@ -194,12 +199,13 @@ class Method(Settings):
 
     @property
     def masks(self) -> dict[str, Tensor]:
-        """Element masks (bool, the parameter's shape) of the prunable weights by parameter name."""
+        """Masks of the prunable weights by parameter name: bool in the parameter's shape, or bool[tile_rows, tile_cols]
+        for the tiles of a BlockSparseLinear."""
         return {name: tensor.mask for name, tensor in self.tensors.items() if tensor.prunable}
 
     def nnz(self) -> int:
         """Number of weights present."""
-        return sum(int(mask.sum()) for mask in self.masks.values())
+        return sum(tensor.weights(tensor.mask) for tensor in self.tensors.values() if tensor.prunable)
 
     def density(self) -> float:
         """Weights present / weights of the original network (prunable ones)."""
@@ -207,9 +213,8 @@ class Method(Settings):
 
     def patterns(self) -> dict[str, Pattern]:
         """The masks as `gossamer.pattern.Pattern` of the 2-D view [out, in * kernel], in tiles of `tile`."""
-        from gossamer.pattern import Pattern
-
-        return {name: Pattern.from_mask(mask.reshape(len(mask), -1), self.tile) for name, mask in self.masks.items()}
+        tile = self.tile[0], self.tile[1]
+        return {name: tensor.pattern(tile) for name, tensor in self.tensors.items() if tensor.prunable}
 
     def channels(self) -> dict[str, Tensor]:
         """bool[channels of the original network] per channel group: which live. Empty for methods that remove none."""
@@ -242,13 +247,11 @@ class Method(Settings):
         Raises:
             ValueError: the copy lacks a masked parameter or has it in another shape.
         """
-        parameters = dict(unwrap(copy).named_parameters(remove_duplicate=False))
-        for name, tensor in self.tensors.items():
-            if name not in parameters or parameters[name].shape != tensor.mask.shape:
-                found = tuple(parameters[name].shape) if name in parameters else "nothing"
-                raise ValueError(f"copy has {found} at {name}, expected shape {tuple(tensor.mask.shape)}")
-        for name, tensor in self.tensors.items():
-            mask_(parameters[name].data, tensor.mask.to(parameters[name].device))
+        found = unwrap(copy)
+        for tensor in self.tensors.values():
+            tensor.check_copy(found)
+        for tensor in self.tensors.values():
+            tensor.apply_to(found)
         return copy
 
     def state_dict(self) -> dict[str, Any]:
@@ -264,9 +267,17 @@ class Method(Settings):
         checkpoint.load(self, state)
 
     def detach(self) -> None:
-        """Remove the hooks: masks stay readable, training goes on dense."""
+        """Remove the hooks: masks stay readable, training goes on dense (on the tiles there are)."""
         for handle in self._handles:
             handle.remove()
+        for tensor in self.tensors.values():
+            tensor.listen(False)
+
+    def listen(self) -> None:
+        """Tell the tensors whether the next step reads their dense gradients."""
+        wanted = any(self.needs_gradient(event) for event in (*self.pending, *self.events(self.step + 1)))
+        for tensor in self.tensors.values():
+            tensor.listen(wanted)
 
     # ------------------------------------------------------------------ hooks
 
@@ -292,17 +303,17 @@ class Method(Settings):
         due, waiting = self.events(t), self.pending
         runnable = [*waiting, *(event for event in due if event not in waiting)]
         reads = [event for event in runnable if self.needs_gradient(event)]
-        missing = [layer.name for layer in self.dynamic() if layer.tensor.parameter.grad is None]
+        follow = type(self).observe is not Method.observe
+        opens = any(self.needs_gradient(e) for s in range(t, t + self.grad_window) for e in self.events(s))
+        present = dense(self.tensors.values(), self.optimizer) if follow or reads or opens else {}
+        missing = [layer.name for layer in self.dynamic() if layer.tensor.name not in present] if reads else []
         if reads and missing:
             if any(event in waiting for event in due):
                 raise RuntimeError(
                     f"{missing} had no gradient since the last update was due: exclude these weights, or freeze them"
                 )
             logger.warning("step %d: update deferred, no gradient for %s", t, missing)
-        follow = type(self).observe is not Method.observe
-        opens = any(self.needs_gradient(e) for s in range(t, t + self.grad_window) for e in self.events(s))
         if follow or reads or opens:
-            present = dense(self.tensors.values(), self.optimizer)
             if reads and not missing:
                 for name, gradient in present.items():
                     check_finite(gradient, name, "gradient", t)
@@ -323,9 +334,9 @@ class Method(Settings):
             if tensor.mask.device != tensor.parameter.device:
                 tensor.mask = tensor.mask.to(tensor.parameter.device)
             if self._reloaded or self._versions.get(name) != tensor.parameter._version:
+                tensor.check(t)
                 self.apply_mask(tensor)  # somebody else wrote to the weight: load_state_dict, an EMA swap, ...
-            if tensor.parameter.grad is not None:
-                mask_(tensor.parameter.grad, tensor.mask)
+            tensor.hide()
 
     @torch.no_grad()
     def _after_step(self, optimizer: Optimizer, args: tuple, kwargs: dict) -> None:
@@ -355,6 +366,7 @@ class Method(Settings):
         self.settle()
         self._due, self.gradients.now = [], {}
         self._versions = {name: tensor.parameter._version for name, tensor in self.tensors.items()}
+        self.listen()
 
     def _after_load(self, optimizer: Optimizer) -> None:
         self._reloaded = True
@@ -363,14 +375,12 @@ class Method(Settings):
 
     def apply_mask(self, tensor: Masked) -> None:
         """Zero one weight and its optimizer states outside the mask."""
-        mask_(tensor.parameter.data, tensor.mask)
-        for state in optimizer_state.tensors(self.optimizer, tensor.parameter, tensor.name):
-            mask_(state, tensor.mask)
+        tensor.apply(self.optimizer)
 
     def _initial_units(self) -> Change:
         counts = self.first_budget()
         return {
-            layer: topk(self.random(layer, "init") if self.init == "random" else self.magnitude(layer), count)
+            layer: layer.initial(self.random(layer, "init") if self.init == "random" else self.magnitude(layer), count)
             for layer, count in zip(self.layers, counts, strict=True)
         }
 

@@ -54,12 +54,9 @@ def dense(tensors: Iterable[Masked], optimizer: Optimizer) -> dict[str, Tensor]:
     """
     found, scale = {}, gradient_scale(optimizer)
     for tensor in tensors:
-        gradient = tensor.parameter.grad
-        if gradient is None or not tensor.prunable:
-            continue
-        if gradient.layout != torch.strided:
-            raise TypeError(f"{tensor.name} has a sparse gradient; scores need dense ones (Embedding(sparse=False))")
-        found[tensor.name] = gradient if scale is None else gradient / scale
+        gradient = tensor.gradient() if tensor.prunable else None
+        if gradient is not None:
+            found[tensor.name] = gradient if scale is None else gradient / scale
     return found
 
 

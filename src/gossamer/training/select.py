@@ -10,13 +10,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from gossamer.kernels.reference import mask as reference_mask
 from gossamer.kernels.reference import select as reference_select
-from gossamer.training.weights import Layer
+
+if TYPE_CHECKING:
+    from gossamer.training.weights import Layer
 
 # Only a source tree without the compiled module may go on without it; a module that fails to load must say so.
 if find_spec("gossamer._native") is not None:
@@ -129,8 +132,12 @@ def rewire_together(
     """`rewire` over several layers as if they were one: scores are compared globally, ties to the first layer.
 
     Raises:
-        ValueError: more to drop than there is, or more to grow than the living channels have room for.
+        ValueError: more to drop than there is, or more to grow than the living channels have room for; units of
+        different sizes.
     """
+    if len({layer.tile for layer in layers}) > 1:
+        sizes = {layer.name: layer.tile for layer in layers}
+        raise ValueError(f"layers are ranked together only if their units have one size, got tiles {sizes}")
     device = layers[0].tensor.parameter.device
 
     def joined(parts: list[Tensor]) -> Tensor:

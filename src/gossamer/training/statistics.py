@@ -64,7 +64,7 @@ class EverActive:
 
     def count(self, tensor: Masked) -> int:
         """Weights of `tensor` that were ever active."""
-        return int(np.unpackbits(self.bits[tensor.name].numpy()).sum()) + self.removed.get(tensor.name, 0)
+        return tensor.weights(self.mask(tensor)) + self.removed.get(tensor.name, 0)
 
     def state_dict(self) -> dict[str, Any]:
         return {"bits": dict(self.bits), "removed": dict(self.removed)}
@@ -77,7 +77,8 @@ def summary(method: Method) -> dict[str, Any]:
     """See `Method.stats`."""
     layers: dict[str, dict[str, Any]] = {}
     for name, mask in method.masks.items():
-        nnz, size, ever = int(mask.sum()), method.sizes[name], method.ever_active.count(method.tensors[name])
+        tensor, size = method.tensors[name], method.sizes[name]
+        nnz, ever = tensor.weights(mask), method.ever_active.count(tensor)
         layers[name] = {
             "nnz": nnz, "size": size, "density": nnz / size, "itop": ever / size, "churn": method.churn[name],
         }  # fmt: skip

@@ -1,23 +1,25 @@
-"""Which parameters of a model can be sparse, and the two objects a method works on.
+"""The two objects a method works on: a parameter with its mask, and what is rewired as one.
 
 `Masked` is one parameter with its mask, in the parameter's own shape and memory layout. `Layer` is what a method
 rewires as one unit: the 2-D view [rows, cols] = [out, in * kernel] of a parameter (or of a block of its rows: the
 q, k and v parts of a packed attention projection), cut in tiles. With the default tile (1, 1) a unit is one weight.
+
+What these classes can do is all that the engine and the methods ask for. `gossamer.training.tiles` answers the same
+questions for layers that have memory for their tiles only.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from fnmatch import fnmatchcase
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
-_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
-_PACKED = ("q", "k", "v")
-_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+from gossamer.pattern import Pattern
+from gossamer.training import optimizer_state
+from gossamer.training.select import mask_, topk
 
 
 @dataclass(eq=False)
@@ -43,6 +45,59 @@ class Masked:
     def frozen(self) -> bool:
         """Parameters without gradients keep the mask they started with."""
         return not self.parameter.requires_grad
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the dense weight."""
+        return tuple(self.parameter.shape)
+
+    def weights(self, mask: Tensor) -> int:
+        """How many weights a mask of this tensor keeps."""
+        return int(mask.sum())
+
+    def pattern(self, tile: tuple[int, int]) -> Pattern:
+        """The mask as a pattern of the 2-D view."""
+        return Pattern.from_mask(self.mask.reshape(len(self.mask), -1), tile)
+
+    def listen(self, wanted: bool) -> None:
+        """Whether the next optimizer step reads `gradient`."""
+
+    def gradient(self) -> Tensor | None:
+        """What growth is scored by: the dense gradient, in the parameter's shape. None: there is none.
+
+        Raises:
+            TypeError: a gradient in a sparse layout.
+        """
+        gradient = self.parameter.grad
+        if gradient is not None and gradient.layout != torch.strided:
+            raise TypeError(f"{self.name} has a sparse gradient; scores need dense ones (Embedding(sparse=False))")
+        return gradient
+
+    def hide(self) -> None:
+        """Zero the gradient outside the mask."""
+        if self.parameter.grad is not None:
+            mask_(self.parameter.grad, self.mask)
+
+    def check(self, step: int) -> None:
+        """Raise RuntimeError when the network disagrees with the mask in a way that `apply` cannot mend."""
+
+    def apply(self, optimizer: Optimizer) -> None:
+        """Zero the weight and its optimizer states outside the mask, exactly."""
+        mask_(self.parameter.data, self.mask)
+        for state in optimizer_state.tensors(optimizer, self.parameter, self.name):
+            mask_(state, self.mask)
+
+    def check_copy(self, copy: nn.Module) -> None:
+        """Raise ValueError unless this tensor exists in a copy of the network."""
+        parameter = dict(copy.named_parameters(remove_duplicate=False)).get(self.name)
+        if parameter is None or parameter.shape != self.mask.shape:
+            found = "nothing" if parameter is None else tuple(parameter.shape)
+            raise ValueError(f"copy has {found} at {self.name}, expected shape {tuple(self.mask.shape)}")
+
+    def apply_to(self, copy: nn.Module) -> None:
+        """Zero this tensor outside the mask in a copy of the network."""
+        parameter = copy.get_parameter(self.name)
+        mask_(parameter.data, self.mask.to(parameter.device))
 
     def alive(self) -> Tensor | None:
         """Elements in living channels: the outer product of `axes`, bool in the parameter's shape. None: all."""
@@ -118,6 +173,10 @@ class Layer:
         cols[-1] -= self.grid[1] * self.tile[1] - self.shape[1]
         return (total / torch.outer(rows, cols)).reshape(-1)
 
+    def growth(self, gradient: Tensor) -> Tensor:
+        """Grow score per unit from what `Masked.gradient` gave: the mean |gradient|."""
+        return self.scores(gradient.abs())
+
     def any(self, x: Tensor) -> Tensor:
         """Whether a unit has any True element: bool[units]."""
         block = self.view(x)
@@ -149,126 +208,24 @@ class Layer:
         alive = self.tensor.alive()
         return block if alive is None else block & self.view(alive)
 
+    def initial(self, scores: Tensor, count: int) -> Tensor:
+        """bool[units]: the `count` units to begin with."""
+        return topk(scores, count)
 
-def unwrap(model: nn.Module) -> nn.Module:
-    """The module whose names are used: without DistributedDataParallel, torch.compile and AveragedModel around it.
+    def start(self, units: Tensor, optimizer: Optimizer, *, seed: int, fresh: bool) -> None:
+        """Begin with these units. `fresh`: units that never had a value are drawn at random (only tiles are such)."""
+        self.assign(self.tensor.mask, self.elements(units))
 
-    Raises:
-        TypeError: DataParallel (its replicas are thrown away at each step) and FSDP (parameters are flattened).
-    """
-    wrappers = {"DistributedDataParallel": "module", "OptimizedModule": "_orig_mod", "AveragedModel": "module"}
-    while type(model).__module__.startswith("torch.") and type(model).__name__ in wrappers:
-        model = getattr(model, wrappers[type(model).__name__])
-    for name, module in model.named_modules():
-        if isinstance(module, nn.DataParallel) or type(module).__name__ == "FullyShardedDataParallel":
-            raise TypeError(
-                f"{type(module).__name__} (at {name or 'the root'!r}) is not supported: masks need whole parameters "
-                "that live between steps; use DistributedDataParallel"
-            )
-    return model
+    def take(self, units: Tensor, optimizer: Optimizer, value: Tensor | None = None) -> int:
+        """Have these units from now on; returns how many weights are new.
 
-
-def _candidates(module: nn.Module) -> Sequence[str]:
-    """Attribute names of a module that hold weights sparse by default. Embeddings are never among them."""
-    if isinstance(module, nn.MultiheadAttention):
-        return ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")
-    return ("weight",) if isinstance(module, (nn.Linear, *_CONVOLUTIONS)) else ()
-
-
-def _matches(names: Sequence[str], globs: Sequence[str]) -> bool:
-    return any(fnmatchcase(name, glob) for name in names for glob in globs)
-
-
-def _owned(model: nn.Module) -> Iterator[tuple[str, nn.Module, str, bool]]:
-    """(full name, module, attribute, sparse by default) for every parameter and every weight that should be one."""
-    for prefix, module in model.named_modules(remove_duplicate=False):
-        default = _candidates(module)
-        for attribute in dict.fromkeys([*module._parameters, *default]):
-            yield f"{prefix}.{attribute}" if prefix else attribute, module, attribute, attribute in default
-
-
-def _refuse(name: str, module: nn.Module, attribute: str) -> None:
-    parameter = module._parameters.get(attribute)
-    advice = f"pass exclude=[{name!r}] to leave it dense"
-    if parameter is None:
-        raise TypeError(
-            f"{name} is not a plain parameter of {type(module).__name__} (a parametrization, weight_norm or torch "
-            f"prune computes it): remove the parametrization first, or {advice}"
-        )
-    if isinstance(parameter, nn.parameter.UninitializedParameter):
-        raise RuntimeError(f"{name} is not initialised yet: run one forward of the lazy module first")
-    if type(parameter) is not nn.Parameter:
-        raise TypeError(f"{name} is a {type(parameter).__name__} (sharded or quantised): not supported; {advice}")
-    if parameter.device.type == "meta":
-        raise RuntimeError(f"{name} is on the meta device: materialise the model before making it sparse")
-    if parameter.dtype not in _DTYPES:
-        raise TypeError(f"{name} has dtype {parameter.dtype}, expected one of {_DTYPES}; {advice}")
-    if parameter.ndim < 2:
-        raise ValueError(f"{name} has shape {tuple(parameter.shape)}: only weights with at least 2 axes are rewired")
-
-
-def discover(
-    model: nn.Module,
-    *,
-    include: Sequence[str] | None = None,
-    exclude: Sequence[str] = (),
-    tile: tuple[int, int] = (1, 1),
-) -> list[Layer]:
-    """The layers of `model` (already unwrapped) that will be sparse, in the order of `named_parameters`.
-
-    By default the weights of Linear, Conv1d/2d/3d, ConvTranspose1d/2d/3d and MultiheadAttention; a weight shared with
-    an Embedding is left dense. `include` replaces that choice by every parameter whose name matches one of the globs
-    (embeddings and plain parameters too); `exclude` then takes away. Tied weights appear once, under their first name,
-    and match globs by any of their names.
-
-    Raises:
-        ValueError: a glob that matches nothing, nothing left to prune, a weight with fewer than 2 axes, parameters that
-            share memory without being the same Parameter.
-        TypeError: parametrized, quantised, sharded or non-float weights.
-        RuntimeError: lazy or meta weights.
-    """
-    owned = list(_owned(model))
-    names = [name for name, *_ in owned]
-    for argument, globs in (("include", include or ()), ("exclude", exclude)):
-        for glob in globs:
-            if not any(fnmatchcase(name, glob) for name in names):
-                raise ValueError(f"{argument} glob {glob!r} matches no parameter; parameters are {names}")
-    aliases: dict[int, list[tuple[str, nn.Module, str, bool]]] = {}
-    for entry in owned:
-        parameter = entry[1]._parameters.get(entry[2])
-        if parameter is None and entry[1]._parameters.get(entry[2], 0) is None:
-            continue  # registered as None: this module has no such weight
-        aliases.setdefault(id(entry if parameter is None else parameter), []).append(entry)
-    layers: list[Layer] = []
-    memory: dict[int, str] = {}
-    for module in model.modules():
-        if type(module).__module__.startswith(("torch.ao.nn.quantized", "torch.nn.quantized")):
-            raise TypeError(f"quantised module {type(module).__name__} cannot be trained: prune before quantising")
-    for entries in aliases.values():
-        every = [name for name, *_ in entries]
-        embedded = any(isinstance(module, (nn.Embedding, nn.EmbeddingBag)) for _, module, _, _ in entries)
-        chosen = any(entry[3] for entry in entries) and not embedded if include is None else _matches(every, include)
-        if not chosen or _matches(every, exclude):
-            continue
-        name, module, attribute, _ = next((e for e in entries if e[3]), entries[0])
-        _refuse(name, module, attribute)
-        parameter = module._parameters[attribute]
-        assert parameter is not None
-        if parameter.numel() == 0:
-            continue
-        if memory.setdefault(parameter.data_ptr(), every[0]) != every[0]:
-            raise ValueError(
-                f"{every[0]} and {memory[parameter.data_ptr()]} share memory but are different Parameters: "
-                "tie weights by assigning the same Parameter object"
-            )
-        tensor = Masked.full(every[0], parameter)
-        if attribute == "in_proj_weight" and isinstance(module, nn.MultiheadAttention):
-            rows = parameter.shape[0] // len(_PACKED)
-            layers += [
-                Layer(f"{every[0]}[{part}]", tensor, i * rows, (i + 1) * rows, tile) for i, part in enumerate(_PACKED)
-            ]
-        else:
-            layers.append(Layer(every[0], tensor, 0, parameter.shape[0], tile))
-    if not layers:
-        raise ValueError("nothing to prune: no Linear, Conv or attention weights are left after include and exclude")
-    return layers
+        What was dropped is zeroed by `Masked.apply`. `value` [rows, cols] is what new weights are worth; None: zero.
+        """
+        tensor = self.tensor
+        new = self.elements(units)
+        fresh = new & ~self.view(tensor.mask)
+        gains = int(fresh.sum())
+        if value is not None and gains:
+            self.assign(tensor.parameter.data, torch.where(fresh, value, self.view(tensor.parameter)))
+        self.assign(tensor.mask, new)
+        return gains

@@ -1,0 +1,411 @@
+"""A linear layer whose weight has values only in the tiles of a pattern; the pattern may change while it trains.
+
+    W[out, in] = tiles of (bm, bn), `density` of them present      y = x W^T + bias
+
+Forward and both gradients cost time and memory in proportion to the tiles present. Parameters are numbers
+(`values[capacity, bm, bn]`, `bias`), buffers are structure (`offsets`, `indices` and the index of W^T): a new pattern
+is new contents of tensors whose shapes stay, so nothing is compiled or allocated again.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from gossamer import ops
+from gossamer.nn.moves import move_, sources, states_of
+from gossamer.nn.storage import Storage, check_storage, dequantised, quantised
+from gossamer.nn.tap import Tapped
+from gossamer.nn.tiles import best_tiles, inside, random_tiles, tile_means
+from gossamer.pattern import Pattern
+from gossamer.planner import partition
+
+Mode = Literal["dynamic", "static"]
+
+
+class BlockSparseLinear(nn.Module):
+    """y = x W^T + bias with W[out_features, in_features] stored as the tiles of a pattern.
+
+    Args:
+        in_features, out_features: sizes of the last axis of input and output.
+        bias: add a learned vector.
+        block: tile side, or (rows of W, columns of W) of a tile. Sizes need not be multiples: tiles at the lower and
+            right edge are then ragged, and what their padding holds is zero.
+        density: share of the tiles that are present at first, in (0, 1]: round(density * tiles) of them, at random.
+            Not used with `pattern`.
+        pattern: which tiles are present at first, of shape (out_features, in_features) and tile `block`.
+        mode: "dynamic": the pattern may change (`update_pattern`). "static": it never does, and the division of
+            labour among threads is planned once; values are trained as usual.
+        capacity: number of tiles there is memory for; None for those present at first.
+        overflow: what `update_pattern` does with more tiles than `capacity`: "error", or "grow" (takes new memory, and
+            compiled code is compiled again).
+        storage: how values are kept: "float32" (the layer's dtype; trainable), "bfloat16" or "int8" with one scale
+            per tile (inference; converted inside the product).
+        seed: of the first pattern and values; None draws from torch's global generator.
+
+    Attributes:
+        values: Parameter [capacity, bm, bn]. Slots past the tiles present, and padding, are zero.
+        bias: Parameter [out_features] or None.
+        offsets, indices: the pattern (`pattern` has it as a `gossamer.Pattern`). `indices` holds the bytes of uint16 or
+            int32 numbers, because process groups send bytes but not uint16.
+
+    Raises:
+        ValueError: sizes, block, density, capacity, mode or pattern that do not fit, naming the value.
+
+    Values are drawn as in nn.Linear with the fan-in that is really there: uniform in +-1 / sqrt(in_features * density).
+
+    Source: Li et al., "PopSparse: accelerated block sparse matrix multiplication on IPU", 2023.
+
+    >>> layer = BlockSparseLinear(64, 128, block=16, density=0.25)
+    >>> layer(torch.randn(3, 64)).shape, tuple(layer.values.shape)
+    (torch.Size([3, 128]), (8, 16, 16))
+    """
+
+    values: nn.Parameter
+    bias: nn.Parameter | None
+    offsets: Tensor
+    indices: Tensor
+    offsets_t: Tensor
+    indices_t: Tensor
+    order: Tensor
+    scale: Tensor | None
+    work: Tensor | None
+    work_t: Tensor | None
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool = True,
+        *,
+        block: int | tuple[int, int] = 16,
+        density: float = 0.1,
+        pattern: Pattern | None = None,
+        mode: Mode = "dynamic",
+        capacity: int | None = None,
+        overflow: Literal["error", "grow"] = "error",
+        storage: Storage = "float32",
+        seed: int | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        tile = (block, block) if isinstance(block, int) else (block[0], block[1])
+        _check_sizes(in_features, out_features, tile)
+        if mode not in ("dynamic", "static"):
+            raise ValueError(f"mode must be 'dynamic' or 'static', got {mode!r}")
+        if overflow not in ("error", "grow"):
+            raise ValueError(f"overflow must be 'error' or 'grow', got {overflow!r}")
+        check_storage(storage)
+        self.in_features, self.out_features, self.tile = in_features, out_features, tile
+        self.mode, self.overflow, self.storage = mode, overflow, storage
+        self._ticket: int | None = None
+        generator = None if seed is None else torch.Generator().manual_seed(seed)
+        if pattern is None:
+            pattern = random_tiles((out_features, in_features), tile, density, generator)
+        self._check_pattern(pattern)
+        pattern.validate()
+        capacity = pattern.nnz if capacity is None else capacity
+        if capacity < pattern.nnz:
+            raise ValueError(f"capacity={capacity} is too small: {pattern.nnz} tiles are present")
+        pattern = pattern.with_capacity(capacity).to(device or "cpu")
+        self.values = nn.Parameter(torch.empty(capacity, *tile, device=device, dtype=dtype))
+        self.bias = nn.Parameter(torch.empty(out_features, device=device, dtype=dtype)) if bias else None
+        self.register_buffer("offsets", pattern.row_offsets())
+        self.register_buffer("indices", pattern.indices.view(torch.uint8))
+        for name in ("offsets_t", "indices_t", "order", "scale", "work", "work_t"):
+            self.register_buffer(name, None, persistent=name == "scale")
+        self._index_changed()
+        self.reset_parameters(generator)
+        if storage != "float32":
+            self._store(self.values.detach(), None)
+
+    # ------------------------------------------------------------------ structure
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(out_features, in_features)."""
+        return self.out_features, self.in_features
+
+    @property
+    def capacity(self) -> int:
+        """Number of tiles there is memory for."""
+        return self.values.shape[0]
+
+    @property
+    def pattern(self) -> Pattern:
+        """Which tiles are present, as views of this layer's buffers: read it, and change it by `update_pattern`."""
+        return Pattern(
+            self.offsets, self.indices.view(_index_dtype(self.in_features, self.tile[1])), self.shape, self.tile
+        )
+
+    @property
+    def transposed(self) -> ops.Transposed:
+        """The index of W^T, which gradients of the input read."""
+        shape, tile = self.shape[::-1], self.tile[::-1]
+        indices = self.indices_t.view(_index_dtype(self.out_features, self.tile[0]))
+        return ops.Transposed(Pattern(self.offsets_t, indices, shape, tile), self.order, self.work_t)
+
+    @property
+    def density(self) -> float:
+        """Share of the weight's elements that lie in a present tile. A device sync."""
+        return self.pattern.density
+
+    def extra_repr(self) -> str:
+        present = "?" if self.offsets.is_meta else int(self.offsets[-1])
+        tiles = math.prod(self.pattern.grid)
+        storage = "" if self.storage == "float32" else f", storage={self.storage}"
+        return (
+            f"{self.in_features}, {self.out_features}, bias={self.bias is not None}, block={self.tile}, "
+            f"tiles={present} of {tiles}, capacity={self.capacity}, {self.mode}{storage}"
+        )
+
+    @torch.no_grad()
+    def reset_parameters(self, generator: torch.Generator | None = None) -> None:
+        """Draw values and bias anew; drawn on the CPU, so that every device gets the same."""
+        bound = self.bound
+        for parameter in (self.values, self.bias):
+            if parameter is not None and not parameter.is_meta:
+                parameter.copy_(torch.empty(parameter.shape).uniform_(-bound, bound, generator=generator))
+        if not self.values.is_meta:
+            self.values.masked_fill_(~inside(self.pattern), 0)
+
+    @property
+    def bound(self) -> float:
+        """First values are uniform in +-bound: 1 / sqrt(in_features * density), nn.Linear's with the fan-in present."""
+        share = 1.0 if self.offsets.is_meta else self.density
+        return 1.0 / math.sqrt(max(self.in_features * share, 1.0))
+
+    @torch.no_grad()
+    def update_pattern(
+        self,
+        pattern: Pattern,
+        *,
+        values: Tensor | Literal["keep", "zeros"] = "keep",
+        optimizer: Optimizer | None = None,
+        overflow: Literal["error", "grow"] | None = None,
+    ) -> Tensor:
+        """Take over another pattern, in place: same tensors, same shapes, nothing compiled or allocated again.
+
+        Args:
+            pattern: of this layer's shape, tile and device, with any capacity. Its indices are trusted.
+            values: "keep": tiles in both patterns keep their values, new ones start at zero; "zeros": all start at
+                zero; or a tensor [capacity, bm, bn] in the slots of the new pattern.
+            optimizer: whose state of `values` follows: that of kept tiles moves with them (and so does `values.grad`),
+                that of new tiles is zero.
+            overflow: in place of the layer's own.
+
+        Returns:
+            int64[capacity]: the old slot of each new slot's tile, -1 for new tiles and slack. `gossamer.nn.moved(x,
+            source)` brings any tensor [capacity, ...] of yours along.
+
+        Raises:
+            RuntimeError: a static layer; more tiles than `capacity` with overflow="error". ValueError: a pattern of
+            another shape, tile or device. Nothing is changed then.
+
+        >>> layer = BlockSparseLinear(4, 4, block=2, pattern=Pattern.from_mask(torch.eye(4).bool(), (2, 2)))
+        >>> layer.update_pattern(Pattern.from_mask(torch.tensor([[1, 0, 0, 1]] * 4).bool(), (2, 2)), overflow="grow")
+        tensor([ 0, -1, -1,  1])
+        """
+        if self.mode == "static":
+            raise RuntimeError("a static layer keeps its pattern: build it with mode='dynamic' to change it")
+        if self.storage != "float32":
+            raise RuntimeError(f"storage={self.storage!r} is for inference: update the pattern first, then store")
+        self._check_pattern(pattern)
+        if pattern.device != self.values.device:
+            raise ValueError(f"pattern must be on {self.values.device}, got {pattern.device}")
+        if (overflow or self.overflow) == "grow":
+            capacity = max(self.capacity, pattern.nnz)
+        else:
+            capacity = self.capacity
+        if isinstance(values, Tensor) and tuple(values.shape) != (capacity, *self.tile):
+            raise ValueError(f"values must have shape {(capacity, *self.tile)}, got {tuple(values.shape)}")
+        new = pattern.with_capacity(capacity)
+        source = sources(self.pattern.keys(), new.keys(), math.prod(new.grid))
+        followers = [] if optimizer is None else states_of(optimizer, self.values)
+        for tensor in [*followers, *([] if self.values.grad is None else [self.values.grad])]:
+            move_(tensor, source)
+        move_(self.values, source)
+        if isinstance(values, Tensor):
+            self.values.copy_(values * inside(new))
+        elif values == "zeros":
+            self.values.zero_()
+        self._set_index(new)
+        return source
+
+    # ------------------------------------------------------------------ numbers
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x[..., in_features] -> [..., out_features]."""
+        if x.shape[-1] != self.in_features:
+            raise ValueError(f"x must have {self.in_features} features, got shape {tuple(x.shape)}")
+        if torch.is_autocast_enabled(x.device.type):
+            x = x.to(self.bias.dtype if self.bias is not None else self.values.dtype)
+        flat = x.reshape(-1, self.in_features)
+        y = ops.dsd(
+            self.values,
+            self.pattern,
+            flat.t(),
+            transposed=self.transposed,
+            work=self.work,
+            scale=self.scale,
+            column_major=True,
+        ).t()
+        if self._ticket is not None and torch.is_grad_enabled() and y.requires_grad:
+            y = Tapped.apply(y, flat, self._ticket)
+        if self.bias is not None:
+            y = y + self.bias
+        return y.view(*x.shape[:-1], self.out_features)
+
+    def to_dense(self) -> Tensor:
+        """W[out_features, in_features] with zeros in absent tiles. Differentiable."""
+        return ops.scatter(dequantised(self.values, self.scale), self.pattern)
+
+    def to_linear(self) -> nn.Linear:
+        """A dense nn.Linear that computes the same."""
+        weight = self.to_dense().detach()
+        linear = nn.Linear(*self.shape[::-1], bias=self.bias is not None, device=weight.device, dtype=weight.dtype)
+        with torch.no_grad():
+            linear.weight.copy_(weight)
+            if self.bias is not None:
+                linear.bias.copy_(self.bias)
+        return linear
+
+    @classmethod
+    def from_dense(
+        cls,
+        linear: nn.Linear,
+        *,
+        density: float | None = None,
+        pattern: Pattern | None = None,
+        block: int | tuple[int, int] = 16,
+        **options: Any,
+    ) -> BlockSparseLinear:
+        """The tiles of an nn.Linear with the largest mean |w|, round(density * tiles) of them; or those of `pattern`.
+
+        Without `density` and `pattern`: the tiles that hold a nonzero. Ties go to the lower index.
+
+        >>> layer = BlockSparseLinear.from_dense(torch.nn.Linear(64, 32), density=0.5, block=8)
+        >>> layer.pattern.nnz
+        16
+        """
+        if density is not None and pattern is not None:
+            raise ValueError(f"give density or pattern, not both: got density={density}")
+        tile = (block, block) if isinstance(block, int) else (block[0], block[1])
+        weight = linear.weight.detach()
+        if pattern is None and density is None:
+            pattern = ops.detect(weight, tile)
+        elif pattern is None:
+            assert density is not None
+            pattern = best_tiles(tile_means(weight.abs(), tile), weight.shape, tile, density)
+        else:
+            tile = pattern.tile
+        storage = options.pop("storage", "float32")
+        check_storage(storage)
+        layer = cls(
+            linear.in_features, linear.out_features, linear.bias is not None, block=tile, pattern=pattern,
+            device=weight.device, dtype=weight.dtype, **options,
+        )  # fmt: skip
+        with torch.no_grad():
+            layer.values.copy_(layer.pattern.pack(weight))
+            if layer.bias is not None:
+                layer.bias.copy_(linear.bias)
+        return layer if storage == "float32" else layer.store(storage)
+
+    def store(self, storage: Storage) -> BlockSparseLinear:
+        """Keep the values as "bfloat16" or "int8" (one scale per tile) from now on, for inference; returns self.
+
+        >>> layer = BlockSparseLinear(64, 64, density=0.5).store("int8")
+        >>> layer.values.dtype, layer.values.requires_grad
+        (torch.int8, False)
+        """
+        check_storage(storage)
+        if self.storage != "float32":
+            raise RuntimeError(f"the values are already stored as {self.storage}")
+        self.storage = storage
+        if storage != "float32":
+            self._store(*quantised(self.values.detach(), storage))
+        return self
+
+    def listen(self, ticket: int | None) -> None:
+        """Hand the factors of the weight's gradient to the `gossamer.nn.tap.Tap` with this ticket; None: to nobody."""
+        self._ticket = ticket
+
+    # ------------------------------------------------------------------ inside
+
+    def _store(self, values: Tensor, scale: Tensor | None) -> None:
+        self.values = nn.Parameter(values, requires_grad=False)
+        self.scale = scale
+
+    def _check_pattern(self, pattern: Pattern) -> None:
+        if tuple(pattern.shape) != self.shape or tuple(pattern.tile) != self.tile:
+            raise ValueError(
+                f"pattern must have shape {self.shape} and tile {self.tile}, got shape {tuple(pattern.shape)} and tile "
+                f"{tuple(pattern.tile)}"
+            )
+
+    def _set_index(self, pattern: Pattern) -> None:
+        """Take over a pattern of this capacity, or of another one with new buffers."""
+        if pattern.capacity == self.pattern.capacity:
+            self.offsets.copy_(pattern.row_offsets())
+            self.indices.copy_(pattern.indices.reshape(-1).view(torch.uint8))
+        else:
+            self.offsets, self.indices = pattern.row_offsets(), pattern.indices.reshape(-1).view(torch.uint8)
+        self._index_changed()
+
+    def _index_changed(self) -> None:
+        """Derive what is computed from the pattern."""
+        if self.offsets.is_meta:
+            return
+        transposed = ops.transpose(self.pattern)
+        fresh = {
+            "offsets_t": transposed.pattern.row_offsets(),
+            "indices_t": transposed.pattern.indices.view(torch.uint8),
+            "order": transposed.order,
+        }
+        if self.mode == "static":
+            parts = torch.get_num_threads()
+            fresh["work"] = partition(self.pattern, parts).work
+            fresh["work_t"] = partition(transposed.pattern, parts).work
+        for name, tensor in fresh.items():
+            held = getattr(self, name)
+            if held is not None and held.shape == tensor.shape and held.device == tensor.device:
+                held.copy_(tensor)
+            else:
+                setattr(self, name, tensor)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        missing, errors = args[-3], args[-1]
+        names = [prefix + name for name in ("values", "offsets", "indices")]
+        if not all(name in state_dict for name in names):
+            missing.extend(name for name in names if name not in state_dict)
+            return
+        values, offsets, indices = (state_dict[name] for name in names)
+        dtype = _index_dtype(self.in_features, self.tile[1])
+        try:
+            Pattern(offsets, indices.view(dtype), self.shape, self.tile).validate()
+        except (TypeError, ValueError, RuntimeError) as error:
+            errors.append(f"{prefix}indices: not a pattern of shape {self.shape} and tile {self.tile}: {error}")
+            return
+        if values.shape[1:] == self.values.shape[1:] and values.shape[0] != self.capacity:
+            # the state of a layer that had more or fewer tiles: this one takes its capacity, in the same Parameter
+            self.values.data = self.values.new_zeros(values.shape)
+            self.indices = self.indices.new_zeros(indices.shape)
+        super()._load_from_state_dict(state_dict, prefix, *args)
+        self._index_changed()
+
+
+def _index_dtype(features: int, side: int) -> torch.dtype:
+    return torch.uint16 if -(-features // side) <= 65536 else torch.int32
+
+
+def _check_sizes(in_features: int, out_features: int, tile: tuple[int, int]) -> None:
+    for name, size in (("in_features", in_features), ("out_features", out_features)):
+        if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+            raise ValueError(f"{name} must be an integer of at least 1, got {size!r}")
+    if not all(isinstance(side, int) and side >= 1 for side in tile):
+        raise ValueError(f"block must be an integer or a pair of integers of at least 1, got {tile!r}")

@@ -1,0 +1,216 @@
+"""Training on the tiles of a BlockSparseLinear: the engine's questions, answered by a layer that stores nothing else.
+
+A unit is a tile and the mask is the grid of tiles. What a masked dense weight does with zeros, this does by moving:
+a new choice of tiles is `update_pattern` at constant capacity, which takes values, gradient and optimizer state along.
+
+Growth needs the mean |dense gradient| of absent tiles. The layer hands over the factors of the gradient during the
+backward pass of an update's step (`gossamer.nn.tap`), and the product dy^T x is formed a band of tile rows at a time,
+summed over the backward passes of the step and over ranks, and reduced to one number per tile.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from gossamer.nn import BlockSparseLinear
+from gossamer.nn.tap import Tap
+from gossamer.nn.tiles import inside, of_tiles, tile_areas, tile_means
+from gossamer.pattern import Pattern
+from gossamer.training import distributed, optimizer_state
+from gossamer.training.random import uniform
+from gossamer.training.select import mask_, topk
+from gossamer.training.weights import Layer, Masked
+
+if TYPE_CHECKING:
+    from gossamer.training.engine import Method
+
+# Rows of the dense gradient formed at once hold about this many numbers: 1 MiB, so that a band stays in a cache.
+_BAND = 1 << 18
+
+
+@dataclass(eq=False)
+class TileValues(Masked):
+    """The values of a BlockSparseLinear; `mask` is bool[tile_rows, tile_cols].
+
+    Attributes:
+        module: the layer.
+        fixed: whether the capacity may not grow (DistributedDataParallel keeps the first shapes).
+        reduce: whether gradients are those of a mean over ranks.
+    """
+
+    module: BlockSparseLinear = field(kw_only=True)
+    fixed: bool = False
+    reduce: bool = False
+    tap: Tap | None = None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.module.shape
+
+    def weights(self, mask: Tensor) -> int:
+        return int((tile_areas(self.module.shape, self.module.tile, mask.device) * mask).sum())
+
+    def pattern(self, tile: tuple[int, int]) -> Pattern:
+        return of_tiles(self.mask, self.module.shape, self.module.tile)
+
+    def listen(self, wanted: bool) -> None:
+        if wanted and self.tap is None and not self.frozen:
+            self.tap = Tap(self.parameter)
+            self.module.listen(self.tap.ticket)
+        elif not wanted and self.tap is not None:
+            self.tap.close()
+            self.tap = None
+            self.module.listen(None)
+
+    def gradient(self) -> Tensor | None:
+        """float[tile_rows, tile_cols]: the mean |dense gradient| of each tile."""
+        if self.tap is None or not self.tap.pairs:
+            return None
+        return candidate_scores(self.tap.pairs, self.module.tile, reduce=self.reduce)
+
+    def hide(self) -> None:
+        """There is nothing outside: the gradient of the values is zero in slack and padding."""
+
+    def check(self, step: int) -> None:
+        if not torch.equal(self.module.pattern.to_tile_mask(), self.mask):
+            raise RuntimeError(
+                f"{self.name} has other tiles than the method gave it, before step {step}: load the states of network "
+                "and method together, and leave update_pattern to the method"
+            )
+
+    def apply(self, optimizer: Optimizer) -> None:
+        states = optimizer_state.tensors(optimizer, self.parameter, self.name)
+        if optimizer_state.keeps_zeros(optimizer) and int(self.module.offsets[-1]) == self.module.capacity:
+            return  # no slack, and padding began at zero
+        tiles = inside(self.module.pattern)
+        for tensor in (self.parameter.data, *states):
+            mask_(tensor, tiles)
+
+    def check_copy(self, copy: nn.Module) -> None:
+        try:
+            found = copy.get_submodule(self.name.rpartition(".")[0])
+        except AttributeError:
+            found = None
+        same = isinstance(found, BlockSparseLinear) and (found.shape, found.tile) == (self.shape, self.module.tile)
+        if not same:
+            raise ValueError(f"copy has {found} at {self.name}, expected {self.module}")
+
+    def apply_to(self, copy: nn.Module) -> None:
+        """Bring the tiles of a copy to where this layer's are; a tile the copy did not have is zero there."""
+        found = copy.get_submodule(self.name.rpartition(".")[0])
+        assert isinstance(found, BlockSparseLinear)
+        found.update_pattern(self.module.pattern.to(found.values.device), overflow="grow")
+
+
+@dataclass(eq=False)
+class TileLayer(Layer):
+    """A BlockSparseLinear as what a method rewires.
+
+    >>> layer = TileLayer.of("fc.values", BlockSparseLinear(64, 32, block=16, density=0.5))
+    >>> layer.shape, layer.grid, int(layer.active().sum())
+    ((32, 64), (2, 4), 4)
+    """
+
+    tensor: TileValues
+
+    @classmethod
+    def of(cls, name: str, module: BlockSparseLinear) -> TileLayer:
+        values = TileValues(name, module.values, module.pattern.to_tile_mask(), module=module)
+        return cls(name, values, 0, module.out_features, module.tile)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.tensor.module.shape
+
+    @property
+    def full_shape(self) -> tuple[int, ...]:
+        return self.tensor.module.shape
+
+    def scores(self, x: Tensor) -> Tensor:
+        """Mean of x[capacity, bm, bn] over each tile: float32[units] (float64 for float64), zero for absent tiles."""
+        pattern = self.tensor.module.pattern
+        x = x if x.dtype == torch.float64 else x.float()
+        total = x.new_zeros(self.units + 1).index_copy_(0, pattern.keys(), x.sum((1, 2)))[:-1]
+        return total / tile_areas(self.shape, self.tile, x.device).view(-1)
+
+    def growth(self, gradient: Tensor) -> Tensor:
+        return gradient.reshape(-1)
+
+    def any(self, x: Tensor) -> Tensor:
+        return x.reshape(-1)
+
+    def initial(self, scores: Tensor, count: int) -> Tensor:
+        """Tiles that are present stay first: they have values."""
+        present = self.active()
+        kept = topk(scores, min(count, int(present.sum())), allowed=present)
+        return kept | topk(scores, count - int(kept.sum()), allowed=~present)
+
+    def start(self, units: Tensor, optimizer: Optimizer, *, seed: int, fresh: bool) -> None:
+        module = self.tensor.module
+        new = (self._rewire(units, optimizer) < 0).view(-1, 1, 1) & inside(module.pattern)
+        if fresh and bool(new.any()):
+            n, device = module.values.numel(), module.values.device
+            noise = uniform(n, seed=seed, name=self.name, step=0, purpose="value", device=device).view_as(new)
+            drawn = ((2 * noise - 1) * module.bound).to(module.values.dtype)
+            module.values.data.copy_(torch.where(new, drawn, module.values.data))
+
+    def take(self, units: Tensor, optimizer: Optimizer, value: Tensor | None = None) -> int:
+        gained = self.tensor.weights(units.view(self.grid) & ~self.tensor.mask)
+        self._rewire(units, optimizer)
+        return gained
+
+    def _rewire(self, units: Tensor, optimizer: Optimizer) -> Tensor:
+        module, count = self.tensor.module, int(units.sum())
+        if self.tensor.fixed and count > module.capacity:
+            raise RuntimeError(
+                f"{self.name} needs {count} tiles and has a capacity of {module.capacity}, which cannot grow inside "
+                f"DistributedDataParallel: build the layer with capacity={count} or more"
+            )
+        pattern = of_tiles(units.view(self.grid), module.shape, module.tile)
+        source = module.update_pattern(pattern, optimizer=optimizer, overflow="grow")
+        self.tensor.mask.copy_(units.view(self.grid))
+        return source
+
+
+def candidate_scores(pairs: list[tuple[Tensor, Tensor]], tile: tuple[int, int], *, reduce: bool = False) -> Tensor:
+    """Mean |sum of dy^T x| per tile, from pairs (dy[tokens, out], x[tokens, in]): float[tile_rows, tile_cols].
+
+    Args:
+        reduce: average the product over the ranks first (the mean of |g| is not |mean of g|).
+
+    >>> candidate_scores([(torch.tensor([[1.0, -2.0]]), torch.tensor([[1.0, 1.0, 3.0, 3.0]]))], (1, 2)).tolist()
+    [[1.0, 3.0], [2.0, 6.0]]
+    """
+    columns, rows = pairs[0][1].shape[1], pairs[0][0].shape[1]
+    band = max(_BAND // max(columns * tile[0], 1), 1) * tile[0]
+    bands = []
+    for first in range(0, rows, band):
+        product: Tensor | None = None
+        for dy, x in pairs:
+            part = dy[:, first : first + band].t() @ x
+            product = part if product is None else product.add_(part)
+        assert product is not None
+        if reduce:
+            dist.all_reduce(product)
+            product /= distributed.ranks()
+        bands.append(tile_means(product.abs_(), tile))
+    return torch.cat(bands)
+
+
+def check(method: Method) -> None:
+    """Raise ValueError or TypeError when a method or an argument has no meaning for tiles that come and go whole."""
+    names = [layer.name for layer in method.layers if isinstance(layer, TileLayer)]
+    if not names:
+        return
+    if not method.on_tiles:
+        raise TypeError(f"{type(method).__name__} needs dense weights; exclude={names} leaves these layers alone")
+    if method.grad_window != 1:
+        raise ValueError(f"grad_window must be 1 for the tiles of {names}, got {method.grad_window}")
+    if method.grow_init != "zeros":
+        raise ValueError(f"grow_init must be 'zeros' for the tiles of {names}, got {method.grow_init!r}")

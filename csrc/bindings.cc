@@ -76,6 +76,40 @@ NB_MODULE(_native, m) {
                           at<const void>(indices), index_size, bm, bn, capacity, at<void>(values), threads);
         },
         unlocked);
+  m.def("gather_mm_scratch",
+        [](int element_size, int64_t rows, int64_t k, int64_t capacity, int64_t bm, int64_t bk, int64_t batch,
+           int64_t n, int threads) {
+          return active().gather_mm_scratch(element_size, rows, k, capacity, bm, bk, batch, n, threads);
+        });
+  m.def("gather_mm",
+        [](uintptr_t a, int element_size, int64_t rows, int64_t k, uintptr_t offsets, uintptr_t indices,
+           int index_size, int64_t bm, int64_t bk, uintptr_t b, int64_t batch, int64_t b_batch, int64_t b_row,
+           int64_t b_col, int64_t n, uintptr_t c, uintptr_t transposed, uintptr_t scratch, int threads) {
+          active().gather_mm(at<const void>(a), element_size, rows, k, at<const int64_t>(offsets),
+                             at<const void>(indices), index_size, bm, bk, at<const void>(b), batch, b_batch, b_row,
+                             b_col, n, at<void>(c), at<void>(transposed), at<void>(scratch), threads);
+        },
+        unlocked);
+  m.def("grouped_scratch",
+        [](int element_size, int threads) { return active().grouped_scratch(element_size, threads); });
+  m.def("grouped_mm",
+        [](uintptr_t x, int element_size, int64_t k, uintptr_t source, int source_size, uintptr_t target,
+           int target_size, uintptr_t offsets, int64_t groups, uintptr_t weights, bool flip, int64_t n, uintptr_t y,
+           int64_t out_rows, uintptr_t scratch, int threads) {
+          active().grouped_mm(at<const void>(x), element_size, k, at<const void>(source), source_size,
+                              at<const void>(target), target_size, at<const int64_t>(offsets), groups,
+                              at<const void>(weights), flip, n, at<void>(y), out_rows, at<void>(scratch), threads);
+        },
+        unlocked);
+  m.def("grouped_outer",
+        [](uintptr_t x, int element_size, int64_t k, uintptr_t dy, int64_t n, uintptr_t source, int source_size,
+           uintptr_t target, int target_size, uintptr_t offsets, int64_t groups, uintptr_t dw, uintptr_t scratch,
+           int threads) {
+          active().grouped_outer(at<const void>(x), element_size, k, at<const void>(dy), n, at<const void>(source),
+                                 source_size, at<const void>(target), target_size, at<const int64_t>(offsets), groups,
+                                 at<void>(dw), at<void>(scratch), threads);
+        },
+        unlocked);
   m.def("scatter",
         [](uintptr_t values, int64_t rows, int64_t cols, int element_size, uintptr_t offsets, uintptr_t indices,
            int index_size, int64_t bm, int64_t bn, int64_t capacity, uintptr_t dense, int threads) {

@@ -10,6 +10,14 @@
 //          true counts, indices[capacity] the first `capacity` tile columns, then zeros.
 // gather   values[capacity, bm, bn] = the present tiles of x; slots past the pattern and ragged padding are zero.
 // scatter  dense[rows, cols] = the tiles of values[capacity, bm, bn] in their places, zero elsewhere.
+// gather_mm  c[rows, n] = (a[rows, k] at the tiles (bm, bk) of a pattern, zero elsewhere) @ b[batch, k, n], whose strides
+//          are given in elements, one of b_row and b_col being 1. Matrix i of b meets rows [i, i + 1) * rows / batch, and
+//          no tile row straddles two. transposed, if not null, gets [n, rows]; c is needed all the same. scratch has
+//          gather_mm_scratch bytes.
+// grouped_mm  y[target[p]] = x[source[p]] @ weights[g] for p in [offsets[g], offsets[g + 1]), zero in other rows of
+//          y[out_rows, n]; weights are [groups, k, n], with flip [groups, n, k]. source, target: entries of 4 or 8
+//          bytes, or null, which is p itself. scratch has grouped_scratch bytes.
+// grouped_outer  dw[g][k, n] = the sum over p of x[source[p]]^T dy[target[p]].
 // mask     Zeroes, by bits, every element of x[n] where mask[n] is false.
 // select   mask[n] = the k highest (or lowest) of scores[n] among those allowed (null: all); equal scores are taken in
 //          order of index. Returns how many were taken, or -1 if an allowed score is NaN. scratch has select_scratch
@@ -29,6 +37,18 @@
        int64_t bn, int64_t capacity, uint64_t* flags, int64_t* offsets, void* indices, int index_size, int threads) \
   VERB(gather, void, const void* x, int64_t rows, int64_t cols, int element_size, const int64_t* offsets,           \
        const void* indices, int index_size, int64_t bm, int64_t bn, int64_t capacity, void* values, int threads)    \
+  VERB(gather_mm_scratch, int64_t, int element_size, int64_t rows, int64_t k, int64_t capacity, int64_t bm,         \
+       int64_t bk, int64_t batch, int64_t n, int threads)                                                           \
+  VERB(gather_mm, void, const void* a, int element_size, int64_t rows, int64_t k, const int64_t* offsets,           \
+       const void* indices, int index_size, int64_t bm, int64_t bk, const void* b, int64_t batch, int64_t b_batch,  \
+       int64_t b_row, int64_t b_col, int64_t n, void* c, void* transposed, void* scratch, int threads)              \
+  VERB(grouped_scratch, int64_t, int element_size, int threads)                                                     \
+  VERB(grouped_mm, void, const void* x, int element_size, int64_t k, const void* source, int source_size,           \
+       const void* target, int target_size, const int64_t* offsets, int64_t groups, const void* weights, bool flip, \
+       int64_t n, void* y, int64_t out_rows, void* scratch, int threads)                                            \
+  VERB(grouped_outer, void, const void* x, int element_size, int64_t k, const void* dy, int64_t n,                  \
+       const void* source, int source_size, const void* target, int target_size, const int64_t* offsets,            \
+       int64_t groups, void* dw, void* scratch, int threads)                                                        \
   VERB(scatter, void, const void* values, int64_t rows, int64_t cols, int element_size, const int64_t* offsets,     \
        const void* indices, int index_size, int64_t bm, int64_t bn, int64_t capacity, void* dense, int threads)     \
   VERB(mask, void, void* x, const uint8_t* mask, int64_t n, int element_size, int threads)                          \

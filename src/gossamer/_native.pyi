@@ -14,6 +14,23 @@ def gather(
     x: int, rows: int, cols: int, element_size: int, offsets: int, indices: int, index_size: int, bm: int, bn: int,
     capacity: int, values: int, threads: int, /,
 ) -> None: ...  # fmt: skip
+def gather_mm_scratch(
+    element_size: int, rows: int, k: int, capacity: int, bm: int, bk: int, batch: int, n: int, threads: int, /
+) -> int: ...
+def gather_mm(
+    a: int, element_size: int, rows: int, k: int, offsets: int, indices: int, index_size: int, bm: int, bk: int,
+    b: int, batch: int, b_batch: int, b_row: int, b_col: int, n: int, c: int, transposed: int, scratch: int,
+    threads: int, /,
+) -> None: ...  # fmt: skip
+def grouped_scratch(element_size: int, threads: int, /) -> int: ...
+def grouped_mm(
+    x: int, element_size: int, k: int, source: int, source_size: int, target: int, target_size: int, offsets: int,
+    groups: int, weights: int, flip: bool, n: int, y: int, out_rows: int, scratch: int, threads: int, /,
+) -> None: ...  # fmt: skip
+def grouped_outer(
+    x: int, element_size: int, k: int, dy: int, n: int, source: int, source_size: int, target: int,
+    target_size: int, offsets: int, groups: int, dw: int, scratch: int, threads: int, /,
+) -> None: ...  # fmt: skip
 def scatter(
     values: int, rows: int, cols: int, element_size: int, offsets: int, indices: int, index_size: int, bm: int,
     bn: int, capacity: int, dense: int, threads: int, /,

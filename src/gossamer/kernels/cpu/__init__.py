@@ -3,10 +3,24 @@
 from gossamer.kernels.cpu.detect import detect
 from gossamer.kernels.cpu.dsd import dsd
 from gossamer.kernels.cpu.gather import gather
+from gossamer.kernels.cpu.gather_mm import gather_mm
+from gossamer.kernels.cpu.grouped import grouped_mm, grouped_outer
 from gossamer.kernels.cpu.mask import mask_
 from gossamer.kernels.cpu.read import read
 from gossamer.kernels.cpu.scatter import scatter
 from gossamer.kernels.cpu.select import topk_mask
 from gossamer.kernels.cpu.transpose import transpose
 
-__all__ = ["detect", "dsd", "gather", "mask_", "read", "scatter", "topk_mask", "transpose"]
+__all__ = [
+    "detect",
+    "dsd",
+    "gather",
+    "gather_mm",
+    "grouped_mm",
+    "grouped_outer",
+    "mask_",
+    "read",
+    "scatter",
+    "topk_mask",
+    "transpose",
+]

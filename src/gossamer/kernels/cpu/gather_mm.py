@@ -1,0 +1,40 @@
+"""PIT's product: a dense matrix that holds zeros times another, read in place, only at the tiles of a pattern."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from gossamer.kernels.cpu import _call
+
+PRODUCT = (torch.float32, torch.float64)
+
+
+def gather_mm(a: Tensor, offsets: Tensor, indices: Tensor, bm: int, bk: int, b: Tensor, column_major: bool) -> Tensor:
+    """Return `c[rows, n]`; see `gossamer.kernels.reference.gather_mm`. float32 and float64.
+
+    A row of `b` that no tile names is never read into a sum, so Inf and NaN in it do not reach `c`.
+    """
+    _call.tensor(a, "a", ndim=2, dtypes=PRODUCT)
+    _call.tensor(b, "b", ndim=3, dtypes=(a.dtype,), contiguous=False)
+    rows, k = a.shape
+    batch, inner, n = b.shape
+    if inner != k:
+        raise ValueError(f"b must have {k} rows like a has columns, got shape {tuple(b.shape)}")
+    if batch < 1 or rows % batch != 0 or (batch > 1 and rows // batch % bm != 0):
+        raise ValueError(
+            f"a must be {batch} matrices of whole tiles one below the other, got {rows} rows in tiles of {bm}"
+        )
+    _call.check_pattern(offsets, indices, rows, k, bm, bk)
+    stride, columns = _call.matrix(b[0], "each matrix of b")
+    c = torch.empty((rows, n), dtype=a.dtype)
+    transposed = torch.empty((n, rows), dtype=a.dtype) if column_major else None
+    threads = torch.get_num_threads()
+    room = _call.native.gather_mm_scratch(a.itemsize, rows, k, indices.numel(), bm, bk, batch, n, threads)
+    scratch = torch.empty(room, dtype=torch.uint8)
+    _call.native.gather_mm(
+        a.data_ptr(), a.itemsize, rows, k, offsets.data_ptr(), indices.data_ptr(), indices.itemsize, bm, bk,
+        b.data_ptr(), batch, b.stride(0), 1 if columns else stride, stride if columns else 1, n, c.data_ptr(),
+        transposed.data_ptr() if transposed is not None else 0, scratch.data_ptr(), threads,
+    )  # fmt: skip
+    return c if transposed is None else transposed.t()

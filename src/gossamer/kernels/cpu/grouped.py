@@ -1,0 +1,88 @@
+"""Products of groups of rows, each group with a matrix of its own: mixture of experts, forward and backward."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+from torch import Tensor
+
+from gossamer.kernels.cpu import _call
+
+PRODUCT = (torch.float32, torch.float64)
+PLACES = (torch.int32, torch.int64)
+
+
+def grouped_mm(
+    x: Tensor, source: Tensor | None, target: Tensor | None, offsets: Tensor, weights: Tensor, flip: bool, out_rows: int
+) -> Tensor:
+    """Return `y[out_rows, n]`; see `gossamer.kernels.reference.grouped_mm`. float32 and float64."""
+    _call.tensor(x, "x", ndim=2, dtypes=PRODUCT)
+    _call.tensor(weights, "weights", ndim=3, dtypes=(x.dtype,))
+    _check_groups(offsets, source, x.shape[0], "source", target, out_rows, "target")
+    groups, inner, n = (weights.shape[0], *(weights.shape[:0:-1] if flip else weights.shape[1:]))
+    if groups != offsets.numel() - 1 or inner != x.shape[1]:
+        raise ValueError(
+            f"weights must be {offsets.numel() - 1} matrices with {x.shape[1]} {'columns' if flip else 'rows'}, "
+            f"got shape {tuple(weights.shape)}"
+        )
+    y = torch.empty((out_rows, n), dtype=x.dtype)
+    threads = torch.get_num_threads()
+    scratch = torch.empty(_call.native.grouped_scratch(x.itemsize, threads), dtype=torch.uint8)
+    _call.native.grouped_mm(
+        x.data_ptr(), x.itemsize, inner, *_list(source), *_list(target), offsets.data_ptr(), groups,
+        weights.data_ptr(), flip, n, y.data_ptr(), out_rows, scratch.data_ptr(), threads,
+    )  # fmt: skip
+    return y
+
+
+def grouped_outer(x: Tensor, dy: Tensor, source: Tensor | None, target: Tensor | None, offsets: Tensor) -> Tensor:
+    """Return `dw[groups, k, n]`; see `gossamer.kernels.reference.grouped_outer`. float32 and float64."""
+    _call.tensor(x, "x", ndim=2, dtypes=PRODUCT)
+    _call.tensor(dy, "dy", ndim=2, dtypes=(x.dtype,))
+    _check_groups(offsets, source, x.shape[0], "source", target, dy.shape[0], "target")
+    groups, k, n = offsets.numel() - 1, x.shape[1], dy.shape[1]
+    dw = torch.empty((groups, k, n), dtype=x.dtype)
+    threads = torch.get_num_threads()
+    scratch = torch.empty(_call.native.grouped_scratch(x.itemsize, threads), dtype=torch.uint8)
+    _call.native.grouped_outer(
+        x.data_ptr(), x.itemsize, k, dy.data_ptr(), n, *_list(source), *_list(target), offsets.data_ptr(), groups,
+        dw.data_ptr(), scratch.data_ptr(), threads,
+    )  # fmt: skip
+    return dw
+
+
+def _list(places: Tensor | None) -> tuple[int, int]:
+    return (0, 0) if places is None else (places.data_ptr(), places.itemsize)
+
+
+def _check_groups(
+    offsets: Tensor, source: Tensor | None, sources: int, source_name: str,
+    target: Tensor | None, targets: int, target_name: str,
+) -> None:  # fmt: skip
+    """Shapes and dtypes always; the values of offsets and of the places they use under GOSSAMER_CHECK=1."""
+    _call.tensor(offsets, "offsets", ndim=1, dtypes=(torch.int64,))
+    if offsets.numel() < 1:
+        raise ValueError("offsets must have an entry more than there are groups, got none")
+    if targets < 0:
+        raise ValueError(f"out_rows must be at least 0, got {targets}")
+    checked = os.environ.get("GOSSAMER_CHECK") == "1"
+    if checked and (offsets[0] < 0 or bool((offsets[1:] < offsets[:-1]).any())):
+        raise ValueError(f"offsets must not be negative and never decrease, got {offsets.tolist()[:16]}...")
+    for places, rows, name in ((source, sources, source_name), (target, targets, target_name)):
+        if places is not None:
+            _call.tensor(places, name, ndim=1, dtypes=PLACES)
+        if not checked:
+            continue
+        start, end, room = int(offsets[0]), int(offsets[-1]), rows if places is None else places.numel()
+        if end > room:
+            raise ValueError(f"offsets must end at most at {room}, the positions in {name}, got {end}")
+        used = torch.arange(start, end) if places is None else places[start:end].long()
+        wrong = ((used < 0) | (used >= rows)).nonzero()
+        if len(wrong):
+            at = int(wrong[0])
+            raise ValueError(f"{name}[{start + at}] is {int(used[at])}, expected 0 <= row < {rows}")
+    if checked and target is not None:
+        used = target[int(offsets[0]) : int(offsets[-1])]
+        if used.unique().numel() != used.numel():
+            raise ValueError("target must not name a row twice")

@@ -3,7 +3,6 @@
 import importlib
 import itertools
 import re
-import subprocess
 
 import pytest
 
@@ -52,19 +51,6 @@ def finds():
 EVERY = [*moves(), *finds()]
 
 
-def built(module, kernel, constants, pointers, whole=False):
-    """The kernel compiled for sm_90 as a launch would: aligned pointers and, if `whole`, sizes divisible by 16."""
-    from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource
-
-    function = getattr(importlib.import_module(f"gossamer.kernels.triton.{module}"), kernel)
-    types = {**SIZES, **pointers, **dict.fromkeys(constants, "constexpr")}
-    aligned = {*pointers, *(SIZES if whole else ())}
-    hints = {(i,): [["tt.divisibility", 16]] for i, name in enumerate(function.arg_names) if name in aligned}
-    source = ASTSource(function, {name: types[name] for name in function.arg_names}, constants, hints)
-    return triton.compile(source, target=GPUTarget("cuda", 90, 32))
-
-
 # 16-bit numbers on every run; the other word sizes and whole sizes with the slow tests.
 def case_marks(pointers, whole):
     fast = "*i16" in (pointers.get("x"), pointers.get("values")) or "starts" in pointers
@@ -75,25 +61,18 @@ def case_marks(pointers, whole):
     ("module", "kernel", "constants", "pointers", "whole"),
     [pytest.param(*each, whole, marks=case_marks(each[3], whole)) for each in EVERY for whole in (False, True)],
 )
-def test_compiles_for_hopper_without_spills(module, kernel, constants, pointers, whole, tmp_path):
-    from triton.backends.nvidia import compiler as nvidia
-
-    compiled = built(module, kernel, constants, pointers, whole)
+def test_compiles_for_hopper_without_spills(module, kernel, constants, pointers, whole, build, assert_no_spills):
+    compiled = build(module, kernel, constants, pointers, SIZES if whole else ())
     assert compiled.asm["cubin"]
-    ptx = tmp_path / "kernel.ptx"
-    ptx.write_text(compiled.asm["ptx"])
-    command = [nvidia.get_ptxas(90).path, "-v", "--gpu-name=sm_90a", str(ptx), "-o", str(tmp_path / "kernel.cubin")]
-    report = subprocess.run(command, capture_output=True, text=True, check=True).stderr
-    spilled = re.findall(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", report)
-    assert spilled == [("0", "0", "0")], report
+    assert_no_spills(compiled)
 
 
 @pytest.mark.parametrize("kernel", ["gather_tiles", "scatter_tiles"])
-def test_addresses_are_computed_in_64_bits(kernel):
+def test_addresses_are_computed_in_64_bits(kernel, build):
     """A matrix of 2^31 elements and more: no 32-bit product of a row and a width reaches an address."""
     constants = {"BM": 64, "BN": 64, "SLOTS": 1, "ELEMENTS": rows.WORK, "STEPS": 12}
     pointers = {"x": "*i16", "values": "*i16", "dense": "*i16", "indices": "*u16", "offsets": "*i64"}
-    ttir = built(kernel.split("_")[0], kernel, constants, pointers).asm["ttir"]
+    ttir = build(kernel.split("_")[0], kernel, constants, pointers).asm["ttir"]
     products = re.findall(r"arith\.muli .* : (\S+)", ttir)
     wide = [kind for kind in products if "i64" in kind]
     # The one narrow product is program_id(1) * ELEMENTS, which numbers the elements of one tile.

@@ -131,9 +131,9 @@ NB_MODULE(_native, m) {
         },
         unlocked);
   m.def("dsd_scratch",
-        [](int storage, uintptr_t offsets, int64_t bm, int64_t bk, int64_t rows, int64_t k, int64_t n, uintptr_t work,
-           int64_t segments, int threads) {
-          return active().dsd_scratch(storage, at<const int64_t>(offsets), bm, bk, rows, k, n,
+        [](int storage, bool in_place, uintptr_t offsets, int64_t capacity, int64_t bm, int64_t bk, int64_t rows,
+           int64_t k, int64_t n, uintptr_t work, int64_t segments, int threads) {
+          return active().dsd_scratch(storage, in_place, at<const int64_t>(offsets), capacity, bm, bk, rows, k, n,
                                       at<const int64_t>(work), segments, threads);
         });
   m.def("dsd",

@@ -41,8 +41,9 @@ def select(
     scores: int, allowed: int, n: int, k: int, largest: bool, mask: int, scratch: int, threads: int, /
 ) -> int: ...
 def dsd_scratch(
-    storage: int, offsets: int, bm: int, bk: int, rows: int, k: int, n: int, work: int, segments: int, threads: int, /
-) -> int: ...
+    storage: int, in_place: bool, offsets: int, capacity: int, bm: int, bk: int, rows: int, k: int, n: int, work: int,
+    segments: int, threads: int, /,
+) -> int: ...  # fmt: skip
 def dsd(
     values: int, storage: int, scale: int, offsets: int, indices: int, index_size: int, order: int, order_size: int,
     capacity: int, bm: int, bk: int, flip: bool, rows: int, k: int, b: int, n: int, b_stride: int, b_transposed: bool,

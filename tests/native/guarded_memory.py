@@ -57,8 +57,29 @@ def tiles(draw: random.Random, at_end: bool) -> None:
         offsets, indices, index_size, tile_rows, tile_cols, capacity, counts, offsets_t, indices_t, index_size,
         order, threads,
     )  # fmt: skip
+    pattern = (offsets, indices, index_size, 0, 4, capacity, bm, bn, False, rows, cols)
+    transposed = (offsets_t, indices_t, index_size, order, 4, capacity, bn, bm, True, cols, rows)
+    for product in (pattern, transposed):
+        dsd(draw, size, values, product, threads, at_end)
     dense = guarded(size * rows * cols, at_end)
     _native.scatter(values, rows, cols, size, offsets, indices, index_size, bm, bn, capacity, dense, threads)
+
+
+def dsd(draw: random.Random, size: int, values: int, pattern: tuple[int, ...], threads: int, at_end: bool) -> None:
+    offsets, _, _, order, _, capacity, bm, bk, _, rows, k = pattern
+    storage, width = {1: 3, 2: 2, 4: 0, 8: 1}[size], 8 if size == 8 else 4
+    n = draw.choice((0, 1, 7, 16, 33, 200))
+    scale = guarded(4 * capacity, at_end) if size == 1 else 0
+    work = guarded(content(torch.tensor([-1, 0, 0, 0, 0, 0])), at_end) if draw.random() < 0.5 else 0
+    room = _native.dsd_scratch(
+        storage, size >= 4 and not order, offsets, capacity, bm, bk, rows, k, n, work, 2 if work else 0, threads
+    )
+    for stride, columns in ((n, False), (k, True)):
+        b, c = guarded(width * k * n, at_end), guarded(width * rows * n, at_end)
+        _native.dsd(
+            values, storage, scale, *pattern, b, n, stride, columns, c, draw.random() < 0.5, work, 2 if work else 0,
+            guarded(room, at_end), threads,
+        )  # fmt: skip
 
 
 def elements(draw: random.Random, at_end: bool) -> None:

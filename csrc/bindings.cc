@@ -147,6 +147,16 @@ NB_MODULE(_native, m) {
                        at<const int64_t>(work), segments, at<void>(scratch), threads);
         },
         unlocked);
+  m.def("sdd",
+        [](uintptr_t a, int64_t a_stride, bool a_transposed, uintptr_t b, int64_t b_stride, bool b_transposed,
+           int64_t m, int64_t k, int64_t n, int element_size, uintptr_t offsets, uintptr_t indices, int index_size,
+           int64_t bm, int64_t bn, int64_t capacity, uintptr_t values, uintptr_t packed, uintptr_t next,
+           int threads) {
+          active().sdd(at<const void>(a), a_stride, a_transposed, at<const void>(b), b_stride, b_transposed, m, k, n,
+                       element_size, at<const int64_t>(offsets), at<const void>(indices), index_size, bm, bn, capacity,
+                       at<void>(values), at<void>(packed), at<int64_t>(next), threads);
+        },
+        unlocked);
   m.def("transpose",
         [](uintptr_t offsets, uintptr_t indices, int index_size, int64_t tile_rows, int64_t tile_cols,
            int64_t capacity, uintptr_t counts, uintptr_t offsets_t, uintptr_t indices_t, int index_size_t,

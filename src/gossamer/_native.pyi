@@ -49,6 +49,11 @@ def dsd(
     capacity: int, bm: int, bk: int, flip: bool, rows: int, k: int, b: int, n: int, b_stride: int, b_transposed: bool,
     c: int, column_major: bool, work: int, segments: int, scratch: int, threads: int, /,
 ) -> None: ...  # fmt: skip
+def sdd(
+    a: int, a_stride: int, a_transposed: bool, b: int, b_stride: int, b_transposed: bool, m: int, k: int, n: int,
+    element_size: int, offsets: int, indices: int, index_size: int, bm: int, bn: int, capacity: int, values: int,
+    packed: int, next: int, threads: int, /,
+) -> None: ...  # fmt: skip
 def transpose(
     offsets: int, indices: int, index_size: int, tile_rows: int, tile_cols: int, capacity: int, counts: int,
     offsets_t: int, indices_t: int, index_size_t: int, order: int, threads: int, /,

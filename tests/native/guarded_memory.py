@@ -82,6 +82,27 @@ def dsd(draw: random.Random, size: int, values: int, pattern: tuple[int, ...], t
         )  # fmt: skip
 
 
+def sdd(draw: random.Random, at_end: bool) -> None:
+    size, threads = draw.choice((4, 8)), draw.choice((1, 2))
+    dtype = {4: torch.float32, 8: torch.float64}[size]
+    m, k, n = draw.randint(0, 40), draw.choice((0, 1, 7, 16, 33, 600)), draw.randint(0, 70)
+    bm, bn = draw.choice(((1, 1), (1, 7), (5, 1), (3, 5), (4, 4), (16, 16)))
+    tile_rows, tile_cols = -(-m // bm), -(-n // bn)
+    mask = torch.rand(tile_rows, tile_cols) < draw.choice((0.1, 0.5, 1))
+    offsets = guarded(content(torch.nn.functional.pad(mask.sum(1).cumsum(0), (1, 0))), at_end)
+    indices = guarded(content(mask.nonzero()[:, 1].int()), at_end)
+    capacity = max(0, int(mask.sum()) + draw.choice((-1, 0)))
+    left, right = draw.choice((False, True)), draw.choice((False, True))
+    a, b = (guarded(content(torch.randn(count, dtype=dtype)), at_end) for count in (m * k, k * n))
+    values = guarded(size * bm * bn * capacity, at_end)
+    packed = guarded(size * k * (m * left + n * (not right)), at_end)
+    following = guarded(8 * (tile_rows + 1 + threads), at_end)
+    _native.sdd(
+        a, m if left else k, left, b, k if right else n, right, m, k, n, size, offsets, indices, 4, bm, bn, capacity,
+        values, packed, following, threads,
+    )  # fmt: skip
+
+
 def elements(draw: random.Random, at_end: bool) -> None:
     size, threads = draw.choice((1, 2, 4, 8)), draw.choice((1, 2))
     n = draw.choice((0, 1, 15, 63, 64, 65, 200, 40_001))
@@ -102,6 +123,7 @@ if __name__ == "__main__":
     for seed in range(60):
         for at_end in (True, False):
             tiles(random.Random(seed), at_end)
+            sdd(random.Random(seed), at_end)
             elements(random.Random(seed), at_end)
             calls += 1
             KEPT.clear()

@@ -21,7 +21,7 @@ from .graph import ChannelGraph
 from .liveness import Liveness, analyse
 from .optimizer import check_state, copied
 from .rewrite import Kept, kept_positions, shrink_
-from .rounding import preferred_multiple, rounded
+from .rounding import preferred_multiple, rounded, step
 from .structure import StructureError
 
 logger = logging.getLogger(__name__)
@@ -180,7 +180,7 @@ def _wanted(
         stay = ~liveness.dead[group.name]
         if keep is not None:
             stay = keep[group.name].cpu().clone() if group.name in keep else torch.ones_like(stay)
-        stay = rounded(group, stay, multiple, model)
+        stay = rounded(group, stay, step(group, multiple), model)
         if not bool(stay.all()):
             masks[group.name] = stay
     return masks

@@ -80,6 +80,8 @@ def _slice(method: Method, tensor: Masked, positions: dict[int, Any]) -> None:
             tensor.axes[axis] = tensor.axes[axis][index.to(tensor.axes[axis].device)]
     if tensor.name in method.gradients.window:
         method.gradients.window[tensor.name] = sliced(method.gradients.window[tensor.name])
+    if tensor.name in method.warmup.left:
+        method.warmup.left[tensor.name] = sliced(method.warmup.left[tensor.name])
     for layer in method.layers:
         if layer.tensor is tensor and 0 in positions:
             layer.last = tensor.parameter.shape[0]

@@ -112,6 +112,21 @@ def timing(ratio: float, spread: float) -> Comparison:
 
 
 @pytest.mark.parametrize(
+    ("ratios", "refused"),
+    [((1.5,), False), ((0.9, 0.9), True), ((0.9, 1.5, 1.5), False), ((0.9, 1.5, 0.9), True)],
+)
+def test_one_slow_run_does_not_refuse(
+    ratios: tuple[float, ...], refused: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    net = killed(Sequence(), {"conv1": torch.arange(8) < 3})
+    runs = list(ratios)
+    monkeypatch.setattr(gs.measure, "interleave", lambda *_, **__: timing(runs.pop(0), 0.05))
+    small = gs.compact(net, X, round_to=None)
+    assert (small.refused is not None) == refused and not runs
+
+
+@pytest.mark.parametrize(
     ("ratio", "spread", "refused"),
     [
         (0.8, 0.05, True),

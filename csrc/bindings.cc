@@ -131,9 +131,9 @@ NB_MODULE(_native, m) {
         },
         unlocked);
   m.def("dsd_scratch",
-        [](int storage, uintptr_t offsets, int64_t bm, int64_t bk, int64_t rows, int64_t k, int64_t n, uintptr_t work,
-           int64_t segments, int threads) {
-          return active().dsd_scratch(storage, at<const int64_t>(offsets), bm, bk, rows, k, n,
+        [](int storage, bool in_place, uintptr_t offsets, int64_t capacity, int64_t bm, int64_t bk, int64_t rows,
+           int64_t k, int64_t n, uintptr_t work, int64_t segments, int threads) {
+          return active().dsd_scratch(storage, in_place, at<const int64_t>(offsets), capacity, bm, bk, rows, k, n,
                                       at<const int64_t>(work), segments, threads);
         });
   m.def("dsd",
@@ -145,6 +145,16 @@ NB_MODULE(_native, m) {
                        at<const void>(indices), index_size, at<const void>(order), order_size, capacity, bm, bk, flip,
                        rows, k, at<const void>(b), n, b_stride, b_transposed, at<void>(c), column_major,
                        at<const int64_t>(work), segments, at<void>(scratch), threads);
+        },
+        unlocked);
+  m.def("sdd",
+        [](uintptr_t a, int64_t a_stride, bool a_transposed, uintptr_t b, int64_t b_stride, bool b_transposed,
+           int64_t m, int64_t k, int64_t n, int element_size, uintptr_t offsets, uintptr_t indices, int index_size,
+           int64_t bm, int64_t bn, int64_t capacity, uintptr_t values, uintptr_t packed, uintptr_t next,
+           int threads) {
+          active().sdd(at<const void>(a), a_stride, a_transposed, at<const void>(b), b_stride, b_transposed, m, k, n,
+                       element_size, at<const int64_t>(offsets), at<const void>(indices), index_size, bm, bn, capacity,
+                       at<void>(values), at<void>(packed), at<int64_t>(next), threads);
         },
         unlocked);
   m.def("transpose",

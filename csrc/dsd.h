@@ -34,6 +34,11 @@ inline int64_t source_of(const Tiles& s, int64_t slot) {
                            : static_cast<const int64_t*>(s.order)[slot];
 }
 
+// Whether the tiles are stored as what they are multiplied as.
+inline bool as_is(const Tiles& s) {
+  return s.scale == nullptr && (s.storage == Storage::kFloat || s.storage == Storage::kDouble);
+}
+
 // Rows of `b` under a panel of columns: element (i, j) at b[i * stride + j].
 template <class T>
 struct Panel {
@@ -53,6 +58,22 @@ struct Run {
   int64_t from, to;
   bool more;  // add to what `out` holds
 };
+
+// Rows of the result held in registers, and vectors of each: accumulators, a row of b and a broadcast must fit.
+#if defined(GOSSAMER_AVX512)
+constexpr int kMostRows = 8;
+#else
+constexpr int kMostRows = 4;
+#endif
+constexpr int kMostVectors = 4;
+constexpr int most_vectors(int rows) {
+  constexpr int kFree = kRegisters - (kWidth == 16 ? 2 : 1);  // without a fused instruction a product needs one too
+  return kFree / (rows + 1) < kMostVectors ? kFree / (rows + 1) : kMostVectors;
+}
+
+// Multiplies `run` by a panel into rows of whole vectors.
+template <class T>
+using Multiply = void (*)(const Tiles&, const Run<T>&, Panel<T>, T* out, int64_t out_stride);
 
 }  // namespace
 }  // namespace gossamer::GOSSAMER_ISA

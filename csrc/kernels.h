@@ -27,7 +27,11 @@
 //          never read as a number. storage is 0 float, 1 double, 2 bfloat16, 3 int8; b and c are double with double tiles,
 //          else float. A row of b is b_stride elements, or a column is if b_transposed; column_major: c is [n, rows].
 //          work[segments, 3], or null, holds (tile row, slot, end): the sums of a tile row's segments are added in their
-//          order; tile row -1 is none. scratch has dsd_scratch bytes.
+//          order; tile row -1 is none. scratch has dsd_scratch bytes; in_place there: no order, no scale, and b's type.
+// sdd      values[capacity, bm, bn] = the present tiles of a[m, k] @ b[k, n], float or double; slots past the pattern and
+//          ragged padding are zero. A transposed matrix is given by its rows: b_transposed means that b is [n, k] in
+//          memory. packed is scratch: k * m elements if a is transposed and k * n more if b is not. next is scratch:
+//          tile_rows + 1 + threads entries.
 // transpose  The index of the transposed pattern. Rows ascend inside each row of offsets_t[tile_cols + 1]; order[s] is the
 //          slot that slot s of the transposed pattern has in this one, s itself in the slack. counts is scratch:
 //          threads * tile_cols entries.
@@ -55,12 +59,16 @@
   VERB(select_scratch, int64_t, int64_t n, int threads)                                                             \
   VERB(select, int64_t, const float* scores, const uint8_t* allowed, int64_t n, int64_t k, bool largest,            \
        uint8_t* mask, void* scratch, int threads)                                                                   \
-  VERB(dsd_scratch, int64_t, int storage, const int64_t* offsets, int64_t bm, int64_t bk, int64_t rows, int64_t k,  \
-       int64_t n, const int64_t* work, int64_t segments, int threads)                                               \
+  VERB(dsd_scratch, int64_t, int storage, bool in_place, const int64_t* offsets, int64_t capacity, int64_t bm,      \
+       int64_t bk, int64_t rows, int64_t k, int64_t n, const int64_t* work, int64_t segments, int threads)          \
   VERB(dsd, void, const void* values, int storage, const float* scale, const int64_t* offsets, const void* indices, \
        int index_size, const void* order, int order_size, int64_t capacity, int64_t bm, int64_t bk, bool flip,      \
        int64_t rows, int64_t k, const void* b, int64_t n, int64_t b_stride, bool b_transposed, void* c,             \
        bool column_major, const int64_t* work, int64_t segments, void* scratch, int threads)                        \
+  VERB(sdd, void, const void* a, int64_t a_stride, bool a_transposed, const void* b, int64_t b_stride,               \
+       bool b_transposed, int64_t m, int64_t k, int64_t n, int element_size, const int64_t* offsets,                \
+       const void* indices, int index_size, int64_t bm, int64_t bn, int64_t capacity, void* values, void* packed,   \
+       int64_t* next, int threads)                                                                                  \
   VERB(transpose, void, const int64_t* offsets, const void* indices, int index_size, int64_t tile_rows,              \
        int64_t tile_cols, int64_t capacity, uint32_t* counts, int64_t* offsets_t, void* indices_t, int index_size_t, \
        int32_t* order, int threads)                                                                                 \

@@ -41,12 +41,18 @@ def select(
     scores: int, allowed: int, n: int, k: int, largest: bool, mask: int, scratch: int, threads: int, /
 ) -> int: ...
 def dsd_scratch(
-    storage: int, offsets: int, bm: int, bk: int, rows: int, k: int, n: int, work: int, segments: int, threads: int, /
-) -> int: ...
+    storage: int, in_place: bool, offsets: int, capacity: int, bm: int, bk: int, rows: int, k: int, n: int, work: int,
+    segments: int, threads: int, /,
+) -> int: ...  # fmt: skip
 def dsd(
     values: int, storage: int, scale: int, offsets: int, indices: int, index_size: int, order: int, order_size: int,
     capacity: int, bm: int, bk: int, flip: bool, rows: int, k: int, b: int, n: int, b_stride: int, b_transposed: bool,
     c: int, column_major: bool, work: int, segments: int, scratch: int, threads: int, /,
+) -> None: ...  # fmt: skip
+def sdd(
+    a: int, a_stride: int, a_transposed: bool, b: int, b_stride: int, b_transposed: bool, m: int, k: int, n: int,
+    element_size: int, offsets: int, indices: int, index_size: int, bm: int, bn: int, capacity: int, values: int,
+    packed: int, next: int, threads: int, /,
 ) -> None: ...  # fmt: skip
 def transpose(
     offsets: int, indices: int, index_size: int, tile_rows: int, tile_cols: int, capacity: int, counts: int,

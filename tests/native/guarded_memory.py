@@ -57,8 +57,50 @@ def tiles(draw: random.Random, at_end: bool) -> None:
         offsets, indices, index_size, tile_rows, tile_cols, capacity, counts, offsets_t, indices_t, index_size,
         order, threads,
     )  # fmt: skip
+    pattern = (offsets, indices, index_size, 0, 4, capacity, bm, bn, False, rows, cols)
+    transposed = (offsets_t, indices_t, index_size, order, 4, capacity, bn, bm, True, cols, rows)
+    for product in (pattern, transposed):
+        dsd(draw, size, values, product, threads, at_end)
     dense = guarded(size * rows * cols, at_end)
     _native.scatter(values, rows, cols, size, offsets, indices, index_size, bm, bn, capacity, dense, threads)
+
+
+def dsd(draw: random.Random, size: int, values: int, pattern: tuple[int, ...], threads: int, at_end: bool) -> None:
+    offsets, _, _, order, _, capacity, bm, bk, _, rows, k = pattern
+    storage, width = {1: 3, 2: 2, 4: 0, 8: 1}[size], 8 if size == 8 else 4
+    n = draw.choice((0, 1, 7, 16, 33, 200))
+    scale = guarded(4 * capacity, at_end) if size == 1 else 0
+    work = guarded(content(torch.tensor([-1, 0, 0, 0, 0, 0])), at_end) if draw.random() < 0.5 else 0
+    room = _native.dsd_scratch(
+        storage, size >= 4 and not order, offsets, capacity, bm, bk, rows, k, n, work, 2 if work else 0, threads
+    )
+    for stride, columns in ((n, False), (k, True)):
+        b, c = guarded(width * k * n, at_end), guarded(width * rows * n, at_end)
+        _native.dsd(
+            values, storage, scale, *pattern, b, n, stride, columns, c, draw.random() < 0.5, work, 2 if work else 0,
+            guarded(room, at_end), threads,
+        )  # fmt: skip
+
+
+def sdd(draw: random.Random, at_end: bool) -> None:
+    size, threads = draw.choice((4, 8)), draw.choice((1, 2))
+    dtype = {4: torch.float32, 8: torch.float64}[size]
+    m, k, n = draw.randint(0, 40), draw.choice((0, 1, 7, 16, 33, 600)), draw.randint(0, 70)
+    bm, bn = draw.choice(((1, 1), (1, 7), (5, 1), (3, 5), (4, 4), (16, 16)))
+    tile_rows, tile_cols = -(-m // bm), -(-n // bn)
+    mask = torch.rand(tile_rows, tile_cols) < draw.choice((0.1, 0.5, 1))
+    offsets = guarded(content(torch.nn.functional.pad(mask.sum(1).cumsum(0), (1, 0))), at_end)
+    indices = guarded(content(mask.nonzero()[:, 1].int()), at_end)
+    capacity = max(0, int(mask.sum()) + draw.choice((-1, 0)))
+    left, right = draw.choice((False, True)), draw.choice((False, True))
+    a, b = (guarded(content(torch.randn(count, dtype=dtype)), at_end) for count in (m * k, k * n))
+    values = guarded(size * bm * bn * capacity, at_end)
+    packed = guarded(size * k * (m * left + n * (not right)), at_end)
+    following = guarded(8 * (tile_rows + 1 + threads), at_end)
+    _native.sdd(
+        a, m if left else k, left, b, k if right else n, right, m, k, n, size, offsets, indices, 4, bm, bn, capacity,
+        values, packed, following, threads,
+    )  # fmt: skip
 
 
 def elements(draw: random.Random, at_end: bool) -> None:
@@ -81,6 +123,7 @@ if __name__ == "__main__":
     for seed in range(60):
         for at_end in (True, False):
             tiles(random.Random(seed), at_end)
+            sdd(random.Random(seed), at_end)
             elements(random.Random(seed), at_end)
             calls += 1
             KEPT.clear()

@@ -8,6 +8,7 @@ from gossamer.kernels.cpu.grouped import grouped_mm, grouped_outer
 from gossamer.kernels.cpu.mask import mask_
 from gossamer.kernels.cpu.read import read
 from gossamer.kernels.cpu.scatter import scatter
+from gossamer.kernels.cpu.sdd import sdd
 from gossamer.kernels.cpu.select import topk_mask
 from gossamer.kernels.cpu.transpose import transpose
 
@@ -21,6 +22,7 @@ __all__ = [
     "mask_",
     "read",
     "scatter",
+    "sdd",
     "topk_mask",
     "transpose",
 ]

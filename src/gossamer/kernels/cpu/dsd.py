@@ -59,10 +59,11 @@ def dsd(
     c = torch.empty((n, rows) if column_major else (rows, n), dtype=dtype)
     storage, threads = STORAGE[values.dtype], torch.get_num_threads()
     work_at = 0 if work is None else work.data_ptr()
-    scratch = torch.empty(
-        _call.native.dsd_scratch(storage, offsets.data_ptr(), bm, bk, rows, k, n, work_at, segments, threads),
-        dtype=torch.uint8,
+    in_place = order is None and scale is None and values.dtype == dtype
+    scratch_bytes = _call.native.dsd_scratch(
+        storage, in_place, offsets.data_ptr(), capacity, bm, bk, rows, k, n, work_at, segments, threads
     )
+    scratch = torch.empty(scratch_bytes, dtype=torch.uint8)
     _call.native.dsd(
         values.data_ptr(), storage, 0 if scale is None else scale.data_ptr(), offsets.data_ptr(), indices.data_ptr(),
         indices.itemsize, 0 if order is None else order.data_ptr(), 0 if order is None else order.itemsize, capacity,
@@ -92,5 +93,9 @@ def _check_content(offsets: Tensor, capacity: int, order: Tensor | None, work: T
         first, last = offsets[:-1], offsets[1:]
         if row.numel() and int(row.max()) >= first.numel():
             raise ValueError(f"work must name tile rows below {first.numel()}, got {int(row.max())}")
-        if bool(((slot < first[row]) | (end > last[row]) | (slot > end)).any()) or int((end - slot).sum()) != used:
+        inside = bool(((slot >= first[row]) & (slot <= end) & (end <= last[row])).all())
+        change = torch.zeros(used + 1, dtype=torch.int64)
+        if inside:
+            change.index_add_(0, slot, torch.ones_like(slot)).index_add_(0, end, -torch.ones_like(end))
+        if not inside or bool((change.cumsum(0)[:used] != 1).any()):
             raise ValueError("work must hold every slot once, in segments that lie inside their tile row")

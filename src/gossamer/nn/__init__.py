@@ -1,6 +1,20 @@
 """Modules on the verbs: parameters are numbers, buffers are structure. May import ops, planner, pattern and kernels."""
 
+from gossamer.nn.block_sparse_attention import AttentionIndex, BlockSparseAttention, block_sparse_attention
 from gossamer.nn.block_sparse_linear import BlockSparseLinear
+from gossamer.nn.experts import Experts, balance_loss
 from gossamer.nn.moves import moved
+from gossamer.nn.relu_feed_forward import ReLUFeedForward
+from gossamer.nn.unpadded import Unpadded
 
-__all__ = ["BlockSparseLinear", "moved"]
+__all__ = [
+    "AttentionIndex",
+    "BlockSparseAttention",
+    "BlockSparseLinear",
+    "Experts",
+    "ReLUFeedForward",
+    "Unpadded",
+    "balance_loss",
+    "block_sparse_attention",
+    "moved",
+]

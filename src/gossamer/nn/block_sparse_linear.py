@@ -43,8 +43,8 @@ class BlockSparseLinear(nn.Module):
         capacity: number of tiles there is memory for; None for those present at first.
         overflow: what `update_pattern` does with more tiles than `capacity`: "error", or "grow" (takes new memory, and
             compiled code is compiled again).
-        storage: how values are kept: "float32" (the layer's dtype; trainable), "bfloat16" or "int8" with one scale
-            per tile (inference; converted inside the product).
+        storage: how values are kept: "float32" (that is, `dtype`; trainable), "bfloat16" or "int8" with one scale per
+            tile (inference; converted inside the product). See `store`.
         seed: of the first pattern and values; None draws from torch's global generator.
 
     Attributes:
@@ -102,7 +102,8 @@ class BlockSparseLinear(nn.Module):
             raise ValueError(f"overflow must be 'error' or 'grow', got {overflow!r}")
         check_storage(storage)
         self.in_features, self.out_features, self.tile = in_features, out_features, tile
-        self.mode, self.overflow, self.storage = mode, overflow, storage
+        self.mode, self.overflow = mode, overflow
+        self.storage: Storage = "float32"
         self._ticket: int | None = None
         generator = None if seed is None else torch.Generator().manual_seed(seed)
         if pattern is None:
@@ -121,8 +122,7 @@ class BlockSparseLinear(nn.Module):
             self.register_buffer(name, None, persistent=name == "scale")
         self._index_changed()
         self.reset_parameters(generator)
-        if storage != "float32":
-            self._store(self.values.detach(), None)
+        self.store(storage)
 
     # ------------------------------------------------------------------ structure
 
@@ -305,7 +305,6 @@ class BlockSparseLinear(nn.Module):
         else:
             tile = pattern.tile
         storage = options.pop("storage", "float32")
-        check_storage(storage)
         layer = cls(
             linear.in_features, linear.out_features, linear.bias is not None, block=tile, pattern=pattern,
             device=weight.device, dtype=weight.dtype, **options,
@@ -314,7 +313,7 @@ class BlockSparseLinear(nn.Module):
             layer.values.copy_(layer.pattern.pack(weight))
             if layer.bias is not None:
                 layer.bias.copy_(linear.bias)
-        return layer if storage == "float32" else layer.store(storage)
+        return layer.store(storage)
 
     def store(self, storage: Storage) -> BlockSparseLinear:
         """Keep the values as "bfloat16" or "int8" (one scale per tile) from now on, for inference; returns self.
@@ -326,9 +325,9 @@ class BlockSparseLinear(nn.Module):
         check_storage(storage)
         if self.storage != "float32":
             raise RuntimeError(f"the values are already stored as {self.storage}")
-        self.storage = storage
         if storage != "float32":
-            self._store(*quantised(self.values.detach(), storage))
+            values, self.scale = quantised(self.values.detach(), storage)
+            self.values, self.storage = nn.Parameter(values, requires_grad=False), storage
         return self
 
     def listen(self, ticket: int | None) -> None:
@@ -336,10 +335,6 @@ class BlockSparseLinear(nn.Module):
         self._ticket = ticket
 
     # ------------------------------------------------------------------ inside
-
-    def _store(self, values: Tensor, scale: Tensor | None) -> None:
-        self.values = nn.Parameter(values, requires_grad=False)
-        self.scale = scale
 
     def _check_pattern(self, pattern: Pattern) -> None:
         if tuple(pattern.shape) != self.shape or tuple(pattern.tile) != self.tile:

@@ -13,17 +13,18 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 _tickets = itertools.count()
-_open: weakref.WeakValueDictionary[int, Tap] = weakref.WeakValueDictionary()
+_taps: weakref.WeakValueDictionary[int, Tap] = weakref.WeakValueDictionary()
 
 torch.library.define("gossamer::tap", "(Tensor dy, Tensor x, int ticket) -> Tensor")
 
 
 @torch.library.impl("gossamer::tap", "CompositeExplicitAutograd")
 def _hand_over(dy: Tensor, x: Tensor, ticket: int) -> Tensor:
-    tap = _open.get(ticket)
-    if tap is not None:
+    tap = _taps.get(ticket)
+    if tap is not None and tap.is_open:
         tap.add(dy.detach().clone(), x.detach().clone())  # a compiled graph reuses its buffers
     return dy.clone()  # an operator may not return its argument
 
@@ -57,12 +58,28 @@ class Tap:
 
     def __init__(self, parameter: nn.Parameter) -> None:
         self.parameter = parameter
-        self.ticket = next(_tickets)
+        self.ticket = next(_tickets)  # one for life: it is a constant of compiled graphs
         self.pairs: list[tuple[Tensor, Tensor]] = []
         self._this_pass: list[tuple[Tensor, Tensor]] = []
         self._anew = True
-        _open[self.ticket] = self
-        self._hook = parameter.register_post_accumulate_grad_hook(self._end_of_pass)
+        self._hook: RemovableHandle | None = None
+        _taps[self.ticket] = self
+
+    @property
+    def is_open(self) -> bool:
+        """Whether somebody listens."""
+        return self._hook is not None
+
+    def open(self) -> None:
+        """Start listening."""
+        self.close()
+        self._hook = self.parameter.register_post_accumulate_grad_hook(self._end_of_pass)
+
+    def close(self) -> None:
+        """Stop listening and forget."""
+        if self._hook is not None:
+            self._hook.remove()
+        self._hook, self.pairs, self._this_pass = None, [], []
 
     def add(self, dy: Tensor, x: Tensor) -> None:
         if not self._this_pass:
@@ -73,9 +90,3 @@ class Tap:
     def _end_of_pass(self, parameter: Tensor) -> None:
         self.pairs = self._this_pass if self._anew else self.pairs + self._this_pass
         self._this_pass = []
-
-    def close(self) -> None:
-        """Stop listening and forget."""
-        self._hook.remove()
-        _open.pop(self.ticket, None)
-        self.pairs, self._this_pass = [], []

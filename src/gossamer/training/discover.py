@@ -40,8 +40,12 @@ def _candidates(module: nn.Module) -> Sequence[str]:
     if isinstance(module, nn.MultiheadAttention):
         return ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")
     if isinstance(module, BlockSparseLinear):
-        return ("values",) if module.mode == "dynamic" else ()  # a static one keeps its tiles
+        return ("values",) if _rewirable(module) else ()
     return ("weight",) if isinstance(module, (nn.Linear, *_CONVOLUTIONS)) else ()
+
+
+def _rewirable(module: BlockSparseLinear) -> bool:
+    return module.mode == "dynamic" and module.storage == "float32"
 
 
 def _matches(names: Sequence[str], globs: Sequence[str]) -> bool:
@@ -131,8 +135,8 @@ def discover(
                 "tie weights by assigning the same Parameter object"
             )
         if isinstance(module, BlockSparseLinear):
-            if attribute != "values":
-                raise ValueError(f"{name} is not a weight: only the values of a BlockSparseLinear are rewired")
+            if not _rewirable(module):
+                raise ValueError(f"{name} cannot be rewired: {module} is static, or stored for inference")
             layers.append(TileLayer.of(every[0], module))
             continue
         tensor = Masked.full(every[0], parameter)

@@ -45,6 +45,7 @@ class SNFS(SET):
     drop_schedule: str = "cosine"
     momentum: float = 0.9
     name: ClassVar[str] = "snfs"
+    on_tiles: ClassVar[bool] = False
 
     def validate(self) -> None:
         super().validate()

@@ -47,7 +47,9 @@ class TileValues(Masked):
     module: BlockSparseLinear = field(kw_only=True)
     fixed: bool = False
     reduce: bool = False
-    tap: Tap | None = None
+
+    def __post_init__(self) -> None:
+        self.tap = Tap(self.parameter)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -60,17 +62,17 @@ class TileValues(Masked):
         return of_tiles(self.mask, self.module.shape, self.module.tile)
 
     def listen(self, wanted: bool) -> None:
-        if wanted and self.tap is None and not self.frozen:
-            self.tap = Tap(self.parameter)
-            self.module.listen(self.tap.ticket)
-        elif not wanted and self.tap is not None:
+        if wanted == self.tap.is_open or self.frozen:
+            return
+        if wanted:
+            self.tap.open()
+        else:
             self.tap.close()
-            self.tap = None
-            self.module.listen(None)
+        self.module.listen(self.tap.ticket if wanted else None)
 
     def gradient(self) -> Tensor | None:
         """float[tile_rows, tile_cols]: the mean |dense gradient| of each tile."""
-        if self.tap is None or not self.tap.pairs:
+        if not self.tap.pairs:
             return None
         return candidate_scores(self.tap.pairs, self.module.tile, reduce=self.reduce)
 
@@ -88,6 +90,8 @@ class TileValues(Masked):
         states = optimizer_state.tensors(optimizer, self.parameter, self.name)
         if optimizer_state.keeps_zeros(optimizer) and int(self.module.offsets[-1]) == self.module.capacity:
             return  # no slack, and padding began at zero
+        if not torch.equal(self.module.pattern.to_tile_mask(), self.mask):
+            return  # a state was loaded, that of the network is still to come (`check` sees to it)
         tiles = inside(self.module.pattern)
         for tensor in (self.parameter.data, *states):
             mask_(tensor, tiles)
@@ -214,5 +218,3 @@ def check(method: Method) -> None:
         raise ValueError(f"grad_window must be 1 for the tiles of {names}, got {method.grad_window}")
     if method.grow_init != "zeros":
         raise ValueError(f"grow_init must be 'zeros' for the tiles of {names}, got {method.grow_init!r}")
-    if method.grow_warmup:
-        raise ValueError(f"grow_warmup must be 0 for the tiles of {names}, got {method.grow_warmup}")

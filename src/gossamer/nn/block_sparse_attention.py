@@ -1,0 +1,201 @@
+"""Attention that computes only the present tiles of the score matrix: a sampled product, a softmax, a sparse product.
+
+    S = sample(Q K^T)      P = exp(S - max of each row)      O = P V / (P 1)
+
+The heads of a batch are one block-diagonal matrix, so that each of the two products is one call; the row sums P 1 are
+one more column of V.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from gossamer import ops
+from gossamer.pattern import Pattern
+from gossamer.pattern.algebra import slot_rows
+from gossamer.pattern.build import index_dtype
+
+
+@dataclass(frozen=True, eq=False)
+class AttentionIndex:
+    """Patterns of heads laid along the diagonal of one matrix, with what the products and the softmax read.
+
+    Attributes:
+        pattern: [heads * queries, heads * keys] in whole tiles: queries and keys are padded to them.
+        transposed: its transposed index.
+        row: int64[capacity], the tile row of each slot.
+        seen: bool[capacity, bm, bn], the scores that take part.
+        tokens: (queries, keys) before padding. heads: how many.
+    """
+
+    pattern: Pattern
+    transposed: ops.Transposed
+    row: Tensor
+    seen: Tensor
+    tokens: tuple[int, int]
+    heads: int
+
+    @classmethod
+    def of(cls, patterns: Pattern | Sequence[Pattern], copies: int, *, causal: bool = False) -> AttentionIndex:
+        """Index `copies` times the given heads, as in a batch. Reads counts on the host: build it once.
+
+        Args:
+            patterns: bool structure of [queries, keys] for all heads (one head), or one for each.
+            causal: within the present tiles, a query sees no key after it.
+
+        Raises:
+            ValueError: patterns of different shapes or tiles.
+        """
+        heads = [patterns] if isinstance(patterns, Pattern) else list(patterns)
+        if len({(tuple(p.shape), tuple(p.tile), p.device) for p in heads}) != 1:
+            raise ValueError(f"patterns must agree in shape, tile and device, got {heads}")
+        (queries, keys), (bm, bn), (rows, cols) = heads[0].shape, heads[0].tile, heads[0].grid
+        heads = heads * copies
+        n = len(heads)
+        counts = [pattern.nnz for pattern in heads]
+        starts = [sum(counts[:i]) for i in range(n + 1)]
+        offsets = [pattern.row_offsets()[:-1] + start for pattern, start in zip(heads, starts, strict=False)]
+        columns = [p.indices.reshape(-1)[:count].to(torch.int64) for p, count in zip(heads, counts, strict=True)]
+        indices = torch.cat([column + i * cols for i, column in enumerate(columns)])
+        pattern = Pattern(
+            torch.cat([*offsets, offsets[0].new_tensor([starts[-1]])]),
+            indices.to(index_dtype(n * cols)),
+            (n * rows * bm, n * cols * bn),
+            (bm, bn),
+        )
+        row = slot_rows(pattern.row_offsets(), pattern.capacity)
+        query = (row % max(rows, 1) * bm).view(-1, 1, 1) + torch.arange(bm, device=row.device).view(1, -1, 1)
+        key = (indices % max(cols, 1) * bn).view(-1, 1, 1) + torch.arange(bn, device=row.device)
+        seen = (query < queries) & (key < keys)
+        if causal:
+            seen = seen & (key <= query)
+        return cls(pattern, ops.transpose(pattern), row, seen, (queries, keys), n)
+
+
+def block_sparse_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    pattern: Pattern | Sequence[Pattern] | AttentionIndex,
+    *,
+    causal: bool = False,
+    scale: float | None = None,
+) -> Tensor:
+    """softmax(scale * q k^T) v over the present tiles of the scores. Differentiable in q, k and v.
+
+    Args:
+        q: [..., heads, queries, d]; k: [..., heads, keys, d]; v: [..., heads, keys, e]; floats of one dtype.
+        pattern: which tiles of [queries, keys] are attended, the same for all heads or one for each; or an
+            `AttentionIndex` of as many heads as q has matrices, to index once for many calls.
+        causal: a query sees no key after it, within present tiles. (Part of an `AttentionIndex`.)
+        scale: of the scores; None for 1 / sqrt(d).
+
+    Returns:
+        [..., heads, queries, e]. A query that sees no key gets zeros (scaled_dot_product_attention gives NaN).
+
+    Raises:
+        ValueError: shapes that do not fit.
+
+    >>> q = k = v = torch.randn(2, 4, 8)
+    >>> local = Pattern.from_mask(torch.eye(4).bool(), (2, 2))
+    >>> block_sparse_attention(q, k, v, local).shape
+    torch.Size([2, 4, 8])
+    """
+    if k.shape[:-2] != q.shape[:-2] or v.shape[:-1] != k.shape[:-1] or k.shape[-1] != q.shape[-1]:
+        raise ValueError(
+            f"q, k and v must have shapes [..., queries, d], [..., keys, d] and [..., keys, e], got {tuple(q.shape)}, "
+            f"{tuple(k.shape)} and {tuple(v.shape)}"
+        )
+    matrices = math.prod(q.shape[:-2])
+    if not isinstance(pattern, AttentionIndex):
+        each = [pattern] if isinstance(pattern, Pattern) else list(pattern)
+        if not isinstance(pattern, Pattern) and (q.dim() < 3 or len(each) != q.shape[-3]):
+            raise ValueError(f"pattern must be one, or one for each head of q {tuple(q.shape)}, got {len(each)}")
+        pattern = AttentionIndex.of(each, matrices // len(each), causal=causal)
+    if (matrices, q.shape[-2], k.shape[-2]) != (pattern.heads, *pattern.tokens):
+        raise ValueError(
+            f"pattern is for {pattern.heads} heads of {pattern.tokens} queries and keys, got {matrices} of "
+            f"{(q.shape[-2], k.shape[-2])}"
+        )
+    index, (bm, bn) = pattern, pattern.pattern.tile
+    shape = *q.shape[:-1], v.shape[-1]
+    q = q * (q.shape[-1] ** -0.5 if scale is None else scale)
+    ones = v.new_ones(*v.shape[:-1], 1)
+    q, k, v = _stacked(q, bm), _stacked(k, bn), _stacked(torch.cat([v, ones], -1), bn)
+    scores = ops.sdd(q, k.t(), index.pattern, transposed=index.transposed).masked_fill(~index.seen, -math.inf)
+    weights = (scores - _row_max(scores.detach(), index)).exp()
+    o = ops.dsd(weights, index.pattern, v, transposed=index.transposed)
+    o = o.unflatten(0, (matrices, -1))[:, : index.tokens[0]]
+    total = o[..., -1:]
+    return (o[..., :-1] / torch.where(total > 0, total, 1)).reshape(shape)
+
+
+def _stacked(x: Tensor, side: int) -> Tensor:
+    """[..., tokens, d] -> [matrices * padded tokens, d]."""
+    return F.pad(x, (0, 0, 0, -x.shape[-2] % side)).reshape(-1, x.shape[-1])
+
+
+def _row_max(scores: Tensor, index: AttentionIndex) -> Tensor:
+    """[capacity, bm, 1]: the largest score of each row of the matrix, 0 where it sees nothing."""
+    rows, side = index.pattern.grid[0], index.pattern.tile[0]
+    row = index.row.unsqueeze(1).expand(-1, side)
+    best = scores.new_full((rows, side), -math.inf).scatter_reduce_(0, row, scores.amax(2), "amax")
+    return best.masked_fill_(best == -math.inf, 0)[index.row].unsqueeze(2)
+
+
+class BlockSparseAttention(nn.Module):
+    """Multi-head self-attention over the present tiles of a pattern, equal to attention under the same mask.
+
+    Args:
+        dim: features, a multiple of heads.
+        heads: number of heads.
+        pattern: [tokens, tokens], the tiles that are attended, for all heads; or one for each head.
+        causal: a query sees no key after it, within present tiles.
+        bias: of the projections.
+
+    Attributes:
+        qkv: nn.Linear(dim, 3 * dim). out: nn.Linear(dim, dim).
+
+    >>> tokens = torch.arange(8)
+    >>> window = Pattern.from_mask((tokens[:, None] - tokens).abs() < 3, (2, 2))
+    >>> BlockSparseAttention(16, 2, window, causal=True)(torch.randn(3, 8, 16)).shape
+    torch.Size([3, 8, 16])
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        heads: int,
+        pattern: Pattern | Sequence[Pattern],
+        *,
+        causal: bool = False,
+        bias: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        if heads < 1 or dim % heads:
+            raise ValueError(f"dim must be a multiple of heads, got dim={dim}, heads={heads}")
+        if not isinstance(pattern, Pattern) and len(pattern) != heads:
+            raise ValueError(f"pattern must be one, or one for each of {heads} heads, got {len(pattern)}")
+        self.heads, self.causal, self.pattern = heads, causal, pattern
+        self.qkv = nn.Linear(dim, 3 * dim, bias=bias, device=device, dtype=dtype)
+        self.out = nn.Linear(dim, dim, bias=bias, device=device, dtype=dtype)
+        self._index: AttentionIndex | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x[batch, tokens, dim] -> [batch, tokens, dim]."""
+        q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        index = self._index
+        if index is None or index.heads != len(x) * self.heads or index.pattern.device != x.device:
+            each = [self.pattern] if isinstance(self.pattern, Pattern) else self.pattern
+            copies = len(x) * self.heads // len(each)
+            index = AttentionIndex.of([p.to(x.device) for p in each], copies, causal=self.causal)
+            self._index = index  # of the last batch size seen
+        return self.out(block_sparse_attention(q, k, v, index).transpose(1, 2).flatten(2))

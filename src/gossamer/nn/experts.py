@@ -1,0 +1,150 @@
+"""Mixture of experts: every token goes through the feed-forward networks its router chose, none is dropped.
+
+ids[t, j], gates[t, j] = top k of softmax(router(x[t]))        y[t] = sum over j of gates[t, j] * FFN_ids[t, j](x[t])
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from gossamer import ops
+from gossamer.pattern import Pattern
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"relu": F.relu, "gelu": F.gelu, "silu": F.silu}
+
+
+class Experts(nn.Module):
+    """Feed-forward experts behind a top-k router. Dropless: any skew of the routing gives the exact answer.
+
+    Both products of all experts are one grouped product each (`gossamer.ops.grouped_matmul`), which share one index;
+    tokens are read where they lie and results stored where they belong. Nothing waits for the device.
+
+    Args:
+        dim: features of a token.
+        hidden: features between the two products of an expert.
+        experts: number of experts.
+        top_k: experts a token goes through: 1 (Switch Transformer) or more.
+        gated: down(act(x up_a) * (x up_b)) in place of down(act(x up)), as in SwiGLU and Mixtral.
+        activation: "relu", "gelu" or "silu".
+        normalize: divide the gates of a token by their sum. None: when top_k > 1. (With top_k = 1 every gate would be
+            1 and the router would get no gradient.)
+
+    Attributes:
+        router: nn.Linear(dim, experts) without bias.
+        up: Parameter [experts, dim, hidden] ([experts, dim, 2 * hidden] when gated: first what is activated).
+        down: Parameter [experts, hidden, dim].
+
+    Raises:
+        ValueError: sizes below 1, top_k above experts, an unknown activation.
+
+    Source: Fedus et al., "Switch transformers", 2022 (eq. 2); Gale et al., "MegaBlocks", 2023 (dropless).
+
+    >>> moe = Experts(8, 16, experts=4, top_k=2)
+    >>> moe(torch.randn(3, 5, 8)).shape
+    torch.Size([3, 5, 8])
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        hidden: int,
+        *,
+        experts: int,
+        top_k: int = 1,
+        gated: bool = False,
+        activation: str = "relu",
+        normalize: bool | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        for name, size in (("dim", dim), ("hidden", hidden), ("experts", experts), ("top_k", top_k)):
+            if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+                raise ValueError(f"{name} must be an integer of at least 1, got {size!r}")
+        if top_k > experts:
+            raise ValueError(f"top_k must be at most experts={experts}, got {top_k}")
+        if activation not in ACTIVATIONS:
+            raise ValueError(f"activation must be one of {list(ACTIVATIONS)}, got {activation!r}")
+        self.dim, self.hidden, self.experts, self.top_k = dim, hidden, experts, top_k
+        self.gated, self.activation = gated, activation
+        self.normalize = top_k > 1 if normalize is None else normalize
+        self.router = nn.Linear(dim, experts, bias=False, device=device, dtype=dtype)
+        self.up = nn.Parameter(torch.empty(experts, dim, hidden * (1 + gated), device=device, dtype=dtype))
+        self.down = nn.Parameter(torch.empty(experts, hidden, dim, device=device, dtype=dtype))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """As nn.Linear does: uniform in +-1 / sqrt(fan-in)."""
+        self.router.reset_parameters()
+        for weight in (self.up, self.down):
+            bound = 1.0 / math.sqrt(weight.shape[1])
+            nn.init.uniform_(weight, -bound, bound)
+
+    def extra_repr(self) -> str:
+        kind = f"gated {self.activation}" if self.gated else self.activation
+        return f"{self.dim}, {self.hidden}, experts={self.experts}, top_k={self.top_k}, {kind}"
+
+    def route(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """x[T, dim] -> ids int64[T, top_k], gates[T, top_k], and the probabilities[T, experts] they come from."""
+        probabilities = self.router(x).softmax(-1)
+        gates, ids = probabilities.topk(self.top_k, dim=-1)
+        if self.normalize:
+            gates = gates / gates.sum(-1, keepdim=True)
+        return ids, gates, probabilities
+
+    def forward(self, x: Tensor, ids: Tensor | None = None, gates: Tensor | None = None) -> Tensor:
+        """x[..., dim] -> [..., dim].
+
+        Args:
+            ids: integers [..., j], the experts of each token, in place of the router's choice; a negative id goes
+                nowhere and counts as zero.
+            gates: [..., j], their weights; None for weights of one.
+
+        Raises:
+            ValueError: gates without ids, or shapes that do not fit.
+        """
+        flat = x.reshape(-1, self.dim)
+        if ids is None:
+            if gates is not None:
+                raise ValueError("gates must come with ids: they are the weights of the experts named there")
+            ids, gates, _ = self.route(flat)
+        elif ids.shape[:-1] != x.shape[:-1] or (gates is not None and gates.shape != ids.shape):
+            raise ValueError(
+                f"ids and gates must have shape {[*x.shape[:-1], 'j']}, got {list(ids.shape)} and "
+                f"{None if gates is None else list(gates.shape)}"
+            )
+        ids = ids.reshape(len(flat), -1)
+        index = Pattern.from_ids(ids.reshape(-1), self.experts)
+        inner = ops.grouped_matmul(flat, self.up, ids, index=index).flatten(0, 1)
+        activation = ACTIVATIONS[self.activation]
+        if self.gated:
+            activated, linear = inner.chunk(2, dim=-1)
+            inner = activation(activated) * linear
+        else:
+            inner = activation(inner)
+        y = ops.grouped_matmul(inner, self.down, ids.reshape(-1), index=index).view(*ids.shape, self.dim)
+        y = y.sum(1) if gates is None else (y * gates.reshape(*ids.shape, 1)).sum(1)
+        return y.view(x.shape)
+
+
+def balance_loss(probabilities: Tensor, ids: Tensor) -> Tensor:
+    """Switch's auxiliary loss, eq. 4: experts * sum over e of (share of tokens sent to e) * (mean probability of e).
+
+    1 when the load is even. Multiply by 0.01 and add it to the loss.
+
+    Args:
+        probabilities: [T, experts].
+        ids: integers [T, j], what was chosen.
+
+    >>> float(balance_loss(torch.full((4, 2), 0.5), torch.tensor([[0], [1], [0], [1]])))
+    1.0
+    """
+    experts = probabilities.shape[1]
+    share = torch.zeros(experts, dtype=probabilities.dtype, device=ids.device)
+    share = share.index_add(0, ids.reshape(-1), probabilities.new_ones(ids.numel())) / max(ids.numel(), 1)
+    return experts * (share * probabilities.mean(0)).sum()

@@ -1,0 +1,230 @@
+"""Law: every module equals its dense form, in what it computes and in all gradients."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
+
+import gossamer as gs
+from gossamer.nn import AttentionIndex, BlockSparseAttention, Experts, ReLUFeedForward, Unpadded, block_sparse_attention
+from gossamer.nn.experts import ACTIVATIONS, balance_loss
+from gossamer.nn.tiles import of_tiles
+
+D = torch.float64
+
+
+def close(a: Tensor, b: Tensor) -> None:
+    """Sums of at most some hundred float64 products of numbers around 1."""
+    torch.testing.assert_close(a, b, rtol=1e-11, atol=1e-12)
+
+
+def gradients(y: Tensor, inputs: list[Tensor]) -> list[Tensor]:
+    weight = torch.randn(y.shape, generator=torch.Generator().manual_seed(1), dtype=y.dtype)
+    return list(torch.autograd.grad((y * weight).sum(), inputs, retain_graph=True))
+
+
+def same_gradients(y: Tensor, z: Tensor, inputs: list[Tensor]) -> None:
+    close(y, z)
+    for a, b in zip(gradients(y, inputs), gradients(z, inputs), strict=True):
+        close(a, b)
+
+
+# ---------------------------------------------------------------- experts
+
+
+def loop_over_experts(moe: Experts, x: Tensor, ids: Tensor, gates: Tensor | None) -> Tensor:
+    flat, ids = x.reshape(-1, moe.dim), ids.reshape(-1, ids.shape[-1])
+    gates = torch.ones(ids.shape, dtype=x.dtype) if gates is None else gates.reshape(ids.shape)
+    y = torch.zeros_like(flat)
+    for e in range(moe.experts):
+        token, j = (ids == e).nonzero(as_tuple=True)
+        h = flat[token] @ moe.up[e]
+        act = ACTIVATIONS[moe.activation]
+        h = act(h[:, : moe.hidden]) * h[:, moe.hidden :] if moe.gated else act(h)
+        y = y.index_add(0, token, (h @ moe.down[e]) * gates[token, j, None])
+    return y.view(x.shape)
+
+
+@pytest.mark.parametrize("gated", [False, True])
+@pytest.mark.parametrize(("top_k", "activation"), [(1, "relu"), (2, "silu"), (3, "gelu")])
+def test_experts_are_a_loop_over_experts(top_k: int, activation: str, gated: bool) -> None:
+    moe = Experts(12, 20, experts=5, top_k=top_k, gated=gated, activation=activation, dtype=D)
+    x = torch.randn(4, 7, 12, dtype=D, requires_grad=True)
+    ids, gates, _ = moe.route(x.reshape(-1, 12))
+    inputs = [x, moe.up, moe.down, moe.router.weight]
+    same_gradients(moe(x), loop_over_experts(moe, x, ids, gates), inputs)
+
+
+def test_experts_take_a_routing_from_outside() -> None:
+    moe = Experts(6, 8, experts=4, dtype=D)
+    x = torch.randn(9, 6, dtype=D, requires_grad=True)
+    ids = torch.tensor([[0, 3], [3, -1], [-1, -1], [1, 0], [0, 0], [2, 1], [3, 2], [0, 1], [1, 2]])
+    gates = torch.rand(9, 2, dtype=D, requires_grad=True)
+    for weights in (gates, None):
+        kept = torch.where(ids >= 0, 1.0 if weights is None else weights, 0.0).to(D)
+        expected = loop_over_experts(moe, x, ids, kept)
+        same_gradients(moe(x, ids, weights), expected, [x, moe.up, moe.down])
+    assert bool((moe(x, ids)[2] == 0).all())
+
+
+@pytest.mark.parametrize("used", [[3], [0, 7]], ids=["one expert", "two of eight"])
+def test_five_thousand_tokens_on_few_experts(used: list[int]) -> None:
+    """No capacity: a routing that an index with 4096 places an expert would corrupt. Integers: exact in float32."""
+    moe = Experts(4, 8, experts=8)
+    g = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        moe.up.copy_(torch.randint(-2, 3, moe.up.shape, generator=g))
+        moe.down.copy_(torch.randint(-2, 3, moe.down.shape, generator=g))
+    x = torch.randint(-3, 4, (5000, 4), generator=g).float().requires_grad_()
+    ids = torch.tensor(used)[torch.arange(5000) % len(used)].unsqueeze(1)
+    y, z = moe(x, ids), loop_over_experts(moe, x, ids, None)
+    assert torch.equal(y, z)
+    inputs = [x, moe.up, moe.down]
+    for a, b in zip(torch.autograd.grad(y.sum(), inputs), torch.autograd.grad(z.sum(), inputs), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_balance_loss_is_one_when_even_and_experts_when_all_on_one() -> None:
+    ids = torch.arange(12).view(12, 1) % 4
+    assert float(balance_loss(torch.full((12, 4), 0.25), ids)) == pytest.approx(1.0)
+    one = torch.eye(4)[torch.zeros(12, dtype=torch.long)]
+    assert float(balance_loss(one, torch.zeros(12, 1, dtype=torch.long))) == pytest.approx(4.0)
+
+
+def test_bad_experts_are_refused() -> None:
+    for options, message in [
+        ({"experts": 0}, "experts must be"),
+        ({"experts": 2, "top_k": 3}, "at most experts=2, got 3"),
+        ({"experts": 2, "activation": "tanh"}, "'tanh'"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            Experts(4, 4, **options)
+    moe = Experts(4, 4, experts=2)
+    with pytest.raises(ValueError, match="come with ids"):
+        moe(torch.randn(3, 4), gates=torch.ones(3, 1))
+    with pytest.raises(ValueError, match="ids and gates must have shape"):
+        moe(torch.randn(3, 4), torch.zeros(2, 1, dtype=torch.long))
+    with pytest.raises(ValueError, match="below"):
+        moe(torch.randn(3, 4), torch.full((3, 1), 2))
+
+
+# ---------------------------------------------------------------- ReLU feed-forward
+
+
+@pytest.mark.parametrize("tile", ["auto", (32, 1), (1, 20), (8, 4), (1, 1)])
+@pytest.mark.parametrize("bias", [True, False])
+def test_relu_feed_forward_is_dense(tile, bias: bool) -> None:
+    block = ReLUFeedForward(10, 20, bias, tile=tile, dtype=D)
+    with torch.no_grad():
+        block.up.weight[::2] = -10.0  # features that positive inputs never use
+    x = torch.rand(3, 13, 10, dtype=D).requires_grad_()
+    inputs = [x, *block.parameters()]
+    assert bool((block.up(x).relu() == 0).flatten(0, 1).all(0).any()) or not bias
+    same_gradients(block(x), block.down(block.up(x).relu()), inputs)
+
+
+# ---------------------------------------------------------------- padded batches
+
+
+def test_unpadded_runs_on_real_tokens_only() -> None:
+    seen = []
+
+    class Network(nn.Sequential):
+        def forward(self, x: Tensor) -> Tensor:
+            seen.append(tuple(x.shape))
+            return super().forward(x)
+
+    network = Network(nn.Linear(6, 9), nn.LayerNorm(9), nn.GELU(), nn.Linear(9, 4)).to(D)
+    lengths = torch.tensor([5, 0, 2])
+    mask = torch.arange(5) < lengths[:, None]
+    x = torch.randn(3, 5, 6, dtype=D, requires_grad=True)
+    expected = nn.Sequential(*network)(x) * mask[..., None]
+    inputs = [x, *network.parameters()]
+    same_gradients(Unpadded(network)(x, lengths=lengths), expected, inputs)
+    same_gradients(Unpadded(network)(x, mask), expected, inputs)
+    assert seen == [(7, 6)] * 2
+    poisoned = torch.where(mask[..., None], x, float("nan"))  # padding plays no part at all
+    close(Unpadded(network)(poisoned, mask), expected)
+
+
+def test_unpadded_refuses_what_does_not_fit() -> None:
+    run, x = Unpadded(nn.Linear(2, 2)), torch.randn(2, 3, 2)
+    with pytest.raises(TypeError, match="one of the two"):
+        run(x)
+    with pytest.raises(ValueError, match=r"between 0 and 3 tokens, got \[4, 1\]"):
+        run(x, lengths=torch.tensor([4, 1]))
+    with pytest.raises(ValueError, match="mask must be bool"):
+        run(x, torch.ones(2, 3))
+
+
+# ---------------------------------------------------------------- attention
+
+
+def masked_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
+    y = scaled_dot_product_attention(q, k, v, attn_mask=mask)
+    return torch.where(mask.any(-1, keepdim=True), y, 0)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize(("queries", "keys", "tile"), [(16, 24, (4, 8)), (13, 13, (4, 4)), (9, 7, (16, 2))])
+def test_attention_is_masked_attention(queries: int, keys: int, tile: tuple[int, int], causal: bool) -> None:
+    torch.manual_seed(1)
+    grid = -(-queries // tile[0]), -(-keys // tile[1])
+    tiles = torch.rand(3, *grid) < 0.5
+    tiles[0, 0] = False  # queries that see nothing
+    tiles[1:, :, 0] = True
+    heads = [of_tiles(head, (queries, keys), tile) for head in tiles]
+    q, k, v = (
+        torch.randn(2, 3, tokens, width, dtype=D, requires_grad=True)
+        for tokens, width in ((queries, 5), (keys, 5), (keys, 6))
+    )
+    lower = torch.ones(queries, keys, dtype=torch.bool).tril() if causal else torch.tensor(True)
+    each = torch.stack([head.to_mask() for head in heads]) & lower
+    inputs = [q, k, v]
+    same_gradients(block_sparse_attention(q, k, v, heads, causal=causal), masked_attention(q, k, v, each), inputs)
+    one = heads[0].to_mask() & lower
+    mine = block_sparse_attention(q, k, v, heads[0], causal=causal, scale=0.3)
+    same_gradients(mine, masked_attention(q * 0.3 * 5**0.5, k, v, one), inputs)
+    assert not bool(one.any(-1).all()) and bool(each[1:].any(-1).all())
+
+
+def test_attention_with_large_scores_does_not_overflow() -> None:
+    q = torch.randn(8, 4) * 1e3
+    pattern = gs.Pattern.full((8, 8), (4, 4))
+    y = block_sparse_attention(q, q, torch.eye(8), pattern)
+    torch.testing.assert_close(y, scaled_dot_product_attention(q[None], q[None], torch.eye(8)[None])[0])
+
+
+def test_attention_module_and_its_index() -> None:
+    tokens = torch.arange(12)
+    window = gs.Pattern.from_mask((tokens[:, None] - tokens).abs() < 4, (4, 4))
+    layer = BlockSparseAttention(8, 2, window, causal=True, dtype=D)
+    x = torch.randn(3, 12, 8, dtype=D, requires_grad=True)
+    q, k, v = layer.qkv(x).view(3, 12, 3, 2, 4).permute(2, 0, 3, 1, 4)
+    dense = masked_attention(q, k, v, window.to_mask().tril()).transpose(1, 2).flatten(2)
+    same_gradients(layer(x), layer.out(dense), [x, *layer.parameters()])
+    index = layer._index
+    layer(x)
+    assert layer._index is index  # built once per batch size
+    assert layer(x[:1]).shape == (1, 12, 8)
+
+
+def test_attention_visits_only_present_tiles() -> None:
+    index = AttentionIndex.of(of_tiles(torch.eye(4).bool(), (16, 16), (4, 4)), 6)
+    assert index.seen.shape == (24, 4, 4) and index.pattern.grid == (24, 24)
+
+
+def test_bad_attention_is_refused() -> None:
+    q, pattern = torch.randn(2, 3, 8, 4), gs.Pattern.full((8, 8), (4, 4))
+    with pytest.raises(ValueError, match="q, k and v must have shapes"):
+        block_sparse_attention(q, q[..., :3], q, pattern)
+    with pytest.raises(ValueError, match="one for each head"):
+        block_sparse_attention(q, q, q, [pattern] * 2)
+    with pytest.raises(ValueError, match="pattern is for 6 heads of"):
+        block_sparse_attention(q, q, q, gs.Pattern.full((4, 8), (4, 4)))
+    with pytest.raises(ValueError, match="multiple of heads"):
+        BlockSparseAttention(7, 2, pattern)
+    with pytest.raises(ValueError, match="agree in shape"):
+        block_sparse_attention(q[:, :2], q[:, :2], q[:, :2], [pattern, gs.Pattern.full((8, 8), (8, 8))])

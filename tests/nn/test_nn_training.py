@@ -1,0 +1,436 @@
+"""Law: training on the tiles of a BlockSparseLinear is training with a tiled mask on a dense weight, at less memory."""
+
+from __future__ import annotations
+
+import copy
+import io
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch._dynamo.testing import CompileCounterWithBackend
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+import gossamer as gs
+import gossamer.training.tiles
+from gossamer.nn import BlockSparseLinear
+from gossamer.nn.tiles import of_tiles, tile_means
+from gossamer.training import METHODS, Method, RigL
+from gossamer.training.tiles import TileLayer, candidate_scores
+
+D = torch.float64
+BLOCK = (4, 8)
+SETTINGS: dict[str, dict[str, Any]] = {
+    "static": {},
+    "set": {"update_every": 4},
+    "rigl": {"update_every": 4},
+    "mest": {"update_every": 4, "sensitivity": 1.0},
+    "gradual": {"update_every": 4, "initial_density": 0.6},
+    "granet": {"update_every": 4, "scope": "layer"},
+}
+OPTIMIZERS = {
+    "momentum": lambda p: torch.optim.SGD(p, lr=0.05, momentum=0.9, weight_decay=1e-2),
+    "adamw": lambda p: torch.optim.AdamW(p, lr=1e-2, weight_decay=1e-1),
+    "adamax": lambda p: torch.optim.Adamax(p, lr=1e-2),  # does not keep zeros zero
+}
+
+
+def dense_net() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(37, 50), nn.Tanh(), nn.Linear(50, 24), nn.Tanh(), nn.Linear(24, 5)).double()
+
+
+def sparse_net(dense: nn.Sequential, patterns: dict[str, gs.Pattern], capacity: int | None = None) -> nn.Sequential:
+    layers = [copy.deepcopy(layer) for layer in dense]
+    for name, pattern in patterns.items():
+        layers[int(name[0])] = BlockSparseLinear.from_dense(dense[int(name[0])], pattern=pattern, capacity=capacity)
+    return nn.Sequential(*layers)
+
+
+def method_of(name: str, net: nn.Module, opt: str, **options: Any) -> tuple[torch.optim.Optimizer, Method]:
+    optimizer = OPTIMIZERS[opt](net.parameters())
+    arguments = {"density": 0.4, "total_steps": 24, "exclude": ["4.weight"], **SETTINGS[name], **options}
+    return optimizer, METHODS[name](net, optimizer, **arguments)
+
+
+def batch(t: int, n: int = 16) -> tuple[Tensor, Tensor]:
+    g = torch.Generator().manual_seed(t)
+    return torch.randn(n, 37, generator=g, dtype=torch.float64), torch.randint(5, (n,), generator=g)
+
+
+def backward(net: nn.Module, x: Tensor, y: Tensor) -> None:
+    nn.functional.cross_entropy(net(x), y).backward()
+
+
+def steps(net: nn.Module, optimizer: torch.optim.Optimizer, first: int, last: int) -> None:
+    for t in range(first, last):
+        optimizer.zero_grad()
+        backward(net, *batch(t))
+        optimizer.step()
+
+
+def tile_masks(method: Method) -> list[Tensor]:
+    """bool[tile_rows, tile_cols] per layer, whether it has a mask or tiles."""
+    return [layer.active().view(layer.grid) for layer in method.layers]
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("name", SETTINGS)
+def test_tiles_are_masks(name: str, optimizer: str) -> None:
+    """The same tiles, weights and optimizer states as a dense weight masked by tiles, at every step (float64)."""
+    dense = dense_net()
+    start = copy.deepcopy(dense)
+    opt_d, masked = method_of(name, dense, optimizer, tile=BLOCK)
+    sparse = sparse_net(start, masked.patterns())
+    opt_s, tiled = method_of(name, sparse, optimizer)
+    assert all(isinstance(layer, TileLayer) for layer in tiled.layers)
+    for mine, other in zip(masked.layers, tiled.layers, strict=True):
+        mine.name = other.name  # random numbers are keyed on it
+    for t in range(24):
+        assert all(torch.equal(a, b) for a, b in zip(tile_masks(masked), tile_masks(tiled), strict=True)), t
+        steps(dense, opt_d, t, t + 1)
+        steps(sparse, opt_s, t, t + 1)
+    for i in (0, 2):
+        # the two add up in different orders, 24 steps long
+        torch.testing.assert_close(sparse[i].to_dense(), dense[i].weight, rtol=1e-9, atol=1e-11)
+        states_d, states_s = opt_d.state[dense[i].weight], opt_s.state[sparse[i].values]
+        for key, state in states_d.items():
+            if state.dim() == 2:
+                unpacked = sparse[i].pattern.unpack(states_s[key])
+                torch.testing.assert_close(unpacked, state, rtol=1e-8, atol=1e-12)
+    strip = [
+        {k: v for k, v in event.items() if k in ("step", "kind", "nnz", "density", "grown")} for event in masked.history
+    ]
+    assert strip == [{k: event[k] for k in strip[0]} for event in tiled.history] if strip else not tiled.history
+    assert masked.nnz() == tiled.nnz()
+    assert masked.stats()["itop"] == tiled.stats()["itop"]
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_the_budget_is_exact_at_every_step(name: str) -> None:
+    dense = dense_net()
+    sparse = nn.Sequential(
+        BlockSparseLinear(37, 50, block=BLOCK, density=0.4), nn.Tanh(),
+        BlockSparseLinear(50, 24, block=BLOCK, density=0.4), nn.Tanh(), copy.deepcopy(dense[4]),
+    ).double()  # fmt: skip
+    opt, method = method_of(name, sparse, "momentum")
+    total = sum(layer.units for layer in method.layers)
+    values = [sparse[i].values for i in (0, 2)]
+    for t in range(24):
+        steps(sparse, opt, t, t + 1)
+        counts = [sparse[i].pattern.nnz for i in (0, 2)]
+        assert [int(mask.sum()) for mask in tile_masks(method)] == counts
+        if name not in ("gradual", "granet"):
+            assert sum(counts) == round(0.4 * total)
+    assert sum(counts) == round(0.4 * total)
+    assert all(sparse[i].values is value for i, value in zip((0, 2), values, strict=True))
+    assert len(method.history) == {"static": 0, "rigl": 4}.get(name, 5)
+
+
+def test_optimizer_state_moves_with_its_tile() -> None:
+    layer = BlockSparseLinear(48, 32, block=8, density=0.5, dtype=torch.float64)
+    opt = torch.optim.Adam(layer.parameters())
+    layer(torch.randn(7, 48, dtype=torch.float64)).square().sum().backward()
+    opt.step()
+    state = opt.state[layer.values]
+    before = {key: layer.pattern.unpack(value) for key, value in state.items() if value.dim()}
+    before["values"], before["grad"] = layer.to_dense().detach(), layer.pattern.unpack(layer.values.grad)
+    old = layer.pattern.to_mask()
+    pointers = [state["exp_avg"].data_ptr(), layer.values.data_ptr()]
+    tiles = torch.zeros(24, dtype=torch.bool)
+    tiles[torch.randperm(24)[:12]] = True
+    source = layer.update_pattern(of_tiles(tiles.view(4, 6), layer.shape, layer.tile), optimizer=opt)
+    kept = old & layer.pattern.to_mask()
+    assert 0 < int(kept.sum()) < int(layer.pattern.to_mask().sum()) and (source >= 0).any()
+    after = {key: layer.pattern.unpack(value) for key, value in state.items() if value.dim()}
+    after["values"], after["grad"] = layer.to_dense().detach(), layer.pattern.unpack(layer.values.grad)
+    for key, value in before.items():
+        assert torch.equal(after[key], torch.where(kept, value, 0)), key
+    assert [state["exp_avg"].data_ptr(), layer.values.data_ptr()] == pointers and state["step"] == 1
+
+
+# ---------------------------------------------------------------- scores
+
+
+@pytest.mark.parametrize("tile", [(1, 1), (4, 8), (16, 16), (64, 64)])
+def test_candidate_scores_are_means_of_the_dense_gradient(tile: tuple[int, int], monkeypatch) -> None:
+    pairs = [(torch.randn(n, 45, dtype=D), torch.randn(n, 70, dtype=D)) for n in (5, 9)]
+    dense = sum(dy.t() @ x for dy, x in pairs).abs()
+    expected = tile_means(dense, tile)
+    for band in (1, 70 * 8, 1 << 20):
+        monkeypatch.setattr(gossamer.training.tiles, "_BAND", band)
+        torch.testing.assert_close(candidate_scores(pairs, tile), expected, rtol=1e-12, atol=1e-13)
+
+
+def make(optimizer: str = "momentum", **options: Any) -> tuple[nn.Sequential, torch.optim.Optimizer, Method]:
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        BlockSparseLinear(37, 50, block=BLOCK, density=0.4), nn.Tanh(),
+        BlockSparseLinear(50, 24, block=BLOCK, density=0.4), nn.Tanh(), nn.Linear(24, 5),
+    ).double()  # fmt: skip
+    return net, *method_of(options.pop("name", "rigl"), net, optimizer, **options)
+
+
+def test_only_the_steps_of_updates_are_listened_to() -> None:
+    net, opt, method = make()
+    tapped = []
+    for t in range(24):
+        tapped.append(net[0]._ticket is not None)
+        steps(net, opt, t, t + 1)
+    assert [t + 1 for t in range(24) if tapped[t]] == [event["step"] for event in method.history] == [4, 8, 12, 16]
+    net, opt, method = make(name="set")
+    steps(net, opt, 0, 24)
+    assert all(net[i]._ticket is None for i in (0, 2)) and method.history  # grows at random: never
+    net, opt, method = make()
+    steps(net, opt, 0, 3)
+    method.detach()
+    assert net[0]._ticket is None
+
+
+def test_gradients_that_add_up_before_a_step_are_scored_as_one() -> None:
+    """Four backward passes of a quarter each, the whole batch at once, and a pass thrown away before it."""
+    whole, quarters = make(), make()
+    for t in range(12):
+        x, y = batch(t)
+        for net, parts in ((whole[0], 1), (quarters[0], 4)):
+            backward(net, *batch(99))  # what GradScaler does with a step that overflowed: not used
+            net.zero_grad(set_to_none=t % 2 == 0)
+            for part, label in zip(x.chunk(parts), y.chunk(parts), strict=True):
+                (nn.functional.cross_entropy(net(part), label) / parts).backward()
+        for net, opt, _ in (whole, quarters):
+            opt.step()
+            net.zero_grad()
+        masks = [tile_masks(method) for *_, method in (whole, quarters)]
+        assert all(torch.equal(a, b) for a, b in zip(*masks, strict=True))
+    assert whole[2].history[-1]["step"] == 12
+
+
+def test_a_layer_used_twice_in_one_pass() -> None:
+    torch.manual_seed(0)
+    dense = nn.Linear(24, 24, dtype=D)
+    opt_d = torch.optim.SGD(dense.parameters(), lr=0.1)
+    masked = RigL(dense, opt_d, density=0.3, total_steps=20, update_every=2, tile=(4, 4))
+    sparse = BlockSparseLinear.from_dense(dense, pattern=masked.patterns()["weight"])
+    opt_s = torch.optim.SGD(sparse.parameters(), lr=0.1)
+    tiled = RigL(sparse, opt_s, density=0.3, total_steps=20, update_every=2)
+    for t in range(12):
+        x = torch.randn(6, 24, generator=torch.Generator().manual_seed(t), dtype=D)
+        for net, opt in ((dense, opt_d), (sparse, opt_s)):
+            opt.zero_grad()
+            net(net(x).tanh()).square().mean().backward()
+            opt.step()
+        assert torch.equal(tile_masks(masked)[0], tile_masks(tiled)[0])
+    assert len(tiled.history) == 6
+
+
+# ---------------------------------------------------------------- beginning
+
+
+def test_layers_begin_with_the_budget_of_the_method() -> None:
+    """ERK asks for other densities than the layers were built with: present tiles stay, new ones get first values."""
+    torch.manual_seed(0)
+    wide, narrow = BlockSparseLinear(128, 128, block=8, density=0.1), BlockSparseLinear(128, 16, block=8, density=0.1)
+    net = nn.Sequential(wide, nn.ReLU(), narrow)
+    before = {layer: (layer.pattern.to_mask(), layer.to_dense().detach()) for layer in (wide, narrow)}
+    method = RigL(net, torch.optim.SGD(net.parameters(), lr=0.1), density=0.1, total_steps=10)
+    assert sum(layer.pattern.nnz for layer in (wide, narrow)) == round(0.1 * (256 + 32))
+    assert narrow.density > 0.2 > 0.1 > wide.density and narrow.capacity == narrow.pattern.nnz
+    assert narrow.values is net[2].values and wide.capacity == 26  # room that is not needed stays
+    old, values = before[narrow]
+    fresh = narrow.to_dense()[narrow.pattern.to_mask() & ~old]
+    assert torch.equal(narrow.to_dense()[old], values[old]) and bool((fresh != 0).all())
+    assert float(fresh.detach().abs().max()) <= narrow.bound
+    old, values = before[wide]
+    assert not bool((wide.pattern.to_mask() & ~old).any())
+    assert method.density() == pytest.approx(0.1, abs=0.5 / 288)
+
+
+def test_tiles_and_weights_are_budgeted_apart() -> None:
+    net = nn.Sequential(BlockSparseLinear(64, 64, block=8, density=0.5), nn.ReLU(), nn.Linear(64, 10))
+    table = {"0.*": 0.25, "2.*": 0.25}
+    for distribution in ("erk", "uniform", table):
+        opt = torch.optim.SGD(net.parameters(), lr=0.1)
+        method = RigL(net, opt, density=0.25, total_steps=10, distribution=distribution)
+        assert [int(layer.active().sum()) for layer in method.layers] == [16, 160]
+        assert method.nnz() == 16 * 64 + 160 and method.density() == 0.25
+        assert method.patterns()["0.values"].equals(net[0].pattern)
+        method.detach()
+    with pytest.raises(ValueError, match=r"distribution\['5.\*'\] matches no layer"):
+        RigL(net, opt, density=0.25, total_steps=10, distribution={"5.*": 0.1})
+    with pytest.raises(ValueError, match="units have one size"):
+        opt = torch.optim.SGD(net.parameters(), lr=0.1)
+        method = METHODS["granet"](net, opt, density=0.25, total_steps=10, update_every=2)
+        for _ in range(2):
+            net(torch.randn(2, 64)).sum().backward()
+            opt.step()
+
+
+def test_what_has_no_meaning_on_tiles_is_refused() -> None:
+    net = nn.Sequential(BlockSparseLinear(64, 64, block=8, density=0.5))
+    opt = torch.optim.SGD(net.parameters(), lr=0.1)
+    for name in ("snfs", "srigl", "chase"):
+        with pytest.raises(TypeError, match="needs dense weights"):
+            METHODS[name](net, opt, density=0.5, total_steps=10)
+    for options, message in [
+        ({"grad_window": 2}, "grad_window must be 1"),
+        ({"grow_init": "random"}, "grow_init must be 'zeros'"),
+        ({"include": ["0.bias"]}, "only weights with at least 2 axes"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            RigL(net, opt, density=0.5, total_steps=10, **options)
+    assert not opt._optimizer_step_pre_hooks
+    static = nn.Sequential(BlockSparseLinear(64, 64, block=8, density=0.5, mode="static"))
+    sgd = torch.optim.SGD(static.parameters(), lr=0.1)
+    with pytest.raises(ValueError, match="nothing to prune"):
+        RigL(static, sgd, density=0.5, total_steps=10)
+    with pytest.raises(ValueError, match=r"0.values cannot be rewired: BlockSparseLinear\(64, 64"):
+        RigL(static, sgd, density=0.5, total_steps=10, include=["*.values"])
+    for broken in (torch.optim.Adafactor, torch.optim.LBFGS):
+        with pytest.raises(TypeError, match="not supported"):
+            RigL(net, broken(net.parameters()), density=0.5, total_steps=10)
+
+
+# ---------------------------------------------------------------- resuming, copies, hands off
+
+
+def snapshot(net: nn.Module, opt: torch.optim.Optimizer, method: Method) -> dict[str, Any]:
+    buffer = io.BytesIO()
+    torch.save({"net": net.state_dict(), "opt": opt.state_dict(), "method": method.state_dict()}, buffer)
+    buffer.seek(0)
+    return torch.load(buffer, weights_only=True)
+
+
+def same(a: Any, b: Any) -> bool:
+    if isinstance(a, Tensor):
+        return a.dtype == b.dtype and torch.equal(a, b)
+    if isinstance(a, dict):
+        return list(a) == list(b) and all(same(a[key], b[key]) for key in a)
+    if isinstance(a, (list, tuple)):
+        return len(a) == len(b) and all(same(x, y) for x, y in zip(a, b, strict=True))
+    return a == b
+
+
+@pytest.mark.parametrize("order", [("method", "net", "opt"), ("net", "opt", "method"), ("opt", "method", "net")])
+@pytest.mark.parametrize("name", SETTINGS)
+def test_a_resumed_run_goes_on_bit_for_bit(name: str, order: tuple[str, ...]) -> None:
+    options = {"mutation": (0.3, 0.0), "mutation_ends": (0.5,), "soft": True} if name == "mest" else {}
+    straight = make("adamw", name=name, **options)
+    steps(straight[0], straight[1], 0, 24)
+    parts, done = make("adamw", name=name, **options), 0
+    for stop in (7, 8, 24):  # before an update, right after one
+        steps(parts[0], parts[1], done, stop)
+        saved = snapshot(*parts)
+        parts = make("adamw", name=name, **options)
+        steps(parts[0], parts[1], 50, 55)  # what the new objects did before does not matter
+        for part in order:
+            dict(zip(("net", "opt", "method"), parts, strict=True))[part].load_state_dict(saved[part])
+        done = stop
+    assert same(snapshot(*straight), snapshot(*parts))
+
+
+def test_a_state_without_its_network_is_noticed() -> None:
+    net, opt, method = make()
+    steps(net, opt, 0, 9)
+    saved = method.state_dict()
+    net, opt, method = make()
+    method.load_state_dict(saved)
+    with pytest.raises(RuntimeError, match="load the states of network and method together"):
+        steps(net, opt, 9, 10)
+
+
+def test_tiles_changed_by_hand_are_noticed() -> None:
+    net, opt, _ = make()
+    steps(net, opt, 0, 1)
+    tiles = net[0].pattern.to_tile_mask().flip(0)
+    net[0].update_pattern(of_tiles(tiles, net[0].shape, net[0].tile))
+    with pytest.raises(RuntimeError, match="leave update_pattern to the method"):
+        steps(net, opt, 1, 2)
+
+
+def test_an_average_follows_the_tiles() -> None:
+    net, opt, method = make("adamw", name="set", update_every=1)
+    average = AveragedModel(net, multi_avg_fn=get_ema_multi_avg_fn(0.5))
+    dense: list[Tensor] = []
+    for t in range(8):
+        steps(net, opt, t, t + 1)
+        method.apply_to(average)
+        average.update_parameters(net)
+        weight, mask = net[0].to_dense().detach(), net[0].pattern.to_mask()
+        dense.append(weight if not dense else (dense[-1] + weight) / 2 * mask)
+        # lerp and a mean round differently
+        torch.testing.assert_close(average.module[0].to_dense(), dense[-1], rtol=1e-12, atol=1e-14)
+    with pytest.raises(ValueError, match=r"at 0.values, expected BlockSparseLinear"):
+        method.apply_to(nn.Sequential(nn.Linear(37, 50)))
+
+
+def test_compiled_training_has_two_graphs() -> None:
+    """One for usual steps and one for the steps of updates, however many updates there are."""
+    torch._dynamo.reset()
+    runs = []
+    for wrap in (False, True):
+        torch.manual_seed(0)
+        net = nn.Sequential(BlockSparseLinear(37, 50, block=BLOCK, density=0.4), nn.Tanh(), nn.Linear(50, 5)).double()
+        counter = CompileCounterWithBackend("aot_eager")
+        model = torch.compile(net, backend=counter, fullgraph=True) if wrap else net
+        opt = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+        options = {"exclude": ["2.weight"], "distribution": "uniform", "update_every": 3}
+        method = RigL(model, opt, density=0.4, total_steps=60, **options)
+        counts = []
+        for t in range(40):
+            opt.zero_grad()
+            backward(model, *batch(t))
+            opt.step()
+            counts.append(counter.frame_count)
+        runs.append((net, method))
+    assert counts == [1] * 2 + [2] * 38 and len(method.history) >= 12
+    for a, b in zip(*(tile_masks(method) for _, method in runs), strict=True):
+        assert torch.equal(a, b)
+    torch.testing.assert_close(runs[0][0][0].values, runs[1][0][0].values, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("replace", [False, True])
+def test_replaced_steps(replace: bool) -> None:
+    net, opt, method = make(replace_step=replace)
+    steps(net, opt, 0, 3)
+    before = net[0].to_dense().detach()
+    steps(net, opt, 3, 4)
+    assert len(method.history) == 1
+    kept = (before != 0) & net[0].pattern.to_mask()
+    assert torch.equal(net[0].to_dense()[kept], before[kept]) == replace
+
+
+# ---------------------------------------------------------------- it learns
+
+
+@pytest.fixture(scope="module")
+def digits() -> Any:
+    return gs.data.load("digits", seed=0)
+
+
+@pytest.mark.parametrize("name", ["static", "set", "rigl", "mest", "granet"])
+def test_digits_are_learned_on_tiles(name: str, digits: Any) -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.Flatten(), BlockSparseLinear(64, 256, block=8, density=0.2), nn.ReLU(),
+        BlockSparseLinear(256, 256, block=8, density=0.2), nn.ReLU(), nn.Linear(256, 10),
+    )  # fmt: skip
+    opt = torch.optim.AdamW(net.parameters(), lr=3e-3)
+    options = {"initial_density": 0.4} if name == "granet" else {}
+    method = METHODS[name](
+        net, opt, density=0.2, total_steps=300, exclude=["5.weight"],
+        **({"update_every": 20} if name != "static" else {}), **options,
+    )  # fmt: skip
+    g = torch.Generator().manual_seed(0)
+    for _ in range(300):
+        at = torch.randint(len(digits.train_x), (128,), generator=g)
+        opt.zero_grad()
+        nn.functional.cross_entropy(net(digits.train_x[at]), digits.train_y[at]).backward()
+        opt.step()
+        if name != "granet":
+            assert sum(int(layer.active().sum()) for layer in method.layers) == round(0.2 * (256 + 1024))
+    assert sum(net[i].pattern.nnz for i in (1, 3)) == round(0.2 * (256 + 1024))
+    with torch.no_grad():
+        right = (net(digits.test_x).argmax(1) == digits.test_y).float().mean()
+    assert float(right) > 0.95  # the dense network reaches 0.97; guessing 0.1
+    assert name == "static" or len(method.history) >= 10

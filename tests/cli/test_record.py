@@ -11,12 +11,14 @@ import gossamer as gs
 from gossamer.cli.train import checkpoint, record
 
 
-def _trained(scope: str) -> gs.training.Chase:
+def _trained(scope: str, compact_every: int | None = None) -> gs.training.Chase:
+    torch.manual_seed(0)
     model = gs.models.resnet20((1, 8, 8), 10, width=8)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     x = torch.randn(8, 1, 8, 8)
     method = gs.training.Chase(model, optimizer, density=0.2, channel_sparsity=0.4, total_steps=10, explore_every=2,
-                               channel_every=2, scope=scope, example_inputs=x)  # fmt: skip
+                               channel_every=2, scope=scope, example_inputs=x,
+                               compact_every=compact_every, round_to=2)  # fmt: skip
     for _ in range(10):
         optimizer.zero_grad()
         torch.nn.functional.cross_entropy(model(x), torch.arange(8)).backward()
@@ -37,6 +39,13 @@ def test_the_map_marks_removed_channels(scope: str) -> None:
               for g in method.graph.groups}  # fmt: skip
     marked = sum(share is None for cells in drawn.values() for share in cells)
     assert marked == sum(makers[name] * int((~alive).sum()) for name, alive in method.channels().items()) > 0
+
+
+def test_the_map_of_a_network_that_shrinks_has_all_its_rows() -> None:
+    masked, compacted = (record.channel_densities(_trained("all", every)) for every in (None, 2))
+    assert [[share is None for share in cells] for cells in compacted.values()] == [
+        [share is None for share in cells] for cells in masked.values()
+    ]
 
 
 @pytest.mark.parametrize(("epochs", "channels", "count"), [(20, 448, 7), (3, 448, 3), (1, 448, 1), (90, 26_560, 1)])

@@ -27,28 +27,35 @@ def _accuracies(out: str) -> list:
 
 
 # In the first step, at the end of an epoch, between the two networks, in the second network, at the very end.
-@pytest.mark.parametrize(("method", "steps"), [("chase", (1, 12, 17)), ("rigl", (8, 18, 24))])
+@pytest.mark.parametrize(
+    ("flags", "steps"),
+    [
+        (("--method", "chase"), (1, 12, 17)),
+        (("--method", "chase", "--compact-every", "1"), (12, 22)),
+        (("--method", "rigl"), (8, 18, 24)),
+    ],
+)
 def test_stopped_anywhere_and_resumed(
     train: Callable[..., int],
-    method: str,
+    flags: tuple[str, ...],
     steps: tuple[int, ...],
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    assert train("--out", "whole", "--method", method) == 0
+    assert train("--out", "whole", *flags) == 0
     for step in steps:
         monkeypatch.setenv("STOP_AT", str(step))
-        assert train("--out", "parts", "--method", method) == 128 + signal.SIGINT
+        assert train("--out", "parts", *flags) == 128 + signal.SIGINT
         monkeypatch.delenv("STOP_AT")
         said = capfd.readouterr().err
-        assert f"--method {method} --resume" in said.replace("\n", " ")
+        assert " ".join((*flags, "--resume")) in said.replace("\n", " ")
         assert not (Path("parts") / "report.html").exists()
-        assert train("--out", "parts", "--method", method, "--resume") == 0
+        assert train("--out", "parts", *flags, "--resume") == 0
         for stage in ("dense", "sparse"):
             same(_end("parts", stage), _end("whole", stage))
         assert _accuracies("parts") == _accuracies("whole")
         shutil.rmtree("parts")
-    assert train("--out", "whole", "--method", method, "--resume") == 0  # nothing left to do but the report
+    assert train("--out", "whole", *flags, "--resume") == 0  # nothing left to do but the report
 
 
 def test_a_signal_from_outside(train: Callable[..., int]) -> None:

@@ -28,7 +28,7 @@ def after(small: gs.compaction.Compact) -> dict[str, int]:
     return {name: widths["after"] for name, widths in small.report["channels"].items()}
 
 
-@pytest.mark.parametrize(("multiple", "widths"), [(None, (3, 5)), (1, (3, 5)), (2, (4, 6)), (4, (4, 8)), (16, (4, 6))])
+@pytest.mark.parametrize(("multiple", "widths"), [(None, (3, 5)), (1, (3, 5)), (2, (4, 6)), (4, (4, 8)), (16, (4, 8))])
 def test_rounding_keeps_dead_channels_and_exactness(multiple: int | None, widths: tuple[int, int]) -> None:
     torch.manual_seed(0)
     net = killed(Sequence(), {"conv1": torch.arange(8) < 3, "conv2": torch.arange(12) < 5})
@@ -59,8 +59,8 @@ def test_rounding_counts_positions_of_heads_not_heads() -> None:
 @pytest.mark.parametrize(
     ("channels", "positions", "multiple", "expected"),
     [
-        (64, 1, 16, 16), (32, 1, 16, 16), (31, 1, 16, 4), (16, 1, 16, 4), (12, 1, 16, 2), (3, 1, 16, 1),
-        (4, 32, 16, 1), (12, 8, 16, 2), (12, 24, 16, 2), (4, 3, 6, 2), (8, 1, 7, 1), (64, 1, 1, 1),
+        (64, 1, 16, 16), (32, 1, 16, 16), (31, 1, 16, 8), (16, 1, 16, 8), (12, 1, 16, 4), (3, 1, 16, 1),
+        (4, 32, 16, 1), (12, 8, 16, 2), (12, 24, 16, 2), (4, 3, 6, 2), (8, 1, 7, 3), (64, 1, 1, 1),
     ],
 )  # fmt: skip
 def test_steps_of_narrow_groups_and_wide_channels(channels: int, positions: int, multiple: int, expected: int) -> None:
@@ -109,6 +109,21 @@ def timing(ratio: float, spread: float) -> Comparison:
         return Row(name, 1e-3 / value, 1e-3, 1e-3, 1e-3, 1e-3, value, value - spread, value + spread, 11)
 
     return Comparison("original", (row("original", 1.0), row("compact", ratio)), row("original (control)", 1.0))
+
+
+@pytest.mark.parametrize(
+    ("ratios", "refused"),
+    [((1.5,), False), ((0.9, 0.9), True), ((0.9, 1.5, 1.5), False), ((0.9, 1.5, 0.9), True)],
+)
+def test_one_slow_run_does_not_refuse(
+    ratios: tuple[float, ...], refused: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    net = killed(Sequence(), {"conv1": torch.arange(8) < 3})
+    runs = list(ratios)
+    monkeypatch.setattr(gs.measure, "interleave", lambda *_, **__: timing(runs.pop(0), 0.05))
+    small = gs.compact(net, X, round_to=None)
+    assert (small.refused is not None) == refused and not runs
 
 
 @pytest.mark.parametrize(

@@ -27,6 +27,7 @@ ARGUMENTS: dict[str, tuple[type, dict[str, Any], str]] = {
     "stop": (RigL, {"stop": 1.5}, "stop=1.5"),
     "init": (RigL, {"init": "zeros"}, "init must be one of .*, got 'zeros'"),
     "grow_init": (RigL, {"grow_init": "ones"}, "grow_init must be one of .*, got 'ones'"),
+    "warmup": (RigL, {"grow_warmup": -1}, "grow_warmup must be an integer >= 0, got -1"),
     "window": (RigL, {"grad_window": 200}, "grad_window=200 is longer than update_every=100"),
     "tile": (RigL, {"tile": (0, 1)}, r"tile must be two integers >= 1, got \(0, 1\)"),
     "distribution": (RigL, {"distribution": "ERK"}, "distribution must be one of .*, got 'ERK'"),
@@ -200,6 +201,11 @@ class Factored(torch.optim.Optimizer):
             for p in group["params"]:
                 self.state[p]["rows"] = torch.zeros(p.shape[0])
                 p -= 0.1 * p.grad
+
+
+def test_grow_warmup_needs_an_optimizer_whose_step_is_about_its_learning_rate() -> None:
+    with pytest.raises(ValueError, match=r"grow_warmup is for Adam, .*; SGD has no such step"):
+        build("rigl", "momentum", grow_warmup=5)
 
 
 def test_unknown_optimizers_are_checked_when_their_state_appears() -> None:

@@ -47,6 +47,7 @@ CASES = [
     *((method, "adamw", "residual", {}) for method in ("rigl", "snfs", "srigl")),
     ("rigl", "amsgrad", "attention", {"grow_init": "random"}),
     ("rigl", "momentum", "mlp", {"grad_window": 3}),
+    ("rigl", "adamw", "mlp", {"grow_warmup": 3}),
     ("rigl", "momentum", "mlp", {"replace_step": True, "grow_init": "gradient"}),
     ("set", "momentum", "mlp", {"grow": "random_unfired"}),
     ("set", "momentum", "mlp", {"tile": (4, 5)}),

@@ -2,6 +2,7 @@
 
 gossamer train     train dense and sparse, compact, measure, report
 gossamer bench     measure on this machine
+gossamer tune      time products on this machine for the planner
 gossamer doctor    what this machine and installation can do
 gossamer version   the version
 """
@@ -22,6 +23,7 @@ _HELP = """usage: gossamer COMMAND [flags]
 
   train     train a network dense and sparse, remove the drained channels, measure, write a report
   bench     measure on this machine, each row beside its baselines
+  tune      time dense and sparse products on this machine, for the planner's choices
   doctor    what this machine and this installation can do, and why not
   version   the version
 
@@ -59,8 +61,14 @@ def _run(argv: Sequence[str]) -> None:
         from gossamer.cli.bench import run as bench
 
         bench(parse(Bench, "gossamer bench", rest))
+    elif command == "tune":
+        from gossamer.cli.flags import parse
+        from gossamer.cli.tune import Tune
+        from gossamer.cli.tune import run as tune
+
+        tune(parse(Tune, "gossamer tune", rest))
     else:
-        raise ValueError(f"there is no command {command!r}; expected train, bench, doctor or version")
+        raise ValueError(f"there is no command {command!r}; expected train, bench, tune, doctor or version")
 
 
 def _fail(error: BaseException, argv: Sequence[str]) -> int:

@@ -21,7 +21,7 @@ from .graph import ChannelGraph
 from .liveness import Liveness, analyse
 from .optimizer import check_state, copied
 from .rewrite import Kept, kept_positions, shrink_
-from .rounding import preferred_multiple, rounded
+from .rounding import preferred_multiple, rounded, step
 from .structure import StructureError
 
 logger = logging.getLogger(__name__)
@@ -180,7 +180,7 @@ def _wanted(
         stay = ~liveness.dead[group.name]
         if keep is not None:
             stay = keep[group.name].cpu().clone() if group.name in keep else torch.ones_like(stay)
-        stay = rounded(group, stay, multiple, model)
+        stay = rounded(group, stay, step(group, multiple), model)
         if not bool(stay.all()):
             masks[group.name] = stay
     return masks
@@ -218,7 +218,11 @@ def _largest(
 
 
 def _timed(model: nn.Module, twin: nn.Module, example_inputs: Any) -> tuple[dict[str, Any], str | None]:
-    """Time both models in turn. The reason to refuse when the smaller one is not clearly the faster."""
+    """Time both models in turn. The reason to refuse when the smaller one is not clearly the faster.
+
+    Fewer operations should be faster, so "not faster" is the surprise and is measured again: it takes two runs of three
+    to refuse. One busy moment of the machine then decides nothing.
+    """
     from gossamer import measure
 
     from .capture import call_arguments, evaluating
@@ -226,10 +230,16 @@ def _timed(model: nn.Module, twin: nn.Module, example_inputs: Any) -> tuple[dict
     args, kwargs = call_arguments(example_inputs)
     with evaluating(model), evaluating(twin), torch.inference_mode():
         calls = {"original": lambda: model(*args, **kwargs), "compact": lambda: twin(*args, **kwargs)}
-        comparison = measure.interleave(calls, baseline="original", reps=11, seconds=30.0)
-    row, control = comparison["compact"], comparison.control
-    if row.ratio_q1 > 1.0 or row.ratio > max(1.0, control.ratio_q3):
-        return comparison.to_dict(), None
+        slower = 0
+        for run in range(3):
+            comparison = measure.interleave(calls, baseline="original", reps=11, seconds=30.0)
+            row, control = comparison["compact"], comparison.control
+            faster = row.ratio_q1 > 1.0 or row.ratio > max(1.0, control.ratio_q3)
+            slower += not faster
+            if slower == 2:
+                break
+            if faster and run != 1:  # at once, or two runs of three
+                return comparison.to_dict(), None
     reason = (
         f"latency would not fall: {row.median * 1e3:.3f} ms instead of {comparison['original'].median * 1e3:.3f} ms "
         f"({row.ratio:.2f}x; the same model against itself gives {control.ratio_q1:.2f}x to {control.ratio_q3:.2f}x)"

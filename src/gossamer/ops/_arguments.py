@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from gossamer.ops._register import Backend
 from gossamer.ops.transpose import Transposed
 from gossamer.pattern import Pattern
 from gossamer.pattern.check import check_matrix
@@ -25,6 +26,12 @@ def check_factor(name: str, x: Tensor, device: torch.device) -> None:
         raise TypeError(f"{name} must be float64, float32, bfloat16 or float16, got {x.dtype}")
     if x.device != device:
         raise ValueError(f"{name} must be on the pattern's device {device}, got {x.device}")
+
+
+def check_kernel_takes(name: str, x: Tensor, backend: Backend | None) -> None:
+    """The CPU's kernels sum in float32 or float64 and take a dense operand of no other dtype."""
+    if x.device.type == "cpu" and backend != "reference" and x.dtype not in (torch.float32, torch.float64):
+        raise TypeError(f"{name} must be float32 or float64 on a CPU (backend='reference' takes more), got {x.dtype}")
 
 
 def check_values(values: Tensor, pattern: Pattern, dense: Tensor, name: str, scale: Tensor | None) -> None:

@@ -42,12 +42,12 @@ outer_on = register(
 )
 
 
-def _folded(entries: Tensor, repeat: int) -> Tensor:
-    return entries if repeat == 1 else entries.unflatten(0, (-1, repeat)).sum(1)
+def _folded(entries: Tensor, rows: int, repeat: int) -> Tensor:
+    return entries if repeat == 1 else entries.view(rows, repeat, entries.shape[1]).sum(1)
 
 
 def _row(order: Tensor, repeat: int) -> Tensor:
-    return order if repeat == 1 else order // repeat
+    return order if repeat <= 1 else order // repeat  # no entry at all if 0
 
 
 def mm(
@@ -75,7 +75,7 @@ class GroupedMm(torch.autograd.Function):
         grad_x = grad_weights = None
         if ctx.needs_input_grad[0]:
             entries = GroupedMm.apply(grad, weights, order, offsets, 1, not ctx.flip, ctx.backend)
-            grad_x = _folded(entries, ctx.repeat)
+            grad_x = _folded(entries, x.shape[0], ctx.repeat)
         if ctx.needs_input_grad[1]:
             outer = GroupedOuter.apply(x, grad, order, offsets, ctx.repeat, ctx.backend)
             grad_weights = outer.transpose(1, 2) if ctx.flip else outer
@@ -98,7 +98,7 @@ class GroupedOuter(torch.autograd.Function):
         x, dy, order, offsets = ctx.saved_tensors
         grad_x = grad_dy = None
         if ctx.needs_input_grad[0]:
-            grad_x = _folded(GroupedMm.apply(dy, grad, order, offsets, 1, True, ctx.backend), ctx.repeat)
+            grad_x = _folded(GroupedMm.apply(dy, grad, order, offsets, 1, True, ctx.backend), x.shape[0], ctx.repeat)
         if ctx.needs_input_grad[1]:
             grad_dy = GroupedMm.apply(x, grad, order, offsets, ctx.repeat, False, ctx.backend)
         return grad_x, grad_dy, None, None, None, None

@@ -10,7 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gossamer.ops._arguments import check_factor, check_pattern, check_transposed, check_values, check_work
+from gossamer.ops._arguments import (
+    check_factor,
+    check_kernel_takes,
+    check_pattern,
+    check_transposed,
+    check_values,
+    check_work,
+)
 from gossamer.ops._products import Dsd, index_of, product
 from gossamer.ops._register import Backend, check_backend
 from gossamer.ops.transpose import Transposed, transpose
@@ -58,6 +65,7 @@ def dds(
     check_transposed(transposed, pattern)
     check_work("work", work, pattern)
     check_backend(backend, "a", a)
+    check_kernel_takes("a", a, backend)
     if transposed is None:
         transposed = transpose(pattern, backend=backend)
     index = index_of(pattern, transposed, work)

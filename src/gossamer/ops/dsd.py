@@ -10,7 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gossamer.ops._arguments import check_factor, check_pattern, check_transposed, check_values, check_work
+from gossamer.ops._arguments import (
+    check_factor,
+    check_kernel_takes,
+    check_pattern,
+    check_transposed,
+    check_values,
+    check_work,
+)
 from gossamer.ops._products import Dsd, index_of, product
 from gossamer.ops._register import Backend, check_backend
 from gossamer.ops.transpose import Transposed
@@ -68,6 +75,7 @@ def dsd(
     check_transposed(transposed, pattern)
     check_work("work", work, pattern)
     check_backend(backend, "b", b)
+    check_kernel_takes("b", b, backend)
     index = index_of(pattern, transposed, work)
     args: tuple[Any, ...] = (values, b, scale, *pattern.shape, False, column_major, backend, *index)
     if (values.requires_grad or b.requires_grad) and torch.is_grad_enabled():

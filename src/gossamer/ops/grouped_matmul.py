@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from gossamer.ops._arguments import FLOATS
+from gossamer.ops._arguments import FLOATS, check_kernel_takes
 from gossamer.ops._grouped import GroupedMm, mm
 from gossamer.ops._register import Backend, check_backend
 from gossamer.pattern import Pattern
@@ -56,6 +56,7 @@ def grouped_matmul(
     _check_weights(weights, x)
     _check_ids(expert_ids, x)
     check_backend(backend, "x", x)
+    check_kernel_takes("x", x, backend)
     experts, repeat = weights.shape[0], expert_ids.shape[1] if expert_ids.dim() == 2 else 1
     if index is None:
         offsets, order = route(expert_ids.reshape(-1, 1), experts, "expert_ids")

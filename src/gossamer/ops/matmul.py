@@ -11,7 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from gossamer.ops._arguments import FLOATS
+from gossamer.ops._arguments import FLOATS, check_kernel_takes
 from gossamer.ops._gathered import GatherMm, gather_mm_on
 from gossamer.ops._register import Backend, check_backend
 from gossamer.ops.detect import detect
@@ -85,7 +85,7 @@ def matmul(
     flat = (s.flatten(0, 1) if s.dim() == 3 else s).contiguous()
     d = d if d.dim() == 3 else d.unsqueeze(0)
     if index is not None:
-        index = _given(index, flat, sparse, tile, axis)
+        index = _given(index, flat, sparse, tile, axis, backend)
     else:
         chosen = _tile(flat, d, sparse, tile, axis)
         if tile == "auto" and axis == "auto" and flat.requires_grad and torch.is_grad_enabled():
@@ -100,6 +100,7 @@ def matmul(
             f"tile must not straddle two matrices of the batch: its extent along {name} must divide {s.shape[1]}, "
             f"got {index.tile[0]}"
         )
+    check_kernel_takes("a", a, backend)
     column_major = sparse == "b" and s.dim() == 2
     args: tuple[Any, ...] = (flat, index.row_offsets(), index.indices.reshape(-1), *index.tile, d, column_major)
     if (flat.requires_grad or d.requires_grad) and torch.is_grad_enabled():
@@ -148,7 +149,9 @@ def _check(a: Tensor, b: Tensor, sparse: str, backend: Backend | None) -> None:
     check_backend(backend, "a", a)
 
 
-def _given(index: Pattern, flat: Tensor, sparse: str, tile: Tile | Literal["auto"], axis: Axis) -> Pattern:
+def _given(
+    index: Pattern, flat: Tensor, sparse: str, tile: Tile | Literal["auto"], axis: Axis, backend: Backend | None
+) -> Pattern:
     """The index over `flat`, after checking that it is one of the sparse operand and agrees with tile and axis."""
     if not isinstance(index, Pattern):
         raise TypeError(f"index must be a gossamer.Pattern, got {type(index).__name__}")
@@ -160,7 +163,7 @@ def _given(index: Pattern, flat: Tensor, sparse: str, tile: Tile | Literal["auto
     if tile != "auto" and check_pair("tile", tile, 1) != tuple(index.tile):
         raise ValueError(f"tile must be the index's {index.tile} or 'auto', got {tile}")
     _check_axis(axis, index.tile, sparse)
-    return index if sparse == "a" else transpose(index).pattern
+    return index if sparse == "a" else transpose(index, backend=backend).pattern
 
 
 def _check_axis(axis: Axis, tile: Tile | None, sparse: str) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from gossamer.ops._arguments import check_factor, check_pattern, check_transposed
+from gossamer.ops._arguments import check_factor, check_kernel_takes, check_pattern, check_transposed
 from gossamer.ops._products import Sdd, index_of, sdd_on
 from gossamer.ops._register import Backend, check_backend
 from gossamer.ops.transpose import Transposed
@@ -56,6 +56,7 @@ def sdd(
         raise ValueError(f"pattern must have the product's shape {(a.shape[0], b.shape[1])}, got {pattern.shape}")
     check_transposed(transposed, pattern)
     check_backend(backend, "a", a)
+    check_kernel_takes("a", a, backend)
     index = index_of(pattern, transposed, None)
     if (a.requires_grad or b.requires_grad) and torch.is_grad_enabled():
         return Sdd.apply(a, b, *pattern.tile, backend, *index)

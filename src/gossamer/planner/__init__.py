@@ -5,6 +5,38 @@ May import pattern, kernels and measure.
 
 from gossamer.planner.axes import Analysis, Axis, analyse
 from gossamer.planner.buckets import Buckets, Encoded
+from gossamer.planner.coverage import Window, covered, sample
+from gossamer.planner.curve import Curve
+from gossamer.planner.database import Database, Key
+from gossamer.planner.hysteresis import Planner
 from gossamer.planner.partition import Partition, partition
+from gossamer.planner.plan import Candidate, Plan, plan
+from gossamer.planner.regret import Regret, regret
+from gossamer.planner.tiles import MicroTile, expected_cover, micro_tiles
+from gossamer.planner.tune import tune
 
-__all__ = ["Analysis", "Axis", "Buckets", "Encoded", "Partition", "analyse", "partition"]
+__all__ = [
+    "Analysis",
+    "Axis",
+    "Buckets",
+    "Candidate",
+    "Curve",
+    "Database",
+    "Encoded",
+    "Key",
+    "MicroTile",
+    "Partition",
+    "Plan",
+    "Planner",
+    "Regret",
+    "Window",
+    "analyse",
+    "covered",
+    "expected_cover",
+    "micro_tiles",
+    "partition",
+    "plan",
+    "regret",
+    "sample",
+    "tune",
+]

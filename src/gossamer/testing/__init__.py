@@ -17,11 +17,14 @@ from gossamer.testing.asserts import (
     unit_roundoff,
 )
 from gossamer.testing.cases import CASES, DTYPES, Case, case, ids
+from gossamer.testing.products import PRODUCTS, Product, product
 
 __all__ = [
     "CASES",
     "DTYPES",
+    "PRODUCTS",
     "Case",
+    "Product",
     "assert_no_recompile",
     "assert_same_bits",
     "assert_same_tiles",
@@ -29,5 +32,6 @@ __all__ = [
     "case",
     "gamma",
     "ids",
+    "product",
     "unit_roundoff",
 ]

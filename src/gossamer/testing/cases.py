@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 Fill = Literal["random", "last corner", "first corner"]
+Structure = Literal["random", "clustered", "banded", "power law", "one row"]
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,7 @@ class Case:
     density: float
     fill: Fill = "random"
     empty_rows: bool = False
+    structure: Structure = "random"
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -40,11 +42,27 @@ class Case:
     def tiles(self, seed: int = 0) -> Tensor:
         """bool[tile_rows, tile_cols], a fresh draw per seed."""
         generator = torch.Generator().manual_seed(seed)
-        present = torch.rand(self.grid, generator=generator) < self.density
+        present = torch.rand(self.grid, generator=generator) < self._chance(generator)
         if self.empty_rows:
             present[:: max(self.grid[0] - 1, 1)] = False  # the first and the last row
             present[self.grid[0] // 2] = False
         return present
+
+    def _chance(self, generator: torch.Generator) -> Tensor | float:
+        """The probability of each tile, `density` on average except where that would exceed 1."""
+        if self.structure == "random":
+            return self.density
+        rows, cols = self.grid
+        row, col = torch.arange(rows).unsqueeze(1), torch.arange(cols)
+        if self.structure == "clustered":  # squares of 4 x 4 tiles that are full or empty
+            coarse = torch.rand(-(-rows // 4), -(-cols // 4), generator=generator) < self.density
+            return coarse[row // 4, col // 4].float()
+        if self.structure == "banded":  # the tiles nearest to the diagonal
+            return (((row * cols).float() / max(rows, 1) - col).abs() * 2 < self.density * cols).float()
+        if self.structure == "power law":  # row r has 1 / (r + 1) of the first row's tiles, rows shuffled
+            weight = 1.0 / (1 + torch.randperm(rows, generator=generator).unsqueeze(1))
+            return weight * (self.density * rows / weight.sum())
+        return (row == rows // 2).float()  # all in one row, whatever the density
 
     def mask(self, seed: int = 0) -> Tensor:
         """bool[rows, cols]: the nonzero elements; every present tile has at least one, no absent tile has any."""

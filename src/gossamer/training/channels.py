@@ -121,25 +121,33 @@ class Channels:
             tensor.mask &= alive
             method.apply_mask(tensor)
 
-    def slice(self, graph: ChannelGraph) -> None:
-        """Take over the graph of the network after its dead channels were cut out.
+    def present(self) -> dict[str, Tensor]:
+        """bool[channels of the original network] per group: which are still in the tensors, dead or alive."""
+        found = {}
+        for name, count in self.original.items():
+            found[name] = torch.zeros(count, dtype=torch.bool)
+            found[name][self.origin[name]] = True
+        return found
+
+    def slice(self, graph: ChannelGraph, stay: dict[str, Tensor]) -> None:
+        """Take over the graph of the network of which only the channels `stay` (bool per changed group) are left.
 
         Raises:
-            RuntimeError: the graph does not have the living channels of this object.
+            RuntimeError: the graph does not have these channels.
         """
         found = {}
         left = list(graph.groups)
         for name, group in self.groups.items():
-            expected, axes = int(self.alive[name].sum()), {(m.tensor, m.axis) for m in group.members}
+            expected = int(stay[name].sum()) if name in stay else group.channels
+            axes = {(m.tensor, m.axis) for m in group.members}
             same = [g for g in left if g.channels == expected and {(m.tensor, m.axis) for m in g.members} == axes]
             if same:
                 found[name] = same[0]
                 left.remove(same[0])
             elif expected > 1:  # a single channel is no axis to a graph; it stays, and needs none
-                raise RuntimeError(f"group {name} has {expected} living channels, the compacted network differs")
-        for name, alive in self.alive.items():
-            self.origin[name] = self.origin[name][alive]
-            self.alive[name] = torch.ones(len(self.origin[name]), dtype=torch.bool)
+                raise RuntimeError(f"group {name} keeps {expected} channels, the compacted network differs")
+        for name, mask in stay.items():
+            self.origin[name], self.alive[name] = self.origin[name][mask], self.alive[name][mask]
         self.groups, self.graph = found, graph
 
     def state_dict(self) -> dict[str, Any]:

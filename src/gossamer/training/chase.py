@@ -49,7 +49,8 @@ class Chase(Exploration):
         round_to: prefer widths that are multiples of this many positions (`gossamer.compaction.rounding.step`: a head
             counts as its rows, narrow groups take smaller steps).
         compact_every: cut dead channels out of the network, optimizer and masks in place after every k-th removal
-            (k removals are k * channel_every optimizer steps), so that training itself gets faster. None: never.
+            (k removals are k * channel_every optimizer steps), so that training itself gets faster. Widths are rounded
+            by `round_to`: a few dead channels wait for a later compaction. None: never.
         example_inputs: inputs for tracing the channels; None: the first training batch.
 
     Raises (beyond `Settings`):
@@ -169,7 +170,7 @@ class Chase(Exploration):
 
     def settle(self) -> None:
         if self.compact_every and "channels" in self._due and self.removals % self.compact_every == 0:
-            shrinking.shrink(self)
+            shrinking.shrink(self, self.steps)
 
     def extra_state(self) -> dict[str, Any]:
         return {"removals": self.removals}

@@ -47,6 +47,7 @@ def save(method: Method) -> dict[str, Any]:
         "pending": list(method.pending),
         "window": {name: gradient.clone() for name, gradient in method.gradients.window.items()},
         "window_steps": method.gradients.steps,
+        "warmup": {name: left.clone() for name, left in method.warmup.left.items()},
         "history": [dict(entry) for entry in method.history],
         "extra": method.extra_state(),
     }
@@ -91,6 +92,7 @@ def load(method: Method, state: Mapping[str, Any]) -> None:
     method.pending = list(state["pending"])
     method.gradients.window = {n: g.to(method.tensors[n].parameter.device).clone() for n, g in state["window"].items()}
     method.gradients.steps = state["window_steps"]
+    method.warmup.left = {n: left.to(method.tensors[n].mask.device).clone() for n, left in state["warmup"].items()}
     method.history = [dict(entry) for entry in state["history"]]
     method._reloaded = True
     method.apply()

@@ -18,10 +18,13 @@ if TYPE_CHECKING:
 def commit(method: Method, changes: Change) -> int:
     """Give layers their new units; returns how many weights were grown."""
     grown: dict[Masked, int] = {}
+    before = {layer.tensor: layer.tensor.mask.clone() for layer in changes} if method.grow_warmup else {}
     for layer, units in changes.items():
         value = None if method.grow_init == "zeros" else _grown(method, layer)
         gains = layer.take(units, method.optimizer, value)
         grown[layer.tensor] = grown.get(layer.tensor, 0) + gains
+    for tensor, mask in before.items():
+        method.warmup.grown(tensor, tensor.mask & ~mask)
     for tensor, gains in grown.items():
         method.churn[tensor.name] = gains / max(tensor.weights(tensor.mask), 1)
         method.apply_mask(tensor)

@@ -28,6 +28,7 @@ from gossamer.training.gradients import Gradients, check_finite, dense
 from gossamer.training.random import uniform
 from gossamer.training.settings import Settings
 from gossamer.training.statistics import EverActive
+from gossamer.training.warmup import Warmup
 from gossamer.training.weights import Layer, Masked
 
 if TYPE_CHECKING:
@@ -77,6 +78,7 @@ class Method(Settings):
         self.ever_active = EverActive()
         self.churn = dict.fromkeys(self.tensors, 0.0)
         self.gradients = Gradients(self.grad_window)
+        self.warmup = Warmup(self.grow_warmup)
         self._due: list[str] = []
         self._skipped = False
         self._stash: list[tuple[nn.Parameter, Tensor]] = []
@@ -337,6 +339,7 @@ class Method(Settings):
                 tensor.check(t)
                 self.apply_mask(tensor)  # somebody else wrote to the weight: load_state_dict, an EMA swap, ...
             tensor.hide()
+        self.warmup.hold(self)
 
     @torch.no_grad()
     def _after_step(self, optimizer: Optimizer, args: tuple, kwargs: dict) -> None:
@@ -345,6 +348,7 @@ class Method(Settings):
         for parameter, gradient in self._stash:
             parameter.grad = gradient
         self._stash = []
+        self.warmup.clamp(self)
         self.step += 1
         if self._reloaded or not optimizer_state.keeps_zeros(optimizer):
             self.apply()

@@ -11,6 +11,8 @@ from dataclasses import KW_ONLY, InitVar, dataclass
 from torch import nn
 from torch.optim import Optimizer
 
+from gossamer.training import warmup
+
 
 @dataclass(eq=False, repr=False)
 class Settings:
@@ -34,6 +36,8 @@ class Settings:
         regrow_dropped: whether a weight dropped by an update may be grown again by the same one (it keeps its value).
         grow_init: value of grown weights: "zeros", "gradient" (-lr * gradient, one step of plain descent) or "random"
             (normal, with the deviation of the layer's live weights).
+        grow_warmup: optimizer steps in which a grown weight moves by lr at most: for Adam, AdamW, NAdam, RAdam; their
+            first steps on it are up to 6.5 times as long otherwise (see `gossamer.training.warmup`). 0: none.
         replace_step: an update takes the place of the optimizer's step, as in the original RigL, instead of following
             it. Parameters and optimizer state then stay as they are on that step.
         grad_window: gradients averaged for the scores of one update: those of its step and of the grad_window - 1
@@ -58,6 +62,7 @@ class Settings:
     tile: tuple[int, int] = (1, 1)
     regrow_dropped: bool = True
     grow_init: str = "zeros"
+    grow_warmup: int = 0
     replace_step: bool = False
     grad_window: int = 1
     distributed: bool | None = None
@@ -66,7 +71,10 @@ class Settings:
         """Raise ValueError or TypeError for a value outside its range."""
         for name in ("total_steps", "update_every", "grad_window"):
             count(name, getattr(self, name))
-        count("seed", self.seed, low=0)
+        for name in ("seed", "grow_warmup"):
+            count(name, getattr(self, name), low=0)
+        if self.grow_warmup:
+            warmup.refuse(self.optimizer)
         if self.grad_window > self.update_every:
             raise ValueError(f"grad_window={self.grad_window} is longer than update_every={self.update_every}")
         if not 0.0 <= self.start <= self.stop <= 1.0:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from gossamer.compaction import shrink_
+from gossamer.compaction.rounding import rounded
 from gossamer.training.distributed import ranks
 from gossamer.training.weights import Masked
 
@@ -27,25 +28,33 @@ def refuse(method: Method) -> None:
 
 
 @torch.no_grad()
-def shrink(method: Method) -> None:
-    """Remove the dead channels of `method.removed` from everything that has them. Parameters stay the same objects."""
+def shrink(method: Method, steps: dict[str, int] | None = None) -> None:
+    """Remove the dead channels of `method.removed` from everything that has them. Parameters stay the same objects.
+
+    With `steps` a group keeps so many dead channels that its width is a multiple of its step; where nothing else would
+    go, nothing is done.
+    """
     channels = method.removed
     assert channels is not None
-    doomed = [(channels.groups[name], alive) for name, alive in channels.alive.items() if not bool(alive.all())]
-    if not doomed:
+    stay = {name: alive for name, alive in channels.alive.items() if not bool(alive.all())}
+    if steps is not None:
+        network = method.network
+        stay = {name: rounded(channels.groups[name], alive, steps[name], network) for name, alive in stay.items()}
+        stay = {name: mask for name, mask in stay.items() if not bool(mask.all())}
+    if not stay:
         return
-    for group, _ in doomed:  # before shapes change: a method that has just been made tracks prunable weights only
-        for member in group.members:
+    for name in stay:  # before shapes change: a method that has just been made tracks prunable weights only
+        for member in channels.groups[name].members:
             if member.role != "stat":
                 method.track(member.tensor)
-    keep = {group.name: alive for group, alive in doomed}
+    keep = {channels.groups[name].name: mask for name, mask in stay.items()}
     kept = shrink_(method.network, channels.graph, keep, optimizer=method.optimizer)
     parameters = dict(method.network.named_parameters())
     for name, positions in kept.items():
         if name in parameters:
             _slice(method, method.track(name), positions)
     assert kept.graph is not None
-    channels.slice(kept.graph)
+    channels.slice(kept.graph, stay)
     logger.info("step %d: compacted to %s channels", method.step, {n: len(a) for n, a in channels.alive.items()})
 
 
@@ -71,6 +80,8 @@ def _slice(method: Method, tensor: Masked, positions: dict[int, Any]) -> None:
             tensor.axes[axis] = tensor.axes[axis][index.to(tensor.axes[axis].device)]
     if tensor.name in method.gradients.window:
         method.gradients.window[tensor.name] = sliced(method.gradients.window[tensor.name])
+    if tensor.name in method.warmup.left:
+        method.warmup.left[tensor.name] = sliced(method.warmup.left[tensor.name])
     for layer in method.layers:
         if layer.tensor is tensor and 0 in positions:
             layer.last = tensor.parameter.shape[0]

@@ -35,10 +35,10 @@ def _method(name: str, model: nn.Module, optimizer: torch.optim.Optimizer, x: to
             model, optimizer, density=0.1, channel_sparsity=0.4, total_steps=100_000, explore_every=every,
             channel_every=every, example_inputs=x[:1], seed=0,
         )  # fmt: skip
-    traced = {"example_inputs": x[:1]} if name == "srigl" else {}
-    return gs.training.METHODS[name](
-        model, optimizer, density=0.1, total_steps=100_000, update_every=every, seed=0, **traced
-    )
+    options: dict[str, Any] = {"density": 0.1, "total_steps": 100_000, "update_every": every, "seed": 0}
+    if name == "srigl":
+        options["example_inputs"] = x[:1]
+    return gs.training.METHODS[name](model, optimizer, **options)
 
 
 def _build(settings: Settings) -> tuple[nn.Module, torch.optim.Optimizer, torch.Tensor, torch.Tensor]:

@@ -180,8 +180,8 @@ def _finish(config: Train, splits: data.Splits, stages: list[Stage], arguments: 
 def _compact(model: torch.nn.Module, example: torch.Tensor) -> tuple[compaction.Compact | None, str | None]:
     """The compact network, or why there is none.
 
-    Whether it is faster is measured afterwards and said in the report; a network that depended on that would differ
-    from machine to machine.
+    Whether it is faster is measured afterwards and said in the report. A network that depended on that would differ
+    from machine to machine and between a run and its resumed twin, which are promised the same bits.
     """
     try:
         return compaction.compact(model, example, round_to=recipe.WIDTHS, check_latency=False), None

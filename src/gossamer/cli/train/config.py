@@ -25,6 +25,8 @@ class Train:
     """Share of the channels to remove (chase only; by default 0.4)."""
     scope: str = "inner"
     """Which channels may go (chase only): inner to a block, or all, those of residual streams too."""
+    compact_every: int | None = None
+    """Cut removed channels out during training, after every K-th removal (chase only); by default only at the end."""
     model: str = "convnet"
     """mlp, convnet, resnet20, resnet50, vgg16, vit, or a factory: module:factory or path/to/file.py:factory."""
     data: str = "digits"
@@ -81,7 +83,8 @@ class Train:
 
 def check(config: Train) -> None:
     """Raise a ValueError naming the flag for a value that can never work."""
-    positive = ("epochs", "batch_size", "update_every", "threads", "image_size", "checkpoint_every", "measure_batch")
+    positive = ("epochs", "batch_size", "update_every", "threads", "image_size", "checkpoint_every", "measure_batch",
+                "compact_every")  # fmt: skip
     for name in positive:
         value = getattr(config, name)
         if value is not None and value < 1:

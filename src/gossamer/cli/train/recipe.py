@@ -74,6 +74,9 @@ def method(config: Train, model: nn.Module, optimizer: Optimizer, total: int, ex
         options["example_inputs"] = example
         # Unnormalised scores take nearly all channels from layers of wide fan-in and none from the costly early ones.
         options |= {"normalize": "group", "round_to": WIDTHS, "scope": config.scope}
-    elif config.channel_sparsity is not None or config.scope != "inner":
-        raise ValueError(f"--channel-sparsity and --scope are for chase; {config.method} removes no chosen channels")
+        options["compact_every"] = config.compact_every
+    elif config.channel_sparsity is not None or config.scope != "inner" or config.compact_every is not None:
+        raise ValueError(
+            f"--channel-sparsity, --scope and --compact-every are for chase; {config.method} removes no chosen channels"
+        )
     return kind(model, optimizer, **options)

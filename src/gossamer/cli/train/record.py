@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+
 from gossamer.cli.train.loop import Stage, accuracy
 from gossamer.data import Splits
 
@@ -16,21 +18,24 @@ def channel_densities(method: Any) -> dict[str, list[float | None]]:
 
     A weight whose first axis is no channel axis of a removable group still shows its rows.
     """
-    gone = removed(method)
+    gone = removed(method, method.channels())
+    cut = removed(method, method.removed.present()) if method.removed else {}
     out: dict[str, list[float | None]] = {}
     for name, mask in method.masks.items():
         if mask.dim() < 2:
             continue
-        shares = mask.flatten(1).float().mean(1).tolist()
-        dead = gone.get(name, frozenset())
-        out[name.removesuffix(".weight")] = [None if i in dead else round(s, 4) for i, s in enumerate(shares)]
+        dead, absent = gone.get(name, frozenset()), cut.get(name, frozenset())
+        here = [i for i in range(method.shapes[name][0]) if i not in absent]  # rows of the original weight
+        shares = dict(zip(here, mask.flatten(1).float().mean(1).tolist(), strict=True))
+        out[name.removesuffix(".weight")] = [
+            None if i in dead else round(shares[i], 4) for i in range(method.shapes[name][0])
+        ]
     return out
 
 
-def removed(method: Any) -> dict[str, frozenset[int]]:
-    """Rows (positions on axis 0) of each weight that belong to removed channels."""
+def removed(method: Any, alive: dict[str, torch.Tensor]) -> dict[str, frozenset[int]]:
+    """Rows (positions on axis 0) of each original weight that belong to channels not in `alive`."""
     rows: dict[str, set[int]] = {}
-    alive = method.channels()
     for group in method.graph.groups if alive else ():
         if group.name not in alive:
             continue

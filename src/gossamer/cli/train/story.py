@@ -71,9 +71,13 @@ def notes(report: dict[str, Any], config: Train, untraceable: str | None) -> lis
         "The sparse network is masked: its zeros lie inside dense tensors and are multiplied like any number, in "
         "training and afterwards. It is no faster than the dense one. Time is saved by removed channels only."
     ]
+    if config.compact_every is not None:
+        out[0] += " Here most of them were cut out while it trained already: it is shown at the size it had in the end."
     if untraceable is not None:
         out.append(f"Nothing was removed, compact is the sparse network itself: {untraceable}")
-    elif report["table"]["compact"]["parameters"] == report["table"]["sparse"]["parameters"]:
+    elif config.compact_every is None and (
+        report["table"]["compact"]["parameters"] == report["table"]["sparse"]["parameters"]
+    ):
         out.append(
             "No channel was empty in the end, so nothing could be removed: compact is the sparse network itself."
         )

@@ -21,6 +21,7 @@ from gossamer.kernels.triton.products import add_tiles, no_sum, summed
 from gossamer.kernels.triton.rows import on_device
 
 PARTIALS = 2
+JOINED = 64  # rows and columns of a block that adds partial sums: it holds two accumulators
 
 
 @triton.jit
@@ -144,10 +145,11 @@ def dsd(
     operands = (values, offsets, indices, order, scale, b, c)
     strides = (*b.stride(), *c.stride())
 
-    def run(kernel: Any, programs: int, *args: Any, **constants: Any) -> None:
+    def run(kernel: Any, programs: int, *args: Any, side: int = 512, **constants: Any) -> None:
         launch(
             kernel, lambda x: (programs, triton.cdiv(n, x["BN"]), triton.cdiv(tm, x["BM"])),
-            blocks(tm, n, b, deep=order is not None or indices.itemsize == 4), *operands, *args, **tile, **constants,
+            blocks(min(tm, side), min(n, side), b, deep=order is not None or indices.itemsize == 4),
+            *operands, *args, **tile, **constants,
         )  # fmt: skip
 
     with on_device(b):
@@ -161,5 +163,5 @@ def dsd(
         table = (ends, places, partials)
         if parts * segments:
             run(dsd_parts, parts, work, *table, rows, inner, n, segments, *strides, PARTIALS=PARTIALS)
-        run(dsd_joined, tile_rows, *table, rows, inner, n, *strides)
+        run(dsd_joined, tile_rows, *table, rows, inner, n, *strides, side=JOINED)
     return c

@@ -1,0 +1,118 @@
+"""Seconds of one way to do a product: from curves measured on this machine, else from a roofline.
+
+Measured times are taken from the nearest measured shape and scaled by the work. Dense and every candidate come from
+the same shape and the same source, because only their ratios decide.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from gossamer.planner.curve import Curve
+from gossamer.planner.database import Database, Key, Shape
+from gossamer.planner.tiles import Tile
+
+FAR = 5.0
+"""Doublings between a measured shape and the one asked for, summed over the three sizes, that are still trusted."""
+
+# Without measurements: what processors of the last years reach, with torch's dense product. Only ratios matter.
+_LANES = {"avx512": 16, "avx2": 8, "scalar": 4}
+_HERTZ = 3.0e9
+_BYTES_PER_SECOND = 1.5e10
+_GPU_FLOPS = {"float32": 4.0e13, "bfloat16": 4.0e14, "float16": 4.0e14}
+_GPU_BYTES_PER_SECOND = 2.0e12
+_LAUNCH = {"cpu": 5e-6, "cuda": 2e-5}
+_SIZE = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
+
+
+@dataclass(frozen=True)
+class Costs:
+    """Costs at one shape (rows, k, n) and dtype. `source` is "measured" or "prior"; `basis` says it in words."""
+
+    shape: Shape
+    dtype: str
+    source: Literal["measured", "prior"]
+    basis: str
+    dense: float
+    products: dict[Tile, Curve]
+    detects: dict[Tile, Curve]
+    copy: float
+
+
+def costs(database: Database, tiles: Sequence[Tile], shape: Shape, dtype: str, device: str) -> Costs:
+    """What dense, and the product and the search at each tile, cost at this shape."""
+    needed = [("dense", (0, 0)), ("copy", (0, 0)), *((v, tile) for tile in tiles for v in ("product", "detect"))]
+    known = database.shapes(needed, dtype)
+    if known:
+        nearest = min(known, key=lambda other: _doublings(shape, other))
+        if _doublings(shape, nearest) <= FAR:
+            return _measured(database, tiles, shape, nearest, dtype)
+    return _prior(database, tiles, shape, dtype, device)
+
+
+def _doublings(a: Shape, b: Shape) -> float:
+    return sum(abs(math.log2(max(x, 1) / max(y, 1))) for x, y in zip(a, b, strict=True))
+
+
+def _scaled(curve: Curve, factor: float) -> Curve:
+    return Curve(curve.densities, tuple(time * factor for time in curve.seconds))
+
+
+def _measured(database: Database, tiles: Sequence[Tile], shape: Shape, nearest: Shape, dtype: str) -> Costs:
+    (rows, k, n), (rows_then, k_then, n_then) = shape, nearest
+    product = rows * k * n / (rows_then * k_then * n_then)
+    matrix = rows * k / (rows_then * k_then)
+    of = {key: curve for key, curve in database.curves.items() if key.dtype == dtype and key.shape == nearest}
+    basis = f"on this machine, {database.measured}, at {_times(nearest)}"
+    return Costs(
+        shape, dtype, "measured", basis if shape == nearest else f"{basis}, scaled by the work",
+        dense=of[Key("dense", (0, 0), dtype, nearest)](1.0) * product,
+        products={tile: _scaled(of[Key("product", tile, dtype, nearest)], product) for tile in tiles},
+        detects={tile: _scaled(of[Key("detect", tile, dtype, nearest)], matrix) for tile in tiles},
+        copy=of[Key("copy", (0, 0), dtype, nearest)](1.0) * matrix,
+    )  # fmt: skip
+
+
+def _times(shape: Shape) -> str:
+    rows, k, n = shape
+    return f"{rows} x {k} @ {k} x {n}"
+
+
+def efficiency(tile: Tile) -> float:
+    """The rate of the product at a fully covered tile over the dense rate, without a measurement.
+
+    What a tile saves must be refilled into registers and cache lines: rows of few elements use part of a line, bands
+    of few rows reuse each row of b few times.
+    """
+    rows, cols = tile
+    if rows == 1:
+        return 0.9 if cols == 0 else 0.12
+    along = min(1.0, rows / 24) if rows else 1.0
+    return 0.85 * max(along, 0.1)
+
+
+def _prior(database: Database, tiles: Sequence[Tile], shape: Shape, dtype: str, device: str) -> Costs:
+    rows, k, n = shape
+    size, machine = _SIZE.get(dtype, 4), database.machine
+    if device == "cpu":
+        threads = int(machine.get("threads") or 1)
+        lanes = _LANES.get(str(machine.get("isa")), 4) * 4 / size
+        rate, bandwidth = threads * lanes * 4 * _HERTZ, _BYTES_PER_SECOND * min(threads, 4)
+    else:
+        rate, bandwidth = _GPU_FLOPS.get(dtype, 2.0e13), _GPU_BYTES_PER_SECOND
+    launch = _LAUNCH["cpu" if device == "cpu" else "cuda"]
+    flops, bytes_moved = 2.0 * rows * k * n, size * (rows * k + k * n + rows * n)
+    dense = launch + max(flops / rate, bytes_moved / bandwidth)
+    matrix = launch + rows * k * size / bandwidth
+    output = launch + size * rows * n / bandwidth
+    return Costs(
+        shape, dtype, "prior",
+        "a roofline estimate; `gossamer tune` measures this machine in seconds",
+        dense=dense,
+        products={tile: Curve((0.0, 1.0), (output, output + dense / efficiency(tile))) for tile in tiles},
+        detects={tile: Curve((0.0,), (matrix,)) for tile in tiles},
+        copy=2.0 * matrix,
+    )  # fmt: skip

@@ -1,0 +1,209 @@
+"""Cost curves of one machine: what they are measured for, and the JSON file that keeps them.
+
+    $GOSSAMER_CACHE (or ~/.cache/gossamer) / costs-amd-epyc-...-avx512-2-threads-1f0c9a33.json
+    {"format": 1, "machine": {...}, "measured": "...", "curves": [{"verb": "product", "tile": [32, 1], ...}]}
+
+The file's name and its `machine` are everything that the times depend on: the processor or GPU, the instruction set,
+the threads, the versions and the build of the kernels. A file that says anything else is not used, and says why.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import logging
+import math
+import os
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from gossamer.measure import environment
+from gossamer.planner.curve import Curve
+from gossamer.planner.tiles import Tile
+
+FORMAT = 1
+VERBS = ("dense", "product", "detect", "copy")
+_log = logging.getLogger(__name__)
+
+Shape = tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class Key:
+    """What a curve is the cost of.
+
+    `verb`: "dense" (torch's product), "product" (`gather_mm` at the tiles covered), "detect" (finding them), "copy"
+    (making a transposed operand contiguous). `tile` is of the sparse operand, 0 for a whole dimension; (0, 0) for the
+    verbs that have none. `shape` is (rows, k, n) of the product.
+    """
+
+    verb: str
+    tile: Tile
+    dtype: str
+    shape: Shape
+
+
+@dataclass
+class Database:
+    """The curves of one machine. `problem` says why a file was not used; None when there is nothing to say."""
+
+    machine: dict[str, Any]
+    curves: dict[Key, Curve] = field(default_factory=dict)
+    measured: str | None = None
+    problem: str | None = None
+
+    def shapes(self, needed: Iterable[tuple[str, Tile]], dtype: str) -> list[Shape]:
+        """The measured shapes for which every (verb, tile) needed has a curve."""
+        needed = list(needed)
+        shapes = dict.fromkeys(key.shape for key in self.curves if key.dtype == dtype)
+        return [s for s in shapes if all(Key(verb, tile, dtype, s) in self.curves for verb, tile in needed)]
+
+    def to_json(self) -> dict[str, Any]:
+        curves = [
+            {
+                "verb": key.verb, "tile": list(key.tile), "dtype": key.dtype, "shape": list(key.shape),
+                "densities": list(curve.densities), "seconds": list(curve.seconds),
+            }
+            for key, curve in self.curves.items()
+        ]  # fmt: skip
+        return {"format": FORMAT, "machine": self.machine, "measured": self.measured, "curves": curves}
+
+    @classmethod
+    def from_json(cls, content: Any, machine: dict[str, Any]) -> Database:
+        """Check everything and build; raises ValueError that says what is wrong."""
+        if not isinstance(content, dict) or content.get("format") != FORMAT:
+            found = content.get("format") if isinstance(content, dict) else type(content).__name__
+            raise ValueError(f"its format is {found!r}, expected {FORMAT}")
+        theirs = content.get("machine")
+        if theirs != machine:
+            differs = [k for k in machine if not isinstance(theirs, dict) or theirs.get(k) != machine[k]]
+            found = {k: theirs.get(k) if isinstance(theirs, dict) else None for k in differs}
+            raise ValueError(f"it was measured on another machine or version: {found} instead of "
+                             f"{ {k: machine[k] for k in differs} }")  # fmt: skip
+        measured, curves = content.get("measured"), content.get("curves")
+        if not isinstance(measured, str) or not isinstance(curves, list):
+            raise ValueError("it lacks 'measured' or 'curves'")
+        return cls(machine, dict(_curve(entry) for entry in curves), measured)
+
+    def save(self, folder: Path | None = None) -> Path:
+        """Write the file, in one step: a reader sees the old content or the new. Returns its path; OSError if not."""
+        path = file_for(self.machine, folder)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        draft = path.with_name(f"{path.name}.{os.getpid()}")
+        try:
+            draft.write_text(json.dumps(self.to_json(), indent=1))
+            draft.replace(path)
+        finally:
+            draft.unlink(missing_ok=True)
+        load.cache_clear()
+        return path
+
+    def merge(self, other: Database) -> Database:
+        """These curves, replaced by those of `other` where both have one."""
+        if other.machine != self.machine:
+            raise ValueError(f"other is of another machine: {other.machine}, expected {self.machine}")
+        return Database(self.machine, {**self.curves, **other.curves}, other.measured or self.measured)
+
+
+def _curve(entry: Any) -> tuple[Key, Curve]:
+    try:
+        tile, shape = entry["tile"], entry["shape"]
+        densities, seconds = entry["densities"], entry["seconds"]
+        whole = all(type(n) is int and n >= 0 for n in (*tile, *shape)) and len(tile) == 2 and len(shape) == 3
+        numbers = all(type(x) in (int, float) and math.isfinite(x) for x in (*densities, *seconds))
+        if not (whole and numbers and entry["verb"] in VERBS and isinstance(entry["dtype"], str)):
+            raise ValueError("a field is of the wrong kind")
+        key = Key(entry["verb"], (tile[0], tile[1]), entry["dtype"], (shape[0], shape[1], shape[2]))
+        return key, Curve(tuple(map(float, densities)), tuple(map(float, seconds)))
+    except (KeyError, TypeError, ValueError, IndexError) as error:
+        raise ValueError(f"the curve {str(entry)[:80]} is malformed: {error}") from None
+
+
+@functools.cache
+def _fixed() -> dict[str, Any]:
+    """The parts of a machine that do not change while a process runs."""
+    here = environment()
+    versions = {name: here["versions"].get(name) for name in ("gossamer", "torch")}
+    try:
+        from gossamer import _native
+    except ImportError:
+        build = None
+    else:
+        build = hashlib.sha256(Path(str(_native.__file__)).read_bytes()).hexdigest()[:12]
+    return {
+        "cpu": here["cpu"],
+        "gpu": here["gpu"],
+        "triton": here["versions"].get("triton"),
+        **versions,
+        "build": build,
+    }
+
+
+def _isa() -> str | None:
+    try:
+        from gossamer import _native
+    except ImportError:
+        return None
+    return str(_native.isa())
+
+
+def machine_of(device: torch.device | str = "cpu") -> dict[str, Any]:
+    """Everything that times on this device depend on, as plain strings and numbers."""
+    fixed = _fixed()
+    versions = {"gossamer": fixed["gossamer"], "torch": fixed["torch"]}
+    if torch.device(device).type == "cpu":
+        return {
+            "device": fixed["cpu"],
+            "isa": _isa(),
+            "threads": torch.get_num_threads(),
+            "build": fixed["build"],
+            **versions,
+        }
+    return {"device": fixed["gpu"], "triton": fixed["triton"], **versions}
+
+
+def folder_of_cache() -> Path:
+    """`$GOSSAMER_CACHE`, or `gossamer` in the user's cache folder."""
+    given = os.environ.get("GOSSAMER_CACHE")
+    if given:
+        return Path(given)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gossamer"
+
+
+def file_for(machine: dict[str, Any], folder: Path | None = None) -> Path:
+    """Where the curves of a machine are kept."""
+    words = [str(machine["device"]), str(machine.get("isa") or ""), f"{machine.get('threads', '')}"]
+    slug = re.sub(r"[^a-z0-9]+", "-", " ".join(words).lower()).strip("-")[:60]
+    digest = hashlib.sha256(text_of(machine).encode()).hexdigest()[:8]
+    return (folder or folder_of_cache()) / f"costs-{slug}-{digest}.json"
+
+
+def text_of(machine: dict[str, Any]) -> str:
+    return json.dumps(machine, sort_keys=True)
+
+
+def current(device: torch.device | str = "cpu") -> Database:
+    """The curves of this machine as it is set now (threads, instruction set), read once; empty if never tuned."""
+    machine = machine_of(device)
+    return load(file_for(machine), text_of(machine))
+
+
+@functools.cache
+def load(path: Path, machine_json: str) -> Database:
+    """Read one file. Whatever is wrong with it becomes `problem`, is logged once, and the database is empty."""
+    machine = json.loads(machine_json)
+    try:
+        return Database.from_json(json.loads(path.read_text()), machine)
+    except FileNotFoundError:
+        return Database(machine)
+    except (OSError, ValueError) as error:
+        said = "it is not JSON" if isinstance(error, (json.JSONDecodeError, UnicodeDecodeError)) else str(error)
+        problem = f"{path} is not used: {said}; `gossamer tune` writes it anew"
+        _log.warning(problem)
+        return Database(machine, problem=problem)

@@ -1,0 +1,152 @@
+"""Measure the cost curves of this machine, in seconds rather than minutes.
+
+Each tile is timed at several densities in turn with the dense product, in one process. What is kept is the least time
+of each: whatever else runs on the machine only adds. Where dense and its A/A control still differ, a warning says so.
+"""
+
+from __future__ import annotations
+
+import datetime
+import logging
+import math
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gossamer.measure import interleave
+from gossamer.planner import database as costs_file
+from gossamer.planner.curve import Curve
+from gossamer.planner.database import Database, Key, Shape
+from gossamer.planner.execute import find, kernel
+from gossamer.planner.plan import TILES
+from gossamer.planner.tiles import Tile, resolve
+
+SHAPES: dict[str, tuple[Shape, ...]] = {
+    "cpu": ((256, 256, 256), (1024, 1024, 256), (2048, 2048, 256), (2048, 1024, 1024)),
+    "cuda": ((1024, 1024, 1024), (4096, 4096, 256), (4096, 4096, 4096)),
+}
+QUICK: dict[str, tuple[Shape, ...]] = {"cpu": ((1024, 1024, 256),), "cuda": ((4096, 4096, 4096),)}
+DTYPES = {"cpu": ("float32",), "cuda": ("bfloat16", "float32")}
+DENSITIES = (0.0, 1 / 32, 1 / 8, 1 / 4, 1 / 2, 3 / 4, 1.0)
+_QUICK_DENSITIES = (0.0, 1 / 8, 1 / 2, 1.0)
+
+NOISE = 0.1
+_TRIES = 3
+_log = logging.getLogger(__name__)
+
+Progress = Callable[[int, int, str], None]
+
+
+def tune(
+    device: str = "cpu",
+    *,
+    quick: bool = False,
+    shapes: Sequence[Shape] | None = None,
+    tiles: Sequence[Tile] = TILES,
+    dtypes: Sequence[str] | None = None,
+    progress: Progress | None = None,
+) -> Database:
+    """Measure dense, product, detect and copy at every shape, tile and density. Saves nothing: `database.save()` does.
+
+    Args:
+        device: "cpu" or "cuda"; the CPU with torch's present number of threads.
+        quick: one shape and four densities.
+        shapes: (rows, k, n) to measure at; None for a few between 256 and 4096.
+        tiles: of the sparse operand; 0 stands for the whole dimension.
+        dtypes: names of dtypes; None for those that the kernels of the device are for.
+        progress: called as `progress(done, total, what)`.
+
+    Raises:
+        RuntimeError: no kernels for the device.
+    """
+    for verb in ("detect", "gather_mm"):
+        kernel(device, verb)
+    if shapes is None:
+        shapes = (QUICK if quick else SHAPES)[device]
+    dtypes = DTYPES[device] if dtypes is None else dtypes
+    out = Database(costs_file.machine_of(device), measured=_now())
+    steps = [(shape, dtype, tile) for shape in shapes for dtype in dtypes for tile in (None, *tiles)]
+    for done, (shape, dtype, tile) in enumerate(steps):
+        if progress is not None:
+            what = "dense" if tile is None else f"tile {tile}"
+            progress(done, len(steps), f"{' x '.join(map(str, shape))} {dtype} {what}")
+        densities = _QUICK_DENSITIES if quick else DENSITIES
+        measured = _copy(shape, dtype, device) if tile is None else _tile(tile, shape, dtype, device, densities)
+        out.curves.update(measured)
+    if progress is not None:
+        progress(len(steps), len(steps), "done")
+    return out
+
+
+def _now() -> str:
+    return datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
+
+
+def _operands(shape: Shape, dtype: str, device: str) -> tuple[Tensor, Tensor]:
+    rows, k, n = shape
+    generator = torch.Generator().manual_seed(0)
+    kind = getattr(torch, dtype)
+    s = torch.randn(rows, k, generator=generator).to(device, kind)
+    return s, torch.randn(k, n, generator=generator).to(device, kind)
+
+
+def _thinned(s: Tensor, tile: Tile, density: float) -> Tensor:
+    """s with a random selection of its tiles left."""
+    rows, cols = s.shape
+    bm, bk = resolve(tile, (rows, cols))
+    generator = torch.Generator().manual_seed(1)
+    kept = torch.rand(-(-rows // bm), -(-cols // bk), generator=generator) < density
+    wide = kept.repeat_interleave(bm, 0).repeat_interleave(bk, 1)[:rows, :cols]
+    return s * wide.to(s.device)
+
+
+def _rounds(calls: dict[str, Callable[[], Any]]) -> dict[str, float]:
+    """The least seconds of each call. Again, and again, if the first call and its A/A control disagree."""
+    best: dict[str, float] = {}
+    control = math.inf
+    for _ in range(_TRIES):
+        run = interleave(calls, reps=7, warmup=1, sample=2e-4)
+        for row in run.rows:
+            best[row.name] = min(row.min, best.get(row.name, math.inf))
+        control = min(control, run.control.min)
+        first = best[run.baseline]
+        if max(first, control) <= (1.0 + NOISE) * min(first, control):
+            return best
+    _log.warning(
+        "two runs of the same product differ by %.0f %%: the machine is busy, and these costs are rough",
+        100.0 * (max(first, control) / min(first, control) - 1.0),
+    )
+    return best
+
+
+def _copy(shape: Shape, dtype: str, device: str) -> dict[Key, Curve]:
+    s, d = _operands(shape, dtype, device)
+    times = _rounds({"dense": partial(torch.matmul, s, d), "copy": lambda: s.t().contiguous()})
+    return {Key(verb, (0, 0), dtype, shape): Curve((1.0,), (time,)) for verb, time in times.items()}
+
+
+def _tile(tile: Tile, shape: Shape, dtype: str, device: str, densities: Sequence[float]) -> dict[Key, Curve]:
+    s, d = _operands(shape, dtype, device)
+    multiply, wide = kernel(device, "gather_mm"), d.unsqueeze(0)
+    calls: dict[str, Callable[[], Any]] = {"dense": partial(torch.matmul, s, d)}
+    found: dict[float, list[float]] = {}
+    for density in densities:
+        thin = _thinned(s, tile, density)
+        index = find(thin, tile)
+        tiles = index[1].numel()
+        # What is really covered: a few tiles drawn at random are seldom the share asked for.
+        found[density] = [float(index[0][-1]) / max(tiles, 1)]
+        calls[f"product {density}"] = partial(multiply, thin, *index, wide, False)
+        calls[f"detect {density}"] = partial(find, thin, tile)
+    times = _rounds(calls)
+    out: dict[Key, Curve] = {}
+    for verb in ("product", "detect"):
+        points: dict[float, list[float]] = {}
+        for density in densities:
+            points.setdefault(found[density][0], []).append(times[f"{verb} {density}"])
+        xs = sorted(points)
+        out[Key(verb, tile, dtype, shape)] = Curve.fit(xs, [min(points[x]) for x in xs])
+    return out

@@ -1,0 +1,163 @@
+"""Curves never fall; files say whose they are, and a wrong one is refused aloud."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import logging
+import random
+
+import pytest
+import torch
+from cost_curves import database
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gossamer.planner.curve import Curve, isotonic
+from gossamer.planner.database import Database, Key, current, file_for, load, machine_of, text_of
+
+VALUES = st.lists(st.floats(0.001, 1000.0), min_size=1, max_size=12)
+
+
+@given(VALUES, st.integers(0, 99))
+def test_isotonic_is_the_nearest_sequence_that_never_falls(values, seed):
+    fit = isotonic(values)
+    assert all(a <= b + 1e-9 for a, b in itertools.pairwise(fit))
+    assert sum(fit) == pytest.approx(sum(values))
+
+    def far(other):
+        return sum((a - b) ** 2 for a, b in zip(values, other, strict=True))
+
+    rng = random.Random(seed)
+    for _ in range(20):  # no other rising sequence is nearer
+        other = sorted(x + rng.uniform(-1, 1) for x in fit)
+        assert far(fit) <= far(other) + 1e-6
+    if values == sorted(values):
+        assert fit == pytest.approx(values)
+
+
+def test_isotonic_weights():
+    assert isotonic([3.0, 1.0], [1.0, 3.0]) == [1.5, 1.5]
+    with pytest.raises(ValueError, match="weights must be 2 positive numbers"):
+        isotonic([1.0, 2.0], [1.0, 0.0])
+
+
+@given(st.lists(st.floats(0.0, 1.0), min_size=1, max_size=8, unique=True), st.data())
+def test_curve_and_its_inverse(densities, data):
+    seconds = data.draw(st.lists(st.floats(1e-6, 10.0), min_size=len(densities), max_size=len(densities)))
+    curve = Curve.fit(densities, seconds)
+    grid = [i / 50 for i in range(51)]
+    times = [curve(x) for x in grid]
+    assert all(a <= b + 1e-12 for a, b in itertools.pairwise(times))
+    for budget in (times[0] / 2, times[0], times[25], times[-1], times[-1] * 2):
+        last = curve.reaches(budget)
+        assert 0.0 <= last <= 1.0
+        if budget >= times[0]:
+            assert curve(last) <= budget * (1 + 1e-6)
+        assert all(curve(x) > budget * (1 - 1e-6) for x in grid if x > last + 1e-6)
+
+
+@pytest.mark.parametrize("densities, seconds", [
+    ((), ()), ((0.0, 1.0), (1.0,)), ((0.5, 0.5), (1.0, 1.0)), ((0.0, 1.5), (1.0, 1.0)), ((0.0, 1.0), (2.0, 1.0)),
+    ((0.0,), (0.0,)), ((0.0,), (float("nan"),)), ((0.0,), (float("inf"),)),
+])  # fmt: skip
+def test_impossible_curves(densities, seconds):
+    with pytest.raises(ValueError):
+        Curve(densities, seconds)
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("GOSSAMER_CACHE", str(tmp_path))
+    load.cache_clear()
+    yield tmp_path
+    load.cache_clear()
+
+
+def test_saved_curves_come_back(cache):
+    assert current().curves == {} and current().problem is None
+    made = database()
+    path = made.save()
+    assert path.parent == cache and [p.name for p in cache.iterdir()] == [path.name]
+    assert current().curves == made.curves and current().measured == "a formula"
+
+
+def test_curves_belong_to_threads_and_instruction_set(cache):
+    database().save()
+    before = torch.get_num_threads()
+    torch.set_num_threads(before + 1)
+    assert current().curves == {} and current().problem is None
+    torch.set_num_threads(before)
+    assert current().curves
+    names = {file_for({**machine_of(), key: "other"}) for key in machine_of()}
+    assert len(names | {file_for(machine_of())}) == len(machine_of()) + 1
+
+
+def _break(change):
+    def broken(content):
+        content = json.loads(content)
+        change(content)
+        return json.dumps(content)
+
+    return broken
+
+
+BROKEN = {
+    "empty": lambda text: "",
+    "cut off": lambda text: text[: len(text) // 2],
+    "not text": lambda text: b"\xff\xfe\x00\x01",
+    "a list": lambda text: "[]",
+    "newer format": _break(lambda c: c.update(format=99)),
+    "another machine": _break(lambda c: c["machine"].update(device="another")),
+    "no machine": _break(lambda c: c.pop("machine")),
+    "no curves": _break(lambda c: c.pop("curves")),
+    "a curve that falls": _break(lambda c: c["curves"][2].update(seconds=[9.0, *c["curves"][2]["seconds"][1:]])),
+    "negative seconds": _break(lambda c: c["curves"][0].update(seconds=[-1.0])),
+    "NaN": _break(lambda c: c["curves"][0].update(seconds=[float("nan")])),
+    "seconds as text": _break(lambda c: c["curves"][0].update(seconds=["1"])),
+    "unknown verb": _break(lambda c: c["curves"][0].update(verb="guess")),
+    "three extents": _break(lambda c: c["curves"][0].update(tile=[1, 2, 3])),
+    "no tile": _break(lambda c: c["curves"][0].pop("tile")),
+    "a curve that is a number": _break(lambda c: c["curves"].append(3)),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_a_wrong_file_is_refused_aloud_and_replaced_by_the_next(name, cache, caplog):
+    path = database().save()
+    broken = BROKEN[name](path.read_text())
+    path.write_bytes(broken if isinstance(broken, bytes) else broken.encode())
+    load.cache_clear()
+    with caplog.at_level(logging.WARNING):
+        found = current()
+        current()
+    assert found.curves == {}
+    assert str(path) in found.problem and "`gossamer tune` writes it anew" in found.problem
+    assert len(caplog.records) == 1, "said once, not at every product"
+    database().save()
+    assert current().problem is None and current().curves
+
+
+def test_a_folder_in_the_way_is_said(cache):
+    file_for(machine_of()).mkdir()
+    assert "is not used" in current().problem
+
+
+def test_merge_replaces_and_keeps():
+    old, new = database(), Database(machine_of(), measured="later")
+    key, other = list(old.curves)[:2]
+    new.curves[key] = Curve((1.0,), (42.0,))
+    both = old.merge(new)
+    assert both.curves[key].seconds == (42.0,) and both.curves[other] == old.curves[other]
+    assert both.measured == "later"
+    with pytest.raises(ValueError, match="other is of another machine"):
+        old.merge(Database({"device": "x"}))
+
+
+def test_only_shapes_with_every_curve_are_offered():
+    db = database()
+    assert db.shapes([("dense", (0, 0)), ("product", (32, 1))], "float32") == [(512, 512, 64)]
+    assert db.shapes([("product", (4, 4))], "float32") == []
+    assert db.shapes([("dense", (0, 0))], "bfloat16") == []
+    assert text_of(db.machine) == text_of(machine_of())
+    assert Key("dense", (0, 0), "float32", (512, 512, 64)) in db.curves

@@ -1,0 +1,85 @@
+"""Tuning end to end at toy sizes: what is measured is saved, found again and used; the command tells its story."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from gossamer.cli.__main__ import main
+from gossamer.planner.database import current, load
+from gossamer.planner.plan import TILES, plan
+from gossamer.planner.regret import masks, regret
+from gossamer.planner.tune import QUICK, tune
+
+SHAPE = (64, 96, 16)
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("GOSSAMER_CACHE", str(tmp_path))
+    load.cache_clear()
+    torch.set_num_threads(1)
+    yield tmp_path
+    load.cache_clear()
+
+
+def test_what_is_tuned_is_what_plans_use(cache):
+    said = []
+    database = tune("cpu", shapes=[SHAPE], quick=True, progress=lambda *step: said.append(step))
+    assert said[0][:2] == (0, len(TILES) + 1) and said[-1] == (len(TILES) + 1, len(TILES) + 1, "done")
+    assert {(key.verb, key.tile) for key in database.curves} == {
+        ("dense", (0, 0)), ("copy", (0, 0)), *((verb, tile) for verb in ("product", "detect") for tile in TILES)
+    }  # fmt: skip
+    assert all(0.0 <= x <= 1.0 for curve in database.curves.values() for x in curve.densities)
+    assert current().curves == {}
+    database.save()
+    choice = plan(torch.zeros(SHAPE[:2]), torch.ones(SHAPE[1:]))
+    assert choice.source == "measured" and choice.problem in choice.explain()
+
+
+def test_the_command(cache, capsys, monkeypatch):
+    monkeypatch.setitem(QUICK, "cpu", (SHAPE,))
+    assert main(["tune", "--quick", "--threads", "1"]) == 0
+    out = capsys.readouterr()
+    assert "64 x 96 @ 96 x 16, float32: dense" in out.out and "break-even" in out.out
+    assert all(f"({tile[0]}, {tile[1] or 'k'})" in out.out for tile in TILES)
+    (file,) = cache.iterdir()
+    assert f"written: {file}" in out.out
+    assert json.loads(file.read_text())["machine"]["threads"] == 1
+    assert "\r" not in out.err, "no bar where there is no terminal"
+
+
+def test_a_second_run_keeps_the_other_shapes(cache, monkeypatch):
+    tune("cpu", shapes=[(32, 32, 8)], quick=True).save()
+    monkeypatch.setitem(QUICK, "cpu", (SHAPE,))
+    assert main(["tune", "--quick"]) == 0
+    assert {key.shape for key in current().curves} == {(32, 32, 8), SHAPE}
+
+
+@pytest.mark.parametrize("argv, said", [
+    (["--threads", "0"], "--threads must be at least 1, got 0"), (["--device", "tpu"], "tpu"),
+])  # fmt: skip
+def test_bad_flags(cache, argv, said, capsys):
+    assert main(["tune", *argv]) == 2
+    assert said in capsys.readouterr().err
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_no_gpu(cache, capsys):
+    assert main(["tune", "--device", "cuda"]) == 2
+    assert "torch sees no CUDA device here" in capsys.readouterr().err
+
+
+def test_a_cache_that_cannot_be_written_is_said_before_measuring(tmp_path, capsys, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr("gossamer.cli.tune.tune", lambda *args, **kwargs: pytest.fail("measured first"))
+    assert main(["tune", "--cache", str(tmp_path / "file")]) == 2
+    assert "file" in capsys.readouterr().err
+
+
+def test_regret_with_real_products(cache):
+    result = regret((64, 128, 8), seed=1)
+    assert len(result.cases) == len(list(masks(64, 128)))
+    assert all(case.regret >= 1.0 and case.decide > 0.0 for case in result.cases)

@@ -177,6 +177,15 @@ def test_snfs_moves_weights_between_layers_by_momentum() -> None:
     assert after["1.weight"] - (before["1.weight"] - dropped["1.weight"]) >= sum(dropped.values()) - 2
 
 
+def test_snfs_without_redistribution_keeps_every_layer_at_its_budget() -> None:
+    model, opt, sparse = build("snfs", network="conv", redistribute="none")
+    budget = [int(layer.active().sum()) for layer in sparse.layers]
+    first = {name: mask.clone() for name, mask in sparse.masks.items()}
+    for _ in train(model, opt, 24):
+        assert [int(layer.active().sum()) for layer in sparse.layers] == budget
+    assert any(not torch.equal(mask, first[name]) for name, mask in sparse.masks.items())
+
+
 def test_frozen_layers_keep_their_mask_and_count() -> None:
     for cls in (RigL, SNFS, GradualMagnitude, MEST, Chase):
         torch.manual_seed(0)

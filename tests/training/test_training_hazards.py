@@ -45,6 +45,7 @@ ARGUMENTS: dict[str, tuple[type, dict[str, Any], str]] = {
     "schedule": (SET, {"drop_schedule": "step"}, "schedule must be one of .*, got 'step'"),
     "grow value": (SET, {"grow_init": "gradient"}, "grow_init='gradient' needs grow='gradient'"),
     "momentum": (METHODS["snfs"], {"momentum": 1.0}, "momentum must be below 1"),
+    "redistribute": (METHODS["snfs"], {"redistribute": "all"}, "redistribute must be one of .*, got 'all'"),
     "mutation": (MEST, {"mutation": (1.2, 0.1, 0.0)}, r"mutation must be in \[0.0, 1.0\], got 1.2"),
     "soft mutation": (MEST, {"density": 0.9, "soft": True}, r"mutation must be in \[0.0, 0.11\d*\], got 0.2"),
     "mutation ends": (MEST, {"mutation": (0.1, 0.0)}, "mutation_ends must have one value fewer"),

@@ -18,6 +18,8 @@ from gossamer.ops.detect import detect
 from gossamer.ops.transpose import transpose
 from gossamer.pattern import Pattern
 from gossamer.pattern.check import check_pair
+from gossamer.planner import Plan, Planner
+from gossamer.planner import plan as plan_for
 
 Axis = Literal["auto", "m", "k", "n"]
 Tile = tuple[int, int]
@@ -34,6 +36,7 @@ def matmul(
     tile: Tile | Literal["auto"] = "auto",
     axis: Axis = "auto",
     index: Pattern | None = None,
+    plan: Plan | Planner | None = None,
     backend: Backend | None = None,
 ) -> Tensor:
     """a @ b, skipping the tiles of one operand that hold only zeros. Differentiable to any order.
@@ -47,20 +50,22 @@ def matmul(
         sparse: which operand holds zeros. "b" is computed as the transposed problem, for which b.mT must be
             contiguous (the weight of a linear, `w.t()`), else it is copied.
         tile: (rows, columns) of the tiles of the sparse operand to skip by. "auto" takes the tile that `axis` or
-            `index` imply, and without those the cheapest of dense, rows and bands for a sample of the operand (read
-            on the host: a device sync).
+            `index` imply, and without those what `plan` says.
         axis: the axis whose zero slices are skipped: "m" whole rows of a, "n" whole columns of b, "k" columns of a
             (rows of b) within bands of 32; with a tile given, only a check: the tile must have extent 1 along it.
         index: the tiles to multiply, of the sparse operand (a batched a: of `a.flatten(0, 1)`); trusted. What it
             leaves out takes no part even if it is not zero.
+        plan: what to do when tile, axis and index are left open: a `gossamer.planner.plan(...)` made before, or a
+            `gossamer.planner.Planner`, which looks at the zeros of each call site now and then. None plans at every
+            call, from a sample of the operand (read on the host: a device sync).
         backend: None for the kernels of a's device; "cpu", "triton" or "reference" to insist.
 
     Returns:
         c [m, n] or [batch, m, n]. Skipped is not multiplied by zero: NaN or infinity opposite a skipped tile does not
-        reach c. With everything on "auto" the dense product may be chosen, where it does.
+        reach c. A plan may choose the dense product, in which it does.
 
         Gradients: those of `(a * mask) @ b` for the sparse operand a, mask being 1 at the tiles of the index: zero
-        outside them. With `tile="auto"` and no index, mask is 1 at the nonzero elements, whatever was chosen.
+        outside them. Where a plan chose, mask is 1 at the nonzero elements, whatever it chose.
 
     Raises:
         TypeError, ValueError: naming the argument. RuntimeError: kernels that are not installed, or a choice
@@ -79,21 +84,26 @@ def matmul(
     """
     _check(a, b, sparse, backend)
     if sparse == "b" and b.dim() == 2 and a.dim() == 3:
-        c = matmul(a.flatten(0, 1), b, sparse=sparse, tile=tile, axis=axis, index=index, backend=backend)
+        rest: dict[str, Any] = {"tile": tile, "axis": axis, "index": index, "plan": plan, "backend": backend}
+        c = matmul(a.flatten(0, 1), b, sparse=sparse, **rest)
         return c.unflatten(0, a.shape[:2])
+    planned = tile == "auto" and axis == "auto" and index is None
+    if plan is not None and not planned:
+        raise ValueError("plan must be None beside tile, axis or index, which leave nothing to decide")
+    chosen = None
+    if planned:
+        chosen = _planned(a, b, sparse, plan)
+        if torch.is_grad_enabled() and (a if sparse == "a" else b).requires_grad:
+            a, b = (AtNonzeros.apply(a), b) if sparse == "a" else (a, AtNonzeros.apply(b))
+        if chosen is None:
+            return torch.matmul(a, b)
     s, d = (a, b) if sparse == "a" else (b.mT, a.mT)  # c or c^T = s @ d, with zeros in s
     flat = (s.flatten(0, 1) if s.dim() == 3 else s).contiguous()
     d = d if d.dim() == 3 else d.unsqueeze(0)
     if index is not None:
         index = _given(index, flat, sparse, tile, axis, backend)
     else:
-        chosen = _tile(flat, d, sparse, tile, axis)
-        if tile == "auto" and axis == "auto" and flat.requires_grad and torch.is_grad_enabled():
-            flat = AtNonzeros.apply(flat)
-        if chosen is None:
-            c = torch.matmul(flat.view_as(s), d if s.dim() == 3 else d[0])
-            return c if sparse == "a" else c.mT
-        index = detect(flat, chosen, backend=backend)
+        index = detect(flat, chosen or _tile(flat, d, sparse, tile, axis), backend=backend)
     if d.shape[0] > 1 and s.shape[1] % index.tile[0]:
         name = "m" if sparse == "a" else "n"
         raise ValueError(
@@ -177,8 +187,8 @@ def _check_axis(axis: Axis, tile: Tile | None, sparse: str) -> None:
         raise ValueError(f"tile must have extent 1 along axis {axis!r}, (1, ...) or (..., 1), got {tile}")
 
 
-def _tile(flat: Tensor, d: Tensor, sparse: str, tile: Tile | Literal["auto"], axis: Axis) -> Tile | None:
-    """The tile of `flat` to detect, None for the dense product."""
+def _tile(flat: Tensor, d: Tensor, sparse: str, tile: Tile | Literal["auto"], axis: Axis) -> Tile:
+    """The tile of `flat` that tile and axis ask for."""
     if tile != "auto":
         rows, cols = check_pair("tile", tile, 1)
         _check_axis(axis, (rows, cols), sparse)
@@ -186,22 +196,19 @@ def _tile(flat: Tensor, d: Tensor, sparse: str, tile: Tile | Literal["auto"], ax
     _check_axis(axis, None, sparse)
     if axis == "k":
         return (BAND if d.shape[0] == 1 else math.gcd(BAND, flat.shape[0] // d.shape[0])), 1
-    if axis != "auto":
-        return 1, max(flat.shape[1], 1)
-    return _cheapest(flat, d)
+    return 1, max(flat.shape[1], 1)
 
 
-def _cheapest(flat: Tensor, d: Tensor) -> Tile | None:
-    """Rows, bands or dense, by the share of rows and of bands' columns that are zero in a sample."""
-    if torch.compiler.is_compiling():
-        raise RuntimeError("tile='auto' must look at a on the host, which torch.compile cannot do: give tile or axis")
-    rows, k = flat.shape
-    if rows == 0 or k == 0:
-        return None
-    sample = flat.detach()[:: max(rows // 64, 1)]
-    if float((sample != 0).any(dim=1).float().mean()) < 0.8:
-        return 1, k
-    bands = flat.detach()[: rows // BAND * BAND].view(-1, BAND, k)[:: max(rows // BAND // 4, 1)]
-    if bands.numel() and float((bands != 0).any(dim=1).float().mean()) < 0.5:
-        return BAND, 1
-    return None
+def _planned(a: Tensor, b: Tensor, sparse: Literal["a", "b"], plan: Plan | Planner | None) -> Tile | None:
+    """The tile of the flat operand that the plan chose, None for the dense product."""
+    if not isinstance(plan, Plan):
+        if torch.compiler.is_compiling():
+            raise RuntimeError(
+                "matmul must look at its operand on the host to plan, which torch.compile cannot do: "
+                "give tile, axis, index, or a plan made outside"
+            )
+        if plan is not None and not isinstance(plan, Planner):
+            raise TypeError(f"plan must come from gossamer.planner, got {type(plan).__name__}")
+        plan = plan_for(a, b, sparse) if plan is None else plan(a, b, sparse)
+    tile = plan.tile
+    return tile if tile is None or sparse == "a" else (tile[1], tile[0])

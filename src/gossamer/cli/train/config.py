@@ -38,7 +38,7 @@ class Train:
     optimizer: str | None = None
     """sgd (Nesterov momentum 0.9) or adamw; by default adamw for vit and sgd for the others."""
     lr: float | None = None
-    """Highest learning rate, reached after the warm-up and lowered to 0 on a cosine; by default 0.1 or 0.001."""
+    """Highest learning rate, reached after the warm-up and lowered to 0 on a cosine; by default 0.1 or 0.003."""
     weight_decay: float | None = None
     """By default 0.0005 for sgd and 0.05 for adamw."""
     warmup: float = 0.05

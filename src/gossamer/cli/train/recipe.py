@@ -33,7 +33,7 @@ def optimizer(config: Train, model: nn.Module) -> Optimizer:
     parameters = [p for p in model.parameters() if p.requires_grad]
     if not parameters:
         raise ValueError(f"model {config.model!r} has no parameters to train")
-    lr, decay = {"adamw": (1e-3, 0.05), "sgd": (0.1, 5e-4)}[name]
+    lr, decay = {"adamw": (3e-3, 0.05), "sgd": (0.1, 5e-4)}[name]
     lr = lr if config.lr is None else config.lr
     decay = decay if config.weight_decay is None else config.weight_decay
     if name == "adamw":

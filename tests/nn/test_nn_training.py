@@ -75,15 +75,17 @@ def tile_masks(method: Method) -> list[Tensor]:
     return [layer.active().view(layer.grid) for layer in method.layers]
 
 
-@pytest.mark.parametrize("optimizer", OPTIMIZERS)
-@pytest.mark.parametrize("name", SETTINGS)
-def test_tiles_are_masks(name: str, optimizer: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "optimizer", "options"),
+    [*((name, optimizer, {}) for name in SETTINGS for optimizer in OPTIMIZERS), ("rigl", "adamw", {"grow_warmup": 3})],
+)
+def test_tiles_are_masks(name: str, optimizer: str, options: dict[str, Any]) -> None:
     """The same tiles, weights and optimizer states as a dense weight masked by tiles, at every step (float64)."""
     dense = dense_net()
     start = copy.deepcopy(dense)
-    opt_d, masked = method_of(name, dense, optimizer, tile=BLOCK)
+    opt_d, masked = method_of(name, dense, optimizer, tile=BLOCK, **options)
     sparse = sparse_net(start, masked.patterns())
-    opt_s, tiled = method_of(name, sparse, optimizer)
+    opt_s, tiled = method_of(name, sparse, optimizer, **options)
     assert all(isinstance(layer, TileLayer) for layer in tiled.layers)
     for mine, other in zip(masked.layers, tiled.layers, strict=True):
         mine.name = other.name  # random numbers are keyed on it

@@ -58,6 +58,10 @@ class TileValues(Masked):
     def weights(self, mask: Tensor) -> int:
         return int((tile_areas(self.module.shape, self.module.tile, mask.device) * mask).sum())
 
+    def spread(self, mask: Tensor) -> Tensor:
+        padded = torch.cat([mask.reshape(-1), mask.new_zeros(1)])  # the last stands for slack
+        return padded[self.module.pattern.keys()].view(-1, 1, 1)
+
     def pattern(self, tile: tuple[int, int]) -> Pattern:
         return of_tiles(self.mask, self.module.shape, self.module.tile)
 

@@ -45,11 +45,12 @@ class Warmup:
     def clamp(self, method: Method) -> None:
         """After it: shorten their steps."""
         for name, before in self._before.items():
-            parameter, left = method.tensors[name].parameter, self.left[name]
+            tensor, left = method.tensors[name], self.left[name]
+            parameter = tensor.parameter
             group = next(g for g in method.optimizer.param_groups if any(p is parameter for p in g["params"]))
             rate = float(group["lr"])
             short = before + (parameter.detach() - before).clamp(-rate, rate)
-            parameter.data.copy_(torch.where(left > 0, short, parameter.detach()))
+            parameter.data.copy_(torch.where(tensor.spread(left > 0), short, parameter.detach()))
             left.sub_(1).clamp_(min=0)
             if not bool(left.any()):
                 del self.left[name]

@@ -55,6 +55,10 @@ class Masked:
         """How many weights a mask of this tensor keeps."""
         return int(mask.sum())
 
+    def spread(self, mask: Tensor) -> Tensor:
+        """A mask of this tensor as bool that broadcasts to the parameter's shape."""
+        return mask
+
     def pattern(self, tile: tuple[int, int]) -> Pattern:
         """The mask as a pattern of the 2-D view."""
         return Pattern.from_mask(self.mask.reshape(len(self.mask), -1), tile)

@@ -45,9 +45,10 @@ def _launcher(kernel: Callable[[], Callable[..., Any]], strided: tuple[int, ...]
     """A function that looks its kernel up when called and hands it tensors laid out as it wants them."""
 
     def launch(*args: Any) -> Any:
-        laid_out = [arg.contiguous() if isinstance(arg, Tensor) else arg for arg in args]
-        for at in strided:
-            laid_out[at] = readable(args[at])
+        laid_out = [
+            (readable(arg) if at in strided else arg.contiguous()) if isinstance(arg, Tensor) else arg
+            for at, arg in enumerate(args)
+        ]
         return kernel()(*laid_out)
 
     return launch

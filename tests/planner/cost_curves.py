@@ -16,7 +16,7 @@ from gossamer.planner.tiles import Tile, resolve
 SHAPE: Shape = (512, 512, 64)
 DENSE = 1e-3
 DETECT = 4e-5
-RATES = {(1, 0): 1.0, (32, 1): 0.8, (8, 1): 0.5, (16, 16): 0.7}
+RATES = {(1, 0): 1.0, (1, 64): 0.9, (32, 1): 0.8, (8, 1): 0.5, (16, 16): 0.7}
 """Speed of each product at full coverage, over dense."""
 
 

@@ -23,7 +23,7 @@ from gossamer.planner.tiles import Tile, axis_of, resolve
 Axis = Literal["auto", "m", "k", "n"]
 Sparse = Literal["a", "b"]
 
-TILES: tuple[Tile, ...] = ((1, 0), (32, 1), (8, 1), (16, 16))
+TILES: tuple[Tile, ...] = ((1, 0), (1, 64), (32, 1), (8, 1), (16, 16))
 """Tiles tried by default, as (rows, columns) of `a` (of `b.mT` with sparse="b"); 0 stands for the whole dimension."""
 
 _PRODUCT_DTYPES = {

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gossamer.planner.curve import Curve, isotonic
-from gossamer.planner.database import Database, Key, current, file_for, load, machine_of, text_of
+from gossamer.planner.database import Database, Key, current, file_for, forget, machine_of, text_of
 
 VALUES = st.lists(st.floats(0.001, 1000.0), min_size=1, max_size=12)
 
@@ -69,9 +69,9 @@ def test_impossible_curves(densities, seconds):
 @pytest.fixture
 def cache(tmp_path, monkeypatch):
     monkeypatch.setenv("GOSSAMER_CACHE", str(tmp_path))
-    load.cache_clear()
+    forget()
     yield tmp_path
-    load.cache_clear()
+    forget()
 
 
 def test_saved_curves_come_back(cache):
@@ -127,7 +127,7 @@ def test_a_wrong_file_is_refused_aloud_and_replaced_by_the_next(name, cache, cap
     path = database().save()
     broken = BROKEN[name](path.read_text())
     path.write_bytes(broken if isinstance(broken, bytes) else broken.encode())
-    load.cache_clear()
+    forget()
     with caplog.at_level(logging.WARNING):
         found = current()
         current()

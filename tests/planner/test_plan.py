@@ -173,6 +173,20 @@ def test_forgotten_sites_are_decided_anew():
     assert planner.evaluations == 3 and len(planner._sites) <= 2
 
 
+def test_small_products_are_dense_unseen_and_tuning_may_change_that():
+    a, b = torch.zeros(128, 128), torch.ones(128, 16)
+    slow = Database(machine_of())
+    for key, curve in known.database().curves.items():
+        where = (128, 128, 16)
+        slow.curves[type(key)(key.verb, key.tile, key.dtype, where)] = curve
+    once = plan(a, b, database=Database(machine_of()))
+    assert once.kind == "dense" and "not looked at" in once.explain()
+    planner = Planner(every=1, database=Database(machine_of()))
+    assert planner(a, b).kind == "dense"
+    planner.database = slow
+    assert [planner(a, b).kind for _ in range(3)][-1] == "m"
+
+
 @pytest.mark.parametrize("wobble", [0.0, 0.1])
 def test_regret_over_held_out_masks(wobble):
     """With curves off by up to a tenth and samples of an eighth of the rows, the loss stays near those errors."""

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from gossamer.cli.__main__ import main
-from gossamer.planner.database import current, load
+from gossamer.planner.database import current, forget
 from gossamer.planner.plan import TILES, plan
 from gossamer.planner.regret import masks, regret
 from gossamer.planner.tune import QUICK, tune
@@ -19,10 +19,10 @@ SHAPE = (64, 96, 16)
 @pytest.fixture
 def cache(tmp_path, monkeypatch):
     monkeypatch.setenv("GOSSAMER_CACHE", str(tmp_path))
-    load.cache_clear()
+    forget()
     torch.set_num_threads(1)
     yield tmp_path
-    load.cache_clear()
+    forget()
 
 
 def test_what_is_tuned_is_what_plans_use(cache):
@@ -36,6 +36,7 @@ def test_what_is_tuned_is_what_plans_use(cache):
     assert current().curves == {}
     database.save()
     choice = plan(torch.zeros(SHAPE[:2]), torch.ones(SHAPE[1:]))
+    assert "not looked at" in choice.explain(), "a product of microseconds is not worth a look"
     assert choice.source == "measured" and choice.problem in choice.explain()
 
 

@@ -18,6 +18,8 @@ from gossamer.planner.tiles import Tile
 FAR = 5.0
 """Doublings between a measured shape and the one asked for, summed over the three sizes, that are still trusted."""
 
+_MOST_PRICES = 1024
+
 # Without measurements: what processors of the last years reach, with torch's dense product. Only ratios matter.
 _LANES = {"avx512": 16, "avx2": 8, "scalar": 4}
 _HERTZ = 3.0e9
@@ -44,6 +46,15 @@ class Costs:
 
 def costs(database: Database, tiles: Sequence[Tile], shape: Shape, dtype: str, device: str) -> Costs:
     """What dense, and the product and the search at each tile, cost at this shape."""
+    key = (tuple(tiles), shape, dtype, device, len(database.curves))
+    if key not in database.prices:
+        if len(database.prices) >= _MOST_PRICES:
+            database.prices.clear()
+        database.prices[key] = _costs(database, tiles, shape, dtype, device)
+    return database.prices[key]
+
+
+def _costs(database: Database, tiles: Sequence[Tile], shape: Shape, dtype: str, device: str) -> Costs:
     needed = [("dense", (0, 0)), ("copy", (0, 0)), *((v, tile) for tile in tiles for v in ("product", "detect"))]
     known = database.shapes(needed, dtype)
     if known:

@@ -57,6 +57,7 @@ class Database:
     curves: dict[Key, Curve] = field(default_factory=dict)
     measured: str | None = None
     problem: str | None = None
+    prices: dict[Any, Any] = field(default_factory=dict, repr=False, compare=False)  # what `costs` made of the curves
 
     def shapes(self, needed: Iterable[tuple[str, Tile]], dtype: str) -> list[Shape]:
         """The measured shapes for which every (verb, tile) needed has a curve."""
@@ -101,7 +102,7 @@ class Database:
             draft.replace(path)
         finally:
             draft.unlink(missing_ok=True)
-        load.cache_clear()
+        forget()
         return path
 
     def merge(self, other: Database) -> Database:
@@ -190,8 +191,19 @@ def text_of(machine: dict[str, Any]) -> str:
 
 def current(device: torch.device | str = "cpu") -> Database:
     """The curves of this machine as it is set now (threads, instruction set), read once; empty if never tuned."""
+    return _current(torch.device(device).type, _isa(), torch.get_num_threads(), os.environ.get("GOSSAMER_CACHE"))
+
+
+@functools.cache
+def _current(device: str, isa: str | None, threads: int, folder: str | None) -> Database:
     machine = machine_of(device)
     return load(file_for(machine), text_of(machine))
+
+
+def forget() -> None:
+    """Read the files again when they are next needed."""
+    _current.cache_clear()
+    load.cache_clear()
 
 
 @functools.cache

@@ -43,7 +43,7 @@ class Planner:
         most_sites: sites remembered; when there are more, all are forgotten.
 
     >>> planner = Planner(axis="m")
-    >>> a, b = torch.zeros(512, 256), torch.ones(256, 256)
+    >>> a, b = torch.zeros(1024, 1024), torch.ones(1024, 1024)
     >>> planner(a, b).kind, planner(a, b) is planner(a, b), planner.evaluations
     ('m', True, 1)
     """
@@ -85,16 +85,18 @@ class Planner:
             site.left = 0
 
     def _evaluate(self, a: Tensor, b: Tensor, sparse: Sparse, site: _Site | None) -> Plan:
-        seen = look(a, b, sparse, self.tiles, self.axis, self.database, site.turn if site else 0)
+        seen = look(a, b, sparse, self.tiles, self.axis, self.database, site.turn if site else 0, self.every)
         self.evaluations += 1
         window = Window(self.window) if site is None else site.window
+        if window.samples and len(window.samples[0]) != len(seen.fractions):
+            window = Window(self.window)  # the candidates are others than before: `gossamer tune` ran in between
         best = decide(seen, window.add(seen.fractions))
         if site is None:
             if len(self._sites) >= self.most_sites:
                 self._sites.clear()
             site = self._sites[_key(a, b, sparse)] = _Site(best, window)
         else:
-            site.plan = self._settle(site, best)
+            site.plan, site.window = self._settle(site, best), window
         site.turn += 1
         # A pending change is confirmed or dropped at the next call, not `every` calls later.
         site.left = 0 if site.streak else self.every - 1

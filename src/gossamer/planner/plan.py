@@ -30,10 +30,12 @@ _PRODUCT_DTYPES = {
     "cpu": (torch.float32, torch.float64),
     "cuda": (torch.float32, torch.bfloat16, torch.float16),
 }
-_LEAST_ROWS, _MOST_ROWS = 256, 1024
+_LEAST_ROWS, _MOST_ROWS = 128, 1024
 _MATRICES = 4
 _SAMPLE_SHARE = 0.01  # of the dense product's time
-_SAMPLE_BYTES_PER_SECOND = 2e10
+_SAMPLE_BYTES_PER_SECOND = 1.2e10
+LOOK = 1e-4
+"""Seconds that a look at an operand takes, about. Products of less than four times that are dense unseen."""
 
 
 @dataclass(frozen=True)
@@ -209,8 +211,9 @@ def look(
     axis: Axis,
     database: costs_file.Database | None,
     turn: int,
+    calls: int = 1,
 ) -> Seen:
-    """Check the operands, price the candidates, take a sample."""
+    """Check the operands, price the candidates, take a sample; one look serves `calls` products."""
     problem = Problem.of(a, b, sparse)
     check_axis(axis, sparse)
     usable, notes = problem.candidates(TILES if tiles is None else [problem.own(tile) for tile in tiles], axis)
@@ -219,6 +222,9 @@ def look(
         notes = [*notes, database.problem]
     dtype = str(a.dtype).removeprefix("torch.")
     prices = costs(database, usable, (problem.rows, problem.k, problem.n), dtype, a.device.type)
+    if usable and prices.dense * calls < 4 * LOOK:
+        notes = [*notes, f"not looked at: dense takes {_time(prices.dense)}, and a look some {_time(LOOK)}"]
+        usable, prices = [], replace(prices, products={}, detects={})
     fractions = problem.sample(usable, prices.dense, turn) if usable else ()
     return Seen(problem, prices, fractions, tuple(notes))
 
@@ -281,11 +287,11 @@ def plan(
     Raises:
         TypeError, ValueError: naming the argument.
 
-    >>> a = torch.zeros(512, 256)
-    >>> a[:64] = 1.0
-    >>> choice = plan(a, torch.ones(256, 256), axis="m")
+    >>> a = torch.zeros(1024, 1024)
+    >>> a[::4] = 1.0
+    >>> choice = plan(a, torch.ones(1024, 1024), axis="m")
     >>> choice.kind, choice.tile, choice.covered
-    ('m', (1, 256), 0.125)
+    ('m', (1, 1024), 0.25)
     """
     seen = look(a, b, sparse, tiles, axis, database, turn)
     return decide(seen, seen.fractions if window is None else window.add(seen.fractions))

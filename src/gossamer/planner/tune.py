@@ -108,7 +108,7 @@ def _rounds(calls: dict[str, Callable[[], Any]]) -> dict[str, float]:
     best: dict[str, float] = {}
     control = math.inf
     for _ in range(_TRIES):
-        run = interleave(calls, reps=7, warmup=1, sample=2e-4)
+        run = interleave(calls, reps=7, warmup=1, sample=1e-3)
         for row in run.rows:
             best[row.name] = min(row.min, best.get(row.name, math.inf))
         control = min(control, run.control.min)

@@ -231,3 +231,56 @@ def test_work_follows_the_zeros(backend):
         assert torch.equal(
             gs.ops.matmul(poisoned, torch.ones(48, 9), index=index, backend=backend), a @ torch.ones(48, 9)
         )
+
+
+def decided(kind, tile):
+    """A plan that says so, whatever it would cost."""
+    return gs.planner.Plan(kind, tile, None, 1.0, (), "prior", "", "")
+
+
+@backends
+@sides
+def test_a_plan_changes_neither_the_product_nor_the_gradient(backend, sparse):
+    """Dense, rows, bands and blocks: on a plan's word the gradient is that of the nonzero elements, always."""
+    m, k, n = 40, 33, 12
+    a, b = (integers(m, k), integers(k, n)) if sparse == "a" else (integers(n, k), integers(k, m))
+    zeros = a if sparse == "a" else b
+    zeros *= torch.rand(zeros.shape) < 0.2
+    nonzero = zeros != 0
+    a.requires_grad_(), b.requires_grad_()
+    dense = a @ b
+    dy = integers(*dense.shape)
+    grads = list(torch.autograd.grad(dense, (a, b), dy))
+    side = 0 if sparse == "a" else 1
+    grads[side] = grads[side].where(nonzero, 0)
+    for kind, tile in (("dense", None), ("m", (1, k)), ("k", (32, 1)), ("block", (4, 8)), ("block", (1, 1))):
+        own = tile if tile is None or sparse == "a" else tile[::-1]
+        y = gs.ops.matmul(a, b, sparse=sparse, plan=decided(kind, own), backend=backend)
+        assert torch.equal(y, dense)
+        for one, two in zip(torch.autograd.grad(y, (a, b), dy), grads, strict=True):
+            assert torch.equal(one, two)
+
+
+def test_a_planned_tile_is_the_one_used():
+    """A NaN opposite a zero reaches exactly the rows that share a tile with a nonzero of that column."""
+    a, b = torch.zeros(64, 8), torch.ones(8, 3)
+    a[0, 0] = a[40, 5] = 1
+    b[5] = torch.nan
+    for plan, touched in (
+        (decided("dense", None), list(range(64))),
+        (decided("m", (1, 8)), [0, 40]),
+        (decided("k", (32, 1)), list(range(32, 64))),
+        (decided("block", (1, 1)), [40]),
+    ):
+        assert gs.ops.matmul(a, b, plan=plan).isnan().any(1).nonzero().flatten().tolist() == touched
+        transposed = gs.planner.Plan(plan.kind, plan.tile and plan.tile[::-1], None, 1.0, (), "prior", "", "")
+        y = gs.ops.matmul(b.t(), a.t(), sparse="b", plan=transposed)
+        assert y.isnan().any(0).nonzero().flatten().tolist() == touched
+
+
+def test_a_planner_is_asked_at_every_call():
+    planner = gs.planner.Planner(every=2)
+    a, b = integers(300, 40), integers(40, 8)
+    for _ in range(4):
+        assert torch.equal(gs.ops.matmul(a, b, plan=planner), a @ b)
+    assert planner.evaluations == 2

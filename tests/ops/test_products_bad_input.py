@@ -14,6 +14,7 @@ WIDE = gs.Pattern.full((4, 6), (2, 2))
 IDS = torch.tensor([0, 1, -1, 1])
 W = torch.ones(2, 4, 3)
 SCALE = torch.ones(2)
+PLAN = gs.planner.plan(S, B)
 dsd, dds, sdd, matmul, grouped = gs.ops.dsd, gs.ops.dds, gs.ops.sdd, gs.ops.matmul, gs.ops.grouped_matmul
 
 CALLS = {
@@ -105,6 +106,8 @@ CALLS = {
     "index device": (lambda: matmul(S, B, index=META), ValueError, "index must be on a's device cpu, got meta"),
     "index and tile": (lambda: matmul(S, B, index=P, tile=(1, 1)), ValueError, r"tile must be the index's \(2, 2\)"),
     "index and axis": (lambda: matmul(S, B, index=P, axis="m"), ValueError, r"tile must have extent 1 along axis 'm'"),
+    "plan type": (lambda: matmul(S, B, plan="dense"), TypeError, "plan must come from gossamer.planner, got str"),
+    "plan and tile": (lambda: matmul(S, B, tile=(1, 1), plan=PLAN), ValueError, "plan must be None beside tile, axis"),
     "matmul triton": (lambda: matmul(S, B, backend="triton"), ValueError, "needs a on cuda, got a on cpu"),
     "grouped x": (lambda: grouped(S[0], W, IDS), ValueError, "x must have 2 dimensions"),
     "grouped x dtype": (lambda: grouped(S.long(), W.long(), IDS), TypeError, "x must be float64.* got torch.int64"),

@@ -100,6 +100,19 @@ def test_matmul_does_not_choose_inside_a_graph():
         compiled(torch.eye(4), torch.eye(4))
 
 
+@pytest.mark.parametrize("kind", ["dense", "m"])
+def test_a_plan_made_outside_compiles_whole(kind):
+    c = product("16 x 16, ragged")
+    rows, k = c.case.shape
+    plan = gs.planner.Plan(kind, (1, k) if kind == "m" else None, None, 1.0, (), "prior", "", "")
+    compiled = torch.compile(lambda s, b: gs.ops.matmul(s, b, plan=plan), fullgraph=True, backend="aot_eager")
+    s, b = c.sparse(integers=True).requires_grad_(), c.dense(k, c.n, integers=True)
+    y = compiled(s, b)
+    assert torch.equal(y, s @ b)
+    (grad,) = torch.autograd.grad(y.sum(), s)
+    assert torch.equal(grad, b.sum(1).expand(rows, k).where(s != 0, 0))
+
+
 @pytest.mark.parametrize("shape", [(37,), (37, 2)], ids=str)
 def test_grouped_matmul_compiles_whole_and_follows_the_routing(shape):
     compiled = torch.compile(gs.ops.grouped_matmul, fullgraph=True, backend="aot_eager")

@@ -181,12 +181,40 @@ def test_a_division_of_labour_changes_at_most_the_order_of_sums(backend, c):
 
 
 def test_a_division_of_labour_is_followed():
-    """The work counter: a slot that no part visits is not multiplied, so what is visited is what is present."""
-    p = gs.Pattern.full((8, 8), (4, 4))
-    ones = torch.ones(8, 8)
-    work = torch.tensor([[(0, 0, 1)], [(1, 2, 4)]])
-    y = gs.ops.dsd(p.pack(ones), p, ones, work=work, backend="cpu")
-    assert torch.equal(y, torch.tensor([4.0] * 4 + [8.0] * 4).unsqueeze(1).expand(8, 8))
+    """The work counter: a slot that no part visits is not multiplied, so what is visited is what is present.
+
+    S and S^T have one each, and neither is used for the other.
+    """
+    p, ones = gs.Pattern.full((8, 8), (4, 4)), torch.ones(8, 8)
+    values = p.pack(ones).requires_grad_()
+    some = torch.tensor([[(0, 0, 1)], [(1, 2, 4)]])
+    less = torch.tensor([4.0] * 4 + [8.0] * 4).unsqueeze(1).expand(8, 8)
+    for transposed in (None, gs.ops.transpose(p)):
+        x = ones.clone().requires_grad_()
+        y = gs.ops.dsd(values, p, x, work=some, transposed=transposed)
+        assert torch.equal(y, less)
+        y.sum().backward()
+        assert (x.grad == 8).all() and (values.grad == 8).all()
+        values.grad = None
+        assert (gs.ops.dds(ones, values, p, work=some, transposed=transposed) == 8).all()
+    transposed = gs.ops.transpose(p)._replace(work=some)
+    x = ones.clone().requires_grad_()
+    y = gs.ops.dsd(values, p, x, transposed=transposed)
+    y.sum().backward()
+    assert (y == 8).all() and torch.equal(x.grad, less)
+    assert torch.equal(gs.ops.dds(ones, values, p, transposed=transposed), less.t())
+
+
+@backends
+@some
+def test_a_static_partition_is_exact(backend, c):
+    p, s, values, b, a = operands(c, torch.float32, True)
+    t = gs.ops.transpose(p)
+    for parts in (1, 2, 5):
+        work = gs.planner.partition(p, parts).work
+        both = t._replace(work=gs.planner.partition(t.pattern, parts).work)
+        assert torch.equal(gs.ops.dsd(values, p, b, work=work, transposed=both, backend=backend), s @ b)
+        assert torch.equal(gs.ops.dds(a, values, p, work=work, transposed=both, backend=backend), a @ s)
 
 
 @backends

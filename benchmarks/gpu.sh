@@ -7,18 +7,21 @@ OUT=${OUT:-benchmarks/results/cuda}
 mkdir -p "$OUT"
 export PYTHONUNBUFFERED=1
 
-timeout 120 python3 -m pip install --quiet --no-build-isolation --no-deps . || exit 1
+timeout 80 python3 -m pip install --quiet --no-build-isolation --no-deps . || exit 1
 python3 -c 'import gossamer as gs; print(gs.doctor.text(gs.doctor.report()))' | tee "$OUT/doctor.txt"
-timeout 180 python3 -m pytest -q -m gpu tests 2>&1 | tee "$OUT/tests.txt"
+# Most of the tests' time is Triton compiling, one kernel per tile and dtype: several processes where pytest-xdist is.
+workers=$(python3 -c 'import xdist; print("-n 6")' 2>/dev/null || true)
+timeout 210 python3 -m pytest -q -m gpu $workers tests 2>&1 | tee "$OUT/tests.txt"
 tests=${PIPESTATUS[0]}
 
 # Called from Python, not through the command line: a GPU machine need not have the extra that parses flags.
 # The digits runs are a CPU story; on a GPU their networks are too small to say anything.
-bench() {
-    timeout 110 python3 -c "
+bench() { # suite, seconds, the parts of it (all)
+    timeout "$2" python3 -c "
 from gossamer import bench
-bench.run('$1', bench.Settings(device='cuda', reps=9, only=($2)), '$OUT/$1.json')" 2>&1 | tee "$OUT/$1.txt"
+bench.run('$1', bench.Settings(device='cuda', reps=9, only=(${3:-})), '$OUT/$1.json')" 2>&1 | tee "$OUT/$1.txt"
 }
-bench detect ""
-bench compact "'throughput', 'overhead', 'shrinking'"
+bench matmul 110
+bench detect 55
+bench compact 70 "'throughput', 'overhead', 'shrinking'"
 exit "$tests"

@@ -8,6 +8,8 @@ import itertools
 import pytest
 import torch
 
+import gossamer as gs
+import gossamer.ops  # defines torch.ops.gossamer
 from gossamer.kernels import reference
 from gossamer.testing import CASES, Case, assert_same_bits, assert_within, case, gamma, ids
 
@@ -290,6 +292,70 @@ def test_addresses_beyond_32_bits():
     b[64:, -1] = 2
     c = triton().dsd(*here(values, offsets, index_, None, None, b, rows, False, False, None))
     assert c[-64:, -1].eq(128).all() and c.count_nonzero().item() == 64
+
+
+def verbs(dtype):
+    """(name, function of the operands, operands that want gradients)"""
+    c = case("ragged, odd tile")
+    p = gs.Pattern.from_mask(c.mask(), c.tile)
+    p = p.with_capacity(p.nnz + 2).to(DEVICE)
+    rows = Case("", 12, 7, (1, 7), 0.5)
+    lines, bands = (gs.Pattern.from_mask(rows.mask(), tile, capacity=40).to(DEVICE) for tile in ((1, 7), (4, 1)))
+    experts = torch.tensor([[0, 2], [2, 2], [-1, 0], [2, 1]], device=DEVICE)
+
+    def wants(*shape):
+        return torch.randn(*shape, dtype=dtype, device=DEVICE, requires_grad=True)
+
+    values, tall, wide = wants(p.capacity, *c.tile), wants(c.rows, 3), wants(c.cols, 3)
+    return [
+        ("dsd", lambda v, b: gs.ops.dsd(v, p, b), (values, wide)),
+        ("dds", lambda a, v: gs.ops.dds(a.t(), v, p), (tall, values)),
+        ("sdd", lambda a, b: gs.ops.sdd(a, b.t(), p), (tall, wide)),
+        ("rows", lambda a, b: gs.ops.matmul(a, b, index=lines), (wants(12, 7), wants(7, 3))),
+        ("bands", lambda a, b: gs.ops.matmul(a, b, index=bands), (wants(12, 7), wants(7, 3))),
+        ("grouped", lambda x, w: gs.ops.grouped_matmul(x, w, experts), (wants(4, 5), wants(3, 5, 2))),
+    ]
+
+
+NAMES = ("dsd", "dds", "sdd", "rows", "bands", "grouped")
+
+
+@pytest.mark.parametrize("which", range(len(NAMES)), ids=NAMES)
+def test_gradcheck_twice(which):
+    _, function, operands = verbs(torch.float64)[which]
+    assert torch.autograd.gradcheck(function, operands)
+    assert torch.autograd.gradgradcheck(function, operands)
+
+
+@pytest.mark.parametrize("which", range(len(NAMES)), ids=NAMES)
+def test_forward_and_backward_without_a_device_sync(which):
+    _, function, operands = verbs(torch.float32)[which]
+    function(*operands).sum().backward()
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        function(*operands).sum().backward()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+def test_opcheck():
+    c = case("ragged")
+    offsets, indices = index(c)
+    indices[-3:] = 0
+    a, b = integers(c.rows, 9), integers(9, c.cols)
+    args = here(a, b, offsets, indices)
+    op = torch.ops.gossamer
+    torch.library.opcheck(op.sdd.default, (*args, *c.tile))
+    torch.library.opcheck(op.transpose.default, (*args[2:], c.grid[1]))
+    values = op.sdd(*args, *c.tile)
+    wide = here(integers(c.cols, 5))[0]
+    torch.library.opcheck(op.dsd.default, (values, *args[2:], None, None, wide, c.rows, False, True, None))
+    dense = here(c.dense())[0]
+    torch.library.opcheck(op.gather_mm.default, (dense, *args[2:], *c.tile, wide[None], False))
+    ends, x, weights = torch.tensor([0, 3, 9]), integers(9, 4), integers(2, 4, 5)
+    torch.library.opcheck(op.grouped_mm.default, (*here(x, None, None, ends, weights), False, 11))
+    torch.library.opcheck(op.grouped_outer.default, tuple(here(x, x, None, None, ends)))
 
 
 def test_every_first_choice_of_block_sizes_compiled():

@@ -21,6 +21,7 @@ from gossamer.measure import environment
 SUITES = {
     "compact": "train sparse, shrink, run: accuracy, throughput, step overhead, training that shrinks as it goes",
     "detect": "finding the nonzero tiles of a dense tensor, against reading it once",
+    "matmul": "block-sparse products, products with run-time zeros, experts, sparse training steps",
 }
 
 
@@ -34,6 +35,7 @@ class Settings:
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
     only: tuple[str, ...] = ()
     quick: bool = False
+    full: bool = False
 
     def wants(self, section: str) -> bool:
         return not self.only or section in self.only

@@ -15,7 +15,7 @@ from gossamer import bench
 class Bench:
     """Time ours and every baseline interleaved in one process, with an A/A control."""
 
-    suite: Annotated[Literal["compact", "detect"], tyro.conf.Positional]
+    suite: Annotated[Literal["compact", "detect", "matmul"], tyro.conf.Positional]
     """Which suite to run."""
     json: Path | None = None
     """Write the result here; with --only, the file's other sections are kept."""
@@ -31,13 +31,15 @@ class Bench:
     """Seeds of the accuracy sections."""
     quick: bool = False
     """Toy sizes: shows that the suite runs, says nothing about speed."""
+    full: bool = False
+    """The full grid where a suite has a small one too: hours rather than minutes."""
 
 
 def run(config: Bench) -> None:
     """Run the suite and print its rows."""
     settings = bench.Settings(
         device=config.device, threads=config.threads, reps=config.reps, seeds=config.seeds, only=config.only,
-        quick=config.quick,
+        quick=config.quick, full=config.full,
     )  # fmt: skip
     result = bench.run(config.suite, settings, config.json)
     for name, section in result["sections"].items():

@@ -1,0 +1,72 @@
+"""One step of training a multilayer perceptron whose weights are sparse: forward, backward and optimizer.
+
+The dense step is the same network with `nn.Linear`. Updates of the pattern are timed apart and spread over the steps
+between them. SparseLab is the one living library that trains sparse on CPUs.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+import gossamer as gs
+from gossamer.bench import Settings
+from gossamer.bench.matmul.operands import normal
+
+log = logging.getLogger(__name__)
+
+WIDTHS, BATCH, DENSITY, UPDATE_EVERY = (1024, 4096, 1024), 256, 0.1, 100
+
+
+def _network(layer: Callable[[int, int], nn.Module], widths: tuple[int, ...]) -> nn.Sequential:
+    return nn.Sequential(layer(widths[0], widths[1]), nn.ReLU(), layer(widths[1], widths[2]))
+
+
+def _step(net: nn.Module, optimizer: torch.optim.Optimizer, x: torch.Tensor, y: torch.Tensor) -> Callable[[], Any]:
+    def step() -> None:
+        optimizer.zero_grad(set_to_none=True)
+        nn.functional.mse_loss(net(x), y).backward()
+        optimizer.step()
+
+    return step
+
+
+def _sparselab(widths: tuple[int, ...]) -> nn.Module | None:
+    try:
+        import sparselab
+    except ImportError:
+        log.warning("SparseLab is not installed, so its rows are left out: pip install 'gossamer[bench]'")
+        return None
+    return _network(lambda i, o: sparselab.SparseLinear(i, o, sparsity=1 - DENSITY), widths)
+
+
+def _networks(block: int, widths: tuple[int, ...], settings: Settings) -> dict[str, nn.Module]:
+    torch.manual_seed(0)
+    nets: dict[str, nn.Module] = {
+        "dense": _network(nn.Linear, widths),
+        "gossamer": _network(lambda i, o: gs.nn.BlockSparseLinear(i, o, block=block, density=DENSITY), widths),
+    }
+    if block == 1 and settings.device == "cpu" and (theirs := _sparselab(widths)) is not None:
+        nets["SparseLab"] = theirs
+    return {name: net.to(settings.device) for name, net in nets.items()}
+
+
+def rows(settings: Settings) -> list[dict[str, Any]]:
+    """One row per block size. RigL is attached to ours, so its hooks are in the step; its update is timed beside it."""
+    widths, batch = ((64, 128, 64), 32) if settings.quick else (WIDTHS, BATCH)
+    x, y = normal(batch, widths[0], settings, seed=1).float(), normal(batch, widths[2], settings, seed=2).float()
+    out = []
+    for block in (1, 4, 16, 32):
+        calls = {}
+        for name, net in _networks(block, widths, settings).items():
+            optimizer = torch.optim.SGD(net.parameters(), lr=1e-3, momentum=0.9)
+            if name == "gossamer":
+                gs.training.RigL(net, optimizer, density=DENSITY, total_steps=10**9, update_every=10**8, seed=0)
+            calls[name] = _step(net, optimizer, x, y)
+        run = gs.measure.interleave(calls, baseline="dense", reps=settings.reps, seconds=20)
+        out.append({"block": block, "density": DENSITY, "batch": batch, "widths": list(widths), **run.to_dict()})
+    return out

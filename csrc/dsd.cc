@@ -11,6 +11,7 @@ namespace gossamer::GOSSAMER_ISA {
 namespace {
 
 constexpr int64_t kStageRows = 64;      // rows of the result that wait to be copied or transposed
+constexpr int64_t kAhead = 64;          // rows of b that are asked for before they are packed
 constexpr int64_t kRowCost = 4;         // of storing a row of the result, in multiplications of a row
 
 // The segments: those of `work`, or one for each tile row.
@@ -114,6 +115,8 @@ struct Product {
     } else {
       for (int64_t i = 0; i < s.k; ++i) {
         const T* const row = b + i * b_stride + left;
+        if (i + kAhead < s.k)
+          for (int64_t j = 0; j < width; j += kLine<T>) __builtin_prefetch(row + kAhead * b_stride + j);
         for (int v = 0; v < vectors; ++v) {
           const int64_t inside = width - v * kLanes<T>;
           store_lanes(to + i * stride + v * kLanes<T>, inside >= kLanes<T> ? load_lanes(row + v * kLanes<T>)

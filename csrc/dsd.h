@@ -66,6 +66,8 @@ constexpr int kMostRows = 8;
 constexpr int kMostRows = 4;
 #endif
 constexpr int kMostVectors = 4;
+template <class T>
+constexpr int kLine = 64 / int(sizeof(T));  // elements of a cache line
 constexpr int most_vectors(int rows) {
   constexpr int kFree = kRegisters - (kWidth == 16 ? 2 : 1);  // without a fused instruction a product needs one too
   return kFree / (rows + 1) < kMostVectors ? kFree / (rows + 1) : kMostVectors;

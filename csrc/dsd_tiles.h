@@ -7,6 +7,8 @@ namespace {
 
 template <class T, int kR, int kV, bool kFlip>
 void multiply(const Tiles& s, const Run<T>& run, Panel<T> panel, T* out, int64_t out_stride) {
+  for (int r = 0; r < kR; ++r)  // asked for now, written after all slots
+    for (int v = 0; v < kV * kLanes<T>; v += kLine<T>) __builtin_prefetch(out + r * out_stride + v, 1);
   Lanes<T> sum[kR][kV];
 #pragma GCC unroll 8
   for (int r = 0; r < kR; ++r)
@@ -67,6 +69,10 @@ constexpr int64_t kConverted = 4096;  // elements of tiles converted at once
 // Rows of a tile as T, times its scale.
 template <class T, class Stored>
 void convert(const Stored* in, int64_t in_stride, T* out, int64_t out_stride, int64_t rows, int64_t cols, T scale) {
+  if (in_stride == cols && out_stride == cols) {  // one long row
+    cols *= rows;
+    rows = 1;
+  }
   for (int64_t i = 0; i < rows; ++i)
     for (int64_t j = 0; j < cols; ++j) out[i * out_stride + j] = T(widen(in[i * in_stride + j])) * scale;
 }

@@ -10,7 +10,9 @@
 namespace gossamer::GOSSAMER_ISA {
 namespace {
 
-constexpr int64_t kStageRows = 64;      // rows of the result that wait to be copied or transposed
+constexpr int64_t kStageElements = 4096;  // of the result, that wait to be copied or transposed
+constexpr int64_t kMostPanels = 4;
+constexpr int64_t kGroupBytes = 420 << 10;   // of panels in L2 at a time, half of a small one
 constexpr int64_t kAhead = 64;          // rows of b that are asked for before they are packed
 constexpr int64_t kRowCost = 4;         // of storing a row of the result, in multiplications of a row
 
@@ -81,28 +83,37 @@ struct Product {
   T* scratch;  // a panel for each thread, then the partial sums, each bm rows of whole vectors
   int threads;
 
+  // Panels, as wide as registers allow, are taken in groups that fit in L2 together, so that tiles are read less often.
   static int64_t panels(const Tiles& s, int64_t n) {
     const int vectors = most_vectors(s.bm >= kMostRows ? kMostRows : s.bm >= 4 ? 4 : 2);
     return ceil_div(ceil_div(n, kLanes<T>), vectors);
   }
+  static int64_t groups(const Tiles& s, int64_t n) {
+    const int64_t count = panels(s, n), bytes = ceil_div(s.k * n * int64_t(sizeof(T)), count);
+    const int64_t fit = s.bm == 1 ? 1 : least(kMostPanels, kGroupBytes / (bytes + 1));
+    return ceil_div(count, fit > 0 ? fit : 1);
+  }
+  // Vectors before a panel, panels before a group, vectors before a group.
+  int64_t panel_begin(int64_t p) const { return part_begin(ceil_div(n, kLanes<T>), p, panels(s, n)); }
+  int64_t group_begin(int64_t g) const { return part_begin(panels(s, n), g, groups(s, n)); }
+  int64_t vectors_before(int64_t g) const { return panel_begin(group_begin(g)); }
   static int64_t panel_elements(const Tiles& s, int64_t n) {
-    return s.k * ceil_div(ceil_div(n, kLanes<T>), panels(s, n)) * kLanes<T>;
+    const int64_t count = panels(s, n), vectors = ceil_div(ceil_div(n, kLanes<T>), count);
+    return s.k * vectors * kLanes<T> * ceil_div(count, groups(s, n));
   }
   static int64_t scratch_elements(const Tiles& s, const Segments& segments, int64_t n, int threads) {
     const int64_t partials = segments.partials_before(segments.count) * s.bm * ceil_div(n, kLanes<T>) * kLanes<T>;
     return (n == 0 ? 0 : threads * panel_elements(s, n)) + partials;
   }
 
-  int64_t panel_begin(int64_t p) const { return part_begin(ceil_div(n, kLanes<T>), p, panels(s, n)); }
-
-  // Where `part` begins: a panel and a segment in it. Parts have equal shares of the multiplications.
-  void cut(int64_t part, int64_t* panel, int64_t* segment) const {
-    const int64_t whole = segments.cost_before(segments.count), count = panels(s, n);
-    int64_t target = part_begin(whole * panel_begin(count), part, threads), p = 0;
-    for (; p < count && target >= whole * (panel_begin(p + 1) - panel_begin(p)); ++p)
-      target -= whole * (panel_begin(p + 1) - panel_begin(p));
-    *panel = p;
-    *segment = p < count ? segments.find(ceil_div(target, panel_begin(p + 1) - panel_begin(p))) : 0;
+  // Where `part` begins: a group of panels and a segment in it. Parts have equal shares of the multiplications.
+  void cut(int64_t part, int64_t* group, int64_t* segment) const {
+    const int64_t whole = segments.cost_before(segments.count), count = groups(s, n);
+    int64_t target = part_begin(whole * vectors_before(count), part, threads), g = 0;
+    for (; g < count && target >= whole * (vectors_before(g + 1) - vectors_before(g)); ++g)
+      target -= whole * (vectors_before(g + 1) - vectors_before(g));
+    *group = g;
+    *segment = g < count ? segments.find(ceil_div(target, vectors_before(g + 1) - vectors_before(g))) : 0;
   }
 
   // b's columns [left, left + width) with zeros up to `vectors` vectors.
@@ -124,25 +135,38 @@ struct Product {
         }
       }
     }
-    return {to, stride};
+    return {to, stride, vectors};
   }
 
-  void run(int64_t part) const {
-    alignas(64) T stage[kStageRows * kMostVectors * kLanes<T>];
-    int64_t p, i, last_panel, last_segment;
-    cut(part, &p, &i);
-    cut(part + 1, &last_panel, &last_segment);
-    for (; p < last_panel || (p == last_panel && i < last_segment); ++p, i = 0) {
-      const int64_t end = p == last_panel ? last_segment : segments.count;
+  // The panels of a group, each packed where that pays; `few`: not much reads them.
+  void pack_group(int64_t g, bool few, T* to, Panel<T>* panels) const {
+    for (int64_t p = group_begin(g); p < group_begin(g + 1); ++p, ++panels) {
       const int64_t left = panel_begin(p) * kLanes<T>;
       const int vectors = int(panel_begin(p + 1) - panel_begin(p));
       const int64_t stride = vectors * kLanes<T>, width = least(n - left, stride);
-      // A panel that few tiles read is not worth a copy.
-      const bool few = (segments.cost_before(end) - segments.cost_before(i)) < 2 * s.k;
-      Panel<T> panel = {b + left, b_stride};
-      if (b_transposed || width < stride || !(few || b_stride == stride))
-        panel = pack(scratch + part * panel_elements(s, n), left, width, vectors);
+      if (!b_transposed && width == stride && (few || b_stride == stride)) {
+        *panels = {b + left, b_stride, vectors};
+      } else {
+        *panels = pack(to, left, width, vectors);
+        to += s.k * stride;
+      }
+    }
+  }
+
+  void run(int64_t part) const {
+    alignas(64) T stage[kStageElements];
+    int64_t g, i, last_group, last_segment;
+    cut(part, &g, &i);
+    cut(part + 1, &last_group, &last_segment);
+    for (; g < last_group || (g == last_group && i < last_segment); ++g, i = 0) {
+      const int64_t end = g == last_group ? last_segment : segments.count;
+      const int64_t count = group_begin(g + 1) - group_begin(g), left = vectors_before(g) * kLanes<T>;
+      const int64_t stride = vectors_before(g + 1) * kLanes<T> - left, width = least(n - left, stride);
+      Panel<T> panels[kMostPanels];
+      pack_group(g, segments.cost_before(end) - segments.cost_before(i) < 2 * s.k,
+                 scratch + part * panel_elements(s, n), panels);
       const bool direct = !column_major && width == stride;
+      const int64_t stage_rows = kStageElements / stride / 8 * 8;
       int64_t stage_top = 0, staged = 0;  // rows of the result that the stage holds
       const auto flush = [&] {
         if (column_major) {
@@ -159,17 +183,18 @@ struct Product {
         const int64_t bottom = least(s.rows, (segment.row + 1) * s.bm);
         T* const sum = segments.partial(segment) ? partial_sum(partials++) + left : nullptr;
         for (int64_t top = segment.row * s.bm; top < bottom;) {
-          const int64_t height = least(bottom - top, kStageRows), inside = top - segment.row * s.bm;
+          const int64_t height = least(bottom - top, stage_rows), inside = top - segment.row * s.bm;
           T* out = sum != nullptr ? sum + inside * padded() : c + top * n + left;
           int64_t out_stride = sum != nullptr ? padded() : n;
           if (sum == nullptr && !direct) {
-            if (staged + height > kStageRows || top != stage_top + staged) flush();
+            if (staged + height > stage_rows || top != stage_top + staged) flush();
             if (staged == 0) stage_top = top;
             out = stage + staged * stride;
             out_stride = stride;
             staged += height;
           }
-          multiply_piece(segment, inside, height, vectors, panel, out, out_stride);
+          for (int64_t p = 0; p < count; out += panels[p++].vectors * kLanes<T>)
+            multiply_piece(segment, inside, height, panels[p], out, out_stride);
           top += height;
         }
       }
@@ -201,15 +226,15 @@ struct Product {
     }
   }
 
-  void multiply_piece(const Segment& segment, int64_t top, int64_t height, int vectors, Panel<T> panel, T* out,
+  void multiply_piece(const Segment& segment, int64_t top, int64_t height, Panel<T> panel, T* out,
                       int64_t out_stride) const {
     if (s.bm > 1 && !as_is(s))
-      return multiply_converted(s, segment.slot, segment.end, top, height, vectors, panel, out, out_stride);
+      return multiply_converted(s, segment.slot, segment.end, top, height, panel, out, out_stride);
     const int64_t row = s.flip ? 1 : s.bk, col = s.flip ? s.bm : 1;
     const Run<T> run = {static_cast<const T*>(s.values) + top * row, s.bm * s.bk, row, col, 0, s.order != nullptr,
                         segment.slot, segment.end, 0, s.bk, false};
-    if (s.bm == 1) return multiply_row_of<T>(vectors, s.index_size)(s, run, panel, out, out_stride);
-    multiply_rows(s, run, height, vectors, panel, out, out_stride);
+    if (s.bm == 1) return multiply_row_of<T>(panel.vectors, s.index_size)(s, run, panel, out, out_stride);
+    multiply_rows(s, run, height, panel, out, out_stride);
   }
 };
 

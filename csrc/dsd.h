@@ -44,6 +44,7 @@ template <class T>
 struct Panel {
   const T* b;
   int64_t stride;
+  int vectors;
 };
 
 // What a kernel multiplies: slots [slot, end) of one tile row, whose elements (r, i) lie at a[source * tile + r * row +

@@ -5,6 +5,8 @@
 namespace gossamer::GOSSAMER_ISA {
 namespace {
 
+constexpr int64_t kSlotsAhead = 2;  // tiles that are asked for before they are multiplied
+
 template <class T, int kR, int kV, bool kFlip>
 void multiply(const Tiles& s, const Run<T>& run, Panel<T> panel, T* out, int64_t out_stride) {
   for (int r = 0; r < kR; ++r)  // asked for now, written after all slots
@@ -16,9 +18,15 @@ void multiply(const Tiles& s, const Run<T>& run, Panel<T> panel, T* out, int64_t
     for (int v = 0; v < kV; ++v)
       sum[r][v] = run.more ? load_lanes(out + r * out_stride + v * kLanes<T>) : Lanes<T>{};
   const int64_t step = kFlip ? run.col : run.row;
+  const bool far = kR * s.bk >= kLine<T>;  // less is what the hardware expects
   for (int64_t slot = run.slot; slot < run.end; ++slot) {
     const int64_t left = index_of(s, slot) * s.bk;
     const T* a = run.a + (run.ordered ? source_of(s, slot) : slot - run.first) * run.tile;
+    if (far && slot + kSlotsAhead < run.end) {
+      const int64_t ahead = slot + kSlotsAhead;
+      const T* const next = run.a + (run.ordered ? source_of(s, ahead) : ahead - run.first) * run.tile;
+      for (int64_t i = 0; i < (kFlip ? s.bk * step : kR * s.bk); i += kFlip ? step : kLine<T>) __builtin_prefetch(next + i);
+    }
     const T* b = panel.b + (left + run.from) * panel.stride;
     const T* const end = b + (least(run.to, s.k - left) - run.from) * panel.stride;
     for (; b < end; b += panel.stride, a += kFlip ? step : 1) {
@@ -49,7 +57,7 @@ Multiply<T> multiply_of(int vectors, bool flip) {
 
 // `height` rows of a tile row, a few at a time.
 template <class T>
-void multiply_rows(const Tiles& s, Run<T> run, int64_t height, int vectors, Panel<T> panel, T* out,
+void multiply_rows(const Tiles& s, Run<T> run, int64_t height, Panel<T> panel, T* out,
                    int64_t out_stride) {
   int64_t r = 0;
   const auto rows = [&](auto count, Multiply<T> kernel) {
@@ -57,11 +65,11 @@ void multiply_rows(const Tiles& s, Run<T> run, int64_t height, int vectors, Pane
       kernel(s, run, panel, out, out_stride);
   };
 #if defined(GOSSAMER_AVX512)
-  if (vectors <= most_vectors(8)) rows(8, multiply_of<T, 8, most_vectors(8)>(vectors, s.flip));
+  if (panel.vectors <= most_vectors(8)) rows(8, multiply_of<T, 8, most_vectors(8)>(panel.vectors, s.flip));
 #endif
-  if (vectors <= most_vectors(4)) rows(4, multiply_of<T, 4, most_vectors(4)>(vectors, s.flip));
-  rows(2, multiply_of<T, 2, kMostVectors>(vectors, s.flip));
-  rows(1, multiply_of<T, 1, kMostVectors>(vectors, s.flip));
+  if (panel.vectors <= most_vectors(4)) rows(4, multiply_of<T, 4, most_vectors(4)>(panel.vectors, s.flip));
+  rows(2, multiply_of<T, 2, kMostVectors>(panel.vectors, s.flip));
+  rows(1, multiply_of<T, 1, kMostVectors>(panel.vectors, s.flip));
 }
 
 constexpr int64_t kConverted = 4096;  // elements of tiles converted at once
@@ -79,12 +87,12 @@ void convert(const Stored* in, int64_t in_stride, T* out, int64_t out_stride, in
 
 // multiply_rows of tiles that are stored in another way: some at a time are converted to T in L1.
 template <class T>
-void multiply_converted(const Tiles& s, int64_t slot, int64_t end, int64_t top, int64_t height, int vectors,
+void multiply_converted(const Tiles& s, int64_t slot, int64_t end, int64_t top, int64_t height, 
                         Panel<T> panel, T* out, int64_t out_stride) {
   alignas(64) T tiles[kConverted];
   const int64_t cols = least(s.bk, kConverted / height), batch = kConverted / (height * cols);
   Run<T> run = {tiles, height * cols, s.flip ? 1 : cols, s.flip ? height : 1, slot, false, slot, slot, 0, 0, false};
-  if (slot == end) return multiply_rows(s, run, height, vectors, panel, out, out_stride);
+  if (slot == end) return multiply_rows(s, run, height, panel, out, out_stride);
   for (; slot < end; slot = run.end) {
     run.first = run.slot = slot;
     run.end = least(end, slot + batch);
@@ -107,7 +115,7 @@ void multiply_converted(const Tiles& s, int64_t slot, int64_t end, int64_t top, 
           if (s.storage == Storage::kInt8) from(static_cast<const int8_t*>(s.values));
         }
       }
-      multiply_rows(s, run, height, vectors, panel, out, out_stride);
+      multiply_rows(s, run, height, panel, out, out_stride);
       run.more = true;
     }
   }

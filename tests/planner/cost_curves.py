@@ -14,8 +14,8 @@ from gossamer.planner.plan import TILES
 from gossamer.planner.tiles import Tile, resolve
 
 SHAPE: Shape = (512, 512, 64)
-DENSE = 1e-3
-DETECT = 4e-5
+DENSE = 1e-2
+DETECT = 4e-4
 RATES = {(1, 0): 1.0, (1, 64): 0.9, (32, 1): 0.8, (8, 1): 0.5, (16, 16): 0.7}
 """Speed of each product at full coverage, over dense."""
 
@@ -26,7 +26,7 @@ def seconds(tile: Tile | None, fraction: float) -> float:
 
 
 def _product(tile: Tile, fraction: float) -> float:
-    return 2e-5 + DENSE * fraction / RATES[tile]
+    return 2e-4 + DENSE * fraction / RATES[tile]
 
 
 def database(wobble: Callable[[float], float] = lambda seconds: seconds, tiles: Sequence[Tile] = TILES) -> Database:
@@ -34,7 +34,7 @@ def database(wobble: Callable[[float], float] = lambda seconds: seconds, tiles: 
     out = Database(machine(), measured="a formula")
     densities = (0.0, 0.05, 0.1, 0.25, 0.5, 0.75, 1.0)
     out.curves[Key("dense", (0, 0), "float32", SHAPE)] = Curve((1.0,), (DENSE,))
-    out.curves[Key("copy", (0, 0), "float32", SHAPE)] = Curve((1.0,), (1e-4,))
+    out.curves[Key("copy", (0, 0), "float32", SHAPE)] = Curve((1.0,), (1e-3,))
     for tile in tiles:
         times = [wobble(_product(tile, density)) for density in densities]
         out.curves[Key("product", tile, "float32", SHAPE)] = Curve.fit(densities, times)

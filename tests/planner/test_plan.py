@@ -9,7 +9,7 @@ import cost_curves as known
 import pytest
 import torch
 
-from gossamer.planner.database import Database, machine_of
+from gossamer.planner.database import Database
 from gossamer.planner.execute import execute
 from gossamer.planner.hysteresis import Planner
 from gossamer.planner.plan import TILES, plan
@@ -17,6 +17,7 @@ from gossamer.planner.regret import regret
 
 ROWS, K, N = known.SHAPE
 B = torch.ones(K, N)
+UNTUNED = Database({"threads": 2, "isa": "avx512"})
 
 
 def _rows(share: float) -> torch.Tensor:
@@ -49,7 +50,7 @@ def test_sparse_b_is_the_transposed_problem():
     choice = plan(a, b, "b", database=known.database())
     assert (choice.kind, choice.tile) == ("n", (K, 1)) and choice.candidates[0].copy == 0.0
     copied = plan(a, b.contiguous(), "b", database=known.database())
-    assert copied.candidates[0].copy == pytest.approx(1e-4)
+    assert copied.candidates[0].copy == pytest.approx(1e-3)
     assert copied.covered == pytest.approx(choice.covered, abs=0.05)
     assert plan(a, b, "b", axis="k", database=known.database()).kind == "dense"
 
@@ -63,7 +64,7 @@ def test_axis_restricts_and_tiles_replace():
 
 def test_break_even_is_where_the_product_alone_costs_as_much_as_dense():
     choice = plan(_columns(0.25), B, database=known.database())
-    even = (known.DENSE - 2e-5) / known.DENSE * known.RATES[(32, 1)]
+    even = (known.DENSE - 2e-4) / known.DENSE * known.RATES[(32, 1)]
     assert choice.break_even == pytest.approx(even, abs=1e-6)
     assert choice.pays(even - 0.01) and not choice.pays(even + 0.01)
     assert not plan(_rows(1.0), B, database=known.database()).pays(0.0)
@@ -72,7 +73,7 @@ def test_break_even_is_where_the_product_alone_costs_as_much_as_dense():
 def test_explain_names_everything():
     text = plan(_rows(0.25), B, database=known.database()).explain()
     for word in ("[512, 512] @ [512, 64]", "zeros in a", f"m, tile (1, {K})", "dense", "k (32, 1)", "block (16, 16)",
-                 "25.0%", "1.00 ms", "measured: on this machine, a formula", "<-"):  # fmt: skip
+                 "25.0%", "10.00 ms", "measured: on this machine, a formula", "<-"):  # fmt: skip
         assert word in text, word
     assert text.count("<-") == 1
 
@@ -87,7 +88,7 @@ def test_scaled_costs_keep_their_ratios_and_far_shapes_are_not_trusted():
 
 
 def test_without_measurements_the_source_is_called_a_prior():
-    empty = Database(machine_of(), problem="some file is not used")
+    empty = Database({"threads": 2, "isa": "avx512"}, problem="some file is not used")
     a = torch.zeros(2048, 1024)
     a[:64] = 1.0
     choice = plan(a, torch.ones(1024, 512), database=empty)
@@ -175,13 +176,13 @@ def test_forgotten_sites_are_decided_anew():
 
 def test_small_products_are_dense_unseen_and_tuning_may_change_that():
     a, b = torch.zeros(128, 128), torch.ones(128, 16)
-    slow = Database(machine_of())
+    slow = Database(UNTUNED.machine)
     for key, curve in known.database().curves.items():
         where = (128, 128, 16)
         slow.curves[type(key)(key.verb, key.tile, key.dtype, where)] = curve
-    once = plan(a, b, database=Database(machine_of()))
+    once = plan(a, b, database=UNTUNED)
     assert once.kind == "dense" and "not looked at" in once.explain()
-    planner = Planner(every=1, database=Database(machine_of()))
+    planner = Planner(every=1, database=UNTUNED)
     assert planner(a, b).kind == "dense"
     planner.database = slow
     assert [planner(a, b).kind for _ in range(3)][-1] == "m"

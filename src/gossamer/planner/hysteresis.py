@@ -42,7 +42,7 @@ class Planner:
         window: samples whose mean is used.
         most_sites: sites remembered; when there are more, all are forgotten.
 
-    >>> planner = Planner(axis="m")
+    >>> planner = Planner(axis="m", database=costs_file.Database({"threads": 2, "isa": "avx2"}))
     >>> a, b = torch.zeros(1024, 1024), torch.ones(1024, 1024)
     >>> planner(a, b).kind, planner(a, b) is planner(a, b), planner.evaluations
     ('m', True, 1)

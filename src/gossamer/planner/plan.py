@@ -34,8 +34,9 @@ _LEAST_ROWS, _MOST_ROWS = 128, 1024
 _MATRICES = 4
 _SAMPLE_SHARE = 0.01  # of the dense product's time
 _SAMPLE_BYTES_PER_SECOND = 1.2e10
-LOOK = 1e-4
-"""Seconds that a look at an operand takes, about. Products of less than four times that are dense unseen."""
+LOOK = 2.5e-4
+"""Seconds that a look at an operand takes, about, with the caches full of something else."""
+_LEAST_LOOKS = 8  # a product of less than so many looks is dense unseen
 
 
 @dataclass(frozen=True)
@@ -222,7 +223,7 @@ def look(
         notes = [*notes, database.problem]
     dtype = str(a.dtype).removeprefix("torch.")
     prices = costs(database, usable, (problem.rows, problem.k, problem.n), dtype, a.device.type)
-    if usable and prices.dense * calls < 4 * LOOK:
+    if usable and prices.dense * calls < _LEAST_LOOKS * LOOK:
         notes = [*notes, f"not looked at: dense takes {_time(prices.dense)}, and a look some {_time(LOOK)}"]
         usable, prices = [], replace(prices, products={}, detects={})
     fractions = problem.sample(usable, prices.dense, turn) if usable else ()
@@ -289,7 +290,8 @@ def plan(
 
     >>> a = torch.zeros(1024, 1024)
     >>> a[::4] = 1.0
-    >>> choice = plan(a, torch.ones(1024, 1024), axis="m")
+    >>> untuned = costs_file.Database({"threads": 2, "isa": "avx2"})
+    >>> choice = plan(a, torch.ones(1024, 1024), axis="m", database=untuned)
     >>> choice.kind, choice.tile, choice.covered
     ('m', (1, 1024), 0.25)
     """

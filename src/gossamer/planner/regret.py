@@ -37,9 +37,16 @@ class Case:
     dense_seconds: float
     decide: float
 
+    @property
+    def loss(self) -> float:
+        """What the wrong choice cost, as a share of the dense product."""
+        return (self.seconds - self.best_seconds) / self.dense_seconds
+
 
 @dataclass(frozen=True)
 class Regret:
+    """All masks. A regret of 2 where both products take a fiftieth of dense is a small `loss`."""
+
     cases: tuple[Case, ...]
 
     @property
@@ -51,8 +58,13 @@ class Regret:
     def max(self) -> float:
         return max(case.regret for case in self.cases)
 
+    @property
+    def max_loss(self) -> float:
+        return max(case.loss for case in self.cases)
+
     def to_dict(self) -> dict[str, Any]:
-        return {"median": self.median, "max": self.max, "rows": [asdict(case) for case in self.cases]}
+        rows = [{**asdict(case), "loss": case.loss} for case in self.cases]
+        return {"median": self.median, "max": self.max, "max_loss": self.max_loss, "rows": rows}
 
     def __str__(self) -> str:
         lines = [f"{'':28}{'chosen':>16}{'best':>16}{'regret':>8}{'of dense':>10}{'decide':>10}"]
@@ -61,7 +73,9 @@ class Regret:
                 f"{case.name:28}{case.chosen:>16}{case.best:>16}{case.regret:>8.2f}"
                 f"{case.seconds / case.dense_seconds:>10.2f}{case.decide * 1e6:>7.0f} us"
             )
-        return "\n".join([*lines, f"median {self.median:.2f}, max {self.max:.2f}"])
+        return "\n".join(
+            [*lines, f"median {self.median:.2f}, max {self.max:.2f}, worst loss {self.max_loss:.0%} of dense"]
+        )
 
 
 def masks(rows: int, k: int, seed: int = 0) -> Iterator[tuple[str, Tensor]]:

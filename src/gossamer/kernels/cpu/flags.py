@@ -19,7 +19,7 @@ def flags(x: Tensor, starts: Sequence[int], height: int) -> Tensor:
     rows, cols = x.shape
     if height < 1 or not all(0 <= start <= rows - height for start in starts):
         raise ValueError(f"starts must name bands of {height} rows within {rows} rows, got {list(starts)}")
-    words, threads = -(-cols // 64), torch.get_num_threads()
+    words = -(-cols // 64)
     bits = torch.empty(len(starts), height, words, dtype=torch.int64)
     offsets = torch.empty(height + 1, dtype=torch.int64)
     of_x, of_bits, of_offsets, size, is_float = (
@@ -27,9 +27,10 @@ def flags(x: Tensor, starts: Sequence[int], height: int) -> Tensor:
     )  # fmt: skip
     for i, start in enumerate(starts):
         to = of_bits + i * height * words * 8
-        # No room for indices, so none are written: only the flags that they would be made from.
+        # No room for indices, so none are written: only the flags that they would be made from. One thread, because
+        # a band is so small that waking another takes as long.
         _call.native.detect(
             of_x + start * cols * size, height, cols, size, is_float, 1, 1, 0, to, of_offsets, to,
-            _call.index_dtype(cols).itemsize, threads,
+            _call.index_dtype(cols).itemsize, 1,
         )  # fmt: skip
     return bits

@@ -34,15 +34,17 @@ def dsd(kernel, tile, dtype, *, index="*u16", order=None, scale=None, stored=Non
     }  # fmt: skip
     constants = {name: value for name, value in constants.items() if name not in ("order", "scale") or value is None}
     joined = kernel == "dsd_joined"
-    size = (min(tile[0], JOINED), JOINED) if joined else (tile[0], 4096)
     deep, apart = order is not None or index == "*i32", columns and tile[1] * dtype.itemsize % 16 > 0
+    size = (min(tile[0], JOINED), JOINED) if joined else (min(tile[0], 64), 64) if apart else (tile[0], 4096)
     return "dsd", kernel, size, dtype, constants, pointers, deep, apart or joined
 
 
 def panels(module, kernel, rows, dtype, constants, deep=False):
     pointers = {"offsets": "*i64", "indices": "*u16", "source": "*i64", "target": "*i64"}
     apart = "b_col" in constants and constants.get("TN", 16) * dtype.itemsize % 16 > 0
-    return module, kernel, (rows, 4096), dtype, {"STEPS": 9, "BATCH_STEPS": 2, **constants}, pointers, deep, apart
+    size = (min(rows, 64), 64) if apart else (rows, 4096)
+    constants = {"STEPS": 9, "BATCH_STEPS": 2, **constants}
+    return module, kernel, size, dtype, constants, pointers, deep, apart
 
 
 def products():

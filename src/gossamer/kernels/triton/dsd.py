@@ -16,7 +16,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from gossamer.kernels.triton.launch import blocks, check_float, launch, precision
+from gossamer.kernels.triton.launch import blocks, check_float, launch, precision, side_of_block
 from gossamer.kernels.triton.products import add_tiles, no_sum, summed
 from gossamer.kernels.triton.rows import on_device
 
@@ -144,8 +144,9 @@ def dsd(
     tile = {"TM": tm, "TK": tk, "FLIP": flip, "PRECISION": precision(b)}
     operands = (values, offsets, indices, order, scale, b, c)
     strides = (*b.stride(), *c.stride())
+    side = side_of_block(b, tk if b.stride(1) != 1 else n)
 
-    def run(kernel: Any, programs: int, *args: Any, side: int = 512, **constants: Any) -> None:
+    def run(kernel: Any, programs: int, *args: Any, side: int = side, **constants: Any) -> None:
         launch(
             kernel, lambda x: (programs, triton.cdiv(n, x["BN"]), triton.cdiv(tm, x["BM"])),
             blocks(min(tm, side), min(n, side), b, deep=order is not None or indices.itemsize == 4),

@@ -64,6 +64,14 @@ def blocks(m: int, n: int, x: Tensor, *, deep: bool = False) -> Iterator[Blocks]
     yield {"BM": bm, "BN": max(bn // 2, 16), "BK": max(bk // 2, 16), "num_warps": 4, "num_stages": 2}
 
 
+def side_of_block(b: Tensor, run: int) -> int:
+    """The longest side of a block when b is read in runs of so many adjacent elements.
+
+    Runs that are no whole number of 16 bytes come element by element, each with a pointer in registers.
+    """
+    return 64 if run < 128 and run * b.itemsize % 16 else 512
+
+
 def of_compiler(error: Exception) -> bool:
     """Whether a launch failed before it began: some Triton versions cannot compile some block sizes (3.3 to 3.6
     lose a value in their removal of layout conversions), and some need more shared memory than a device has."""

@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from gossamer.kernels.triton.launch import blocks, check_float, launch, precision
+from gossamer.kernels.triton.launch import blocks, check_float, launch, precision, side_of_block
 from gossamer.kernels.triton.products import add_panels, no_sum, summed
 from gossamer.kernels.triton.rows import block_of, on_device
 
@@ -43,10 +43,11 @@ def sdd(a: Tensor, b: Tensor, offsets: Tensor, indices: Tensor, bm: int, bn: int
     tile_rows, capacity = offsets.numel() - 1, indices.numel()
     values = torch.zeros(capacity, bm, bn, dtype=a.dtype, device=a.device)
     if values.numel() and inner and tile_rows:
+        side = side_of_block(b, bn if b.stride(0) != 1 else inner)
         with on_device(a):
             launch(
                 sdd_blocks, lambda x: (capacity * bn // x["BN"] + tile_rows, triton.cdiv(bm, x["BM"])),
-                blocks(bm, capacity * bn, a), a, b, offsets, indices, values, rows, inner, cols, tile_rows,
-                *a.stride(), *b.stride(), TM=bm, TN=bn, PRECISION=precision(a), STEPS=tile_rows.bit_length(),
+                blocks(min(bm, side), min(capacity * bn, side), a),
+                a, b, offsets, indices, values, rows, inner, cols, tile_rows, *a.stride(), *b.stride(), TM=bm, TN=bn, PRECISION=precision(a), STEPS=tile_rows.bit_length(),
             )  # fmt: skip
     return values

@@ -344,8 +344,7 @@ class Pattern:
         >>> Pattern.full((1, 2)).with_capacity(4).indices.tolist()
         [0, 1, 0, 0]
         """
-        every_tile = self.grid[0] * self.grid[1]
-        index = resized(self.row_offsets(), self.indices, capacity, overflow, every_tile)
+        index = resized(self.row_offsets(), self.indices, capacity, overflow, self.grid[0] * self.grid[1])
         if index is None:
             return Pattern.full(self.shape, self.tile, device=self.device)
         return Pattern(*index, self.shape, self.tile)

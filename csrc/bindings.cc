@@ -77,17 +77,18 @@ NB_MODULE(_native, m) {
         },
         unlocked);
   m.def("gather_mm_scratch",
-        [](int element_size, int64_t rows, int64_t k, int64_t capacity, int64_t bm, int64_t bk, int64_t batch,
-           int64_t n, int threads) {
-          return active().gather_mm_scratch(element_size, rows, k, capacity, bm, bk, batch, n, threads);
+        [](int element_size, int64_t rows, int64_t k, int64_t capacity, int64_t bk, int64_t batch, int64_t n,
+           int threads) {
+          return active().gather_mm_scratch(element_size, rows, k, capacity, bk, batch, n, threads);
         });
   m.def("gather_mm",
         [](uintptr_t a, int element_size, int64_t rows, int64_t k, uintptr_t offsets, uintptr_t indices,
-           int index_size, int64_t bm, int64_t bk, uintptr_t b, int64_t batch, int64_t b_batch, int64_t b_row,
-           int64_t b_col, int64_t n, uintptr_t c, uintptr_t transposed, uintptr_t scratch, int threads) {
+           int index_size, int64_t bm, int64_t bk, int64_t capacity, uintptr_t b, int64_t batch, int64_t b_batch,
+           int64_t b_row, int64_t b_col, int64_t n, uintptr_t c, uintptr_t transposed, uintptr_t scratch,
+           int threads) {
           active().gather_mm(at<const void>(a), element_size, rows, k, at<const int64_t>(offsets),
-                             at<const void>(indices), index_size, bm, bk, at<const void>(b), batch, b_batch, b_row,
-                             b_col, n, at<void>(c), at<void>(transposed), at<void>(scratch), threads);
+                             at<const void>(indices), index_size, bm, bk, capacity, at<const void>(b), batch, b_batch,
+                             b_row, b_col, n, at<void>(c), at<void>(transposed), at<void>(scratch), threads);
         },
         unlocked);
   m.def("grouped_scratch",

@@ -13,7 +13,7 @@ struct Problem {
   const int64_t* offsets;
   const void* indices;
   int index_size;
-  int64_t bm, bk;
+  int64_t bm, bk, capacity;
   const T* b;
   int64_t batch, b_batch;
   Operand<T> one;  // b's strides
@@ -23,6 +23,7 @@ struct Problem {
   int64_t tile_rows() const { return ceil_div(rows, bm); }
   int64_t tile_cols() const { return ceil_div(k, bk); }
   int64_t height() const { return rows / batch; }  // of one matrix
+  int64_t begin(int64_t tile_row) const { return least(offsets[tile_row], capacity); }  // its first slot
   int64_t index(int64_t slot) const {
     return index_size == 2 ? int64_t(static_cast<const uint16_t*>(indices)[slot])
                            : int64_t(static_cast<const int32_t*>(indices)[slot]);
@@ -34,9 +35,9 @@ enum class Way { kRows, kBands, kPieces };
 
 // Bands read a row of B for every column of the band, in cache or not, so a few rows of A must share it. Pieces of rows
 // are turned round: all the rows that have a tile in one column of tiles share that piece of B.
-Way way(int64_t k, int64_t bm, int64_t bk) {
+Way way(int64_t k, int64_t bk) {
   if (bk >= k) return Way::kRows;
-  return bm < 8 && bk >= 16 ? Way::kPieces : Way::kBands;
+  return bk >= 16 ? Way::kPieces : Way::kBands;
 }
 
 template <class T>
@@ -53,7 +54,7 @@ void multiply_rows(const Problem<T>& p, int64_t* starts, int64_t* list, T* scrat
   for (int64_t which = 0; which < p.batch; ++which) {
     starts[which] = found;
     for (const int64_t end = (which + 1) * p.height(); tile < p.tile_rows() && tile * p.bm < end; ++tile) {
-      if (p.offsets[tile] == p.offsets[tile + 1]) continue;
+      if (p.begin(tile) == p.begin(tile + 1)) continue;
       for (int64_t row = tile * p.bm, last = least(row + p.bm, p.rows); row < last; ++row) list[found++] = row;
     }
   }
@@ -63,7 +64,7 @@ void multiply_rows(const Problem<T>& p, int64_t* starts, int64_t* list, T* scrat
   parallel(threads, threads, [&](int64_t part) {
     const int64_t last = part_begin(p.tile_rows(), part + 1, threads);
     for (int64_t tile = part_begin(p.tile_rows(), part, threads); tile < last; ++tile) {
-      if (p.offsets[tile] != p.offsets[tile + 1]) continue;
+      if (p.begin(tile) != p.begin(tile + 1)) continue;
       const int64_t row = tile * p.bm;
       memset(p.c + row * p.n, 0, size_t((least(row + p.bm, p.rows) - row) * p.n) * sizeof(T));
     }
@@ -98,11 +99,11 @@ void share_tiles(const Problem<T>& p, int64_t part, int64_t parts, const Body& b
   }
   // A row counts as much as its tiles and one: to write zeros is work too.
   const auto begin = [&](int64_t which) {
-    const int64_t goal = part_begin(p.offsets[tile_rows] + tile_rows, which, parts);
+    const int64_t goal = part_begin(p.begin(tile_rows) + tile_rows, which, parts);
     int64_t low = 0, high = tile_rows;
     while (low < high) {
       const int64_t middle = low + (high - low) / 2;
-      if (p.offsets[middle] + middle < goal) low = middle + 1;
+      if (p.begin(middle) + middle < goal) low = middle + 1;
       else high = middle;
     }
     return low;
@@ -116,37 +117,63 @@ void share_tiles(const Problem<T>& p, int64_t part, int64_t parts, const Body& b
 constexpr int64_t kBandRows = 4 * kTileRows;
 constexpr int64_t kBandCols = 256;  // of C at a time: B's part of that width stays in L2 from band to band
 
-// Columns of one band, kDepth at a time.
+// Columns [left, left + kLanes<T>) of a band, those present as bits.
+struct Group {
+  int64_t left;
+  uint32_t bits;
+};
+
+// The columns of one band of tiles, ascending, at most kDepth at a time. Bits put slots of any order in order.
 template <class T>
 class Columns {
  public:
-  Columns(const Problem<T>& p, int64_t tile_row) : p_(p), slot_(p.offsets[tile_row]), end_(p.offsets[tile_row + 1]) {}
-  bool done() const { return slot_ == end_; }
-  int64_t next(int64_t* out) {
-    const int64_t most = next_share((end_ - slot_) * p_.bk - within_, kDepth, 1);
-    int64_t count = 0;
-    while (slot_ < end_ && count < most) {
-      const int64_t left = p_.index(slot_) * p_.bk + within_;
-      const int64_t width = least(p_.bk - within_, p_.k - left);
-      const int64_t take = least(width, most - count);
-      for (int64_t j = 0; j < take; ++j) out[count + j] = left + j;
-      count += take;
-      within_ += take;
-      if (take == width) {
-        ++slot_;
-        within_ = 0;
+  Columns(const Problem<T>& p, int64_t tile_row, uint64_t* words) : words_(words), end_(ceil_div(p.k, 64)) {
+    memset(words, 0, size_t(end_) * 8);
+    for (int64_t slot = p.begin(tile_row); slot < p.begin(tile_row + 1); ++slot) {
+      const int64_t left = p.index(slot) * p.bk, right = least(left + p.bk, p.k);
+      for (int64_t at = left; at < right;) {
+        const int64_t here = least(right - at, 64 - at % 64);
+        words[at / 64] |= (here == 64 ? ~uint64_t(0) : (uint64_t(1) << here) - 1) << at % 64;
+        at += here;
       }
     }
+    for (int64_t w = 0; w < end_; ++w) left_ += __builtin_popcountll(words[w]);
+  }
+
+  // The next columns: their groups, and for each `at`, kCols times its number. Returns how many columns, 0 at the end.
+  int64_t next(Group* groups, int64_t& group_count, int64_t* at) {
+    constexpr int kStep = kLanes<T>;
+    const int64_t most = next_share(left_, kDepth, 1);
+    int64_t count = 0, found = 0;
+    for (; word_ < end_; ++word_) {
+      while (words_[word_] != 0) {
+        uint64_t& word = words_[word_];
+        const int shift = __builtin_ctzll(word) / kStep * kStep;
+        const uint32_t bits = uint32_t(word >> shift & ((uint64_t(1) << kStep) - 1));
+        if (count + __builtin_popcount(bits) > most) goto full;
+        const int64_t left = word_ * 64 + shift;
+        groups[found++] = {left, bits};
+        for (uint32_t rest = bits; rest != 0; rest &= rest - 1)
+          at[count++] = (left + __builtin_ctz(rest)) * kTileCols<T>;
+        word &= ~(uint64_t(bits) << shift);
+      }
+    }
+  full:
+    for (int i = 0; i < kAhead; ++i) at[count + i] = 0;
+    left_ -= count;
+    group_count = found;
     return count;
   }
 
+  bool done() const { return left_ == 0; }
+
  private:
-  const Problem<T>& p_;
-  int64_t slot_, end_, within_ = 0;
+  uint64_t* words_;
+  int64_t end_, word_ = 0, left_ = 0;
 };
 
 template <class T>
-void multiply_bands(const Problem<T>& p, T* packed, int threads) {
+void multiply_bands(const Problem<T>& p, T* packed, uint64_t* bits, int threads) {
   constexpr int64_t kCols = kTileCols<T>;
   const int64_t panels = ceil_div(p.n, kCols);
   parallel(p.batch * panels, threads, [&](int64_t part) {
@@ -156,7 +183,8 @@ void multiply_bands(const Problem<T>& p, T* packed, int threads) {
   parallel(threads, threads, [&](int64_t part) {
     share_tiles(p, part, threads, [&](int64_t first, int64_t last, int64_t from, int64_t to) {
       alignas(64) T a[kBandRows * kRowStride<T>];
-      int64_t columns[kDepth], at[kDepth];
+      int64_t at[kDepth + kAhead];
+      Group groups[kDepth];
       for (int64_t col = from, width = 0; col < to; col += width) {
         width = next_share(to - col, kBandCols, kCols);
         for (int64_t tile = first; tile < last; ++tile) {
@@ -164,14 +192,20 @@ void multiply_bands(const Problem<T>& p, T* packed, int threads) {
           const T* const right = packed + top / p.height() * panels * p.k * kCols;
           for (int64_t row = top, height = 0; row < bottom; row += height) {
             height = next_share(bottom - row, kBandRows, kTileRows);
-            Columns<T> left(p, tile);
+            Columns<T> columns(p, tile, bits + part * ceil_div(p.k, 64));
             bool add = false;
             do {
-              const int64_t depth = left.next(columns);
-              for (int64_t j = 0; j < depth; ++j) at[j] = columns[j] * kCols;
+              int64_t group_count;
+              const int64_t depth = columns.next(groups, group_count, at);
               for (int64_t r = 0; r < height; ++r) {
                 const T* const source = p.a + (row + r) * p.k;
-                for (int64_t j = 0; j < depth; ++j) a[r * kRowStride<T> + j] = source[columns[j]];
+                T* out = a + r * kRowStride<T>;
+                for (int64_t g = 0; g < group_count; ++g) {
+                  // The lines are in no order that the hardware would guess: ask for those of the next row.
+                  __builtin_prefetch(source + p.k + groups[g].left);
+                  compress_lanes(source + groups[g].left, groups[g].bits, p.k - groups[g].left, out);
+                  out += __builtin_popcount(groups[g].bits);
+                }
               }
               for (int64_t j = col; j < col + width; j += kCols) {
                 const Panel<T> panel = {right + j * p.k, 0, at};
@@ -184,7 +218,7 @@ void multiply_bands(const Problem<T>& p, T* packed, int threads) {
                 }
               }
               add = true;
-            } while (!left.done());
+            } while (!columns.done());
           }
         }
       }
@@ -196,7 +230,7 @@ void multiply_bands(const Problem<T>& p, T* packed, int threads) {
 
 template <class T>
 void multiply_pieces(const Problem<T>& p, int64_t* starts, int32_t* lists, T* scratch, int threads) {
-  const int64_t tile_cols = p.tile_cols(), used = p.offsets[p.tile_rows()];
+  const int64_t tile_cols = p.tile_cols(), used = p.begin(p.tile_rows());
   const int64_t per_matrix = ceil_div(p.height(), p.bm);
   parallel(threads, threads, [&](int64_t part) {
     share_tiles(p, part, threads, [&](int64_t first, int64_t last, int64_t from, int64_t to) {
@@ -210,10 +244,10 @@ void multiply_pieces(const Problem<T>& p, int64_t* starts, int32_t* lists, T* sc
         const Operand<T> b = p.matrix(which);
         // The transposed index, rows ascending: start[j] moves from the beginning of column j to its end.
         memset(start, 0, size_t(tile_cols + 1) * 8);
-        for (int64_t slot = p.offsets[top]; slot < p.offsets[bottom]; ++slot) ++start[p.index(slot) + 1];
+        for (int64_t slot = p.begin(top); slot < p.begin(bottom); ++slot) ++start[p.index(slot) + 1];
         for (int64_t j = 0; j < tile_cols; ++j) start[j + 1] += start[j];
         for (int64_t tile = top; tile < bottom; ++tile)
-          for (int64_t slot = p.offsets[tile]; slot < p.offsets[tile + 1]; ++slot)
+          for (int64_t slot = p.begin(tile); slot < p.begin(tile + 1); ++slot)
             list[start[p.index(slot)]++] = int32_t(tile);
         for (int64_t j = 0, begin = 0; j < tile_cols; begin = start[j++]) {
           const int64_t count = start[j] - begin, left = j * p.bk, depth = least(p.bk, p.k - left);
@@ -238,12 +272,12 @@ void multiply_pieces(const Problem<T>& p, int64_t* starts, int32_t* lists, T* sc
 }
 
 template <class T>
-int64_t scratch_bytes(int64_t rows, int64_t k, int64_t used, int64_t bm, int64_t bk, int64_t batch, int64_t n,
+int64_t scratch_bytes(int64_t rows, int64_t k, int64_t used, int64_t bk, int64_t batch, int64_t n,
                       int threads) {
   const int64_t blocks = threads * kBlockScratch<T> * int64_t(sizeof(T));
-  switch (way(k, bm, bk)) {
+  switch (way(k, bk)) {
     case Way::kRows: return blocks + (rows + batch + 1) * 8;
-    case Way::kBands: return batch * k * padded<T>(n) * int64_t(sizeof(T));
+    case Way::kBands: return batch * k * padded<T>(n) * int64_t(sizeof(T)) + threads * ceil_div(k, 64) * 8;
     case Way::kPieces: return blocks + threads * ((ceil_div(k, bk) + 1) * 8 + used * 4);
   }
   return 0;
@@ -253,9 +287,11 @@ template <class T>
 void gather_mm_of(const Problem<T>& p, void* scratch, T* transposed, int threads) {
   T* const blocks = static_cast<T*>(scratch);
   int64_t* const numbers = reinterpret_cast<int64_t*>(blocks + threads * kBlockScratch<T>);
-  switch (way(p.k, p.bm, p.bk)) {
+  switch (way(p.k, p.bk)) {
     case Way::kRows: multiply_rows(p, numbers, numbers + p.batch + 1, blocks, threads); break;
-    case Way::kBands: multiply_bands(p, blocks, threads); break;
+    case Way::kBands:
+      multiply_bands(p, blocks, reinterpret_cast<uint64_t*>(blocks + p.batch * p.k * padded<T>(p.n)), threads);
+      break;
     case Way::kPieces:
       multiply_pieces(p, numbers, reinterpret_cast<int32_t*>(numbers + threads * (p.tile_cols() + 1)), blocks,
                       threads);
@@ -271,20 +307,21 @@ void gather_mm_of(const Problem<T>& p, void* scratch, T* transposed, int threads
 
 }  // namespace
 
-int64_t gather_mm_scratch(int element_size, int64_t rows, int64_t k, int64_t capacity, int64_t bm, int64_t bk,
-                          int64_t batch, int64_t n, int threads) {
-  return element_size == 4 ? scratch_bytes<float>(rows, k, capacity, bm, bk, batch, n, threads)
-                           : scratch_bytes<double>(rows, k, capacity, bm, bk, batch, n, threads);
+int64_t gather_mm_scratch(int element_size, int64_t rows, int64_t k, int64_t capacity, int64_t bk, int64_t batch,
+                          int64_t n, int threads) {
+  return element_size == 4 ? scratch_bytes<float>(rows, k, capacity, bk, batch, n, threads)
+                           : scratch_bytes<double>(rows, k, capacity, bk, batch, n, threads);
 }
 
 void gather_mm(const void* a, int element_size, int64_t rows, int64_t k, const int64_t* offsets, const void* indices,
-               int index_size, int64_t bm, int64_t bk, const void* b, int64_t batch, int64_t b_batch, int64_t b_row,
-               int64_t b_col, int64_t n, void* c, void* transposed, void* scratch, int threads) {
+               int index_size, int64_t bm, int64_t bk, int64_t capacity, const void* b, int64_t batch,
+               int64_t b_batch, int64_t b_row, int64_t b_col, int64_t n, void* c, void* transposed, void* scratch,
+               int threads) {
   if (rows == 0 || n == 0) return;
   const auto run = [&]<class T>(T* out) {
     const T* const right = static_cast<const T*>(b);
-    const Problem<T> p = {static_cast<const T*>(a), rows, k,     offsets, indices, index_size, bm,
-                          bk, right, batch, b_batch, {right, b_row, b_col}, n, out};
+    const Problem<T> p = {static_cast<const T*>(a), rows, k, offsets, indices, index_size, bm, bk, capacity,
+                          right, batch, b_batch, {right, b_row, b_col}, n, out};
     const int64_t bytes = (rows * k + rows * n + k * n) * element_size;
     const int team = useful_threads(bytes, threads);
     gather_mm_of(p, scratch, static_cast<T*>(transposed), team);

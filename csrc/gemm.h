@@ -35,7 +35,10 @@ constexpr int64_t kBlockCols = kBlockBytes / int64_t(sizeof(T)) / kDepth;
 // How a packed panel of A lies: row after row, or column after column.
 enum class Order { kRows, kColumns };
 
-// A panel of B: row j begins at p + j * stride, or at p + at[j] where there is a list.
+// Rows of B that are asked for before they are needed, where no rule says which they are.
+constexpr int kAhead = 8;
+
+// A panel of B: row j begins at p + j * stride, or at p + at[j] where there is a list (of kAhead more than used).
 template <class T>
 struct Panel {
   const T* p;
@@ -66,7 +69,11 @@ void tile(const T* a, const Panel<T>& b, int64_t depth, T* const* c, int64_t col
   const T* row = b.p;
 #pragma GCC unroll 4
   for (int64_t j = 0; j < depth; ++j) {
-    if constexpr (kListed) row = b.p + b.at[j];
+    if constexpr (kListed) {
+      row = b.p + b.at[j];
+      __builtin_prefetch(b.p + b.at[j + kAhead]);
+      if (kVecs > 1) __builtin_prefetch(b.p + b.at[j + kAhead] + kStep);
+    }
     Lanes<T> right[kVecs];
 #pragma GCC unroll 4
     for (int v = 0; v < kVecs; ++v) right[v] = load_lanes(row + v * kStep);
@@ -136,11 +143,16 @@ struct Operand {
 template <class T, class RowOf>
 inline void pack_rows(T* out, const RowOf& row_of, int64_t depth, int64_t cols) {
   constexpr int64_t kCols = kTileCols<T>, kStep = kLanes<T>;
+  constexpr int64_t kLine = 64 / int64_t(sizeof(T));
   const int64_t whole = cols / kCols, left = cols - whole * kCols;
   for (int64_t j = 0; j < depth; ++j) {
     const T* const row = row_of(j);
+    const T* const later = row_of(least(j + 4, depth - 1));  // rows are too short for the hardware to run ahead in
     T* to = out + j * kCols;
-    for (int64_t p = 0; p < whole; ++p, to += depth * kCols) memcpy(to, row + p * kCols, kCols * sizeof(T));
+    for (int64_t p = 0; p < whole; ++p, to += depth * kCols) {
+      for (int64_t i = 0; i < kCols; i += kLine) __builtin_prefetch(later + p * kCols + i);
+      memcpy(to, row + p * kCols, kCols * sizeof(T));
+    }
     if (left == 0) continue;
     const T* const rest = row + whole * kCols;
     store_lanes(to, load_first(rest, int(least(left, kStep))));

@@ -41,11 +41,12 @@
        int64_t bn, int64_t capacity, uint64_t* flags, int64_t* offsets, void* indices, int index_size, int threads) \
   VERB(gather, void, const void* x, int64_t rows, int64_t cols, int element_size, const int64_t* offsets,           \
        const void* indices, int index_size, int64_t bm, int64_t bn, int64_t capacity, void* values, int threads)    \
-  VERB(gather_mm_scratch, int64_t, int element_size, int64_t rows, int64_t k, int64_t capacity, int64_t bm,         \
-       int64_t bk, int64_t batch, int64_t n, int threads)                                                           \
-  VERB(gather_mm, void, const void* a, int element_size, int64_t rows, int64_t k, const int64_t* offsets,           \
-       const void* indices, int index_size, int64_t bm, int64_t bk, const void* b, int64_t batch, int64_t b_batch,  \
-       int64_t b_row, int64_t b_col, int64_t n, void* c, void* transposed, void* scratch, int threads)              \
+  VERB(gather_mm_scratch, int64_t, int element_size, int64_t rows, int64_t k, int64_t capacity, int64_t bk,         \
+       int64_t batch, int64_t n, int threads)                                                                       \
+  VERB(gather_mm, void, const void* a, int element_size, int64_t rows, int64_t k, const int64_t* offsets,            \
+       const void* indices, int index_size, int64_t bm, int64_t bk, int64_t capacity, const void* b, int64_t batch,  \
+       int64_t b_batch, int64_t b_row, int64_t b_col, int64_t n, void* c, void* transposed, void* scratch,           \
+       int threads)                                                                                                  \
   VERB(grouped_scratch, int64_t, int element_size, int threads)                                                     \
   VERB(grouped_mm, void, const void* x, int element_size, int64_t k, const void* source, int source_size,           \
        const void* target, int target_size, const int64_t* offsets, int64_t groups, const void* weights, bool flip, \

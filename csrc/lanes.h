@@ -115,6 +115,41 @@ inline void store_first(T* p, Lanes<T> v, int count) {
 #endif
 }
 
+#if defined(GOSSAMER_AVX2)
+// kSetBits.of[b]: the places of the bits of byte b, low to high, then 0.
+struct SetBits {
+  uint8_t of[256][8] = {};
+  constexpr SetBits() {
+    for (int byte = 0; byte < 256; ++byte)
+      for (int bit = 0, n = 0; bit < 8; ++bit)
+        if (byte >> bit & 1) of[byte][n++] = uint8_t(bit);
+  }
+};
+constexpr SetBits kSetBits;
+#endif
+
+// Writes the elements of p whose `bits` are set side by side; p has `readable` of kLanes<T>, and the set ones are among
+// them. All kLanes<T> elements of `out` may be written.
+template <class T>
+inline void compress_lanes(const T* p, uint32_t bits, int64_t readable, T* out) {
+#if defined(GOSSAMER_AVX512)
+  const Lanes<T> v = readable >= kLanes<T> ? load_lanes(p) : load_first(p, int(readable));
+  if constexpr (sizeof(T) == 4) _mm512_storeu_ps(out, _mm512_maskz_compress_ps(__mmask16(bits), (__m512)v));
+  else _mm512_storeu_pd(out, _mm512_maskz_compress_pd(__mmask8(bits), (__m512d)v));
+#else
+#if defined(GOSSAMER_AVX2)
+  if constexpr (sizeof(T) == 4) {
+    const __m256 v = readable >= 8 ? _mm256_loadu_ps(p) : (__m256)load_first(p, int(readable));
+    const __m128i places = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(kSetBits.of[bits]));
+    _mm256_storeu_ps(out, _mm256_permutevar8x32_ps(v, _mm256_cvtepu8_epi32(places)));
+    return;
+  }
+#endif
+  (void)readable;
+  for (; bits != 0; bits &= bits - 1) *out++ = p[__builtin_ctz(bits)];
+#endif
+}
+
 // The sum of the lanes, halves added to halves.
 template <class T>
 inline T sum_lanes(Lanes<T> v) {

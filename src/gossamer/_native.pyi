@@ -15,12 +15,12 @@ def gather(
     capacity: int, values: int, threads: int, /,
 ) -> None: ...  # fmt: skip
 def gather_mm_scratch(
-    element_size: int, rows: int, k: int, capacity: int, bm: int, bk: int, batch: int, n: int, threads: int, /
+    element_size: int, rows: int, k: int, capacity: int, bk: int, batch: int, n: int, threads: int, /
 ) -> int: ...
 def gather_mm(
     a: int, element_size: int, rows: int, k: int, offsets: int, indices: int, index_size: int, bm: int, bk: int,
-    b: int, batch: int, b_batch: int, b_row: int, b_col: int, n: int, c: int, transposed: int, scratch: int,
-    threads: int, /,
+    capacity: int, b: int, batch: int, b_batch: int, b_row: int, b_col: int, n: int, c: int, transposed: int,
+    scratch: int, threads: int, /,
 ) -> None: ...  # fmt: skip
 def grouped_scratch(element_size: int, threads: int, /) -> int: ...
 def grouped_mm(

@@ -103,6 +103,41 @@ def sdd(draw: random.Random, at_end: bool) -> None:
     )  # fmt: skip
 
 
+def gather_mm(draw: random.Random, at_end: bool) -> None:
+    size, threads = draw.choice((4, 8)), draw.choice((1, 2))
+    dtype = {4: torch.float32, 8: torch.float64}[size]
+    batch, k, n = draw.choice((1, 3)), draw.choice((0, 1, 7, 33, 300)), draw.choice((0, 1, 7, 16, 33, 600))
+    bm, bk = draw.choice(((1, 300), (1, 1), (5, 1), (3, 5), (2, 16), (16, 16), (20, 400)))
+    rows = draw.randint(0, 40) if batch == 1 else batch * bm * draw.randint(0, 3)
+    mask = torch.rand(-(-rows // bm), -(-k // bk)) < draw.choice((0.1, 0.5, 1))
+    offsets = guarded(content(torch.nn.functional.pad(mask.sum(1).cumsum(0), (1, 0))), at_end)
+    indices = guarded(content(mask.nonzero()[:, 1].int()), at_end)
+    capacity = max(0, int(mask.sum()) + draw.choice((-1, 0)))
+    a, b = (guarded(content(torch.randn(count, dtype=dtype)), at_end) for count in (rows * k, batch * k * n))
+    room = _native.gather_mm_scratch(size, rows, k, capacity, bk, batch, n, threads)
+    for strides in ((n, 1), (1, k)):
+        c, transposed = guarded(size * rows * n, at_end), draw.choice((0, guarded(size * rows * n, at_end)))
+        _native.gather_mm(
+            a, size, rows, k, offsets, indices, 4, bm, bk, capacity, b, batch, k * n, *strides, n, c, transposed,
+            guarded(room, at_end), threads,
+        )  # fmt: skip
+
+
+def grouped(draw: random.Random, at_end: bool) -> None:
+    size, threads, count = draw.choice((4, 8)), draw.choice((1, 2)), draw.choice((0, 1, 5))
+    dtype = {4: torch.float32, 8: torch.float64}[size]
+    tokens, k, n = draw.choice((0, 3, 50)), draw.choice((0, 1, 7, 33, 300)), draw.choice((0, 1, 7, 16, 33, 600))
+    ends = torch.randint(0, tokens + 1, (count,)).sort().values
+    offsets = guarded(content(torch.nn.functional.pad(ends, (1, 0))), at_end)
+    source, target = (guarded(content(torch.randperm(tokens).int()), at_end) for _ in range(2))
+    x, w, dy = (guarded(content(torch.randn(c, dtype=dtype)), at_end) for c in (tokens * k, count * k * n, tokens * n))
+    scratch = guarded(_native.grouped_scratch(size, threads), at_end)
+    y, dw = guarded(size * tokens * n, at_end), guarded(size * count * k * n, at_end)
+    for flip in (False, True):
+        _native.grouped_mm(x, size, k, source, 4, target, 4, offsets, count, w, flip, n, y, tokens, scratch, threads)
+    _native.grouped_outer(x, size, k, dy, n, source, 4, target, 4, offsets, count, dw, scratch, threads)
+
+
 def elements(draw: random.Random, at_end: bool) -> None:
     size, threads = draw.choice((1, 2, 4, 8)), draw.choice((1, 2))
     n = draw.choice((0, 1, 15, 63, 64, 65, 200, 40_001))
@@ -124,6 +159,8 @@ if __name__ == "__main__":
         for at_end in (True, False):
             tiles(random.Random(seed), at_end)
             sdd(random.Random(seed), at_end)
+            gather_mm(random.Random(seed), at_end)
+            grouped(random.Random(seed), at_end)
             elements(random.Random(seed), at_end)
             calls += 1
             KEPT.clear()

@@ -11,7 +11,7 @@ from gossamer.testing import assert_same_bits, assert_within, gamma
 TILES = [(1, 1000), (3, 1000), (32, 1), (100, 1), (16, 16), (1, 32), (2, 64), (5, 40), (7, 3), (1, 1), (70, 300)]
 # Around a tile of registers (4, 6, 14 rows; 4 to 32 columns), a block of 256 deep and one of 512 columns.
 SHAPES = [(1, 1, 1), (13, 70, 33), (65, 257, 64), (150, 520, 7), (3, 300, 600)]
-DENSITIES = [0.0, 0.1, 0.6, 1.0]
+DENSITIES = [(0.0, torch.float32), (0.1, torch.float32), (0.6, torch.float64), (1.0, torch.float32)]
 
 
 def pattern(mask, slack=2):
@@ -47,13 +47,12 @@ def integers(*shape, dtype=torch.float32):
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_integers_are_exact(isa, shape, tile):
     (rows, k, n), (bm, bk) = shape, tile
-    for density in DENSITIES:
-        for dtype in (torch.float32, torch.float64):
-            rows, mask = grid(rows, k, tile, density)
-            a, b = integers(rows, k, dtype=dtype), integers(1, k, n, dtype=dtype)
-            c = cpu.gather_mm(a, *pattern(mask), bm, bk, b, False)
-            assert c.is_contiguous() and c.dtype == dtype
-            assert torch.equal(c.double(), dense(a, mask, tile, b))
+    for density, dtype in DENSITIES:
+        rows, mask = grid(rows, k, tile, density)
+        a, b = integers(rows, k, dtype=dtype), integers(1, k, n, dtype=dtype)
+        c = cpu.gather_mm(a, *pattern(mask), bm, bk, b, False)
+        assert c.is_contiguous() and c.dtype == dtype
+        assert torch.equal(c.double(), dense(a, mask, tile, b))
 
 
 @pytest.mark.parametrize("tile", TILES, ids=str)
@@ -138,6 +137,18 @@ def test_empty(isa, shape):
         rows, mask = grid(rows, k, tile, 1.0)
         c = cpu.gather_mm(torch.ones(rows, k), *pattern(mask), *tile, torch.ones(1, k, n), False)
         assert c.shape == (rows, n) and not c.any()
+
+
+@pytest.mark.parametrize("tile", [(4, 1000), (4, 1), (4, 16)], ids=str)
+def test_tiles_beyond_the_capacity_are_left_out(isa, tile):
+    """Offsets that count more tiles than there are indices: nothing past the indices is read."""
+    rows, mask = grid(40, 64, tile, 1.0)
+    offsets, indices = pattern(mask, 0)
+    a, b = integers(rows, 64), integers(1, 64, 20)
+    here = offsets[5]
+    c = cpu.gather_mm(a, offsets, indices[:here].clone(), *tile, b, False)
+    mask[5:] = False
+    assert torch.equal(c.double(), dense(a, mask, tile, b))
 
 
 def test_wide_indices(isa):

@@ -27,14 +27,15 @@ def gather_mm(a: Tensor, offsets: Tensor, indices: Tensor, bm: int, bk: int, b: 
         )
     _call.check_pattern(offsets, indices, rows, k, bm, bk)
     stride, columns = _call.matrix(b[0], "each matrix of b")
+    down, along = (1, stride) if columns else (stride, 1)
     c = torch.empty((rows, n), dtype=a.dtype)
     transposed = torch.empty((n, rows), dtype=a.dtype) if column_major else None
     threads = torch.get_num_threads()
-    room = _call.native.gather_mm_scratch(a.itemsize, rows, k, indices.numel(), bm, bk, batch, n, threads)
+    room = _call.native.gather_mm_scratch(a.itemsize, rows, k, indices.numel(), bk, batch, n, threads)
     scratch = torch.empty(room, dtype=torch.uint8)
     _call.native.gather_mm(
         a.data_ptr(), a.itemsize, rows, k, offsets.data_ptr(), indices.data_ptr(), indices.itemsize, bm, bk,
-        b.data_ptr(), batch, b.stride(0), 1 if columns else stride, stride if columns else 1, n, c.data_ptr(),
+        indices.numel(), b.data_ptr(), batch, b.stride(0), down, along, n, c.data_ptr(),
         transposed.data_ptr() if transposed is not None else 0, scratch.data_ptr(), threads,
     )  # fmt: skip
     return c if transposed is None else transposed.t()

@@ -48,6 +48,7 @@ def sdd(a: Tensor, b: Tensor, offsets: Tensor, indices: Tensor, bm: int, bn: int
             launch(
                 sdd_blocks, lambda x: (capacity * bn // x["BN"] + tile_rows, triton.cdiv(bm, x["BM"])),
                 blocks(min(bm, side), min(capacity * bn, side), a),
-                a, b, offsets, indices, values, rows, inner, cols, tile_rows, *a.stride(), *b.stride(), TM=bm, TN=bn, PRECISION=precision(a), STEPS=tile_rows.bit_length(),
+                a, b, offsets, indices, values, rows, inner, cols, tile_rows, *a.stride(), *b.stride(),
+                TM=bm, TN=bn, PRECISION=precision(a), STEPS=tile_rows.bit_length(),
             )  # fmt: skip
     return values

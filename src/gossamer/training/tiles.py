@@ -222,5 +222,3 @@ def check(method: Method) -> None:
         raise ValueError(f"grad_window must be 1 for the tiles of {names}, got {method.grad_window}")
     if method.grow_init != "zeros":
         raise ValueError(f"grow_init must be 'zeros' for the tiles of {names}, got {method.grow_init!r}")
-    if method.grow_warmup:
-        raise ValueError(f"grow_warmup must be 0 for the tiles of {names}, got {method.grow_warmup}")

@@ -212,7 +212,8 @@ def test_given_values_and_zeros() -> None:
     dense = torch.randn(6, 10)
     layer.update_pattern(pattern, values=pattern.pack(dense) + 0)
     assert torch.equal(layer.to_dense(), dense * pattern.to_mask())
-    layer.update_pattern(pattern, values=torch.full_like(layer.values, 2.0))  # padding is not taken over
+    given = torch.full_like(layer.values, 2.0).masked_fill(~inside(pattern), float("nan"))
+    layer.update_pattern(pattern, values=given)  # padding is not taken over
     assert torch.equal(layer.values, 2.0 * inside(pattern))
     layer.update_pattern(pattern, values="zeros")
     assert not bool(layer.values.any())

@@ -3,76 +3,32 @@
 from __future__ import annotations
 
 import copy
-import io
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
-from torch._dynamo.testing import CompileCounterWithBackend
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from tiles_cases import (
+    BLOCK,
+    OPTIMIZERS,
+    SETTINGS,
+    D,
+    backward,
+    batch,
+    dense_net,
+    make,
+    method_of,
+    sparse_net,
+    steps,
+    tile_masks,
+)
+from torch import nn
 
 import gossamer as gs
 import gossamer.training.tiles
 from gossamer.nn import BlockSparseLinear
 from gossamer.nn.tiles import of_tiles, tile_means
-from gossamer.training import METHODS, Method, RigL
+from gossamer.training import METHODS, RigL
 from gossamer.training.tiles import TileLayer, candidate_scores
-
-D = torch.float64
-BLOCK = (4, 8)
-SETTINGS: dict[str, dict[str, Any]] = {
-    "static": {},
-    "set": {"update_every": 4},
-    "rigl": {"update_every": 4},
-    "mest": {"update_every": 4, "sensitivity": 1.0},
-    "gradual": {"update_every": 4, "initial_density": 0.6},
-    "granet": {"update_every": 4, "scope": "layer"},
-}
-OPTIMIZERS = {
-    "momentum": lambda p: torch.optim.SGD(p, lr=0.05, momentum=0.9, weight_decay=1e-2),
-    "adamw": lambda p: torch.optim.AdamW(p, lr=1e-2, weight_decay=1e-1),
-    "adamax": lambda p: torch.optim.Adamax(p, lr=1e-2),  # does not keep zeros zero
-}
-
-
-def dense_net() -> nn.Sequential:
-    torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(37, 50), nn.Tanh(), nn.Linear(50, 24), nn.Tanh(), nn.Linear(24, 5)).double()
-
-
-def sparse_net(dense: nn.Sequential, patterns: dict[str, gs.Pattern], capacity: int | None = None) -> nn.Sequential:
-    layers = [copy.deepcopy(layer) for layer in dense]
-    for name, pattern in patterns.items():
-        layers[int(name[0])] = BlockSparseLinear.from_dense(dense[int(name[0])], pattern=pattern, capacity=capacity)
-    return nn.Sequential(*layers)
-
-
-def method_of(name: str, net: nn.Module, opt: str, **options: Any) -> tuple[torch.optim.Optimizer, Method]:
-    optimizer = OPTIMIZERS[opt](net.parameters())
-    arguments = {"density": 0.4, "total_steps": 24, "exclude": ["4.weight"], **SETTINGS[name], **options}
-    return optimizer, METHODS[name](net, optimizer, **arguments)
-
-
-def batch(t: int, n: int = 16) -> tuple[Tensor, Tensor]:
-    g = torch.Generator().manual_seed(t)
-    return torch.randn(n, 37, generator=g, dtype=torch.float64), torch.randint(5, (n,), generator=g)
-
-
-def backward(net: nn.Module, x: Tensor, y: Tensor) -> None:
-    nn.functional.cross_entropy(net(x), y).backward()
-
-
-def steps(net: nn.Module, optimizer: torch.optim.Optimizer, first: int, last: int) -> None:
-    for t in range(first, last):
-        optimizer.zero_grad()
-        backward(net, *batch(t))
-        optimizer.step()
-
-
-def tile_masks(method: Method) -> list[Tensor]:
-    """bool[tile_rows, tile_cols] per layer, whether it has a mask or tiles."""
-    return [layer.active().view(layer.grid) for layer in method.layers]
 
 
 @pytest.mark.parametrize(
@@ -163,15 +119,6 @@ def test_candidate_scores_are_means_of_the_dense_gradient(tile: tuple[int, int],
     for band in (1, 70 * 8, 1 << 20):
         monkeypatch.setattr(gossamer.training.tiles, "_BAND", band)
         torch.testing.assert_close(candidate_scores(pairs, tile), expected, rtol=1e-12, atol=1e-13)
-
-
-def make(optimizer: str = "momentum", **options: Any) -> tuple[nn.Sequential, torch.optim.Optimizer, Method]:
-    torch.manual_seed(0)
-    net = nn.Sequential(
-        BlockSparseLinear(37, 50, block=BLOCK, density=0.4), nn.Tanh(),
-        BlockSparseLinear(50, 24, block=BLOCK, density=0.4), nn.Tanh(), nn.Linear(24, 5),
-    ).double()  # fmt: skip
-    return net, *method_of(options.pop("name", "rigl"), net, optimizer, **options)
 
 
 def test_only_the_steps_of_updates_are_listened_to() -> None:
@@ -291,115 +238,6 @@ def test_what_has_no_meaning_on_tiles_is_refused() -> None:
     for broken in (torch.optim.Adafactor, torch.optim.LBFGS):
         with pytest.raises(TypeError, match="not supported"):
             RigL(net, broken(net.parameters()), density=0.5, total_steps=10)
-
-
-# ---------------------------------------------------------------- resuming, copies, hands off
-
-
-def snapshot(net: nn.Module, opt: torch.optim.Optimizer, method: Method) -> dict[str, Any]:
-    buffer = io.BytesIO()
-    torch.save({"net": net.state_dict(), "opt": opt.state_dict(), "method": method.state_dict()}, buffer)
-    buffer.seek(0)
-    return torch.load(buffer, weights_only=True)
-
-
-def same(a: Any, b: Any) -> bool:
-    if isinstance(a, Tensor):
-        return a.dtype == b.dtype and torch.equal(a, b)
-    if isinstance(a, dict):
-        return list(a) == list(b) and all(same(a[key], b[key]) for key in a)
-    if isinstance(a, (list, tuple)):
-        return len(a) == len(b) and all(same(x, y) for x, y in zip(a, b, strict=True))
-    return a == b
-
-
-@pytest.mark.parametrize("order", [("method", "net", "opt"), ("net", "opt", "method"), ("opt", "method", "net")])
-@pytest.mark.parametrize("name", SETTINGS)
-def test_a_resumed_run_goes_on_bit_for_bit(name: str, order: tuple[str, ...]) -> None:
-    options = {"mutation": (0.3, 0.0), "mutation_ends": (0.5,), "soft": True} if name == "mest" else {}
-    straight = make("adamw", name=name, **options)
-    steps(straight[0], straight[1], 0, 24)
-    parts, done = make("adamw", name=name, **options), 0
-    for stop in (7, 8, 24):  # before an update, right after one
-        steps(parts[0], parts[1], done, stop)
-        saved = snapshot(*parts)
-        parts = make("adamw", name=name, **options)
-        steps(parts[0], parts[1], 50, 55)  # what the new objects did before does not matter
-        for part in order:
-            dict(zip(("net", "opt", "method"), parts, strict=True))[part].load_state_dict(saved[part])
-        done = stop
-    assert same(snapshot(*straight), snapshot(*parts))
-
-
-def test_a_state_without_its_network_is_noticed() -> None:
-    net, opt, method = make()
-    steps(net, opt, 0, 9)
-    saved = method.state_dict()
-    net, opt, method = make()
-    method.load_state_dict(saved)
-    with pytest.raises(RuntimeError, match="load the states of network and method together"):
-        steps(net, opt, 9, 10)
-
-
-def test_tiles_changed_by_hand_are_noticed() -> None:
-    net, opt, _ = make()
-    steps(net, opt, 0, 1)
-    tiles = net[0].pattern.to_tile_mask().flip(0)
-    net[0].update_pattern(of_tiles(tiles, net[0].shape, net[0].tile))
-    with pytest.raises(RuntimeError, match="leave update_pattern to the method"):
-        steps(net, opt, 1, 2)
-
-
-def test_an_average_follows_the_tiles() -> None:
-    net, opt, method = make("adamw", name="set", update_every=1)
-    average = AveragedModel(net, multi_avg_fn=get_ema_multi_avg_fn(0.5))
-    dense: list[Tensor] = []
-    for t in range(8):
-        steps(net, opt, t, t + 1)
-        method.apply_to(average)
-        average.update_parameters(net)
-        weight, mask = net[0].to_dense().detach(), net[0].pattern.to_mask()
-        dense.append(weight if not dense else (dense[-1] + weight) / 2 * mask)
-        # lerp and a mean round differently
-        torch.testing.assert_close(average.module[0].to_dense(), dense[-1], rtol=1e-12, atol=1e-14)
-    with pytest.raises(ValueError, match=r"at 0.values, expected BlockSparseLinear"):
-        method.apply_to(nn.Sequential(nn.Linear(37, 50)))
-
-
-def test_compiled_training_has_two_graphs() -> None:
-    """One for usual steps and one for the steps of updates, however many updates there are."""
-    torch._dynamo.reset()
-    runs = []
-    for wrap in (False, True):
-        torch.manual_seed(0)
-        net = nn.Sequential(BlockSparseLinear(37, 50, block=BLOCK, density=0.4), nn.Tanh(), nn.Linear(50, 5)).double()
-        counter = CompileCounterWithBackend("aot_eager")
-        model = torch.compile(net, backend=counter, fullgraph=True) if wrap else net
-        opt = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
-        options = {"exclude": ["2.weight"], "distribution": "uniform", "update_every": 3}
-        method = RigL(model, opt, density=0.4, total_steps=60, **options)
-        counts = []
-        for t in range(40):
-            opt.zero_grad()
-            backward(model, *batch(t))
-            opt.step()
-            counts.append(counter.frame_count)
-        runs.append((net, method))
-    assert counts == [1] * 2 + [2] * 38 and len(method.history) >= 12
-    for a, b in zip(*(tile_masks(method) for _, method in runs), strict=True):
-        assert torch.equal(a, b)
-    torch.testing.assert_close(runs[0][0][0].values, runs[1][0][0].values, rtol=1e-10, atol=1e-12)
-
-
-@pytest.mark.parametrize("replace", [False, True])
-def test_replaced_steps(replace: bool) -> None:
-    net, opt, method = make(replace_step=replace)
-    steps(net, opt, 0, 3)
-    before = net[0].to_dense().detach()
-    steps(net, opt, 3, 4)
-    assert len(method.history) == 1
-    kept = (before != 0) & net[0].pattern.to_mask()
-    assert torch.equal(net[0].to_dense()[kept], before[kept]) == replace
 
 
 # ---------------------------------------------------------------- it learns

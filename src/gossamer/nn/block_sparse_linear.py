@@ -227,11 +227,11 @@ class BlockSparseLinear(nn.Module):
         new = pattern.with_capacity(capacity)
         source = sources(self.pattern.keys(), new.keys(), math.prod(new.grid))
         followers = [] if optimizer is None else states_of(optimizer, self.values)
-        for tensor in [*followers, *([] if self.values.grad is None else [self.values.grad])]:
-            move_(tensor, source)
-        move_(self.values, source)
+        for tensor in (*followers, self.values.grad, self.values):
+            if tensor is not None:
+                move_(tensor, source)
         if isinstance(values, Tensor):
-            self.values.copy_(values * inside(new))
+            self.values.copy_(values.masked_fill(~inside(new), 0))
         elif values == "zeros":
             self.values.zero_()
         self._set_index(new)
@@ -247,14 +247,9 @@ class BlockSparseLinear(nn.Module):
             x = x.to(self.bias.dtype if self.bias is not None else self.values.dtype)
         flat = x.reshape(-1, self.in_features)
         y = ops.dsd(
-            self.values,
-            self.pattern,
-            flat.t(),
-            transposed=self.transposed,
-            work=self.work,
-            scale=self.scale,
-            column_major=True,
-        ).t()
+            self.values, self.pattern, flat.t(),
+            transposed=self.transposed, work=self.work, scale=self.scale, column_major=True,
+        ).t()  # fmt: skip
         if self._ticket is not None and torch.is_grad_enabled() and y.requires_grad:
             y = Tapped.apply(y, flat, self._ticket)
         if self.bias is not None:

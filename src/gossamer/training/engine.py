@@ -66,7 +66,7 @@ class Method(Settings):
             self.network, include=self.include, exclude=tuple(self.exclude), tile=(self.tile[0], self.tile[1])
         )
         self.tensors = {layer.tensor.name: layer.tensor for layer in self.layers}
-        tiles.check(self)
+        tiles.prepare(self)
         self.shapes = {name: list(tensor.shape) for name, tensor in self.tensors.items()}
         self.sizes = {name: math.prod(tensor.shape) for name, tensor in self.tensors.items()}
         self.units = sum(layer.units for layer in self.layers)
@@ -88,7 +88,7 @@ class Method(Settings):
         self.saved_channels: dict[str, Any] | None = None
         units = self._initial_units()
         self.prepare()
-        if self._is_distributed():
+        if self.is_distributed():
             distributed.broadcast(list(units.values()))
         for layer, chosen in units.items():
             layer.start(chosen, self.optimizer, seed=self.seed, fresh=self.init == "random")
@@ -157,14 +157,8 @@ class Method(Settings):
 
     def budgets(self, density: float) -> list[int]:
         """Units per layer at a density, by the distribution."""
-        return budgets(
-            [layer.name for layer in self.layers],
-            [layer.full_shape for layer in self.layers],
-            [layer.units for layer in self.layers],
-            density=density,
-            distribution=self.distribution,
-            tiles=[layer.tile for layer in self.layers],
-        )
+        names, shapes, units, kinds = zip(*((x.name, x.full_shape, x.units, x.tile) for x in self.layers), strict=True)
+        return budgets(names, shapes, units, density=density, distribution=self.distribution, tiles=kinds)
 
     def magnitude(self, layer: Layer) -> Tensor:
         """Drop score |w| per unit.
@@ -269,7 +263,7 @@ class Method(Settings):
         checkpoint.load(self, state)
 
     def detach(self) -> None:
-        """Remove the hooks: masks stay readable, training goes on dense (on the tiles there are)."""
+        """Remove the hooks: masks stay readable; training goes on dense, or on the tiles there are."""
         for handle in self._handles:
             handle.remove()
         for tensor in self.tensors.values():
@@ -363,7 +357,7 @@ class Method(Settings):
             counts = {"nnz": nnz, "density": density, "dropped": before + grown - nnz, "grown": grown}
             self.history.append({"step": self.step, "kind": event, **counts, **note})
             logger.info("%s step %d %s: %s", self.name, self.step, event, self.history[-1])
-            if self._is_distributed():
+            if self.is_distributed():
                 distributed.check_agreement(list(self.tensors.values()), self.step)
         if any(self.needs_gradient(event) for event in self._due):
             self.gradients.close_window()
@@ -388,7 +382,8 @@ class Method(Settings):
             for layer, count in zip(self.layers, counts, strict=True)
         }
 
-    def _is_distributed(self) -> bool:
+    def is_distributed(self) -> bool:
+        """Whether masks are agreed on with other ranks."""
         return distributed.ranks() > 1 if self.distributed is None else self.distributed
 
     def _check_ownership(self) -> None:

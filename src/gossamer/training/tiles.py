@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from gossamer.nn import BlockSparseLinear
@@ -211,14 +212,22 @@ def candidate_scores(pairs: list[tuple[Tensor, Tensor]], tile: tuple[int, int], 
     return torch.cat(bands)
 
 
-def check(method: Method) -> None:
-    """Raise ValueError or TypeError when a method or an argument has no meaning for tiles that come and go whole."""
-    names = [layer.name for layer in method.layers if isinstance(layer, TileLayer)]
-    if not names:
+def prepare(method: Method) -> None:
+    """Tell the layers of tiles where they run.
+
+    Raises:
+        TypeError, ValueError: a method or an argument that has no meaning for tiles, which come and go whole.
+    """
+    layers = [layer for layer in method.layers if isinstance(layer, TileLayer)]
+    if not layers:
         return
+    names = [layer.name for layer in layers]
     if not method.on_tiles:
         raise TypeError(f"{type(method).__name__} needs dense weights; exclude={names} leaves these layers alone")
     if method.grad_window != 1:
         raise ValueError(f"grad_window must be 1 for the tiles of {names}, got {method.grad_window}")
     if method.grow_init != "zeros":
         raise ValueError(f"grow_init must be 'zeros' for the tiles of {names}, got {method.grow_init!r}")
+    wrapped = any(isinstance(module, DistributedDataParallel) for module in method.model.modules())
+    for layer in layers:
+        layer.tensor.fixed, layer.tensor.reduce = wrapped, method.is_distributed()

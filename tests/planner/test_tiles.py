@@ -144,3 +144,20 @@ def test_window_is_the_mean_of_the_last():
 def test_bad_input(call, said):
     with pytest.raises(ValueError, match=re.escape(said)):
         call()
+
+
+def test_flags_are_one_bit_an_element():
+    from gossamer.kernels.cpu.flags import flags
+
+    torch.manual_seed(4)
+    x = torch.where(torch.rand(40, 100) < 0.3, torch.randn(40, 100), torch.tensor(-0.0))
+    bits = flags(x, [3, 20], 5)
+    assert bits.shape == (2, 5, 2)
+    for band, start in enumerate((3, 20)):
+        for row in range(5):
+            words = [int(word) & (2**64 - 1) for word in bits[band, row]]
+            got = [bool(words[c // 64] >> (c % 64) & 1) for c in range(100)]
+            assert got == (x[start + row] != 0).tolist()
+    for starts, height in (([-1], 5), ([36], 5), ([0], 0)):
+        with pytest.raises(ValueError, match="starts must name bands"):
+            flags(x, starts, height)

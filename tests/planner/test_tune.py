@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -84,3 +85,22 @@ def test_regret_with_real_products(cache):
     result = regret((64, 128, 8), seed=1)
     assert len(result.cases) == len(list(masks(64, 128)))
     assert all(case.regret >= 1.0 and case.decide > 0.0 for case in result.cases)
+
+
+def test_a_busy_machine_is_named(cache, caplog, monkeypatch):
+    """When the same product takes two different times, the costs are kept and called rough."""
+    from importlib import import_module
+
+    module = import_module("gossamer.planner.tune")
+    honest = module.interleave
+
+    def busy(*args, **kwargs):
+        run = honest(*args, **kwargs)
+        return replace(run, control=replace(run.control, min=2.0 * run.rows[0].min))
+
+    monkeypatch.setattr(module, "interleave", busy)
+    assert tune("cpu", shapes=[SHAPE], quick=True, tiles=[(8, 1)]).curves
+    said = [record.getMessage() for record in caplog.records]
+    assert len(said) == 2 and said[1].startswith(
+        "64 x 96 x 16 float32 tile (8, 1): two runs of the same product differ"
+    )

@@ -71,14 +71,17 @@ def tune(
     steps = [(shape, dtype, tile) for shape in shapes for dtype in dtypes for tile in (None, *tiles)]
     for done, (shape, dtype, tile) in enumerate(steps):
         if progress is not None:
-            what = "dense" if tile is None else f"tile {tile}"
-            progress(done, len(steps), f"{' x '.join(map(str, shape))} {dtype} {what}")
+            progress(done, len(steps), _name(shape, dtype, tile))
         densities = _QUICK_DENSITIES if quick else DENSITIES
         measured = _copy(shape, dtype, device) if tile is None else _tile(tile, shape, dtype, device, densities)
         out.curves.update(measured)
     if progress is not None:
         progress(len(steps), len(steps), "done")
     return out
+
+
+def _name(shape: Shape, dtype: str, tile: Tile | None) -> str:
+    return f"{' x '.join(map(str, shape))} {dtype} {'dense' if tile is None else f'tile {tile}'}"
 
 
 def _now() -> str:
@@ -103,7 +106,7 @@ def _thinned(s: Tensor, tile: Tile, density: float) -> Tensor:
     return s * wide.to(s.device)
 
 
-def _rounds(calls: dict[str, Callable[[], Any]]) -> dict[str, float]:
+def _rounds(what: str, calls: dict[str, Callable[[], Any]]) -> dict[str, float]:
     """The least seconds of each call. Again, and again, if the first call and its A/A control disagree."""
     best: dict[str, float] = {}
     control = math.inf
@@ -116,7 +119,8 @@ def _rounds(calls: dict[str, Callable[[], Any]]) -> dict[str, float]:
         if max(first, control) <= (1.0 + NOISE) * min(first, control):
             return best
     _log.warning(
-        "two runs of the same product differ by %.0f %%: the machine is busy, and these costs are rough",
+        "%s: two runs of the same product differ by %.0f %%: the machine is busy, and these costs are rough",
+        what,
         100.0 * (max(first, control) / min(first, control) - 1.0),
     )
     return best
@@ -124,7 +128,9 @@ def _rounds(calls: dict[str, Callable[[], Any]]) -> dict[str, float]:
 
 def _copy(shape: Shape, dtype: str, device: str) -> dict[Key, Curve]:
     s, d = _operands(shape, dtype, device)
-    times = _rounds({"dense": partial(torch.matmul, s, d), "copy": lambda: s.t().contiguous()})
+    times = _rounds(
+        _name(shape, dtype, None), {"dense": partial(torch.matmul, s, d), "copy": lambda: s.t().contiguous()}
+    )
     return {Key(verb, (0, 0), dtype, shape): Curve((1.0,), (time,)) for verb, time in times.items()}
 
 
@@ -141,7 +147,7 @@ def _tile(tile: Tile, shape: Shape, dtype: str, device: str, densities: Sequence
         found[density] = [float(index[0][-1]) / max(tiles, 1)]
         calls[f"product {density}"] = partial(multiply, thin, *index, wide, False)
         calls[f"detect {density}"] = partial(find, thin, tile)
-    times = _rounds(calls)
+    times = _rounds(_name(shape, dtype, tile), calls)
     out: dict[Key, Curve] = {}
     for verb in ("product", "detect"):
         points: dict[float, list[float]] = {}

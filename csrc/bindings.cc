@@ -64,9 +64,10 @@ NB_MODULE(_native, m) {
   const nb::call_guard<nb::gil_scoped_release> unlocked;
   m.def("detect",
         [](uintptr_t x, int64_t rows, int64_t cols, int element_size, bool is_float, int64_t bm, int64_t bn,
-           int64_t capacity, uintptr_t flags, uintptr_t offsets, uintptr_t indices, int index_size, int threads) {
+           int64_t capacity, uintptr_t flags, uintptr_t offsets, uintptr_t indices, int index_size, bool cleared,
+           int threads) {
           active().detect(at<const void>(x), rows, cols, element_size, is_float, bm, bn, capacity,
-                          at<uint64_t>(flags), at<int64_t>(offsets), at<void>(indices), index_size, threads);
+                          at<uint64_t>(flags), at<int64_t>(offsets), at<void>(indices), index_size, cleared, threads);
         },
         unlocked);
   m.def("gather",

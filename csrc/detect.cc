@@ -1,4 +1,5 @@
 // Which tiles of a matrix hold a nonzero: one pass over the data into one bit a tile, a prefix sum, one over the bits.
+// The last computes while the first waits for memory, so both go on together as far as the sums are known.
 #include "kernels.h"
 #include "simd.h"
 
@@ -9,6 +10,8 @@ namespace {
 // the time of a plain read, measured. A few rows at a time, with the OR so far kept in L1, stream like one read.
 constexpr int64_t kGroup = kWidth >= 32 ? 8 : 4;
 constexpr int64_t kChunkBytes = 16384;  // of the OR so far: half of the smallest L1
+// A single row is one stream, which the prefetcher loses at every page: ask that far ahead (a tenth faster, measured).
+constexpr int64_t kAheadBytes = 8192;
 
 template <class Lane>
 inline void or_rows(Block<Lane>& any, const Lane* p, int64_t stride, int64_t rows) {
@@ -124,30 +127,18 @@ void flag_tiles(const Lane* p, int64_t stride, int64_t rows, int64_t cols, Lane 
       }
     }
     for (int64_t c = 0; c < lanes; c += 64) {
+      const Lane* const at = p + r * stride + from + c;
+      if (rows == 1)
+        for (int64_t i = 0; i < 64 * int64_t(sizeof(Lane)); i += 64)
+          __builtin_prefetch(reinterpret_cast<const char*>(at) + kAheadBytes + i);
       Block<Lane> any = {};
       if (r > 0) any = load_block(so_far + c);
-      or_rows(any, p + r * stride + from + c, stride, rows - r);
+      or_rows(any, at, stride, rows - r);
       tiles.push(lane_bits(any, keep), 64);
     }
   }
   if (whole < cols) tiles.push(ragged_bits(p + whole, stride, rows, cols - whole, keep), cols - whole);
   tiles.finish();
-}
-
-template <class Lane>
-void flag_all(const Lane* x, int64_t rows, int64_t cols, Lane keep, int64_t bm, int64_t bn, uint64_t* flags,
-              int threads) {
-  const int64_t tile_rows = ceil_div(rows, bm), words = ceil_div(ceil_div(cols, bn), 64);
-  if (tile_rows == 0) return;
-  // One part is a whole row of tiles, or a piece of whole words of it where rows are too few to go round.
-  const int64_t pieces = tile_rows >= 4 * threads ? 1 : least(words, ceil_div(4 * threads, tile_rows));
-  parallel(tile_rows * pieces, threads, [=](int64_t part) {
-    const int64_t i = part / pieces, first = part_begin(words, part % pieces, pieces);
-    const int64_t last = part_begin(words, part % pieces + 1, pieces);
-    const int64_t c = first * 64 * bn;
-    flag_tiles(x + i * bm * cols + c, cols, least(bm, rows - i * bm), least(cols, last * 64 * bn) - c, keep, bn,
-               flags + i * words + first);
-  });
 }
 
 // kPlaces.of[b]: the places of the bits of byte b, low to high, then anything.
@@ -161,72 +152,166 @@ struct Places {
 };
 constexpr Places kPlaces;
 
-// Writes the tile columns of one row of tiles into out[0, room).
+// Writes the tile columns of one row of tiles into out[0, room), and asks for ahead[0, ahead_bytes) of each word.
 template <class Index>
-void write_row(const uint64_t* flags, int64_t words, Index* out, int64_t room) {
+void write_row(const uint64_t* flags, int64_t words, Index* out, int64_t room, const char* ahead, int64_t ahead_bytes) {
   typedef uint8_t Bytes __attribute__((vector_size(8)));
   typedef Index Eight __attribute__((vector_size(8 * sizeof(Index))));
   typedef Index LooseEight __attribute__((vector_size(8 * sizeof(Index)), aligned(1), may_alias));
-  constexpr int kFew = 4;  // set bits below which taking them one by one is faster than eight bytes from the table
+  constexpr int kFew = 8;  // set bits up to which taking them one by one is faster than eight bytes from the table
   Index* const end = out + room;
   for (int64_t w = 0; w < words && out < end; ++w) {
+    for (int64_t i = 0; i < ahead_bytes; i += 64) __builtin_prefetch(ahead + w * ahead_bytes + i);
     uint64_t bits = flags[w];
+    if (bits == 0) continue;
     const Index base = Index(w * 64);
-    if (__builtin_popcountll(bits) > kFew && end - out >= 64 + 8) {
+    const int count = __builtin_popcountll(bits);
+    if (end - out < 64 + 8) {
+      for (; bits != 0 && out < end; bits &= bits - 1) *out++ = Index(base + __builtin_ctzll(bits));
+    } else if (count <= kFew) {
+      // As many stores for one bit as for eight: a loop that ends when the bits do is predicted wrong at every word.
+#pragma GCC unroll 8
+      for (int i = 0; i < kFew; ++i, bits &= bits - 1) out[i] = Index(base + __builtin_ctzll(bits | uint64_t(1) << 63));
+      out += count;
+    } else {
       for (int byte = 0; byte < 8; ++byte) {
         Bytes places;
         memcpy(&places, kPlaces.of[bits >> (8 * byte) & 0xff], 8);
         *reinterpret_cast<LooseEight*>(out) = __builtin_convertvector(places, Eight) + Index(base + 8 * byte);
         out += __builtin_popcountll(bits >> (8 * byte) & 0xff);
       }
-    } else {
-      for (; bits != 0 && out < end; bits &= bits - 1) *out++ = Index(base + __builtin_ctzll(bits));
     }
   }
 }
 
+template <class Lane, class Index>
+struct Detection {
+  const Lane* x;
+  int64_t rows, cols;
+  Lane keep;
+  int64_t bm, bn, tile_rows, words, capacity;
+  uint64_t* flags;
+  int64_t* counts;   // of each row of tiles; -1: not known yet, or written already
+  int64_t* offsets;
+  Index* indices;
+  int threads;
+
+  void flag_row(int64_t i, int64_t first, int64_t last) const {
+    const int64_t c = first * 64 * bn;
+    flag_tiles(x + i * bm * cols + c, cols, least(bm, rows - i * bm), least(cols, last * 64 * bn) - c, keep, bn,
+               flags + i * words + first);
+  }
+
+  int64_t count_row(int64_t i) const {
+    int64_t count = 0;
+    for (int64_t w = 0; w < words; ++w) count += __builtin_popcountll(flags[i * words + w]);
+    return count;
+  }
+
+  void write(int64_t i, int64_t offset, int64_t count, const Lane* next) const {
+    const int64_t room = least(offset + count, capacity) - offset;
+    if (room > 0)
+      write_row(flags + i * words, words, indices + offset, room, reinterpret_cast<const char*>(next),
+                next ? int64_t(64 * sizeof(Lane)) : 0);
+  }
+
+  // Few rows: a part is a piece of whole words of one.
+  void flag_pieces() const {
+    const int64_t pieces = least(words, ceil_div(4 * threads, tile_rows));
+    parallel(tile_rows * pieces, threads, [this, pieces](int64_t part) {
+      const int64_t piece = part % pieces;
+      flag_row(part / pieces, part_begin(words, piece, pieces), part_begin(words, piece + 1, pieces));
+    });
+    parallel(tile_rows, threads, [this](int64_t i) { counts[i] = count_row(i); });
+  }
+
+  // Many rows: each thread takes groups of them in order, and while it flags one it writes the indices of the one before,
+  // if by then all counts up to there are known. Nobody waits; what is left over is written at the end.
+  void flag_groups() const {
+    constexpr int64_t kGroupBytes = 262144;  // far more than is asked for ahead of a group's end, and in vain
+    const int64_t row_bytes = bm * cols * int64_t(sizeof(Lane));
+    const int64_t group = row_bytes < kGroupBytes ? kGroupBytes / (row_bytes + 1) + 1 : 1;
+    for (int64_t i = 0; i < tile_rows; ++i) counts[i] = offsets[i + 1] = -1;
+    int64_t taken = 0;
+    parallel(threads, threads, [this, group, &taken](int64_t) {
+      int64_t known = 0, offset = 0;         // the first row whose count is not added up, and the sum
+      int64_t waiting = 0, waiting_end = 0;  // flagged rows to write
+      for (;;) {
+        const int64_t first = __atomic_fetch_add(&taken, group, __ATOMIC_RELAXED);
+        if (first >= tile_rows) return;
+        const int64_t last = least(tile_rows, first + group);
+        for (int64_t i = first; i < last; ++i) {
+          flag_row(i, 0, words);
+          __atomic_store_n(counts + i, count_row(i), __ATOMIC_RELEASE);
+          if (waiting == waiting_end) continue;
+          for (; known < waiting; ++known) {
+            const int64_t count = __atomic_load_n(counts + known, __ATOMIC_ACQUIRE);
+            if (count < 0) break;
+            offset += count;
+          }
+          if (known < waiting) continue;
+          const Lane* const next = bm * bn == 1 && i + 1 < last ? x + (i + 1) * cols : nullptr;
+          write(waiting, offset, counts[waiting], next);
+          offsets[waiting + 1] = offset;  // not -1: written; the sums are made at the end
+          ++waiting;
+        }
+        waiting = first;
+        waiting_end = last;
+      }
+    });
+  }
+
+  void run() const {
+    offsets[0] = 0;
+    if (tile_rows >= 4 * threads) flag_groups();
+    else if (tile_rows > 0) flag_pieces();
+    int64_t left = 0;
+    for (int64_t i = 0; i < tile_rows; ++i) {
+      const bool written = tile_rows >= 4 * threads && offsets[i + 1] >= 0;
+      offsets[i + 1] = offsets[i] + counts[i];
+      if (written) counts[i] = -1;
+      else left += counts[i];
+    }
+    if (left > 0)
+      parallel(tile_rows, useful_threads(left * 8, threads), [this](int64_t i) {
+        if (counts[i] > 0) write(i, offsets[i], counts[i], nullptr);
+      });
+  }
+};
+
 template <class Index>
-void write_indices(const uint64_t* flags, int64_t tile_rows, int64_t words, int64_t capacity, const int64_t* offsets,
-                   Index* indices, int threads) {
-  parallel(tile_rows, threads, [=](int64_t i) {
-    const int64_t room = least(offsets[i + 1], capacity) - offsets[i];
-    if (room > 0) write_row(flags + i * words, words, indices + offsets[i], room);
-  });
-  const int64_t used = least(offsets[tile_rows], capacity), slack = capacity - used;
+void clear(Index* indices, int64_t used, int64_t capacity, int threads) {
+  const int64_t slack = capacity - used;
+  threads = useful_threads(slack * int64_t(sizeof(Index)), threads);
+  if (slack <= 0) return;
   parallel(threads, threads, [=](int64_t part) {
     const int64_t from = part_begin(slack, part, threads), to = part_begin(slack, part + 1, threads);
-    if (from < to) memset(indices + used + from, 0, size_t(to - from) * sizeof(Index));
+    memset(indices + used + from, 0, size_t(to - from) * sizeof(Index));
   });
 }
 
 }  // namespace
 
 void detect(const void* x, int64_t rows, int64_t cols, int element_size, bool is_float, int64_t bm, int64_t bn,
-            int64_t capacity, uint64_t* flags, int64_t* offsets, void* indices, int index_size, int threads) {
+            int64_t capacity, uint64_t* flags, int64_t* offsets, void* indices, int index_size, bool cleared,
+            int threads) {
   const int64_t tile_rows = ceil_div(rows, bm), words = ceil_div(ceil_div(cols, bn), 64);
   threads = useful_threads(rows * cols * element_size, threads);
-  const auto flag = [&]<class Lane>(Lane all) {
+  int64_t* const counts = reinterpret_cast<int64_t*>(flags + tile_rows * words);
+  const auto run = [&]<class Lane, class Index>(Lane all, Index* out) {
     const Lane keep = is_float ? Lane(all >> 1) : all;
-    flag_all(static_cast<const Lane*>(x), rows, cols, keep, bm, bn, flags, threads);
+    Detection<Lane, Index>{static_cast<const Lane*>(x), rows, cols, keep, bm, bn, tile_rows, words, capacity, flags,
+                           counts, offsets, out, threads}.run();
+    if (!cleared) clear(out, least(offsets[tile_rows], capacity), capacity, threads);
   };
-  if (element_size == 1) flag(uint8_t(~uint8_t(0)));
-  if (element_size == 2) flag(uint16_t(~uint16_t(0)));
-  if (element_size == 4) flag(~uint32_t(0));
-  if (element_size == 8) flag(~uint64_t(0));
-
-  offsets[0] = 0;
-  parallel(tile_rows, threads, [=](int64_t i) {
-    int64_t count = 0;
-    for (int64_t w = 0; w < words; ++w) count += __builtin_popcountll(flags[i * words + w]);
-    offsets[i + 1] = count;
-  });
-  for (int64_t i = 0; i < tile_rows; ++i) offsets[i + 1] += offsets[i];
-
-  if (index_size == 2) {
-    write_indices(flags, tile_rows, words, capacity, offsets, static_cast<uint16_t*>(indices), threads);
-  } else {
-    write_indices(flags, tile_rows, words, capacity, offsets, static_cast<uint32_t*>(indices), threads);
-  }
+  const auto run_lane = [&]<class Lane>(Lane all) {
+    if (index_size == 2) run(all, static_cast<uint16_t*>(indices));
+    else run(all, static_cast<uint32_t*>(indices));
+  };
+  if (element_size == 1) run_lane(uint8_t(~uint8_t(0)));
+  if (element_size == 2) run_lane(uint16_t(~uint16_t(0)));
+  if (element_size == 4) run_lane(~uint32_t(0));
+  if (element_size == 8) run_lane(~uint64_t(0));
 }
 
 }  // namespace gossamer::GOSSAMER_ISA

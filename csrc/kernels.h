@@ -6,8 +6,9 @@
 // indices[offsets[i] .. offsets[i + 1]) (tile columns). Edge tiles may be ragged. Nothing here allocates.
 //
 // detect   Which tiles of x hold an element with a bit set, the sign of floats apart: -0.0 is zero, NaN is not.
-//          flags is scratch: tile_rows * ceil(tile_cols / 64) words, one bit a tile. offsets[tile_rows + 1] gets the
-//          true counts, indices[capacity] the first `capacity` tile columns, then zeros.
+//          flags is scratch: tile_rows * (ceil(tile_cols / 64) + 1) words, one bit a tile and a count. offsets[tile_rows
+//          + 1] gets the true counts, indices[capacity] the first `capacity` tile columns, then zeros: what is cleared
+//          already is left alone there.
 // gather   values[capacity, bm, bn] = the present tiles of x; slots past the pattern and ragged padding are zero.
 // scatter  dense[rows, cols] = the tiles of values[capacity, bm, bn] in their places, zero elsewhere.
 // gather_mm  c[rows, n] = (a[rows, k] at the tiles (bm, bk) of a pattern, zero elsewhere) @ b[batch, k, n], whose strides
@@ -38,7 +39,8 @@
 // read     Sums x[bytes] as words: the fastest way to touch memory once, the yardstick of the other verbs.
 #define GOSSAMER_FOR_EACH_VERB(VERB)                                                                                \
   VERB(detect, void, const void* x, int64_t rows, int64_t cols, int element_size, bool is_float, int64_t bm,        \
-       int64_t bn, int64_t capacity, uint64_t* flags, int64_t* offsets, void* indices, int index_size, int threads) \
+       int64_t bn, int64_t capacity, uint64_t* flags, int64_t* offsets, void* indices, int index_size, bool cleared,  \
+       int threads)                                                                                                 \
   VERB(gather, void, const void* x, int64_t rows, int64_t cols, int element_size, const int64_t* offsets,           \
        const void* indices, int index_size, int64_t bm, int64_t bn, int64_t capacity, void* values, int threads)    \
   VERB(gather_mm_scratch, int64_t, int element_size, int64_t rows, int64_t k, int64_t capacity, int64_t bk,         \

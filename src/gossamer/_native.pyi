@@ -8,7 +8,7 @@ def compiler() -> str: ...
 def openmp_library() -> str: ...
 def detect(
     x: int, rows: int, cols: int, element_size: int, is_float: bool, bm: int, bn: int, capacity: int,
-    flags: int, offsets: int, indices: int, index_size: int, threads: int, /,
+    flags: int, offsets: int, indices: int, index_size: int, cleared: bool, threads: int, /,
 ) -> None: ...  # fmt: skip
 def gather(
     x: int, rows: int, cols: int, element_size: int, offsets: int, indices: int, index_size: int, bm: int, bn: int,

@@ -46,9 +46,11 @@ def tiles(draw: random.Random, at_end: bool) -> None:
     capacity = max(0, tile_rows * tile_cols + draw.choice((-3, 0, 2)))
     index_size = draw.choice((2, 4))
     source = guarded(content(x), at_end)
-    flags = guarded(8 * tile_rows * -(-tile_cols // 64), at_end)
+    flags = guarded(8 * tile_rows * (-(-tile_cols // 64) + 1), at_end)
     offsets, indices = guarded(8 * (tile_rows + 1), at_end), guarded(index_size * capacity, at_end)
-    _native.detect(source, rows, cols, size, False, bm, bn, capacity, flags, offsets, indices, index_size, threads)
+    _native.detect(
+        source, rows, cols, size, False, bm, bn, capacity, flags, offsets, indices, index_size, False, threads
+    )
     values = guarded(size * bm * bn * capacity, at_end)
     _native.gather(source, rows, cols, size, offsets, indices, index_size, bm, bn, capacity, values, threads)
     counts, offsets_t = guarded(4 * threads * tile_cols, at_end), guarded(8 * (tile_cols + 1), at_end)

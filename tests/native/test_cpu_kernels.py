@@ -181,3 +181,12 @@ def test_more_than_2_to_the_31_elements(isa):
     values = cpu.gather(x, offsets, indices, 1, bn)
     assert values[0].nonzero().tolist() == [[0, 5]] and values[1].nonzero().tolist() == [[0, 69]]
     assert torch.equal(cpu.scatter(values, offsets, indices, 1, cols), x)
+
+
+def test_slack_of_new_memory_is_zero(isa):
+    """Room of 32 MiB is not cleared by the kernel: it comes as zeros."""
+    x = torch.zeros(4096, 4096, dtype=torch.int8)
+    x[0, 7] = x[77, 5] = x[4095, 4095] = 1
+    offsets, indices = cpu.detect(x, 1, 1, x.numel(), True)
+    assert offsets[-1] == 3 and indices[:3].tolist() == [7, 5, 4095]
+    assert indices.numel() == x.numel() and not indices[3:].view(torch.int16).any()

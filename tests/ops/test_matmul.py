@@ -3,6 +3,8 @@
 X has no zero, so that only the index can be the reason why something is missing.
 """
 
+import sys
+
 import pytest
 import torch
 from hypothesis import given
@@ -284,3 +286,19 @@ def test_a_planner_is_asked_at_every_call():
     for _ in range(4):
         assert torch.equal(gs.ops.matmul(a, b, plan=planner), a @ b)
     assert planner.evaluations == 2
+
+
+def test_calls_without_a_plan_share_a_planner_and_in_deterministic_mode_none():
+    sites = sys.modules["gossamer.ops.matmul"].SITES
+    a, b = integers(300, 41), integers(41, 8)
+    before = sites.evaluations
+    for _ in range(5):
+        assert torch.equal(gs.ops.matmul(a, b), a @ b)
+    assert sites.evaluations == before + 1
+    torch.use_deterministic_algorithms(True)
+    try:
+        other = integers(41, 8)  # a site that the planner has not seen
+        assert torch.equal(gs.ops.matmul(a, other), a @ other)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert sites.evaluations == before + 1

@@ -27,6 +27,9 @@ Tile = tuple[int, int]
 BAND = 32
 """Rows that share one list of columns when zeros are skipped along k: tile (32, 1)."""
 
+SITES = Planner()
+"""Plans of calls that bring none. A look at an operand costs several percent of a product, so not every call looks."""
+
 
 def matmul(
     a: Tensor,
@@ -56,8 +59,10 @@ def matmul(
         index: the tiles to multiply, of the sparse operand (a batched a: of `a.flatten(0, 1)`); trusted. What it
             leaves out takes no part even if it is not zero.
         plan: what to do when tile, axis and index are left open: a `gossamer.planner.plan(...)` made before, or a
-            `gossamer.planner.Planner`, which looks at the zeros of each call site now and then. None plans at every
-            call, from a sample of the operand (read on the host: a device sync).
+            `gossamer.planner.Planner` of your own. None asks one that all such calls share: it looks at a sample of the
+            operand (on the host: a device sync) at the first call of each call site and at every 16th, so that the
+            same operands may be multiplied in another order later; under `torch.use_deterministic_algorithms` it looks
+            at every call, and the choice depends on the operands alone.
         backend: None for the kernels of a's device; "cpu", "triton" or "reference" to insist.
 
     Returns:
@@ -209,6 +214,9 @@ def _planned(a: Tensor, b: Tensor, sparse: Literal["a", "b"], plan: Plan | Plann
             )
         if plan is not None and not isinstance(plan, Planner):
             raise TypeError(f"plan must come from gossamer.planner, got {type(plan).__name__}")
-        plan = plan_for(a, b, sparse) if plan is None else plan(a, b, sparse)
+        if plan is None and torch.are_deterministic_algorithms_enabled():
+            plan = plan_for(a, b, sparse)
+        else:
+            plan = (plan or SITES)(a, b, sparse)
     tile = plan.tile
     return tile if tile is None or sparse == "a" else (tile[1], tile[0])

@@ -216,6 +216,17 @@ def test_attention_visits_only_present_tiles() -> None:
     assert index.seen.shape == (24, 4, 4) and index.pattern.grid == (24, 24)
 
 
+def test_autocast_keeps_the_dtype_of_the_weights() -> None:
+    full = gs.Pattern.full((6, 6), (2, 2))
+    modules = (Experts(8, 8, experts=2), ReLUFeedForward(8, 16, tile=(2, 1)), BlockSparseAttention(8, 2, full))
+    for module in modules:
+        with torch.autocast("cpu", torch.bfloat16):
+            x = nn.Linear(8, 8)(torch.randn(2, 6, 8))
+            y = module(x)
+        assert x.dtype == torch.bfloat16 and y.isfinite().all()
+        y.float().sum().backward()
+
+
 def test_bad_attention_is_refused() -> None:
     q, pattern = torch.randn(2, 3, 8, 4), gs.Pattern.full((8, 8), (4, 4))
     with pytest.raises(ValueError, match="q, k and v must have shapes"):

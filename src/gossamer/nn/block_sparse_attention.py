@@ -191,7 +191,8 @@ class BlockSparseAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x[batch, tokens, dim] -> [batch, tokens, dim]."""
-        q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        # autocast may have made it narrower than kernels take
+        q, k, v = self.qkv(x).to(self.qkv.weight.dtype).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         index = self._index
         if index is None or index.heads != len(x) * self.heads or index.pattern.device != x.device:
             each = [self.pattern] if isinstance(self.pattern, Pattern) else self.pattern

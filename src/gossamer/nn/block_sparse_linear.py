@@ -385,6 +385,7 @@ class BlockSparseLinear(nn.Module):
             # the state of a layer that had more or fewer tiles: this one takes its capacity, in the same Parameter
             self.values.data = self.values.new_zeros(values.shape)
             self.indices = self.indices.new_zeros(indices.shape)
+            self.scale = None if self.scale is None else self.scale.new_zeros(len(values))
         super()._load_from_state_dict(state_dict, prefix, *args)
         self._index_changed()
 

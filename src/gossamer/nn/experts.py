@@ -108,6 +108,8 @@ class Experts(nn.Module):
         Raises:
             ValueError: gates without ids, or shapes that do not fit.
         """
+        if torch.is_autocast_enabled(x.device.type):
+            x = x.to(self.up.dtype)
         flat = x.reshape(-1, self.dim)
         if ids is None:
             if gates is not None:
@@ -128,7 +130,7 @@ class Experts(nn.Module):
         else:
             inner = activation(inner)
         y = ops.grouped_matmul(inner, self.down, ids.reshape(-1), index=index).view(*ids.shape, self.dim)
-        y = y.sum(1) if gates is None else (y * gates.reshape(*ids.shape, 1)).sum(1)
+        y = y.sum(1) if gates is None else (y * gates.reshape(*ids.shape, 1).to(y.dtype)).sum(1)
         return y.view(x.shape)
 
 

@@ -51,7 +51,7 @@ class ReLUFeedForward(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x[..., dim] -> [..., dim]."""
-        inner = self.up(x).relu()
+        inner = self.up(x).relu().to(self.down.weight.dtype)  # autocast may have made it narrow
         y = ops.matmul(inner.reshape(-1, inner.shape[-1]), self.down.weight.t(), sparse="a", tile=self.tile)
         if self.down.bias is not None:
             y = y + self.down.bias

@@ -20,7 +20,8 @@ def flags(x: Tensor, starts: Sequence[int], height: int) -> Tensor:
     if height < 1 or not all(0 <= start <= rows - height for start in starts):
         raise ValueError(f"starts must name bands of {height} rows within {rows} rows, got {list(starts)}")
     words = -(-cols // 64)
-    bits = torch.empty(len(starts), height, words, dtype=torch.int64)
+    # Behind its bits detect keeps a count for each row: those of a band lie where the next one's bits will be.
+    bits = torch.empty(len(starts) * height * words + height, dtype=torch.int64)
     offsets = torch.empty(height + 1, dtype=torch.int64)
     of_x, of_bits, of_offsets, size, is_float = (
         x.data_ptr(), bits.data_ptr(), offsets.data_ptr(), x.itemsize, x.dtype in _call.FLOATS,
@@ -31,6 +32,6 @@ def flags(x: Tensor, starts: Sequence[int], height: int) -> Tensor:
         # a band is so small that waking another takes as long.
         _call.native.detect(
             of_x + start * cols * size, height, cols, size, is_float, 1, 1, 0, to, of_offsets, to,
-            _call.index_dtype(cols).itemsize, 1,
+            _call.index_dtype(cols).itemsize, True, 1,
         )  # fmt: skip
-    return bits
+    return bits[: len(starts) * height * words].view(len(starts), height, words)

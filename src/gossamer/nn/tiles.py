@@ -12,11 +12,13 @@ from gossamer.pattern import Pattern
 
 
 def tile_areas(shape: tuple[int, int], tile: tuple[int, int], device: torch.device | str = "cpu") -> Tensor:
-    """int64[tile_rows, tile_cols]: elements of each tile that lie inside the matrix.
+    """int64[tile_rows, tile_cols]: elements of each tile inside the matrix; one number [1, 1] when none is ragged.
 
-    >>> tile_areas((3, 4), (2, 2)).tolist()
-    [[4, 4], [2, 2]]
+    >>> tile_areas((3, 4), (2, 2)).tolist(), tile_areas((4, 4), (2, 2)).tolist()
+    ([[4, 4], [2, 2]], [[4]])
     """
+    if shape[0] % tile[0] == 0 and shape[1] % tile[1] == 0:
+        return torch.tensor([[tile[0] * tile[1]]], device=device)
     sides = []
     for size, side in zip(shape, tile, strict=True):
         first = torch.arange(0, size, side, device=device)

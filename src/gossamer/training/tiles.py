@@ -57,7 +57,8 @@ class TileValues(Masked):
         return self.module.shape
 
     def weights(self, mask: Tensor) -> int:
-        return int((tile_areas(self.module.shape, self.module.tile, mask.device) * mask).sum())
+        areas = tile_areas(self.module.shape, self.module.tile, mask.device)
+        return int(mask.sum() * areas if areas.numel() == 1 else (areas * mask).sum())
 
     def spread(self, mask: Tensor) -> Tensor:
         padded = torch.cat([mask.reshape(-1), mask.new_zeros(1)])  # the last stands for slack
@@ -146,7 +147,7 @@ class TileLayer(Layer):
         pattern = self.tensor.module.pattern
         x = x if x.dtype == torch.float64 else x.float()
         total = x.new_zeros(self.units + 1).index_copy_(0, pattern.keys(), x.sum((1, 2)))[:-1]
-        return total / tile_areas(self.shape, self.tile, x.device).view(-1)
+        return total / tile_areas(self.shape, self.tile, x.device).view(-1)  # one area, or one for each tile
 
     def growth(self, gradient: Tensor) -> Tensor:
         return gradient.reshape(-1)

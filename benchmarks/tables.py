@@ -136,6 +136,125 @@ def tiles(rows: Rows) -> str:
     return _table(head, body)
 
 
+def _short(row: dict[str, Any], name: str) -> str:
+    """A ratio without its quartiles, for wide tables."""
+    for entry in [*row["rows"], row["control"]]:
+        if entry["name"] == name:
+            return f"{entry['ratio']:.2f}x"
+    return ""
+
+
+def _tile(row: dict[str, Any]) -> str:
+    return f"{row['tile'][0]} x {row['tile'][1]}"
+
+
+def products(rows: Rows) -> str:
+    names = ("dynamic", "static", "torch BSR", "torch CSR", "scipy CSR")
+    head = ["m = k", "n", "tile", "density", "dense ms", *names, "A/A", "GFLOP/s dense", "on present tiles"]
+    body = [
+        [
+            str(row["size"]), str(row["n"]), _tile(row), f"{row['density']:.3g}",
+            f"{row['rows'][0]['median'] * 1e3:.2f}", *(_short(row, name) for name in names),
+            f"{row['control']['ratio']:.2f}x", f"{row['dense_gflops']:.0f}", f"{row['gflops']:.0f}",
+        ]
+        for row in rows
+        if "size" in row
+    ]  # fmt: skip
+    law = rows[-1]
+    fits = [
+        f"{whose}: {fit['c']:.2g} · size^{fit['size']:.2f} · density^{fit['density']:.2f} · block^{fit['block']:.2f}"
+        for whose, fit in (
+            ("Least squares over these cells", law["fit"]),
+            ("PopSparse on an IPU, FP16", law["popsparse"]),
+        )
+    ]
+    within = f"every point within {law['fit']['within']:.1f}x of the law"
+    return _table(head, body) + f"\n{fits[0]} ({within}). {fits[1]}; only the shapes compare.\n"
+
+
+def break_even(rows: Rows) -> str:
+    densities = [point["density"] for point in rows[0]["points"]]
+    head = ["block", "break-even density", *(f"at {density:.2g}" for density in densities)]
+    body = []
+    for row in rows:
+        at = row["break_even"]
+        where = "below the first" if at is None else "none: faster at 1" if at == 1.0 else f"{at:.2f}"
+        body.append([str(row["block"]), where, *(_short(point, "dynamic") for point in row["points"])])
+    return _table(head, body)
+
+
+def gradients(rows: Rows) -> str:
+    head = ["gradient of", "block", "density", "dense ms", "ours", "index transposed in the call", "A/A"]
+    body = [
+        [
+            row["gradient"], str(row["block"]), f"{row['density']:.3g}", f"{row['rows'][0]['median'] * 1e3:.2f}",
+            _ratio(row, "ours"), _short(row, "index transposed in the call"), f"{row['control']['ratio']:.2f}x",
+        ]
+        for row in rows
+    ]  # fmt: skip
+    return _table(head, body)
+
+
+def detection(rows: Rows) -> str:
+    head = ["tile", "density", "`gs.detect`", "and gather", "torch conversion", "A/A"]
+    names = ("gs.detect", "gs.detect and gather", "torch conversion")
+    body = [
+        [
+            _tile(row), f"{row['density']:.3g}", *(f"{row['share'][name]:.1%}" for name in names),
+            f"{row['control']['ratio']:.2f}x",
+        ]
+        for row in rows
+    ]  # fmt: skip
+    return _table(head, body)
+
+
+def _runtime(rows: Rows, tile: bool) -> str:
+    names = ("detected", "tile='auto'", "index given") + (() if tile else ("torch, rows selected",))
+    head = [*(["tile"] if tile else []), "zeros", "dense ms", *names, "A/A"]
+    body = [
+        [
+            *([_tile(row)] if tile else []), f"{row['zeros']:.0%}", f"{row['rows'][0]['median'] * 1e3:.2f}",
+            *(_ratio(row, name) for name in names), f"{row['control']['ratio']:.2f}x",
+        ]
+        for row in rows
+    ]  # fmt: skip
+    return _table(head, body)
+
+
+def row_axis(rows: Rows) -> str:
+    return _runtime(rows, tile=False)
+
+
+def column_axis(rows: Rows) -> str:
+    return _runtime(rows, tile=True)
+
+
+def workloads(rows: Rows) -> str:
+    head = ["workload", "setting", "baseline", "ms", "others, over it", "A/A"]
+    body = [
+        [
+            row["workload"], str(row["setting"]), row["rows"][0]["name"], f"{row['rows'][0]['median'] * 1e3:.2f}",
+            ", ".join(f"{entry['name']} {_ratio(row, entry['name'])}" for entry in row["rows"][1:]),
+            f"{row['control']['ratio']:.2f}x",
+        ]
+        for row in rows
+    ]  # fmt: skip
+    return _table(head, body)
+
+
+def training(rows: Rows) -> str:
+    head = ["block", "density", "dense step ms", "gossamer", "SparseLab", "A/A"]
+    body = [
+        [
+            str(row["block"]), f"{row['density']:.3g}", f"{row['rows'][0]['median'] * 1e3:.1f}",
+            _ratio(row, "gossamer"), _ratio(row, "SparseLab") if row["block"] == 1 else "",
+            f"{row['control']['ratio']:.2f}x",
+        ]
+        for row in rows
+    ]  # fmt: skip
+    return _table(head, body)
+
+
 TABLES: dict[str, Callable[[Rows], str]] = {
     "throughput": throughput,
     "refusal": refusal,
@@ -143,6 +262,14 @@ TABLES: dict[str, Callable[[Rows], str]] = {
     "shrinking": shrinking,
     "digits": digits,
     "tiles": tiles,
+    "products": products,
+    "break_even": break_even,
+    "gradients": gradients,
+    "detection": detection,
+    "row_axis": row_axis,
+    "column_axis": column_axis,
+    "workloads": workloads,
+    "training": training,
 }
 
 

@@ -13,7 +13,7 @@ import torch
 
 from gossamer import _native, doctor
 
-VERBS = {"detect", "gather", "mask", "scatter", "select"}
+VERBS = {"detect", "dsd", "gather", "gather_mm", "grouped", "mask", "scatter", "sdd", "select", "transpose"}
 
 
 def without(monkeypatch, *packages):

@@ -280,6 +280,18 @@ def test_a_planned_tile_is_the_one_used():
         assert y.isnan().any(0).nonzero().flatten().tolist() == touched
 
 
+def test_a_plan_whose_sample_missed_the_tiles_gives_way_to_dense():
+    """Three of four rows are there, and dense is as fast once half are: a NaN opposite the empty row tells which ran."""
+    a, b = torch.zeros(4, 8), torch.full((8, 3), torch.nan)
+    a[:3] = 1
+    for break_even, touched in ((0.75, [0, 1, 2]), (0.5, [0, 1, 2, 3])):
+        plan = gs.planner.Plan("m", (1, 8), 0.1, break_even, (), "prior", "", "")
+        assert gs.ops.matmul(a, b, plan=plan).isnan().any(1).nonzero().flatten().tolist() == touched
+        transposed = gs.planner.Plan("n", (8, 1), 0.1, break_even, (), "prior", "", "")
+        y = gs.ops.matmul(b.t(), a.t(), sparse="b", plan=transposed)
+        assert y.isnan().any(0).nonzero().flatten().tolist() == touched
+
+
 def test_a_planner_is_asked_at_every_call():
     planner = gs.planner.Planner(every=2)
     a, b = integers(300, 40), integers(40, 8)

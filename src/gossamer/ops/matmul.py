@@ -108,7 +108,9 @@ def matmul(
     if index is not None:
         index = _given(index, flat, sparse, tile, axis, backend)
     else:
-        index = detect(flat, chosen or _tile(flat, d, sparse, tile, axis), backend=backend)
+        index = detect(flat, _tile(flat, d, sparse, tile, axis) if chosen is None else chosen[0], backend=backend)
+        if chosen is not None and _missed(index, chosen[1]):
+            return torch.matmul(a, b)
     if d.shape[0] > 1 and s.shape[1] % index.tile[0]:
         name = "m" if sparse == "a" else "n"
         raise ValueError(
@@ -204,8 +206,18 @@ def _tile(flat: Tensor, d: Tensor, sparse: str, tile: Tile | Literal["auto"], ax
     return 1, max(flat.shape[1], 1)
 
 
-def _planned(a: Tensor, b: Tensor, sparse: Literal["a", "b"], plan: Plan | Planner | None) -> Tile | None:
-    """The tile of the flat operand that the plan chose, None for the dense product."""
+def _missed(index: Pattern, plan: Plan) -> bool:
+    """Are so many more tiles there than the plan's sample showed that the dense product is faster?
+
+    Asked only where the answer is at hand: on an accelerator it would be a sync.
+    """
+    if index.device.type != "cpu" or torch.compiler.is_compiling():
+        return False
+    return not plan.pays(index.nnz / max(math.prod(index.grid), 1))
+
+
+def _planned(a: Tensor, b: Tensor, sparse: Literal["a", "b"], plan: Plan | Planner | None) -> tuple[Tile, Plan] | None:
+    """The tile of the flat operand that a plan chose, and the plan; None for the dense product."""
     if not isinstance(plan, Plan):
         if torch.compiler.is_compiling():
             raise RuntimeError(
@@ -218,5 +230,6 @@ def _planned(a: Tensor, b: Tensor, sparse: Literal["a", "b"], plan: Plan | Plann
             plan = plan_for(a, b, sparse)
         else:
             plan = (plan or SITES)(a, b, sparse)
-    tile = plan.tile
-    return tile if tile is None or sparse == "a" else (tile[1], tile[0])
+    if plan.tile is None:
+        return None
+    return (plan.tile if sparse == "a" else plan.tile[::-1]), plan

@@ -281,7 +281,7 @@ def test_a_planned_tile_is_the_one_used():
 
 
 def test_a_plan_whose_sample_missed_the_tiles_gives_way_to_dense():
-    """Three of four rows are there, and dense is as fast once half are: a NaN opposite the empty row tells which ran."""
+    """Three rows of four are there. A NaN opposite the empty one tells whether the dense product ran."""
     a, b = torch.zeros(4, 8), torch.full((8, 3), torch.nan)
     a[:3] = 1
     for break_even, touched in ((0.75, [0, 1, 2]), (0.5, [0, 1, 2, 3])):

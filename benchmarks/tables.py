@@ -268,6 +268,7 @@ TABLES: dict[str, Callable[[Rows], str]] = {
     "detection": detection,
     "row_axis": row_axis,
     "column_axis": column_axis,
+    "experts": workloads,
     "workloads": workloads,
     "training": training,
 }

@@ -9,6 +9,7 @@ SECTIONS = {
     "detection": detection.rows,
     "row_axis": runtime.row_axis,
     "column_axis": runtime.column_axis,
+    "experts": workloads.expert_rows,
     "workloads": workloads.rows,
     "training": training.rows,
 }

@@ -26,11 +26,11 @@ def zipf(tokens: int, experts: int, exponent: float = 1.0) -> Tensor:
     return ids[torch.randperm(tokens, generator=torch.Generator().manual_seed(0))]
 
 
-def _loop(x: Tensor, up: Tensor, down: Tensor, ids: Tensor) -> Tensor:
+def _loop(x: Tensor, ups: list[Tensor], downs: list[Tensor], ids: Tensor) -> Tensor:
     y = torch.zeros_like(x)
-    for expert in range(up.shape[0]):
+    for expert, (up, down) in enumerate(zip(ups, downs, strict=True)):
         mine = (ids == expert).nonzero().squeeze(1)
-        y = y.index_copy(0, mine, F.relu(x[mine] @ up[expert]) @ down[expert])
+        y = y.index_copy(0, mine, F.relu(x[mine] @ up) @ down)
     return y
 
 
@@ -45,11 +45,11 @@ def _padded(x: Tensor, up: Tensor, down: Tensor, ids: Tensor) -> Tensor:
     return torch.zeros_like(x).index_copy(0, order, y[ids[order], place])
 
 
-def _sorted_loop(x: Tensor, up: Tensor, down: Tensor, ids: Tensor) -> Tensor:
+def _sorted_loop(x: Tensor, ups: list[Tensor], downs: list[Tensor], ids: Tensor) -> Tensor:
     """The loop of who knows better: tokens sorted once, contiguous slices, one scatter."""
     order = ids.argsort(stable=True)
-    pieces = x[order].split(ids.bincount(minlength=up.shape[0]).tolist())
-    y = torch.cat([F.relu(piece @ u) @ d for piece, u, d in zip(pieces, up.unbind(), down.unbind(), strict=True)])
+    pieces = x[order].split(ids.bincount(minlength=len(ups)).tolist())
+    y = torch.cat([F.relu(piece @ up) @ down for piece, up, down in zip(pieces, ups, downs, strict=True)])
     return torch.zeros_like(x).index_copy(0, order, y)
 
 
@@ -75,14 +75,15 @@ def experts(settings: Settings, routing: str) -> Calls:
         "all to one": lambda: torch.zeros(tokens, dtype=torch.int64),
     }[routing]().to(settings.device)
     up, down = moe.up, moe.down
-    inputs = [x, up, down]
+    # A loop keeps a matrix for each expert: slices of one would give it gradients of the size of all, one per expert.
+    ups, downs = ([w.detach().clone().requires_grad_() for w in weights] for weights in (up, down))
     calls = {
-        "loop over experts": _both_ways(lambda: _loop(x, up, down, ids), inputs),
-        "loop over sorted slices": _both_ways(lambda: _sorted_loop(x, up, down, ids), inputs),
-        "gossamer": _both_ways(lambda: moe(x, ids.unsqueeze(1)), inputs),
+        "loop over experts": _both_ways(lambda: _loop(x, ups, downs, ids), [x, *ups, *downs]),
+        "loop over sorted slices": _both_ways(lambda: _sorted_loop(x, ups, downs, ids), [x, *ups, *downs]),
+        "gossamer": _both_ways(lambda: moe(x, ids.unsqueeze(1)), [x, up, down]),
     }
     if routing != "all to one":  # padded to 4096 tokens for each of 64 experts: more memory than there is
-        calls["padded bmm"] = _both_ways(lambda: _padded(x, up, down, ids), inputs)
+        calls["padded bmm"] = _both_ways(lambda: _padded(x, up, down, ids), [x, up, down])
     return calls
 
 
@@ -128,17 +129,28 @@ def attention(settings: Settings, window: int) -> Calls:
     }
 
 
+def _measure(
+    settings: Settings, cells: list[tuple[str, Any, Callable[[Settings, Any], Calls]]], reps: int
+) -> list[dict[str, Any]]:
+    out = []
+    for name, setting, build in cells:
+        torch.manual_seed(0)
+        run = gs.measure.interleave(build(settings, setting), reps=reps, warmup=1, seconds=20)
+        out.append({"workload": name, "setting": setting, **run.to_dict()})
+    return out
+
+
+def expert_rows(settings: Settings) -> list[dict[str, Any]]:
+    """One row per routing. A padded bmm takes seconds under skew, so there are few rounds."""
+    cells = [("experts", routing, experts) for routing in ("zipf", "uniform", "all to one")]
+    return _measure(settings, cells, min(settings.reps, 5))
+
+
 def rows(settings: Settings) -> list[dict[str, Any]]:
-    """One row per workload and setting; the first candidate is the dense one that everybody has."""
+    """One row per workload and setting; the first candidate is the one that everybody has."""
     cells: list[tuple[str, Any, Callable[[Settings, Any], Calls]]] = [
-        *(("experts", routing, experts) for routing in ("zipf", "uniform", "all to one")),
         *(("ReLU feed-forward, 2nd product", zeros, feed_forward) for zeros in (0.0, 0.5, 0.9, 0.95)),
         *(("padded batch, real share", real, padded_batch) for real in (1.0, 0.7, 0.5)),
         *(("attention, window", window, attention) for window in (64, 256, 2048)),
     ]
-    out = []
-    for name, setting, build in cells:
-        torch.manual_seed(0)
-        run = gs.measure.interleave(build(settings, setting), reps=settings.reps, seconds=20)
-        out.append({"workload": name, "setting": setting, **run.to_dict()})
-    return out
+    return _measure(settings, cells, settings.reps)

@@ -1,7 +1,6 @@
 // Products of groups of rows, each with a matrix of its own: the experts of a mixture, forward and backward.
 #include "gemm.h"
 #include "kernels.h"
-#include "memory.h"
 
 namespace gossamer::GOSSAMER_ISA {
 namespace {
@@ -48,7 +47,6 @@ template <class T>
 void grouped_outer_of(const T* x, int64_t k, const T* dy, int64_t n, Rows source, Rows target, Groups groups, T* dw,
                       T* scratch, int threads) {
   threads = useful_threads(groups.count * k * n * int64_t(sizeof(T)), threads);
-  advise_large_pages(dw, groups.count * k * n * int64_t(sizeof(T)));
   parallel(threads, threads, [=](int64_t part) {
     share_products<T>(groups.count, n, part, threads, [=](int64_t) { return k; },
                       [=](int64_t g) { return groups.size(g) + kPackingRows; },

@@ -142,7 +142,9 @@ def _measure(
 
 def expert_rows(settings: Settings) -> list[dict[str, Any]]:
     """One row per routing. A padded bmm takes seconds under skew, so there are few rounds."""
-    cells = [("experts", routing, experts) for routing in ("zipf", "uniform", "all to one")]
+    cells: list[tuple[str, Any, Callable[[Settings, Any], Calls]]] = [
+        ("experts", routing, experts) for routing in ("zipf", "uniform", "all to one")
+    ]
     return _measure(settings, cells, min(settings.reps, 5))
 
 

@@ -2,27 +2,17 @@
 
 from __future__ import annotations
 
-import mmap
-
 import torch
 from torch import Tensor
 
-from gossamer.kernels.cpu import _call
-
-# From here on every block of the C library is new memory of the operating system, which is zero when first touched.
-# Touching it costs far more than clearing memory in use, so the slack is left as it came.
-NEW_MEMORY_BYTES = 32 << 20
+from gossamer.kernels.cpu import _call, memory
 
 
 def _room(capacity: int, dtype: torch.dtype) -> tuple[Tensor, bool]:
-    """An uninitialised tensor, or zeros that cost nothing until they are touched; and which of the two."""
-    size = capacity * dtype.itemsize
-    if size < NEW_MEMORY_BYTES:
-        return torch.empty(capacity, dtype=dtype), False
-    memory = mmap.mmap(-1, size)
-    if hasattr(mmap, "MADV_HUGEPAGE"):
-        memory.madvise(mmap.MADV_HUGEPAGE)
-    return torch.frombuffer(memory, dtype=dtype), True
+    """Room for indices, and whether it is zero. Slack in new memory is left as it came: touching it costs far more
+    than clearing memory in use."""
+    room = memory.untouched(capacity, dtype)
+    return (torch.empty(capacity, dtype=dtype), False) if room is None else (room, True)
 
 
 def detect(x: Tensor, bm: int, bn: int, capacity: int, ordered: bool) -> tuple[Tensor, Tensor]:

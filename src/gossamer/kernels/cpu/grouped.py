@@ -7,7 +7,7 @@ import os
 import torch
 from torch import Tensor
 
-from gossamer.kernels.cpu import _call
+from gossamer.kernels.cpu import _call, memory
 
 PRODUCT = (torch.float32, torch.float64)
 PLACES = (torch.int32, torch.int64)
@@ -26,7 +26,7 @@ def grouped_mm(
             f"weights must be {offsets.numel() - 1} matrices with {x.shape[1]} {'columns' if flip else 'rows'}, "
             f"got shape {tuple(weights.shape)}"
         )
-    y = torch.empty((out_rows, n), dtype=x.dtype)
+    y = memory.empty((out_rows, n), x.dtype)
     threads = torch.get_num_threads()
     scratch = torch.empty(_call.native.grouped_scratch(x.itemsize, threads), dtype=torch.uint8)
     _call.native.grouped_mm(
@@ -42,7 +42,7 @@ def grouped_outer(x: Tensor, dy: Tensor, source: Tensor | None, target: Tensor |
     _call.tensor(dy, "dy", ndim=2, dtypes=(x.dtype,))
     _check_groups(offsets, source, x.shape[0], "source", target, dy.shape[0], "target")
     groups, k, n = offsets.numel() - 1, x.shape[1], dy.shape[1]
-    dw = torch.empty((groups, k, n), dtype=x.dtype)
+    dw = memory.empty((groups, k, n), x.dtype)
     threads = torch.get_num_threads()
     scratch = torch.empty(_call.native.grouped_scratch(x.itemsize, threads), dtype=torch.uint8)
     _call.native.grouped_outer(

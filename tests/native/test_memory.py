@@ -1,0 +1,108 @@
+"""Large outputs: memory comes back for the next of that size when its tensor is gone, and never before."""
+
+import gc
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from gossamer.kernels.cpu import memory
+
+LARGE = memory.NEW_MEMORY_BYTES // 4  # float32 numbers
+
+
+@pytest.fixture(autouse=True)
+def nothing_kept(monkeypatch):
+    monkeypatch.setattr(memory, "KEPT", memory.Kept(4 * memory.NEW_MEMORY_BYTES))
+
+
+def test_small_outputs_are_torchs_own():
+    x = memory.empty((3, 5), torch.float64)
+    assert x.shape == (3, 5) and x.dtype == torch.float64
+    del x
+    assert not memory.KEPT.blocks
+
+
+@pytest.mark.parametrize("shape", [(LARGE,), (2, LARGE // 2 + 7), (3, LARGE, 1)], ids=str)
+def test_memory_comes_back_when_the_last_view_is_gone(shape):
+    x = memory.empty(shape, torch.float32)
+    assert x.shape == shape and x.is_contiguous() and x.data_ptr() % 4096 == 0
+    address, view = x.data_ptr(), x.view(-1)[-3:].fill_(7)
+    del x
+    gc.collect()
+    assert not memory.KEPT.blocks and view.tolist() == [7, 7, 7]
+    other = memory.empty(shape, torch.float32)
+    assert other.data_ptr() != address
+    del view
+    gc.collect()
+    assert len(memory.KEPT.blocks) == 1
+    assert memory.empty(shape, torch.float32).data_ptr() == address
+
+
+def test_another_size_takes_no_kept_block():
+    del_me = memory.empty((LARGE,), torch.float32)
+    del del_me
+    memory.empty((2 * LARGE,), torch.float32)
+    assert sorted(map(len, memory.KEPT.blocks)) == [4 * LARGE, 8 * LARGE]
+
+
+def test_the_oldest_leave_above_the_limit():
+    tensors = [memory.empty((LARGE + i * memory.PAGE,), torch.float32) for i in range(4)]
+    sizes = [x.untyped_storage().nbytes() for x in tensors]
+    while tensors:
+        tensors.pop(0)
+    kept = [len(block) for block in memory.KEPT.blocks]
+    assert kept == sizes[-len(kept) :] and 0 < sum(kept) <= memory.KEPT.limit < sum(sizes)
+    memory.KEPT.release()
+    assert memory.empty((LARGE,), torch.float32).eq(0).all()
+
+
+def test_a_limit_of_none_keeps_nothing():
+    memory.KEPT.limit = 0
+    memory.empty((LARGE,), torch.float32)
+    assert not memory.KEPT.blocks
+
+
+def test_gradients_of_a_graph_are_kept_memory_and_right():
+    x = torch.randn(40, 300, dtype=torch.float64)
+    weights = torch.randn(80, 300, 200, dtype=torch.float64, requires_grad=True)  # 38 MB
+    ids = torch.arange(40) % 3
+    import gossamer as gs
+
+    for _ in range(3):
+        (got,) = torch.autograd.grad(gs.ops.grouped_matmul(x, weights, ids).sum(), weights)
+        expected = torch.stack([x[ids == e].sum(0) for e in range(3)])
+        torch.testing.assert_close(got[:3, :, 0], expected)
+        assert not got[3:].any()
+        del got
+    assert len(memory.KEPT.blocks) == 1
+
+
+def test_children_do_not_share_a_parents_tensor():
+    code = """
+import os, torch
+from gossamer.kernels.cpu import memory
+for x in (memory.empty((1 << 24,), torch.float32).zero_(), memory.untouched(1 << 24, torch.float32)):
+    child = os.fork()
+    if child == 0:
+        x[0] = 1.0
+        os._exit(0)
+    os.waitpid(child, 0)
+    assert x[0] == 0.0
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+@pytest.mark.parametrize("value", ["-1", "many", ""])
+def test_a_limit_that_is_no_number_is_refused(monkeypatch, value):
+    monkeypatch.setenv("GOSSAMER_KEEP_BYTES", value)
+    with pytest.raises(ValueError, match=f"GOSSAMER_KEEP_BYTES must be a number of bytes.*got '{value}'"):
+        memory._limit()
+
+
+def test_the_limit_can_be_given(monkeypatch):
+    monkeypatch.setenv("GOSSAMER_KEEP_BYTES", "1000")
+    assert memory._limit() == 1000
+    monkeypatch.delenv("GOSSAMER_KEEP_BYTES")
+    assert 0 < memory._limit() <= 2 << 30

@@ -66,6 +66,9 @@ void tiles(const Sampled<T>& s, int threads) {
   });
 }
 
+// Rows that are asked for before they are transposed: nothing else foresees such a stride.
+constexpr int64_t kRowsAhead = 32;
+
 // out[i, :] = column i of x[k, columns], contiguous along k.
 template <class T>
 void pack_columns(const T* x, int64_t stride, int64_t k, int64_t columns, T* out, int threads) {
@@ -75,8 +78,11 @@ void pack_columns(const T* x, int64_t stride, int64_t k, int64_t columns, T* out
     const int64_t end = part_begin(strips, part + 1, threads);
     for (int64_t strip = part_begin(strips, part, threads); strip < end; ++strip) {
       const int64_t c = strip * kLine, wide = least(kLine, columns - c);
-      for (int64_t r = 0; r < k; r += kSide<T>)
+      for (int64_t r = 0; r < k; r += kSide<T>) {
+        for (int64_t i = r + kRowsAhead; i < least(k, r + kRowsAhead + kSide<T>); ++i)
+          __builtin_prefetch(x + i * stride + c);
         transpose(x + r * stride + c, stride, out + c * k + r, k, least(kSide<T>, k - r), wide);
+      }
     }
   });
 }

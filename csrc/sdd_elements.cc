@@ -6,42 +6,49 @@
 namespace gossamer::GOSSAMER_ISA {
 namespace {
 
-constexpr int kMost = kRegisters / 2;  // products at a time
-constexpr int kTogether = 8;           // of them in one loop: there are 16 registers for addresses
+constexpr int kMost = 64;              // products at a time
+constexpr int kHeld = kRegisters / 2;   // vectors of the shared operand in registers
+constexpr int kChains = kHeld / 4;      // sums of one product: no addition waits long for another
 
-template <int kFrom, int kEnd, class T>
-inline void accumulate(const T* one, const T* const* many, int64_t k, Lanes<T>* sums) {
+// out[i] (+)= one . many[i] for i < count <= kMost. Each of `many` is read from end to end, which the prefetcher sees;
+// the additions of one product overlap those of the next.
+template <class T>
+inline void dots_of(int count, const T* one, const T* const* many, int64_t k, T* out, bool add) {
+  Lanes<T> sums[kMost];
   const int64_t whole = k / kLanes<T> * kLanes<T>;
-  for (int64_t p = 0; p < whole; p += kLanes<T>) {
-    const Lanes<T> left = load_lanes(one + p);
-#pragma GCC unroll 8
-    for (int i = kFrom; i < kEnd; ++i) sums[i] = fma(left, load_lanes(many[i] + p), sums[i]);
-  }
   const int rest = int(k - whole);
-  if (rest == 0) return;
-  const Lanes<T> left = load_first(one + whole, rest);
-#pragma GCC unroll 8
-  for (int i = kFrom; i < kEnd; ++i) sums[i] = fma(left, load_first(many[i] + whole, rest), sums[i]);
-}
-
-// out[i] (+)= one . many[i]
-template <int kCount, class T>
-void dots_of(const T* one, const T* const* many, int64_t k, T* out, bool add) {
-  Lanes<T> sums[kCount] = {};
-  accumulate<0, (kCount < kTogether ? kCount : kTogether)>(one, many, k, sums);
-  if constexpr (kCount > kTogether) accumulate<kTogether, kCount>(one, many, k, sums);
-  T old[kCount];
-  if (add) memcpy(old, out, sizeof(old));
-  store_sums<T, kCount>(sums, out);
-  if (!add) return;
-  for (int i = 0; i < kCount; ++i) out[i] += old[i];
-}
-
-template <class T, int kCount = kMost>
-void dots_of(int count, const T* one, const T* const* many, int64_t k, T* out, bool add) {
-  if constexpr (kCount > 0) {
-    if (count == kCount) return dots_of<kCount>(one, many, k, out, add);
-    return dots_of<T, kCount - 1>(count, one, many, k, out, add);
+  int64_t p = 0;
+  for (; p + kHeld * kLanes<T> <= whole; p += kHeld * kLanes<T>) {
+    Lanes<T> left[kHeld];
+#pragma GCC unroll 16
+    for (int v = 0; v < kHeld; ++v) left[v] = load_lanes(one + p + v * kLanes<T>);
+    for (int i = 0; i < count; ++i) {
+      const T* const right = many[i] + p;
+      Lanes<T> chain[kChains] = {};
+      if (p > 0) chain[0] = sums[i];
+#pragma GCC unroll 16
+      for (int v = 0; v < kHeld; ++v)
+        chain[v % kChains] = fma(left[v], load_lanes(right + v * kLanes<T>), chain[v % kChains]);
+#pragma GCC unroll 4
+      for (int half = kChains / 2; half > 0; half /= 2)
+#pragma GCC unroll 4
+        for (int c = 0; c < half; ++c) chain[c] += chain[c + half];
+      sums[i] = chain[0];
+    }
+  }
+  if (p < k) {
+    for (int i = 0; i < count; ++i) {
+      Lanes<T> sum = p > 0 ? sums[i] : Lanes<T>{};
+      for (int64_t q = p; q < whole; q += kLanes<T>) sum = fma(load_lanes(one + q), load_lanes(many[i] + q), sum);
+      if (rest > 0) sum = fma(load_first(one + whole, rest), load_first(many[i] + whole, rest), sum);
+      sums[i] = sum;
+    }
+  }
+  for (int i = 0; i < count; i += kLanes<T>) {
+    const int inside = int(least(count - i, kLanes<T>));
+    for (int j = inside; j < kLanes<T>; ++j) sums[i + j] = Lanes<T>{};
+    const Lanes<T> sum = sum_each<T, kLanes<T>>(sums + i);
+    store_first(out + i, add ? sum + load_first(out + i, inside) : sum, inside);
   }
 }
 
@@ -96,14 +103,19 @@ void column_tiles(const Sampled<T>& s, int64_t from, int64_t k, int64_t i, int64
 }
 
 // Columns of b that a part goes over at a time stay in L2.
-constexpr int64_t kStayBytes = 262144;
+constexpr int64_t kStayBytes = 524288;
 
 template <class T>
 void elements(const Sampled<T>& s, int threads) {
+  constexpr int64_t kLine = 64 / int64_t(sizeof(T));
   parallel(threads, threads, [&](int64_t part) {
     for_each_piece<T>(s.k, [&](int64_t from, int64_t k) {
       const int64_t width = kStayBytes / (k * s.bn * int64_t(sizeof(T))) + 1;
       for_each_visit(s, part, threads, width, [&](int64_t i, int64_t slot, int64_t stop) {
+        if (s.bm == 1 && i + 1 < s.m) {  // the next row comes from L3, and its first product would wait for all of it
+          const T* const next = s.a + (i + 1) * s.a_stride + from;
+          for (int64_t p = 0; p < k; p += kLine) __builtin_prefetch(next + p);
+        }
         (s.bm == 1 ? row_tiles<T> : column_tiles<T>)(s, from, k, i, slot, stop);
       });
     });

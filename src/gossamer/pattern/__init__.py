@@ -1,9 +1,10 @@
 """Structure: which tiles are present. Imports torch and nothing of gossamer above it."""
 
+from gossamer.pattern import pickling, pytree
 from gossamer.pattern.check import Overflow
 from gossamer.pattern.pattern import Pattern
-from gossamer.pattern.pytree import register
 
-register()
+pickling.register()
+pytree.register()
 
 __all__ = ["Overflow", "Pattern"]

@@ -115,6 +115,8 @@ def block_sparse_attention(
     matrices = math.prod(q.shape[:-2])
     if not isinstance(pattern, AttentionIndex):
         each = [pattern] if isinstance(pattern, Pattern) else list(pattern)
+        if not all(isinstance(one, Pattern) for one in each):
+            raise TypeError(f"pattern must be a gossamer.Pattern, or one for each head, got {type(pattern).__name__}")
         if not isinstance(pattern, Pattern) and (q.dim() < 3 or len(each) != q.shape[-3]):
             raise ValueError(f"pattern must be one, or one for each head of q {tuple(q.shape)}, got {len(each)}")
         pattern = AttentionIndex.of(each, matrices // len(each), causal=causal)

@@ -218,10 +218,12 @@ class BlockSparseLinear(nn.Module):
         self._check_pattern(pattern)
         if pattern.device != self.values.device:
             raise ValueError(f"pattern must be on {self.values.device}, got {pattern.device}")
-        if (overflow or self.overflow) == "grow":
-            capacity = max(self.capacity, pattern.nnz)
-        else:
-            capacity = self.capacity
+        if overflow not in (None, "error", "grow"):
+            raise ValueError(f"overflow must be 'error', 'grow' or None, got {overflow!r}")
+        if not isinstance(values, Tensor) and values not in ("keep", "zeros"):
+            raise ValueError(f"values must be 'keep', 'zeros' or a tensor, got {values!r}")
+        grows = (overflow or self.overflow) == "grow"
+        capacity = max(self.capacity, pattern.nnz) if grows else self.capacity
         if isinstance(values, Tensor) and tuple(values.shape) != (capacity, *self.tile):
             raise ValueError(f"values must have shape {(capacity, *self.tile)}, got {tuple(values.shape)}")
         new = pattern.with_capacity(capacity)
@@ -241,7 +243,7 @@ class BlockSparseLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x[..., in_features] -> [..., out_features]."""
-        if x.shape[-1] != self.in_features:
+        if x.dim() == 0 or x.shape[-1] != self.in_features:
             raise ValueError(f"x must have {self.in_features} features, got shape {tuple(x.shape)}")
         if torch.is_autocast_enabled(x.device.type):
             x = x.to(self.bias.dtype if self.bias is not None else self.values.dtype)
@@ -332,6 +334,8 @@ class BlockSparseLinear(nn.Module):
     # ------------------------------------------------------------------ inside
 
     def _check_pattern(self, pattern: Pattern) -> None:
+        if not isinstance(pattern, Pattern):
+            raise TypeError(f"pattern must be a gossamer.Pattern, got {type(pattern).__name__}")
         if tuple(pattern.shape) != self.shape or tuple(pattern.tile) != self.tile:
             raise ValueError(
                 f"pattern must have shape {self.shape} and tile {self.tile}, got shape {tuple(pattern.shape)} and tile "

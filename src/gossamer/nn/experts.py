@@ -108,6 +108,8 @@ class Experts(nn.Module):
         Raises:
             ValueError: gates without ids, or shapes that do not fit.
         """
+        if x.dim() == 0 or x.shape[-1] != self.dim:
+            raise ValueError(f"x must have {self.dim} features, got shape {tuple(x.shape)}")
         if torch.is_autocast_enabled(x.device.type):
             x = x.to(self.up.dtype)
         flat = x.reshape(-1, self.dim)
@@ -120,7 +122,7 @@ class Experts(nn.Module):
                 f"ids and gates must have shape {[*x.shape[:-1], 'j']}, got {list(ids.shape)} and "
                 f"{None if gates is None else list(gates.shape)}"
             )
-        ids = ids.reshape(len(flat), -1)
+        ids = ids.reshape(len(flat), ids.shape[-1])
         index = Pattern.from_ids(ids.reshape(-1), self.experts)
         inner = ops.grouped_matmul(flat, self.up, ids, index=index).flatten(0, 1)
         activation = ACTIVATIONS[self.activation]

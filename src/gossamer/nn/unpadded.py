@@ -43,6 +43,8 @@ class Unpadded(nn.Module):
         if x.dim() < 3:
             raise ValueError(f"x must have shape [batch, tokens, features], got {tuple(x.shape)}")
         if lengths is not None:
+            if lengths.is_floating_point():
+                raise TypeError(f"lengths must be integers, got {lengths.dtype}")
             if lengths.shape != x.shape[:1]:
                 raise ValueError(f"lengths must have shape [{x.shape[0]}], got {tuple(lengths.shape)}")
             if bool((lengths < 0).any()) or bool((lengths > x.shape[1]).any()):

@@ -39,6 +39,11 @@ struct Segments {
     return work != nullptr && !skipped(segment) &&
            (segment.slot != s.offsets[segment.row] || segment.end != s.offsets[segment.row + 1]);
   }
+  int64_t slots() const {
+    int64_t sum = 0;
+    for (int64_t i = 0; i < count; ++i) sum += skipped(at(i)) ? 0 : at(i).end - at(i).slot;
+    return sum;
+  }
   int64_t partials_before(int64_t i) const {
     int64_t sum = 0;
     for (int64_t j = 0; j < i && work != nullptr; ++j) sum += partial(at(j));
@@ -262,6 +267,8 @@ void product(Tiles s, const T* b, int64_t n, int64_t b_stride, bool b_transposed
     s.order = nullptr;
   }
   const Segments segments = {s, work, work == nullptr ? tile_rows : count};
+  if (work != nullptr && segments.slots() != used)  // tiles were dropped, perhaps whole rows of them
+    for (int64_t i = 0; i < s.rows * n; ++i) c[i] = T(0);
   const Product<T> p = {s, segments, b, n, b_stride, b_transposed, c, column_major, scratch, threads};
   parallel(threads, threads, [&p](int64_t part) { p.run(part); });
   if (work != nullptr) parallel(threads, threads, [&p](int64_t part) { p.finish(part); });

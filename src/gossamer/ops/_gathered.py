@@ -84,7 +84,7 @@ def _by_tiles(
     stacked = b[0]
     if batch > 1:
         height = tile_cols * bk  # whole tiles, so that no tile reaches into the next matrix
-        stacked = pad(b, (0, 0, 0, height - k)).reshape(batch * height, -1)
+        stacked = pad(b, (0, 0, 0, height - k)).reshape(batch * height, b.shape[2])
         matrix = slot_rows(offsets, indices.shape[0]) // max((offsets.shape[0] - 1) // batch, 1)
         placed = (indices.to(torch.int64) + matrix * tile_cols).to(index_dtype(batch * tile_cols))
     index = offsets, placed, None
@@ -96,5 +96,5 @@ def _by_tiles(
         transposed = transpose_on(backend)(offsets, placed, batch * tile_cols)
         values = Gather.apply(a, offsets, indices, bm, bk, backend)
         below = Dsd.apply(values, grad, None, rows, batch * height, True, False, backend, *index, *transposed, None)
-        grad_b = below.view(batch, height, -1)[:, :k]
+        grad_b = below.view(batch, height, b.shape[2])[:, :k]
     return grad_a, grad_b

@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from gossamer.kernels import reference
 
@@ -54,6 +55,18 @@ def _launcher(kernel: Callable[[], Callable[..., Any]], strided: tuple[int, ...]
     return launch
 
 
+def _without_tangents(verb: str, kernel: Callable[..., Any]) -> Callable[..., Any]:
+    """The kernel, refusing dual numbers."""
+
+    def launch(*args: Any) -> Any:
+        for arg in args:
+            if isinstance(arg, Tensor) and forward_ad.unpack_dual(arg).tangent is not None:
+                raise RuntimeError(f"gossamer.ops.{verb} has no forward-mode derivative (jvp): differentiate backward")
+        return kernel(*args)
+
+    return launch
+
+
 def register(
     verb: str, schema: str, fake: Callable[..., Any], *, strided: tuple[int, ...] = (), module: str | None = None
 ) -> Callable[[Backend | None], Callable[..., Any]]:
@@ -72,7 +85,9 @@ def register(
     oracle = _launcher(lambda: getattr(reference, verb), strided)
 
     def on(backend: Backend | None) -> Callable[..., Any]:
-        return oracle if backend == "reference" else op
+        kernel = oracle if backend == "reference" else op
+        # A kernel would drop a tangent, and a derivative of zero is a wrong number.
+        return kernel if forward_ad._current_level < 0 else _without_tangents(verb, kernel)
 
     return on
 

@@ -101,7 +101,7 @@ def matmul(
         if torch.is_grad_enabled() and (a if sparse == "a" else b).requires_grad:
             a, b = (AtNonzeros.apply(a), b) if sparse == "a" else (a, AtNonzeros.apply(b))
         if chosen is None:
-            return torch.matmul(a, b)
+            return _dense(a, b)
     s, d = (a, b) if sparse == "a" else (b.mT, a.mT)  # c or c^T = s @ d, with zeros in s
     flat = (s.flatten(0, 1) if s.dim() == 3 else s).contiguous()
     d = d if d.dim() == 3 else d.unsqueeze(0)
@@ -110,7 +110,7 @@ def matmul(
     else:
         index = detect(flat, _tile(flat, d, sparse, tile, axis) if chosen is None else chosen[0], backend=backend)
         if chosen is not None and _missed(index, chosen[1]):
-            return torch.matmul(a, b)
+            return _dense(a, b)
     if d.shape[0] > 1 and s.shape[1] % index.tile[0]:
         name = "m" if sparse == "a" else "n"
         raise ValueError(
@@ -204,6 +204,14 @@ def _tile(flat: Tensor, d: Tensor, sparse: str, tile: Tile | Literal["auto"], ax
     if axis == "k":
         return (BAND if d.shape[0] == 1 else math.gcd(BAND, flat.shape[0] // d.shape[0])), 1
     return 1, max(flat.shape[1], 1)
+
+
+def _dense(a: Tensor, b: Tensor) -> Tensor:
+    """a @ b in a's dtype under autocast too, so that the dtype does not depend on what a plan chose."""
+    if torch.is_autocast_enabled(a.device.type):
+        with torch.autocast(a.device.type, enabled=False):
+            return torch.matmul(a, b)
+    return torch.matmul(a, b)
 
 
 def _missed(index: Pattern, plan: Plan) -> bool:

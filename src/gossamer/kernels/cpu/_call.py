@@ -96,3 +96,9 @@ def check_pattern(offsets: Tensor, indices: Tensor, rows: int, cols: int, bm: in
     if len(wrong):
         at = int(wrong[0])
         raise ValueError(f"indices[{at}] is {int(used[at])}, expected 0 <= index < {tile_cols} tile columns")
+    held = torch.arange(tile_rows).repeat_interleave(offsets.diff())[: len(used)]
+    keys = (held * tile_cols + used).sort().values
+    repeated = keys[1:][keys[1:] == keys[:-1]]
+    if len(repeated):
+        row, column = divmod(int(repeated[0]), tile_cols)
+        raise ValueError(f"indices must not repeat a tile: tile row {row} lists column {column} more than once")

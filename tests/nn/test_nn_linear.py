@@ -277,9 +277,34 @@ def test_a_static_layer_refuses() -> None:
     layer = BlockSparseLinear(16, 16, block=4, density=0.5, mode="static")
     with pytest.raises(RuntimeError, match="static layer keeps its pattern"):
         layer.update_pattern(layer.pattern)
-    assert layer.work is not None
-    covered = [s for row, first, end in layer.work.reshape(-1, 3).tolist() if row >= 0 for s in range(first, end)]
-    assert sorted(covered) == list(range(layer.pattern.nnz))
+
+
+def test_a_static_layer_plans_where_a_row_would_hold_a_thread_up(two_threads) -> None:
+    """In one crowded row or, seen from the gradient, one crowded column; never for an even pattern."""
+    crowded = torch.zeros(16, 16, dtype=torch.bool)
+    crowded[4] = True
+    even = torch.eye(16, dtype=torch.bool)
+    for mask, planned, planned_t in ((crowded, True, False), (crowded.t(), False, True), (even, False, False)):
+        pattern = gs.Pattern.from_mask(mask, (4, 4))
+        layer = BlockSparseLinear(16, 16, block=4, pattern=pattern, mode="static")
+        for work, wanted in ((layer.work, planned), (layer.work_t, planned_t)):
+            assert (work is not None) == wanted
+            if work is not None:
+                covered = [s for row, first, end in work.reshape(-1, 3).tolist() if row >= 0 for s in range(first, end)]
+                assert sorted(covered) == list(range(pattern.nnz))
+        x = torch.randn(5, 16, requires_grad=True)
+        expected = x @ layer.to_dense().t() + layer.bias
+        torch.testing.assert_close(layer(x), expected)
+        (got,), (dense,) = (torch.autograd.grad(y.square().sum(), x) for y in (layer(x), expected))
+        torch.testing.assert_close(got, dense)
+
+
+@pytest.fixture
+def two_threads():
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
 
 
 # ---------------------------------------------------------------- states

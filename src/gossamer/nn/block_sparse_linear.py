@@ -22,7 +22,7 @@ from gossamer.nn.storage import Storage, check_storage, dequantised, quantised
 from gossamer.nn.tap import Tapped
 from gossamer.nn.tiles import best_tiles, inside, random_tiles, tile_means
 from gossamer.pattern import Pattern
-from gossamer.planner import partition
+from gossamer.planner import static_work
 
 Mode = Literal["dynamic", "static"]
 
@@ -39,7 +39,7 @@ class BlockSparseLinear(nn.Module):
             Not used with `pattern`.
         pattern: which tiles are present at first, of shape (out_features, in_features) and tile `block`.
         mode: "dynamic": the pattern may change (`update_pattern`). "static": it never does, and the division of
-            labour among threads is planned once; values are trained as usual.
+            labour is planned once where that gains (`gossamer.planner.static_work`); values are trained as usual.
         capacity: number of tiles there is memory for; None for those present at first.
         overflow: what `update_pattern` does with more tiles than `capacity`: "error", or "grow" (takes new memory, and
             compiled code is compiled again).
@@ -356,18 +356,16 @@ class BlockSparseLinear(nn.Module):
         if self.offsets.is_meta:
             return
         transposed = ops.transpose(self.pattern)
-        fresh = {
+        fresh: dict[str, Tensor | None] = {
             "offsets_t": transposed.pattern.row_offsets(),
             "indices_t": transposed.pattern.indices.view(torch.uint8),
             "order": transposed.order,
         }
         if self.mode == "static":
-            parts = torch.get_num_threads()
-            fresh["work"] = partition(self.pattern, parts).work
-            fresh["work_t"] = partition(transposed.pattern, parts).work
+            fresh |= {"work": static_work(self.pattern), "work_t": static_work(transposed.pattern)}
         for name, tensor in fresh.items():
             held = getattr(self, name)
-            if held is not None and held.shape == tensor.shape and held.device == tensor.device:
+            if held is not None and tensor is not None and held.shape == tensor.shape and held.device == tensor.device:
                 held.copy_(tensor)
             else:
                 setattr(self, name, tensor)

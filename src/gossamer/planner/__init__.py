@@ -9,7 +9,7 @@ from gossamer.planner.coverage import Window, covered, sample
 from gossamer.planner.curve import Curve
 from gossamer.planner.database import Database, Key
 from gossamer.planner.hysteresis import Planner
-from gossamer.planner.partition import Partition, partition
+from gossamer.planner.partition import Partition, partition, static_work
 from gossamer.planner.plan import Candidate, Plan, plan
 from gossamer.planner.regret import Regret, regret
 from gossamer.planner.tiles import MicroTile, expected_cover, micro_tiles
@@ -38,5 +38,6 @@ __all__ = [
     "plan",
     "regret",
     "sample",
+    "static_work",
     "tune",
 ]

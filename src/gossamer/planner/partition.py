@@ -81,6 +81,23 @@ def partition(pattern: Pattern, parts: int, *, bands: int = 1, tolerance: float 
     return Partition(torch.from_numpy(work).to(pattern.device), tuple(loads.tolist()), straddling)
 
 
+def static_work(pattern: Pattern) -> Tensor | None:
+    """The `work` to give products with a pattern that stays: a partition, or None where it would gain nothing.
+
+    On a CPU the kernel cuts panels of columns and whole tile rows into even shares itself, in microseconds, so only a
+    row with more tiles than a thread's share needs a partition. On a GPU a thread block takes a tile row unless told
+    otherwise, so there every pattern gets one, with a part for each multiprocessor. Reads the pattern on the host.
+
+    >>> static_work(Pattern.full((64, 64), (16, 16))) is None
+    True
+    """
+    if pattern.device.type == "cuda":
+        return partition(pattern, torch.cuda.get_device_properties(pattern.device).multi_processor_count).work
+    parts = torch.get_num_threads()
+    longest = int(pattern.row_offsets().diff().max()) if pattern.grid[0] else 0
+    return partition(pattern, parts).work if longest * parts > pattern.nnz else None
+
+
 def check_pattern(pattern: Pattern) -> None:
     if not isinstance(pattern, Pattern):
         raise TypeError(f"pattern must be a gossamer.Pattern, got {type(pattern).__name__}")

@@ -47,7 +47,7 @@ def _cells(settings: Settings) -> list[Cell]:
 def _candidates(dense: Tensor, pattern: gs.Pattern, b: Tensor) -> dict[str, Callable[[], Any]]:
     """Dense first; ours with a dynamic and with a static pattern; the libraries that can hold this matrix."""
     values = pattern.pack(dense)
-    work = gs.planner.partition(pattern, _parts(b)).work
+    work = gs.planner.static_work(pattern)
     calls: dict[str, Callable[[], Any]] = {
         "torch dense": lambda: dense @ b,
         "dynamic": lambda: gs.ops.dsd(values, pattern, b),
@@ -64,13 +64,6 @@ def _candidates(dense: Tensor, pattern: gs.Pattern, b: Tensor) -> dict[str, Call
         if other is not None:
             calls["scipy CSR"] = lambda: other @ b_numpy
     return calls
-
-
-def _parts(x: Tensor) -> int:
-    """Threads, or multiprocessors, that share the work."""
-    if x.is_cuda:
-        return torch.cuda.get_device_properties(x.device).multi_processor_count
-    return torch.get_num_threads()
 
 
 def rows(settings: Settings) -> list[dict[str, Any]]:

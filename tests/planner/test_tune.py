@@ -104,3 +104,11 @@ def test_a_busy_machine_is_named(cache, caplog, monkeypatch):
     assert len(said) == 2 and said[1].startswith(
         "64 x 96 x 16 float32 tile (8, 1): two runs of the same product differ"
     )
+
+
+def test_a_cache_folder_that_is_a_file_is_named(tmp_path):
+    taken = tmp_path / "file"
+    taken.write_text("mine")
+    with pytest.raises(NotADirectoryError, match=r"GOSSAMER_CACHE.*file"):
+        tune("cpu", shapes=[SHAPE], quick=True).save(taken)
+    assert taken.read_text() == "mine"

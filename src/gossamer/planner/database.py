@@ -95,7 +95,10 @@ class Database:
     def save(self, folder: Path | None = None) -> Path:
         """Write the file, in one step: a reader sees the old content or the new. Returns its path; OSError if not."""
         path = file_for(self.machine, folder)
-        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except FileExistsError as error:
+            raise NotADirectoryError(f"GOSSAMER_CACHE must name a folder, got the file {path.parent}") from error
         draft = path.with_name(f"{path.name}.{os.getpid()}")
         try:
             draft.write_text(json.dumps(self.to_json(), indent=1))

@@ -12,14 +12,18 @@ from torch import nn
 import gossamer as gs
 from gossamer.models.vit import Attention, Block
 
-SMALL = {"mlp": {}, "convnet": {"widths": (8, 12)}, "resnet20": {"width": 4}, "resnet50": {"width": 4},
-         "vgg16": {}, "vit": {"dim": 16, "depth": 2, "heads": 2}}  # fmt: skip
+SMALL = {"mlp": {}, "convnet": {"widths": (8, 12)}, "resnet20": {"width": 4}, "resnet34": {"width": 4},
+         "resnet50": {"width": 4}, "fixup_resnet50": {"width": 8}, "vgg16": {}, "vgg16_plain": {},
+         "vit": {"dim": 16, "depth": 2, "heads": 2}}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", gs.models.names())
 @pytest.mark.parametrize("shape", [(1, 8, 8), (3, 17, 12)])
 def test_logits_and_gradients_reach_everything(name: str, shape: tuple[int, ...]) -> None:
     model = gs.models.build(name, input_shape=shape, classes=7, **SMALL[name])
+    for parameter in model.parameters():  # what starts at zero hides what lies behind it
+        if not parameter.any():
+            nn.init.normal_(parameter, std=0.02)
     logits = model(torch.randn(4, *shape))
     assert logits.shape == (4, 7)
     logits.square().sum().backward()
@@ -32,8 +36,12 @@ def test_logits_and_gradients_reach_everything(name: str, shape: tuple[int, ...]
     ("name", "shape", "classes", "parameters"),
     [
         ("resnet20", (3, 32, 32), 10, 272_474),
+        ("resnet34", (3, 224, 224), 1000, 21_797_672),
         ("resnet50", (3, 224, 224), 1000, 25_557_032),
+        # ResNet-50 without its 53,120 of BatchNorm; 7 scalars a block, 1 for each of 4 shortcuts, 2 outside.
+        ("fixup_resnet50", (3, 224, 224), 1000, 25_557_032 - 53_120 + 16 * 7 + 4 + 2),
         ("vgg16", (3, 224, 224), 1000, 138_365_992 - 4_224),  # BatchNorm makes the 4224 conv biases idle
+        ("vgg16_plain", (3, 224, 224), 1000, 138_357_544),
     ],
 )
 def test_parameters_of_the_published_networks(name: str, shape: tuple[int, ...], classes: int, parameters: int) -> None:
@@ -121,7 +129,7 @@ def test_a_factory_of_ones_own_from_a_module_and_from_a_file(user_file: Path) ->
 @pytest.mark.parametrize(
     ("model", "said"),
     [
-        ("resnet51", r"'resnet51'; expected one of mlp, convnet, resnet20, resnet50, vgg16, vit, module:factory"),
+        ("resnet51", r"'resnet51'; expected one of mlp, convnet, resnet20, resnet34, .*, vit, module:factory"),
         ("", r"model is ''"),
         (":plain", r"model is ':plain'"),
         ("my_networks:nothing", r"my_networks has no 'nothing'"),

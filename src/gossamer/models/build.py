@@ -15,17 +15,21 @@ from typing import Any
 from torch import nn
 
 from gossamer.models.convnet import ConvNet
+from gossamer.models.fixup import fixup_resnet50
 from gossamer.models.mlp import MLP
-from gossamer.models.resnet import resnet20, resnet50
-from gossamer.models.vgg import vgg16
+from gossamer.models.resnet import resnet20, resnet34, resnet50
+from gossamer.models.vgg import vgg16, vgg16_plain
 from gossamer.models.vit import ViT
 
 _FACTORIES: dict[str, Callable[..., nn.Module]] = {
     "mlp": MLP,
     "convnet": ConvNet,
     "resnet20": resnet20,
+    "resnet34": resnet34,
     "resnet50": resnet50,
+    "fixup_resnet50": fixup_resnet50,
     "vgg16": vgg16,
+    "vgg16_plain": vgg16_plain,
     "vit": ViT,
 }
 
@@ -35,7 +39,7 @@ def names() -> tuple[str, ...]:
 
     >>> import gossamer as gs
     >>> gs.models.names()
-    ('mlp', 'convnet', 'resnet20', 'resnet50', 'vgg16', 'vit')
+    ('mlp', 'convnet', 'resnet20', 'resnet34', 'resnet50', 'fixup_resnet50', 'vgg16', 'vgg16_plain', 'vit')
     """
     return tuple(_FACTORIES)
 

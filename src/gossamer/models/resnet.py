@@ -1,7 +1,8 @@
 """Residual networks (He et al. 2016): y = ReLU(F(x) + shortcut(x)), the shortcut a 1x1 convolution where shapes differ.
 
-`resnet20` is the CIFAR network of the paper's section 4.2 with projection shortcuts (option B). `resnet50` is the
-ImageNet network in its v1.5 form: the stride sits in the 3x3 convolution of a bottleneck, not in the 1x1 before it.
+`resnet20` is the CIFAR network of the paper's section 4.2 with projection shortcuts (option B). `resnet34` and
+`resnet50` are the ImageNet networks, the latter in its v1.5 form: the stride sits in the 3x3 convolution of a
+bottleneck, not in the 1x1 before it.
 """
 
 from __future__ import annotations
@@ -126,6 +127,23 @@ def resnet20(input_shape: Sequence[int], classes: int, *, width: int = 16) -> Re
     """
     widths = (width, 2 * width, 4 * width)
     return ResNet(input_shape, classes, block=Basic, depths=(3, 3, 3), widths=widths, large_stem=False)
+
+
+def resnet34(input_shape: Sequence[int], classes: int, *, width: int = 64) -> ResNet:
+    """ImageNet ResNet-34; images under 64 pixels get a 3x3 stem without pooling, as is usual on CIFAR.
+
+    >>> import gossamer as gs
+    >>> sum(p.numel() for p in gs.models.resnet34((3, 224, 224), 1000).parameters())
+    21797672
+    """
+    return ResNet(
+        input_shape,
+        classes,
+        block=Basic,
+        depths=(3, 4, 6, 3),
+        widths=(width, 2 * width, 4 * width, 8 * width),
+        large_stem=min(input_shape[1:]) >= 64,
+    )
 
 
 def resnet50(input_shape: Sequence[int], classes: int, *, width: int = 64) -> ResNet:

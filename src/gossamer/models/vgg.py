@@ -76,3 +76,14 @@ def vgg16(
     if head is None:
         head = (4096, 4096) if min(input_shape[1:]) >= 64 else (512,)
     return VGG(input_shape, classes, head=head, batch_norm=batch_norm)
+
+
+def vgg16_plain(input_shape: Sequence[int], classes: int, *, head: Sequence[int] | None = None) -> VGG:
+    """VGG-16 as published, without BatchNorm: every convolution has a bias and is followed by its ReLU at once.
+
+    >>> import gossamer as gs
+    >>> net = gs.models.vgg16_plain((3, 32, 32), 10)
+    >>> [type(layer).__name__ for layer in net.features[:3]]
+    ['Conv2d', 'ReLU', 'Conv2d']
+    """
+    return vgg16(input_shape, classes, batch_norm=False, head=head)

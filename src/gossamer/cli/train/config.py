@@ -28,7 +28,8 @@ class Train:
     compact_every: int | None = None
     """Cut removed channels out during training, after every K-th removal (chase only); by default only at the end."""
     model: str = "convnet"
-    """mlp, convnet, resnet20, resnet50, vgg16, vit, or a factory: module:factory or path/to/file.py:factory."""
+    """mlp, convnet, resnet20, resnet34, resnet50, fixup_resnet50, vgg16, vgg16_plain, vit, or a factory: module:factory
+    or path/to/file.py:factory."""
     data: str = "digits"
     """digits (bundled with scikit-learn), imagefolder:PATH (one folder per class) or npz:PATH (arrays x and y)."""
     epochs: int = 20

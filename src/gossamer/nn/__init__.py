@@ -5,6 +5,7 @@ from gossamer.nn.block_sparse_linear import BlockSparseLinear
 from gossamer.nn.experts import Experts, balance_loss
 from gossamer.nn.moves import moved
 from gossamer.nn.relu_feed_forward import ReLUFeedForward
+from gossamer.nn.statistical_topk import StatisticalTopK
 from gossamer.nn.unpadded import Unpadded
 
 __all__ = [
@@ -13,6 +14,7 @@ __all__ = [
     "BlockSparseLinear",
     "Experts",
     "ReLUFeedForward",
+    "StatisticalTopK",
     "Unpadded",
     "balance_loss",
     "block_sparse_attention",

@@ -9,6 +9,7 @@ from gossamer.ops.grouped_matmul import grouped_matmul
 from gossamer.ops.matmul import matmul
 from gossamer.ops.scatter import scatter
 from gossamer.ops.sdd import sdd
+from gossamer.ops.statistical_topk import statistical_topk
 from gossamer.ops.transpose import Transposed, transpose
 
 __all__ = [
@@ -22,5 +23,6 @@ __all__ = [
     "matmul",
     "scatter",
     "sdd",
+    "statistical_topk",
     "transpose",
 ]

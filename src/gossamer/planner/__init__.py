@@ -12,6 +12,7 @@ from gossamer.planner.hysteresis import Planner
 from gossamer.planner.partition import Partition, partition, static_work
 from gossamer.planner.plan import Candidate, Plan, plan
 from gossamer.planner.regret import Regret, regret
+from gossamer.planner.skipping import Site, site
 from gossamer.planner.tiles import MicroTile, expected_cover, micro_tiles
 from gossamer.planner.tune import tune
 
@@ -29,6 +30,7 @@ __all__ = [
     "Plan",
     "Planner",
     "Regret",
+    "Site",
     "Window",
     "analyse",
     "covered",
@@ -38,6 +40,7 @@ __all__ = [
     "plan",
     "regret",
     "sample",
+    "site",
     "static_work",
     "tune",
 ]

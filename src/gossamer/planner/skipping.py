@@ -1,8 +1,8 @@
 """A layer's memory: does skipping zeros pay here, on the zeros this layer really sees and on this machine?
 
-call      0      1     2      3     4 ... 53   54     55    56     57
-path      dense  skip  dense  skip  skip       dense  skip  dense  skip  skip ...
-          '--- cold --''- trial 1 -'           '------ trial 2 -------'
+call      0      1      2      3      4      5      6 ... 55   56     57     58 ...
+path      dense  skip   dense  skip   dense  skip   skip       dense  skip   skip
+          '--- cold --' '------- trial 1 ---------'            '- trial 2 -'
 
 A *trial* runs the paths in turn on the user's own data and compares minima, so what else the machine does meanwhile
 falls on all of them. Between trials only the density is watched: a trial's ratio of skip to dense holds under any load,
@@ -121,10 +121,10 @@ class Site:
         ...
         site.observe("forward", path, seconds, {"x": nonzeros / elements})
 
-    "skip" skips zeros of `x` in the pass "forward" and of `dy` in "input"; "skip_x" and "skip_dy" name theirs. The first
-    calls of a shape try every path, in turn, twice to five times; a path that is clearly slower goes first. Later
-    trials come after 50, 100, ... 1000 calls, or when the density has moved so far that another path should be cheaper;
-    those lose at most 1 % of the time. Under `torch.use_deterministic_algorithms` densities alone decide.
+    "skip" skips zeros of `x` in the pass "forward" and of `dy` in "input"; "skip_x" and "skip_dy" name theirs. The
+    first calls of a shape try every path in turn, three to five times; a path that is clearly slower goes first. Later
+    trials come after 50, 100, ... 1000 calls, or when the density has moved so far that another path should be
+    cheaper; they lose about 1 % of the time at most. Under `torch.use_deterministic_algorithms` densities alone decide.
 
     Threads may share a site. A copy, or a site read back from a file, has a key of its own and knows nothing: it may
     live on another machine.

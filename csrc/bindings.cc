@@ -168,6 +168,22 @@ NB_MODULE(_native, m) {
                              index_size_t, at<int32_t>(order), threads);
         },
         unlocked);
+  m.def("skip_mv_scratch", [](int64_t c) { return active().skip_mv_scratch(c); });
+  m.def("skip_mv",
+        [](uintptr_t x, int64_t batch, int64_t c, uintptr_t w, bool bfloat16, int64_t k, uintptr_t bias,
+           float threshold, uintptr_t y, uintptr_t counts, uintptr_t scratch, int threads) {
+          active().skip_mv(at<const float>(x), batch, c, at<const void>(w), bfloat16, k, at<const float>(bias),
+                           threshold, at<float>(y), at<int64_t>(counts), at<void>(scratch), threads);
+        },
+        unlocked);
+  m.def("gated_mv_scratch", [](int64_t k) { return active().gated_mv_scratch(k); });
+  m.def("gated_mv",
+        [](uintptr_t x, int64_t batch, int64_t c, uintptr_t w, bool bfloat16, int64_t k, uintptr_t bias,
+           uintptr_t gate, uintptr_t y, uintptr_t scratch, int threads) {
+          active().gated_mv(at<const float>(x), batch, c, at<const void>(w), bfloat16, k, at<const float>(bias),
+                            at<const float>(gate), at<float>(y), at<void>(scratch), threads);
+        },
+        unlocked);
   m.def("read",
         [](uintptr_t x, int64_t bytes, int threads) { return active().read(at<const void>(x), bytes, threads); },
         unlocked);

@@ -36,6 +36,11 @@
 // transpose  The index of the transposed pattern. Rows ascend inside each row of offsets_t[tile_cols + 1]; order[s] is the
 //          slot that slot s of the transposed pattern has in this one, s itself in the slack. counts is scratch:
 //          threads * tile_cols entries.
+// skip_mv  y[batch, k] = bias (null: 0) + x[batch, c] @ w[c, k], without the elements of x within threshold of zero. A row
+//          of w that none of eight rows of x needs is not read. w is float, or bfloat16; counts[1] gets the elements of x
+//          that were used. scratch has skip_mv_scratch bytes.
+// gated_mv  y[batch, k] = gate * (x[batch, c] @ w[k, c]^T + bias), 0 where the gate is 0. A row of w whose gates are 0 for
+//          eight rows of x is not read. scratch has gated_mv_scratch bytes.
 // read     Sums x[bytes] as words: the fastest way to touch memory once, the yardstick of the other verbs.
 #define GOSSAMER_FOR_EACH_VERB(VERB)                                                                                \
   VERB(detect, void, const void* x, int64_t rows, int64_t cols, int element_size, bool is_float, int64_t bm,        \
@@ -75,6 +80,12 @@
   VERB(transpose, void, const int64_t* offsets, const void* indices, int index_size, int64_t tile_rows,              \
        int64_t tile_cols, int64_t capacity, uint32_t* counts, int64_t* offsets_t, void* indices_t, int index_size_t, \
        int32_t* order, int threads)                                                                                 \
+  VERB(skip_mv_scratch, int64_t, int64_t c)                                                                         \
+  VERB(skip_mv, void, const float* x, int64_t batch, int64_t c, const void* w, bool bfloat16, int64_t k,            \
+       const float* bias, float threshold, float* y, int64_t* counts, void* scratch, int threads)                   \
+  VERB(gated_mv_scratch, int64_t, int64_t k)                                                                        \
+  VERB(gated_mv, void, const float* x, int64_t batch, int64_t c, const void* w, bool bfloat16, int64_t k,           \
+       const float* bias, const float* gate, float* y, void* scratch, int threads)                                  \
   VERB(read, uint64_t, const void* x, int64_t bytes, int threads)
 
 #define GOSSAMER_DECLARE(name, result, ...) result name(__VA_ARGS__);

@@ -58,4 +58,14 @@ def transpose(
     offsets: int, indices: int, index_size: int, tile_rows: int, tile_cols: int, capacity: int, counts: int,
     offsets_t: int, indices_t: int, index_size_t: int, order: int, threads: int, /,
 ) -> None: ...  # fmt: skip
+def skip_mv_scratch(c: int, /) -> int: ...
+def skip_mv(
+    x: int, batch: int, c: int, w: int, bfloat16: bool, k: int, bias: int, threshold: float, y: int, counts: int,
+    scratch: int, threads: int, /,
+) -> None: ...  # fmt: skip
+def gated_mv_scratch(k: int, /) -> int: ...
+def gated_mv(
+    x: int, batch: int, c: int, w: int, bfloat16: bool, k: int, bias: int, gate: int, y: int, scratch: int,
+    threads: int, /,
+) -> None: ...  # fmt: skip
 def read(x: int, bytes: int, threads: int, /) -> int: ...

@@ -153,6 +153,19 @@ def elements(draw: random.Random, at_end: bool) -> None:
             _native.select(scores, allowed, n, k, True, guarded(n, at_end), scratch, threads)
 
 
+def few_rows(draw: random.Random, at_end: bool) -> None:
+    threads, batch, short = draw.choice((1, 2)), draw.choice((0, 1, 3, 8, 9)), draw.choice((False, True))
+    c, k = draw.choice((0, 1, 7, 8, 65, 200)), draw.choice((0, 1, 15, 64, 257, 700))
+    dtype = torch.bfloat16 if short else torch.float32
+    x, gate = (torch.randn(batch, n) * (torch.rand(batch, n) < draw.choice((0, 0.3, 1))) for n in (c, k))
+    x, gate, w = (guarded(content(value), at_end) for value in (x, gate, torch.randn(c * k).to(dtype)))
+    bias, y = draw.choice((0, guarded(content(torch.randn(k)), at_end))), guarded(4 * batch * k, at_end)
+    counts, scratch = guarded(8, at_end), guarded(_native.skip_mv_scratch(c), at_end)
+    _native.skip_mv(x, batch, c, w, short, k, bias, 0.5, y, counts, scratch, threads)
+    scratch = guarded(_native.gated_mv_scratch(k), at_end)
+    _native.gated_mv(x, batch, c, w, short, k, bias, gate, y, scratch, threads)
+
+
 if __name__ == "__main__":
     _native.set_isa(sys.argv[1])
     torch.manual_seed(0)
@@ -164,6 +177,7 @@ if __name__ == "__main__":
             gather_mm(random.Random(seed), at_end)
             grouped(random.Random(seed), at_end)
             elements(random.Random(seed), at_end)
+            few_rows(random.Random(seed), at_end)
             calls += 1
             KEPT.clear()
     print(calls)

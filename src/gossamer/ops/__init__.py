@@ -4,12 +4,14 @@ from gossamer.ops._register import Backend
 from gossamer.ops.dds import dds
 from gossamer.ops.detect import detect
 from gossamer.ops.dsd import dsd
+from gossamer.ops.gated_mv import gated_mv
 from gossamer.ops.gather import gather
 from gossamer.ops.grouped_matmul import grouped_matmul
 from gossamer.ops.matmul import matmul
 from gossamer.ops.scatter import scatter
 from gossamer.ops.sdd import sdd
 from gossamer.ops.statistical_topk import statistical_topk
+from gossamer.ops.skip_mv import skip_mv
 from gossamer.ops.transpose import Transposed, transpose
 
 __all__ = [
@@ -18,11 +20,13 @@ __all__ = [
     "dds",
     "detect",
     "dsd",
+    "gated_mv",
     "gather",
     "grouped_matmul",
     "matmul",
     "scatter",
     "sdd",
     "statistical_topk",
+    "skip_mv",
     "transpose",
 ]

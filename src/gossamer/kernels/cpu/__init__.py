@@ -10,11 +10,13 @@ from gossamer.kernels.cpu.read import read
 from gossamer.kernels.cpu.scatter import scatter
 from gossamer.kernels.cpu.sdd import sdd
 from gossamer.kernels.cpu.select import topk_mask
+from gossamer.kernels.cpu.skip_mv import gated_mv, skip_mv
 from gossamer.kernels.cpu.transpose import transpose
 
 __all__ = [
     "detect",
     "dsd",
+    "gated_mv",
     "gather",
     "gather_mm",
     "grouped_mm",
@@ -23,6 +25,7 @@ __all__ = [
     "read",
     "scatter",
     "sdd",
+    "skip_mv",
     "topk_mask",
     "transpose",
 ]

@@ -7,16 +7,19 @@ from gossamer.kernels.reference.gather_mm import gather_mm
 from gossamer.kernels.reference.grouped import grouped_mm, grouped_outer
 from gossamer.kernels.reference.scatter import scatter
 from gossamer.kernels.reference.sdd import sdd
+from gossamer.kernels.reference.skip_mv import gated_mv, skip_mv
 from gossamer.kernels.reference.transpose import transpose
 
 __all__ = [
     "detect",
     "dsd",
+    "gated_mv",
     "gather",
     "gather_mm",
     "grouped_mm",
     "grouped_outer",
     "scatter",
     "sdd",
+    "skip_mv",
     "transpose",
 ]

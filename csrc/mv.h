@@ -1,0 +1,82 @@
+// Words of the products of a few vectors with a matrix of weights of which most rows are not read.
+//
+// Up to eight vectors share one reading of the weights: a row that any of them needs is read once, and each takes it only
+// if it needs it. `who` says which, a bit a vector.
+#pragma once
+#include "lanes.h"
+
+namespace gossamer::GOSSAMER_ISA {
+namespace {
+
+constexpr int kBatch = 8;       // vectors that share a reading of the weights
+constexpr int kLineBytes = 64;  // of a cache line
+
+template <class W>
+constexpr int64_t kLine = kLineBytes / int(sizeof(W));
+
+// Weights as floats; `count` of them, the rest zero.
+inline Lanes<float> load_weights(const float* p) { return load_lanes(p); }
+inline Lanes<float> load_weights(const float* p, int count) { return load_first(p, count); }
+
+inline Lanes<float> load_weights(const BFloat16* p) {
+#if defined(GOSSAMER_AVX512)
+  const __m256i half = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+  return (Lanes<float>)_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16);
+#elif defined(GOSSAMER_AVX2)
+  const __m128i half = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+  return (Lanes<float>)_mm256_slli_epi32(_mm256_cvtepu16_epi32(half), 16);
+#else
+  return Lanes<float>{widen(p[0]), widen(p[1]), widen(p[2]), widen(p[3])};
+#endif
+}
+
+inline Lanes<float> load_weights(const BFloat16* p, int count) {
+  BFloat16 few[kLanes<float>] = {};
+  memcpy(few, p, size_t(count) * sizeof(BFloat16));
+  return load_weights(few);
+}
+
+// The places, ascending, where one of `batch` <= kBatch rows of x[batch, n] is not within `threshold` of zero, and which
+// rows these are. Compares bits: those of a NaN are above those of every number. Returns how many; adds to *pairs how
+// many elements of x that is.
+int64_t find_kept(const float* x, int64_t batch, int64_t n, float threshold, int64_t* place, uint8_t* who,
+                  int64_t* pairs) {
+  typedef uint32_t Words __attribute__((vector_size(kWidth)));
+  typedef int32_t SignedWords __attribute__((vector_size(kWidth)));
+  int32_t limit;
+  memcpy(&limit, &threshold, sizeof(limit));
+  int64_t found = 0;
+  for (int64_t i = 0; i < n; i += 64) {
+    const int64_t count = least(64, n - i);
+    uint64_t kept[kBatch], any = 0;
+    for (int64_t b = 0; b < batch; ++b) {
+      const float* const from = x + b * n + i;
+      Block<uint32_t> block;
+      if (count == 64) {
+        block = load_block(reinterpret_cast<const uint32_t*>(from));
+      } else {
+        memset(&block, 0, sizeof(block));
+        memcpy(&block, from, size_t(count) * sizeof(float));
+      }
+      for (int v = 0; v < kVecs<uint32_t>; ++v)
+        block.v[v] = (Vec)((SignedWords)((Words)block.v[v] & 0x7fffffffu) > limit);
+      kept[b] = lane_bits(block, ~uint32_t(0));
+      any |= kept[b];
+      *pairs += __builtin_popcountll(kept[b]);
+    }
+    for (; any != 0; any &= any - 1, ++found) {
+      const int bit = __builtin_ctzll(any);
+      place[found] = i + bit;
+      uint8_t users = 1;
+      if (batch > 1) {
+        users = 0;
+        for (int64_t b = 0; b < batch; ++b) users = uint8_t(users | (kept[b] >> bit & 1) << b);
+      }
+      who[found] = users;
+    }
+  }
+  return found;
+}
+
+}  // namespace
+}  // namespace gossamer::GOSSAMER_ISA

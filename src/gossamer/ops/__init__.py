@@ -10,8 +10,8 @@ from gossamer.ops.grouped_matmul import grouped_matmul
 from gossamer.ops.matmul import matmul
 from gossamer.ops.scatter import scatter
 from gossamer.ops.sdd import sdd
-from gossamer.ops.statistical_topk import statistical_topk
 from gossamer.ops.skip_mv import skip_mv
+from gossamer.ops.statistical_topk import statistical_topk
 from gossamer.ops.transpose import Transposed, transpose
 
 __all__ = [
@@ -26,7 +26,7 @@ __all__ = [
     "matmul",
     "scatter",
     "sdd",
-    "statistical_topk",
     "skip_mv",
+    "statistical_topk",
     "transpose",
 ]

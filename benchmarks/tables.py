@@ -255,6 +255,25 @@ def training(rows: Rows) -> str:
     return _table(head, body)
 
 
+def explain(rows: Rows) -> str:
+    return "\n" + "\n".join(f"    {line}".rstrip() for line in rows[0]["text"]) + "\n"
+
+
+def regret(rows: Rows) -> str:
+    head = ["mask", "chosen", "best", "regret", "chosen, of dense", "to decide"]
+    body = [
+        [
+            row["mask"], row["chosen"], row["best"], f"{row['regret']:.2f}",
+            f"{row['seconds'] / row['dense_seconds']:.2f}", f"{row['decide'] * 1e6:.0f} us",
+        ]
+        for row in rows
+        if "chosen" in row
+    ]  # fmt: skip
+    total = rows[-1]
+    summary = f"Median regret {total['median']:.2f}, largest {total['max']:.2f}; "
+    return _table(head, body) + f"\n{summary}the worst choice lost {total['max_loss']:.0%} of the dense product.\n"
+
+
 TABLES: dict[str, Callable[[Rows], str]] = {
     "throughput": throughput,
     "refusal": refusal,
@@ -271,15 +290,20 @@ TABLES: dict[str, Callable[[Rows], str]] = {
     "experts": workloads,
     "workloads": workloads,
     "training": training,
+    "explain": explain,
+    "regret": regret,
 }
 
 
-def _caption(where: dict[str, Any]) -> str:
+PLAIN = ("explain", "regret")  # sections without interleaved ratios
+
+
+def _caption(where: dict[str, Any], section: str) -> str:
     versions = where["versions"]
     return (
         f"\n{where['cpu']}{', ' + where['gpu'] if where['gpu'] else ''}, {where['threads']} threads, "
-        f"{where['isa']}, torch {versions['torch']}, commit {where['commit']}, {where['date']}. "
-        "Ratios are medians of interleaved rounds with their quartiles.\n"
+        f"{where['isa']}, torch {versions['torch']}, commit {where['commit']}, {where['date']}."
+        f"{'' if section in PLAIN else ' Ratios are medians of interleaved rounds with their quartiles.'}\n"
     )
 
 
@@ -294,7 +318,7 @@ def _fill(match: re.Match[str]) -> str:
     if section not in sections:
         raise SystemExit(f"{path.relative_to(ROOT)} has no section {section!r}, only {list(sections)}")
     found = sections[section]
-    return start + TABLES[section](found["rows"]) + _caption(found["environment"]) + end
+    return start + TABLES[section](found["rows"]) + _caption(found["environment"], section) + end
 
 
 def main() -> None:

@@ -7,7 +7,7 @@ import torch
 
 import gossamer as gs
 from gossamer.bench import Settings
-from gossamer.bench.matmul import detection, fit, gradients, products, runtime, workloads
+from gossamer.bench.matmul import detection, fit, gradients, planning, products, runtime, workloads
 from gossamer.bench.matmul.operands import draw, normal
 
 QUICK = Settings(quick=True, reps=1)
@@ -112,3 +112,13 @@ def test_the_suite_runs_on_toy_sizes_and_writes_rows(tmp_path, monkeypatch):
     gs.bench.run("matmul", Settings(quick=True, reps=1, only=("detection",)), path)
     (found,) = json.loads(path.read_text())["sections"]["detection"]["rows"]
     assert found["tile"] == [16, 16] and found["share"]["torch dense product"] == 1.0
+
+
+def test_the_planner_is_tuned_here_and_its_choices_are_compared(monkeypatch):
+    known = planning.costs(QUICK)
+    assert known.measured is not None and known is planning.costs(QUICK)
+    (said,) = planning.explain(QUICK)
+    assert said["text"][0] == "[2048, 1024] @ [1024, 512], zeros in a, float32" and "<-" in "\n".join(said["text"])
+    *cases, total = planning.regret(QUICK)
+    assert {case["mask"] for case in cases} >= {"no zeros", "nothing", "independent 0.1"}
+    assert total["max"] == max(case["regret"] for case in cases) >= total["median"] >= 1.0

@@ -1,6 +1,6 @@
-"""Sparse matrix products: the measured rows behind docs/products.md."""
+"""Sparse matrix products and the choice between them: the measured rows of docs/products.md and docs/planner.md."""
 
-from gossamer.bench.matmul import detection, gradients, products, runtime, training, workloads
+from gossamer.bench.matmul import detection, gradients, planning, products, runtime, training, workloads
 
 SECTIONS = {
     "products": products.rows,
@@ -12,4 +12,6 @@ SECTIONS = {
     "experts": workloads.expert_rows,
     "workloads": workloads.rows,
     "training": training.rows,
+    "explain": planning.explain,
+    "regret": planning.regret,
 }

@@ -89,6 +89,16 @@ def test_the_gradient_by_weight_skips_the_emptier_operand(density, right):
     assert run.regret < 0.012
 
 
+def test_densities_may_jump_at_any_call():
+    for seed in range(40):
+        rng = random.Random(seed)
+        Run(
+            skipping(0.15, 1.0),
+            lambda call, rng=rng: {"x": rng.choice((0.1, 0.9, 1.0)), "dy": rng.choice((0.1, 0.9, 1.0))},
+            candidates=WEIGHT, pass_="weight", calls=400, seed=seed,
+        )  # fmt: skip
+
+
 def test_an_operand_without_zeros_is_never_skipped_and_looked_at_now_and_then():
     run = Run(skipping(0.0, 0.1), lambda call: {"x": 1.0})
     assert set(run.paths) == {"dense"}

@@ -362,7 +362,7 @@ class Site:
             fresh = {path: min(times) / shape.dense for path, times in trial.times.items() if times and path != DENSE}
             shape.ratios.update(fresh)
         first, before, path = not shape.decided, shape.chosen, self._cheapest(own, shape)
-        usual = min(trial.lost[path], default=0.0)
+        usual = min(trial.lost.get(path, ()), default=0.0)
         others = [seconds for other, times in trial.lost.items() if other != path for seconds in times]
         shape.loss = sum(max(seconds - usual, 0.0) for seconds in others)
         if not trial.free:

@@ -3,9 +3,13 @@
 from gossamer.nn.block_sparse_attention import AttentionIndex, BlockSparseAttention, block_sparse_attention
 from gossamer.nn.block_sparse_linear import BlockSparseLinear
 from gossamer.nn.experts import Experts, balance_loss
+from gossamer.nn.gated_feed_forward import GatedFeedForward, gated
 from gossamer.nn.moves import moved
 from gossamer.nn.relu_feed_forward import ReLUFeedForward
 from gossamer.nn.statistical_topk import StatisticalTopK
+from gossamer.nn.threshold import apply_thresholds, threshold
+from gossamer.nn.threshold_linear import ThresholdLinear
+from gossamer.nn.threshold_report import ThresholdReport
 from gossamer.nn.unpadded import Unpadded
 
 __all__ = [
@@ -13,10 +17,16 @@ __all__ = [
     "BlockSparseAttention",
     "BlockSparseLinear",
     "Experts",
+    "GatedFeedForward",
     "ReLUFeedForward",
     "StatisticalTopK",
+    "ThresholdLinear",
+    "ThresholdReport",
     "Unpadded",
+    "apply_thresholds",
     "balance_loss",
     "block_sparse_attention",
+    "gated",
     "moved",
+    "threshold",
 ]

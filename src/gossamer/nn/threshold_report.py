@@ -1,0 +1,103 @@
+"""What thresholds were put where, what they were expected to leave out, and what they did."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from gossamer.nn.gated_feed_forward import GatedFeedForward
+from gossamer.nn.threshold_linear import ThresholdLinear
+
+
+@dataclass(frozen=True)
+class Row:
+    """One place. `sparsity` is the share of inputs (or gates) at or below the threshold on the data; `bytes` are
+    those of the weights behind it, of which decoding one token leaves out `saved`."""
+
+    name: str
+    threshold: float
+    sparsity: float
+    bytes: int
+
+    @property
+    def saved(self) -> float:
+        return self.sparsity * self.bytes
+
+
+class ThresholdReport:
+    """The result of `gs.nn.threshold`. `str(report)` is a table.
+
+    Attributes:
+        rows: one `Row` for each place with a threshold, in the order of the model.
+        left: linears that stay dense -> why.
+    """
+
+    def __init__(
+        self,
+        rows: tuple[Row, ...],
+        left: Mapping[str, str],
+        modules: Mapping[str, nn.Module],
+        undo: list[Callable[[], object]],
+    ) -> None:
+        self.rows = rows
+        self.left = dict(left)
+        self._modules = dict(modules)
+        self._undo = undo
+
+    @property
+    def thresholds(self) -> dict[str, float]:
+        """Name -> threshold: plain numbers to keep as JSON and give to `gs.nn.apply_thresholds`."""
+        return {row.name: row.threshold for row in self.rows}
+
+    @property
+    def bytes(self) -> int:
+        """Of all weights behind thresholds."""
+        return sum(row.bytes for row in self.rows)
+
+    @property
+    def saved(self) -> float:
+        """Bytes of weights that decoding one token is expected to leave out."""
+        return sum(row.saved for row in self.rows)
+
+    @property
+    def sparsity(self) -> float:
+        """The share of those bytes."""
+        return self.saved / self.bytes
+
+    def stats(self) -> dict[str, dict[str, float]]:
+        """What decoding did: name -> {density, expected}, the share of inputs kept and 1 - the row's sparsity.
+
+        Counted by the kernels, in calls with at most 8 rows and outside torch.compile; NaN where there was none.
+        Reading it waits for a GPU.
+        """
+        return {
+            row.name: {"density": self._module(row.name).density(), "expected": 1 - row.sparsity} for row in self.rows
+        }
+
+    def undo(self) -> None:
+        """Take the thresholds out again: the model is as it was before, weights stored by output channel.
+
+        Doing it twice does nothing. Undo reports in the reverse order of making them.
+        """
+        while self._undo:
+            self._undo.pop()()
+
+    def _module(self, name: str) -> Any:
+        module = self._modules[name]
+        if not isinstance(module, (ThresholdLinear, GatedFeedForward)):
+            raise RuntimeError(f"{name!r} has no threshold any more: the report was undone")
+        return module
+
+    def __str__(self) -> str:
+        width = max(len("name"), *(len(row.name) for row in self.rows))
+        lines = [f"{'name':{width}}  {'threshold':>9}  {'sparsity':>8}  {'MiB':>8}  {'saved':>8}"]
+        for row in self.rows:
+            share = "?" if math.isnan(row.sparsity) else f"{row.sparsity:.1%}"
+            saved = "?" if math.isnan(row.sparsity) else f"{row.saved / 2**20:.2f}"
+            lines.append(f"{row.name:{width}}  {row.threshold:9.4g}  {share:>8}  {row.bytes / 2**20:8.2f}  {saved:>8}")
+        lines += [f"{name} stays dense: {why}" for name, why in self.left.items()]
+        return "\n".join(lines)

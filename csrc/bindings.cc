@@ -1,7 +1,9 @@
 // Python's door: addresses come as integers, the cheapest way across; the GIL is released.
 #include <nanobind/nanobind.h>
+#include <nanobind/stl/array.h>
 #include <nanobind/stl/string.h>
 
+#include <array>
 #include <cstdlib>
 #include <stdexcept>
 #include <string>
@@ -31,6 +33,18 @@ std::string joined(bool (*wanted)(int)) {
   for (int i = 0; i < isa_count(); ++i)
     if (wanted(i)) names += (names.empty() ? "" : ", ") + std::string(isa_name(i));
   return names;
+}
+
+using Axis = std::array<int64_t, 6>;
+
+Convolution convolution(int64_t images, int64_t channels, int64_t outputs, const Axis& down, const Axis& along,
+                        bool skip_dy) {
+  Convolution conv = {images, channels, outputs, {}, {}, skip_dy};
+  for (int i = 0; i < 6; ++i) {
+    conv.down[i] = down[i];
+    conv.along[i] = along[i];
+  }
+  return conv;
 }
 
 // `who` is how the user asked, for the message.
@@ -157,6 +171,21 @@ NB_MODULE(_native, m) {
           active().sdd(at<const void>(a), a_stride, a_transposed, at<const void>(b), b_stride, b_transposed, m, k, n,
                        element_size, at<const int64_t>(offsets), at<const void>(indices), index_size, bm, bn, capacity,
                        at<void>(values), at<void>(packed), at<int64_t>(next), threads);
+        },
+        unlocked);
+  m.def("skip_conv_weight_scratch",
+        [](int64_t images, int64_t channels, int64_t outputs, const Axis& down, const Axis& along, bool skip_dy,
+           int threads) {
+          return active().skip_conv_weight_scratch(convolution(images, channels, outputs, down, along, skip_dy),
+                                                   threads);
+        });
+  m.def("skip_conv_weight",
+        [](uintptr_t x, uintptr_t dy, uintptr_t bits, int64_t images, int64_t channels, int64_t outputs,
+           const Axis& down, const Axis& along, bool skip_dy, uintptr_t dw, uintptr_t counts, uintptr_t scratch,
+           int threads) {
+          active().skip_conv_weight(at<const float>(x), at<const float>(dy), at<const uint32_t>(bits),
+                                    convolution(images, channels, outputs, down, along, skip_dy), at<float>(dw),
+                                    at<int64_t>(counts), at<void>(scratch), threads);
         },
         unlocked);
   m.def("transpose",

@@ -33,6 +33,10 @@
 //          ragged padding are zero. A transposed matrix is given by its rows: b_transposed means that b is [n, k] in
 //          memory. packed is scratch: k * m elements if a is transposed and k * n more if b is not. next is scratch:
 //          tile_rows + 1 + threads entries.
+// skip_conv_weight  dw[outputs, channels, taps down, taps along] of a convolution of x[images, in down, in along, channels]
+//          by dy[images, out down, out along, outputs], skipping the zeros of x or of dy. bits, or null: [images, out down,
+//          out along, ceil(outputs / 32)], an element of dy whose bit is 0 counts as zero. counts[0]: nonzeros of the one
+//          skipped; counts[1]: products of numbers made with them. scratch has skip_conv_weight_scratch bytes.
 // transpose  The index of the transposed pattern. Rows ascend inside each row of offsets_t[tile_cols + 1]; order[s] is the
 //          slot that slot s of the transposed pattern has in this one, s itself in the slack. counts is scratch:
 //          threads * tile_cols entries.
@@ -77,6 +81,9 @@
        bool b_transposed, int64_t m, int64_t k, int64_t n, int element_size, const int64_t* offsets,                \
        const void* indices, int index_size, int64_t bm, int64_t bn, int64_t capacity, void* values, void* packed,   \
        int64_t* next, int threads)                                                                                  \
+  VERB(skip_conv_weight_scratch, int64_t, const Convolution& conv, int threads)                                      \
+  VERB(skip_conv_weight, void, const float* x, const float* dy, const uint32_t* bits, const Convolution& conv,       \
+       float* dw, int64_t* counts, void* scratch, int threads)                                                       \
   VERB(transpose, void, const int64_t* offsets, const void* indices, int index_size, int64_t tile_rows,              \
        int64_t tile_cols, int64_t capacity, uint32_t* counts, int64_t* offsets_t, void* indices_t, int index_size_t, \
        int32_t* order, int threads)                                                                                 \
@@ -87,6 +94,14 @@
   VERB(gated_mv, void, const float* x, int64_t batch, int64_t c, const void* w, bool bfloat16, int64_t k,           \
        const float* bias, const float* gate, float* y, void* scratch, int threads)                                  \
   VERB(read, uint64_t, const void* x, int64_t bytes, int threads)
+
+namespace gossamer {
+struct Convolution {
+  int64_t images, channels, outputs;
+  int64_t down[6], along[6];  // size of x, size of y, taps, stride, padding, dilation
+  bool skip_dy;
+};
+}  // namespace gossamer
 
 #define GOSSAMER_DECLARE(name, result, ...) result name(__VA_ARGS__);
 namespace gossamer {

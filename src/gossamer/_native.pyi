@@ -1,5 +1,7 @@
 """The compiled extension. Addresses are integers (`tensor.data_ptr()`); sizes are elements unless called bytes."""
 
+from collections.abc import Sequence
+
 def isa() -> str: ...
 def set_isa(name: str) -> None: ...
 def available_isas() -> list[str]: ...
@@ -53,6 +55,13 @@ def sdd(
     a: int, a_stride: int, a_transposed: bool, b: int, b_stride: int, b_transposed: bool, m: int, k: int, n: int,
     element_size: int, offsets: int, indices: int, index_size: int, bm: int, bn: int, capacity: int, values: int,
     packed: int, next: int, threads: int, /,
+) -> None: ...  # fmt: skip
+def skip_conv_weight_scratch(
+    images: int, channels: int, outputs: int, down: Sequence[int], along: Sequence[int], skip_dy: bool, threads: int, /
+) -> int: ...
+def skip_conv_weight(
+    x: int, dy: int, bits: int, images: int, channels: int, outputs: int, down: Sequence[int], along: Sequence[int],
+    skip_dy: bool, dw: int, counts: int, scratch: int, threads: int, /,
 ) -> None: ...  # fmt: skip
 def transpose(
     offsets: int, indices: int, index_size: int, tile_rows: int, tile_cols: int, capacity: int, counts: int,

@@ -166,6 +166,34 @@ def few_rows(draw: random.Random, at_end: bool) -> None:
     _native.gated_mv(x, batch, c, w, short, k, bias, gate, y, scratch, threads)
 
 
+def skip_conv_weight(draw: random.Random, at_end: bool) -> None:
+    n, channels, outputs, threads = draw.choice((1, 3)), draw.randint(1, 70), draw.randint(1, 70), draw.choice((1, 2))
+    axes = []
+    for _ in "HW":
+        taps, stride, padding, dilation = (
+            draw.choice((1, 3, 4)),
+            draw.choice((1, 2)),
+            draw.choice((0, 1, 2)),
+            draw.choice((1, 2)),
+        )
+        out = draw.choice((1, 2, 7, 20))
+        size = max(1, (out - 1) * stride + dilation * (taps - 1) + 1 - 2 * padding)
+        axes.append(
+            (size, (size + 2 * padding - dilation * (taps - 1) - 1) // stride + 1, taps, stride, padding, dilation)
+        )
+    (h, oh, r, *_), (w, ow, s, *_) = axes
+    x = torch.randn(n * h * w * channels).relu()
+    dy = torch.randn(n * oh * ow * outputs).relu()
+    bits = torch.randint(-99, 99, (n * oh * ow * -(-outputs // 32),), dtype=torch.int32)
+    for skip_dy in (False, True):
+        of = (n, channels, outputs, *axes, skip_dy)
+        _native.skip_conv_weight(
+            guarded(content(x), at_end), guarded(content(dy), at_end), draw.choice((0, guarded(content(bits), at_end))),
+            *of, guarded(4 * outputs * channels * r * s, at_end), guarded(16, at_end),
+            guarded(_native.skip_conv_weight_scratch(*of, threads), at_end), threads,
+        )  # fmt: skip
+
+
 if __name__ == "__main__":
     _native.set_isa(sys.argv[1])
     torch.manual_seed(0)
@@ -178,6 +206,8 @@ if __name__ == "__main__":
             grouped(random.Random(seed), at_end)
             elements(random.Random(seed), at_end)
             few_rows(random.Random(seed), at_end)
+
+            skip_conv_weight(random.Random(seed), at_end)
             calls += 1
             KEPT.clear()
     print(calls)

@@ -10,6 +10,7 @@ from gossamer.kernels.cpu.read import read
 from gossamer.kernels.cpu.scatter import scatter
 from gossamer.kernels.cpu.sdd import sdd
 from gossamer.kernels.cpu.select import topk_mask
+from gossamer.kernels.cpu.skip_conv_weight import skip_conv_weight
 from gossamer.kernels.cpu.skip_mv import gated_mv, skip_mv
 from gossamer.kernels.cpu.transpose import transpose
 
@@ -25,6 +26,7 @@ __all__ = [
     "read",
     "scatter",
     "sdd",
+    "skip_conv_weight",
     "skip_mv",
     "topk_mask",
     "transpose",

@@ -7,6 +7,7 @@ from gossamer.kernels.reference.gather_mm import gather_mm
 from gossamer.kernels.reference.grouped import grouped_mm, grouped_outer
 from gossamer.kernels.reference.scatter import scatter
 from gossamer.kernels.reference.sdd import sdd
+from gossamer.kernels.reference.skip_conv_weight import skip_conv_weight
 from gossamer.kernels.reference.skip_mv import gated_mv, skip_mv
 from gossamer.kernels.reference.transpose import transpose
 
@@ -20,6 +21,7 @@ __all__ = [
     "grouped_outer",
     "scatter",
     "sdd",
+    "skip_conv_weight",
     "skip_mv",
     "transpose",
 ]

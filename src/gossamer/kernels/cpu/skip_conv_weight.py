@@ -1,0 +1,67 @@
+"""Gradient of a 2-D convolution by its weights that skips the zeros of one operand."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from gossamer.kernels.cpu import _call, memory
+
+
+def skip_conv_weight(
+    x: Tensor,
+    dy: Tensor,
+    bits: Tensor | None,
+    kernel: tuple[int, int],
+    stride: tuple[int, int],
+    padding: tuple[int, int],
+    dilation: tuple[int, int],
+    skip: str,
+) -> tuple[Tensor, Tensor]:
+    """Return `dw[K, C, R, S]` and `counts`; see `gossamer.kernels.reference.skip_conv_weight`."""
+    _call.tensor(x, "x", ndim=4, dtypes=(torch.float32,))
+    _call.tensor(dy, "dy", ndim=4, dtypes=(torch.float32,))
+    images, *size, channels = x.shape
+    outputs = dy.shape[3]
+    for name, pair, low in (
+        ("kernel", kernel, 1),
+        ("stride", stride, 1),
+        ("padding", padding, 0),
+        ("dilation", dilation, 1),
+    ):
+        if len(pair) != 2 or min(pair) < low:
+            raise ValueError(f"{name} must be two integers of at least {low}, got {pair}")
+    if skip not in ("x", "dy"):
+        raise ValueError(f"skip must be 'x' or 'dy', got {skip!r}")
+    axes = []
+    for n, of, out, taps, step, pad, apart in zip(
+        "HW", size, dy.shape[1:3], kernel, stride, padding, dilation, strict=True
+    ):
+        expected = (of + 2 * pad - apart * (taps - 1) - 1) // step + 1
+        if out != max(expected, 0):
+            raise ValueError(
+                f"dy must be [N, OH, OW, K] with O{n} = {expected} for {n} = {of}, kernel {kernel}, stride {stride}, "
+                f"padding {padding} and dilation {dilation}, got shape {tuple(dy.shape)}"
+            )
+        axes.append((of, out, taps, step, pad, apart))
+    if dy.shape[0] != images:
+        raise ValueError(f"dy must have {images} images, as x has, got shape {tuple(dy.shape)}")
+    if bits is not None:
+        _call.tensor(bits, "bits", dtypes=(torch.int32,))
+        if bits.shape != (*dy.shape[:3], -(-outputs // 32)):
+            raise ValueError(f"bits must be {(*dy.shape[:3], -(-outputs // 32))}, got shape {tuple(bits.shape)}")
+    counts = torch.zeros(2, dtype=torch.int64)
+    if not (x.numel() and dy.numel()):
+        some = x if skip == "x" else dy
+        if some.numel():
+            counts[0] = some.count_nonzero()
+        return torch.zeros((outputs, channels, *kernel)), counts
+    dw = memory.empty((outputs, channels, *kernel), torch.float32)
+    threads = torch.get_num_threads()
+    of = (images, channels, outputs, axes[0], axes[1], skip == "dy")
+    scratch = torch.empty(_call.native.skip_conv_weight_scratch(*of, threads), dtype=torch.uint8)
+    _call.native.skip_conv_weight(
+        x.data_ptr(), dy.data_ptr(), bits.data_ptr() if bits is not None else 0, *of, dw.data_ptr(), counts.data_ptr(),
+        scratch.data_ptr(), threads,
+    )  # fmt: skip
+    return dw, counts

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from gossamer import ops
 from gossamer.pattern import Pattern
 
 
@@ -37,11 +38,13 @@ def tile_sums(x: Tensor, tile: tuple[int, int]) -> Tensor:
 
 
 def tile_means(x: Tensor, tile: tuple[int, int]) -> Tensor:
-    """x[rows, cols] -> [tile_rows, tile_cols], the mean over the elements that each tile really has.
+    """x[rows, cols] -> [tile_rows, tile_cols], the mean over the elements that each tile really has; x for tile (1, 1).
 
     >>> tile_means(torch.tensor([[1.0, 3.0, 5.0]]), (1, 2)).tolist()
     [[2.0, 5.0]]
     """
+    if tile == (1, 1):
+        return x
     return tile_sums(x, tile) / tile_areas((x.shape[0], x.shape[1]), tile, x.device)
 
 
@@ -77,5 +80,5 @@ def random_tiles(
 
 def of_tiles(tiles: Tensor, shape: tuple[int, int], tile: tuple[int, int]) -> Pattern:
     """The pattern with exactly these tiles: bool[tile_rows, tile_cols]."""
-    whole = Pattern.from_mask(tiles)
+    whole = ops.detect(tiles, capacity=int(torch.count_nonzero(tiles)))
     return Pattern(whole.offsets, whole.indices, shape, tile)

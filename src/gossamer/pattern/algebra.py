@@ -1,8 +1,8 @@
 """Patterns as sets of tile numbers: union, intersection, difference, transpose.
 
 The number of a tile is `key = row * tile_cols + col`; slack entries get the number after the last tile, so that a
-sort moves them to the end. Every operation is a sort or a binary search over `capacity` numbers: nothing of the size
-of the grid is allocated, no shape depends on the data, and the host never waits for a device.
+sort moves them to the end. Every operation is a sort, a binary search or a running sum over `capacity` numbers:
+nothing of the size of the grid is allocated, no shape depends on the data, and the host never waits for a device.
 
     a = {0, 2, 7}, b = {2, 3}      sorted together: 0 2 2 3 7
     union: blank every repeat -> 0 2 3 7       intersection: keep only the repeats -> 2
@@ -16,7 +16,9 @@ from torch import Tensor
 
 def slot_rows(offsets: Tensor, capacity: int) -> Tensor:
     """The tile row that owns each slot: int64[capacity], `tile_rows` in slack slots."""
-    return torch.searchsorted(offsets[1:], torch.arange(capacity, device=offsets.device), right=True)
+    ends = offsets[1:].clamp(max=capacity)  # those of rows that overflowed fall on the entry that is cut off
+    steps = offsets.new_zeros(capacity + 1).index_add_(0, ends, torch.ones_like(ends))
+    return steps[:capacity].cumsum(0)
 
 
 def keys_of(offsets: Tensor, indices: Tensor, tile_cols: int) -> Tensor:

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
+
 from gossamer.training.distribution import allocate
 from gossamer.training.engine import Change, Method
 from gossamer.training.schedule import Schedule
@@ -60,13 +62,13 @@ class Exploration(Method):
 
     def handle(self, event: str, t: int) -> tuple[Change, dict[str, Any]]:
         layers = self.dynamic()
-        fixed = sum(int(layer.active().sum()) for layer in self.layers if layer.tensor.frozen)
+        fixed = sum(int(torch.count_nonzero(layer.active())) for layer in self.layers if layer.tensor.frozen)
         first = t < self.phase_b
         bound = Schedule("cosine", self.target_density + self.extra_density, self.target_density)
         low = max(round(self.target_density * self.units) - fixed, 0)
         high = max(round(bound(t / self.phase_b) * self.units) - fixed, 0) if first else low
         rho = 0.0 if first else Schedule("cosine", *self.final_drop)(t / self.total_steps)
-        space = [int(room(layer).sum()) for layer in layers]
+        space = [int(torch.count_nonzero(room(layer))) for layer in layers]
         note = {"phase": "A" if first else "B", "target": high + fixed, "capacity": sum(space) + fixed}
         if high > sum(space):
             logger.warning("step %d: %d weights wanted, living channels hold %d", t, high, sum(space))
@@ -81,7 +83,7 @@ class Exploration(Method):
 
     def _rewired(self, layers: list[Layer], low: int, high: int, rho: float) -> Change:
         """Drop to `low` units, and at least a fraction rho of them; then grow to `high`."""
-        present = sum(int(layer.active().sum()) for layer in layers)
+        present = sum(int(torch.count_nonzero(layer.active())) for layer in layers)
         drop = max(math.ceil(rho * present), present - low)
         return rewire_together(
             layers, drop=drop, grow=high - (present - drop), drop_scores=self.magnitude, grow_scores=self.gradient

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import torch
+
 from gossamer.training.distribution import allocate
 from gossamer.training.engine import Change, Method
 from gossamer.training.schedule import Schedule
@@ -60,8 +62,8 @@ class GradualMagnitude(Method):
         """Keep exactly round(D * N) units with a fraction `left` of the way to go; frozen layers count and stay."""
         layers = self.dynamic()
         active = [layer.active() for layer in layers]
-        present = [int(a.sum()) for a in active]
-        fixed = sum(int(layer.active().sum()) for layer in self.layers) - sum(present)
+        present = [int(torch.count_nonzero(a)) for a in active]
+        fixed = sum(int(torch.count_nonzero(layer.active())) for layer in self.layers) - sum(present)
         density = self.target_density + (self.initial_density - self.target_density) * left
         total = min(max(round(density * self.units) - fixed, 0), sum(present))
         if self.scope == "global":

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import torch
+
 from gossamer.training.engine import Change
 from gossamer.training.gradual import GradualMagnitude
 from gossamer.training.schedule import Schedule
@@ -50,9 +52,9 @@ class GraNet(GradualMagnitude):
         changes, note = super().handle(event, t)
         share = Schedule("cosine", self.regenerate)(self.progress(t))
         for layer, active in changes.items():
-            count = int(share * int(active.sum()))
+            count = int(share * int(torch.count_nonzero(active)))
             if not self.regrow_dropped:
-                count = min(count, int((~active).sum()))
+                count = min(count, active.numel() - int(torch.count_nonzero(active)))
             changes[layer] = rewire(
                 active,
                 drop=count,

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor
 
 from gossamer.training.distribution import allocate
@@ -88,7 +89,7 @@ class MEST(Method):
             if layer.tensor.frozen:
                 continue
             active = layer.active()
-            present = int(active.sum())
+            present = int(torch.count_nonzero(active))
             kept = min(present, least)
             changes[layer] = rewire(
                 active,

@@ -38,7 +38,7 @@ def topk(scores: Tensor, k: int, *, largest: bool = True, allowed: Tensor | None
         >>> topk(torch.tensor([3.0, 1.0, 3.0, 2.0]), 2).tolist()
         [True, False, True, False]
     """
-    room = scores.numel() if allowed is None else int(allowed.sum())
+    room = scores.numel() if allowed is None else int(torch.count_nonzero(allowed))
     if not 0 <= k <= room:
         raise ValueError(f"cannot choose k={k} of {room} units")
     if k == 0:

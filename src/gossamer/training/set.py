@@ -74,9 +74,9 @@ class SET(Method):
     def rewired(self, layer: Layer, share: float) -> Tensor:
         """bool[units]: the layer after dropping and growing floor(share * nnz) units."""
         active = layer.active()
-        count = int(share * int(active.sum()))
+        count = int(share * int(torch.count_nonzero(active)))
         if not self.regrow_dropped:
-            count = min(count, int((~active).sum()))
+            count = min(count, active.numel() - int(torch.count_nonzero(active)))
         return rewire(
             active,
             drop=count,

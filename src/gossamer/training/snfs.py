@@ -71,9 +71,9 @@ class SNFS(SET):
     def handle(self, event: str, t: int) -> tuple[Change, dict[str, Any]]:
         share, layers = self.drop_share(t), self.dynamic()
         active = [layer.active() for layer in layers]
-        drops = [int(share * int(a.sum())) for a in active]
+        drops = [int(share * int(torch.count_nonzero(a))) for a in active]
         if not self.regrow_dropped:  # nearly dense: drop only as many as find a new place
-            drops = allocate(min(sum(drops), sum(int((~a).sum()) for a in active)), drops, drops)
+            drops = allocate(min(sum(drops), sum(int(torch.count_nonzero(~a)) for a in active)), drops, drops)
         kept = [
             rewire(a, drop=n, grow=0, drop_scores=self.drop_scores(layer))
             for layer, a, n in zip(layers, active, drops, strict=True)
@@ -82,7 +82,7 @@ class SNFS(SET):
         means = [float(s[k].mean()) if k.any() else 0.0 for s, k in zip(scores, kept, strict=True)]
         free = [~(k if self.regrow_dropped else a) for k, a in zip(kept, active, strict=True)]
         share_of = means if self.redistribute == "momentum" else drops
-        grown = allocate(sum(drops), share_of, [int(f.sum()) for f in free])
+        grown = allocate(sum(drops), share_of, [int(torch.count_nonzero(f)) for f in free])
         changes = {
             layer: rewire(k, drop=0, grow=n, grow_scores=s, allowed=f)
             for layer, k, n, s, f in zip(layers, kept, grown, scores, free, strict=True)

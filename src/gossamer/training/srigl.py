@@ -98,11 +98,11 @@ class SRigL(RigL):
     def _salient(self, layer: Layer, share: float) -> tuple[Tensor, Tensor]:
         """The units RigL's drop keeps, and per row how many RigL would keep or grow."""
         active = layer.active()
-        present = int(active.sum())
+        present = int(torch.count_nonzero(active))
         count = int(share * present)
         kept = topk(self.magnitude(layer), present - count, allowed=active)
         candidates = ~kept & room(layer)
-        grown = topk(self.gradient(layer), min(count, int(candidates.sum())), allowed=candidates)
+        grown = topk(self.gradient(layer), min(count, int(torch.count_nonzero(candidates))), allowed=candidates)
         return kept, (kept | grown).view(layer.grid).sum(1)
 
     def _unimportant(self, layer: Layer, salient: Tensor) -> dict[str, Tensor]:

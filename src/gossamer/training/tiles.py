@@ -58,7 +58,7 @@ class TileValues(Masked):
 
     def weights(self, mask: Tensor) -> int:
         areas = tile_areas(self.module.shape, self.module.tile, mask.device)
-        return int(mask.sum() * areas if areas.numel() == 1 else (areas * mask).sum())
+        return int(torch.count_nonzero(mask) * areas if areas.numel() == 1 else (areas * mask).sum())
 
     def spread(self, mask: Tensor) -> Tensor:
         padded = torch.cat([mask.reshape(-1), mask.new_zeros(1)])  # the last stands for slack
@@ -147,7 +147,7 @@ class TileLayer(Layer):
         pattern = self.tensor.module.pattern
         x = x if x.dtype == torch.float64 else x.float()
         total = x.new_zeros(self.units + 1).index_copy_(0, pattern.keys(), x.sum((1, 2)))[:-1]
-        return total / tile_areas(self.shape, self.tile, x.device).view(-1)  # one area, or one for each tile
+        return total.div_(tile_areas(self.shape, self.tile, x.device).view(-1))  # one area, or one for each tile
 
     def growth(self, gradient: Tensor) -> Tensor:
         return gradient.reshape(-1)
@@ -158,8 +158,8 @@ class TileLayer(Layer):
     def initial(self, scores: Tensor, count: int) -> Tensor:
         """Tiles that are present stay first: they have values."""
         present = self.active()
-        kept = topk(scores, min(count, int(present.sum())), allowed=present)
-        return kept | topk(scores, count - int(kept.sum()), allowed=~present)
+        kept = topk(scores, min(count, int(torch.count_nonzero(present))), allowed=present)
+        return kept | topk(scores, count - int(torch.count_nonzero(kept)), allowed=~present)
 
     def start(self, units: Tensor, optimizer: Optimizer, *, seed: int, fresh: bool) -> None:
         module = self.tensor.module
@@ -176,7 +176,7 @@ class TileLayer(Layer):
         return gained
 
     def _rewire(self, units: Tensor, optimizer: Optimizer) -> Tensor:
-        module, count = self.tensor.module, int(units.sum())
+        module, count = self.tensor.module, int(torch.count_nonzero(units))
         if self.tensor.fixed and count > module.capacity:
             raise RuntimeError(
                 f"{self.name} needs {count} tiles and has a capacity of {module.capacity}, which cannot grow inside "
@@ -199,7 +199,7 @@ def candidate_scores(pairs: list[tuple[Tensor, Tensor]], tile: tuple[int, int], 
     """
     columns, rows = pairs[0][1].shape[1], pairs[0][0].shape[1]
     band = max(_BAND // max(columns * tile[0], 1), 1) * tile[0]
-    bands = []
+    scores: Tensor | None = None
     for first in range(0, rows, band):
         product: Tensor | None = None
         for dy, x in pairs:
@@ -209,8 +209,12 @@ def candidate_scores(pairs: list[tuple[Tensor, Tensor]], tile: tuple[int, int], 
         if reduce:
             dist.all_reduce(product)
             product /= distributed.ranks()
-        bands.append(tile_means(product.abs_(), tile))
-    return torch.cat(bands)
+        means = tile_means(product.abs_(), tile)
+        if scores is None:  # of the dtype of a product
+            scores = means.new_empty(-(-rows // tile[0]), means.shape[1])
+        scores[first // tile[0] :][: len(means)] = means
+    assert scores is not None
+    return scores
 
 
 def prepare(method: Method) -> None:

@@ -53,7 +53,7 @@ class Masked:
 
     def weights(self, mask: Tensor) -> int:
         """How many weights a mask of this tensor keeps."""
-        return int(mask.sum())
+        return int(torch.count_nonzero(mask))
 
     def spread(self, mask: Tensor) -> Tensor:
         """A mask of this tensor as bool that broadcasts to the parameter's shape."""
@@ -228,7 +228,7 @@ class Layer:
         tensor = self.tensor
         new = self.elements(units)
         fresh = new & ~self.view(tensor.mask)
-        gains = int(fresh.sum())
+        gains = int(torch.count_nonzero(fresh))
         if value is not None and gains:
             self.assign(tensor.parameter.data, torch.where(fresh, value, self.view(tensor.parameter)))
         self.assign(tensor.mask, new)

@@ -63,7 +63,7 @@ def test_doctor_and_version_need_no_extra(capfd: pytest.CaptureFixture[str], mon
 
 def test_a_run_from_the_shell(place: Path) -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "gossamer.cli", "train", *TINY, "--out", "run", "--reps", "5", "--events"],
+        [sys.executable, "-m", "gossamer", "train", *TINY, "--out", "run", "--reps", "5", "--events"],
         capture_output=True,
         text=True,
     )

@@ -11,23 +11,18 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from compaction_sequences import Encoder, GatedMLP, GroupedQueries, MiniViT, Mixer, Recurrent
 from compaction_topologies import (
     Chunked,
     Concat,
     ConcatSame,
     Dense,
-    Encoder,
     Flat,
-    GatedMLP,
     Grouped,
-    GroupedQueries,
     GroupNormed,
-    MiniViT,
-    Mixer,
     Mystery,
     Normed,
     Padded,
-    Recurrent,
     Renormed,
     Residual,
     ResNeXt,

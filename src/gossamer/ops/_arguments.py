@@ -9,8 +9,8 @@ from gossamer.ops._register import Backend
 from gossamer.ops.transpose import Transposed
 from gossamer.pattern import Pattern
 from gossamer.pattern.check import check_matrix
+from gossamer.planner.operands import FLOATS
 
-FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 STORED = (torch.bfloat16, torch.int8)
 
 

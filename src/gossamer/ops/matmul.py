@@ -11,7 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from gossamer.ops._arguments import FLOATS, check_kernel_takes
+from gossamer.ops._arguments import check_kernel_takes
 from gossamer.ops._gathered import GatherMm, gather_mm_on
 from gossamer.ops._register import Backend, check_backend
 from gossamer.ops.detect import detect
@@ -20,6 +20,7 @@ from gossamer.pattern import Pattern
 from gossamer.pattern.check import check_pair
 from gossamer.planner import Plan, Planner
 from gossamer.planner import plan as plan_for
+from gossamer.planner.operands import check_operands
 
 Axis = Literal["auto", "m", "k", "n"]
 Tile = tuple[int, int]
@@ -87,7 +88,8 @@ def matmul(
     tensor([[0., 0.],
             [3., 6.]])
     """
-    _check(a, b, sparse, backend)
+    check_operands(a, b, sparse)
+    check_backend(backend, "a", a)
     if sparse == "b" and b.dim() == 2 and a.dim() == 3:
         rest: dict[str, Any] = {"tile": tile, "axis": axis, "index": index, "plan": plan, "backend": backend}
         c = matmul(a.flatten(0, 1), b, sparse=sparse, **rest)
@@ -141,29 +143,6 @@ class AtNonzeros(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> Tensor:
         (x,) = ctx.saved_tensors
         return grad.masked_fill(x == 0, 0)
-
-
-def _check(a: Tensor, b: Tensor, sparse: str, backend: Backend | None) -> None:
-    for name, x in (("a", a), ("b", b)):
-        if not isinstance(x, Tensor):
-            raise TypeError(f"{name} must be a tensor, got {type(x).__name__}")
-        if x.layout != torch.strided or x.dtype not in FLOATS:
-            raise TypeError(
-                f"{name} must be a strided float64, float32, bfloat16 or float16 tensor, got {x.dtype}, {x.layout}"
-            )
-        if x.dim() not in (2, 3):
-            raise ValueError(f"{name} must have 2 or 3 dimensions, got shape {tuple(x.shape)}")
-    if b.dtype != a.dtype:
-        raise TypeError(f"b must have a's dtype {a.dtype}, got {b.dtype}")
-    if b.device != a.device:
-        raise ValueError(f"b must be on a's device {a.device}, got {b.device}")
-    if sparse not in ("a", "b"):
-        raise ValueError(f"sparse must be 'a' or 'b', got {sparse!r}")
-    if b.shape[-2] != a.shape[-1]:
-        raise ValueError(f"b must have {a.shape[-1]} rows, a's columns, got shape {tuple(b.shape)}")
-    if b.dim() == 3 and (a.dim() == 2 or a.shape[0] != b.shape[0]):
-        raise ValueError(f"b must be one matrix or match the batch of a {tuple(a.shape)}, got shape {tuple(b.shape)}")
-    check_backend(backend, "a", a)
 
 
 def _given(

@@ -18,6 +18,7 @@ from torch import Tensor
 from gossamer.planner import database as costs_file
 from gossamer.planner.costs import Costs, costs
 from gossamer.planner.coverage import Window, sample
+from gossamer.planner.operands import check_operands
 from gossamer.planner.tiles import Tile, axis_of, resolve
 
 Axis = Literal["auto", "m", "k", "n"]
@@ -133,15 +134,7 @@ class Problem:
 
     @classmethod
     def of(cls, a: Tensor, b: Tensor, sparse: Sparse) -> Problem:
-        if sparse not in ("a", "b"):
-            raise ValueError(f"sparse must be 'a' or 'b', got {sparse!r}")
-        for name, x in (("a", a), ("b", b)):
-            if not isinstance(x, Tensor):
-                raise TypeError(f"{name} must be a tensor, got {type(x).__name__}")
-            if x.dim() not in (2, 3):
-                raise ValueError(f"{name} must have 2 or 3 dimensions, got shape {tuple(x.shape)}")
-        if a.shape[-1] != b.shape[-2]:
-            raise ValueError(f"b must have {a.shape[-1]} rows, a's columns, got shape {tuple(b.shape)}")
+        check_operands(a, b, sparse)
         text = f"{list(a.shape)} @ {list(b.shape)}, zeros in {sparse}, {str(a.dtype).removeprefix('torch.')}"
         if sparse == "b" and b.dim() == 2 and a.dim() == 3:
             a = a.flatten(0, 1)
@@ -274,7 +267,8 @@ def plan(
     multiplies again and again should hold a `Planner` instead, which looks less often.
 
     Args:
-        a, b: the operands of `gs.ops.matmul`: [m, k] and [k, n], or batched; strided.
+        a, b: the operands of `gs.ops.matmul`, which refuses the same: [m, k] and [k, n], or batched; strided, of one
+            dtype, float64, float32, bfloat16 or float16.
         sparse: the operand that may hold zeros.
         tiles: tiles of the sparse operand to consider, 0 standing for a whole dimension; None for the usual ones.
         axis: only tiles that skip along this axis ("m" or "k" of a, "k" or "n" of b).

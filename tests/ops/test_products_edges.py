@@ -1,5 +1,6 @@
 """Laws at the edges: nothing is summed over, tangents, autocast, tiles named twice, tiles dropped."""
 
+import io
 import pickle
 
 import pytest
@@ -45,21 +46,48 @@ def test_check_refuses_a_tile_that_is_named_twice(call, monkeypatch):
         call()
 
 
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
 @pytest.mark.parametrize("column_major", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_rows_whose_tiles_were_all_dropped_are_zero(dtype, column_major, monkeypatch):
-    monkeypatch.delenv("GOSSAMER_CHECK", raising=False)
+def test_dropped_tiles_add_nothing_and_have_no_gradient(dtype, column_major, backend, monkeypatch):
+    monkeypatch.setenv("GOSSAMER_CHECK", "1")
     pattern = gs.Pattern.full((8, 8), (2, 2))
     encoded = gs.planner.Buckets(4, 4, 2, oversize=0.0, policy="drop").encode(pattern)
-    kept = torch.zeros(pattern.capacity, 1, 1, dtype=dtype)
+    # Whole rows of tiles are left out.
+    named = torch.zeros(pattern.capacity, dtype=torch.bool)
     for _, first, end in encoded.work.flatten(0, 1).tolist():
-        kept[first:end] = 1
-    values, b = torch.randn(16, 2, 2, dtype=dtype), torch.randn(8, 3, dtype=dtype)
-    c = gs.ops.dsd(values, pattern, b, work=encoded.work, column_major=column_major)
-    assert encoded.dropped == 12
-    torch.testing.assert_close(c, pattern.unpack(values * kept) @ b)
+        named[first:end] = True
+    assert encoded.dropped == 12 == int((~encoded.kept).sum()) and torch.equal(encoded.kept, named)
+    values, b = (
+        torch.randn(16, 2, 2, dtype=dtype, requires_grad=True),
+        torch.randn(8, 3, dtype=dtype, requires_grad=True),
+    )
+    c = gs.ops.dsd(encoded.keep(values), pattern, b, work=encoded.work, column_major=column_major, backend=backend)
+    expected = pattern.unpack(values * named.view(-1, 1, 1)) @ b
+    torch.testing.assert_close(c, expected)
+    dc = torch.randn_like(c)
+    gradients = torch.autograd.grad(c, (values, b), dc)
+    torch.testing.assert_close(gradients, torch.autograd.grad(expected, (values, b), dc))
+    assert not gradients[0][~named].any() and gradients[0][named].all()
+
+
+def test_what_is_dropped_must_be_zero(monkeypatch):
+    monkeypatch.setenv("GOSSAMER_CHECK", "1")
+    pattern = gs.Pattern.full((8, 8), (2, 2))
+    encoded = gs.planner.Buckets(4, 4, 2, oversize=0.0, policy="drop").encode(pattern)
+    with pytest.raises(ValueError, match="only slots whose values are zero may be left out"):
+        gs.ops.dsd(torch.ones(16, 2, 2), pattern, torch.ones(8, 3), work=encoded.work)
+    with pytest.raises(ValueError, match=r"values must be a tensor with 16 slots, got \[3\]"):
+        encoded.keep(torch.ones(3))
+    whole = gs.planner.Buckets(4, 16, 2, policy="drop").encode(pattern)
+    values = torch.ones(16, 2, 2)
+    assert whole.kept is None and whole.keep(values) is values
 
 
 def test_patterns_can_be_pickled():
     for pattern in (P, gs.Pattern.from_topk(S, 2), gs.Pattern.full((1, 70000))):
         assert pickle.loads(pickle.dumps(pattern)).equals(pattern)
+        file = io.BytesIO()
+        torch.save({"index": pattern}, file)
+        file.seek(0)
+        assert torch.load(file, weights_only=True)["index"].equals(pattern)

@@ -46,8 +46,8 @@ def dsd(
         pattern: the tiles of S; its indices are trusted (`pattern.validate()`, or GOSSAMER_CHECK=1 on the CPU).
         b: [k, n], float64, float32, bfloat16 or float16, row-major or a transposed view; neither is copied.
         transposed: `gossamer.ops.transpose(pattern)`, for the gradient of b; made when needed if None.
-        work: int64[parts, segments, 3], who does what (`gossamer.planner`); None lets the kernel divide. It must cover
-            each slot once.
+        work: int64[parts, segments, 3], who does what (`gossamer.planner`); None lets the kernel divide. It must hold
+            each slot once; only slots whose values are zero may be left out (`gossamer.planner.Encoded.keep`).
         scale: float32[capacity] | None, a factor for each tile. Has no gradient.
         column_major: return c as the transposed view of a contiguous [n, rows] (y of a linear: `dsd(w, p, x.t(),
             column_major=True).t()`).

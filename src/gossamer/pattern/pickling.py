@@ -1,4 +1,9 @@
-"""Pickling of a Pattern: torch reads back no pickled uint16 tensor, so indices travel as bytes."""
+"""Pickling of a Pattern: torch reads back no pickled uint16 tensor, so indices travel as bytes.
+
+`torch.load(weights_only=True)` calls only what has been declared safe. Rebuilding a pattern is: it stores its
+arguments and checks nothing, as `Pattern(...)` does, so `validate()` one that comes from elsewhere. The declaration is
+made when `gossamer.pattern` is imported, which every module of gossamer that uses patterns does.
+"""
 
 from __future__ import annotations
 
@@ -21,3 +26,4 @@ def _reduce(p: Pattern) -> tuple[Any, ...]:
 
 def register() -> None:
     copyreg.pickle(Pattern, _reduce)
+    torch.serialization.add_safe_globals([_rebuild])

@@ -40,6 +40,7 @@ class Encoded:
         spilled: tiles that are not in the home bucket of their row.
         steps: 1 + the largest distance on the ring of buckets that a tile was moved.
         dropped: tiles left out; 0 unless the policy is "drop".
+        kept: bool[capacity], which slots `work` names; None where it names all of them. See `keep`.
         grown: whether policy "grow" enlarged the buckets, and with them the shape of `work`.
     """
 
@@ -49,6 +50,23 @@ class Encoded:
     steps: int
     dropped: int
     grown: bool
+    kept: Tensor | None = None
+
+    def keep(self, values: Tensor) -> Tensor:
+        """values[capacity, ...] with zeros for the dropped tiles; values themselves when nothing was dropped.
+
+        `work` divides a product and does not define it: gradients, and products on other devices, go over the whole
+        pattern. `dsd(encoded.keep(values), pattern, b, work=encoded.work)` defines it: what was dropped adds nothing to
+        the result nor to the gradient of b, and has gradient zero. GOSSAMER_CHECK=1 refuses to drop what is not zero.
+        """
+        if self.kept is None:
+            return values
+        if not isinstance(values, Tensor) or values.shape[:1] != self.kept.shape:
+            raise ValueError(
+                f"values must be a tensor with {len(self.kept)} slots, got "
+                f"{list(values.shape) if isinstance(values, Tensor) else type(values).__name__}"
+            )
+        return values.masked_fill(~self.kept.view(-1, *[1] * (values.dim() - 1)), 0)
 
 
 class Buckets:
@@ -61,7 +79,8 @@ class Buckets:
         oversize: room beyond an even share, as a fraction (PopSparse's default is 0.3). More means fewer spills.
         grain: a bucket's capacity is rounded up to a multiple of this.
         policy: when a pattern holds more than all buckets together: "error" raises RuntimeError, "dense" gives it to
-            the dense product, "grow" enlarges the buckets for good, "drop" leaves tiles out and counts them.
+            the dense product, "grow" enlarges the buckets for good, "drop" leaves tiles out and counts them: they are
+            not multiplied, and have no gradient (`Encoded.keep`).
         force_spill: treat every home as full, so that each row that can is moved: a hook for tests.
 
     Raises:
@@ -146,6 +165,12 @@ class Buckets:
         bucket, row, first, end = bucket[order], row[order], first[order], end[order]
         count = np.bincount(bucket, minlength=self.workers)
         work[bucket, np.arange(len(bucket)) - (np.cumsum(count) - count)[bucket]] = np.stack([row, first, end], axis=1)
+        dropped, kept = nnz - int((end - first).sum()), None
+        if dropped:
+            steps = np.zeros(pattern.capacity + 1, dtype=np.int64)
+            np.add.at(steps, first, 1)
+            np.add.at(steps, end, -1)
+            kept = torch.from_numpy(steps[:-1].cumsum() > 0).to(pattern.device)
         length, moved = end - first, self._distance(bucket, self.home[row])
         loads = np.bincount(bucket, weights=length, minlength=self.workers).astype(np.int64)
         return Encoded(
@@ -153,8 +178,9 @@ class Buckets:
             tuple(loads.tolist()),
             spilled=int(length[moved > 0].sum()),
             steps=1 + int(moved.max(initial=0)),
-            dropped=nnz - int(loads.sum()),
+            dropped=dropped,
             grown=grown,
+            kept=kept,
         )
 
     def _distance(self, bucket: np.ndarray, home: np.ndarray) -> np.ndarray:

@@ -54,7 +54,7 @@ def dsd(
             raise ValueError(f"work must have shape [parts, segments, 3], got {tuple(work.shape)}")
         segments = work.shape[0] * work.shape[1]
     if os.environ.get("GOSSAMER_CHECK") == "1":
-        _check_content(offsets, capacity, order, work)
+        _check_content(values, offsets, order, work)
 
     c = torch.empty((n, rows) if column_major else (rows, n), dtype=dtype)
     storage, threads = STORAGE[values.dtype], torch.get_num_threads()
@@ -79,8 +79,9 @@ def _per_slot(value: Tensor, name: str, capacity: int, dtypes: tuple[torch.dtype
         raise ValueError(f"{name} must have one entry per tile: {capacity} tiles, got {value.numel()} entries")
 
 
-def _check_content(offsets: Tensor, capacity: int, order: Tensor | None, work: Tensor | None) -> None:
-    """What GOSSAMER_CHECK=1 adds: order and work name tiles that exist, and each slot is worked on once."""
+def _check_content(values: Tensor, offsets: Tensor, order: Tensor | None, work: Tensor | None) -> None:
+    """What GOSSAMER_CHECK=1 adds: order and work name tiles that exist, work each once, and leaves out only zeros."""
+    capacity = len(values)
     used = int(offsets[-1])
     if used > capacity:
         raise ValueError(f"offsets must end at most at the capacity of {capacity} tiles, got {used}")
@@ -97,5 +98,11 @@ def _check_content(offsets: Tensor, capacity: int, order: Tensor | None, work: T
         change = torch.zeros(used + 1, dtype=torch.int64)
         if inside:
             change.index_add_(0, slot, torch.ones_like(slot)).index_add_(0, end, -torch.ones_like(end))
-        if not inside or bool((change.cumsum(0)[:used] != 1).any()):
-            raise ValueError("work must hold every slot once, in segments that lie inside their tile row")
+        times = change.cumsum(0)[:used]
+        left_out = (times == 0).nonzero().squeeze(1)
+        left_out = left_out if order is None else order.long()[left_out]
+        if not inside or bool((times > 1).any()) or bool(values[left_out].any()):
+            raise ValueError(
+                "work must hold every slot once, in segments that lie inside their tile row; only slots whose values "
+                "are zero may be left out (Encoded.keep)"
+            )

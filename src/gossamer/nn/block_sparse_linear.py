@@ -10,6 +10,7 @@ is new contents of tensors whose shapes stay, so nothing is compiled or allocate
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
@@ -20,14 +21,14 @@ from gossamer import ops
 from gossamer.nn.moves import move_, sources, states_of
 from gossamer.nn.storage import Storage, check_storage, dequantised, quantised
 from gossamer.nn.tap import Tapped
-from gossamer.nn.tiles import best_tiles, inside, random_tiles, tile_means
+from gossamer.nn.tiled import Tiled, check_fits
+from gossamer.nn.tiles import best_tiles, generator_of, inside, random_tiles, tile_means
 from gossamer.pattern import Pattern
-from gossamer.planner import static_work
 
 Mode = Literal["dynamic", "static"]
 
 
-class BlockSparseLinear(nn.Module):
+class BlockSparseLinear(Tiled):
     """y = x W^T + bias with W[out_features, in_features] stored as the tiles of a pattern.
 
     Args:
@@ -50,8 +51,7 @@ class BlockSparseLinear(nn.Module):
     Attributes:
         values: Parameter [capacity, bm, bn]. Slots past the tiles present, and padding, are zero.
         bias: Parameter [out_features] or None.
-        offsets, indices: the pattern (`pattern` has it as a `gossamer.Pattern`). `indices` holds the bytes of uint16 or
-            int32 numbers, because process groups send bytes but not uint16.
+        offsets, indices: the pattern (`pattern` has it as a `gossamer.Pattern`); see `gossamer.nn.tiled.Tiled`.
 
     Raises:
         ValueError: sizes, block, density, capacity, mode or pattern that do not fit, naming the value.
@@ -67,14 +67,7 @@ class BlockSparseLinear(nn.Module):
 
     values: nn.Parameter
     bias: nn.Parameter | None
-    offsets: Tensor
-    indices: Tensor
-    offsets_t: Tensor
-    indices_t: Tensor
-    order: Tensor
     scale: Tensor | None
-    work: Tensor | None
-    work_t: Tensor | None
 
     def __init__(
         self,
@@ -93,67 +86,39 @@ class BlockSparseLinear(nn.Module):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__()
-        tile = (block, block) if isinstance(block, int) else (block[0], block[1])
-        _check_sizes(in_features, out_features, tile)
+        tile = _tile(block)
+        _check_sizes(in_features, out_features)
         if mode not in ("dynamic", "static"):
             raise ValueError(f"mode must be 'dynamic' or 'static', got {mode!r}")
         if overflow not in ("error", "grow"):
             raise ValueError(f"overflow must be 'error' or 'grow', got {overflow!r}")
         check_storage(storage)
-        self.in_features, self.out_features, self.tile = in_features, out_features, tile
-        self.mode, self.overflow = mode, overflow
-        self.storage: Storage = "float32"
-        self._ticket: int | None = None
-        generator = None if seed is None else torch.Generator().manual_seed(seed)
+        generator = generator_of(seed)
+        shape = (out_features, in_features)
         if pattern is None:
-            pattern = random_tiles((out_features, in_features), tile, density, generator)
-        self._check_pattern(pattern)
+            pattern = random_tiles(shape, tile, density, generator)
+        check_fits(pattern, shape, tile)
         pattern.validate()
         capacity = pattern.nnz if capacity is None else capacity
         if capacity < pattern.nnz:
             raise ValueError(f"capacity={capacity} is too small: {pattern.nnz} tiles are present")
-        pattern = pattern.with_capacity(capacity).to(device or "cpu")
+        super().__init__(pattern.with_capacity(capacity).to(device or "cpu"), static=mode == "static")
+        self.in_features, self.out_features = in_features, out_features
+        self.mode, self.overflow = mode, overflow
+        self.storage: Storage = "float32"
+        self._ticket: int | None = None
         self.values = nn.Parameter(torch.empty(capacity, *tile, device=device, dtype=dtype))
         self.bias = nn.Parameter(torch.empty(out_features, device=device, dtype=dtype)) if bias else None
-        self.register_buffer("offsets", pattern.row_offsets())
-        self.register_buffer("indices", pattern.indices.view(torch.uint8))
-        for name in ("offsets_t", "indices_t", "order", "scale", "work", "work_t"):
-            self.register_buffer(name, None, persistent=name == "scale")
-        self._index_changed()
+        self.register_buffer("scale", None)
         self.reset_parameters(generator)
         self.store(storage)
 
     # ------------------------------------------------------------------ structure
 
     @property
-    def shape(self) -> tuple[int, int]:
-        """(out_features, in_features)."""
-        return self.out_features, self.in_features
-
-    @property
     def capacity(self) -> int:
         """Number of tiles there is memory for."""
         return self.values.shape[0]
-
-    @property
-    def pattern(self) -> Pattern:
-        """Which tiles are present, as views of this layer's buffers: read it, and change it by `update_pattern`."""
-        return Pattern(
-            self.offsets, self.indices.view(_index_dtype(self.in_features, self.tile[1])), self.shape, self.tile
-        )
-
-    @property
-    def transposed(self) -> ops.Transposed:
-        """The index of W^T, which gradients of the input read."""
-        shape, tile = self.shape[::-1], self.tile[::-1]
-        indices = self.indices_t.view(_index_dtype(self.out_features, self.tile[0]))
-        return ops.Transposed(Pattern(self.offsets_t, indices, shape, tile), self.order, self.work_t)
-
-    @property
-    def density(self) -> float:
-        """Share of the weight's elements that lie in a present tile. A device sync."""
-        return self.pattern.density
 
     def extra_repr(self) -> str:
         present = "?" if self.offsets.is_meta else int(self.offsets[-1])
@@ -192,7 +157,8 @@ class BlockSparseLinear(nn.Module):
         """Take over another pattern, in place: same tensors, same shapes, nothing compiled or allocated again.
 
         Args:
-            pattern: of this layer's shape, tile and device, with any capacity. Its indices are trusted.
+            pattern: of this layer's shape, tile and device, with any capacity. It is checked on the CPU; elsewhere,
+                where that would be a sync, its indices are trusted unless GOSSAMER_CHECK=1.
             values: "keep": tiles in both patterns keep their values, new ones start at zero; "zeros": all start at
                 zero; or a tensor [capacity, bm, bn] in the slots of the new pattern.
             optimizer: whose state of `values` follows: that of kept tiles moves with them (and so does `values.grad`),
@@ -205,7 +171,7 @@ class BlockSparseLinear(nn.Module):
 
         Raises:
             RuntimeError: a static layer; more tiles than `capacity` with overflow="error". ValueError: a pattern of
-            another shape, tile or device. Nothing is changed then.
+            another shape, tile or device, with an index out of range or a tile named twice. Nothing is changed then.
 
         >>> layer = BlockSparseLinear(4, 4, block=2, pattern=Pattern.from_mask(torch.eye(4).bool(), (2, 2)))
         >>> layer.update_pattern(Pattern.from_mask(torch.tensor([[1, 0, 0, 1]] * 4).bool(), (2, 2)), overflow="grow")
@@ -216,8 +182,6 @@ class BlockSparseLinear(nn.Module):
         if self.storage != "float32":
             raise RuntimeError(f"storage={self.storage!r} is for inference: update the pattern first, then store")
         self._check_pattern(pattern)
-        if pattern.device != self.values.device:
-            raise ValueError(f"pattern must be on {self.values.device}, got {pattern.device}")
         if overflow not in (None, "error", "grow"):
             raise ValueError(f"overflow must be 'error', 'grow' or None, got {overflow!r}")
         if not isinstance(values, Tensor) and values not in ("keep", "zeros"):
@@ -243,10 +207,14 @@ class BlockSparseLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x[..., in_features] -> [..., out_features]."""
+        if not isinstance(x, Tensor):
+            raise TypeError(f"x must be a tensor, got {type(x).__name__}")
         if x.dim() == 0 or x.shape[-1] != self.in_features:
             raise ValueError(f"x must have {self.in_features} features, got shape {tuple(x.shape)}")
         if torch.is_autocast_enabled(x.device.type):
             x = x.to(self.bias.dtype if self.bias is not None else self.values.dtype)
+        if self.storage == "float32" and x.dtype != self.values.dtype:
+            raise TypeError(f"x must have the layer's dtype {self.values.dtype}, got {x.dtype}: convert x or the layer")
         flat = x.reshape(-1, self.in_features)
         y = ops.dsd(
             self.values, self.pattern, flat.t(),
@@ -292,7 +260,7 @@ class BlockSparseLinear(nn.Module):
         """
         if density is not None and pattern is not None:
             raise ValueError(f"give density or pattern, not both: got density={density}")
-        tile = (block, block) if isinstance(block, int) else (block[0], block[1])
+        tile = _tile(block)
         weight = linear.weight.detach()
         if pattern is None and density is None:
             pattern = ops.detect(weight, tile)
@@ -333,43 +301,6 @@ class BlockSparseLinear(nn.Module):
 
     # ------------------------------------------------------------------ inside
 
-    def _check_pattern(self, pattern: Pattern) -> None:
-        if not isinstance(pattern, Pattern):
-            raise TypeError(f"pattern must be a gossamer.Pattern, got {type(pattern).__name__}")
-        if tuple(pattern.shape) != self.shape or tuple(pattern.tile) != self.tile:
-            raise ValueError(
-                f"pattern must have shape {self.shape} and tile {self.tile}, got shape {tuple(pattern.shape)} and tile "
-                f"{tuple(pattern.tile)}"
-            )
-
-    def _set_index(self, pattern: Pattern) -> None:
-        """Take over a pattern of this capacity, or of another one with new buffers."""
-        if pattern.capacity == self.pattern.capacity:
-            self.offsets.copy_(pattern.row_offsets())
-            self.indices.copy_(pattern.indices.reshape(-1).view(torch.uint8))
-        else:
-            self.offsets, self.indices = pattern.row_offsets(), pattern.indices.reshape(-1).view(torch.uint8)
-        self._index_changed()
-
-    def _index_changed(self) -> None:
-        """Derive what is computed from the pattern."""
-        if self.offsets.is_meta:
-            return
-        transposed = ops.transpose(self.pattern)
-        fresh: dict[str, Tensor | None] = {
-            "offsets_t": transposed.pattern.row_offsets(),
-            "indices_t": transposed.pattern.indices.view(torch.uint8),
-            "order": transposed.order,
-        }
-        if self.mode == "static":
-            fresh |= {"work": static_work(self.pattern), "work_t": static_work(transposed.pattern)}
-        for name, tensor in fresh.items():
-            held = getattr(self, name)
-            if held is not None and tensor is not None and held.shape == tensor.shape and held.device == tensor.device:
-                held.copy_(tensor)
-            else:
-                setattr(self, name, tensor)
-
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         missing, errors = args[-3], args[-1]
         names = [prefix + name for name in ("values", "offsets", "indices")]
@@ -377,9 +308,8 @@ class BlockSparseLinear(nn.Module):
             missing.extend(name for name in names if name not in state_dict)
             return
         values, offsets, indices = (state_dict[name] for name in names)
-        dtype = _index_dtype(self.in_features, self.tile[1])
         try:
-            Pattern(offsets, indices.view(dtype), self.shape, self.tile).validate()
+            Pattern(offsets, indices.view(self._index_dtype(1)), self.shape, self.tile).validate()
         except (TypeError, ValueError, RuntimeError) as error:
             errors.append(f"{prefix}indices: not a pattern of shape {self.shape} and tile {self.tile}: {error}")
             return
@@ -392,13 +322,15 @@ class BlockSparseLinear(nn.Module):
         self._index_changed()
 
 
-def _index_dtype(features: int, side: int) -> torch.dtype:
-    return torch.uint16 if -(-features // side) <= 65536 else torch.int32
+def _tile(block: int | tuple[int, int]) -> tuple[int, int]:
+    sides = (block, block) if isinstance(block, int) else block
+    pair = isinstance(sides, Sequence) and len(sides) == 2
+    if not pair or not all(isinstance(side, int) and not isinstance(side, bool) and side >= 1 for side in sides):
+        raise ValueError(f"block must be an integer or a pair of integers of at least 1, got {block!r}")
+    return sides[0], sides[1]
 
 
-def _check_sizes(in_features: int, out_features: int, tile: tuple[int, int]) -> None:
+def _check_sizes(in_features: int, out_features: int) -> None:
     for name, size in (("in_features", in_features), ("out_features", out_features)):
         if isinstance(size, bool) or not isinstance(size, int) or size < 1:
             raise ValueError(f"{name} must be an integer of at least 1, got {size!r}")
-    if not all(isinstance(side, int) and side >= 1 for side in tile):
-        raise ValueError(f"block must be an integer or a pair of integers of at least 1, got {tile!r}")

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from gossamer import ops
 from gossamer.pattern import Pattern
+from gossamer.pattern.check import require
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"relu": F.relu, "gelu": F.gelu, "silu": F.silu}
 
@@ -106,7 +107,8 @@ class Experts(nn.Module):
             gates: [..., j], their weights; None for weights of one.
 
         Raises:
-            ValueError: gates without ids, or shapes that do not fit.
+            TypeError: ids that are no integers. ValueError: gates without ids, shapes that do not fit, an id for which
+            there is no expert (on an accelerator an assertion on the device).
         """
         if x.dim() == 0 or x.shape[-1] != self.dim:
             raise ValueError(f"x must have {self.dim} features, got shape {tuple(x.shape)}")
@@ -117,11 +119,8 @@ class Experts(nn.Module):
             if gates is not None:
                 raise ValueError("gates must come with ids: they are the weights of the experts named there")
             ids, gates, _ = self.route(flat)
-        elif ids.shape[:-1] != x.shape[:-1] or (gates is not None and gates.shape != ids.shape):
-            raise ValueError(
-                f"ids and gates must have shape {[*x.shape[:-1], 'j']}, got {list(ids.shape)} and "
-                f"{None if gates is None else list(gates.shape)}"
-            )
+        else:
+            self._check_choice(x, ids, gates)
         ids = ids.reshape(len(flat), ids.shape[-1])
         index = Pattern.from_ids(ids.reshape(-1), self.experts)
         inner = ops.grouped_matmul(flat, self.up, ids, index=index).flatten(0, 1)
@@ -134,6 +133,19 @@ class Experts(nn.Module):
         y = ops.grouped_matmul(inner, self.down, ids.reshape(-1), index=index).view(*ids.shape, self.dim)
         y = y.sum(1) if gates is None else (y * gates.reshape(*ids.shape, 1).to(y.dtype)).sum(1)
         return y.view(x.shape)
+
+    def _check_choice(self, x: Tensor, ids: Tensor, gates: Tensor | None) -> None:
+        if not isinstance(ids, Tensor) or ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool:
+            raise TypeError(f"ids must be an integer tensor, got {getattr(ids, 'dtype', type(ids).__name__)}")
+        if ids.dim() != x.dim() or ids.shape[:-1] != x.shape[:-1]:
+            raise ValueError(f"ids must have shape {[*x.shape[:-1], 'j']}, got {list(ids.shape)}")
+        if gates is not None and gates.shape != ids.shape:
+            raise ValueError(f"gates must have the shape of ids {list(ids.shape)}, got {list(gates.shape)}")
+        require(
+            (ids < self.experts).all(),
+            lambda: f"ids must be below experts={self.experts}, got {int(ids.max())}",
+            f"ids must be below experts={self.experts}",
+        )
 
 
 def balance_loss(probabilities: Tensor, ids: Tensor) -> Tensor:

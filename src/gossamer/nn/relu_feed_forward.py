@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from gossamer import ops
+from gossamer.pattern.check import check_pair
 
 
 class ReLUFeedForward(nn.Module):
@@ -25,6 +26,9 @@ class ReLUFeedForward(nn.Module):
 
     Attributes:
         up, down: nn.Linear.
+
+    Raises:
+        TypeError, ValueError: a tile that is neither "auto" nor a pair of integers of at least 1.
 
     Source: Zheng et al., "PIT: optimization of dynamic sparse deep learning models via permutation invariant
     transformation", 2023, section 4.
@@ -47,7 +51,7 @@ class ReLUFeedForward(nn.Module):
         super().__init__()
         self.up = nn.Linear(dim, hidden, bias=bias, device=device, dtype=dtype)
         self.down = nn.Linear(hidden, dim, bias=bias, device=device, dtype=dtype)
-        self.tile = tile
+        self.tile: tuple[int, int] | Literal["auto"] = "auto" if tile == "auto" else check_pair("tile", tile, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         """x[..., dim] -> [..., dim]."""

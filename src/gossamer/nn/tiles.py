@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from numbers import Real
 
 import torch
 from torch import Tensor
@@ -60,8 +61,7 @@ def inside(pattern: Pattern) -> Tensor:
 
 def best_tiles(scores: Tensor, shape: tuple[int, ...], tile: tuple[int, int], density: float) -> Pattern:
     """The round(density * tiles) tiles with the largest scores[tile_rows, tile_cols]; ties to the lower index."""
-    if not 0.0 < density <= 1.0:
-        raise ValueError(f"density must be in (0, 1], got {density}")
+    check_density(density)
     count = round(density * scores.numel())
     if count == 0:
         raise ValueError(f"density={density} of {scores.numel()} tiles rounds to 0: nothing would be kept")
@@ -82,3 +82,19 @@ def of_tiles(tiles: Tensor, shape: tuple[int, int], tile: tuple[int, int]) -> Pa
     """The pattern with exactly these tiles: bool[tile_rows, tile_cols]."""
     whole = ops.detect(tiles, capacity=int(torch.count_nonzero(tiles)))
     return Pattern(whole.offsets, whole.indices, shape, tile)
+
+
+def check_density(density: float) -> None:
+    if isinstance(density, bool) or not isinstance(density, Real):
+        raise TypeError(f"density must be a number, got {density!r}")
+    if not 0.0 < density <= 1.0:
+        raise ValueError(f"density must be in (0, 1], got {density}")
+
+
+def generator_of(seed: int | None) -> torch.Generator | None:
+    """A CPU generator with this seed; None for torch's global one."""
+    if seed is None:
+        return None
+    if isinstance(seed, bool) or not isinstance(seed, int):
+        raise TypeError(f"seed must be an integer or None, got {seed!r}")
+    return torch.Generator().manual_seed(seed)

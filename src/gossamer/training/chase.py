@@ -80,7 +80,7 @@ class Chase(Exploration):
     compact_every: int | None = None
     example_inputs: Any = None
     name: ClassVar[str] = "chase"
-    on_tiles: ClassVar[bool] = False
+    needs_dense: ClassVar[str] = "explores single weights and removes whole channels"
 
     def validate(self) -> None:
         super().validate()

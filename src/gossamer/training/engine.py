@@ -26,7 +26,7 @@ from gossamer.training.discover import discover, unwrap
 from gossamer.training.distribution import budgets
 from gossamer.training.gradients import Gradients, check_finite, dense
 from gossamer.training.random import uniform
-from gossamer.training.settings import Settings
+from gossamer.training.settings import Settings, real
 from gossamer.training.statistics import EverActive
 from gossamer.training.warmup import Warmup
 from gossamer.training.weights import Layer, Masked
@@ -53,9 +53,10 @@ class Method(Settings):
     """
 
     name: ClassVar[str]
-    on_tiles: ClassVar[bool] = True  # whether it can rewire layers that have memory for their tiles only
+    needs_dense: ClassVar[str] = ""  # why it cannot rewire layers that have memory for their tiles only
 
     def __post_init__(self, density: float) -> None:
+        real("density", density)
         if not 0.0 < density <= 1.0:  # first, as other arguments are measured against it
             raise ValueError(f"density must be in (0, 1], got {density}")
         self.target_density = density

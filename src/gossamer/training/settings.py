@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY, InitVar, dataclass
+from numbers import Real
 
 from torch import nn
 from torch.optim import Optimizer
@@ -77,6 +78,8 @@ class Settings:
             warmup.refuse(self.optimizer)
         if self.grad_window > self.update_every:
             raise ValueError(f"grad_window={self.grad_window} is longer than update_every={self.update_every}")
+        for name in ("start", "stop"):
+            real(name, getattr(self, name))
         if not 0.0 <= self.start <= self.stop <= 1.0:
             raise ValueError(
                 f"start and stop are fractions of total_steps with 0 <= start <= stop <= 1, got start={self.start}, "
@@ -84,7 +87,8 @@ class Settings:
             )
         one_of("init", self.init, ("random", "magnitude"))
         one_of("grow_init", self.grow_init, ("zeros", "gradient", "random"))
-        if len(self.tile) != 2 or not all(isinstance(side, int) and side >= 1 for side in self.tile):
+        pair = isinstance(self.tile, Sequence) and len(self.tile) == 2
+        if not pair or not all(isinstance(side, int) and side >= 1 for side in self.tile):
             raise ValueError(f"tile must be two integers >= 1, got {self.tile!r}")
         for name in ("include", "exclude"):
             if isinstance(getattr(self, name), str):
@@ -98,12 +102,21 @@ def one_of(name: str, value: object, choices: Sequence[object]) -> None:
 
 
 def fraction(name: str, value: float, *, low: float = 0.0, high: float = 1.0) -> None:
-    """Raise ValueError unless low <= value <= high."""
+    """Raise ValueError unless low <= value <= high, TypeError for what is no number."""
+    real(name, value)
     if not low <= value <= high:
         raise ValueError(f"{name} must be in [{low}, {high}], got {value!r}")
 
 
 def count(name: str, value: object, *, low: int = 1) -> None:
-    """Raise ValueError unless `value` is an integer >= low."""
-    if not isinstance(value, int) or isinstance(value, bool) or value < low:
+    """Raise ValueError unless `value` is an integer >= low, TypeError for what is no integer."""
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise TypeError(f"{name} must be an integer >= {low}, got {value!r}")
+    if value < low:
         raise ValueError(f"{name} must be an integer >= {low}, got {value!r}")
+
+
+def real(name: str, value: object) -> None:
+    """Raise TypeError unless `value` is a number."""
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise TypeError(f"{name} must be a number, got {value!r}")

@@ -50,7 +50,7 @@ class SNFS(SET):
     momentum: float = 0.9
     redistribute: str = "momentum"
     name: ClassVar[str] = "snfs"
-    on_tiles: ClassVar[bool] = False
+    needs_dense: ClassVar[str] = "follows the gradient of every absent weight from step to step"
 
     def validate(self) -> None:
         super().validate()

@@ -53,7 +53,7 @@ class SRigL(RigL):
     example_inputs: Any = None
     regrow_dropped: bool = field(init=False, default=True)
     name: ClassVar[str] = "srigl"
-    on_tiles: ClassVar[bool] = False
+    needs_dense: ClassVar[str] = "gives every neuron the same number of single weights"
 
     def validate(self) -> None:
         super().validate()

@@ -227,8 +227,15 @@ def prepare(method: Method) -> None:
     if not layers:
         return
     names = [layer.name for layer in layers]
-    if not method.on_tiles:
-        raise TypeError(f"{type(method).__name__} needs dense weights; exclude={names} leaves these layers alone")
+    if method.needs_dense:
+        from gossamer.training import METHODS
+
+        others = ", ".join(name for name, kind in METHODS.items() if not kind.needs_dense)
+        raise TypeError(
+            f"{type(method).__name__} {method.needs_dense}, so it needs dense weights, and {names} of "
+            f"BlockSparseLinear exist only in their tiles: exclude={names} leaves them alone, "
+            f"and these methods move tiles: {others}"
+        )
     if method.grad_window != 1:
         raise ValueError(f"grad_window must be 1 for the tiles of {names}, got {method.grad_window}")
     if method.grow_init != "zeros":

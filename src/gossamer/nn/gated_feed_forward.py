@@ -10,7 +10,15 @@ from torch import Tensor, nn
 
 from gossamer.nn.evaluating import evaluating
 from gossamer.nn.magnitudes import Magnitudes
-from gossamer.nn.threshold_linear import check_threshold, is_few, shrink, skip_few, skips, store_by_input
+from gossamer.nn.threshold_linear import (
+    check_threshold,
+    is_few,
+    shrink,
+    skip_few,
+    skips,
+    start_counting,
+    store_by_input,
+)
 from gossamer.ops._mv import gated_on
 
 Activation = Literal["relu", "silu", "gelu"]
@@ -50,6 +58,7 @@ class GatedFeedForward(nn.Module):
     up_proj: nn.Linear
     down_proj: nn.Linear
     _kept: Tensor
+    _seen: int
 
     def __init__(
         self,
@@ -72,7 +81,7 @@ class GatedFeedForward(nn.Module):
         self.down_proj = nn.Linear(hidden, dim, bias, device=device, dtype=dtype)
         self.threshold = float(threshold)
         store_by_input(self.down_proj)
-        self._start_counting()
+        start_counting(self, self.down_proj.weight.device)
 
     @classmethod
     def from_dense(cls, block: nn.Module, *, threshold: float = 0.0) -> GatedFeedForward:
@@ -93,15 +102,10 @@ class GatedFeedForward(nn.Module):
         for name in ("act_fn", *_PARTS):
             setattr(self, name, getattr(block, name))
         self.threshold = float(threshold)
-        self._start_counting()
+        start_counting(self, self.down_proj.weight.device)
         self.train(block.training)
         store_by_input(self.down_proj)
         return self
-
-    def _start_counting(self) -> None:
-        self._seen = 0
-        device = next(self.gate_proj.parameters()).device
-        self.register_buffer("_kept", torch.zeros(1, dtype=torch.int64, device=device), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """x[..., dim] -> [..., dim]."""
@@ -137,7 +141,7 @@ class GatedFeedForward(nn.Module):
         return self.threshold
 
     def density(self) -> float:
-        """The share of neurons that were computed, over all calls with few rows outside torch.compile; NaN before."""
+        """The share of neurons that were computed, over calls with few rows outside torch.compile; NaN before."""
         return int(self._kept) / self._seen if self._seen else float("nan")
 
     def extra_repr(self) -> str:

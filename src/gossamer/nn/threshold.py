@@ -12,7 +12,14 @@ from gossamer.nn.evaluating import evaluating
 from gossamer.nn.gated_feed_forward import GatedFeedForward, check_sparsity
 from gossamer.nn.magnitudes import Magnitudes
 from gossamer.nn.threshold_allocation import Block, blocks_of, greedy, kept
-from gossamer.nn.threshold_linear import Prefill, ThresholdLinear, check_prefill, check_threshold, shrink
+from gossamer.nn.threshold_linear import (
+    Prefill,
+    ThresholdLinear,
+    check_prefill,
+    check_threshold,
+    shrink,
+    start_counting,
+)
 from gossamer.nn.threshold_report import Row, ThresholdReport
 from gossamer.nn.threshold_sites import Layers, Site, check_names, sites
 
@@ -153,7 +160,9 @@ def apply_thresholds(
 
 
 def _set(module: nn.Module, value: float, prefill: Prefill) -> Callable[[], object]:
-    """Give a module its threshold; return what takes it away."""
+    """Give a module its threshold and count anew; return what takes it away."""
+    if isinstance(module, (GatedFeedForward, ThresholdLinear)):
+        start_counting(module, module._kept.device)
     if isinstance(module, GatedFeedForward):
         before = module.threshold
         module.threshold = value

@@ -49,6 +49,7 @@ class ThresholdLinear(nn.Linear):
     threshold: float
     prefill: Prefill
     _kept: Tensor
+    _seen: int
 
     def __init__(
         self,
@@ -89,9 +90,7 @@ class ThresholdLinear(nn.Linear):
 
     def _adopt(self, threshold: float, prefill: Prefill) -> None:
         self.threshold, self.prefill = float(threshold), prefill
-        self._seen = 0
-        kept = torch.zeros(1, dtype=torch.int64, device=self.weight.device)
-        self.register_buffer("_kept", kept, persistent=False)
+        start_counting(self, self.weight.device)
         store_by_input(self)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -109,11 +108,17 @@ class ThresholdLinear(nn.Linear):
         return F.linear(x, self.weight, self.bias)
 
     def density(self) -> float:
-        """The share of inputs that stayed, over all calls with few rows outside torch.compile; NaN before any."""
+        """The share of inputs that stayed, over calls with few rows outside torch.compile; NaN before any."""
         return int(self._kept) / self._seen if self._seen else math.nan
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, threshold={self.threshold:.4g}, prefill={self.prefill!r}"
+
+
+def start_counting(module: nn.Module, device: torch.device) -> None:
+    """Count from here: `_kept` of `_seen` elements. Neither is part of the state_dict."""
+    module._seen = 0  # type: ignore[assignment]
+    module.register_buffer("_kept", torch.zeros(1, dtype=torch.int64, device=device), persistent=False)
 
 
 def store_by_input(linear: nn.Linear) -> None:

@@ -23,7 +23,7 @@ def statistical_topk(x: Tensor, k: int, *, dim: int = -1) -> Tensor:
 
         P(T > z * sqrt(d (d - 2) / ((d - 1)^2 - d z^2)))        T Student's t with d - 2 degrees of freedom,
 
-    whose limit for large d is k / d, and the number of entries left varies by about sqrt(k). On other data the count
+    whose limit for large d is k / d, and the count varies by less than sqrt(k) from row to row. On other data the count
     follows the tail: never more than d / (1 + z^2) where z > 0 (Cantelli), and as few as none.
 
     Args:

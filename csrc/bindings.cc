@@ -213,6 +213,34 @@ NB_MODULE(_native, m) {
                             at<const float>(gate), at<float>(y), at<void>(scratch), threads);
         },
         unlocked);
+  m.def("skip_pack_outs", [](int64_t out) { return active().skip_pack_outs(out); });
+  m.def("skip_pack",
+        [](uintptr_t weight, int64_t out, int64_t in, int64_t r, int64_t s, int64_t out_stride, int64_t in_stride,
+           int64_t r_stride, int64_t s_stride, uintptr_t packed, int threads) {
+          active().skip_pack(at<const float>(weight), out, in, r, s, out_stride, in_stride, r_stride, s_stride,
+                             at<float>(packed), threads);
+        },
+        unlocked);
+  m.def("skip_conv",
+        [](uintptr_t x, int64_t n, int64_t h, int64_t w, int64_t c, uintptr_t packed, uintptr_t bias, uintptr_t bits,
+           int64_t out, int64_t r, int64_t s, int64_t stride_h, int64_t stride_w, int64_t pad_h, int64_t pad_w,
+           int64_t dil_h, int64_t dil_w, bool transposed, int64_t oh, int64_t ow, bool relu, uintptr_t y,
+           uintptr_t y_bits, uintptr_t counts, int threads) {
+          active().skip_conv(at<const float>(x), n, h, w, c, at<const float>(packed), at<const float>(bias),
+                             at<const void>(bits), out, r, s, stride_h, stride_w, pad_h, pad_w, dil_h, dil_w,
+                             transposed, oh, ow, relu, at<float>(y), at<void>(y_bits), at<int64_t>(counts), threads);
+        },
+        unlocked);
+  m.def("relu_bits",
+        [](uintptr_t x, int64_t rows, int64_t cols, uintptr_t y, uintptr_t bits, int threads) {
+          active().relu_bits(at<const float>(x), rows, cols, at<float>(y), at<void>(bits), threads);
+        },
+        unlocked);
+  m.def("keep_bits",
+        [](uintptr_t x, uintptr_t bits, int64_t rows, int64_t cols, uintptr_t y, int threads) {
+          active().keep_bits(at<const float>(x), at<const void>(bits), rows, cols, at<float>(y), threads);
+        },
+        unlocked);
   m.def("read",
         [](uintptr_t x, int64_t bytes, int threads) { return active().read(at<const void>(x), bytes, threads); },
         unlocked);

@@ -77,4 +77,16 @@ def gated_mv(
     x: int, batch: int, c: int, w: int, bfloat16: bool, k: int, bias: int, gate: int, y: int, scratch: int,
     threads: int, /,
 ) -> None: ...  # fmt: skip
+def skip_pack_outs(out: int, /) -> int: ...
+def skip_pack(
+    weight: int, out: int, in_: int, r: int, s: int, out_stride: int, in_stride: int, r_stride: int, s_stride: int,
+    packed: int, threads: int, /,
+) -> None: ...  # fmt: skip
+def skip_conv(
+    x: int, n: int, h: int, w: int, c: int, packed: int, bias: int, bits: int, out: int, r: int, s: int,
+    stride_h: int, stride_w: int, pad_h: int, pad_w: int, dil_h: int, dil_w: int, transposed: bool, oh: int, ow: int,
+    relu: bool, y: int, y_bits: int, counts: int, threads: int, /,
+) -> None: ...  # fmt: skip
+def relu_bits(x: int, rows: int, cols: int, y: int, bits: int, threads: int, /) -> None: ...
+def keep_bits(x: int, bits: int, rows: int, cols: int, y: int, threads: int, /) -> None: ...
 def read(x: int, bytes: int, threads: int, /) -> int: ...

@@ -7,9 +7,11 @@ from gossamer.kernels.cpu.gather_mm import gather_mm
 from gossamer.kernels.cpu.grouped import grouped_mm, grouped_outer
 from gossamer.kernels.cpu.mask import mask_
 from gossamer.kernels.cpu.read import read
+from gossamer.kernels.cpu.relu_bits import keep_bits, relu_bits
 from gossamer.kernels.cpu.scatter import scatter
 from gossamer.kernels.cpu.sdd import sdd
 from gossamer.kernels.cpu.select import topk_mask
+from gossamer.kernels.cpu.skip_conv import skip_conv, skip_pack
 from gossamer.kernels.cpu.skip_conv_weight import skip_conv_weight
 from gossamer.kernels.cpu.skip_mv import gated_mv, skip_mv
 from gossamer.kernels.cpu.transpose import transpose
@@ -22,12 +24,16 @@ __all__ = [
     "gather_mm",
     "grouped_mm",
     "grouped_outer",
+    "keep_bits",
     "mask_",
     "read",
+    "relu_bits",
     "scatter",
     "sdd",
+    "skip_conv",
     "skip_conv_weight",
     "skip_mv",
+    "skip_pack",
     "topk_mask",
     "transpose",
 ]

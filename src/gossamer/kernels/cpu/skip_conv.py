@@ -1,0 +1,82 @@
+"""Convolution at the cost of the nonzeros of its input: channels last, weights packed once."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from gossamer.kernels.cpu import _call, memory
+
+SEGMENT = 16
+"""Channels whose weights lie together; the same for every instruction set."""
+
+
+def skip_pack(weight: Tensor) -> Tensor:
+    """Pack `weight[out, in, R, S]`; see `gossamer.kernels.reference.skip_pack`.
+
+    The layout, [groups of outputs, in / 16, R, 16, S, outputs of a group], is that of the active instruction set.
+    """
+    _call.tensor(weight, "weight", ndim=4, dtypes=(torch.float32,), contiguous=False)
+    out, channels, r, s = weight.shape
+    packed = memory.empty(_packed_shape(out, channels, r, s), torch.float32)
+    k_stride, c_stride, r_stride, s_stride = weight.stride()
+    _call.native.skip_pack(
+        weight.data_ptr(), out, channels, r, s, k_stride, c_stride, r_stride, s_stride, packed.data_ptr(),
+        torch.get_num_threads(),
+    )  # fmt: skip
+    return packed
+
+
+def skip_conv(
+    x: Tensor,
+    packed: Tensor,
+    bias: Tensor | None,
+    bits: Tensor | None,
+    out: int,
+    kernel: tuple[int, int],
+    stride: tuple[int, int],
+    padding: tuple[int, int],
+    dilation: tuple[int, int],
+    transposed: bool,
+    size: tuple[int, int],
+    relu: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return (y[N, OH, OW, out], bits of y or nothing, counts[2]); see `gossamer.kernels.reference.skip_conv`."""
+    _call.tensor(x, "x", ndim=4, dtypes=(torch.float32,))
+    _call.tensor(packed, "packed", dtypes=(torch.float32,))
+    n, h, w, c = x.shape
+    for name, pair, least in (
+        ("kernel", kernel, 1), ("stride", stride, 1), ("padding", padding, 0), ("dilation", dilation, 1),
+        ("size", size, 0), ("out", (out,), 0),
+    ):  # fmt: skip
+        if min(pair) < least:
+            raise ValueError(f"{name} must be at least {least}, got {pair if len(pair) > 1 else pair[0]}")
+    expected = _packed_shape(out, c, *kernel)
+    if tuple(packed.shape) != expected:
+        raise ValueError(
+            f"packed must have shape {expected} for {c} input channels, out={out}, kernel={kernel} and the instruction "
+            f"set {_call.native.isa()}, got {tuple(packed.shape)}; pack the weight again with skip_pack"
+        )
+    if bias is not None:
+        _call.tensor(bias, "bias", ndim=1, dtypes=(torch.float32,))
+        if bias.numel() != out:
+            raise ValueError(f"bias must have {out} entries, got {bias.numel()}")
+    if bits is not None:
+        _call.tensor(bits, "bits", dtypes=(torch.int32,))
+        if tuple(bits.shape) != (n, h, w, -(-c // 32)):
+            raise ValueError(f"bits must have shape {(n, h, w, -(-c // 32))}, got {tuple(bits.shape)}")
+    oh, ow = size
+    y = memory.empty((n, oh, ow, out), torch.float32)
+    y_bits = torch.empty((n, oh, ow, -(-out // 32)) if relu else (0,), dtype=torch.int32)
+    counts = torch.empty(2, dtype=torch.int64)
+    _call.native.skip_conv(
+        x.data_ptr(), n, h, w, c, packed.data_ptr(), 0 if bias is None else bias.data_ptr(),
+        0 if bits is None else bits.data_ptr(), out, *kernel, *stride, *padding, *dilation, transposed, oh, ow, relu,
+        y.data_ptr(), y_bits.data_ptr(), counts.data_ptr(), torch.get_num_threads(),
+    )  # fmt: skip
+    return y, y_bits, counts
+
+
+def _packed_shape(out: int, channels: int, r: int, s: int) -> tuple[int, ...]:
+    outs = _call.native.skip_pack_outs(out)
+    return (max(-(-out // outs), 1), -(-channels // SEGMENT), r, SEGMENT, s, outs)

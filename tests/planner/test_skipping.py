@@ -149,13 +149,65 @@ def test_exploration_after_the_first_trial_takes_no_more_than_its_share(cost, se
         assert "skip" in run.paths[10:]
 
 
+@pytest.mark.parametrize("kind", ["bursts of others", "a lasting change"])
+def test_what_comes_out_of_the_blue_must_come_twice(kind):
+    """From call 50 on skipping takes three times as long: for the six calls of one trial, or for good."""
+    site, paths, slow = planner.Site(), [], 0
+    for call in range(300):
+        path = site.choose("forward", PLAIN, "shape")
+        slow += call > 50 and path == "dense"
+        late = call > 50 and (kind == "a lasting change" or 0 < slow <= 3)
+        site.observe("forward", path, 1.0 if path == "dense" else 1.5 if late else 0.5, {"x": 0.5})
+        paths.append(path)
+    assert paths[150:].count("skip") > 140 if kind == "bursts of others" else paths[150:].count("dense") > 140
+
+
+def test_trials_that_confirm_become_rare():
+    run = Run(lambda path, d: 1.0 if path == "dense" else 1.4, lambda call: {"x": 0.5}, calls=8000)
+    tried = [call for call, path in enumerate(run.paths) if path == "skip"]
+    starts = [call for before, call in zip(tried, tried[1:], strict=False) if call - before > 10]
+    gaps = [after - before for before, after in zip(starts, starts[1:], strict=False)]
+    assert 50 <= starts[0] < 120 and gaps == sorted(gaps) and 1000 <= gaps[-1] < 1020
+    assert any(90 < gap < 500 for gap in gaps)
+
+
+@pytest.mark.parametrize(("before", "after", "right"), [(0.93, 0.2, "skip"), (0.2, 0.93, "dense")])
+def test_a_density_that_jumps_long_after_is_seen_soon(before, after, right):
+    run = Run(skipping(0.15, 1.07), lambda call: {"x": before if call < 2500 else after}, calls=2700)
+    assert right not in run.paths[2400:2500] and run.paths[2560:].count(right) > 130
+
+
 def test_new_shapes_all_the_time_do_not_explore_all_the_time():
     site, paths = planner.Site(), []
     for call in range(2000):
-        path = site.choose("forward", PLAIN, ("shape", call))
-        site.observe("forward", path, 1.0 if path == "dense" else 0.5, {"x": 0.4})
+        shape = ("shape", call // 3)
+        path = site.choose("forward", PLAIN, shape)
+        site.observe("forward", path, 1.0 if path == "dense" else 5.0, {"x": 0.4})
         paths.append(path)
-    assert set(paths[:4]) == {"dense"} and len(site._passes["forward"].shapes) < 100
+    assert len(site._passes["forward"].shapes) < 100
+    assert sum(4.0 for path in paths[12:] if path == "skip") < 0.02 * 2000
+
+
+def test_a_shape_without_a_trial_goes_by_the_one_before():
+    site = planner.Site()
+    for call in range(400):
+        path = site.choose("forward", PLAIN, "usual")
+        site.observe("forward", path, 1.0 if path == "dense" else 0.3, {"x": 0.2})
+    for call in range(8):
+        shape = ("odd", call)
+        path = site.choose("forward", PLAIN, shape)
+        site.observe("forward", path, 20.0 if path == "dense" else 0.3, {"x": 0.2})
+    assert site.choose("forward", PLAIN, "another") == "skip"
+
+
+def test_a_shape_in_use_is_not_forgotten_for_many_that_are_not():
+    site, paths = planner.Site(), []
+    for call in range(200):
+        path = site.choose("forward", PLAIN, ("odd", call))
+        site.observe("forward", path, 1.0 if path == "dense" else 0.3, {"x": 0.2})
+        paths.append(site.choose("forward", PLAIN, "usual"))
+        site.observe("forward", paths[-1], 1.0 if paths[-1] == "dense" else 0.3, {"x": 0.2})
+    assert paths[10:48].count("skip") == 38 and paths.count("dense") <= 8
 
 
 def test_a_second_shape_starts_afresh_and_the_first_goes_on_as_before():

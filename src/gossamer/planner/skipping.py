@@ -107,6 +107,7 @@ class _Pass:
     name: str
     shapes: dict[Hashable, _Shape] = field(default_factory=dict)
     last: _Shape | None = None
+    decided: _Shape | None = None
     calls: dict[str, int] = field(default_factory=dict)
     switches: int = 0
     saved: float = 0.0
@@ -223,6 +224,8 @@ class Site:
                 shape.trial.times[choice].append(seconds / self._load(own, choice, densities))
                 if not cold:
                     shape.trial.lost[choice].append(seconds)
+                if not shape.trial.free and choice != shape.chosen:
+                    self._lost += max(seconds - min(shape.recent.get(shape.chosen, (0.0,))), 0.0)
                 self._round(own, shape, shape.trial)
 
     def samples(self, pass_: Pass) -> bool:
@@ -269,8 +272,8 @@ class Site:
             if len(own.shapes) >= _MOST_SHAPES:
                 del own.shapes[next(iter(own.shapes))]
             shape = _Shape(candidates)
-            before = own.last
-            if before is not None and before.decided and before.candidates == candidates:
+            before = own.decided
+            if before is not None and before.candidates == candidates:
                 # Until its own trial: the same layer on other sizes mostly gains alike.
                 shape.chosen, shape.ratios, shape.dense = before.chosen, dict(before.ratios), 0.0
                 shape.loss = before.loss
@@ -365,14 +368,13 @@ class Site:
         usual = min(trial.lost.get(path, ()), default=0.0)
         others = [seconds for other, times in trial.lost.items() if other != path for seconds in times]
         shape.loss = sum(max(seconds - usual, 0.0) for seconds in others)
-        if not trial.free:
-            self._lost += shape.loss
         if not (first or trial.expected or path == before):
             shape.trial = self._trial(own, shape, expected=True)  # out of the blue: it takes a second to believe it
             return
         self._settle(own, shape, path, counts=not first)
         shape.gap = _FIRST_GAP if first or path != before else min(2 * shape.gap, _LAST_GAP)
         shape.trial, shape.decided, shape.age = None, True, 0
+        own.decided = shape
 
     def _settle(self, own: _Pass, shape: _Shape, path: str, counts: bool = True) -> None:
         if path != shape.chosen:

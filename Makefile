@@ -43,6 +43,7 @@ format: $(STAMP)  ## ruff's formatter and its safe fixes
 bench: $(STAMP) ## measure on this machine and rewrite the docs' tables
 	$(BIN)/gossamer bench detect --json benchmarks/results/cpu/detect.json
 	$(BIN)/gossamer bench compact --json benchmarks/results/cpu/compact.json
+	$(BIN)/gossamer bench conv --json benchmarks/results/cpu/conv.json
 	$(BIN)/gossamer bench matmul --json benchmarks/results/cpu/matmul.json
 	$(BIN)/python benchmarks/tables.py
 

@@ -6,7 +6,8 @@ A table stands between two comment lines and is replaced as a whole:
     ...
     <!-- end -->
 
-names the file benchmarks/results/cpu/compact.json and its section `throughput`.
+names the file benchmarks/results/cpu/compact.json and its section `throughput`. `training.zeros` is a second table of
+the section `training`.
 """
 
 from __future__ import annotations
@@ -19,23 +20,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import conv_tables
+from cells import Rows, ratio, short, table
+
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 MARK = re.compile(r"(<!-- table: (\S+) (\S+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
-
-Rows = list[dict[str, Any]]
-
-
-def _table(head: list[str], body: list[list[str]]) -> str:
-    lines = ["| " + " | ".join(head) + " |", "| " + " | ".join("---" for _ in head) + " |"]
-    return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in body]) + "\n"
-
-
-def _ratio(row: dict[str, Any], name: str) -> str:
-    for entry in [*row["rows"], row["control"]]:
-        if entry["name"] == name:
-            return f"{entry['ratio']:.2f}x ({entry['ratio_q1']:.2f} to {entry['ratio_q3']:.2f})"
-    return "not run"
 
 
 def _flops(row: dict[str, Any], name: str) -> str:
@@ -58,18 +48,18 @@ def throughput(rows: Rows) -> str:
     body = [
         [
             row["model"], f"{row['share_removed']:.1%}", str(row["batch"]), row["layout"],
-            f"{row['rows'][0]['median'] * 1e3:.1f}", _ratio(row, "compact"), _flops(row, "compact"),
-            _ratio(row, "torch-pruning"), _flops(row, "torch-pruning"),
-            _ratio(row, "masked"), _ratio(row, "dense (control)"),
+            f"{row['rows'][0]['median'] * 1e3:.1f}", ratio(row, "compact"), _flops(row, "compact"),
+            ratio(row, "torch-pruning"), _flops(row, "torch-pruning"),
+            ratio(row, "masked"), ratio(row, "dense (control)"),
         ]
         for row in rows
     ]  # fmt: skip
-    return _table(head, body)
+    return table(head, body)
 
 
 def refusal(rows: Rows) -> str:
     body = [[row["model"], f"{row['removed']:.0%}", row["refused"] or "not refused"] for row in rows]
-    return _table(["model", "channels removed", "`compact` says"], body)
+    return table(["model", "channels removed", "`compact` says"], body)
 
 
 def overhead(rows: Rows) -> str:
@@ -84,7 +74,7 @@ def overhead(rows: Rows) -> str:
                 f"{row['control']['median'] / dense['median']:.3f}", ", ".join(events),
             ]
         )  # fmt: skip
-    return _table(head, body)
+    return table(head, body)
 
 
 def shrinking(rows: Rows) -> str:
@@ -96,7 +86,7 @@ def shrinking(rows: Rows) -> str:
         ]
         for row in rows
     ]  # fmt: skip
-    return _table(head, body)
+    return table(head, body)
 
 
 def digits(rows: Rows) -> str:
@@ -105,21 +95,21 @@ def digits(rows: Rows) -> str:
     body = []
     runs = [row for row in rows if row["seed"] != "mean"]
     for row in runs:
-        table = row["table"]
-        dense, compact = table["dense"], table["compact"]
+        scores = row["table"]
+        dense, compact = scores["dense"], scores["compact"]
         body.append(
             [
-                str(row["seed"]), *(f"{100 * table[key]['accuracy']:.2f}" for key in ("dense", "sparse", "compact")),
+                str(row["seed"]), *(f"{100 * scores[key]['accuracy']:.2f}" for key in ("dense", "sparse", "compact")),
                 f"{row['channels_left']:.0%}",
                 f"{compact['parameters'] / dense['parameters']:.2f} of dense",
                 f"{compact['flops'] / dense['flops']:.2f} of dense",
-                _ratio(row["throughput"], "compact"), _ratio(row["throughput"], "sparse"),
-                _ratio(row["throughput"], "dense (control)"), _ratio(row["latency"], "compact"),
+                ratio(row["throughput"], "compact"), ratio(row["throughput"], "sparse"),
+                ratio(row["throughput"], "dense (control)"), ratio(row["latency"], "compact"),
             ]
         )  # fmt: skip
     mean = [statistics.mean(row["table"][key]["accuracy"] for row in runs) for key in ("dense", "sparse", "compact")]
     body.append(["mean", *(f"{100 * value:.2f}" for value in mean), *[""] * 7])
-    return _table(head, body)
+    return table(head, body)
 
 
 def tiles(rows: Rows) -> str:
@@ -133,15 +123,7 @@ def tiles(rows: Rows) -> str:
                 f"{1 / ours['ratio']:.2f}", f"{1 / theirs['ratio']:.1f}", f"{row['control']['ratio']:.2f}",
             ]
         )  # fmt: skip
-    return _table(head, body)
-
-
-def _short(row: dict[str, Any], name: str) -> str:
-    """A ratio without its quartiles, for wide tables."""
-    for entry in [*row["rows"], row["control"]]:
-        if entry["name"] == name:
-            return f"{entry['ratio']:.2f}x"
-    return ""
+    return table(head, body)
 
 
 def _tile(row: dict[str, Any]) -> str:
@@ -154,7 +136,7 @@ def products(rows: Rows) -> str:
     body = [
         [
             str(row["size"]), str(row["n"]), _tile(row), f"{row['density']:.3g}",
-            f"{row['rows'][0]['median'] * 1e3:.2f}", *(_short(row, name) for name in names),
+            f"{row['rows'][0]['median'] * 1e3:.2f}", *(short(row, name) for name in names),
             f"{row['control']['ratio']:.2f}x", f"{row['dense_gflops']:.0f}", f"{row['gflops']:.0f}",
         ]
         for row in rows
@@ -169,7 +151,7 @@ def products(rows: Rows) -> str:
         )
     ]
     within = f"every point within {law['fit']['within']:.1f}x of the law"
-    return _table(head, body) + f"\n{fits[0]} ({within}). {fits[1]}; only the shapes compare.\n"
+    return table(head, body) + f"\n{fits[0]} ({within}). {fits[1]}; only the shapes compare.\n"
 
 
 def break_even(rows: Rows) -> str:
@@ -179,8 +161,8 @@ def break_even(rows: Rows) -> str:
     for row in rows:
         at = row["break_even"]
         where = "below the first" if at is None else "none: faster at 1" if at == 1.0 else f"{at:.2f}"
-        body.append([str(row["block"]), where, *(_short(point, "dynamic") for point in row["points"])])
-    return _table(head, body)
+        body.append([str(row["block"]), where, *(short(point, "dynamic") for point in row["points"])])
+    return table(head, body)
 
 
 def gradients(rows: Rows) -> str:
@@ -188,11 +170,11 @@ def gradients(rows: Rows) -> str:
     body = [
         [
             row["gradient"], str(row["block"]), f"{row['density']:.3g}", f"{row['rows'][0]['median'] * 1e3:.2f}",
-            _ratio(row, "ours"), _short(row, "index transposed in the call"), f"{row['control']['ratio']:.2f}x",
+            ratio(row, "ours"), short(row, "index transposed in the call"), f"{row['control']['ratio']:.2f}x",
         ]
         for row in rows
     ]  # fmt: skip
-    return _table(head, body)
+    return table(head, body)
 
 
 def detection(rows: Rows) -> str:
@@ -205,7 +187,7 @@ def detection(rows: Rows) -> str:
         ]
         for row in rows
     ]  # fmt: skip
-    return _table(head, body)
+    return table(head, body)
 
 
 def _runtime(rows: Rows, tile: bool) -> str:
@@ -214,11 +196,11 @@ def _runtime(rows: Rows, tile: bool) -> str:
     body = [
         [
             *([_tile(row)] if tile else []), f"{row['zeros']:.0%}", f"{row['rows'][0]['median'] * 1e3:.2f}",
-            *(_ratio(row, name) for name in names), f"{row['control']['ratio']:.2f}x",
+            *(ratio(row, name) for name in names), f"{row['control']['ratio']:.2f}x",
         ]
         for row in rows
     ]  # fmt: skip
-    return _table(head, body)
+    return table(head, body)
 
 
 def row_axis(rows: Rows) -> str:
@@ -234,12 +216,12 @@ def workloads(rows: Rows) -> str:
     body = [
         [
             row["workload"], str(row["setting"]), row["rows"][0]["name"], f"{row['rows'][0]['median'] * 1e3:.2f}",
-            ", ".join(f"{entry['name']} {_ratio(row, entry['name'])}" for entry in row["rows"][1:]),
+            ", ".join(f"{entry['name']} {ratio(row, entry['name'])}" for entry in row["rows"][1:]),
             f"{row['control']['ratio']:.2f}x",
         ]
         for row in rows
     ]  # fmt: skip
-    return _table(head, body)
+    return table(head, body)
 
 
 def training(rows: Rows) -> str:
@@ -247,12 +229,12 @@ def training(rows: Rows) -> str:
     body = [
         [
             str(row["block"]), f"{row['density']:.3g}", f"{row['rows'][0]['median'] * 1e3:.1f}",
-            _ratio(row, "gossamer"), _ratio(row, "SparseLab") if row["block"] == 1 else "",
+            ratio(row, "gossamer"), ratio(row, "SparseLab") if row["block"] == 1 else "",
             f"{row['control']['ratio']:.2f}x",
         ]
         for row in rows
     ]  # fmt: skip
-    return _table(head, body)
+    return table(head, body)
 
 
 def explain(rows: Rows) -> str:
@@ -271,7 +253,7 @@ def regret(rows: Rows) -> str:
     ]  # fmt: skip
     total = rows[-1]
     summary = f"Median regret {total['median']:.2f}, largest {total['max']:.2f}; "
-    return _table(head, body) + f"\n{summary}the worst choice lost {total['max_loss']:.0%} of the dense product.\n"
+    return table(head, body) + f"\n{summary}the worst choice lost {total['max_loss']:.0%} of the dense product.\n"
 
 
 TABLES: dict[str, Callable[[Rows], str]] = {
@@ -292,33 +274,36 @@ TABLES: dict[str, Callable[[Rows], str]] = {
     "training": training,
     "explain": explain,
     "regret": regret,
+    **conv_tables.TABLES,
 }
 
 
-PLAIN = ("explain", "regret")  # sections without interleaved ratios
+PLAIN = ("explain", "regret", "training.zeros")  # sections without interleaved ratios
 
 
-def _caption(where: dict[str, Any], section: str) -> str:
+def _caption(where: dict[str, Any], name: str) -> str:
     versions = where["versions"]
     return (
         f"\n{where['cpu']}{', ' + where['gpu'] if where['gpu'] else ''}, {where['threads']} threads, "
         f"{where['isa']}, torch {versions['torch']}, commit {where['commit']}, {where['date']}."
-        f"{'' if section in PLAIN else ' Ratios are medians of interleaved rounds with their quartiles.'}\n"
+        f"{'' if name in PLAIN else ' Ratios are medians of interleaved rounds with their quartiles.'}\n"
     )
 
 
 def _fill(match: re.Match[str]) -> str:
-    start, file, section, _, end = match.groups()
+    start, file, name, _, end = match.groups()
     path = RESULTS / f"{file}.json"
-    if section not in TABLES:
-        raise SystemExit(f"table names section {section!r}; expected one of {list(TABLES)}")
+    fill = TABLES.get(f"{path.stem} {name}") or TABLES.get(name)
+    if fill is None:
+        raise SystemExit(f"table names {name!r}; expected one of {list(TABLES)}")
+    section = name.partition(".")[0]
     if not path.exists():
         raise SystemExit(f"table names {file!r}, but {path.relative_to(ROOT)} does not exist")
     sections = json.loads(path.read_text())["sections"]
     if section not in sections:
         raise SystemExit(f"{path.relative_to(ROOT)} has no section {section!r}, only {list(sections)}")
     found = sections[section]
-    return start + TABLES[section](found["rows"]) + _caption(found["environment"], section) + end
+    return start + fill(found["rows"]) + _caption(found["environment"], name) + end
 
 
 def main() -> None:

@@ -20,6 +20,7 @@ from gossamer.measure import environment
 
 SUITES = {
     "compact": "train sparse, shrink, run: accuracy, throughput, step overhead, training that shrinks as it goes",
+    "conv": "convolutions, linears and networks that skip run-time zeros; training that has them",
     "detect": "finding the nonzero tiles of a dense tensor, against reading it once",
     "matmul": "block-sparse products, products with run-time zeros, experts, sparse training steps",
 }

@@ -1,0 +1,154 @@
+"""One layer, one pass, one share of zeros: our kernels against torch's two memory formats and onnxruntime.
+
+Every candidate gets its operands in its own layout; the lines "converting" bring them there and the result back in the
+call. "ours" has packed the weights before, as in inference; "ours, packing" packs them
+in the call, as a training step must. The weight gradient has no weights to pack.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from gossamer.bench import Settings
+from gossamer.bench.conv import onnx
+from gossamer.bench.conv.compare import CHANNELS_LAST, CONTIGUOUS, Calls, against, best_of, crossover
+from gossamer.bench.conv.layers import ZEROS, Layer, chosen, operand
+from gossamer.kernels import cpu
+
+PASSES = ("forward", "input", "weight")
+UNEVEN = (0.5, 0.9)  # where masks as after a ReLU are measured too
+
+
+def _nhwc(x: Tensor) -> Tensor:
+    return x.permute(0, 2, 3, 1)
+
+
+def _geometry(layer: Layer) -> tuple[tuple[int, int], ...]:
+    """kernel, stride, padding, dilation."""
+    return (layer.kernel,) * 2, (layer.stride,) * 2, (layer.padding,) * 2, (1, 1)
+
+
+def _gradient(layer: Layer, dy: Tensor, x: Tensor, weight: Tensor, which: int) -> Tensor:
+    _, stride, padding, dilation = _geometry(layer)
+    wanted = [which == 0, which == 1, False]
+    return torch.ops.aten.convolution_backward(
+        dy, x, weight, None, stride, padding, dilation, False, (0, 0), 1, wanted
+    )[which]  # fmt: skip
+
+
+def _ours(layer: Layer, which: str, x: Tensor, dy: Tensor, weight: Tensor) -> Calls:
+    kernel, stride, padding, dilation = _geometry(layer)
+    x, dy = _nhwc(x), _nhwc(dy)
+    if which == "weight":
+
+        def gradient(side: Literal["x", "dy"]) -> Tensor:
+            return cpu.skip_conv_weight(x, dy, None, kernel, stride, padding, dilation, side)[0]
+
+        return {"ours, zeros of x": lambda: gradient("x"), "ours, zeros of dy": lambda: gradient("dy")}
+    forward = which == "forward"
+    operand, out, side = (x, layer.outputs, layer.out_side) if forward else (dy, layer.inputs, layer.side)
+    source = weight if forward else weight.transpose(0, 1)
+
+    def run(packed: Tensor) -> Tensor:
+        y, _, _ = cpu.skip_conv(
+            operand, packed, None, None, out, kernel, stride, padding, dilation, not forward, (side, side), False
+        )  # fmt: skip
+        return y.permute(0, 3, 1, 2)
+
+    packed = cpu.skip_pack(source)
+    return {"ours": lambda: run(packed), "ours, packing": lambda: run(cpu.skip_pack(source))}
+
+
+def _torch(layer: Layer, which: str, x: Tensor, dy: Tensor, weight: Tensor) -> Callable[[], Tensor]:
+    if which == "forward":
+        return lambda: F.conv2d(x, weight, stride=layer.stride, padding=layer.padding)
+    return lambda: _gradient(layer, dy, x, weight, 0 if which == "input" else 1)
+
+
+def converting(layer: Layer, which: str, batch: int, zeros: float, best: str) -> Calls:
+    """For a caller whose tensors are in the other format: there, the pass, and back, all in the call."""
+    x = operand(batch, layer.inputs, layer.side, zeros if which != "input" else 0.0, "random", seed=1)
+    dy = operand(batch, layer.outputs, layer.out_side, zeros if which != "forward" else 0.0, "random", seed=2)
+    weight = layer.weight()
+
+    def call(there: torch.memory_format, run: Callable[[Tensor, Tensor], Tensor]) -> Callable[[], Tensor]:
+        here = torch.contiguous_format if there == torch.channels_last else torch.channels_last
+        held, asked = x.contiguous(memory_format=here), dy.contiguous(memory_format=here)
+
+        def through() -> Tensor:
+            # The gradient by x wants of x its shape only, and the forward pass no dy.
+            a = x if which == "input" else held.contiguous(memory_format=there)
+            b = dy if which == "forward" else asked.contiguous(memory_format=there)
+            y = run(a, b)
+            return y if which == "weight" else y.contiguous(memory_format=here)
+
+        return through
+
+    theirs = torch.channels_last if best == CHANNELS_LAST else torch.contiguous_format
+    in_theirs = weight.contiguous(memory_format=theirs)
+    ours = "ours, zeros of x" if which == "weight" else "ours, packing"
+    return {
+        "torch converting": call(theirs, lambda a, b: _torch(layer, which, a, b, in_theirs)()),
+        "ours converting": call(torch.channels_last, lambda a, b: _ours(layer, which, a, b, weight)[ours]()),
+    }
+
+
+def candidates(layer: Layer, which: str, batch: int, zeros: float, masks: str) -> Calls:
+    """Everything but the converting line. Zeros are in what the pass may skip: x, dy, or both for the weights."""
+    x = operand(batch, layer.inputs, layer.side, zeros if which != "input" else 0.0, masks, seed=1)
+    dy = operand(batch, layer.outputs, layer.out_side, zeros if which != "forward" else 0.0, masks, seed=2)
+    weight = layer.weight()
+    calls: Calls = {
+        CHANNELS_LAST: _torch(layer, which, x, dy, weight.contiguous(memory_format=torch.channels_last)),
+        CONTIGUOUS: _torch(layer, which, x.contiguous(), dy.contiguous(), weight),
+        **_ours(layer, which, x, dy, weight),
+    }
+    if which == "forward" and (theirs := onnx.convolution(layer, weight)) is not None:
+        plain = x.contiguous()
+        calls["onnxruntime"] = lambda: theirs(plain)
+    return calls
+
+
+def _points(settings: Settings) -> list[tuple[str, float]]:
+    random = (0.0, 0.5, 0.9) if settings.quick else ZEROS
+    uneven = (0.5,) if settings.quick else ZEROS if settings.full else UNEVEN
+    return [*(("random", zeros) for zeros in random), *(("uneven", zeros) for zeros in uneven)]
+
+
+def curve(layer: Layer, which: str, batch: int, settings: Settings) -> list[dict[str, Any]]:
+    """One row per kind of masks and share of zeros, then one with the crossover of random masks."""
+    out: list[dict[str, Any]] = []
+    facts = {"layer": layer.name, "pass": which, "batch": batch}
+    best = ""
+    for masks, zeros in _points(settings):
+        calls = candidates(layer, which, batch, zeros, masks)
+        best = best or best_of(calls, (CHANNELS_LAST, CONTIGUOUS), settings)
+        if zeros > 0:  # what does not skip is as fast as it was
+            calls = {name: call for name, call in calls.items() if name == best or name.startswith("ours")}
+        if (masks, zeros) == ("random", 0.5):
+            calls.update(converting(layer, which, batch, zeros, best))
+        out.append({**facts, "masks": masks, "zeros": zeros, **against(best, calls, settings, seconds=0.8)})
+    ours = "ours, zeros of x" if which == "weight" else "ours, packing"
+    line = [
+        (row["zeros"], entry["ratio"])
+        for row in out if row["masks"] == "random" for entry in row["rows"] if entry["name"] == ours
+    ]  # fmt: skip
+    return [*out, {**facts, "best": best, "crossover": crossover(line)}]
+
+
+def rows(settings: Settings) -> list[dict[str, Any]]:
+    """Batch 16; with `full` also batch 1."""
+    batches = (2,) if settings.quick else (16, 1) if settings.full else (16,)
+    with torch.inference_mode():
+        return [
+            row
+            for batch in batches
+            for layer in chosen(settings)
+            for which in PASSES
+            for row in curve(layer, which, batch, settings)
+        ]

@@ -1,0 +1,75 @@
+"""A Linear on 2048 rows whose operand holds zeros: the three products of a step."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from gossamer.bench import Settings
+from gossamer.bench.conv.compare import Calls, against, crossover
+from gossamer.bench.conv.layers import ZEROS, operand
+from gossamer.kernels import cpu
+
+TORCH = "torch"
+SHAPES = ((1024, 1024), (768, 3072), (3072, 768))  # features in, features out
+PASSES = ("forward", "input", "weight")
+
+
+def _rows(count: int, features: int, zeros: float, seed: int) -> Tensor:
+    return operand(count, features, 1, zeros, "random", seed).flatten(1).contiguous()
+
+
+def candidates(which: str, count: int, inputs: int, outputs: int, zeros: float) -> Calls:
+    """torch's product, and ours with the weights packed before the call and in it."""
+    weight = torch.randn(outputs, inputs, generator=torch.Generator().manual_seed(3)) / 32
+    x = _rows(count, inputs, zeros if which != "input" else 0.0, seed=1)
+    dy = _rows(count, outputs, zeros if which != "forward" else 0.0, seed=2)
+    one, none = (1, 1), (0, 0)
+    if which == "weight":
+        image = x.view(1, 1, count, inputs), dy.view(1, 1, count, outputs)
+
+        def gradient(side: Literal["x", "dy"]) -> Tensor:
+            return cpu.skip_conv_weight(*image, None, one, one, none, one, side)[0].view(outputs, inputs)
+
+        return {
+            TORCH: lambda: dy.t() @ x,
+            "ours, zeros of x": lambda: gradient("x"),
+            "ours, zeros of dy": lambda: gradient("dy"),
+        }
+    left, right, out = (x, weight.t(), outputs) if which == "forward" else (dy, weight, inputs)
+    source = right.t()[:, :, None, None]
+
+    def run(packed: Tensor) -> Tensor:
+        image = left.view(1, 1, *left.shape)
+        y, _, _ = cpu.skip_conv(
+            image, packed, None, None, out, one, one, none, one, which == "input", (1, count), False
+        )  # fmt: skip
+        return y.view(count, out)
+
+    packed = cpu.skip_pack(source)
+    return {
+        TORCH: lambda: left @ right,
+        "ours": lambda: run(packed),
+        "ours, packing": lambda: run(cpu.skip_pack(source)),
+    }
+
+
+def rows(settings: Settings) -> list[dict[str, Any]]:
+    """One row per shape, pass and share of zeros, then one with the crossover."""
+    count, shapes = (64, ((64, 96),)) if settings.quick else (2048, SHAPES if settings.full else SHAPES[:1])
+    out: list[dict[str, Any]] = []
+    with torch.inference_mode():
+        for inputs, outputs in shapes:
+            for which in PASSES:
+                facts = {"layer": f"{count} x {inputs}->{outputs}", "pass": which}
+                line = []
+                for zeros in (0.0, 0.9) if settings.quick else ZEROS:
+                    calls = candidates(which, count, inputs, outputs, zeros)
+                    found = against(TORCH, calls, settings, seconds=1.5)
+                    out.append({**facts, "masks": "random", "zeros": zeros, **found})
+                    ours = "ours, zeros of x" if which == "weight" else "ours, packing"
+                    line.append((zeros, next(e["ratio"] for e in found["rows"] if e["name"] == ours)))
+                out.append({**facts, "crossover": crossover(line)})
+    return out

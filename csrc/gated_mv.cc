@@ -1,38 +1,46 @@
 // y = gate * (x @ w^T + bias) for few rows of x: the rows of w whose gate is zero for every row of x are never read.
 //
-// The rows that are read are listed first and dealt out in equal runs of the list. Four are read side by side, a strip of
-// each at a time, while the lines of the next strips are asked for. An inner product is made by one thread, in an order
-// that only the length of a row decides.
+// The rows that are read are listed first and dealt out in equal runs of the list; eight are read side by side, as in
+// skip_mv.cc. An inner product is made by one thread, one chain of multiply-adds per lane of a vector, so its bits depend
+// on the length of a row and on nothing beside it.
 #include "kernels.h"
 #include "mv.h"
 
 namespace gossamer::GOSSAMER_ISA {
 namespace {
 
-constexpr int kRows = 4;             // rows of w side by side
-constexpr int kSums = 4;             // chains of multiply-adds in a strip
-constexpr int64_t kStripBytes = 2048;  // of each row
+constexpr int kRows = 8;               // rows of w side by side
+constexpr int64_t kStripBytes = 4096;  // of each, multiplied at a time: together they stay in L1
 
-// total + the lanes of row * x, over count elements. kAsk: asks for as much of `next`.
-template <bool kAsk, class W>
-inline Lanes<float> add_dot(Lanes<float> total, const W* row, const float* x, int64_t count, const W* next) {
-  constexpr int64_t kLane = kLanes<float>, kStep = kSums * kLane;
-  Lanes<float> sum[kSums] = {};
+// *total[r] += the products of row[r] and x, for r < kCount, over count elements.
+template <int kCount, class W>
+void add_dots(const W* const* row, const float* x, int64_t count, Lanes<float>* const* total) {
+  Lanes<float> sum[kCount];
+#pragma GCC unroll 8
+  for (int r = 0; r < kCount; ++r) sum[r] = *total[r];
   int64_t j = 0;
-  for (; j + kStep <= count; j += kStep) {
-    if constexpr (kAsk) {
-#pragma GCC unroll 4
-      for (int64_t i = 0; i < kStep; i += kLine<W>) __builtin_prefetch(next + j + i);
-    }
-#pragma GCC unroll 4
-    for (int s = 0; s < kSums; ++s)
-      sum[s] = fma(load_weights(row + j + s * kLane), load_lanes(x + j + s * kLane), sum[s]);
+  for (; j + kLanes<float> <= count; j += kLanes<float>) {
+    const Lanes<float> factor = load_lanes(x + j);
+#pragma GCC unroll 8
+    for (int r = 0; r < kCount; ++r) sum[r] = fma(load_weights(row[r] + j), factor, sum[r]);
   }
-  for (int s = 0; j < count; j += kLane, ++s) {
-    const int some = int(least(count - j, kLane));
-    sum[s] = fma(load_weights(row + j, some), load_first(x + j, some), sum[s]);
+  if (j < count) {
+    const int rest = int(count - j);
+    const Lanes<float> factor = load_first(x + j, rest);
+#pragma GCC unroll 8
+    for (int r = 0; r < kCount; ++r) sum[r] = fma(load_weights(row[r] + j, rest), factor, sum[r]);
   }
-  return total + ((sum[0] + sum[1]) + (sum[2] + sum[3]));
+#pragma GCC unroll 8
+  for (int r = 0; r < kCount; ++r) *total[r] = sum[r];
+}
+
+template <class W>
+void add_some(int n, const W* const* row, const float* x, int64_t count, Lanes<float>* const* total) {
+  if (n == kRows) return add_dots<kRows>(row, x, count, total);
+  int r = 0;
+  for (; r + 4 <= n; r += 4) add_dots<4>(row + r, x, count, total + r);
+  if (n & 2) add_dots<2>(row + r, x, count, total + r), r += 2;
+  if (n & 1) add_dots<1>(row + r, x, count, total + r);
 }
 
 template <class W>
@@ -57,16 +65,16 @@ void listed(const Product<W>& p, int64_t begin, int64_t end) {
     Lanes<float> total[kRows][kBatch] = {};
     for (int64_t from = 0; from < p.c; from += kStrip) {
       const int64_t count = least(kStrip, p.c - from);
-      for (int r = 0; r < rows; ++r) {
-        const W* const row = p.w + p.place[at + r] * p.c + from;
-        const W* const next = from + kStrip < p.c ? row + kStrip : p.w + p.place[least(at + kRows + r, end - 1)] * p.c;
-        unsigned users = p.who[at + r];
-        const int b = __builtin_ctz(users);
-        total[r][b] = add_dot<true>(total[r][b], row, p.x + b * p.c + from, count, next);
-        for (users &= users - 1; users != 0; users &= users - 1) {
-          const int other = __builtin_ctz(users);
-          total[r][other] = add_dot<false>(total[r][other], row, p.x + other * p.c + from, count, next);
+      for (int64_t b = 0; b < p.batch; ++b) {
+        const W* mine[kRows];
+        Lanes<float>* sum[kRows];
+        int n = 0;
+        for (int r = 0; r < rows; ++r) {
+          if (!(p.who[at + r] >> b & 1)) continue;
+          mine[n] = p.w + p.place[at + r] * p.c + from;
+          sum[n++] = &total[r][b];
         }
+        add_some(n, mine, p.x + b * p.c + from, count, sum);
       }
     }
     for (int r = 0; r < rows; ++r) {

@@ -8,11 +8,7 @@
 namespace gossamer::GOSSAMER_ISA {
 namespace {
 
-constexpr int kBatch = 8;       // vectors that share a reading of the weights
-constexpr int kLineBytes = 64;  // of a cache line
-
-template <class W>
-constexpr int64_t kLine = kLineBytes / int(sizeof(W));
+constexpr int kBatch = 8;  // vectors that share a reading of the weights
 
 // Weights as floats; `count` of them, the rest zero.
 inline Lanes<float> load_weights(const float* p) { return load_lanes(p); }

@@ -1,54 +1,48 @@
 // y = x @ w for few rows of x that hold many zeros: the rows of w that no row of x needs are never read.
 //
-// Time is that of reading the others, which lie at distances no prefetcher guesses. So eight are read side by side, a
-// strip of each at a time, and while one strip is added the lines of the next are asked for, those of the next eight
-// rows at the end. Threads own columns: an element of y is one chain of multiply-adds in order of the rows of w,
-// whatever the strips, the threads and the other rows of x.
+// Time is that of reading the others, which lie at distances no prefetcher guesses. So eight are read side by side: while
+// one is begun, the streams of the others run. (Prefetch instructions, for the next strips or for their first lines, cost
+// up to a fifth of the bandwidth and never gave any.) Threads own columns: an element of y is one chain of multiply-adds
+// in order of the rows of w, whatever the strips, the threads and the other rows of x.
 #include "kernels.h"
 #include "mv.h"
 
 namespace gossamer::GOSSAMER_ISA {
 namespace {
 
-constexpr int kRows = 8;             // rows of w side by side
-constexpr int64_t kStripBytes = 1024;  // of each, added at a time
-constexpr int64_t kColumns = 64;     // threads own multiples of so many columns
+constexpr int kRows = 8;               // rows of w side by side
+constexpr int64_t kStripBytes = 4096;  // of each, added at a time: together they stay in L1
+constexpr int64_t kColumns = 64;       // threads own multiples of so many columns
 
-// y[j] += the sum over r < kCount of x[r] * row[r][j], for j < count. kAsk: asks for as much of each row of `next`.
-template <int kCount, bool kAsk, class W>
-void add_rows(const W* const* row, const float* x, const W* const* next, int64_t count, float* y) {
+// y[j] += the sum over r < kCount of x[r] * row[r][j], for j < count.
+template <int kCount, class W>
+void add_rows(const W* const* row, const float* x, int64_t count, float* y) {
   Lanes<float> factor[kCount];
 #pragma GCC unroll 8
   for (int r = 0; r < kCount; ++r) factor[r] = broadcast(x[r]);
   int64_t j = 0;
-  for (; j + kLine<W> <= count; j += kLine<W>) {
-    if constexpr (kAsk) {
+  for (; j + kLanes<float> <= count; j += kLanes<float>) {
+    Lanes<float> sum = load_lanes(y + j);
 #pragma GCC unroll 8
-      for (int r = 0; r < kCount; ++r) __builtin_prefetch(next[r] + j);
-    }
-#pragma GCC unroll 8
-    for (int64_t i = j; i < j + kLine<W>; i += kLanes<float>) {
-      Lanes<float> sum = load_lanes(y + i);
-#pragma GCC unroll 8
-      for (int r = 0; r < kCount; ++r) sum = fma(load_weights(row[r] + i), factor[r], sum);
-      store_lanes(y + i, sum);
-    }
+    for (int r = 0; r < kCount; ++r) sum = fma(load_weights(row[r] + j), factor[r], sum);
+    store_lanes(y + j, sum);
   }
-  for (; j < count; j += kLanes<float>) {
-    const int some = int(least(count - j, kLanes<float>));
-    Lanes<float> sum = load_first(y + j, some);
+  if (j < count) {
+    const int rest = int(count - j);
+    Lanes<float> sum = load_first(y + j, rest);
 #pragma GCC unroll 8
-    for (int r = 0; r < kCount; ++r) sum = fma(load_weights(row[r] + j, some), factor[r], sum);
-    store_first(y + j, sum, some);
+    for (int r = 0; r < kCount; ++r) sum = fma(load_weights(row[r] + j, rest), factor[r], sum);
+    store_first(y + j, sum, rest);
   }
 }
 
 template <class W>
 void add_some(int n, const W* const* row, const float* x, int64_t count, float* y) {
+  if (n == kRows) return add_rows<kRows>(row, x, count, y);
   int r = 0;
-  for (; r + 4 <= n; r += 4) add_rows<4, false>(row + r, x + r, row, count, y);
-  if (n & 2) add_rows<2, false>(row + r, x + r, row, count, y), r += 2;
-  if (n & 1) add_rows<1, false>(row + r, x + r, row, count, y);
+  for (; r + 4 <= n; r += 4) add_rows<4>(row + r, x + r, count, y);
+  if (n & 2) add_rows<2>(row + r, x + r, count, y), r += 2;
+  if (n & 1) add_rows<1>(row + r, x + r, count, y);
 }
 
 template <class W>
@@ -74,36 +68,18 @@ void columns(const Product<W>& p, int64_t begin, int64_t end) {
   }
   for (int64_t at = 0; at < p.found; at += kRows) {
     const int rows = int(least(kRows, p.found - at));
-    const W *row[kRows], *following[kRows];
-    for (int r = 0; r < kRows; ++r) {
-      row[r] = p.w + p.place[at + least(r, rows - 1)] * p.k;
-      following[r] = p.w + p.place[least(at + kRows + r, p.found - 1)] * p.k + begin;
-    }
     for (int64_t from = begin; from < end; from += kStrip) {
       const int64_t count = least(kStrip, end - from);
-      const W *here[kRows], *next[kRows];
-      for (int r = 0; r < kRows; ++r) {
-        here[r] = row[r] + from;
-        next[r] = from + kStrip < end ? here[r] + kStrip : following[r];
-      }
       for (int64_t b = 0; b < p.batch; ++b) {
         const W* mine[kRows];
         float factor[kRows];
         int n = 0;
         for (int r = 0; r < rows; ++r) {
           if (!(p.who[at + r] >> b & 1)) continue;
-          mine[n] = here[r];
+          mine[n] = p.w + p.place[at + r] * p.k + from;
           factor[n++] = p.x[b * p.c + p.place[at + r]];
         }
-        float* const y = p.y + b * p.k + from;
-        if (b == 0 && n == kRows) {
-          add_rows<kRows, true>(mine, factor, next, count, y);
-          continue;
-        }
-        if (b == 0)
-          for (int r = 0; r < kRows; ++r)
-            for (int64_t j = 0; j < count; j += kLine<W>) __builtin_prefetch(next[r] + j);
-        add_some(n, mine, factor, count, y);
+        add_some(n, mine, factor, count, p.y + b * p.k + from);
       }
     }
   }

@@ -10,7 +10,7 @@ namespace gossamer::GOSSAMER_ISA {
 namespace {
 
 constexpr int kRows = 8;               // rows of w side by side
-constexpr int64_t kStripBytes = 4096;  // of each, multiplied at a time: together they stay in L1
+constexpr int64_t kStripBytes = 8192;  // of each, multiplied at a time: then the others of the batch take them from L2
 
 // *total[r] += the products of row[r] and x, for r < kCount, over count elements.
 template <int kCount, class W>

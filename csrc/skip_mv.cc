@@ -11,7 +11,7 @@ namespace gossamer::GOSSAMER_ISA {
 namespace {
 
 constexpr int kRows = 8;               // rows of w side by side
-constexpr int64_t kStripBytes = 4096;  // of each, added at a time: together they stay in L1
+constexpr int64_t kStripBytes = 8192;  // of each, added at a time: then the others of the batch take them from L2
 constexpr int64_t kColumns = 64;       // threads own multiples of so many columns
 
 // y[j] += the sum over r < kCount of x[r] * row[r][j], for j < count.

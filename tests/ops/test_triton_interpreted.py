@@ -1,7 +1,8 @@
 """Law: the Triton kernels do what the reference does. Here they run in Triton's interpreter, on CPU tensors.
 
 Triton reads TRITON_INTERPRET when a kernel is defined, so a process is either interpreted or not. Without the
-variable, this file runs itself and `test_triton_products_interpreted.py` in a child process that has it.
+variable, this file runs itself, `test_triton_products_interpreted.py` and `test_triton_skip_mv_interpreted.py` in a
+child process that has it.
 """
 
 import itertools
@@ -17,7 +18,7 @@ from gossamer.kernels import reference
 from gossamer.testing import CASES, assert_same_bits, case, ids
 
 pytest.importorskip("triton", reason="triton is not installed: pip install gossamer[triton]")
-FILES = [__file__, __file__.replace("test_triton_", "test_triton_products_")]
+FILES = [__file__, *(__file__.replace("test_triton_", f"test_triton_{part}_") for part in ("products", "skip_mv"))]
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 interpreted = pytest.mark.skipif(not INTERPRETED, reason="runs in the child process of test_under_the_interpreter")
 

@@ -7,16 +7,19 @@ from gossamer.kernels.triton.gather_mm import gather_mm
 from gossamer.kernels.triton.grouped import grouped_mm, grouped_outer
 from gossamer.kernels.triton.scatter import scatter
 from gossamer.kernels.triton.sdd import sdd
+from gossamer.kernels.triton.skip_mv import gated_mv, skip_mv
 from gossamer.kernels.triton.transpose import transpose
 
 __all__ = [
     "detect",
     "dsd",
+    "gated_mv",
     "gather",
     "gather_mm",
     "grouped_mm",
     "grouped_outer",
     "scatter",
     "sdd",
+    "skip_mv",
     "transpose",
 ]

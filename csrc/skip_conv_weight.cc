@@ -28,7 +28,7 @@ Division divide(const Problem& p, int threads) {
   int64_t vectors = 1;
   for_each_piece(p.down, [&](const Piece& down) {
     for_each_piece(p.along, [&](const Piece& along) {
-      const int64_t v = vectors_of(down.taps * along.taps);
+      const int64_t v = vectors_of(down.taps * along.taps, p.dense.channels);
       if (v > vectors) vectors = v;
     });
   });
@@ -65,15 +65,21 @@ Division divide(const Problem& p, int threads) {
 
 int64_t aligned(int64_t bytes) { return ceil_div(bytes, 64) * 64; }
 
-constexpr int64_t kPitch = kMostPixels + 2 * kL;  // of lists and tables
+constexpr int64_t kTable = kMostPixels + kL;
+
+struct Table {  // Places of a tile
+  int64_t count;
+  int64_t dense[kTable], sparse[kTable];
+  int32_t valid[kTable];
+  uint32_t keep[kTable / kL];
+  Places places() const { return {count, dense, sparse, valid, keep}; }
+};
 
 struct Room {  // one thread's scratch
   float* sums;
   Lists lists;
   char* tile;
-  uint8_t* inside;
-  int64_t* index;
-  int32_t *offset, *valid;
+  Table* tables;  // of this tile and of the next
   int64_t* counts;
 
   // From null it is a measure: the last address is the size.
@@ -84,15 +90,10 @@ struct Room {  // one thread's scratch
       return mine;
     };
     room.sums = reinterpret_cast<float*>(take(d.sparse_block * d.dense_block * p.taps() * 4));
-    room.lists.values = reinterpret_cast<float*>(take(d.sparse_block * kPitch * 4));
-    room.lists.offsets = reinterpret_cast<int32_t*>(take(d.sparse_block * kPitch * 4));
-    room.lists.counts = reinterpret_cast<int32_t*>(take(d.sparse_block * 4));
-    room.lists.pitch = kPitch;
+    room.lists.values = reinterpret_cast<float*>(take(d.sparse_block * kValuePitch * 4));
+    room.lists.channels = reinterpret_cast<Channel*>(take(d.sparse_block * int64_t(sizeof(Channel))));
     room.tile = take(kTileBytes + 8 * kWidth);
-    room.inside = reinterpret_cast<uint8_t*>(take(kMostPixels + 1));
-    room.index = reinterpret_cast<int64_t*>(take(kPitch * 8));
-    room.offset = reinterpret_cast<int32_t*>(take(kPitch * 4));
-    room.valid = reinterpret_cast<int32_t*>(take(kPitch * 4));
+    room.tables = reinterpret_cast<Table*>(take(2 * int64_t(sizeof(Table))));
     room.counts = reinterpret_cast<int64_t*>(take(64));
     return at;
   }
@@ -117,105 +118,122 @@ struct Pass {
 
   void run() {
     for_each_piece(p.down, [&](const Piece& down) {
-      for_each_piece(p.along, [&](const Piece& along) {
-        const Grid grid = grid_of(down, along, p.images);
-        for (int64_t n = 0; n < p.images; n += grid.images)
-          for (int64_t r = 0; r < down.sparse_count; r += grid.rows)
-            for (int64_t c = 0; c < along.sparse_count; c += grid.cols)
-              run_tile(down, along, {n, least(grid.images, p.images - n), r, least(grid.rows, down.sparse_count - r), c,
-                                     least(grid.cols, along.sparse_count - c)});
-      });
+      for_each_piece(p.along, [&](const Piece& along) { run_piece(down, along); });
     });
   }
 
-  void run_tile(const Piece& down, const Piece& along, const Tile& tile) {
-    const int taps = down.taps * along.taps, most = vectors_of(taps);
-    const int64_t pitch = most * kWidth;
-    const int64_t tile_cols = tile.cols + along.taps - 1, tile_rows = tile.rows + down.taps - 1;
-    Pixels pixels = {0, room.index, room.offset, room.valid};
-    for (int64_t n = 0; n < tile.images; ++n)
-      for (int64_t r = 0; r < tile.rows; ++r) {
-        const int64_t row = (tile.image + n) * p.down.sparse + down.sparse_first + (tile.row + r) * down.sparse_step;
-        const int64_t index = row * p.along.sparse + along.sparse_first + tile.col * along.sparse_step;
-        const int64_t offset = (n * tile_rows + r) * tile_cols * pitch, valid = down.valid(tile.row + r);
-        for (int64_t c = 0; c < tile.cols; ++c, ++pixels.count) {
-          room.index[pixels.count] = index + c * along.sparse_step;
-          room.offset[pixels.count] = int32_t(offset + c * pitch);
-          room.valid[pixels.count] = int32_t(valid * along.valid(tile.col + c));
+  void run_piece(const Piece& down, const Piece& along) {
+    const int most = vectors_of(down.taps * along.taps, p.dense.channels);
+    const Grid grid = grid_of(down, along, p.images, most);
+    const int64_t rows = ceil_div(down.sparse_count, grid.rows), cols = ceil_div(along.sparse_count, grid.cols);
+    const int64_t count = ceil_div(p.images, grid.images) * rows * cols;
+    const auto tile_at = [&](int64_t i) {
+      const int64_t n = i / (rows * cols) * grid.images, r = i / cols % rows * grid.rows, c = i % cols * grid.cols;
+      return Tile{n, least(grid.images, p.images - n), r, least(grid.rows, down.sparse_count - r), c,
+                  least(grid.cols, along.sparse_count - c)};
+    };
+    fill(room.tables[0], down, along, tile_at(0));
+    for (int64_t i = 0; i < count; ++i) {
+      Table& next = room.tables[(i + 1) % 2];
+      next.count = 0;
+      if (i + 1 < count) fill(next, down, along, tile_at(i + 1));
+      run_tile(down, along, tile_at(i).cols, most, room.tables[i % 2].places(), next);
+    }
+  }
+
+  void fill(Table& table, const Piece& down, const Piece& along, const Tile& tile) const {
+    const int64_t rows = tile.rows + down.taps - 1, cols = tile.cols + along.taps - 1;
+    int64_t at = 0;
+    for (int64_t n = tile.image; n < tile.image + tile.images; ++n)
+      for (int64_t r = tile.row; r < tile.row + rows; ++r) {
+        const int64_t dense_row = r + down.shift, valid = down.valid(r);
+        const int64_t dense = (n * p.down.dense + down.dense_first + dense_row * down.dense_step) * p.along.dense;
+        const int64_t sparse = (n * p.down.sparse + down.sparse_first + r * down.sparse_step) * p.along.sparse;
+        const bool row_is = r < tile.row + tile.rows, row_inside = dense_row >= 0 && dense_row < down.dense_count;
+        for (int64_t c = tile.col; c < tile.col + cols; ++c, ++at) {
+          const int64_t dense_col = c + along.shift;
+          const bool inside = row_inside && dense_col >= 0 && dense_col < along.dense_count;
+          const bool is = row_is && c < tile.col + tile.cols;
+          table.dense[at] = inside ? dense + along.dense_first + dense_col * along.dense_step : -1;
+          table.sparse[at] = is ? sparse + along.sparse_first + c * along.sparse_step : -1;
+          table.valid[at] = is ? int32_t(valid * along.valid(c)) : 0;
         }
       }
+    table.count = at;
     for (int i = 0; i < kL; ++i) {
-      room.index[pixels.count + i] = room.index[pixels.count - 1];
-      room.offset[pixels.count + i] = room.valid[pixels.count + i] = 0;
+      table.sparse[at + i] = -1;
+      table.valid[at + i] = 0;
     }
-    products += make_lists(p.sparse, block.sparse, block.sparse_count, pixels, room.lists);
-    const int64_t tile_pixels = tile.images * tile_rows * tile_cols;
-    for (int64_t c = 0; c < block.sparse_count; ++c) {
-      const int64_t count = room.lists.counts[c], at = c * kPitch + count;
-      if (down.counts && along.counts) nonzeros += count;
-      room.lists.values[at] = 0;  // a partner for an odd one
-      room.lists.offsets[at] = int32_t(tile_pixels * pitch);
+    int64_t some = table.sparse[0];  // where there is none, any that is may be read
+    for (int64_t i = 0; i < at; i += kL) {
+      uint32_t keep = 0;
+      for (int j = 0; j < kL; ++j) {
+        keep |= uint32_t(table.sparse[i + j] >= 0) << j;
+        some = table.sparse[i + j] >= 0 ? table.sparse[i + j] : some;
+        table.sparse[i + j] = some;
+      }
+      table.keep[i / kL] = keep;
     }
+  }
+
+  void run_tile(const Piece& down, const Piece& along, int64_t cols, int most, const Places& places, const Table& next) {
+    const int64_t pitch = most * kWidth;
+    const int64_t nonzero = make_lists(p.sparse, block.sparse, block.sparse_count, places, room.lists, products);
+    if (down.counts && along.counts) nonzeros += nonzero;
     Visit job;
     job.tile = room.tile;
-    job.row = tile_cols * pitch;
+    job.row = (cols + along.taps - 1) * pitch;
     job.down = down.tap_step * p.along.taps * kL;
     job.along = along.tap_step * kL;
     job.vector = block.vector;
-    job.inside = room.inside;
     float* const first = room.sums + (down.tap_first * p.along.taps + along.tap_first) * kL;
+    const int64_t visits = ceil_div(block.dense_count, most * kL) * block.sparse_count;
+    const int64_t each = ceil_div(next.count, visits);  // places of the next tile to ask for at each visit
+    int64_t asked = 0;
     for (int64_t d = 0; d < block.dense_count; d += most * kL) {
       const int vectors = int(least(most, ceil_div(block.dense_count - d, kL)));
-      copy_tile(down, along, tile, pitch, d, vectors);
-      const VisitFunction visit = visit_of(down.taps, along.taps, vectors);
+      copy_tile(places, pitch, d, vectors);
+      const VisitFunction visit = visit_of(down.taps, along.taps, vectors, most);
       for (int64_t c = 0; c < block.sparse_count; ++c) {
-        job.values = room.lists.values + c * kPitch;
-        job.offsets = room.lists.offsets + c * kPitch;
-        job.count = room.lists.counts[c];
+        const int64_t end = least(next.count, asked + each);
+        for (; asked < end; ++asked) ask_for(next, asked);
+        job.values = room.lists.values + c * kValuePitch;
+        job.channel = room.lists.channels + c;
         job.sums = first + (d / kL) * block.vector + c * p.taps() * kL;
-        if (exact) visit_inside(job, down.taps, along.taps, vectors);
-        else if (job.count > 0) visit(job);
+        if (exact) visit_inside(job, places, down.taps, along.taps, vectors, pitch);
+        else if (job.channel->groups > 0) visit(job);
       }
     }
   }
 
-  // What the tile meets of `vectors` vectors of dense channels, and one pixel of zeros.
-  void copy_tile(const Piece& down, const Piece& along, const Tile& tile, int64_t pitch, int64_t d, int vectors) {
-    const int64_t channel = block.dense + d, first_col = tile.col + along.shift;
-    const int64_t tile_cols = tile.cols + along.taps - 1;
-    const bool whole = p.dense.bits == nullptr && channel + vectors * kL <= p.dense.channels;
-    char* to = room.tile;
-    uint8_t* inside = room.inside;
-    const auto clear = [&](int64_t count) {
-      memset(to, 0, size_t(count * pitch));
-      memset(inside, 0, size_t(count));
-      to += count * pitch;
-      inside += count;
+  // A line that comes from memory while others are multiplied costs nothing.
+  void ask_for(const Table& table, int64_t place) const {
+    const auto lines = [](const float* from, int64_t count) {
+      for (int64_t i = 0; i < count; i += 16) __builtin_prefetch(from + i, 0, 2);
     };
-    for (int64_t n = tile.image; n < tile.image + tile.images; ++n)
-      for (int64_t r = tile.row + down.shift; r < tile.row + down.shift + tile.rows + down.taps - 1; ++r) {
-        if (r < 0 || r >= down.dense_count) {
-          clear(tile_cols);
-          continue;
-        }
-        const int64_t before = least(tile_cols, first_col < 0 ? -first_col : 0);
-        const int64_t end = least(along.dense_count, first_col + tile_cols);
-        clear(before);
-        int64_t done = before;
-        const int64_t row = n * p.down.dense + down.dense_first + r * down.dense_step;
-        for (int64_t c = first_col + before; c < end; ++c, ++done, to += pitch, *inside++ = 1) {
-          const int64_t pixel = row * p.along.dense + along.dense_first + c * along.dense_step;
-          float* const out = reinterpret_cast<float*>(to);
-          if (whole) {
-            const float* const in = p.dense.data + pixel * p.dense.channels + channel;
-            for (int v = 0; v < vectors; ++v) store_lanes(out + v * kL, load_lanes(in + v * kL));
-          } else {
-            for (int v = 0; v < vectors; ++v) store_lanes(out + v * kL, load_channels(p.dense, pixel, channel + v * kL));
-          }
-        }
-        clear(tile_cols - done);
+    if (table.dense[place] >= 0)
+      lines(p.dense.data + table.dense[place] * p.dense.channels + block.dense, block.dense_count);
+    if (table.keep[place / kL] >> (place % kL) & 1)
+      lines(p.sparse.data + table.sparse[place] * p.sparse.channels + block.sparse, block.sparse_count);
+  }
+
+  // What the tile meets of `vectors` vectors of dense channels, and one pixel of zeros.
+  void copy_tile(const Places& places, int64_t pitch, int64_t d, int vectors) const {
+    const int64_t channel = block.dense + d;
+    const bool whole = p.dense.bits == nullptr && channel + vectors * kL <= p.dense.channels;
+    float* to = reinterpret_cast<float*>(room.tile);
+    for (int64_t i = 0; i < places.count; ++i, to += pitch / 4) {
+      const int64_t pixel = places.dense[i];
+      if (pixel < 0) {
+        for (int v = 0; v < vectors; ++v) store_lanes(to + v * kL, Floats{});
+      } else if (whole) {
+        const float* const in = p.dense.data + pixel * p.dense.channels + channel;
+        for (int v = 0; v < vectors; ++v) store_lanes(to + v * kL, load_lanes(in + v * kL));
+      } else {
+        for (int v = 0; v < vectors; ++v) store_lanes(to + v * kL, load_channels(p.dense, pixel, channel + v * kL));
       }
-    clear(1);
+    }
+    for (int v = 0; v < vectors; ++v) store_lanes(to + v * kL, Floats{});
   }
 
   bool finite() const {
@@ -253,9 +271,8 @@ bool has_border(const Line& line) {
 int64_t nonzeros_of(const Operand& a, int64_t pixel) {
   Ints total = {};
   int64_t count = 0;
-  float values[kL];
-  int32_t offsets[kL];
-  for (int64_t c = 0; c < a.channels; c += kL) count += append(load_channels(a, pixel, c), Ints{}, Ints{}, kAllLanes, values, offsets, total);
+  for (int64_t c = 0; c < a.channels; c += kL)
+    count += __builtin_popcount(nonzeros(load_channels(a, pixel, c), Ints{}, kAllLanes, total));
   return count;
 }
 

@@ -88,31 +88,31 @@ inline bool in_a_piece(const Line& line, int64_t place) {
 }
 
 // Sums that stay in registers: taps x vectors of dense channels. What is left are a factor and an address.
-constexpr int vectors_of(int taps) {
+constexpr int most_vectors(int taps) {
 #if defined(GOSSAMER_AVX512)
-  return taps >= 9 ? 2 : 4;
+  return taps >= 9 ? 2 : taps >= 2 ? 4 : 8;
 #else
-  return taps >= 9 ? 1 : taps >= 4 ? 2 : 4;
+  return taps >= 9 ? 1 : taps >= 4 ? 2 : taps >= 2 ? 4 : 8;
 #endif
 }
 
+inline int vectors_of(int taps, int64_t dense_channels) {
+  return taps == 1 && dense_channels <= most_vectors(1) / 2 * kLanes<float> ? most_vectors(1) / 2 : most_vectors(taps);
+}
+
 // The dense operand of a tile, at most this much, is copied to where it stays in L1, with zeros for what lies outside.
-#if defined(GOSSAMER_AVX512)
-constexpr int64_t kTileBytes = 32768;
-#else
-constexpr int64_t kTileBytes = 16384;
-#endif
-constexpr int64_t pixels_of(int taps) { return kTileBytes / (vectors_of(taps) * kWidth); }
-constexpr int64_t kMostPixels = pixels_of(9);
+constexpr int64_t kTileBytes = 512 * kWidth;
+constexpr int64_t pixels_of(int vectors) { return kTileBytes / (vectors * kWidth); }
+constexpr int64_t kMostPixels = pixels_of(most_vectors(9));
 
 struct Grid {  // tiles of a piece: images x rows x columns of its sparse places
   int64_t images, rows, cols;
 };
 
 // The tiles of a piece. A function of sizes alone: the order of every sum follows from it.
-inline Grid grid_of(const Piece& down, const Piece& along, int64_t images) {
+inline Grid grid_of(const Piece& down, const Piece& along, int64_t images, int vectors) {
   constexpr int64_t kTileCost = 600, kPixelCost = 1;  // to take up and put down the sums, and to copy a pixel
-  const int64_t room = pixels_of(down.taps * along.taps), below = down.taps - 1, beside = along.taps - 1;
+  const int64_t room = pixels_of(vectors), below = down.taps - 1, beside = along.taps - 1;
   Grid best = {1, 1, 1};
   int64_t least_cost = -1;
   const int64_t fewest = ceil_div(along.sparse_count, room - beside);

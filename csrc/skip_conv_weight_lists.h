@@ -1,4 +1,4 @@
-// The nonzeros of a tile of the sparse operand, channel by channel: values, and where in the dense tile they meet it.
+// The nonzeros of a tile of the sparse operand, channel by channel: values by place, and the places as bits.
 #pragma once
 #include "lanes.h"
 
@@ -97,55 +97,51 @@ inline void transpose_square(Floats (&r)[kL]) {
 #endif
 }
 
-// Appends the nonzeros of v among the lanes of `keep`, and their offsets, and adds up their `valid`. Returns how many.
-// All kL places of both outputs may be written.
-inline int append(Floats v, Ints offset, Ints valid, uint32_t keep, float* values, int32_t* offsets, Ints& total) {
+// The nonzero lanes of v among those of `keep`, as bits; adds up their `valid`.
+inline uint32_t nonzeros(Floats v, Ints valid, uint32_t keep, Ints& total) {
 #if defined(GOSSAMER_AVX512)
   const __mmask16 m = _mm512_mask_test_epi32_mask(__mmask16(keep), (__m512i)v, _mm512_set1_epi32(0x7fffffff));
-  _mm512_storeu_ps(values, _mm512_maskz_compress_ps(m, (__m512)v));
-  _mm512_storeu_si512(offsets, _mm512_maskz_compress_epi32(m, (__m512i)offset));
   total = (Ints)_mm512_mask_add_epi32((__m512i)total, m, (__m512i)total, (__m512i)valid);
-  return __builtin_popcount(uint32_t(m));
+  return m;
 #elif defined(GOSSAMER_AVX2)
-  const __m256i lane = _mm256_setr_epi32(1, 2, 4, 8, 16, 32, 64, 128);
-  const __m256i kept = _mm256_cmpeq_epi32(_mm256_and_si256(_mm256_set1_epi32(int(keep)), lane), lane);
   const __m256i bits = (__m256i)v;
   const __m256i zero = _mm256_cmpeq_epi32(_mm256_add_epi32(bits, bits), _mm256_setzero_si256());
-  const __m256i found = _mm256_andnot_si256(zero, kept);
-  const uint32_t m = uint32_t(_mm256_movemask_ps(_mm256_castsi256_ps(found)));
-  const __m128i bytes = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(kSetBits.of[m]));
-  const __m256i places = _mm256_cvtepu8_epi32(bytes);
-  _mm256_storeu_ps(values, _mm256_permutevar8x32_ps((__m256)v, places));
-  _mm256_storeu_si256(reinterpret_cast<__m256i*>(offsets), _mm256_permutevar8x32_epi32((__m256i)offset, places));
-  total = (Ints)_mm256_add_epi32((__m256i)total, _mm256_and_si256(found, (__m256i)valid));
-  return __builtin_popcount(m);
+  total = (Ints)_mm256_add_epi32((__m256i)total, _mm256_andnot_si256(zero, (__m256i)valid));
+  return ~uint32_t(_mm256_movemask_ps(_mm256_castsi256_ps(zero))) & keep;
 #else
-  int count = 0;
-  for (int i = 0; i < kL; ++i) {
-    const float value = v[i];
-    uint32_t word;
-    memcpy(&word, &value, 4);
-    if (word << 1 == 0 || (keep >> i & 1) == 0) continue;
-    values[count] = value;
-    offsets[count++] = offset[i];
-    total[i] += valid[i];
-  }
-  return count;
+  const Lanes<uint32_t> bits = (Lanes<uint32_t>)v;
+  const Ints zero = bits + bits == 0;
+  total += valid & ~zero;
+  uint32_t m = 0;
+  for (int i = 0; i < kL; ++i) m |= uint32_t(zero[i] == 0) << i;
+  return m & keep;
 #endif
 }
 
-struct Pixels {  // of a tile, filled up to a multiple of kL with pixels that exist
-  int64_t count;
-  const int64_t* index;    // in the sparse operand
-  const int32_t* offset;   // in the dense tile, bytes
-  const int32_t* valid;    // taps that meet a pixel of the dense operand
+// The places of a tile, row by row, also those that only taps of others reach. kLanes at a time.
+struct Places {
+  int64_t count;           // the next place is a pixel of zeros
+  const int64_t* dense;    // pixel of the dense operand, or -1: outside
+  const int64_t* sparse;   // pixel of the sparse operand, some pixel where there is none
+  const int32_t* valid;    // taps that meet a pixel of the dense operand; 0 where there is no sparse pixel
+  const uint32_t* keep;    // per kL places: which have a sparse pixel
 };
 
+constexpr int kGroup = 4;  // words of a channel that are gone through together
+constexpr int kMostWords = int(kMostPixels) / 64 + kGroup;
+
+struct Channel {  // the words that are not empty, then words that name the pixel of zeros
+  uint64_t words[kMostWords];
+  uint64_t first[kMostWords];  // place of bit 0
+  int32_t counts[kMostWords / kGroup];
+  int32_t groups;
+};
+
+constexpr int64_t kValuePitch = kMostPixels + kL;
+
 struct Lists {
-  float* values;  // [channels, pitch]
-  int32_t* offsets;
-  int32_t* counts;  // [channels], filled up to a multiple of kL
-  int64_t pitch;
+  float* values;  // [channels, kValuePitch], by place
+  Channel* channels;
 };
 
 inline int64_t sum_of(Ints v) {
@@ -154,33 +150,68 @@ inline int64_t sum_of(Ints v) {
   return sum;
 }
 
-// Makes the lists of channels [first, first + count). Returns the sum of `valid` over all nonzeros.
-inline int64_t make_lists(const Operand& a, int64_t first, int64_t count, const Pixels& pixels, const Lists& lists) {
-  for (int64_t c = 0; c < ceil_div(count, kL) * kL; ++c) lists.counts[c] = 0;
+// Makes the lists of channels [first, first + count), which have room up to a multiple of kL. Returns how many nonzeros
+// there are, and adds to `products` the sum of their `valid`.
+inline int64_t make_lists(const Operand& a, int64_t first, int64_t count, const Places& places, const Lists& lists,
+                          int64_t& products) {
+  const int64_t words = ceil_div(places.count, 64), channels = ceil_div(count, kL) * kL;
+  for (int64_t c = 0; c < channels; ++c)
+    for (int64_t w = 0; w < words; ++w) lists.channels[c].words[w] = 0;
   Ints total = {};
-  for (int64_t p = 0; p < pixels.count; p += kL) {
-    const uint32_t keep = lanes_below(pixels.count - p);
-    const Ints offset = load_lanes(pixels.offset + p), valid = load_lanes(pixels.valid + p);
-    const int64_t* const index = pixels.index + p;
-    for (int64_t c = 0; c < count; c += kL) {
+  for (int64_t p = 0; p < places.count; p += kL) {
+    const uint32_t keep = places.keep[p / kL];
+    if (keep == 0) continue;
+    const Ints valid = load_lanes(places.valid + p);
+    const int64_t* const pixel = places.sparse + p;
+    for (int64_t c = 0; c < channels; c += kL) {
       Floats square[kL];
       if (a.bits == nullptr && c + kL <= count) {
 #pragma GCC unroll 16
-        for (int i = 0; i < kL; ++i) square[i] = load_lanes(a.data + index[i] * a.channels + first + c);
+        for (int i = 0; i < kL; ++i) square[i] = load_lanes(a.data + pixel[i] * a.channels + first + c);
       } else {
 #pragma GCC unroll 16
-        for (int i = 0; i < kL; ++i) square[i] = load_channels(a, index[i], first + c);
+        for (int i = 0; i < kL; ++i) square[i] = load_channels(a, pixel[i], first + c);
       }
       transpose_square(square);
 #pragma GCC unroll 16
       for (int i = 0; i < kL; ++i) {
-        int32_t& n = lists.counts[c + i];
-        const int64_t at = (c + i) * lists.pitch + n;
-        n += append(square[i], offset, valid, keep, lists.values + at, lists.offsets + at, total);
+        store_lanes(lists.values + (c + i) * kValuePitch + p, square[i]);
+        const uint32_t bits = nonzeros(square[i], valid, keep, total);
+        char* const to = reinterpret_cast<char*>(lists.channels[c + i].words) + p / 8;
+        if constexpr (kL == 16) {
+          const uint16_t half = uint16_t(bits);
+          memcpy(to, &half, 2);
+        } else {
+          *to = char(*to | bits << p % 8);
+        }
       }
     }
   }
-  return sum_of(total);
+  products += sum_of(total);
+  int64_t nonzero = 0;
+  for (int64_t c = 0; c < count; ++c) {
+    Channel& channel = lists.channels[c];
+    int n = 0;
+    for (int64_t w = 0; w < words; ++w) {
+      const uint64_t word = channel.words[w];
+      channel.words[n] = word;
+      channel.first[n] = uint64_t(64 * w);
+      n += word != 0;
+    }
+    channel.groups = (n + kGroup - 1) / kGroup;
+    for (int g = 0; g < channel.groups; ++g) {
+      int32_t bits = 0;
+      for (int w = g * kGroup; w < n && w < (g + 1) * kGroup; ++w) bits += __builtin_popcountll(channel.words[w]);
+      channel.counts[g] = bits;
+      nonzero += bits;
+    }
+    for (int w = n; w < n + kGroup; ++w) {
+      channel.words[w] = 1;
+      channel.first[w] = uint64_t(places.count);
+    }
+    lists.values[c * kValuePitch + places.count] = 0;
+  }
+  return nonzero;
 }
 
 }  // namespace

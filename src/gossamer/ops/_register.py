@@ -26,7 +26,7 @@ _NEEDS = {
 
 
 @functools.cache
-def _kernel(backend: str, module: str, verb: str) -> Callable[..., Any]:
+def load_kernel(backend: str, module: str, verb: str) -> Callable[..., Any]:
     try:
         return getattr(importlib.import_module(f"gossamer.kernels.{backend}.{module}"), verb)
     except ImportError as error:
@@ -78,8 +78,8 @@ def register(
     file = module or verb
     name = f"gossamer::{verb}"
     torch.library.define(name, schema)
-    torch.library.impl(name, "CPU", _launcher(lambda: _kernel("cpu", file, verb), strided))
-    torch.library.impl(name, "CUDA", _launcher(lambda: _kernel("triton", file, verb), strided))
+    torch.library.impl(name, "CPU", _launcher(lambda: load_kernel("cpu", file, verb), strided))
+    torch.library.impl(name, "CUDA", _launcher(lambda: load_kernel("triton", file, verb), strided))
     torch.library.register_fake(name, fake)
     op = getattr(torch.ops.gossamer, verb).default
     oracle = _launcher(lambda: getattr(reference, verb), strided)

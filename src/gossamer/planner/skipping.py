@@ -42,6 +42,7 @@ _ROUNDS = 4
 _FIRST_GAP, _LAST_GAP = 50, 1000  # calls between trials; doubled as long as they confirm the choice
 _SETTLED = 16  # calls before a drift of the density may start a trial
 _LOOK_EVERY = 32
+_AWAKE = -1
 _FREE_SHAPES = 4  # of a pass: further ones get their first trial within EXPLORATION
 _MOST_SHAPES = 32
 _OPERAND = {"forward": "x", "input": "dy"}
@@ -155,6 +156,8 @@ class Site:
         self._calls = 0
         self._seconds = 0.0
         self._lost = 0.0
+        self._resting: tuple[Hashable, ...] = ()
+        self._rest = _AWAKE
         _sites[self.key] = self
 
     def __repr__(self) -> str:
@@ -227,6 +230,44 @@ class Site:
                 if not shape.trial.free and choice != shape.chosen:
                     self._lost += max(seconds - min(shape.recent.get(shape.chosen, (0.0,))), 0.0)
                 self._round(own, shape, shape.trial)
+
+    def rests(self, passes: Sequence[Pass], key: Hashable) -> bool:
+        """May this call run dense without asking or reporting?
+
+        Where all of `passes` have settled on dense at the shape `key`, every call may but one in 32, which asks and
+        reports as ever. It saves tens of microseconds, much of a small layer's time.
+        """
+        if torch.are_deterministic_algorithms_enabled():
+            return False
+        at = (passes, key, torch.get_num_threads())
+        with self._lock:
+            if self._rest > 0 and self._resting == at:
+                self._rest -= 1
+                return True
+            if self._rest != _AWAKE:  # asleep until now: this call works
+                self._rest = _AWAKE
+                return False
+            settled = [self._settled(pass_, key) for pass_ in passes]
+            if None in settled:
+                return False
+            for pass_, shape in zip(passes, settled, strict=True):  # as if they had been asked about and reported
+                assert shape is not None
+                own = self._passes[pass_]
+                own.calls[DENSE] = own.calls.get(DENSE, 0) + _LOOK_EVERY - 1
+                shape.age += _LOOK_EVERY - 1
+                self._calls += _LOOK_EVERY - 1
+                self._seconds += (_LOOK_EVERY - 1) * shape.dense
+            self._resting, self._rest = at, _LOOK_EVERY - 2
+            return True
+
+    def _settled(self, pass_: Pass, key: Hashable) -> _Shape | None:
+        """The latest shape of a pass, if it is that of `key` and has settled on dense."""
+        own = self._passes.get(pass_)
+        if own is None or own.last is None:
+            return None
+        shape = own.shapes.get((key, own.last.candidates, torch.get_num_threads()))
+        settled = shape is not None and shape.decided and shape.trial is None and shape.chosen == DENSE
+        return shape if settled else None
 
     def samples(self, pass_: Pass) -> bool:
         """Should a caller that runs dense count the zeros of (a part of) this pass's operands in this call?"""

@@ -17,20 +17,26 @@ from gossamer.testing.asserts import (
     unit_roundoff,
 )
 from gossamer.testing.cases import CASES, DTYPES, Case, case, ids
+from gossamer.testing.convolutions import CONVOLUTIONS, ZEROS, Convolution, convolution, hollow
 from gossamer.testing.products import PRODUCTS, Product, product
 
 __all__ = [
     "CASES",
+    "CONVOLUTIONS",
     "DTYPES",
     "PRODUCTS",
+    "ZEROS",
     "Case",
+    "Convolution",
     "Product",
     "assert_no_recompile",
     "assert_same_bits",
     "assert_same_tiles",
     "assert_within",
     "case",
+    "convolution",
     "gamma",
+    "hollow",
     "ids",
     "product",
     "unit_roundoff",

@@ -1,0 +1,113 @@
+"""What a convolution and a linear layer are to the skipping kernels: torch's dense operators beside one geometry.
+
+The kernels see pixels [N, H, W, C]; a linear layer is one row of pixels with a 1 x 1 kernel.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+Pair = tuple[int, int]
+LAST = torch.channels_last
+
+
+class Convolution(NamedTuple):
+    """x [N, C, H, W] in channels_last, weight [K, C, R, S]."""
+
+    stride: Pair
+    padding: Pair
+    dilation: Pair
+
+    def laid_out(self, x: Tensor) -> Tensor:
+        return x.contiguous(memory_format=LAST)
+
+    def images(self, x: Tensor) -> int:
+        return x.shape[0]
+
+    def pixels(self, x: Tensor) -> Tensor:
+        return x.permute(0, 2, 3, 1)
+
+    def from_pixels(self, y: Tensor) -> Tensor:
+        return y.permute(0, 3, 1, 2)
+
+    def kernel(self, weight: Tensor) -> Pair:
+        return weight.shape[2], weight.shape[3]
+
+    def filters(self, weight: Tensor) -> Tensor:
+        return weight
+
+    def out_size(self, x: Tensor, weight: Tensor) -> Pair:
+        rows, cols = (
+            (size + 2 * pad - dilate * (taps - 1) - 1) // step + 1
+            for size, pad, dilate, taps, step in zip(
+                x.shape[2:], self.padding, self.dilation, weight.shape[2:], self.stride, strict=True
+            )
+        )
+        return rows, cols
+
+    def dense(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return torch.conv2d(x, weight, bias, self.stride, self.padding, self.dilation)
+
+    def dense_gradients(
+        self, dy: Tensor, x: Tensor, weight: Tensor, want: Sequence[bool]
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """Gradients by x, weight and bias, as far as wanted; differentiable themselves."""
+        return torch.ops.aten.convolution_backward(
+            dy, x, weight, [weight.shape[0]], self.stride, self.padding, self.dilation, False, [0, 0], 1, list(want)
+        )
+
+
+class Linear(NamedTuple):
+    """x [P, C], weight [K, C]."""
+
+    stride: Pair = (1, 1)
+    padding: Pair = (0, 0)
+    dilation: Pair = (1, 1)
+
+    def laid_out(self, x: Tensor) -> Tensor:
+        return x.contiguous()
+
+    def images(self, x: Tensor) -> int:
+        return 1
+
+    def pixels(self, x: Tensor) -> Tensor:
+        return x.view(1, 1, *x.shape)
+
+    def from_pixels(self, y: Tensor) -> Tensor:
+        return y.view(y.shape[2], y.shape[3])
+
+    def kernel(self, weight: Tensor) -> Pair:
+        return 1, 1
+
+    def filters(self, weight: Tensor) -> Tensor:
+        return weight[:, :, None, None]
+
+    def out_size(self, x: Tensor, weight: Tensor) -> Pair:
+        return 1, x.shape[0]
+
+    def dense(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return torch.nn.functional.linear(x, weight, bias)
+
+    def dense_gradients(
+        self, dy: Tensor, x: Tensor, weight: Tensor, want: Sequence[bool]
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        return (
+            dy @ weight if want[0] else None,
+            dy.t() @ x if want[1] else None,
+            dy.sum(0) if want[2] else None,
+        )
+
+
+Layer = Convolution | Linear
+
+
+def layer_of(geometry: Sequence[Any]) -> Layer:
+    """Six numbers, stride, padding and dilation of a convolution, or none for a linear layer."""
+    if not geometry:
+        return Linear()
+    sh, sw, ph, pw, dh, dw = geometry
+    return Convolution((sh, sw), (ph, pw), (dh, dw))

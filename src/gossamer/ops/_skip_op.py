@@ -1,0 +1,202 @@
+"""A layer that skips zeros, in autograd and as opaque operators.
+
+gossamer::skip_zeros and gossamer::skip_zeros_backward take a site's key, so that a compiled graph holds no choice.
+Eager calls on plain tensors run the same passes directly.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._subclasses import FakeTensor
+from torch.autograd import forward_ad
+
+from gossamer.ops._register import Backend
+from gossamer.ops._skip_layers import layer_of
+from gossamer.ops._skip_zeros import Gradients, Passes
+from gossamer.planner import Site
+from gossamer.planner import site as site_of_key
+from gossamer.planner.skipping import Pass
+
+_MOST_SITES = 256
+_PASSES: dict[tuple[bool, bool], tuple[Pass, ...]] = {
+    (False, False): ("forward",),
+    (True, False): ("forward", "input"),
+    (False, True): ("forward", "weight"),
+    (True, True): ("forward", "input", "weight"),
+}
+_sites: OrderedDict[tuple[Any, ...], Site] = OrderedDict()
+
+
+def shared_site(weight_shape: Sequence[int], geometry: Sequence[int]) -> Site:
+    """The site of all calls without one whose weight and geometry are alike."""
+    key = (*weight_shape, *geometry)
+    found = _sites.get(key)
+    if found is None:
+        found = _sites[key] = Site("x".join(map(str, weight_shape)))
+        if len(_sites) > _MOST_SITES:
+            _sites.popitem(last=False)
+    return found
+
+
+def _passes(weight: Tensor, geometry: Sequence[int], mode: str, site: int, backend: str | None) -> Passes:
+    return Passes(tuple(geometry), mode, site_of_key(site) if site else shared_site(weight.shape, geometry), backend)
+
+
+def _forward(
+    x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Sequence[int], mode: str, relu: bool, site: int,
+    backend: str | None,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    passes = _passes(weight, geometry, mode, site, backend)
+    y, bits, nonzeros = passes.forward(passes.layer.laid_out(x), weight, bias, relu)
+    return y, bits, torch.tensor([nonzeros])
+
+
+def _fake_forward(
+    x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Sequence[int], mode: str, relu: bool, site: int,
+    backend: str | None,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    layer, out = layer_of(geometry), weight.shape[0]
+    rows, cols = layer.out_size(x, weight)
+    size = (layer.images(x), rows, cols)
+    y = layer.from_pixels(x.new_empty(*size, out))
+    bits = x.new_empty((*size, (out + 31) // 32) if relu else (0,), dtype=torch.int32)
+    return y, bits, torch.empty(1, dtype=torch.int64)
+
+
+def _backward(
+    dy: Tensor, x: Tensor, weight: Tensor, bits: Tensor | None, nonzeros: Tensor, geometry: Sequence[int], mode: str,
+    site: int, backend: str | None, want: Sequence[bool],
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    passes = _passes(weight, geometry, mode, site, backend)
+    found = passes.backward(dy, passes.layer.laid_out(x), weight, bits, int(nonzeros), want)
+    dx, dw, db = (gradient if gradient is not None else dy.new_empty(0) for gradient in found)
+    return dx, dw, db
+
+
+def _fake_backward(
+    dy: Tensor, x: Tensor, weight: Tensor, bits: Tensor | None, nonzeros: Tensor, geometry: Sequence[int], mode: str,
+    site: int, backend: str | None, want: Sequence[bool],
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    layer = layer_of(geometry)
+    return (
+        layer.laid_out(torch.empty_like(x)) if want[0] else dy.new_empty(0),
+        torch.empty_like(weight) if want[1] else dy.new_empty(0),
+        dy.new_empty(weight.shape[0] if want[2] else 0),
+    )
+
+
+_SCHEMAS = (
+    (
+        "skip_zeros",
+        "(Tensor x, Tensor weight, Tensor? bias, SymInt[] geometry, str mode, bool relu, SymInt site, str? backend)"
+        " -> (Tensor, Tensor, Tensor)",
+        _forward,
+        _fake_forward,
+    ),
+    (
+        "skip_zeros_backward",
+        "(Tensor dy, Tensor x, Tensor weight, Tensor? bits, Tensor nonzeros, SymInt[] geometry, str mode, SymInt site,"
+        " str? backend, bool[] want) -> (Tensor, Tensor, Tensor)",
+        _backward,
+        _fake_backward,
+    ),
+)
+for _name, _schema, _real, _fake in _SCHEMAS:
+    torch.library.define(f"gossamer::{_name}", _schema)
+    torch.library.impl(f"gossamer::{_name}", "CompositeExplicitAutograd", _real)
+    torch.library.register_fake(f"gossamer::{_name}", _fake)
+
+
+class SkipZeros(torch.autograd.Function):
+    """`site` is a Site, or its key where the operators must be called."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, geometry: tuple[int, ...], mode: str, relu: bool,
+        site: Site | int, backend: Backend | None,
+    ) -> Tensor:  # fmt: skip
+        y, bits, nonzeros = _run(x, weight, bias, geometry, mode, relu, site, backend)
+        counted = nonzeros if isinstance(nonzeros, Tensor) else None
+        ctx.save_for_backward(x, weight, bits if relu else None, counted)
+        ctx.nonzeros = None if counted is not None else nonzeros
+        ctx.geometry, ctx.mode, ctx.site, ctx.backend = geometry, mode, site, backend
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, bits, nonzeros = ctx.saved_tensors
+        want = list(ctx.needs_input_grad[:3])
+        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            found = _differentiable(dy, x, weight, bits, ctx.geometry, want)
+        elif isinstance(ctx.site, int):
+            found = torch.ops.gossamer.skip_zeros_backward(
+                dy, x, weight, bits, nonzeros, ctx.geometry, ctx.mode, ctx.site, ctx.backend, want
+            )
+        else:
+            passes = Passes(ctx.geometry, ctx.mode, ctx.site, ctx.backend)
+            found = passes.backward(dy, x, weight, bits, ctx.nonzeros, want)
+        dx, dw, db = (gradient if wanted else None for gradient, wanted in zip(found, want, strict=True))
+        return dx, dw, db, None, None, None, None, None
+
+
+def _run(
+    x: Tensor, weight: Tensor, bias: Tensor | None, geometry: tuple[int, ...], mode: str, relu: bool,
+    site: Site | int, backend: Backend | None,
+) -> tuple[Tensor, Tensor, Tensor | int]:  # fmt: skip
+    if isinstance(site, int):
+        return torch.ops.gossamer.skip_zeros(x, weight, bias, geometry, mode, relu, site, backend)
+    return Passes(geometry, mode, site, backend).forward(x, weight, bias, relu)
+
+
+def check_transforms(name: str, *tensors: Tensor | None) -> None:
+    """Refuse what the kernels would get wrong: dual numbers, and tensors that stand for others (torch.func)."""
+    if torch.compiler.is_compiling():
+        return
+    if torch._C._are_functorch_transforms_active():
+        raise RuntimeError(f"gossamer.ops.{name} cannot be transformed by torch.func or vmap: use skip='never'")
+    if forward_ad._current_level < 0:
+        return
+    for tensor in tensors:
+        if tensor is not None and forward_ad.unpack_dual(tensor).tangent is not None:
+            raise RuntimeError(
+                f"gossamer.ops.{name} has no forward-mode derivative (jvp): differentiate backward, or use skip='never'"
+            )
+
+
+def skip_zeros(
+    x: Tensor, weight: Tensor, bias: Tensor | None, geometry: tuple[int, ...], mode: str, relu: bool,
+    site: Site | None, backend: Backend | None,
+) -> Tensor:  # fmt: skip
+    """The layer `geometry` of checked arguments, differentiable."""
+    place: Site | int
+    with_x = x.requires_grad and torch.is_grad_enabled()
+    with_weight = weight.requires_grad and torch.is_grad_enabled()
+    if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() or isinstance(x, FakeTensor):
+        place = site.key if site is not None else 0
+    else:
+        place = site if site is not None else shared_site(weight.shape, geometry)
+        layer = layer_of(geometry)
+        if mode == "auto" and place.rests(_PASSES[with_x, with_weight], (x.shape, weight.shape, layer)):
+            y = layer.laid_out(layer.dense(x, weight, bias))
+            return y.relu_() if relu else y
+    args = (x, weight, bias, geometry, mode, relu, place, backend)
+    if with_x or with_weight or (bias is not None and bias.requires_grad and torch.is_grad_enabled()):
+        return SkipZeros.apply(*args)
+    return _run(*args)[0]
+
+
+def _differentiable(
+    dy: Tensor, x: Tensor, weight: Tensor, bits: Tensor | None, geometry: tuple[int, ...], want: Sequence[bool]
+) -> Gradients:
+    """The gradients by torch's own operators, whose derivatives torch knows."""
+    layer = layer_of(geometry)
+    if bits is not None:
+        shifts = torch.arange(32, dtype=torch.int32, device=bits.device)
+        on = ((bits.unsqueeze(-1) >> shifts) & 1).flatten(-2)[..., : weight.shape[0]] != 0
+        dy = dy.where(layer.from_pixels(on), 0)
+    return layer.dense_gradients(dy, x, weight, want)

@@ -1,0 +1,204 @@
+"""The three passes of a layer that may skip zeros: which path, run it, say what was seen. One pair of opaque operators.
+
+    forward   y  = x * w      skip zeros of x
+    input     dx = dy * w^T   skip zeros of dy
+    weight    dw = dy * x     skip zeros of either
+
+A choice depends on what earlier calls saw, so it is made where torch.compile does not look: inside the operators
+gossamer::skip_zeros and gossamer::skip_zeros_backward, which carry a site's key. Eager calls on plain tensors run the
+same functions directly, for the microseconds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from time import perf_counter
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from gossamer.ops._packed import PACKED
+from gossamer.ops._register import load_kernel
+from gossamer.ops._skip_layers import Layer, Linear, layer_of
+from gossamer.planner import Site
+
+DENSE, SKIP, SKIP_X, SKIP_DY = "dense", "skip", "skip_x", "skip_dy"
+FEW_ROWS = 8
+"""Rows up to which a linear layer whose weight is stored by input channel reads only the rows of it that it needs."""
+
+_PIECES, _PIECE = 11, 2048  # of a sample; 11 divides few sizes, so that not every piece starts at an image's corner
+_UNKNOWN = -1
+
+Gradients = tuple[Tensor | None, Tensor | None, Tensor | None]
+
+
+class Passes:
+    """The passes of one layer: by the kernels of one backend, as one site chooses or, with mode "input", skipping."""
+
+    def __init__(self, geometry: Sequence[int], mode: str, site: Site, backend: str | None) -> None:
+        self.layer: Layer = layer_of(geometry)
+        self.site, self.backend, self.chooses = site, backend or "cpu", mode != "input"
+
+    def forward(self, x: Tensor, weight: Tensor, bias: Tensor | None, relu: bool) -> tuple[Tensor, Tensor, int]:
+        """y; the bits of the relu (no element without one); how many nonzeros x has, or -1 if nobody counted."""
+        if x.numel() == 0 or weight.numel() == 0:
+            return *self._rectified(self.layer.dense(x, weight, bias), relu), _UNKNOWN
+        path = self._path("forward", (DENSE, SKIP), x, weight, {"x": x}) if self.chooses else SKIP
+        begin = perf_counter()
+        if path == SKIP:
+            y, bits, nonzeros, density = self._skip_forward(x, weight, bias, relu)
+            self.site.observe("forward", path, perf_counter() - begin, {"x": density})
+            return y, bits, nonzeros
+        y, bits = self._rectified(self.layer.dense(x, weight, bias), relu)
+        seconds = perf_counter() - begin
+        self.site.observe("forward", path, seconds, {"x": _sampled(x)} if self.site.samples("forward") else {})
+        return y, bits, _UNKNOWN
+
+    def backward(
+        self, dy: Tensor, x: Tensor, weight: Tensor, bits: Tensor | None, of_x: int, want: Sequence[bool]
+    ) -> Gradients:
+        """Gradients by x, weight and bias, as far as wanted; `of_x` is forward's count of nonzeros."""
+        dy = self.layer.laid_out(dy)
+        if dy.numel() == 0 or x.numel() == 0 or weight.numel() == 0:
+            return self.layer.dense_gradients(self._kept(dy, bits), x, weight, want)
+        if bits is not None and (want[2] or torch.are_deterministic_algorithms_enabled()):
+            dy, bits = self._kept(dy, bits), None  # every element of it will be asked for
+        dx = dw = db = None
+        of_dy = _UNKNOWN
+        if want[0]:
+            path = self._path("input", (DENSE, SKIP), x, weight, {"dy": dy}) if self.chooses else SKIP
+            begin = perf_counter()
+            if path == SKIP:
+                dx, of_dy = self._skip_input(dy, x, weight, bits)
+                seconds, seen = perf_counter() - begin, {"dy": of_dy / dy.numel()}
+            else:
+                dy, bits = self._kept(dy, bits), None
+                dx = self._dense(dy, x, weight, 0)
+                seconds = perf_counter() - begin
+                seen = {"dy": _sampled(dy)} if self.site.samples("input") else {}
+            self.site.observe("input", path, seconds, seen)
+        if want[1]:
+            if self.chooses:
+                path = self._path("weight", (DENSE, SKIP_X, SKIP_DY), x, weight, {"x": x, "dy": dy})
+            else:
+                path = self._sparser(dy, x, bits, of_dy, of_x)
+            begin = perf_counter()
+            if path == DENSE:
+                dy, bits = self._kept(dy, bits), None
+                dw, db = self.layer.dense_gradients(dy, x, weight, (False, True, want[2]))[1:]
+                dw = _laid_out_as(dw, weight)
+                seconds = perf_counter() - begin
+                seen = {"x": _sampled(x), "dy": _sampled(dy)} if self.site.samples("weight") else {}
+            else:
+                dw, nonzeros = self._skip_weight(dy, x, weight, bits, "x" if path == SKIP_X else "dy")
+                seconds = perf_counter() - begin
+                seen = {"x": nonzeros / x.numel()} if path == SKIP_X else {"dy": nonzeros / dy.numel()}
+            self.site.observe("weight", path, seconds, seen)
+        if want[2] and db is None:
+            db = self.layer.pixels(dy).sum((0, 1, 2))
+        return dx, dw, db
+
+    def _path(
+        self, pass_: Literal["forward", "input", "weight"], candidates: tuple[str, ...], x: Tensor, weight: Tensor,
+        operands: dict[str, Tensor],
+    ) -> str:  # fmt: skip
+        key = (x.shape, weight.shape, self.layer)
+        if not torch.are_deterministic_algorithms_enabled():
+            return self.site.choose(pass_, candidates, key)
+        known = {name: int(torch.count_nonzero(operand)) / operand.numel() for name, operand in operands.items()}
+        return self.site.choose(pass_, candidates, key, known)
+
+    def _sparser(self, dy: Tensor, x: Tensor, bits: Tensor | None, of_dy: int, of_x: int) -> str:
+        """Whose zeros to skip where one must be skipped: of the operand with the smaller share of nonzeros."""
+        if of_x == _UNKNOWN:
+            of_x = int(torch.count_nonzero(x))
+        if of_dy == _UNKNOWN:
+            of_dy = int(torch.count_nonzero(self._kept(dy, bits)))
+        return SKIP_X if of_x * dy.numel() < of_dy * x.numel() else SKIP_DY
+
+    def _verb(self, module: str, verb: str) -> Any:
+        return load_kernel(self.backend, module, verb)
+
+    def _skip_forward(
+        self, x: Tensor, weight: Tensor, bias: Tensor | None, relu: bool
+    ) -> tuple[Tensor, Tensor, int, float]:
+        if isinstance(self.layer, Linear) and x.shape[0] <= FEW_ROWS and weight.t().is_contiguous():
+            y, counts = self._verb("skip_mv", "skip_mv")(x, weight.t(), bias, 0.0)
+            return *self._rectified(y, relu), _UNKNOWN, int(counts[0]) / x.shape[1]
+        y, bits, counts = self._skip(x, weight, bias, None, False, self.layer.out_size(x, weight), relu)
+        nonzeros = int(counts[0])
+        return y, bits, nonzeros, nonzeros / x.numel()
+
+    def _skip_input(self, dy: Tensor, x: Tensor, weight: Tensor, bits: Tensor | None) -> tuple[Tensor, int]:
+        dx, _, counts = self._skip(dy, weight, None, bits, True, self.layer.pixels(x).shape[1:3], False)
+        return dx, int(counts[0])
+
+    def _skip(
+        self, x: Tensor, weight: Tensor, bias: Tensor | None, bits: Tensor | None, transposed: bool,
+        size: Sequence[int], relu: bool,
+    ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+        layer, pack = self.layer, self._verb("skip_conv", "skip_pack")
+
+        def packed(weight: Tensor) -> Tensor:
+            filters = layer.filters(weight)
+            return pack(filters.transpose(0, 1) if transposed else filters)
+
+        isa = self._verb("_call", "native").isa() if self.backend == "cpu" else ""
+        role = f"{self.backend} {isa} {'transposed' if transposed else 'forward'}"
+        y, ybits, counts = self._verb("skip_conv", "skip_conv")(
+            layer.pixels(x), PACKED.get(weight, role, packed), bias, bits, weight.shape[1 if transposed else 0],
+            layer.kernel(weight), layer.stride, layer.padding, layer.dilation, transposed, tuple(size), relu,
+        )  # fmt: skip
+        return _own(layer.from_pixels(y)), ybits, counts
+
+    def _skip_weight(self, dy: Tensor, x: Tensor, weight: Tensor, bits: Tensor | None, skip: str) -> tuple[Tensor, int]:
+        layer = self.layer
+        dw, counts = self._verb("skip_conv_weight", "skip_conv_weight")(
+            layer.pixels(x), layer.pixels(dy), bits, layer.kernel(weight), layer.stride, layer.padding,
+            layer.dilation, skip,
+        )  # fmt: skip
+        return _laid_out_as(dw.view(weight.shape), weight), int(counts[0])
+
+    def _dense(self, dy: Tensor, x: Tensor, weight: Tensor, which: int) -> Tensor:
+        gradient = self.layer.dense_gradients(dy, x, weight, [at == which for at in range(3)])[which]
+        assert gradient is not None
+        return self.layer.laid_out(gradient)
+
+    def _rectified(self, y: Tensor, relu: bool) -> tuple[Tensor, Tensor]:
+        y = self.layer.laid_out(y)
+        if not relu:
+            return y, torch.empty(0, dtype=torch.int32, device=y.device)
+        pixels, bits = self._verb("relu_bits", "relu_bits")(self.layer.pixels(y))
+        return _own(self.layer.from_pixels(pixels)), bits
+
+    def _kept(self, dy: Tensor, bits: Tensor | None) -> Tensor:
+        """dy with zeros where the relu was off."""
+        if bits is None:
+            return dy
+        return self.layer.from_pixels(self._verb("relu_bits", "keep_bits")(self.layer.pixels(dy), bits))
+
+
+def _sampled(x: Tensor) -> float:
+    """The share of nonzeros in a few pieces of a tensor's memory."""
+    count = x.numel()
+    if count > _PIECES * _PIECE:
+        x = x.as_strided((_PIECES, _PIECE), (count // _PIECES, 1))
+        count = _PIECES * _PIECE
+    return int(torch.count_nonzero(x)) / count
+
+
+def _own(view: Tensor) -> Tensor:
+    """The same memory, but no view: autograd refuses in-place operators on a view that a custom function returns."""
+    whole = torch.empty(0, dtype=view.dtype, device=view.device)
+    return whole.set_(view.untyped_storage(), view.storage_offset(), view.shape, view.stride())
+
+
+def _laid_out_as(gradient: Tensor | None, weight: Tensor) -> Tensor:
+    """The gradient with the strides of a new tensor like the weight: autograd would copy any other."""
+    assert gradient is not None
+    if gradient.is_contiguous() and weight.is_contiguous():
+        return gradient
+    like = torch.empty_like(weight)
+    steps = zip(like.shape, gradient.stride(), like.stride(), strict=True)
+    return gradient if all(mine == its for size, mine, its in steps if size > 1) else like.copy_(gradient)

@@ -1,0 +1,119 @@
+"""What both layers refuse, and where they leave the work to torch: the reason, or an error if a backend was named."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch._subclasses import FakeTensor
+from torch._subclasses.functional_tensor import FunctionalTensor
+from torch.overrides import has_torch_function
+
+from gossamer.ops._arguments import FLOATS
+from gossamer.ops._register import Backend, check_backend
+from gossamer.planner import Site
+from gossamer.planner import site as site_of
+
+Skip = Literal["auto", "input", "never"]
+
+FEW_CHANNELS = 8
+"""With fewer input channels, as images have, there is little to sum per output and hardly a zero."""
+
+_PLAIN = (Tensor, torch.nn.Parameter, FakeTensor, FunctionalTensor)
+
+
+def check_layer(
+    name: str, x: Tensor, weight: Tensor, bias: Tensor | None, dims: tuple[int, int] | None, skip: str, relu: bool,
+    site: Site | None, backend: Backend | None,
+) -> None:  # fmt: skip
+    """Types, dimensions and options of conv2d (`dims`: those that x may have) or linear."""
+    for what, tensor in (("x", x), ("weight", weight), ("bias", bias)):
+        if not isinstance(tensor, Tensor) and not (tensor is None and what == "bias"):
+            raise TypeError(f"{what} must be a tensor, got {type(tensor).__name__}")
+    if dims is not None and x.dim() not in dims:
+        raise ValueError(f"x must have shape [N, C, H, W] or [C, H, W], got {tuple(x.shape)}")
+    if dims is None and x.dim() < 1:
+        raise ValueError("x must have shape [..., C], got a scalar")
+    if weight.dim() != (2 if dims is None else 4):
+        expected = "[K, C]" if dims is None else "[K, C // groups, R, S]"
+        raise ValueError(f"weight must have shape {expected}, got {tuple(weight.shape)}")
+    if bias is not None and tuple(bias.shape) != (weight.shape[0],):
+        raise ValueError(f"bias must have shape [{weight.shape[0]}], weight's filters, got {tuple(bias.shape)}")
+    if skip not in ("auto", "input", "never"):
+        raise ValueError(f"skip must be 'auto', 'input' or 'never', got {skip!r}")
+    if not isinstance(relu, bool):
+        raise TypeError(f"relu must be a bool, got {relu!r}")
+    if site is not None and not isinstance(site, Site):
+        raise TypeError(f"site must be a gossamer.planner.Site or None, got {type(site).__name__}")
+    if backend is not None:
+        check_backend(backend, "x", x)
+        if skip == "never":
+            raise ValueError(f"backend must be None with skip='never', which is torch's own operator, got {backend!r}")
+
+
+def torchs_own(
+    name: str, x: Tensor, weight: Tensor, bias: Tensor | None, groups: int, skip: str, site: Site | None,
+    backend: Backend | None,
+) -> bool:  # fmt: skip
+    """Must torch's own operator do it? The site is told why; with a backend named that is an error."""
+    if skip == "never":
+        return True
+    if backend is not None:
+        _check_backend_can(name, x, weight, bias, groups, backend)
+        return False
+    reason = why_dense(x, weight, bias, groups, skip)
+    if reason is None:
+        return False
+    if site is not None:
+        _refuse(site.key, reason)
+    return True
+
+
+def why_dense(x: Tensor, weight: Tensor, bias: Tensor | None, groups: int, skip: str) -> str | None:
+    """Why the CPU's kernels cannot or, with "auto", need not look for zeros; None if they may."""
+    if groups != 1:
+        return f"groups={groups}"
+    if skip == "auto" and weight.shape[1] < FEW_CHANNELS:
+        return f"{weight.shape[1]} input channels, fewer than {FEW_CHANNELS}"
+    for tensor in (x, weight, bias):
+        if tensor is None:
+            continue
+        if tensor.device.type != "cpu":
+            return f"device {tensor.device.type}"
+        if tensor.dtype is not torch.float32:
+            return f"dtype {tensor.dtype}"
+        if tensor.layout is not torch.strided:
+            return f"layout {tensor.layout}"
+        if type(tensor) not in _PLAIN or has_torch_function((tensor,)):
+            return f"tensor subclass {type(tensor).__name__}"
+    return "autocast" if torch.is_autocast_enabled("cpu") else None
+
+
+def _check_backend_can(
+    name: str, x: Tensor, weight: Tensor, bias: Tensor | None, groups: int, backend: Backend
+) -> None:
+    if backend == "triton":
+        raise ValueError(f"backend must be 'cpu' or 'reference' for {name}, got 'triton'")
+    if groups != 1:
+        raise ValueError(f"groups must be 1 with backend={backend!r}, got {groups}")
+    for what, tensor in (("x", x), ("weight", weight), ("bias", bias)):
+        if tensor is None:
+            continue
+        if tensor.layout is not torch.strided:
+            raise TypeError(f"{what} must be strided with backend={backend!r}, got {tensor.layout}")
+        if backend == "cpu" and tensor.dtype is not torch.float32:
+            raise TypeError(f"{what} must be float32 with backend='cpu', got {tensor.dtype}")
+        if tensor.dtype not in FLOATS or tensor.dtype != x.dtype:
+            raise TypeError(f"{what} must be a float of x's dtype {x.dtype}, got {tensor.dtype}")
+        if tensor.device != x.device:
+            raise ValueError(f"{what} must be on x's device {x.device}, got {tensor.device}")
+    if torch.is_autocast_enabled(x.device.type):
+        raise RuntimeError(f"backend={backend!r} computes in x's dtype: leave autocast for this call")
+
+
+@torch.compiler.assume_constant_result
+def _refuse(key: int, reason: str) -> bool:
+    """Tell the site, also while a graph is being made: a reason is one of shapes, dtypes and options."""
+    site_of(key).refuse(reason)
+    return True

@@ -1,0 +1,129 @@
+"""conv2d: torch's convolution, which leaves out the multiplications by zeros of its input where that is faster."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from gossamer.ops._register import Backend
+from gossamer.ops._skip_op import check_transforms, skip_zeros
+from gossamer.ops._skippable import Skip, check_layer, torchs_own
+from gossamer.planner import Site
+
+Ints = int | Sequence[int]
+
+
+def conv2d(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Ints = 1,
+    padding: Ints | Literal["same", "valid"] = 0,
+    dilation: Ints = 1,
+    groups: int = 1,
+    *,
+    skip: Skip = "auto",
+    relu: bool = False,
+    site: Site | None = None,
+    backend: Backend | None = None,
+) -> Tensor:
+    """torch.nn.functional.conv2d, skipping zeros that are found at run time; differentiable to any order.
+
+    Forward looks for zeros of x; the gradient by x for zeros of y's gradient, which are many where a ReLU or a max-pool
+    follows directly; the gradient by the weight for those of either. Zeros are found inside the kernel: nothing is
+    converted, and the shares of zeros may change from call to call.
+
+    Args:
+        x: [N, C, H, W] or [C, H, W]. float32 on the CPU can skip; the memory format channels_last is used as it is,
+            any other is converted first.
+        weight: [K, C // groups, R, S] of x's dtype.
+        bias: [K].
+        stride, padding, dilation: an int or a pair (vertical, horizontal); padding also "same" or "valid".
+        groups: as in torch; with more than one nothing is skipped.
+        skip: "auto" chooses per pass, from times and shares of zeros of earlier calls at this site; "input" always
+            skips: the gradient by the weight then skips zeros of whichever operand has more of them; "never" is
+            torch's own operator.
+        relu: max(y, 0) in the same pass. Backward keeps one bit per element of y instead of y.
+        site: what remembers: a `gossamer.planner.Site`, one per layer. Without it, all calls whose weight shape,
+            stride, padding and dilation agree share one.
+        backend: None for the kernels of x's device where they can do it, else torch's own operator, with the reason
+            in `site.stats()`; "cpu" or "reference" to insist.
+
+    Returns:
+        [N, K, OH, OW] or [K, OH, OW], equal to torch's to rounding, in channels_last unless torch's own operator ran.
+        What is zero meets no weight: NaN or infinity of a weight reaches y only through elements that are not zero
+        (torch: 0 * inf is NaN). NaN in x is no zero, -0.0 is.
+
+    Raises:
+        TypeError, ValueError: naming the argument. RuntimeError: kernels that are not installed, an insisted backend
+        under autocast, forward-mode differentiation, torch.func transforms.
+
+    Source: SparseTrain (PACT 2020), sections on the three passes; the choice per layer and pass is its combined scheme.
+
+    >>> x = torch.tensor([[[[0.0, 2.0], [0.0, 0.0]]]])
+    >>> conv2d(x, torch.ones(1, 1, 2, 2), padding=1, skip="input", backend="reference")
+    tensor([[[[0., 2., 2.],
+              [0., 2., 2.],
+              [0., 0., 0.]]]])
+    """
+    check_layer("conv2d", x, weight, bias, (4, 3), skip, relu, site, backend)
+    stride, dilation = _pair("stride", stride, 1), _pair("dilation", dilation, 1)
+    if isinstance(groups, bool) or not isinstance(groups, int) or groups < 1:
+        raise ValueError(f"groups must be an int of at least 1, got {groups!r}")
+    if x.shape[-3] != weight.shape[1] * groups or weight.shape[0] % groups:
+        raise ValueError(
+            f"x must have weight.shape[1] * groups = {weight.shape[1] * groups} channels and groups divide the "
+            f"{weight.shape[0]} filters, got x {tuple(x.shape)}, weight {tuple(weight.shape)}, groups {groups}"
+        )
+    if isinstance(padding, str):
+        x, padding = _named_padding(x, weight, stride, padding, dilation)
+    else:
+        padding = _pair("padding", padding, 0)
+    for axis in (0, 1):
+        room, reach = x.shape[axis - 2] + 2 * padding[axis], dilation[axis] * (weight.shape[axis + 2] - 1) + 1
+        if reach > room:
+            raise ValueError(
+                f"weight must fit into the padded input: it reaches over {reach} of {room} "
+                f"{('rows', 'columns')[axis]}, got x {tuple(x.shape)}, weight {tuple(weight.shape)}"
+            )
+    if torchs_own("conv2d", x, weight, bias, groups, skip, site, backend):
+        y = F.conv2d(x, weight, bias, stride, padding, dilation, groups)
+        return y.relu() if relu else y
+    check_transforms("conv2d", x, weight, bias)
+    batch = x if x.dim() == 4 else x.unsqueeze(0)
+    batch = batch.contiguous(memory_format=torch.channels_last)
+    y = skip_zeros(batch, weight, bias, (*stride, *padding, *dilation), skip, relu, site, backend)
+    return y if x.dim() == 4 else y.squeeze(0)
+
+
+def _pair(name: str, value: Ints, least: int) -> tuple[int, int]:
+    """An int or a pair as a pair; a sequence of one serves both, as in torch."""
+    if isinstance(value, int):
+        pair: Sequence[int] = (value, value)
+    elif isinstance(value, Sequence) and len(value) in (1, 2) and all(isinstance(one, int) for one in value):
+        pair = value if len(value) == 2 else (value[0], value[0])
+    else:
+        raise TypeError(f"{name} must be an int or a pair of ints, got {value!r}")
+    if min(pair) < least:
+        raise ValueError(f"{name} must be at least {least}, got {value!r}")
+    return pair[0], pair[1]
+
+
+def _named_padding(
+    x: Tensor, weight: Tensor, stride: tuple[int, int], padding: str, dilation: tuple[int, int]
+) -> tuple[Tensor, tuple[int, int]]:
+    """What "same" or "valid" means in numbers. An odd total puts the extra zeros below and to the right, as torch."""
+    if padding == "valid":
+        return x, (0, 0)
+    if padding != "same":
+        raise ValueError(f"padding must be ints, 'same' or 'valid', got {padding!r}")
+    if stride != (1, 1):
+        raise ValueError(f"padding='same' needs stride 1, got {stride}")
+    down, along = (step * (taps - 1) for step, taps in zip(dilation, weight.shape[2:], strict=True))
+    if down % 2 or along % 2:
+        x = F.pad(x, (0, along % 2, 0, down % 2))
+    return x, (down // 2, along // 2)

@@ -1,0 +1,169 @@
+"""Law: what cannot skip runs torch's own operator and says why, once; the rest reports what it saw and follows it."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+import gossamer as gs
+
+
+def integers(*shape):
+    return torch.randint(-3, 4, shape).float()
+
+
+X, W, B = integers(2, 16, 6, 6), integers(24, 16, 3, 3), integers(24)
+
+REFUSED = {
+    "groups": (lambda f, **o: f(X, W[:, :8], B, groups=2, **o), "groups=2"),
+    "depthwise": (lambda f, **o: f(X, W[:16, :1], groups=16, **o), "groups=16"),
+    "bfloat16": (lambda f, **o: f(X.bfloat16(), W.bfloat16(), **o), "dtype torch.bfloat16"),
+    "float64": (lambda f, **o: f(X.double(), W.double(), **o), "dtype torch.float64"),
+    "meta": (lambda f, **o: f(X.to("meta"), W.to("meta"), **o), "device meta"),
+}
+
+
+@pytest.mark.parametrize("skip", ["auto", "input"])
+@pytest.mark.parametrize("relu", [False, True])
+@pytest.mark.parametrize("name", REFUSED)
+def test_torchs_own_and_why(name, relu, skip):
+    call, reason = REFUSED[name]
+    site = gs.planner.Site()
+    for _ in range(3):
+        y = call(gs.ops.conv2d, site=site, skip=skip, relu=relu)
+    expected = call(F.conv2d)
+    expected = expected.relu() if relu else expected
+    assert y.dtype == expected.dtype and y.shape == expected.shape
+    assert y.device.type == "meta" or torch.equal(y, expected)
+    assert site.refused == (reason,) and not site.stats()
+
+
+def test_few_channels_are_left_alone_unless_insisted_on():
+    site = gs.planner.Site()
+    x, weight = X[:, :3].contiguous(), W[:, :3].contiguous()
+    expected = F.conv2d(x, weight)
+    assert torch.equal(gs.ops.conv2d(x, weight, site=site), expected)
+    assert site.refused == ("3 input channels, fewer than 8",)
+    assert torch.equal(gs.ops.conv2d(x, weight, site=site, skip="input"), expected)
+    assert site.stats()["forward"]["calls"] == {"skip": 1}
+
+
+def test_autocast_is_torchs_own():
+    site = gs.planner.Site()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        y = gs.ops.conv2d(X, W, site=site, skip="input")
+        z = gs.ops.linear(X.flatten(2), integers(8, 36), site=site)
+    assert y.dtype == z.dtype == torch.bfloat16 and site.refused == ("autocast",)
+
+
+def test_other_tensors_are_torchs_own():
+    class Own(torch.Tensor):
+        pass
+
+    site = gs.planner.Site()
+    y = gs.ops.conv2d(X.as_subclass(Own), W, site=site)
+    assert type(y) is Own and site.refused == ("tensor subclass Own",)
+    dense = torch.rand(4, 16).relu()
+    y = gs.ops.linear(dense.to_sparse(), integers(8, 16).t().contiguous().t(), site=site)
+    assert site.refused[1:] == ("layout torch.sparse_coo",)
+
+
+def run(site, x, weight, dy, calls, **options):
+    bias = torch.zeros(weight.shape[0], requires_grad=True)
+    for _ in range(calls):
+        x, weight = (t.detach().requires_grad_() for t in (x, weight))
+        y = gs.ops.conv2d(x, weight, bias, padding=1, site=site, **options)
+        y.backward(dy)
+    return site.stats()
+
+
+def test_densities_are_those_of_the_operands():
+    x, dy = torch.randn(4, 32, 14, 14).relu(), torch.randn(4, 32, 14, 14)
+    dy[torch.rand(dy.shape) < 0.8] = 0
+    of_x, of_dy = (t.count_nonzero().item() / t.numel() for t in (x, dy))
+    stats = run(gs.planner.Site(), x, torch.randn(32, 32, 3, 3), dy, 1, skip="input")
+    assert {name: stats[name]["calls"] for name in stats} == {
+        "forward": {"skip": 1}, "input": {"skip": 1}, "weight": {"skip_dy": 1}
+    }  # fmt: skip
+    assert stats["forward"]["density"]["x"] == pytest.approx(of_x, abs=1e-12)
+    assert stats["input"]["density"]["dy"] == pytest.approx(of_dy, abs=1e-12)
+    stats = run(gs.planner.Site(), x, torch.randn(32, 32, 3, 3), torch.randn(dy.shape), 1, skip="input")
+    assert stats["weight"]["calls"] == {"skip_x": 1}
+
+
+@pytest.mark.parametrize("wanted", ["weight", "both"])
+def test_the_sparser_operand_is_skipped_whichever_passes_run(wanted):
+    """The counts of the other passes are used; where a pass did not run, its operand is counted."""
+    for x_zeros, dy_zeros, path in ((0.9, 0.1, "skip_x"), (0.1, 0.9, "skip_dy")):
+        x = X.where(torch.rand(X.shape) > x_zeros, 0).requires_grad_(wanted == "both")
+        weight, site = W.clone().requires_grad_(), gs.planner.Site()
+        y = gs.ops.conv2d(x, weight, padding=1, skip="input", site=site)
+        y.backward(torch.ones_like(y).where(torch.rand(y.shape) > dy_zeros, 0))
+        assert site.stats()["weight"]["calls"] == {path: 1}
+
+
+def test_a_dense_gradient_is_seen_and_not_skipped():
+    """The negative control: BatchNorm behind a convolution makes its gradient dense, whatever the relu after it cut."""
+    torch.manual_seed(0)
+    site, layer, norm = gs.planner.Site(), torch.nn.Conv2d(32, 32, 3, padding=1), torch.nn.BatchNorm2d(32)
+    for _ in range(30):
+        x = torch.randn(2, 32, 14, 14).relu().requires_grad_()
+        y = gs.ops.conv2d(x, layer.weight, layer.bias, padding=1, site=site)
+        norm(y).relu().sum().backward()
+    stats = site.stats()
+    assert stats["input"]["density"]["dy"] > 0.99
+    assert stats["input"]["path"] == "dense" and stats["weight"]["path"] != "skip_dy"
+    assert stats["input"]["calls"].get("skip", 0) <= 2
+    assert stats["forward"]["density"]["x"] == pytest.approx(0.5, abs=0.05)
+
+
+def test_dense_calls_look_now_and_then():
+    """Zeros that appear later are noticed: a site that runs dense counts those of a part of its operands."""
+    torch.use_deterministic_algorithms(True)  # decisions by densities, so that the machine's load has no say
+    try:
+        site, weight = gs.planner.Site(), torch.randn(32, 32, 3, 3)
+        dense, sparse = torch.randn(4, 32, 14, 14), torch.randn(4, 32, 14, 14)
+        sparse[torch.rand(sparse.shape) < 0.9] = 0
+        paths = []
+        for x in (dense, sparse, dense):
+            gs.ops.conv2d(x, weight, padding=1, site=site)
+            paths.append(site.stats()["forward"]["path"])
+        assert paths == ["dense", "skip", "dense"]
+    finally:
+        torch.use_deterministic_algorithms(False)
+    site = gs.planner.Site()
+    for _ in range(300):
+        gs.ops.conv2d(dense[:1], weight, padding=1, site=site)
+    before = site.stats()["forward"]
+    assert before["density"]["x"] > 0.99 and before["path"] == "dense"
+    for _ in range(2000):
+        gs.ops.conv2d(sparse[:1], weight, padding=1, site=site)
+    assert site.stats()["forward"]["density"]["x"] < 0.5
+
+
+@pytest.mark.parametrize("mode", ["auto", "input"])
+def test_deterministic_mode_repeats_itself(mode):
+    x, weight = torch.randn(2, 32, 9, 9).relu(), torch.randn(40, 32, 3, 3)
+    dy = torch.randn(2, 40, 9, 9)
+    torch.use_deterministic_algorithms(True)
+    try:
+        found = []
+        for _ in range(3):
+            site, one, two = gs.planner.Site(), x.clone().requires_grad_(), weight.clone().requires_grad_()
+            for _ in range(2):
+                y = gs.ops.conv2d(one, two, padding=1, relu=True, skip=mode, site=site)
+                found.append([y.detach(), *torch.autograd.grad(y, (one, two), dy)])
+        for other in found[1:]:
+            for first, second in zip(found[0], other, strict=True):
+                assert torch.equal(first, second)
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+def test_calls_without_a_site_share_one_per_geometry():
+    from gossamer.ops._skip_op import shared_site
+
+    x, weight = integers(1, 16, 5, 5), integers(17, 16, 3, 3)
+    for padding in (0, 1, 1):
+        gs.ops.conv2d(x, weight, padding=padding)
+    calls = [sum(shared_site(weight.shape, (1, 1, p, p, 1, 1)).stats()["forward"]["calls"].values()) for p in (0, 1)]
+    assert calls == [1, 2]

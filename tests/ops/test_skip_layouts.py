@@ -1,0 +1,98 @@
+"""Law: whatever form the arguments have, the numbers are torch's; results that could skip are channels_last."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+import gossamer as gs
+
+backends = pytest.mark.parametrize("backend", ["reference", "cpu"])
+
+
+def integers(*shape):
+    return torch.randint(-3, 4, shape).float()
+
+
+@backends
+@pytest.mark.parametrize("dilation", [1, 2, (1, 3)])
+@pytest.mark.parametrize("kernel", [(1, 1), (2, 2), (3, 2), (4, 5)], ids=str)
+@pytest.mark.parametrize("padding", ["same", "valid"])
+def test_named_padding(padding, kernel, dilation, backend):
+    x, weight = integers(2, 8, 19, 17).relu(), integers(8, 8, *kernel)
+    y = gs.ops.conv2d(x, weight, padding=padding, dilation=dilation, skip="input", backend=backend)
+    assert torch.equal(y, F.conv2d(x, weight, padding=padding, dilation=dilation))
+
+
+@backends
+@pytest.mark.parametrize("skip", ["input", "auto"])
+def test_one_image_without_a_batch(skip, backend):
+    x, weight, bias = integers(16, 7, 6), integers(24, 16, 3, 3), integers(24)
+    y = gs.ops.conv2d(x, weight, bias, (2, 1), [1, 0], skip=skip, backend=backend)
+    assert torch.equal(y, F.conv2d(x, weight, bias, (2, 1), [1, 0]))
+
+
+@backends
+@pytest.mark.parametrize("skip", ["input", "auto"])
+def test_strides_do_not_matter(skip, backend):
+    base, weight = integers(2, 16, 7, 6), integers(24, 16, 3, 3)
+    expected = F.conv2d(base, weight)
+    last = torch.channels_last
+    images = (
+        base,
+        base.contiguous(memory_format=last),
+        base.transpose(2, 3).contiguous().transpose(2, 3),
+        torch.stack([base, base], 4)[..., 0],
+        torch.cat([base, base], 1)[:, :16],
+        base[:1].expand(2, -1, -1, -1),
+    )
+    weights = (
+        weight,
+        weight.contiguous(memory_format=last),
+        weight.flip(3).contiguous().flip(3),
+        torch.cat([weight] * 2)[24:],
+    )
+    for x in images:
+        for w in weights:
+            y = gs.ops.conv2d(x, w, skip=skip, backend=backend)
+            assert y.is_contiguous(memory_format=last)
+            assert torch.equal(y, F.conv2d(x, w) if x.stride(0) == 0 else expected)
+
+
+@pytest.mark.parametrize("relu", [False, True])
+@pytest.mark.parametrize("skip", ["input", "auto"])
+@pytest.mark.parametrize("shape", [(0, 16, 6, 6)], ids=str)
+def test_an_empty_batch(shape, skip, relu):
+    x, weight, bias = torch.ones(shape, requires_grad=True), integers(24, 16, 3, 3), integers(24)
+    weight.requires_grad_(), bias.requires_grad_()
+    y = gs.ops.conv2d(x, weight, bias, skip=skip, relu=relu)
+    assert y.shape == (0, 24, 4, 4)
+    y.sum().backward()
+    assert x.grad.shape == shape and not weight.grad.any() and not bias.grad.any()
+    rows = torch.ones(0, 16, requires_grad=True)
+    y = gs.ops.linear(rows, integers(24, 16).requires_grad_(), skip=skip, relu=relu)
+    y.sum().backward()
+    assert y.shape == (0, 24) and rows.grad.shape == (0, 16)
+
+
+def test_no_gradient_is_recorded_where_none_is_wanted():
+    x, weight = integers(2, 16, 6, 6), integers(24, 16, 3, 3).requires_grad_()
+    with torch.no_grad():
+        assert not gs.ops.conv2d(x, weight, skip="input").requires_grad
+    assert not gs.ops.conv2d(x, weight.detach(), skip="input").requires_grad
+    with torch.inference_mode():
+        y = gs.ops.conv2d(x, weight, skip="input", relu=True)
+        assert y.is_inference() and torch.equal(y, F.conv2d(x, weight).relu())
+        other = gs.ops.conv2d(x.clone(), weight, skip="auto")
+        assert torch.equal(other, F.conv2d(x, weight))
+
+
+def test_never_is_torchs_own():
+    x, weight = integers(2, 16, 6, 6), integers(24, 8, 3, 3)
+    site = gs.planner.Site()
+    for options in ({"groups": 2}, {"groups": 2, "padding": "same"}):
+        y = gs.ops.conv2d(x, weight, skip="never", site=site, **options)
+        assert torch.equal(y, F.conv2d(x, weight, **options)) and y.stride() == F.conv2d(x, weight, **options).stride()
+    assert torch.equal(
+        gs.ops.conv2d(x, weight, groups=2, relu=True, skip="never"), F.conv2d(x, weight, groups=2).relu()
+    )
+    assert not site.refused and not site.stats()

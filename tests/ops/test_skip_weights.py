@@ -1,0 +1,208 @@
+"""Law: a packed weight is that of the numbers the weight holds now, is made once for them, and goes with the weight."""
+
+import gc
+import threading
+import tracemalloc
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+import gossamer as gs
+from gossamer.ops._packed import PACKED, PROBED_WHOLE, PackedWeights
+
+X = torch.randint(-3, 4, (2, 16, 6, 6)).float()
+
+
+def integers(*shape):
+    return torch.randint(-3, 4, shape).float()
+
+
+def check(weight):
+    y = gs.ops.conv2d(X, weight, padding=1, skip="input")
+    assert torch.equal(y, F.conv2d(X, weight, padding=1))
+
+
+def sgd(weight):
+    weight.grad = integers(*weight.shape)
+    torch.optim.SGD([weight], lr=1.0).step()
+
+
+def loaded(weight):
+    layer = torch.nn.Conv2d(16, weight.shape[0], 3, bias=False)
+    layer.weight = weight
+    layer.load_state_dict({"weight": integers(*weight.shape)})
+
+
+def in_inference_mode(weight):
+    with torch.inference_mode():
+        weight.add_(1)
+        check(weight)
+
+
+@torch.no_grad()
+def scaled(weight):
+    weight.mul_(2)
+
+
+def other_data(weight):
+    weight.data = integers(*weight.shape)
+    check(weight)
+    weight.data = integers(*weight.shape)  # perhaps at the address of the first
+
+
+def relaid(weight):
+    weight.data = weight.data.contiguous(memory_format=torch.channels_last)
+
+
+CHANGES = {
+    "optimizer step": sgd,
+    "load_state_dict": loaded,
+    "in place": scaled,
+    "in place, inference mode": in_inference_mode,
+    "through a view": lambda weight: weight.detach()[0].zero_(),
+    "step through .data": lambda weight: weight.data.add_(integers(*weight.shape)),
+    "other .data": other_data,
+    "other layout": relaid,
+}
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+@pytest.mark.parametrize("filters", [8, PROBED_WHOLE // (16 * 9) + 1])
+def test_a_changed_weight_is_packed_anew(change, filters):
+    weight = torch.nn.Parameter(integers(filters, 16, 3, 3))
+    check(weight)
+    change(weight)
+    check(weight)
+
+
+def test_one_element_of_a_small_weight_through_data():
+    weight = torch.nn.Parameter(integers(8, 16, 3, 3))
+    check(weight)
+    for element in range(0, weight.numel(), 97):
+        weight.data.view(-1)[element] += 1  # as gradcheck does
+        check(weight)
+
+
+@pytest.fixture
+def packs(monkeypatch):
+    """The names of the kernels' calls to pack."""
+    calls = []
+    get = PackedWeights.get
+
+    def counted(self, weight, role, pack):
+        return get(self, weight, role, lambda w: calls.append(role) or pack(w))
+
+    monkeypatch.setattr(PackedWeights, "get", counted)
+    return calls
+
+
+def test_a_weight_is_packed_once_per_role(packs):
+    weight = torch.nn.Parameter(integers(8, 16, 3, 3))
+    for _ in range(4):
+        x = X.clone().requires_grad_()
+        gs.ops.conv2d(x, weight, padding=1, skip="input").sum().backward()
+    assert [role.split()[-1] for role in packs] == ["forward", "transposed"]
+    sgd(weight)
+    check(weight)
+    assert [role.split()[-1] for role in packs] == ["forward", "transposed", "forward"]
+
+
+def test_an_inference_tensor_is_packed_at_every_use(packs):
+    with torch.inference_mode():
+        weight = integers(8, 16, 3, 3)
+        for _ in range(3):
+            check(weight)
+            weight.add_(1)
+    assert len(packs) == 3
+
+
+def test_packs_die_with_their_weights():
+    gc.collect()
+    before = len(PACKED)
+    weights = [torch.nn.Parameter(integers(8, 16, 3, 3)) for _ in range(5)]
+    for weight in weights:
+        check(weight)
+    assert len(PACKED) == before + 5
+    del weight
+    weights.clear()
+    gc.collect()
+    assert len(PACKED) == before
+
+
+def test_no_memory_grows_over_a_thousand_steps():
+    """Of Python's, and of tensors: a step makes a version of the weight, a pack of it each way, and a fresh input."""
+    weight, bias = torch.nn.Parameter(torch.randn(16, 16, 3, 3) / 12), torch.nn.Parameter(torch.zeros(16))
+    optimizer, site = torch.optim.SGD([weight, bias], lr=1e-4), gs.planner.Site()
+
+    def step(skip):
+        x = torch.randn(1, 16, 5, 5).relu().requires_grad_()
+        optimizer.zero_grad()
+        gs.ops.conv2d(x, weight, bias, padding=1, relu=True, skip=skip, site=site).sum().backward()
+        optimizer.step()
+
+    def tensors():
+        gc.collect()
+        return sum(1 for thing in gc.get_objects() if type(thing) in (torch.Tensor, torch.nn.Parameter)), len(PACKED)
+
+    for i in range(150):
+        step(("auto", "input")[i % 2])
+    count = tensors()
+    tracemalloc.start()
+    for i in range(200):
+        step(("auto", "input")[i % 2])
+    first = tracemalloc.get_traced_memory()[0]
+    for i in range(800):
+        step(("auto", "input")[i % 2])
+    gc.collect()
+    grown = tracemalloc.get_traced_memory()[0] - first
+    tracemalloc.stop()
+    assert grown < 64 * 1024, f"{grown} bytes of Python objects"
+    assert tensors() == count
+
+
+def test_threads_share_layers():
+    """Some run while others pack: each gets its own right answer."""
+    weights = [integers(8, 16, 3, 3) for _ in range(3)]
+    wrong = []
+
+    def work(seed):
+        generator = torch.Generator().manual_seed(seed)
+        for i in range(40):
+            x = torch.randint(-3, 4, (1, 16, 5, 5), generator=generator).float().requires_grad_()
+            weight = weights[i % 3]
+            one, two = (f(x, weight, padding=1) for f in (gs.ops.conv2d, F.conv2d))
+            skipping = gs.ops.conv2d(x, weight, padding=1, skip="input")
+            dy = torch.ones_like(two)
+            gradients = [torch.autograd.grad(y, x, dy)[0] for y in (one, two, skipping)]
+            if not (torch.equal(one, two) and torch.equal(skipping, two) and torch.equal(*gradients[:2])):
+                wrong.append((seed, i))
+            if not torch.equal(*gradients[1:]):
+                wrong.append((seed, i, "gradient"))
+
+    threads = [threading.Thread(target=work, args=(seed,)) for seed in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+
+
+def test_replicas_of_a_layer():
+    """What DataParallel does on each call: new tensors that hold the weights, used once, in threads."""
+    layer = torch.nn.Conv2d(16, 8, 3, padding=1)
+    site = gs.planner.Site()
+    results = {}
+
+    def work(i):
+        replica = layer.weight.clone()
+        results[i] = gs.ops.conv2d(X[i : i + 1], replica, layer.bias, padding=1, skip="input", site=site)
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    torch.cat([results[0], results[1]]).sum().backward()
+    expected = torch.autograd.grad(F.conv2d(X, layer.weight, layer.bias, padding=1).sum(), layer.weight)[0]
+    assert torch.equal(layer.weight.grad, expected)

@@ -288,7 +288,8 @@ void run_sweep(const Conv& conv, const Tensors& t, const Packing& packing, const
     line.w = weights + segment * kSegment * line.w_row;
     line.first = sweep.first && panel == 0;
     line.last = sweep.last && panel == panels - 1;
-    for (int64_t l = begin; l < end; ++l) {
+    for (int64_t i = begin; i < end; ++i) {
+      const int64_t l = sweep.x_step > 0 ? i : begin + end - 1 - i;
       const int64_t n = l / conv.oh, oh = l % conv.oh;
       line.columns = sweep.columns;
       line.outs = sweep.outs;

@@ -38,7 +38,12 @@ constexpr int segments_of(int vectors) {
   return fit < 1 ? 1 : fit > kMostSegments ? kMostSegments : fit;
 }
 
+// Columns that are read together, and asked for ahead. Past the end of a row lies the next one, in the order in which
+// lines are taken.
+constexpr int kChunk = 8;
+
 // One line: input columns i in [0, columns) and output columns o in [0, outs), where tap t takes i to o = i + shift - t.
+// In step e of outs + taps - 1, input column e - shift is met, output column e enters and e - taps + 1 leaves.
 struct Line {
   const float* x[kMostSegments];        // column 0 of each segment, always an address inside x
   const uint16_t* bits[kMostSegments];  // the bits of column 0, or null
@@ -47,7 +52,7 @@ struct Line {
   int64_t columns, outs, shift;
   const float* w;           // the weights of the first tap of channel 0 of segment 0, group 0
   int64_t w_row, w_group;   // floats from a channel to the next, from a group of outputs to the next
-  float* y;                 // output column 0, or null
+  float* y;                 // output column 0
   int64_t y_step, y_width;  // outputs from here to the end of a pixel: at least 1, more than kF * vectors perhaps
   const float* bias;        // null: zeros
   uint8_t* y_bits;          // null, or of column 0: only written when `last` is set
@@ -57,6 +62,69 @@ struct Line {
   int64_t nonzeros, products;  // what was met: scalars counted, scalars times taps
 };
 
+// What a step needs of x: the scalars of all segments, and which are not zero.
+struct Columns {
+  alignas(64) float x[kChunk][kMostSegments * kSegment];
+  uint64_t bits[kChunk];
+};
+
+// Reads the input columns of steps [begin, end) and counts them.
+template <int kTaps, int kSegments, int kLines>
+[[gnu::noinline]] void read_columns(Line& line, int64_t begin, int64_t end, Columns& to) {
+  const int64_t x_step = line.x_step, shift = line.shift, columns = line.columns, outs = line.outs;
+  const bool have_bits = line.bits[0] != nullptr;
+  const uint64_t own = line.own;
+  const float* x[kSegments];
+  int lanes[kSegments];
+  bool whole = true;
+#pragma GCC unroll 4
+  for (int j = 0; j < kSegments; ++j) {
+    x[j] = line.x[j] + (begin - shift) * x_step;
+    lanes[j] = line.lanes[j];
+    whole &= lanes[j] == kSegment;
+  }
+  const float* y = line.y + (begin + kChunk) * line.y_step;
+  int64_t nonzeros = 0, products = 0;
+  for (int64_t e = begin; e < end; ++e) {
+    const int64_t i = e - shift;
+    float* const out = to.x[e - begin];
+    uint64_t all = 0;
+    if (uint64_t(i) < uint64_t(columns)) {
+#pragma GCC unroll 4
+      for (int j = 0; j < kSegments; ++j) {
+        uint64_t bits;
+#if defined(GOSSAMER_AVX512)
+        const __m512i v = _mm512_maskz_loadu_epi32(__mmask16((1u << lanes[j]) - 1), x[j]);
+        _mm512_store_si512(out + j * kSegment, v);
+        bits = _mm512_test_epi32_mask(v, _mm512_set1_epi32(0x7fffffff));
+#else
+        if (whole || lanes[j] == kSegment) {
+          for (int k = 0; k < kSegment; k += kF) store_lanes(out + j * kSegment + k, load_lanes(x[j] + k));
+          bits = nonzero_bits<kSegment>(x[j]);
+        } else {
+          for (int k = 0; k < lanes[j]; ++k) out[j * kSegment + k] = x[j][k];
+          bits = nonzero_bits_first(x[j], lanes[j]);
+        }
+#endif
+        if (have_bits && lanes[j] != 0) bits &= line.bits[j][i * line.bits_step];
+        all |= bits << (j * kSegment);
+        __builtin_prefetch(x[j] + kChunk * x_step);
+      }
+      const int64_t low = e < outs ? 0 : e - outs + 1, high = e + 1 < kTaps ? e + 1 : kTaps;
+      products += __builtin_popcountll(all) * (high - low);
+      nonzeros += __builtin_popcountll(all & own);
+    }
+#pragma GCC unroll 8
+    for (int l = 0; l < kLines; ++l) __builtin_prefetch(y + l * 16, 1);
+    to.bits[e - begin] = all;
+    y += line.y_step;
+#pragma GCC unroll 4
+    for (int j = 0; j < kSegments; ++j) x[j] += x_step;
+  }
+  line.nonzeros += nonzeros;
+  line.products += products;
+}
+
 template <int kTaps, int kGroups, int kVectors>
 using Sums = Lanes<float>[kTaps][kGroups][kVectors];
 
@@ -64,7 +132,7 @@ using Sums = Lanes<float>[kTaps][kGroups][kVectors];
 template <int kTaps, int kStep, int kGroups, int kVectors, int kLow, int kHigh>
 [[gnu::always_inline]] inline void accumulate(uint64_t bits, const float* x, const float* w, int64_t w_row,
                                               int64_t w_group, Sums<kTaps, kGroups, kVectors>& sums) {
-  do {
+  const auto add = [&](Sums<kTaps, kGroups, kVectors>& to) __attribute__((always_inline)) {
     const int64_t i = __builtin_ctzll(bits);
     bits &= bits - 1;
     const Lanes<float> scalar = broadcast(x[i]);
@@ -75,36 +143,86 @@ template <int kTaps, int kStep, int kGroups, int kVectors, int kLow, int kHigh>
       for (int g = 0; g < kGroups; ++g)
 #pragma GCC unroll 4
         for (int v = 0; v < kVectors; ++v)
-          sums[t][g][v] =
-              fma(scalar, load_lanes(row + g * w_group + (t * kStep * kVectors + v) * kF), sums[t][g][v]);
-  } while (bits != 0);
+          to[t][g][v] = fma(scalar, load_lanes(row + g * w_group + (t * kStep * kVectors + v) * kF), to[t][g][v]);
+  };
+  if (bits == 0) return;
+  if constexpr (kTaps * kGroups * kVectors <= 4) {  // too few sums to hide the latency of one addition: twice as many
+    Sums<kTaps, kGroups, kVectors> odd = {};
+    while (true) {
+      add(sums);
+      if (bits == 0) break;
+      add(odd);
+      if (bits == 0) break;
+    }
+#pragma GCC unroll 4
+    for (int t = kLow; t < kHigh; ++t)
+#pragma GCC unroll 4
+      for (int g = 0; g < kGroups; ++g)
+#pragma GCC unroll 4
+        for (int v = 0; v < kVectors; ++v) sums[t][g][v] += odd[t][g][v];
+  } else {
+    do {
+      add(sums);
+    } while (bits != 0);
+  }
 }
 
-// Copies the segments of one column to `x` and returns the bits of what is not zero there.
-template <int kSegments>
-[[gnu::always_inline]] inline uint64_t read_column(const Line& line, int64_t at, int64_t bits_at, float* x) {
-  uint64_t all = 0;
-#pragma GCC unroll 4
-  for (int j = 0; j < kSegments; ++j) {
-    const float* const from = line.x[j] + at;
-    uint64_t bits;
-#if defined(GOSSAMER_AVX512)
-    const __m512i v = _mm512_maskz_loadu_epi32(__mmask16((1u << line.lanes[j]) - 1), from);
-    _mm512_storeu_si512(x + j * kSegment, v);
-    bits = _mm512_test_epi32_mask(v, _mm512_set1_epi32(0x7fffffff));
-#else
-    if (line.lanes[j] == kSegment) {
-      for (int i = 0; i < kSegment; i += kF) store_lanes(x + j * kSegment + i, load_lanes(from + i));
-      bits = nonzero_bits<kSegment>(from);
-    } else {
-      for (int i = 0; i < line.lanes[j]; ++i) x[j * kSegment + i] = from[i];
-      bits = nonzero_bits_first(from, line.lanes[j]);
+// Where the sums of output columns come from and go to: those of the present step.
+struct Outs {
+  const float* from;
+  float* to;
+  int64_t from_step, to_step;
+};
+
+// Steps of a sweep. kInner: all taps lead inside; otherwise [low, high) of each step do.
+template <int kTaps, int kStep, int kGroups, int kVectors, bool kInner>
+[[gnu::noinline]] void make_steps(const Line& line, const Columns& columns, int64_t chunk, int64_t begin, int64_t end,
+                                  Outs at, Sums<kTaps, kGroups, kVectors>& kept) {
+  const float* const w = line.w;
+  const int64_t w_row = line.w_row, w_group = line.w_group, outs = line.outs;
+  const float* x = columns.x[begin - chunk];
+  const uint64_t* bits = &columns.bits[begin - chunk];
+  Sums<kTaps, kGroups, kVectors> sums;
+#define GOSSAMER_EACH(count) \
+  _Pragma("GCC unroll 4") for (int t = 0; t < (count); ++t) \
+  _Pragma("GCC unroll 4") for (int g = 0; g < kGroups; ++g) \
+  _Pragma("GCC unroll 4") for (int v = 0; v < kVectors; ++v)
+  GOSSAMER_EACH(kTaps) sums[t][g][v] = kept[t][g][v];
+  for (int64_t e = begin; e < end; ++e, ++bits, x += kMostSegments * kSegment) {
+    if (kInner || e < outs) {  // a column enters
+      GOSSAMER_EACH(1) sums[t][g][v] = load_lanes(at.from + (g * kVectors + v) * kF);
     }
-#endif
-    if (line.bits[0] != nullptr && line.lanes[j] != 0) bits &= line.bits[j][bits_at];
-    all |= bits << (j * kSegment);
+    at.from += at.from_step;
+#define GOSSAMER_TAPS(low, high) \
+  accumulate<kTaps, kStep, kGroups, kVectors, low, high>(*bits, x, w, w_row, w_group, sums)
+    if constexpr (kInner) {
+      GOSSAMER_TAPS(0, kTaps);
+    } else {
+      const int64_t low = e < outs ? 0 : e - outs + 1, high = e + 1 < kTaps ? e + 1 : kTaps;
+      if constexpr (kTaps >= 2) {
+        if (low == 0 && high == 1) GOSSAMER_TAPS(0, 1);
+        if (low == kTaps - 1) GOSSAMER_TAPS(kTaps - 1, kTaps);
+      }
+      if constexpr (kTaps == 3) {
+        if (low == 0 && high == 2) GOSSAMER_TAPS(0, 2);
+        if (low == 1 && high == 3) GOSSAMER_TAPS(1, 3);
+        if (low == 1 && high == 2) GOSSAMER_TAPS(1, 2);
+      }
+    }
+#undef GOSSAMER_TAPS
+    if (kInner || e >= kTaps - 1) {  // a column leaves
+      GOSSAMER_EACH(1) store_lanes(at.to + (g * kVectors + v) * kF, sums[kTaps - 1][g][v]);
+    }
+    at.to += at.to_step;
+#pragma GCC unroll 4
+    for (int t = kTaps - 1; t > 0; --t)
+#pragma GCC unroll 4
+      for (int g = 0; g < kGroups; ++g)
+#pragma GCC unroll 4
+        for (int v = 0; v < kVectors; ++v) sums[t][g][v] = sums[t - 1][g][v];
   }
-  return all;
+  GOSSAMER_EACH(kTaps) kept[t][g][v] = sums[t][g][v];
+#undef GOSSAMER_EACH
 }
 
 // relu of a vector; *kept gets the bits of what is not below or at zero, so that NaN stays.
@@ -129,125 +247,68 @@ inline Lanes<float> relu_lanes(Lanes<float> v, uint32_t* kept) {
 #endif
 }
 
+// Cuts the kOuts outputs of an output column at zero and writes their bits; `width` of them exist.
+template <int kOuts>
+[[gnu::noinline]] void relu_column(float* y, uint8_t* y_bits, int64_t width, int64_t bits_bytes) {
+  uint8_t kept[kOuts / 8 + 4] = {};
+  for (int lane = 0; lane < kOuts; lane += kF) {
+    uint32_t lanes;
+    store_lanes(y + lane, relu_lanes(load_lanes(y + lane), &lanes));
+    kept[lane / 8] = uint8_t(kept[lane / 8] | lanes << lane % 8);
+    if constexpr (kF == 16) kept[lane / 8 + 1] = uint8_t(lanes >> 8);
+  }
+  if (width > kOuts) {
+    memcpy(y_bits, kept, kOuts / 8);
+  } else {  // the last of a pixel: what lies past its outputs is zero
+    if (width % 8 != 0) kept[width / 8] &= uint8_t((1 << width % 8) - 1);
+    const int64_t bytes = (width + 7) / 8;
+    memcpy(y_bits, kept, size_t(bytes));
+    memset(y_bits + bytes, 0, size_t(bits_bytes - bytes));
+  }
+}
+
 template <int kTaps, int kStep, int kGroups, int kVectors>
-void sweep_line(Line& given) {
-  const Line line = given;  // whose fields no store can change
+void sweep_line(Line& line) {
   constexpr int kSegments = segments_of(kTaps * kGroups * kVectors);
   constexpr int kOuts = kGroups * kVectors * kF;
-  alignas(64) float x[2][kMostSegments * kSegment];
-  alignas(64) float edge[kOuts], bias[kOuts];
-  Sums<kTaps, kGroups, kVectors> sums;
+  constexpr int kRoom = kChunk + kTaps - 1;
+  Columns columns;
+  alignas(64) float bias[kOuts], room[kRoom * kOuts];
+  Sums<kTaps, kGroups, kVectors> sums = {};
   const bool whole = line.y_width >= kOuts;
-  const size_t width = whole ? sizeof(edge) : size_t(line.y_width) * sizeof(float);
+  const size_t width = whole ? sizeof(bias) : size_t(line.y_width) * sizeof(float);
   if (line.first) {
     memset(bias, 0, sizeof(bias));
     if (line.bias != nullptr) memcpy(bias, line.bias, width);
   }
-  if (!whole) memset(edge, 0, sizeof(edge));
-#pragma GCC unroll 4
-  for (int t = 0; t < kTaps; ++t)
-#pragma GCC unroll 4
-    for (int g = 0; g < kGroups; ++g)
-#pragma GCC unroll 4
-      for (int v = 0; v < kVectors; ++v) sums[t][g][v] = Lanes<float>{};
-
+  if (!whole) memset(room, 0, sizeof(room));  // columns that are narrower than the sums stay here for a chunk
   const int64_t steps = line.outs + kTaps - 1;
-  int64_t i = -line.shift, nonzeros = 0, products = 0;
-  const auto read = [&](int64_t column) {
-    if (uint64_t(column) >= uint64_t(line.columns)) return uint64_t(0);
-    return read_column<kSegments>(line, column * line.x_step, column * line.bits_step, x[column & 1]);
-  };
-  uint64_t next = read(i);
-  float* y = line.y;
-  float* y_done = line.y - (kTaps - 1) * line.y_step;
-  for (int64_t e = 0; e < steps; ++e, ++i, y += line.y_step, y_done += line.y_step) {
-    const uint64_t bits = next;
-    if (e + 1 < steps) next = read(i + 1);
-    if (e < line.outs) {  // a column enters
-      const float* from = bias;
-      if (!line.first) {
-        from = y;
-        if (!whole) {
-          memcpy(edge, y, width);
-          from = edge;
-        }
-      }
-#pragma GCC unroll 4
-      for (int g = 0; g < kGroups; ++g)
-#pragma GCC unroll 4
-        for (int v = 0; v < kVectors; ++v) sums[0][g][v] = load_lanes(from + (g * kVectors + v) * kF);
+  for (int64_t begin = 0; begin < steps; begin += kChunk) {
+    const int64_t end = least(steps, begin + kChunk);
+    const int64_t entering = least(end, line.outs), leaving = begin > kTaps - 1 ? begin - kTaps + 1 : 0;
+    const int64_t left = end - kTaps + 1;  // output columns [leaving, left) leave in this chunk
+    read_columns<kTaps, kSegments, (kOuts + 15) / 16>(line, begin, end, columns);
+    if (!whole && !line.first)
+      for (int64_t o = begin; o < entering; ++o) memcpy(room + (o - begin) * kOuts, line.y + o * line.y_step, width);
+    float* const y = whole ? line.y : room - begin * kOuts;
+    const int64_t y_step = whole ? line.y_step : kOuts;
+    for (int64_t e = begin; e < end;) {
+      const bool inner = e >= kTaps - 1 && e < line.outs;
+      const int64_t until = least(end, inner ? line.outs : e < line.outs ? kTaps - 1 : end);
+      // What leaves lies behind what enters: in its place, or, in the room, in front of it.
+      const Outs at = {line.first ? bias : y + e * y_step, whole ? y + (e - kTaps + 1) * y_step : y + e * y_step,
+                       line.first ? 0 : y_step, y_step};
+      (inner ? make_steps<kTaps, kStep, kGroups, kVectors, true> : make_steps<kTaps, kStep, kGroups, kVectors, false>)(
+          line, columns, begin, e, until, at, sums);
+      e = until;
     }
-    if (bits != 0) {
-      const float* const column = x[i & 1];
-      const int64_t count = __builtin_popcountll(bits);
-      nonzeros += __builtin_popcountll(bits & line.own);
-#define GOSSAMER_TAPS(low, high)                                                                                    \
-  accumulate<kTaps, kStep, kGroups, kVectors, low, high>(bits, column, line.w, line.w_row, line.w_group, sums);      \
-  products += count * ((high) - (low))
-      if (kTaps == 1 || (e >= kTaps - 1 && e < line.outs)) {
-        GOSSAMER_TAPS(0, kTaps);
-      } else {
-        const int64_t low = e < line.outs ? 0 : e - line.outs + 1, high = e + 1 < kTaps ? e + 1 : kTaps;
-        if constexpr (kTaps >= 2) {
-          if (low == 0 && high == 1) {
-            GOSSAMER_TAPS(0, 1);
-          } else if (low == kTaps - 1) {
-            GOSSAMER_TAPS(kTaps - 1, kTaps);
-          }
-        }
-        if constexpr (kTaps == 3) {
-          if (low == 0 && high == 2) {
-            GOSSAMER_TAPS(0, 2);
-          } else if (low == 1 && high == 3) {
-            GOSSAMER_TAPS(1, 3);
-          } else if (low == 1 && high == 2) {
-            GOSSAMER_TAPS(1, 2);
-          }
-        }
-      }
-#undef GOSSAMER_TAPS
+    for (int64_t o = leaving; o < left; ++o) {
+      float* const done = whole ? line.y + o * line.y_step : room + (o + kTaps - 1 - begin) * kOuts;
+      if (line.last && line.relu)
+        relu_column<kOuts>(done, line.y_bits + o * line.y_bits_step, line.y_width, line.y_bits_bytes);
+      if (!whole) memcpy(line.y + o * line.y_step, done, width);
     }
-    if (e >= kTaps - 1) {  // a column leaves
-      auto& done = sums[kTaps - 1];
-      if (line.last && line.relu) {
-        constexpr int kBytes = kOuts / 8;
-        uint8_t kept[kBytes + 4] = {};
-#pragma GCC unroll 4
-        for (int g = 0; g < kGroups; ++g)
-#pragma GCC unroll 4
-          for (int v = 0; v < kVectors; ++v) {
-            uint32_t lanes;
-            done[g][v] = relu_lanes(done[g][v], &lanes);
-            const int lane = (g * kVectors + v) * kF;
-            kept[lane / 8] = uint8_t(kept[lane / 8] | lanes << lane % 8);
-            if constexpr (kF == 16) kept[lane / 8 + 1] = uint8_t(lanes >> 8);
-          }
-        uint8_t* const to = line.y_bits + (e - kTaps + 1) * line.y_bits_step;
-        if (line.y_width > kOuts) {
-          memcpy(to, kept, kBytes);
-        } else {  // the last of a pixel: what lies past its outputs is zero
-          if (line.y_width % 8 != 0) kept[line.y_width / 8] &= uint8_t((1 << line.y_width % 8) - 1);
-          const int64_t bytes = (line.y_width + 7) / 8;
-          memcpy(to, kept, size_t(bytes));
-          memset(to + bytes, 0, size_t(line.y_bits_bytes - bytes));
-        }
-      }
-      float* const to = whole ? y_done : edge;
-#pragma GCC unroll 4
-      for (int g = 0; g < kGroups; ++g)
-#pragma GCC unroll 4
-        for (int v = 0; v < kVectors; ++v) store_lanes(to + (g * kVectors + v) * kF, done[g][v]);
-      if (!whole) memcpy(y_done, edge, width);
-    }
-#pragma GCC unroll 4
-    for (int t = kTaps - 1; t > 0; --t)
-#pragma GCC unroll 4
-      for (int g = 0; g < kGroups; ++g)
-#pragma GCC unroll 4
-        for (int v = 0; v < kVectors; ++v) sums[t][g][v] = sums[t - 1][g][v];
   }
-  given.nonzeros += nonzeros;
-  given.products += products;
 }
 
 }  // namespace

@@ -10,10 +10,10 @@ constexpr int kMost = 64;              // products at a time
 constexpr int kHeld = kRegisters / 2;   // vectors of the shared operand in registers
 constexpr int kChains = kHeld / 4;      // sums of one product: no addition waits long for another
 
-// out[i] (+)= one . many[i] for i < count <= kMost. Each of `many` is read from end to end, which the prefetcher sees;
-// the additions of one product overlap those of the next.
-template <class T>
-inline void dots_of(int count, const T* one, const T* const* many, int64_t k, T* out, bool add) {
+// out[i] (+)= one . other(i) for i < count <= kMost. Each of the others is read from end to end, which the prefetcher
+// sees; the additions of one product overlap those of the next.
+template <class T, class Other>
+inline void dots_of(int count, const T* one, const Other& other, int64_t k, T* out, bool add) {
   Lanes<T> sums[kMost];
   const int64_t whole = k / kLanes<T> * kLanes<T>;
   const int rest = int(k - whole);
@@ -23,7 +23,8 @@ inline void dots_of(int count, const T* one, const T* const* many, int64_t k, T*
 #pragma GCC unroll 16
     for (int v = 0; v < kHeld; ++v) left[v] = load_lanes(one + p + v * kLanes<T>);
     for (int i = 0; i < count; ++i) {
-      const T* const right = many[i] + p;
+      const T* right = other(i) + p;
+      asm("" : "+r"(right));  // one register and constants: else the compiler keeps a register for each of the loads
       Lanes<T> chain[kChains] = {};
       if (p > 0) chain[0] = sums[i];
 #pragma GCC unroll 16
@@ -38,9 +39,10 @@ inline void dots_of(int count, const T* one, const T* const* many, int64_t k, T*
   }
   if (p < k) {
     for (int i = 0; i < count; ++i) {
+      const T* const right = other(i);
       Lanes<T> sum = p > 0 ? sums[i] : Lanes<T>{};
-      for (int64_t q = p; q < whole; q += kLanes<T>) sum = fma(load_lanes(one + q), load_lanes(many[i] + q), sum);
-      if (rest > 0) sum = fma(load_first(one + whole, rest), load_first(many[i] + whole, rest), sum);
+      for (int64_t q = p; q < whole; q += kLanes<T>) sum = fma(load_lanes(one + q), load_lanes(right + q), sum);
+      if (rest > 0) sum = fma(load_first(one + whole, rest), load_first(right + whole, rest), sum);
       sums[i] = sum;
     }
   }
@@ -59,24 +61,36 @@ struct Batch {
   int64_t k;
   bool add;
   T* out;
-  int count = 0;
+  int count;
   const T* many[kMost];
 
+  Batch(const T* one, int64_t k, bool add, T* out) : one(one), k(k), add(add), out(out), count(0) {}
   void push(const T* other) {
     many[count++] = other;
     if (count == kMost) flush();
   }
   void flush() {
-    dots_of<T>(count, one, many, k, out, add);
+    dots_of<T>(count, one, [this](int i) { return many[i]; }, k, out, add);
     out += count;
     count = 0;
   }
 };
 
+// Tiles (1, 1): a row of a with one row of b for each slot.
+template <class T, class Index>
+void row_elements(const Sampled<T>& s, int64_t from, int64_t k, int64_t i, int64_t slot, int64_t stop) {
+  const T *const one = s.a + i * s.a_stride + from, *const b = s.b + from;
+  for (; slot < stop; slot += kMost) {
+    const Index* const indices = static_cast<const Index*>(s.indices) + slot;
+    dots_of<T>(int(least(stop - slot, kMost)), one, [&](int e) { return b + int64_t(indices[e]) * s.b_stride; }, k,
+               s.values + slot, from > 0);
+  }
+}
+
 // Tiles [1, bn]: a row of a with rows of b.
 template <class T>
 void row_tiles(const Sampled<T>& s, int64_t from, int64_t k, int64_t i, int64_t slot, int64_t stop) {
-  Batch<T> batch = {s.a + i * s.a_stride + from, k, from > 0, s.values + slot * s.bn, 0, {}};
+  Batch<T> batch(s.a + i * s.a_stride + from, k, from > 0, s.values + slot * s.bn);
   for (; slot < stop; ++slot) {
     const int64_t j = index_at(s.indices, s.index_size, slot) * s.bn, width = least(s.bn, s.n - j);
     for (int64_t c = 0; c < width; ++c) batch.push(s.b + (j + c) * s.b_stride + from);
@@ -95,7 +109,7 @@ void column_tiles(const Sampled<T>& s, int64_t from, int64_t k, int64_t i, int64
   for (; slot < stop; ++slot) {
     const T* const one = s.b + index_at(s.indices, s.index_size, slot) * s.b_stride + from;
     T* const tile = s.values + slot * s.bm;
-    Batch<T> batch = {one, k, from > 0, tile, 0, {}};
+    Batch<T> batch(one, k, from > 0, tile);
     for (int64_t r = 0; r < height; ++r) batch.push(s.a + (i * s.bm + r) * s.a_stride + from);
     batch.flush();
     memset(tile + height, 0, size_t(s.bm - height) * sizeof(T));
@@ -108,6 +122,9 @@ constexpr int64_t kStayBytes = 524288;
 template <class T>
 void elements(const Sampled<T>& s, int threads) {
   constexpr int64_t kLine = 64 / int64_t(sizeof(T));
+  const bool single = s.bm == 1 && s.bn == 1;
+  const auto visit = single ? (s.index_size == 2 ? row_elements<T, uint16_t> : row_elements<T, int32_t>)
+                     : s.bm == 1 ? row_tiles<T> : column_tiles<T>;
   parallel(threads, threads, [&](int64_t part) {
     for_each_piece<T>(s.k, [&](int64_t from, int64_t k) {
       const int64_t width = kStayBytes / (k * s.bn * int64_t(sizeof(T))) + 1;
@@ -116,7 +133,7 @@ void elements(const Sampled<T>& s, int threads) {
           const T* const next = s.a + (i + 1) * s.a_stride + from;
           for (int64_t p = 0; p < k; p += kLine) __builtin_prefetch(next + p);
         }
-        (s.bm == 1 ? row_tiles<T> : column_tiles<T>)(s, from, k, i, slot, stop);
+        visit(s, from, k, i, slot, stop);
       });
     });
   });

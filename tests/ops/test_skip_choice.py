@@ -167,3 +167,35 @@ def test_calls_without_a_site_share_one_per_geometry():
         gs.ops.conv2d(x, weight, padding=padding)
     calls = [sum(shared_site(weight.shape, (1, 1, p, p, 1, 1)).stats()["forward"]["calls"].values()) for p in (0, 1)]
     assert calls == [1, 2]
+
+
+def test_a_mode_of_torch_is_no_subclass():
+    site = gs.planner.Site()
+    with torch.device("cpu"):
+        y = gs.ops.conv2d(X, W, site=site, skip="input")
+    assert torch.equal(y, F.conv2d(X, W)) and not site.refused
+
+
+@pytest.mark.parametrize("relu", [False, True])
+def test_a_layer_that_has_settled_on_dense_is_torchs_own(relu):
+    """Nothing is asked or reported in 31 of 32 calls; gradients and the counts of calls are as ever."""
+    site, weight, bias = gs.planner.Site(), W.clone().requires_grad_(), B.clone().requires_grad_()
+    x = X.where(X != 0, 1).contiguous(memory_format=torch.channels_last).requires_grad_()  # no zeros: nothing to try
+    own = 0
+    for _ in range(320):
+        y = gs.ops.conv2d(x, weight, bias, padding=1, relu=relu, site=site)
+        own += "SkipZeros" not in y.grad_fn.name()
+        assert y.is_contiguous(memory_format=torch.channels_last)
+        dense = F.conv2d(x, weight, bias, padding=1)
+        dense = dense.relu() if relu else dense
+        assert torch.equal(y, dense)
+        dy = torch.ones_like(y)  # the relu's zeros remain a thing to skip
+        ours, wanted = (torch.autograd.grad(out, (x, weight, bias), dy) for out in (y, dense))
+        assert all(map(torch.equal, ours, wanted))
+    stats = site.stats()
+    if not relu:
+        assert own > 240
+        assert 320 <= stats["forward"]["calls"]["dense"] < 320 + 32
+    assert stats["forward"]["density"]["x"] == 1.0
+    gs.ops.conv2d(x.detach(), weight, site=site)  # another geometry is another question
+    assert site.stats()["forward"]["calls"]["dense"] > stats["forward"]["calls"]["dense"]

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 from torch._subclasses import FakeTensor
 from torch._subclasses.functional_tensor import FunctionalTensor
-from torch.overrides import has_torch_function
 
 from gossamer.ops._arguments import FLOATS
 from gossamer.ops._register import Backend, check_backend
@@ -79,13 +78,13 @@ def why_dense(x: Tensor, weight: Tensor, bias: Tensor | None, groups: int, skip:
     for tensor in (x, weight, bias):
         if tensor is None:
             continue
-        if tensor.device.type != "cpu":
+        if not tensor.is_cpu:
             return f"device {tensor.device.type}"
         if tensor.dtype is not torch.float32:
             return f"dtype {tensor.dtype}"
         if tensor.layout is not torch.strided:
             return f"layout {tensor.layout}"
-        if type(tensor) not in _PLAIN or has_torch_function((tensor,)):
+        if type(tensor) not in _PLAIN:
             return f"tensor subclass {type(tensor).__name__}"
     return "autocast" if torch.is_autocast_enabled("cpu") else None
 

@@ -130,6 +130,19 @@ def test_packs_die_with_their_weights():
     assert len(PACKED) == before
 
 
+def test_a_layer_that_has_settled_on_dense_keeps_no_pack():
+    x, weight, site = X.where(X != 0, 1), torch.nn.Parameter(integers(8, 16, 3, 3)), gs.planner.Site()
+    before = len(PACKED)
+    gs.ops.conv2d(x, weight, skip="input", site=site)
+    assert len(PACKED) == before + 1
+    for _ in range(100):
+        gs.ops.conv2d(x, weight.detach(), site=site)
+    with torch.no_grad():
+        for _ in range(40):
+            gs.ops.conv2d(x, weight, site=site)
+    assert len(PACKED) == before
+
+
 def test_no_memory_grows_over_a_thousand_steps():
     """Of Python's, and of tensors: a step makes a version of the weight, a pack of it each way, and a fresh input."""
     weight, bias = torch.nn.Parameter(torch.randn(16, 16, 3, 3) / 12), torch.nn.Parameter(torch.zeros(16))

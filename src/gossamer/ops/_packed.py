@@ -13,17 +13,28 @@ PROBED_WHOLE, PROBES = 16384, 64
 """Elements compared at each use, because `.data` can be written without a new version: all of so many, of more some."""
 
 
-class _Entry(NamedTuple):
+class _Kept(NamedTuple):
+    """The packs of one weight as it was when they were made."""
+
     weight: weakref.ref[Tensor]
     version: int
     address: int
     strides: tuple[int, ...]
     probe: Tensor
-    packed: Tensor
+    packs: dict[str, Tensor]
+
+    def is_of(self, weight: Tensor, version: int, probe: Tensor) -> bool:
+        return (
+            self.weight() is weight
+            and self.version == version
+            and self.address == weight.data_ptr()
+            and self.strides == weight.stride()
+            and torch.equal(self.probe, probe)
+        )
 
 
 class PackedWeights:
-    """Packed forms of weights by (tensor, role), each made for one version of the tensor.
+    """Packed forms of weights, by role, each made for one version of the tensor.
 
     Optimizer steps, `load_state_dict` and any other write that torch counts give a tensor a new version. Writes through
     `weight.data` are not counted; such a write is noticed if it moves the tensor, if the tensor is small, or if it
@@ -43,39 +54,39 @@ class PackedWeights:
     """
 
     def __init__(self) -> None:
-        self._entries: dict[tuple[int, str], _Entry] = {}
+        self._kept: dict[int, _Kept] = {}
 
     def __len__(self) -> int:
-        return len(self._entries)
+        return len(self._kept)
 
     def get(self, weight: Tensor, role: str, pack: Callable[[Tensor], Tensor]) -> Tensor:
         """`pack(weight)`, or what an earlier call made of the same numbers for this role."""
         with torch.no_grad():
             if weight.is_inference():
                 return pack(weight)
-            key = id(weight), role
-            # Before the numbers are read: a write in another thread meanwhile makes this entry old, not wrong.
+            # Before the numbers are read: a write in another thread meanwhile makes this pack old, not wrong.
             version, probe = weight._version, _probe(weight)
-            entry = self._entries.get(key)
-            if (
-                entry is not None
-                and entry.weight() is weight
-                and entry.version == version
-                and entry.address == weight.data_ptr()
-                and entry.strides == weight.stride()
-                and torch.equal(entry.probe, probe)
-            ):
-                return entry.packed
-            packed = pack(weight)
-
-            def forget(gone: weakref.ref[Tensor]) -> None:
-                kept = self._entries.get(key)
-                if kept is not None and kept.weight is gone:
-                    del self._entries[key]
-
-            held = weakref.ref(weight, forget)
-            self._entries[key] = _Entry(held, version, weight.data_ptr(), weight.stride(), probe.clone(), packed)
+            kept = self._kept.get(id(weight))
+            if kept is None or not kept.is_of(weight, version, probe):
+                held = weakref.ref(weight, self._forget(id(weight)))
+                kept = _Kept(held, version, weight.data_ptr(), weight.stride(), probe.clone(), {})
+                self._kept[id(weight)] = kept
+            packed = kept.packs.get(role)
+            if packed is None:
+                packed = kept.packs[role] = pack(weight)
             return packed
+
+    def drop(self, weight: Tensor) -> None:
+        """Free the packs of a weight that nobody will ask for soon."""
+        self._kept.pop(id(weight), None)
+
+    def _forget(self, key: int) -> Callable[[weakref.ref[Tensor]], None]:
+        def forget(gone: weakref.ref[Tensor]) -> None:
+            kept = self._kept.get(key)
+            if kept is not None and kept.weight is gone:
+                del self._kept[key]
+
+        return forget
 
 
 def _probe(weight: Tensor) -> Tensor:

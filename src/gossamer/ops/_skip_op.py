@@ -15,6 +15,7 @@ from torch import Tensor
 from torch._subclasses import FakeTensor
 from torch.autograd import forward_ad
 
+from gossamer.ops._packed import PACKED
 from gossamer.ops._register import Backend
 from gossamer.ops._skip_layers import layer_of
 from gossamer.ops._skip_zeros import Gradients, Passes
@@ -182,6 +183,7 @@ def skip_zeros(
         place = site if site is not None else shared_site(weight.shape, geometry)
         layer = layer_of(geometry)
         if mode == "auto" and place.rests(_PASSES[with_x, with_weight], (x.shape, weight.shape, layer)):
+            PACKED.drop(weight)
             y = layer.laid_out(layer.dense(x, weight, bias))
             return y.relu_() if relu else y
     args = (x, weight, bias, geometry, mode, relu, place, backend)

@@ -92,12 +92,16 @@ class Passes:
                 seen = {"x": _sampled(x), "dy": _sampled(dy)} if self.site.samples("weight") else {}
             else:
                 dw, nonzeros = self._skip_weight(dy, x, weight, bits, "x" if path == SKIP_X else "dy")
+                db = self._sum(dy) if want[2] else None  # dense makes it in passing
                 seconds = perf_counter() - begin
                 seen = {"x": nonzeros / x.numel()} if path == SKIP_X else {"dy": nonzeros / dy.numel()}
             self.site.observe("weight", path, seconds, seen)
         if want[2] and db is None:
-            db = self.layer.pixels(dy).sum((0, 1, 2))
+            db = self._sum(dy)
         return dx, dw, db
+
+    def _sum(self, dy: Tensor) -> Tensor:
+        return self.layer.pixels(dy).sum((0, 1, 2))
 
     def _path(
         self, pass_: Literal["forward", "input", "weight"], candidates: tuple[str, ...], x: Tensor, weight: Tensor,

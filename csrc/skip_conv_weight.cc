@@ -65,6 +65,38 @@ Division divide(const Problem& p, int threads) {
 
 int64_t aligned(int64_t bytes) { return ceil_div(bytes, 64) * 64; }
 
+// Copies `kV` vectors of channels of every place, and one place of zeros after them.
+template <int kV>
+void copy_places(const Operand& from, const Places& places, int64_t channel, float* to, int64_t pitch) {
+  const int64_t* const pixels = places.dense;
+  const bool whole = from.bits == nullptr && channel + kV * kL <= from.channels;
+  const float* const data = from.data + channel;
+  for (int64_t i = 0; i < places.count; ++i, to += pitch) {
+    if (i + kAhead < places.count && pixels[i + kAhead] >= 0) {
+#pragma GCC unroll 8
+      for (int j = 0; j < kV * kL; j += 16) __builtin_prefetch(data + pixels[i + kAhead] * from.channels + j);
+    }
+    Floats v[kV] = {};
+    if (pixels[i] >= 0) {
+#pragma GCC unroll 8
+      for (int j = 0; j < kV; ++j)
+        v[j] = whole ? load_lanes(data + pixels[i] * from.channels + j * kL) : load_channels(from, pixels[i], channel + j * kL);
+    }
+#pragma GCC unroll 8
+    for (int j = 0; j < kV; ++j) store_lanes(to + j * kL, v[j]);
+  }
+#pragma GCC unroll 8
+  for (int j = 0; j < kV; ++j) store_lanes(to + j * kL, Floats{});
+}
+
+template <int kV = most_vectors(1)>
+void copy_tile(int vectors, const Operand& from, const Places& places, int64_t channel, float* to, int64_t pitch) {
+  if constexpr (kV > 1) {
+    if (vectors < kV) return copy_tile<kV - 1>(vectors, from, places, channel, to, pitch);
+  }
+  copy_places<kV>(from, places, channel, to, pitch);
+}
+
 constexpr int64_t kTable = kMostPixels + kL;
 
 struct Table {  // Places of a tile
@@ -178,8 +210,6 @@ struct Pass {
 
   void run_tile(const Piece& down, const Piece& along, int64_t cols, int most, const Places& places, const Table& next) {
     const int64_t pitch = most * kWidth;
-    const int64_t nonzero = make_lists(p.sparse, block.sparse, block.sparse_count, places, room.lists, products);
-    if (down.counts && along.counts) nonzeros += nonzero;
     Visit job;
     job.tile = room.tile;
     job.row = (cols + along.taps - 1) * pitch;
@@ -192,9 +222,15 @@ struct Pass {
     int64_t asked = 0;
     for (int64_t d = 0; d < block.dense_count; d += most * kL) {
       const int vectors = int(least(most, ceil_div(block.dense_count - d, kL)));
-      copy_tile(places, pitch, d, vectors);
+      copy_tile(vectors, p.dense, places, block.dense + d, reinterpret_cast<float*>(room.tile), most * kL);
       const VisitFunction visit = visit_of(down.taps, along.taps, vectors, most);
       for (int64_t c = 0; c < block.sparse_count; ++c) {
+        if (d == 0 && c % kListed == 0) {
+          const Lists lists = {room.lists.values + c * kValuePitch, room.lists.channels + c};
+          const int64_t count = least(kListed, block.sparse_count - c);
+          const int64_t nonzero = make_lists(p.sparse, block.sparse + c, count, places, lists, products);
+          if (down.counts && along.counts) nonzeros += nonzero;
+        }
         const int64_t end = least(next.count, asked + each);
         for (; asked < end; ++asked) ask_for(next, asked);
         job.values = room.lists.values + c * kValuePitch;
@@ -215,25 +251,6 @@ struct Pass {
       lines(p.dense.data + table.dense[place] * p.dense.channels + block.dense, block.dense_count);
     if (table.keep[place / kL] >> (place % kL) & 1)
       lines(p.sparse.data + table.sparse[place] * p.sparse.channels + block.sparse, block.sparse_count);
-  }
-
-  // What the tile meets of `vectors` vectors of dense channels, and one pixel of zeros.
-  void copy_tile(const Places& places, int64_t pitch, int64_t d, int vectors) const {
-    const int64_t channel = block.dense + d;
-    const bool whole = p.dense.bits == nullptr && channel + vectors * kL <= p.dense.channels;
-    float* to = reinterpret_cast<float*>(room.tile);
-    for (int64_t i = 0; i < places.count; ++i, to += pitch / 4) {
-      const int64_t pixel = places.dense[i];
-      if (pixel < 0) {
-        for (int v = 0; v < vectors; ++v) store_lanes(to + v * kL, Floats{});
-      } else if (whole) {
-        const float* const in = p.dense.data + pixel * p.dense.channels + channel;
-        for (int v = 0; v < vectors; ++v) store_lanes(to + v * kL, load_lanes(in + v * kL));
-      } else {
-        for (int v = 0; v < vectors; ++v) store_lanes(to + v * kL, load_channels(p.dense, pixel, channel + v * kL));
-      }
-    }
-    for (int v = 0; v < vectors; ++v) store_lanes(to + v * kL, Floats{});
   }
 
   bool finite() const {

@@ -150,20 +150,30 @@ inline int64_t sum_of(Ints v) {
   return sum;
 }
 
-// Makes the lists of channels [first, first + count), which have room up to a multiple of kL. Returns how many nonzeros
-// there are, and adds to `products` the sum of their `valid`.
+constexpr int64_t kListed = 128;  // channels listed together: their pieces of pixels are long enough to stream
+constexpr int64_t kAhead = 32;    // places between what is asked for and what is listed
+
+// Makes the lists of channels [first, first + count), count <= kListed; there is room up to a multiple of kL. Returns how
+// many nonzeros there are, and adds to `products` the sum of their `valid`.
 inline int64_t make_lists(const Operand& a, int64_t first, int64_t count, const Places& places, const Lists& lists,
                           int64_t& products) {
-  const int64_t words = ceil_div(places.count, 64), channels = ceil_div(count, kL) * kL;
-  for (int64_t c = 0; c < channels; ++c)
-    for (int64_t w = 0; w < words; ++w) lists.channels[c].words[w] = 0;
+  const int64_t words = ceil_div(places.count, 64), room = ceil_div(count, kL) * kL;
+  float* const values = lists.values;
+  Channel* const channels = lists.channels;
+  for (int64_t c = 0; c < room; ++c)
+    for (int64_t w = 0; w < words; ++w) channels[c].words[w] = 0;
   Ints total = {};
   for (int64_t p = 0; p < places.count; p += kL) {
     const uint32_t keep = places.keep[p / kL];
     if (keep == 0) continue;
     const Ints valid = load_lanes(places.valid + p);
     const int64_t* const pixel = places.sparse + p;
-    for (int64_t c = 0; c < channels; c += kL) {
+    const bool more = p + kAhead < places.count;
+    for (int64_t c = 0; c < room; c += kL) {
+      if (more && c % 16 == 0) {
+#pragma GCC unroll 16
+        for (int i = 0; i < kL; ++i) __builtin_prefetch(a.data + pixel[kAhead + i] * a.channels + first + c);
+      }
       Floats square[kL];
       if (a.bits == nullptr && c + kL <= count) {
 #pragma GCC unroll 16
@@ -175,9 +185,9 @@ inline int64_t make_lists(const Operand& a, int64_t first, int64_t count, const 
       transpose_square(square);
 #pragma GCC unroll 16
       for (int i = 0; i < kL; ++i) {
-        store_lanes(lists.values + (c + i) * kValuePitch + p, square[i]);
+        store_lanes(values + (c + i) * kValuePitch + p, square[i]);
         const uint32_t bits = nonzeros(square[i], valid, keep, total);
-        char* const to = reinterpret_cast<char*>(lists.channels[c + i].words) + p / 8;
+        char* const to = reinterpret_cast<char*>(channels[c + i].words) + p / 8;
         if constexpr (kL == 16) {
           const uint16_t half = uint16_t(bits);
           memcpy(to, &half, 2);
@@ -190,7 +200,7 @@ inline int64_t make_lists(const Operand& a, int64_t first, int64_t count, const 
   products += sum_of(total);
   int64_t nonzero = 0;
   for (int64_t c = 0; c < count; ++c) {
-    Channel& channel = lists.channels[c];
+    Channel& channel = channels[c];
     int n = 0;
     for (int64_t w = 0; w < words; ++w) {
       const uint64_t word = channel.words[w];
@@ -209,7 +219,7 @@ inline int64_t make_lists(const Operand& a, int64_t first, int64_t count, const 
       channel.words[w] = 1;
       channel.first[w] = uint64_t(places.count);
     }
-    lists.values[c * kValuePitch + places.count] = 0;
+    values[c * kValuePitch + places.count] = 0;
   }
   return nonzero;
 }

@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+import torch.utils.checkpoint
 
 import gossamer as gs
 
@@ -199,3 +200,18 @@ def test_a_layer_that_has_settled_on_dense_is_torchs_own(relu):
     assert stats["forward"]["density"]["x"] == 1.0
     gs.ops.conv2d(x.detach(), weight, site=site)  # another geometry is another question
     assert site.stats()["forward"]["calls"]["dense"] > stats["forward"]["calls"]["dense"]
+
+
+def test_checkpointing_sees_the_same_tensors_saved_again():
+    sites = gs.planner.Site(), gs.planner.Site()
+    x, weight = torch.ones(2, 16, 6, 6, requires_grad=True), torch.randn(24, 16, 3, 3, requires_grad=True)
+    matrix = torch.randn(10, 24 * 16, requires_grad=True)
+
+    def layers(x, weight, matrix):
+        y = gs.ops.conv2d(x, weight, relu=True, site=sites[0])
+        return gs.ops.linear(y.flatten(1), matrix, site=sites[1])
+
+    for step in range(100):
+        torch.utils.checkpoint.checkpoint(layers, x, weight, matrix, use_reentrant=False).sum().backward()
+        if step % 3 == 0:
+            layers(x, weight, matrix).sum().backward()

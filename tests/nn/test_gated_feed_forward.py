@@ -140,6 +140,13 @@ def test_gated_replaces_what_it_proved_equal():
         gs.nn.gated(model)
 
 
+def test_a_block_in_two_places_stays_one():
+    shared = Dense()
+    model = nn.ModuleDict({"a": shared, "b": nn.Sequential(shared)})
+    blocks = gs.nn.gated(model)
+    assert list(blocks) == ["a", "b.0"] and model["a"] is model["b"][0] is blocks["a"]
+
+
 def test_an_adapter_around_a_part_takes_part():
     class Adapter(nn.Module):
         def __init__(self, base):

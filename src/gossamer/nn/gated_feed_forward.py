@@ -174,7 +174,7 @@ def gated(model: nn.Module, *, threshold: float = 0.0) -> dict[str, GatedFeedFor
     """
     check_threshold("threshold", threshold)
     left, found = {}, {}
-    for name, module in model.named_modules():
+    for name, module in model.named_modules(remove_duplicate=False):
         if isinstance(module, GatedFeedForward) or not all(hasattr(module, part) for part in _PARTS):
             continue
         reason = "it is the model itself: use GatedFeedForward.from_dense" if not name else why_not_gated(module)
@@ -187,11 +187,12 @@ def gated(model: nn.Module, *, threshold: float = 0.0) -> dict[str, GatedFeedFor
             "model has no block with gate_proj, up_proj, down_proj and act_fn to replace"
             + "".join(f"; {name!r}: {reason}" for name, reason in left.items())
         )
-    blocks = {}
-    for name, module in found.items():
+    blocks: dict[str, GatedFeedForward] = {}
+    made = {module: GatedFeedForward.from_dense(module, threshold=threshold) for module in found.values()}
+    for name, module in found.items():  # a block that is used in two places is one block in both
         parent, _, child = name.rpartition(".")
-        blocks[name] = GatedFeedForward.from_dense(module, threshold=threshold)
-        setattr(model.get_submodule(parent), child, blocks[name])
+        blocks[name] = made[module]
+        setattr(model.get_submodule(parent), child, made[module])
     return blocks
 
 

@@ -21,7 +21,7 @@ from gossamer.nn.threshold_linear import (
     start_counting,
 )
 from gossamer.nn.threshold_report import Row, ThresholdReport
-from gossamer.nn.threshold_sites import Layers, Site, check_names, sites
+from gossamer.nn.threshold_sites import Layers, Site, checked, sites
 
 Allocation = Literal["uniform", "greedy"]
 Forward = Callable[[nn.Module, Any], Any]
@@ -92,7 +92,7 @@ def threshold(
         raise ValueError(f"step must be in (0, 1], got {step}")
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be an nn.Module, got {type(model).__name__}")
-    check_names(model, layers)
+    layers = checked(model, layers)
     places, left = sites(model, layers)
     batches = _batches(data)
     blocks = blocks_of(model, places) if allocation == "greedy" else []
@@ -148,7 +148,7 @@ def apply_thresholds(
         raise ValueError("thresholds is empty")
     for name, value in thresholds.items():
         check_threshold(f"thresholds[{name!r}]", value)
-    check_names(model, thresholds)
+    checked(model, thresholds)
     places, left = sites(model, lambda name, module: name in thresholds)
     if left:
         raise ValueError("".join(f"thresholds names {name!r}, which stays dense: {why}" for name, why in left.items()))

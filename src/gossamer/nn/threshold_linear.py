@@ -12,6 +12,7 @@ from typing import Any, Literal, get_args
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 
 from gossamer.ops._mv import skip_on
 
@@ -24,7 +25,7 @@ FEW_ROWS = 8
 
 
 class ThresholdLinear(nn.Linear):
-    """nn.Linear on max-magnitude inputs: y = W shrink(x) + b, shrink(x) = x where |x| > threshold, else 0.
+    """nn.Linear whose small inputs are left out: y = W shrink(x) + b, shrink(x) = x where |x| > threshold, else 0.
 
     Parameters and state_dict are those of nn.Linear. The weight keeps its shape [out, in] and is stored by input
     channel (`weight.t()` is contiguous): one copy, the same Parameter. With at most 8 rows `gs.ops.skip_mv` reads only
@@ -134,7 +135,7 @@ def is_few(x: Tensor) -> bool:
 
 def skips(x: Tensor, *linears: nn.Linear) -> bool:
     """Is there a kernel that skips for these? If not, the dense product of shrunken inputs gives the same numbers."""
-    if torch.is_autocast_enabled(x.device.type):
+    if torch.is_autocast_enabled(x.device.type) or forward_ad._current_level >= 0:
         return False
     weights = [linear.weight for linear in linears]
     if any(weight.dtype != x.dtype for weight in weights):

@@ -73,25 +73,27 @@ def sites(model: nn.Module, layers: Layers) -> tuple[list[Site], dict[str, str]]
     return found, left
 
 
+def checked(model: nn.Module, layers: Layers) -> Layers:
+    """`layers` in a form that can be read twice; refuses a name that belongs to nothing."""
+    if layers is None or callable(layers):
+        return layers
+    if isinstance(layers, str):
+        raise TypeError(f"layers must be a list of names, a function or None, got the string {layers!r}")
+    patterns = list(layers)
+    names = [name for name, module in model.named_modules() if isinstance(module, (nn.Linear, GatedFeedForward))]
+    for pattern in patterns:
+        if not any(fnmatch.fnmatchcase(name, pattern) for name in names):
+            raise ValueError(f"layers names {pattern!r}, but the model has only {names}")
+    return patterns
+
+
 def _wanted(layers: Layers) -> Callable[[str, nn.Module], bool]:
     if layers is None:
         return lambda name, module: True
     if callable(layers):
         return layers
-    if isinstance(layers, str):
-        raise TypeError(f"layers must be a list of names, a function or None, got the string {layers!r}")
     patterns = list(layers)
     return lambda name, module: any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
-
-
-def check_names(model: nn.Module, layers: Layers) -> None:
-    """Refuse a name that belongs to nothing."""
-    if layers is None or callable(layers) or isinstance(layers, str):
-        return
-    names = [name for name, module in model.named_modules() if isinstance(module, (nn.Linear, GatedFeedForward))]
-    for pattern in layers:
-        if not any(fnmatch.fnmatchcase(name, pattern) for name in names):
-            raise ValueError(f"layers names {pattern!r}, but the model has only {names}")
 
 
 def _shared(model: nn.Module) -> dict[int, str]:

@@ -42,11 +42,8 @@ def sites(model: nn.Module, layers: Layers) -> tuple[list[Site], dict[str, str]]
     Raises:
         ValueError: a name in `layers` that no place has; no linear in the model.
     """
-    inside, blocks = set(), {}
-    for name, module in model.named_modules():
-        if isinstance(module, GatedFeedForward):
-            blocks[name] = module
-            inside |= {module.up_proj, module.down_proj}
+    gated = [module for module in model.modules() if isinstance(module, GatedFeedForward)]
+    inside = {part for block in gated for part in (block.up_proj, block.down_proj)}
     wanted = _wanted(layers)
     head = getattr(model, "get_output_embeddings", lambda: None)()
     shared = _shared(model)

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import conv_tables
+import decode_tables
 from cells import Rows, ratio, short, table
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -275,10 +276,11 @@ TABLES: dict[str, Callable[[Rows], str]] = {
     "explain": explain,
     "regret": regret,
     **conv_tables.TABLES,
+    **decode_tables.TABLES,
 }
 
 
-PLAIN = ("explain", "regret", "training.zeros")  # sections without interleaved ratios
+PLAIN = ("explain", "regret", "training.zeros", "quality")  # sections without interleaved ratios
 
 
 def _caption(where: dict[str, Any], name: str) -> str:

@@ -1,0 +1,134 @@
+"""Decoding with a whole model of Llama's shape, with random weights: tokens per second against sparsity.
+
+The weights are random and the quality is therefore nothing; what is measured is the time of a step with everything in
+it, attention, norms and the output layer included. See `quality` for what thresholds cost a trained model.
+"""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+import gossamer as gs
+from gossamer.bench import Settings
+from gossamer.nn.threshold_linear import store_by_input
+
+LOG = logging.getLogger(__name__)
+CONTEXT, TOKENS = 32, 16
+
+
+def llama(quick: bool) -> nn.Module | None:
+    """TinyLlama's layers, six of them, and a small vocabulary so that the output layer weighs what it does in 22."""
+    try:
+        import transformers
+    except ImportError:
+        LOG.warning("the section decode needs transformers: pip install gossamer[hf]")
+        return None
+    config = transformers.LlamaConfig(
+        vocab_size=256 if quick else 8192, hidden_size=64 if quick else 2048, intermediate_size=128 if quick else 5632,
+        num_hidden_layers=2 if quick else 6, num_attention_heads=4 if quick else 32,
+        num_key_value_heads=2 if quick else 4, max_position_embeddings=256,
+    )  # fmt: skip
+    torch.manual_seed(6)
+    return transformers.LlamaForCausalLM(config).eval()
+
+
+def step(model: nn.Module, ids: torch.Tensor) -> Callable[[], torch.Tensor]:
+    """A function that decodes one of the last tokens in turn, always behind the same ones before."""
+    cache = model(ids[:, :CONTEXT], use_cache=True).past_key_values
+    tokens = itertools.cycle(ids[:, CONTEXT:].split(1, 1))
+
+    def run() -> torch.Tensor:
+        logits = model(next(tokens), past_key_values=cache, use_cache=True).logits
+        cache.crop(-1)
+        return logits
+
+    return run
+
+
+def rows(settings: Settings) -> list[dict[str, Any]]:
+    """One row per way of leaving weights out; the baseline is the dense model in torch's faster memory order."""
+    dense = llama(settings.quick)
+    if dense is None:
+        return []
+    ours = copy.deepcopy(dense)
+    vocabulary = dense.get_parameter("model.embed_tokens.weight").shape[0]
+    generator = torch.Generator().manual_seed(7)
+    data = torch.randint(vocabulary, (1, 32 if settings.quick else 128), generator=generator)
+    ids = torch.randint(vocabulary, (1, CONTEXT + TOKENS), generator=generator)
+    out = []
+    with torch.inference_mode():
+        order = _faster_order(dense, ids)
+        base = step(dense, ids)
+    gs.nn.gated(ours)
+    for name, gates, rest in (
+        ("no threshold", 0.0, 0.0), ("every linear 25 %", 0.25, 0.25), ("every linear 40 %", 0.4, 0.4),
+        ("every linear 50 %", 0.5, 0.5), ("gates 92 %", 0.92, 0.0), ("gates 92 %, other inputs 50 %", 0.92, 0.5),
+    ):  # fmt: skip
+        report = _apply(ours, data, gates, rest)
+        with torch.inference_mode():
+            run = gs.measure.interleave({"dense": base, "ours": step(ours, ids)}, reps=settings.reps, seconds=8)
+        stats = report.stats() if report is not None else {}
+        used = sum(row.bytes * stats[row.name]["density"] for row in report.rows) if report is not None else 0.0
+        out.append(
+            {
+                "sparsity": name, "dense order": order, **run.to_dict(),
+                "tokens_per_second": {row.name: 1 / row.median for row in run.rows},
+                "expected": report.sparsity if report is not None else 0.0,
+                "realised": 1 - used / report.bytes if report is not None else 0.0,
+                "share_of_bytes": report.bytes / _bytes(dense) if report is not None else 0.0,
+            }
+        )  # fmt: skip
+        if report is not None:
+            report.undo()
+    return out
+
+
+def _apply(model: nn.Module, data: torch.Tensor, gates: float, rest: float) -> Any:
+    """Thresholds of one sparsity on the gates and another on the inputs of the linears; None for no thresholds."""
+    if not gates:
+        return None
+    calls = {"input_ids": data, "use_cache": False}
+    if gates == rest:
+        return gs.nn.threshold(model, calls, rest)
+    shares = {"gates": gates, "rest": rest}
+    values: dict[str, float] = {}
+    rows: list[Any] = []
+    for kind, share in shares.items():
+        if not share:
+            continue
+        is_gate = kind == "gates"
+        chosen = gs.nn.threshold(model, calls, share, layers=lambda name, _, g=is_gate: name.endswith("mlp") == g)  # type: ignore[misc]
+        values |= chosen.thresholds
+        rows += chosen.rows
+        chosen.undo()
+    report = gs.nn.apply_thresholds(model, values)
+    expected = {row.name: row for row in rows}
+    report.rows = tuple(expected[row.name] for row in report.rows)
+    return report
+
+
+def _faster_order(model: nn.Module, ids: torch.Tensor) -> str:
+    """Leave the model's linears in the memory order in which torch decodes faster."""
+    other = copy.deepcopy(model)
+    linears = [module for module in other.modules() if isinstance(module, nn.Linear)]
+    for linear in linears:
+        store_by_input(linear)
+    run = gs.measure.interleave({"by output": step(model, ids), "by input": step(other, ids)}, reps=5, warmup=1)
+    if run["by input"].ratio <= 1:
+        return "by output"
+    for linear in (module for module in model.modules() if isinstance(module, nn.Linear)):
+        store_by_input(linear)
+    return "by input"
+
+
+def _bytes(model: nn.Module) -> int:
+    """Of the weights that a decoded token reads: all but the embedding."""
+    linears = [module for module in model.modules() if isinstance(module, nn.Linear)]
+    return sum(linear.weight.numel() * linear.weight.element_size() for linear in linears)

@@ -1,0 +1,71 @@
+"""One row times a matrix, as decoding does it, with zeros in the row or closed gates on the result.
+
+The weights rotate over copies that no cache holds together and the mask is drawn anew for every call: with one matrix
+and one mask the rows that are read stay in the cache, and a benchmark shows several times what decoding gets.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import gossamer as gs
+from gossamer.bench import Settings
+
+SHAPES = ((4096, 11008), (11008, 4096))  # features in, features out: the feed-forward block of a 7B Llama
+ZEROS = (0.0, 0.3, 0.5, 0.7, 0.9)
+COPIES, DRAWS = 8, 64
+BASELINES = ("torch, by output", "torch, by input")
+
+
+def _turn(values: list[Any]) -> Callable[[], Any]:
+    """A function that returns the next of them, for ever."""
+    ring: Iterator[Any] = itertools.cycle(values)
+    return lambda: next(ring)
+
+
+def _copies(weight: Tensor) -> Callable[[], Tensor]:
+    return _turn([weight.clone() for _ in range(COPIES)])
+
+
+def candidates(inputs: int, outputs: int, batch: int, zeros: float, copies: dict[str, Any]) -> dict[str, Any]:
+    """torch's product in both memory orders, and ours; every one with masks and copies of its own."""
+    generator = torch.Generator().manual_seed(5)
+
+    def drawn(width: int) -> Callable[[], Tensor]:
+        masks = torch.rand(DRAWS, batch, width, generator=generator) >= zeros
+        return _turn(list(torch.randn(DRAWS, batch, width, generator=generator) * masks))
+
+    by_output, by_input = copies["output"], copies["input"]
+    first, second, third, fourth = (drawn(inputs) for _ in range(4))
+    gate = drawn(outputs)
+    return {
+        BASELINES[0]: lambda: F.linear(first(), by_output()),
+        BASELINES[1]: lambda: F.linear(second(), by_input().t()),
+        "skip_mv": lambda: gs.ops.skip_mv(third(), by_input()),
+        "gated_mv": lambda: gs.ops.gated_mv(fourth(), by_output(), gate()),
+    }
+
+
+def rows(settings: Settings) -> list[dict[str, Any]]:
+    """One row per shape, rows at once and share of zeros; ratios are over the faster order of torch."""
+    out = []
+    for inputs, outputs in ((64, 96),) if settings.quick else SHAPES:
+        weight = torch.randn(inputs, outputs, generator=torch.Generator().manual_seed(4)) / 64
+        copies = {"input": _copies(weight), "output": _copies(weight.t().contiguous())}
+        for batch in (1, 2, 4, 8) if settings.full else (1, 4):
+            for zeros in (0.0, 0.9) if settings.quick else ZEROS:
+                with torch.inference_mode():
+                    calls = candidates(inputs, outputs, batch, zeros, copies)
+                    best = min(
+                        gs.measure.interleave({name: calls[name] for name in BASELINES}, reps=3, warmup=1).rows,
+                        key=lambda row: row.median,
+                    ).name
+                    run = gs.measure.interleave(calls, baseline=best, reps=settings.reps, seconds=4)
+                out.append({"in": inputs, "out": outputs, "batch": batch, "zeros": zeros, **run.to_dict()})
+    return out

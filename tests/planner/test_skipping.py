@@ -2,6 +2,7 @@
 
 import copy
 import gc
+import itertools
 import pickle
 import random
 import threading
@@ -165,8 +166,8 @@ def test_what_comes_out_of_the_blue_must_come_twice(kind):
 def test_trials_that_confirm_become_rare():
     run = Run(lambda path, d: 1.0 if path == "dense" else 1.4, lambda call: {"x": 0.5}, calls=8000)
     tried = [call for call, path in enumerate(run.paths) if path == "skip"]
-    starts = [call for before, call in zip(tried, tried[1:], strict=False) if call - before > 10]
-    gaps = [after - before for before, after in zip(starts, starts[1:], strict=False)]
+    starts = [call for before, call in itertools.pairwise(tried) if call - before > 10]
+    gaps = [after - before for before, after in itertools.pairwise(starts)]
     assert 50 <= starts[0] < 120 and gaps == sorted(gaps) and 1000 <= gaps[-1] < 1020
     assert any(90 < gap < 500 for gap in gaps)
 
@@ -190,7 +191,7 @@ def test_new_shapes_all_the_time_do_not_explore_all_the_time():
 
 def test_a_shape_without_a_trial_goes_by_the_one_before():
     site = planner.Site()
-    for call in range(400):
+    for _ in range(400):
         path = site.choose("forward", PLAIN, "usual")
         site.observe("forward", path, 1.0 if path == "dense" else 0.3, {"x": 0.2})
     for call in range(8):

@@ -1,0 +1,99 @@
+"""torch's Conv2d, leaving out the multiplications by zeros where that is faster."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from gossamer import ops
+from gossamer.nn.traced import leaves_process
+from gossamer.planner import Site
+
+Skip = Literal["auto", "input", "never"]
+Ints = int | tuple[int, int]
+
+
+class Conv2d(nn.Conv2d):
+    """torch.nn.Conv2d with the same parameters and state dict, computed by `gossamer.ops.conv2d`.
+
+    Args:
+        in_channels ... dtype: as in torch.nn.Conv2d.
+        skip: "auto" decides for each pass from what it measures on the data it sees; "input" always skips; "never" is
+            torch's own operator.
+        relu: y = max(conv(x), 0), in one pass.
+
+    Attributes:
+        site: the `gossamer.planner.Site` that decides. A copy of the module has its own, and learns anew.
+
+    What is exported, jitted or traced is torch's convolution.
+
+    >>> layer = Conv2d(16, 32, 3, padding=1)
+    >>> layer(torch.randn(2, 16, 8, 8).relu()).shape
+    torch.Size([2, 32, 8, 8])
+    >>> layer
+    Conv2d(16, 32, kernel_size=(3, 3), stride=(1, 1), padding=(1, 1), skip='auto')
+    """
+
+    skip: Skip
+    relu: bool
+    site: Site
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: Ints,
+        stride: Ints = 1,
+        padding: Ints | str = 0,
+        dilation: Ints = 1,
+        groups: int = 1,
+        bias: bool = True,
+        padding_mode: Literal["zeros", "reflect", "replicate", "circular"] = "zeros",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        *,
+        skip: Skip = "auto",
+        relu: bool = False,
+    ) -> None:
+        super().__init__(
+            in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode, device, dtype
+        )
+        adopt(self, skip, relu)
+
+    def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        # Here, not in forward: torch's own wrappers call it with weights of their making.
+        if not isinstance(input, Tensor) or leaves_process():  # no tensor: a proxy of torch.fx
+            y = super()._conv_forward(input, weight, bias)
+            return F.relu(y) if self.relu else y
+        padding = self.padding
+        if self.padding_mode != "zeros":
+            input = F.pad(input, self._reversed_padding_repeated_twice, mode=self.padding_mode)
+            padding = (0, 0)
+        return ops.conv2d(
+            input, weight, bias, self.stride, padding, self.dilation, self.groups,
+            skip=self.skip, relu=self.relu, site=self.site,
+        )  # fmt: skip
+
+    def extra_repr(self) -> str:
+        return super().extra_repr() + options(self)
+
+
+def adopt(module: nn.Module, skip: Skip, relu: bool = False, name: str = "") -> None:
+    """Give a module what `Conv2d` and `Linear` have beyond torch's.
+
+    Raises:
+        ValueError, TypeError: naming the argument.
+    """
+    if skip not in ("auto", "input", "never"):
+        raise ValueError(f"skip must be 'auto', 'input' or 'never', got {skip!r}")
+    if not isinstance(relu, bool):
+        raise TypeError(f"relu must be a bool, got {relu!r}")
+    vars(module).update(skip=skip, relu=relu, site=Site(name))
+
+
+def options(module: Conv2d | nn.Linear) -> str:
+    """What their repr says beyond torch's."""
+    return f", skip={module.skip!r}" + (", relu=True" if module.relu else "")

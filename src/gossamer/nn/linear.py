@@ -1,0 +1,59 @@
+"""torch's Linear, leaving out the multiplications by zeros where that is faster."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from gossamer import ops
+from gossamer.nn.conv2d import Skip, adopt, options
+from gossamer.nn.traced import leaves_process
+from gossamer.planner import Site
+
+
+class Linear(nn.Linear):
+    """torch.nn.Linear with the same parameters and state dict, computed by `gossamer.ops.linear`.
+
+    Args:
+        in_features ... dtype: as in torch.nn.Linear.
+        skip, relu: as in `gossamer.nn.Conv2d`.
+
+    Attributes:
+        site: as in `gossamer.nn.Conv2d`.
+
+    What is exported, jitted or traced is torch's linear layer.
+
+    >>> layer = Linear(64, 10, skip="input", relu=True)
+    >>> x = torch.randn(4, 64).relu()
+    >>> torch.allclose(layer(x), torch.nn.functional.linear(x, layer.weight, layer.bias).relu(), atol=1e-6)
+    True
+    """
+
+    skip: Skip
+    relu: bool
+    site: Site
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        *,
+        skip: Skip = "auto",
+        relu: bool = False,
+    ) -> None:
+        super().__init__(in_features, out_features, bias, device, dtype)
+        adopt(self, skip, relu)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """x[..., in_features] -> [..., out_features]."""
+        if not isinstance(input, Tensor) or leaves_process():  # no tensor: a proxy of torch.fx
+            y = super().forward(input)
+            return F.relu(y) if self.relu else y
+        return ops.linear(input, self.weight, self.bias, skip=self.skip, relu=self.relu, site=self.site)
+
+    def extra_repr(self) -> str:
+        return super().extra_repr() + options(self)

@@ -1,0 +1,113 @@
+"""What `skip_zeros` did to a model, and what that has brought so far."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import nn
+
+_PASSES = {"forward": "forward", "input": "by input", "weight": "by weight"}
+
+
+class SkipReport:
+    """Which layers skip zeros, which do not and why, and what their sites have seen.
+
+    Attributes:
+        converted: names of the layers that can skip.
+        fused: names of the ReLUs that are now part of the layer before them.
+        left: name -> reason, for the layers that stay torch's.
+
+    `str(report)` is a table: per layer the share of zeros in its input x and in the gradient dy of its output, the
+    path of each pass and how many times faster than dense it is, and the seconds saved so far.
+    """
+
+    def __init__(self, converted: Mapping[str, nn.Module], fused: tuple[str, ...], left: Mapping[str, str]) -> None:
+        self.fused = fused
+        self.left = dict(left)
+        self._modules = dict(converted)
+
+    @property
+    def converted(self) -> tuple[str, ...]:
+        return tuple(self._modules)
+
+    def stats(self) -> dict[str, dict[str, Any]]:
+        """Name -> pass ("forward", "input", "weight") -> see `gossamer.planner.Site.stats`.
+
+        A layer whose calls went to torch's own operator has an entry "refused" too: the reasons, each once.
+        """
+        out: dict[str, dict[str, Any]] = {}
+        for name, module in self._modules.items():
+            site: Any = module.site
+            out[name] = site.stats()
+            if site.refused:
+                out[name]["refused"] = site.refused
+        return out
+
+    @property
+    def saved(self) -> float:
+        """Seconds saved so far by all layers; negative if the trials have cost more than skipping has brought."""
+        passes = [site[name] for site in self.stats().values() for name in _PASSES if name in site]
+        return sum(each["saved"] for each in passes)
+
+    def summary(self) -> str:
+        """One line."""
+        layers = len(self._modules) + len(self.left)
+        text = f"{len(self._modules)} of {layers} layers can skip zeros"
+        return f"{text}, {len(self.fused)} with the ReLU after them" if self.fused else text
+
+    def __repr__(self) -> str:
+        return f"<SkipReport: {self.summary()}>"
+
+    def __str__(self) -> str:
+        lines, stats = [self.summary()], self.stats()
+        if self._modules:
+            head = ["layer", "zeros of x", "of dy", *_PASSES.values(), "saved"]
+            rows = [head, *(_row(name or "(the model)", stats[name]) for name in self._modules)]
+            if len(self._modules) > 1 and any(stats.values()):
+                rows.append(["all", "", "", *(_time(self._saved(stats, name)) for name in _PASSES), _time(self.saved)])
+            lines += ["", *_table(rows)]
+        if self.left:
+            lines += ["", "left to torch"]
+            lines += _table([[name or "(the model)", reason] for name, reason in self.left.items()], left=2)
+        return "\n".join(lines)
+
+    def _saved(self, stats: dict[str, dict[str, Any]], name: str) -> float:
+        return sum(site[name]["saved"] for site in stats.values() if name in site)
+
+
+def _row(name: str, passes: dict[str, Any]) -> list[str]:
+    seen = [passes[each]["density"] for each in _PASSES if each in passes]
+    density = {operand: value for one in seen for operand, value in one.items()}
+    zeros = [f"{1.0 - density[operand]:.0%}" if operand in density else "" for operand in ("x", "dy")]
+    paths = [_path(passes[each]) if each in passes else "" for each in _PASSES]
+    if passes.get("refused") and not any(paths):
+        return [name, "", "", *[f"torch's: {', '.join(passes['refused'])}", "", ""], ""]
+    saved = _time(sum(passes[each]["saved"] for each in _PASSES if each in passes)) if any(paths) else ""
+    return [name, *zeros, *paths, saved]
+
+
+def _path(one: dict[str, Any]) -> str:
+    """The path, and how many times faster than dense it is where both were timed."""
+    path, seconds = one["path"], one["seconds"]
+    text = str(path).replace("_", " ")
+    if path != "dense" and path in seconds and "dense" in seconds:
+        return f"{text} {seconds['dense'] / seconds[path]:.2f}x"
+    return text
+
+
+def _time(seconds: float) -> str:
+    return f"{seconds:.2f} s" if abs(seconds) >= 1.0 else f"{1e3 * seconds:.1f} ms"
+
+
+def _table(rows: list[list[str]], left: int = 1) -> list[str]:
+    """Columns of text: the first `left` ones to the left, the others to the right."""
+    widths = [max(len(row[at]) for row in rows) for at in range(len(rows[0]))]
+    cells = [
+        [
+            cell.ljust(width) if at < left else cell.rjust(width)
+            for at, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        for row in rows
+    ]
+    return ["  ".join(row).rstrip() for row in cells]

@@ -9,8 +9,10 @@ import sys
 import pytest
 import skip_zeros_worker
 import torch
+import torch.distributed as dist
 from skip_zeros_worker import batch, network, train
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 import gossamer as gs
 
@@ -162,6 +164,18 @@ def test_compaction_shrinks_it_like_torchs(route):
     assert small(x).sum().backward() is None and layer.weight.grad.shape == (11, 16, 3, 3)
 
 
+def test_distributed_data_parallel_takes_it_as_it_is(tmp_path):
+    net, alone = network(), network()
+    for each in (net, alone):
+        gs.nn.skip_zeros(each, skip="input")
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path / 'rendezvous'}", rank=0, world_size=1)
+    try:
+        assert train(DistributedDataParallel(net), 4) == train(alone, 4)
+    finally:
+        dist.destroy_process_group()
+
+
+@pytest.mark.slow
 def test_two_ranks_are_one_process_on_the_whole_batch(tmp_path):
     command = [sys.executable, skip_zeros_worker.__file__]
     processes = [

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -68,7 +68,7 @@ class Conv2d(nn.Conv2d):
         if not isinstance(input, Tensor) or leaves_process():  # no tensor: a proxy of torch.fx
             y = super()._conv_forward(input, weight, bias)
             return F.relu(y) if self.relu else y
-        padding = self.padding
+        padding: Any = self.padding
         if self.padding_mode != "zeros":
             input = F.pad(input, self._reversed_padding_repeated_twice, mode=self.padding_mode)
             padding = (0, 0)

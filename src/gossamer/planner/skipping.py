@@ -42,7 +42,6 @@ _ROUNDS = 4
 _FIRST_GAP, _LAST_GAP = 50, 1000  # calls between trials; doubled as long as they confirm the choice
 _SETTLED = 16  # calls before a drift of the density may start a trial
 _LOOK_EVERY = 32
-_AWAKE = -1
 _FREE_SHAPES = 4  # of a pass: further ones get their first trial within EXPLORATION
 _MOST_SHAPES = 32
 _OPERAND = {"forward": "x", "input": "dy"}
@@ -114,6 +113,15 @@ class _Pass:
     saved: float = 0.0
 
 
+@dataclass
+class _Nap:
+    """Calls that run dense without asking: of which passes and shape; how many are left, the waking one included."""
+
+    at: tuple[Hashable, ...]
+    shapes: list[tuple[_Pass, _Shape]]
+    left: int
+
+
 class Site:
     """Chooses, per pass of one layer, between the dense path and those that skip the zeros of an operand.
 
@@ -156,8 +164,7 @@ class Site:
         self._calls = 0
         self._seconds = 0.0
         self._lost = 0.0
-        self._resting: tuple[Hashable, ...] = ()
-        self._rest = _AWAKE
+        self._nap: _Nap | None = None
         _sites[self.key] = self
 
     def __repr__(self) -> str:
@@ -241,23 +248,23 @@ class Site:
             return False
         at = (passes, key, torch.get_num_threads())
         with self._lock:
-            if self._rest > 0 and self._resting == at:
-                self._rest -= 1
-                return True
-            if self._rest != _AWAKE:  # asleep until now: this call works
-                self._rest = _AWAKE
+            nap = self._nap
+            if nap is None or nap.at != at:
+                settled = [self._settled(pass_, key) for pass_ in passes]
+                if None in settled:
+                    return False
+                shapes = [(self._passes[pass_], shape) for pass_, shape in zip(passes, settled, strict=True) if shape]
+                # Shapes that take turns share the time until the next look.
+                nap = self._nap = _Nap(at, shapes, _LOOK_EVERY if nap is None else nap.left)
+            nap.left -= 1
+            if nap.left == 0:
+                self._nap = None
                 return False
-            settled = [self._settled(pass_, key) for pass_ in passes]
-            if None in settled:
-                return False
-            for pass_, shape in zip(passes, settled, strict=True):  # as if they had been asked about and reported
-                assert shape is not None
-                own = self._passes[pass_]
-                own.calls[DENSE] = own.calls.get(DENSE, 0) + _LOOK_EVERY - 1
-                shape.age += _LOOK_EVERY - 1
-                self._calls += _LOOK_EVERY - 1
-                self._seconds += (_LOOK_EVERY - 1) * shape.dense
-            self._resting, self._rest = at, _LOOK_EVERY - 2
+            for own, shape in nap.shapes:  # as if it had asked and reported
+                own.calls[DENSE] = own.calls.get(DENSE, 0) + 1
+                shape.age += 1
+                self._calls += 1
+                self._seconds += shape.dense
             return True
 
     def _settled(self, pass_: Pass, key: Hashable) -> _Shape | None:

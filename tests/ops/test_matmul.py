@@ -292,6 +292,20 @@ def test_a_plan_whose_sample_missed_the_tiles_gives_way_to_dense():
         assert y.isnan().any(0).nonzero().flatten().tolist() == touched
 
 
+def test_a_site_whose_zeros_are_gone_is_looked_at_again_at_once():
+    """Else every call up to the next look would search for tiles in vain, and old samples would outvote the new one."""
+    a, b = torch.zeros(1024, 1024), torch.randn(1024, 256)
+    a[0] = 1
+    planner = gs.planner.Planner(axis="m", database=gs.planner.Database({"threads": 2, "isa": "avx2"}))
+    for _ in range(40):
+        gs.ops.matmul(a, b, plan=planner)
+    assert planner(a, b).kind == "m"
+    a.fill_(1)
+    for _ in range(3):
+        gs.ops.matmul(a, b, plan=planner)
+    assert planner(a, b).kind == "dense"
+
+
 def test_a_planner_is_asked_at_every_call():
     planner = gs.planner.Planner(every=2)
     a, b = integers(300, 40), integers(40, 8)

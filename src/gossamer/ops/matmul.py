@@ -112,6 +112,8 @@ def matmul(
     else:
         index = detect(flat, _tile(flat, d, sparse, tile, axis) if chosen is None else chosen[0], backend=backend)
         if chosen is not None and _missed(index, chosen[1]):
+            if not isinstance(plan, Plan):
+                (plan or SITES).reconsider(a, b, sparse)
             return _dense(a, b)
     if d.shape[0] > 1 and s.shape[1] % index.tile[0]:
         name = "m" if sparse == "a" else "n"

@@ -79,10 +79,13 @@ class Planner:
         return self._evaluate(a, b, sparse, site)
 
     def reconsider(self, a: Tensor, b: Tensor, sparse: Sparse = "a") -> None:
-        """Look again at the next call: for callers that found other tiles than the plan predicted."""
+        """Look again at the next call, and forget the samples: for callers that found more tiles than they promised.
+
+        `gs.ops.matmul` says so. Such an operand is another one than before, or memory that another one had.
+        """
         site = self._sites.get(_key(a, b, sparse))
         if site is not None:
-            site.left = 0
+            site.left, site.window = 0, Window(self.window)
 
     def _evaluate(self, a: Tensor, b: Tensor, sparse: Sparse, site: _Site | None) -> Plan:
         seen = look(a, b, sparse, self.tiles, self.axis, self.database, site.turn if site else 0, self.every)

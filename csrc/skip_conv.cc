@@ -274,6 +274,7 @@ void run_sweep(const Conv& conv, const Tensors& t, const Packing& packing, const
   line.x_step = sweep.x_step * conv.c;
   line.bits_step = sweep.x_step * words;
   line.shift = sweep.shift;
+  line.taps = sweep.taps;
   line.w_row = conv.s * packing.outs;
   line.w_group = segments * kSegment * line.w_row;
   line.y_step = sweep.y_step * conv.out;

@@ -49,7 +49,7 @@ struct Line {
   const uint16_t* bits[kMostSegments];  // the bits of column 0, or null
   int lanes[kMostSegments];             // channels of the segment: 0 where it lies outside x
   int64_t x_step, bits_step;            // from a column to the next
-  int64_t columns, outs, shift;
+  int64_t columns, outs, shift, taps;
   const float* w;           // the weights of the first tap of channel 0 of segment 0, group 0
   int64_t w_row, w_group;   // floats from a channel to the next, from a group of outputs to the next
   float* y;                 // output column 0
@@ -68,61 +68,79 @@ struct Columns {
   uint64_t bits[kChunk];
 };
 
-// Reads the input columns of steps [begin, end) and counts them.
-template <int kTaps, int kSegments, int kLines>
-[[gnu::noinline]] void read_columns(Line& line, int64_t begin, int64_t end, Columns& to) {
-  const int64_t x_step = line.x_step, shift = line.shift, columns = line.columns, outs = line.outs;
-  const bool have_bits = line.bits[0] != nullptr;
+// Reads `count` columns from input column i on, all of which exist.
+template <int kSegments, int kLines, bool kBits>
+[[gnu::always_inline]] inline void read_some(Line& line, int64_t i, int64_t count, const float* y, float* out,
+                                             uint64_t* bits_out) {
+  const int64_t x_step = line.x_step, y_step = line.y_step, bits_step = line.bits_step;
   const uint64_t own = line.own;
   const float* x[kSegments];
-  int lanes[kSegments];
-  bool whole = true;
+  const uint16_t* kept[kSegments];
+  uint32_t lanes[kSegments];
 #pragma GCC unroll 4
   for (int j = 0; j < kSegments; ++j) {
-    x[j] = line.x[j] + (begin - shift) * x_step;
-    lanes[j] = line.lanes[j];
-    whole &= lanes[j] == kSegment;
+    x[j] = line.x[j] + i * x_step;
+    kept[j] = kBits ? line.bits[j] + (line.lanes[j] != 0 ? i * bits_step : 0) : nullptr;
+    lanes[j] = (1u << line.lanes[j]) - 1;
   }
-  const float* y = line.y + (begin + kChunk) * line.y_step;
   int64_t nonzeros = 0, products = 0;
-  for (int64_t e = begin; e < end; ++e) {
-    const int64_t i = e - shift;
-    float* const out = to.x[e - begin];
+  for (int64_t c = 0; c < count; ++c) {
     uint64_t all = 0;
-    if (uint64_t(i) < uint64_t(columns)) {
 #pragma GCC unroll 4
-      for (int j = 0; j < kSegments; ++j) {
-        uint64_t bits;
+    for (int j = 0; j < kSegments; ++j) {
+      uint64_t bits;
 #if defined(GOSSAMER_AVX512)
-        const __m512i v = _mm512_maskz_loadu_epi32(__mmask16((1u << lanes[j]) - 1), x[j]);
-        _mm512_store_si512(out + j * kSegment, v);
-        bits = _mm512_test_epi32_mask(v, _mm512_set1_epi32(0x7fffffff));
+      const __m512i v = _mm512_maskz_loadu_epi32(__mmask16(lanes[j]), x[j]);
+      _mm512_store_si512(out + j * kSegment, v);
+      bits = _mm512_test_epi32_mask(v, _mm512_set1_epi32(0x7fffffff));
 #else
-        if (whole || lanes[j] == kSegment) {
-          for (int k = 0; k < kSegment; k += kF) store_lanes(out + j * kSegment + k, load_lanes(x[j] + k));
-          bits = nonzero_bits<kSegment>(x[j]);
-        } else {
-          for (int k = 0; k < lanes[j]; ++k) out[j * kSegment + k] = x[j][k];
-          bits = nonzero_bits_first(x[j], lanes[j]);
-        }
-#endif
-        if (have_bits && lanes[j] != 0) bits &= line.bits[j][i * line.bits_step];
-        all |= bits << (j * kSegment);
-        __builtin_prefetch(x[j] + kChunk * x_step);
+      if (lanes[j] == 0xffff) {
+        for (int k = 0; k < kSegment; k += kF) store_lanes(out + j * kSegment + k, load_lanes(x[j] + k));
+        bits = nonzero_bits<kSegment>(x[j]);
+      } else {
+        const int few = __builtin_popcount(lanes[j]);
+        for (int k = 0; k < few; ++k) out[j * kSegment + k] = x[j][k];
+        bits = nonzero_bits_first(x[j], few);
       }
-      const int64_t low = e < outs ? 0 : e - outs + 1, high = e + 1 < kTaps ? e + 1 : kTaps;
-      products += __builtin_popcountll(all) * (high - low);
-      nonzeros += __builtin_popcountll(all & own);
+#endif
+      if constexpr (kBits) {
+        bits &= *kept[j];
+        kept[j] += lanes[j] != 0 ? bits_step : 0;
+      }
+      all |= bits << (j * kSegment);
+      __builtin_prefetch(x[j] + kChunk * x_step);
+      x[j] += x_step;
     }
-#pragma GCC unroll 8
+#pragma GCC unroll 16
     for (int l = 0; l < kLines; ++l) __builtin_prefetch(y + l * 16, 1);
-    to.bits[e - begin] = all;
-    y += line.y_step;
-#pragma GCC unroll 4
-    for (int j = 0; j < kSegments; ++j) x[j] += x_step;
+    y += y_step;
+    bits_out[c] = all;
+    products += __builtin_popcountll(all);
+    nonzeros += __builtin_popcountll(all & own);
+    out += kMostSegments * kSegment;
   }
   line.nonzeros += nonzeros;
-  line.products += products;
+  line.products += products * line.taps;
+}
+
+// Reads the input columns of steps [begin, end) and counts them.
+template <int kSegments, int kLines>
+[[gnu::noinline]] void read_columns(Line& line, int64_t begin, int64_t end, Columns& to) {
+  int64_t e = begin;
+  for (; e < end && e < line.shift; ++e) to.bits[e - begin] = 0;
+  const int64_t until = least(end, line.columns + line.shift);
+  if (until > e) {
+    const float* const y = line.y + (e + kChunk) * line.y_step;
+    (line.bits[0] != nullptr ? read_some<kSegments, kLines, true> : read_some<kSegments, kLines, false>)(
+        line, e - line.shift, until - e, y, to.x[e - begin], &to.bits[e - begin]);
+    // At both ends of a line some taps lead outside.
+    for (int64_t i = e; i < until && i < line.taps - 1; ++i)
+      line.products -= __builtin_popcountll(to.bits[i - begin]) * (line.taps - 1 - i);
+    for (int64_t i = e < line.outs ? line.outs : e; i < until; ++i)
+      line.products -= __builtin_popcountll(to.bits[i - begin]) * (i - line.outs + 1);
+    e = until;
+  }
+  for (; e < end; ++e) to.bits[e - begin] = 0;
 }
 
 template <int kTaps, int kGroups, int kVectors>
@@ -287,7 +305,7 @@ void sweep_line(Line& line) {
     const int64_t end = least(steps, begin + kChunk);
     const int64_t entering = least(end, line.outs), leaving = begin > kTaps - 1 ? begin - kTaps + 1 : 0;
     const int64_t left = end - kTaps + 1;  // output columns [leaving, left) leave in this chunk
-    read_columns<kTaps, kSegments, (kOuts + 15) / 16>(line, begin, end, columns);
+    read_columns<kSegments, (kOuts + 15) / 16>(line, begin, end, columns);
     if (!whole && !line.first)
       for (int64_t o = begin; o < entering; ++o) memcpy(room + (o - begin) * kOuts, line.y + o * line.y_step, width);
     float* const y = whole ? line.y : room - begin * kOuts;

@@ -143,11 +143,12 @@ SweepLine sweep_line_of(int taps, int step, int64_t groups, int64_t vectors) {
   return nullptr;
 }
 
-// Groups of outputs that share a broadcast: as many as fill the registers.
+// Groups of outputs that share a broadcast. More of them mean fewer segments for a panel that stays in L1, so that y is
+// read and written more often, which costs more than the broadcasts.
 int64_t groups_together(const Sweep& sweep, const Packing& packing) {
   if (packing.vectors < 3) return 1;
 #if defined(GOSSAMER_AVX512)
-  const int64_t most = sweep.taps == 1 ? 4 : sweep.taps == 2 && sweep.step == 2 ? 2 : 1;
+  const int64_t most = sweep.taps == 1 || sweep.step == 2 ? 2 : 1;
 #elif defined(GOSSAMER_AVX2)
   const int64_t most = sweep.taps == 1 ? 3 : 1;
 #else
@@ -315,6 +316,13 @@ void run_sweep(const Conv& conv, const Tensors& t, const Packing& packing, const
       const int64_t out = l * conv.ow + sweep.y0;
       line.y = t.y + out * conv.out + at;
       line.y_bits = t.y_bits == nullptr ? nullptr : t.y_bits + out * y_bytes + at / 8;
+      if (panel + 1 < panels) {  // the next panel comes to L2, a share with every line
+        const float* const next = line.w + together * kSegment * line.w_row;
+        const int64_t share = ceil_div(together * kSegment * line.w_row, end - begin);
+        const int64_t from = (i - begin) * share, to = least(from + share, together * kSegment * line.w_row);
+        for (int64_t g = 0; g < groups; ++g)
+          for (int64_t f = from; f < to; f += 16) __builtin_prefetch(next + g * line.w_group + f, 0, 2);
+      }
       kernel(line);
     }
   }

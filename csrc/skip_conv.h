@@ -14,13 +14,7 @@ namespace {
 constexpr int kSegment = 16;      // channels of a segment: one row of x under one row of the kernel
 constexpr int kMostSegments = 4;  // 64 bits
 constexpr int kMostTaps = 3;
-#if defined(GOSSAMER_AVX512)
-constexpr int kMostGroups = 4;
-#elif defined(GOSSAMER_AVX2)
-constexpr int kMostGroups = 3;
-#else
-constexpr int kMostGroups = 2;
-#endif
+constexpr int kMostGroups = kWidth == 32 ? 3 : 2;
 constexpr int kLeastVectors = kWidth >= 32 ? 1 : 2;  // the bits of one vector of four would be half a byte
 constexpr int kMostVectors = 4;
 constexpr int kF = kLanes<float>;
@@ -38,9 +32,9 @@ constexpr int segments_of(int vectors) {
   return fit < 1 ? 1 : fit > kMostSegments ? kMostSegments : fit;
 }
 
-// Columns that are read together, and asked for ahead. Past the end of a row lies the next one, in the order in which
-// lines are taken.
-constexpr int kChunk = 8;
+// Columns that are read together at most: all of a line of seven. x is asked for two such chunks ahead, y one. Past the
+// end of a row lies the next one, in the order in which lines are taken.
+constexpr int kChunk = 10;
 
 // One line: input columns i in [0, columns) and output columns o in [0, outs), where tap t takes i to o = i + shift - t.
 // In step e of outs + taps - 1, input column e - shift is met, output column e enters and e - taps + 1 leaves.
@@ -69,10 +63,9 @@ struct Columns {
 };
 
 // Reads `count` columns from input column i on, all of which exist.
-template <int kSegments, int kLines, bool kBits>
-[[gnu::always_inline]] inline void read_some(Line& line, int64_t i, int64_t count, const float* y, float* out,
-                                             uint64_t* bits_out) {
-  const int64_t x_step = line.x_step, y_step = line.y_step, bits_step = line.bits_step;
+template <int kSegments, bool kBits>
+[[gnu::always_inline]] inline void read_some(Line& line, int64_t i, int64_t count, float* out, uint64_t* bits_out) {
+  const int64_t x_step = line.x_step, bits_step = line.bits_step;
   const uint64_t own = line.own;
   const float* x[kSegments];
   const uint16_t* kept[kSegments];
@@ -108,12 +101,8 @@ template <int kSegments, int kLines, bool kBits>
         kept[j] += lanes[j] != 0 ? bits_step : 0;
       }
       all |= bits << (j * kSegment);
-      __builtin_prefetch(x[j] + kChunk * x_step);
       x[j] += x_step;
     }
-#pragma GCC unroll 16
-    for (int l = 0; l < kLines; ++l) __builtin_prefetch(y + l * 16, 1);
-    y += y_step;
     bits_out[c] = all;
     products += __builtin_popcountll(all);
     nonzeros += __builtin_popcountll(all & own);
@@ -124,15 +113,14 @@ template <int kSegments, int kLines, bool kBits>
 }
 
 // Reads the input columns of steps [begin, end) and counts them.
-template <int kSegments, int kLines>
+template <int kSegments>
 [[gnu::noinline]] void read_columns(Line& line, int64_t begin, int64_t end, Columns& to) {
   int64_t e = begin;
   for (; e < end && e < line.shift; ++e) to.bits[e - begin] = 0;
   const int64_t until = least(end, line.columns + line.shift);
   if (until > e) {
-    const float* const y = line.y + (e + kChunk) * line.y_step;
-    (line.bits[0] != nullptr ? read_some<kSegments, kLines, true> : read_some<kSegments, kLines, false>)(
-        line, e - line.shift, until - e, y, to.x[e - begin], &to.bits[e - begin]);
+    (line.bits[0] != nullptr ? read_some<kSegments, true> : read_some<kSegments, false>)(
+        line, e - line.shift, until - e, to.x[e - begin], &to.bits[e - begin]);
     // At both ends of a line some taps lead outside.
     for (int64_t i = e; i < until && i < line.taps - 1; ++i)
       line.products -= __builtin_popcountll(to.bits[i - begin]) * (line.taps - 1 - i);
@@ -192,14 +180,17 @@ struct Outs {
   int64_t from_step, to_step;
 };
 
-// Steps of a sweep. kInner: all taps lead inside; otherwise [low, high) of each step do.
-template <int kTaps, int kStep, int kGroups, int kVectors, bool kInner>
-[[gnu::noinline]] void make_steps(const Line& line, const Columns& columns, int64_t chunk, int64_t begin, int64_t end,
-                                  Outs at, Sums<kTaps, kGroups, kVectors>& kept) {
+// Steps [begin, end) of a sweep; `columns` and the sums are those of step `begin`.
+template <int kTaps, int kStep, int kGroups, int kVectors>
+[[gnu::noinline]] void make_steps(const Line& line, const Columns& columns, int64_t begin, int64_t end, Outs at,
+                                  Sums<kTaps, kGroups, kVectors>& kept) {
+  constexpr int kSegments = segments_of(kTaps * kGroups * kVectors);
   const float* const w = line.w;
   const int64_t w_row = line.w_row, w_group = line.w_group, outs = line.outs;
-  const float* x = columns.x[begin - chunk];
-  const uint64_t* bits = &columns.bits[begin - chunk];
+  const float* x = columns.x[0];
+  const uint64_t* bits = columns.bits;
+  const float* y_ahead = line.y + (begin + kChunk) * line.y_step;
+  int64_t x_ahead = (begin - line.shift + 2 * kChunk) * line.x_step;
   Sums<kTaps, kGroups, kVectors> sums;
 #define GOSSAMER_EACH(count) \
   _Pragma("GCC unroll 4") for (int t = 0; t < (count); ++t) \
@@ -207,15 +198,22 @@ template <int kTaps, int kStep, int kGroups, int kVectors, bool kInner>
   _Pragma("GCC unroll 4") for (int v = 0; v < kVectors; ++v)
   GOSSAMER_EACH(kTaps) sums[t][g][v] = kept[t][g][v];
   for (int64_t e = begin; e < end; ++e, ++bits, x += kMostSegments * kSegment) {
-    if (kInner || e < outs) {  // a column enters
+    if (kTaps == 1 || e < outs) {  // a column enters
       GOSSAMER_EACH(1) sums[t][g][v] = load_lanes(at.from + (g * kVectors + v) * kF);
     }
     at.from += at.from_step;
+#pragma GCC unroll 4
+    for (int j = 0; j < kSegments; ++j)
+      __builtin_prefetch(line.x[j] + x_ahead, 0, kTaps == 1 ? 3 : 2);
+#pragma GCC unroll 16
+    for (int l = 0; l < kGroups * kVectors * kF; l += 16) __builtin_prefetch(y_ahead + l, 1);
+    x_ahead += line.x_step;
+    y_ahead += line.y_step;
 #define GOSSAMER_TAPS(low, high) \
   accumulate<kTaps, kStep, kGroups, kVectors, low, high>(*bits, x, w, w_row, w_group, sums)
-    if constexpr (kInner) {
+    if (kTaps == 1 || (e >= kTaps - 1 && e < outs)) {
       GOSSAMER_TAPS(0, kTaps);
-    } else {
+    } else {  // at both ends of a line some taps lead outside
       const int64_t low = e < outs ? 0 : e - outs + 1, high = e + 1 < kTaps ? e + 1 : kTaps;
       if constexpr (kTaps >= 2) {
         if (low == 0 && high == 1) GOSSAMER_TAPS(0, 1);
@@ -228,7 +226,7 @@ template <int kTaps, int kStep, int kGroups, int kVectors, bool kInner>
       }
     }
 #undef GOSSAMER_TAPS
-    if (kInner || e >= kTaps - 1) {  // a column leaves
+    if (e >= kTaps - 1) {  // a column leaves
       GOSSAMER_EACH(1) store_lanes(at.to + (g * kVectors + v) * kF, sums[kTaps - 1][g][v]);
     }
     at.to += at.to_step;
@@ -239,7 +237,9 @@ template <int kTaps, int kStep, int kGroups, int kVectors, bool kInner>
 #pragma GCC unroll 4
         for (int v = 0; v < kVectors; ++v) sums[t][g][v] = sums[t - 1][g][v];
   }
-  GOSSAMER_EACH(kTaps) kept[t][g][v] = sums[t][g][v];
+  if (kTaps > 1 && end < outs + kTaps - 1) {
+    GOSSAMER_EACH(kTaps) kept[t][g][v] = sums[t][g][v];
+  }
 #undef GOSSAMER_EACH
 }
 
@@ -301,25 +301,20 @@ void sweep_line(Line& line) {
   }
   if (!whole) memset(room, 0, sizeof(room));  // columns that are narrower than the sums stay here for a chunk
   const int64_t steps = line.outs + kTaps - 1;
-  for (int64_t begin = 0; begin < steps; begin += kChunk) {
-    const int64_t end = least(steps, begin + kChunk);
+  const int64_t chunk = ceil_div(steps, ceil_div(steps, kChunk));
+  for (int64_t begin = 0, end; begin < steps; begin = end) {
+    end = least(steps, begin + chunk);
     const int64_t entering = least(end, line.outs), leaving = begin > kTaps - 1 ? begin - kTaps + 1 : 0;
     const int64_t left = end - kTaps + 1;  // output columns [leaving, left) leave in this chunk
-    read_columns<kSegments, (kOuts + 15) / 16>(line, begin, end, columns);
+    read_columns<kSegments>(line, begin, end, columns);
     if (!whole && !line.first)
       for (int64_t o = begin; o < entering; ++o) memcpy(room + (o - begin) * kOuts, line.y + o * line.y_step, width);
     float* const y = whole ? line.y : room - begin * kOuts;
     const int64_t y_step = whole ? line.y_step : kOuts;
-    for (int64_t e = begin; e < end;) {
-      const bool inner = e >= kTaps - 1 && e < line.outs;
-      const int64_t until = least(end, inner ? line.outs : e < line.outs ? kTaps - 1 : end);
-      // What leaves lies behind what enters: in its place, or, in the room, in front of it.
-      const Outs at = {line.first ? bias : y + e * y_step, whole ? y + (e - kTaps + 1) * y_step : y + e * y_step,
-                       line.first ? 0 : y_step, y_step};
-      (inner ? make_steps<kTaps, kStep, kGroups, kVectors, true> : make_steps<kTaps, kStep, kGroups, kVectors, false>)(
-          line, columns, begin, e, until, at, sums);
-      e = until;
-    }
+    // What leaves lies behind what enters: in its place, or, in the room, in front of it.
+    const Outs at = {line.first ? bias : y + begin * y_step, whole ? y + (begin - kTaps + 1) * y_step : room,
+                     line.first ? 0 : y_step, y_step};
+    make_steps<kTaps, kStep, kGroups, kVectors>(line, columns, begin, end, at, sums);
     for (int64_t o = leaving; o < left; ++o) {
       float* const done = whole ? line.y + o * line.y_step : room + (o + kTaps - 1 - begin) * kOuts;
       if (line.last && line.relu)

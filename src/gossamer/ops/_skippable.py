@@ -10,6 +10,7 @@ from torch._subclasses import FakeTensor
 from torch._subclasses.functional_tensor import FunctionalTensor
 
 from gossamer.ops._arguments import FLOATS
+from gossamer.ops._constant import constant_in_graphs
 from gossamer.ops._register import Backend, check_backend
 from gossamer.planner import Site
 from gossamer.planner import site as site_of
@@ -111,7 +112,7 @@ def _check_backend_can(
         raise RuntimeError(f"backend={backend!r} computes in x's dtype: leave autocast for this call")
 
 
-@torch.compiler.assume_constant_result
+@constant_in_graphs
 def _refuse(key: int, reason: str) -> bool:
     """Tell the site, also while a graph is being made: a reason is one of shapes, dtypes and options."""
     site_of(key).refuse(reason)

@@ -11,6 +11,8 @@ from statistics import NormalDist
 import torch
 from torch import Tensor
 
+from gossamer.ops._constant import constant_in_graphs
+
 
 def statistical_topk(x: Tensor, k: int, *, dim: int = -1) -> Tensor:
     """max(x - t, 0) along `dim`, with the threshold t that about k entries exceed. Differentiable to any order.
@@ -70,6 +72,6 @@ def check_k(k: int) -> None:
         raise ValueError(f"k must be at least 1, got {k}")
 
 
-@torch.compiler.assume_constant_result
+@constant_in_graphs
 def _quantile(k: int, d: int) -> float:
     return NormalDist().inv_cdf(1 - k / d)

@@ -1,11 +1,14 @@
 """Convolutions and linears that skip run-time zeros: the measured rows behind docs/convolutions.md
 and, for decoding, docs/activations.md."""
 
-from gossamer.bench.conv import decode, gemv, kernels, linear, quality
+from gossamer.bench.conv import auto, decode, gemv, kernels, linear, networks, quality, training
 
 SECTIONS = {
     "kernels": kernels.rows,
     "linear": linear.rows,
+    "auto": auto.rows,
+    "networks": networks.rows,
+    "training": training.rows,
     "gemv": gemv.rows,
     "decode": decode.rows,
     "quality": quality.rows,

@@ -1,0 +1,64 @@
+"""A layer's whole step with `skip="auto"`: does the choice cost anything where there is nothing to skip?
+
+Forward and backward of one convolution through autograd, operands and weights as in training: x and dy hold the same
+share of zeros.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+import gossamer as gs
+from gossamer.bench import Settings
+from gossamer.bench.conv.compare import CHANNELS_LAST, CONTIGUOUS, Calls, against, best_of
+from gossamer.bench.conv.layers import Layer, chosen, operand
+
+LEARN = 30  # calls before the clock starts: the site tries both ways on these
+
+
+def _step(conv: Callable[[Tensor, Tensor], Tensor], x: Tensor, dy: Tensor, weight: Tensor) -> Callable[[], Any]:
+    x, weight = x.detach().requires_grad_(), weight.detach().requires_grad_()
+    return lambda: torch.autograd.grad(conv(x, weight), (x, weight), dy)
+
+
+def candidates(layer: Layer, batch: int, zeros: float) -> Calls:
+    """A step by torch in both formats, by ours choosing, and by ours always skipping."""
+    x = operand(batch, layer.inputs, layer.side, zeros, "random", seed=1)
+    dy = operand(batch, layer.outputs, layer.out_side, zeros, "random", seed=2)
+    weight = layer.weight()
+    last = weight.contiguous(memory_format=torch.channels_last)
+    site = gs.planner.Site(layer.name)
+
+    def torch_conv(x: Tensor, weight: Tensor) -> Tensor:
+        return F.conv2d(x, weight, stride=layer.stride, padding=layer.padding)
+
+    def ours(x: Tensor, weight: Tensor, skip: str = "auto") -> Tensor:
+        return gs.ops.conv2d(x, weight, stride=layer.stride, padding=layer.padding, skip=skip, site=site)
+
+    return {
+        CHANNELS_LAST: _step(torch_conv, x, dy, last),
+        CONTIGUOUS: _step(torch_conv, x.contiguous(), dy.contiguous(), weight),
+        "auto": _step(ours, x, dy, last),
+        "skip always": _step(lambda x, w: gs.ops.conv2d(
+            x, w, stride=layer.stride, padding=layer.padding, skip="input"), x, dy, last),
+    }  # fmt: skip
+
+
+def rows(settings: Settings) -> list[dict[str, Any]]:
+    """One row per layer and share of zeros."""
+    out = []
+    for layer in chosen(settings):
+        best = ""
+        for zeros in (0.0, 0.9) if settings.quick else (0.0, 0.5, 0.9):
+            calls = candidates(layer, 2 if settings.quick else 16, zeros)
+            best = best or best_of(calls, (CHANNELS_LAST, CONTIGUOUS), settings)
+            for _ in range(2 if settings.quick else LEARN):
+                calls["auto"]()
+            calls = {name: calls[name] for name in (best, "auto", "skip always")}
+            out.append({"layer": layer.name, "zeros": zeros, **against(best, calls, settings, seconds=1.5)})
+    return out

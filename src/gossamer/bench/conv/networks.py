@@ -1,0 +1,124 @@
+"""Whole networks, training and inference steps, at the densities that SparseTrain's authors measured on ImageNet.
+
+Three copies of one network step in turn: torch in both memory formats, and ours, `gs.nn.skip_zeros` and nothing else
+changed. `calibrate` brought every ReLU to its share of zeros; the optimizer has a learning rate of zero, so that its
+work is done (and packed weights are stale after it) but the zeros stay. Every step is traced, so that the convolutions
+but the first, copies between layouts, and the rest are seen apart; the trace costs all three the same.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import gossamer as gs
+from gossamer.bench import Settings
+from gossamer.bench.conv import densities, split
+from gossamer.bench.conv.calibrate import calibrate, reached
+from gossamer.bench.conv.compare import CHANNELS_LAST, CONTIGUOUS
+from gossamer.bench.conv.images import photographs
+from gossamer.measure import Comparison, Row
+
+OURS = "gs.nn.skip_zeros"
+BATCH = {"vgg16_plain": 4, "resnet34": 8, "resnet50": 8, "fixup_resnet50": 8}
+LEARN = 10  # steps before the clock starts, in which the sites of ours try both ways
+
+Step = Callable[[], Any]
+
+
+def training_step(model: nn.Module, x: Tensor, y: Tensor, rate: float = 0.0) -> Step:
+    """Forward, backward, and SGD with momentum."""
+    optimizer = torch.optim.SGD(model.parameters(), lr=rate, momentum=0.9)
+    model.train()
+
+    def step() -> None:
+        optimizer.zero_grad()
+        F.cross_entropy(model(x), y).backward()
+        optimizer.step()
+
+    return step
+
+
+def inference_step(model: nn.Module, x: Tensor) -> Step:
+    model.eval()
+
+    def step() -> Tensor:
+        with torch.inference_mode():
+            return model(x)
+
+    return step
+
+
+def arms(model: nn.Module, x: Tensor) -> dict[str, tuple[nn.Module, Tensor, Any]]:
+    """Name -> network, its input in its layout, and the report of the conversion where there was one."""
+    last = x.contiguous(memory_format=torch.channels_last)
+    ours = copy.deepcopy(model)
+    report = gs.nn.skip_zeros(ours)
+    moved = copy.deepcopy(model).to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # not in torch's stubs
+    for net in (moved, model, ours):
+        split.mark(net)
+    return {CHANNELS_LAST: (moved, last, None), CONTIGUOUS: (model, x, None), OURS: (ours, last, report)}
+
+
+def rounds(steps: dict[str, Step], reps: int, learn: int) -> dict[str, list[dict[str, float]]]:
+    """Split times of every step, in turn, the order rotating; each torch arm has a control under "(control)"."""
+    for name, step in steps.items():
+        for _ in range(learn if name == OURS else 1):
+            step()
+    calls = {**steps, f"{CHANNELS_LAST} (control)": steps[CHANNELS_LAST], f"{CONTIGUOUS} (control)": steps[CONTIGUOUS]}
+    names = list(calls)
+    samples: dict[str, list[dict[str, float]]] = {name: [] for name in calls}
+    for rep in range(reps):
+        turn = rep % len(names)
+        for name in names[turn:] + names[:turn]:
+            samples[name].append(split.timed(calls[name]))
+    return samples
+
+
+def compare(samples: dict[str, list[dict[str, float]]], part: str) -> dict[str, Any]:
+    """One part of the step as a comparison: ratios over the faster of torch's formats in this part."""
+    times = {name: [max(s[part], 1e-9) for s in found] for name, found in samples.items()}
+    rows = {name: Row.of(name, t[0], t, t) for name, t in times.items()}
+    best = min((CHANNELS_LAST, CONTIGUOUS), key=lambda name: rows[name].median)
+    control = f"{best} (control)"
+    out = {name: Row.of(name, t[0], t, times[best]) for name, t in times.items()}
+    kept = tuple(out[name] for name in (CHANNELS_LAST, CONTIGUOUS, OURS))
+    return Comparison(best, kept, out[control]).to_dict()
+
+
+def row(name: str, mode: str, settings: Settings) -> dict[str, Any]:
+    """One network in one mode."""
+    batch, side = (2, 32) if settings.quick else (BATCH[name], 224)
+    zeros = densities.AUTHORS[name]
+    x, y = photographs(batch, side), torch.arange(batch) % 10
+    torch.manual_seed(0)
+    options = {"head": (64, 64)} if settings.quick and name == "vgg16_plain" else {}
+    model = gs.models.build(name, input_shape=(3, side, side), classes=1000, **options)
+    calibrate(model, x, zeros)
+    model.train(mode == "training")
+    found = reached(copy.deepcopy(model), x)
+    made = arms(model, x)
+    if mode == "training":
+        steps = {key: training_step(net, image, y) for key, (net, image, _) in made.items()}
+    else:
+        steps = {key: inference_step(net, image) for key, (net, image, _) in made.items()}
+    samples = rounds(steps, 1 if settings.quick else min(settings.reps, 5), 1 if settings.quick else LEARN)
+    return {
+        "network": name, "mode": mode, "batch": batch, "side": side,
+        "published": densities.PUBLISHED[name].get(mode), "zeros": sum(found) / len(found),
+        "conv": compare(samples, "conv"), "forward": compare(samples, "forward"),
+        **({"backward": compare(samples, "backward")} if mode == "training" else {}),
+        "split": {key: split.median(samples[key]) for key in steps},
+        "relus": [{"authors": wanted, "reached": got} for wanted, got in zip(zeros, found, strict=True)],
+        "sites": made[OURS][2].stats(), **compare(samples, "step"),
+    }  # fmt: skip
+
+
+def rows(settings: Settings) -> list[dict[str, Any]]:
+    """Every network in training, then in inference."""
+    return [row(name, mode, settings) for mode in ("training", "inference") for name in densities.AUTHORS]

@@ -1,0 +1,141 @@
+"""Training for real: the digits enlarged to 64 pixels, three copies from one seed stepping in turn on the same batches.
+
+Zeros are the network's own: every epoch a step that is not timed logs them for each convolution, in its input and in
+the gradient of its output. The gradients by inputs are timed in steps of their own, since torch computes them in one
+operator with those by weights. VGG-16 without BatchNorm and Fixup have zeros in both; ResNet-34 with BatchNorm is the
+control, whose gradients are dense. Losses of the three copies are compared step by step: torch's two memory formats
+differ from each other by rounding too.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import gossamer as gs
+from gossamer.bench import Settings
+from gossamer.bench.conv import split
+from gossamer.bench.conv.compare import CHANNELS_LAST, CONTIGUOUS
+from gossamer.bench.conv.images import digits
+from gossamer.bench.conv.networks import OURS, arms
+
+EXACT = 50  # steps over which the losses are compared
+RATE = {"vgg16_plain": 2e-4, "resnet34": 0.05, "fixup_resnet50": 0.05}
+STEPS = {"vgg16_plain": 60, "resnet34": 30, "fixup_resnet50": 30}  # of each of two epochs
+HEAD: dict[str, dict[str, Any]] = {"vgg16_plain": {"head": (512,)}}
+
+
+def log_zeros(model: nn.Module, x: Tensor, y: Tensor) -> list[dict[str, Any]]:
+    """Shares of zeros at every convolution in one step: of its input, and of the gradient of its output."""
+    out: list[dict[str, Any]] = []
+    handles = []
+
+    def watch(name: str) -> Any:
+        def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+            entry = {"layer": name, "x": 1 - float(inputs[0].count_nonzero()) / inputs[0].numel()}
+            out.append(entry)
+            output.register_hook(lambda dy: entry.update(dy=1 - float(dy.count_nonzero()) / dy.numel()))
+
+        return hook
+
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Conv2d):
+            handles.append(module.register_forward_hook(watch(name)))
+    F.cross_entropy(model(x), y).backward()
+    for handle in handles:
+        handle.remove()
+    model.zero_grad()
+    return out
+
+
+def _step(net: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor, y: Tensor, losses: list[float]) -> None:
+    optimizer.zero_grad()
+    loss = F.cross_entropy(net(x), y)
+    loss.backward()
+    optimizer.step()
+    losses.append(loss.item())
+
+
+def _by_input(net: nn.Module, x: Tensor, y: Tensor) -> float:
+    """Seconds of the convolutions' gradients by their inputs in one step, from steps in which no weight wants one."""
+    net.requires_grad_(False)
+    image = x.detach().requires_grad_()
+    found = [split.timed(lambda: F.cross_entropy(net(image), y).backward())["backward"] for _ in range(3)]
+    net.requires_grad_(True)
+    return sorted(found)[1]
+
+
+def _optimizer(name: str, model: nn.Module) -> torch.optim.Optimizer:
+    """SGD, but Adam where nothing normalises: with SGD, VGG-16 from such a start learns nothing for hundreds of steps."""
+    if name == "vgg16_plain":
+        return torch.optim.Adam(model.parameters(), lr=RATE[name], fused=True)
+    return torch.optim.SGD(model.parameters(), lr=RATE[name], momentum=0.9)
+
+
+def _accuracy(model: nn.Module, x: Tensor, y: Tensor) -> float:
+    model.eval()
+    with torch.inference_mode():
+        right = sum(int((model(a).argmax(1) == b).sum()) for a, b in zip(x.split(32), y.split(32), strict=True))
+    model.train()
+    return right / len(y)
+
+
+def row(name: str, settings: Settings) -> dict[str, Any]:
+    """One network trained three times."""
+    side, batch, epochs, limit = (32, 8, 1, 2) if settings.quick else (64, 16, 2, STEPS[name])
+    data = digits(side, seed=0)
+    torch.manual_seed(0)
+    model = gs.models.build(name, input_shape=(3, side, side), classes=10, **HEAD.get(name, {}))
+    for module in model.modules():  # its draws would differ from arm to arm
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+    made = arms(model, data.train_x[:1])
+    optimizers = {key: _optimizer(name, net.train()) for key, (net, _, _) in made.items()}
+    losses: dict[str, list[float]] = {key: [] for key in made}
+    samples: dict[str, list[dict[str, float]]] = {key: [] for key in made}
+    by_input = dict.fromkeys(made, 0.0)
+    zeros, step_number = [], 0
+    for epoch in range(epochs):
+        for i, (x, y) in enumerate(gs.data.batches(data.train_x, data.train_y, batch_size=batch, seed=0, epoch=epoch)):
+            if i == limit:
+                break
+            keys = list(made)
+            turn = step_number % len(keys)
+            for key in keys[turn:] + keys[:turn]:
+                layout = torch.contiguous_format if key == CONTIGUOUS else torch.channels_last
+                image = x.contiguous(memory_format=layout)
+                step = partial(_step, made[key][0], optimizers[key], image, y, losses[key])
+                samples[key].append(split.timed(step))
+            step_number += 1
+        for key, (net, _, _) in made.items():
+            layout = torch.contiguous_format if key == CONTIGUOUS else torch.channels_last
+            by_input[key] += _by_input(net, x.contiguous(memory_format=layout), y) * step_number / (epoch + 1)
+        zeros.append({"epoch": epoch, "layers": log_zeros(copy.deepcopy(made[CHANNELS_LAST][0]), x, y)})
+    seconds = {key: {part: sum(s[part] for s in found) for part in found[0]} for key, found in samples.items()}
+    for key, found in seconds.items():
+        found["by input"], found["by weight"] = by_input[key], found["backward"] - by_input[key]
+    best = min((CHANNELS_LAST, CONTIGUOUS), key=lambda key: seconds[key]["step"])
+
+    def apart(one: str, other: str) -> float:
+        return max(abs(a - b) for a, b in zip(losses[one][:EXACT], losses[other][:EXACT], strict=True))
+
+    accuracy = {key: _accuracy(net, data.test_x, data.test_y) for key, (net, _, _) in made.items()}
+    return {
+        "network": name, "batch": batch, "side": side, "steps": step_number, "seconds": seconds, "best": best,
+        "speedup": seconds[best]["step"] / seconds[OURS]["step"],
+        "conv_speedup": seconds[best]["conv"] / seconds[OURS]["conv"],
+        "loss_first": losses[OURS][0], "loss_last": math.fsum(losses[OURS][-5:]) / len(losses[OURS][-5:]),
+        "loss_apart": apart(OURS, CHANNELS_LAST), "loss_apart_torch": apart(CONTIGUOUS, CHANNELS_LAST),
+        "losses": losses, "accuracy": accuracy, "zeros": zeros, "sites": made[OURS][2].stats(),
+    }  # fmt: skip
+
+
+def rows(settings: Settings) -> list[dict[str, Any]]:
+    """One row per network. All steps count, also those in which ours learns."""
+    return [row(name, settings) for name in RATE]

@@ -120,6 +120,10 @@ def training(rows: Rows) -> str:
             [
                 row["network"], str(row["steps"]), f"{seconds[best]['step']:.1f}", f"{seconds[OURS]['step']:.1f}",
                 f"{row['speedup']:.2f}x", f"{row['conv_speedup']:.2f}x", parts(best), parts(OURS),
+                *(
+                    f"{row['same_weights'][key]['loss']:.0e}, {row['same_weights'][key]['gradient']:.0e}"
+                    for key in (OURS, CONTIGUOUS)
+                ),
                 f"{row['loss_apart']:.1e}", f"{row['loss_apart_torch']:.1e}",
                 f"{row['loss_first']:.2f} to {row['loss_last']:.2f}",
                 f"{row['accuracy'][best]:.1%}", f"{row['accuracy'][OURS]:.1%}",

@@ -127,11 +127,14 @@ def test_the_zeros_of_a_training_step_are_logged_for_every_convolution():
 
 def test_networks_and_training_run_on_toy_sizes_and_write_rows(tmp_path, monkeypatch):
     monkeypatch.setattr(densities, "AUTHORS", {"vgg16_plain": densities.AUTHORS["vgg16_plain"]})
-    monkeypatch.setattr(training, "RATE", {"vgg16_plain": 0.01})
+    monkeypatch.setattr(training, "RATE", {"vgg16_plain": 0.003})
     path = tmp_path / "conv.json"
     gs.bench.run("conv", Settings(quick=True, reps=1, only=("auto", "networks", "training")), path)
     sections = {name: found["rows"] for name, found in json.loads(path.read_text())["sections"].items()}
     assert {row["mode"] for row in sections["networks"]} == {"training", "inference"}
     (trained,) = sections["training"]
     assert trained["loss_apart"] < 1e-3 and trained["steps"] == 2
+    for found in trained["same_weights"].values():
+        # A ReLU whose input is within rounding (1e-7) of zero may flip; sqrt(1e-7) of the gradient's norm goes with it.
+        assert found["loss"] < 1e-5 and found["gradient"] < 3e-3
     assert trained["zeros"][0]["layers"][1]["x"] > 0

@@ -37,16 +37,18 @@ def candidates(layer: Layer, batch: int, zeros: float) -> Calls:
     def torch_conv(x: Tensor, weight: Tensor) -> Tensor:
         return F.conv2d(x, weight, stride=layer.stride, padding=layer.padding)
 
-    def ours(x: Tensor, weight: Tensor, skip: str = "auto") -> Tensor:
-        return gs.ops.conv2d(x, weight, stride=layer.stride, padding=layer.padding, skip=skip, site=site)
+    def auto(x: Tensor, weight: Tensor) -> Tensor:
+        return gs.ops.conv2d(x, weight, stride=layer.stride, padding=layer.padding, site=site)
+
+    def always(x: Tensor, weight: Tensor) -> Tensor:
+        return gs.ops.conv2d(x, weight, stride=layer.stride, padding=layer.padding, skip="input")
 
     return {
         CHANNELS_LAST: _step(torch_conv, x, dy, last),
         CONTIGUOUS: _step(torch_conv, x.contiguous(), dy.contiguous(), weight),
-        "auto": _step(ours, x, dy, last),
-        "skip always": _step(lambda x, w: gs.ops.conv2d(
-            x, w, stride=layer.stride, padding=layer.padding, skip="input"), x, dy, last),
-    }  # fmt: skip
+        "auto": _step(auto, x, dy, last),
+        "skip always": _step(always, x, dy, last),
+    }
 
 
 def rows(settings: Settings) -> list[dict[str, Any]]:

@@ -3,8 +3,10 @@
 Zeros are the network's own: every epoch a step that is not timed logs them for each convolution, in its input and in
 the gradient of its output. The gradients by inputs are timed in steps of their own, since torch computes them in one
 operator with those by weights. VGG-16 without BatchNorm and Fixup have zeros in both; ResNet-34 with BatchNorm is the
-control, whose gradients are dense. Losses of the three copies are compared step by step: torch's two memory formats
-differ from each other by rounding too.
+control, whose gradients are dense. Losses of the three copies are compared step by step. Training doubles a difference
+every few steps, and torch's two memory formats differ by rounding too; so every tenth step is also done by torch at the
+weights of ours, which shows the difference that skipping makes by itself. (What is left of it in the gradient are the
+few ReLUs whose input rounds to the other side of zero.)
 """
 
 from __future__ import annotations
@@ -25,8 +27,8 @@ from gossamer.bench.conv.compare import CHANNELS_LAST, CONTIGUOUS
 from gossamer.bench.conv.images import digits
 from gossamer.bench.conv.networks import OURS, arms
 
-EXACT = 50  # steps over which the losses are compared
-RATE = {"vgg16_plain": 2e-4, "resnet34": 0.05, "fixup_resnet50": 0.05}
+EXACT, CHECK = 50, 10  # losses are compared over the first 50 steps; every 10th of them also at the same weights
+RATE = {"vgg16_plain": 0.003, "resnet34": 0.05, "fixup_resnet50": 0.05}
 STEPS = {"vgg16_plain": 60, "resnet34": 30, "fixup_resnet50": 30}  # of each of two epochs
 HEAD: dict[str, dict[str, Any]] = {"vgg16_plain": {"head": (512,)}}
 
@@ -62,6 +64,23 @@ def _step(net: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor, y: Tensor
     losses.append(loss.item())
 
 
+def _apart(net: nn.Module, dense: nn.Module, x: Tensor, y: Tensor) -> tuple[float, float]:
+    """At the weights of `net`, with all zeros skipped: how far its loss is from that of `dense`, and its gradient, as a
+    share of the norm."""
+    net, dense = copy.deepcopy(net), copy.deepcopy(dense)
+    dense.load_state_dict(net.state_dict())
+    for module in net.modules():
+        if isinstance(module, (gs.nn.Conv2d, gs.nn.Linear)):
+            module.skip = "input"  # a copy would first learn, by dense calls
+    losses = [F.cross_entropy(each(x), y) for each in (net, dense)]
+    for loss in losses:
+        loss.backward()
+    ours, theirs = (
+        torch.cat([p.grad.flatten() for p in each.parameters() if p.grad is not None]) for each in (net, dense)
+    )
+    return abs(losses[0].item() - losses[1].item()), float((ours - theirs).norm() / theirs.norm())
+
+
 def _by_input(net: nn.Module, x: Tensor, y: Tensor) -> float:
     """Seconds of the convolutions' gradients by their inputs in one step, from steps in which no weight wants one."""
     net.requires_grad_(False)
@@ -71,11 +90,14 @@ def _by_input(net: nn.Module, x: Tensor, y: Tensor) -> float:
     return sorted(found)[1]
 
 
-def _optimizer(name: str, model: nn.Module) -> torch.optim.Optimizer:
-    """SGD, but Adam where nothing normalises: with SGD, VGG-16 from such a start learns nothing for hundreds of steps."""
-    if name == "vgg16_plain":
-        return torch.optim.Adam(model.parameters(), lr=RATE[name], fused=True)
-    return torch.optim.SGD(model.parameters(), lr=RATE[name], momentum=0.9)
+def _start(model: nn.Module) -> None:
+    """Hidden layers of the head as He starts them, which VGG-16 needs to learn at all; no dropout, whose draws would
+    differ from copy to copy."""
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        elif isinstance(module, nn.Linear) and module.weight.any():  # Fixup's starts at zero
+            nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
 
 
 def _accuracy(model: nn.Module, x: Tensor, y: Tensor) -> float:
@@ -92,19 +114,24 @@ def row(name: str, settings: Settings) -> dict[str, Any]:
     data = digits(side, seed=0)
     torch.manual_seed(0)
     model = gs.models.build(name, input_shape=(3, side, side), classes=10, **HEAD.get(name, {}))
-    for module in model.modules():  # its draws would differ from arm to arm
-        if isinstance(module, nn.Dropout):
-            module.p = 0.0
+    _start(model)
     made = arms(model, data.train_x[:1])
-    optimizers = {key: _optimizer(name, net.train()) for key, (net, _, _) in made.items()}
+    optimizers = {
+        key: torch.optim.SGD(net.train().parameters(), lr=RATE[name], momentum=0.9) for key, (net, _, _) in made.items()
+    }
     losses: dict[str, list[float]] = {key: [] for key in made}
     samples: dict[str, list[dict[str, float]]] = {key: [] for key in made}
     by_input = dict.fromkeys(made, 0.0)
     zeros, step_number = [], 0
+    same_weights: dict[str, list[tuple[float, float]]] = {OURS: [], CONTIGUOUS: []}
     for epoch in range(epochs):
         for i, (x, y) in enumerate(gs.data.batches(data.train_x, data.train_y, batch_size=batch, seed=0, epoch=epoch)):
             if i == limit:
                 break
+            if step_number < EXACT and step_number % CHECK == 0:
+                image = x.contiguous(memory_format=torch.channels_last)
+                for key, found in same_weights.items():
+                    found.append(_apart(made[key][0], made[CHANNELS_LAST][0], image, y))
             keys = list(made)
             turn = step_number % len(keys)
             for key in keys[turn:] + keys[:turn]:
@@ -125,13 +152,18 @@ def row(name: str, settings: Settings) -> dict[str, Any]:
     def apart(one: str, other: str) -> float:
         return max(abs(a - b) for a, b in zip(losses[one][:EXACT], losses[other][:EXACT], strict=True))
 
-    accuracy = {key: _accuracy(net, data.test_x, data.test_y) for key, (net, _, _) in made.items()}
+    tested = 16 if settings.quick else len(data.test_y)
+    accuracy = {key: _accuracy(net, data.test_x[:tested], data.test_y[:tested]) for key, (net, _, _) in made.items()}
     return {
         "network": name, "batch": batch, "side": side, "steps": step_number, "seconds": seconds, "best": best,
         "speedup": seconds[best]["step"] / seconds[OURS]["step"],
         "conv_speedup": seconds[best]["conv"] / seconds[OURS]["conv"],
         "loss_first": losses[OURS][0], "loss_last": math.fsum(losses[OURS][-5:]) / len(losses[OURS][-5:]),
         "loss_apart": apart(OURS, CHANNELS_LAST), "loss_apart_torch": apart(CONTIGUOUS, CHANNELS_LAST),
+        "same_weights": {
+            key: {"loss": max(loss for loss, _ in found), "gradient": max(gradient for _, gradient in found)}
+            for key, found in same_weights.items()
+        },
         "losses": losses, "accuracy": accuracy, "zeros": zeros, "sites": made[OURS][2].stats(),
     }  # fmt: skip
 

@@ -145,8 +145,8 @@ def row(name: str, settings: Settings) -> dict[str, Any]:
             by_input[key] += _by_input(net, x.contiguous(memory_format=layout), y) * step_number / (epoch + 1)
         zeros.append({"epoch": epoch, "layers": log_zeros(copy.deepcopy(made[CHANNELS_LAST][0]), x, y)})
     seconds = {key: {part: sum(s[part] for s in found) for part in found[0]} for key, found in samples.items()}
-    for key, found in seconds.items():
-        found["by input"], found["by weight"] = by_input[key], found["backward"] - by_input[key]
+    for key, spent in seconds.items():
+        spent["by input"], spent["by weight"] = by_input[key], spent["backward"] - by_input[key]
     best = min((CHANNELS_LAST, CONTIGUOUS), key=lambda key: seconds[key]["step"])
 
     def apart(one: str, other: str) -> float:

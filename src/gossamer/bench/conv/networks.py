@@ -26,6 +26,10 @@ from gossamer.measure import Comparison, Row
 
 OURS = "gs.nn.skip_zeros"
 BATCH = {"vgg16_plain": 4, "resnet34": 8, "resnet50": 8, "fixup_resnet50": 8}
+TOY: dict[str, dict[str, Any]] = {
+    "vgg16_plain": {"head": (64, 64)}, "resnet34": {"width": 16}, "resnet50": {"width": 8},
+    "fixup_resnet50": {"width": 8},
+}  # fmt: skip
 LEARN = 10  # steps before the clock starts, in which the sites of ours try both ways
 
 Step = Callable[[], Any]
@@ -97,7 +101,7 @@ def row(name: str, mode: str, settings: Settings) -> dict[str, Any]:
     zeros = densities.AUTHORS[name]
     x, y = photographs(batch, side), torch.arange(batch) % 10
     torch.manual_seed(0)
-    options = {"head": (64, 64)} if settings.quick and name == "vgg16_plain" else {}
+    options = TOY[name] if settings.quick else {}
     model = gs.models.build(name, input_shape=(3, side, side), classes=1000, **options)
     calibrate(model, x, zeros)
     model.train(mode == "training")

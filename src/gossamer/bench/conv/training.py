@@ -25,12 +25,11 @@ from gossamer.bench import Settings
 from gossamer.bench.conv import split
 from gossamer.bench.conv.compare import CHANNELS_LAST, CONTIGUOUS
 from gossamer.bench.conv.images import digits
-from gossamer.bench.conv.networks import OURS, arms
+from gossamer.bench.conv.networks import OURS, TOY, arms
 
 EXACT, CHECK = 50, 10  # losses are compared over the first 50 steps; every 10th of them also at the same weights
 RATE = {"vgg16_plain": 0.003, "resnet34": 0.05, "fixup_resnet50": 0.05}
 STEPS = {"vgg16_plain": 60, "resnet34": 30, "fixup_resnet50": 30}  # of each of two epochs
-HEAD: dict[str, dict[str, Any]] = {"vgg16_plain": {"head": (512,)}}
 
 
 def log_zeros(model: nn.Module, x: Tensor, y: Tensor) -> list[dict[str, Any]]:
@@ -112,8 +111,9 @@ def row(name: str, settings: Settings) -> dict[str, Any]:
     """One network trained three times."""
     side, batch, epochs, limit = (32, 8, 1, 2) if settings.quick else (64, 16, 2, STEPS[name])
     data = digits(side, seed=0)
+    options = TOY[name] if settings.quick else {"head": (512,)} if name == "vgg16_plain" else {}
     torch.manual_seed(0)
-    model = gs.models.build(name, input_shape=(3, side, side), classes=10, **HEAD.get(name, {}))
+    model = gs.models.build(name, input_shape=(3, side, side), classes=10, **options)
     _start(model)
     made = arms(model, data.train_x[:1])
     optimizers = {

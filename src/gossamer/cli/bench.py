@@ -53,13 +53,18 @@ def run(config: Bench) -> None:
 
 def _line(row: dict[str, Any]) -> str:
     """One row for a terminal: its plain fields, then each candidate's ratio to the baseline."""
-    parts = [f"{key}={_short(value)}" for key, value in row.items() if isinstance(value, (str, int, float, list))
-             and key not in ("rows", "baseline")]  # fmt: skip
+    parts = [f"{key}={_short(value)}" for key, value in row.items() if key not in ("rows", "baseline")
+             and (isinstance(value, (str, int, float)) or _plain(value))]  # fmt: skip
     for entry in row.get("rows", []):
         parts.append(f"{entry['name']} {entry['median'] * 1e3:.2f} ms ({entry['ratio']:.2f}x)")
     if "control" in row and isinstance(row["control"], dict):
         parts.append(f"A/A {row['control']['ratio']:.2f}x")
     return "  ".join(parts)
+
+
+def _plain(value: Any) -> bool:
+    """A short list of numbers, such as a tile: not rows within a row."""
+    return isinstance(value, list) and all(isinstance(each, (str, int, float)) for each in value)
 
 
 def _short(value: Any) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from gossamer.ops._register import Backend
+from gossamer.ops._register import Backend, check_backend
 from gossamer.ops.transpose import Transposed
 from gossamer.pattern import Pattern
 from gossamer.pattern.check import check_matrix
@@ -75,6 +75,30 @@ def check_transposed(transposed: Transposed | None, pattern: Pattern) -> None:
             f"transposed must belong to the pattern: expected (shape, tile, capacity, device) {expected}, got {found}"
         )
     check_work("transposed.work", transposed.work, pattern)
+
+
+def check_product(
+    name: str,
+    dense: Tensor,
+    values: Tensor,
+    pattern: Pattern,
+    transposed: Transposed | None,
+    work: Tensor | None,
+    scale: Tensor | None,
+    backend: Backend | None,
+) -> None:
+    """What dsd and dds ask of their arguments; `name` is what the verb calls its dense operand."""
+    check_pattern(pattern)
+    check_factor(name, dense, pattern.device)
+    if name == "b" and dense.shape[0] != pattern.shape[1]:
+        raise ValueError(f"b must have {pattern.shape[1]} rows, the pattern's columns, got shape {tuple(dense.shape)}")
+    if name == "a" and dense.shape[1] != pattern.shape[0]:
+        raise ValueError(f"a must have {pattern.shape[0]} columns, the pattern's rows, got shape {tuple(dense.shape)}")
+    check_values(values, pattern, dense, name, scale)
+    check_transposed(transposed, pattern)
+    check_work("work", work, pattern)
+    check_backend(backend, name, dense)
+    check_kernel_takes(name, dense, backend)
 
 
 def check_work(name: str, work: Tensor | None, pattern: Pattern) -> None:

@@ -130,3 +130,10 @@ def product(
     if transposed:
         return dsd_on(backend)(values, offsets_t, indices_t, order, scale, b, cols, True, column_major, work_t)
     return dsd_on(backend)(values, offsets, indices, None, scale, b, rows, False, column_major, work)
+
+
+def dsd_of(values: Tensor, b: Tensor, *args: Any) -> Tensor:
+    """`Dsd`, through autograd only where something asks for a gradient."""
+    if (values.requires_grad or b.requires_grad) and torch.is_grad_enabled():
+        return Dsd.apply(values, b, *args)
+    return product(values, b, *args)

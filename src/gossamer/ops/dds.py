@@ -5,21 +5,11 @@ c = a @ S = (S^T @ a^T)^T
 
 from __future__ import annotations
 
-from typing import Any
-
-import torch
 from torch import Tensor
 
-from gossamer.ops._arguments import (
-    check_factor,
-    check_kernel_takes,
-    check_pattern,
-    check_transposed,
-    check_values,
-    check_work,
-)
-from gossamer.ops._products import Dsd, index_of, product
-from gossamer.ops._register import Backend, check_backend
+from gossamer.ops._arguments import check_product
+from gossamer.ops._products import dsd_of, index_of
+from gossamer.ops._register import Backend
 from gossamer.ops.transpose import Transposed, transpose
 from gossamer.pattern import Pattern
 
@@ -57,19 +47,8 @@ def dds(
     >>> dds(torch.tensor([[1.0, 5.0]]), torch.tensor([[[2.0]]]), pattern, backend="reference")
     tensor([[0., 2.]])
     """
-    check_pattern(pattern)
-    check_factor("a", a, pattern.device)
-    if a.shape[1] != pattern.shape[0]:
-        raise ValueError(f"a must have {pattern.shape[0]} columns, the pattern's rows, got shape {tuple(a.shape)}")
-    check_values(values, pattern, a, "a", scale)
-    check_transposed(transposed, pattern)
-    check_work("work", work, pattern)
-    check_backend(backend, "a", a)
-    check_kernel_takes("a", a, backend)
+    check_product("a", a, values, pattern, transposed, work, scale, backend)
     if transposed is None:
         transposed = transpose(pattern, backend=backend)
     index = index_of(pattern, transposed, work)
-    args: tuple[Any, ...] = (values, a.t(), scale, *pattern.shape, True, True, backend, *index)
-    if (values.requires_grad or a.requires_grad) and torch.is_grad_enabled():
-        return Dsd.apply(*args).t()
-    return product(*args).t()
+    return dsd_of(values, a.t(), scale, *pattern.shape, True, True, backend, *index).t()

@@ -5,21 +5,11 @@ c[i, :] = sum over tiles (r, s) of S  of  values[s] @ b[columns of the tile, :]
 
 from __future__ import annotations
 
-from typing import Any
-
-import torch
 from torch import Tensor
 
-from gossamer.ops._arguments import (
-    check_factor,
-    check_kernel_takes,
-    check_pattern,
-    check_transposed,
-    check_values,
-    check_work,
-)
-from gossamer.ops._products import Dsd, index_of, product
-from gossamer.ops._register import Backend, check_backend
+from gossamer.ops._arguments import check_product
+from gossamer.ops._products import dsd_of, index_of
+from gossamer.ops._register import Backend
 from gossamer.ops.transpose import Transposed
 from gossamer.pattern import Pattern
 
@@ -67,17 +57,6 @@ def dsd(
     tensor([[2., 6.],
             [0., 0.]])
     """
-    check_pattern(pattern)
-    check_factor("b", b, pattern.device)
-    if b.shape[0] != pattern.shape[1]:
-        raise ValueError(f"b must have {pattern.shape[1]} rows, the pattern's columns, got shape {tuple(b.shape)}")
-    check_values(values, pattern, b, "b", scale)
-    check_transposed(transposed, pattern)
-    check_work("work", work, pattern)
-    check_backend(backend, "b", b)
-    check_kernel_takes("b", b, backend)
+    check_product("b", b, values, pattern, transposed, work, scale, backend)
     index = index_of(pattern, transposed, work)
-    args: tuple[Any, ...] = (values, b, scale, *pattern.shape, False, column_major, backend, *index)
-    if (values.requires_grad or b.requires_grad) and torch.is_grad_enabled():
-        return Dsd.apply(*args)
-    return product(*args)
+    return dsd_of(values, b, scale, *pattern.shape, False, column_major, backend, *index)

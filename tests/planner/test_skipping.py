@@ -126,6 +126,13 @@ def test_a_density_that_falls_makes_the_site_skip_and_one_that_rises_makes_it_st
     assert falls.regret < 0.02 and rises.regret < 0.02
 
 
+@pytest.mark.parametrize(("seconds", "right"), [(1e-4, "dense"), (1e-2, "skip")])
+def test_a_gain_of_microseconds_is_no_gain(seconds, right):
+    """The operator's own overhead would eat it: what counts is the whole call."""
+    run = Run(lambda path, d: seconds * (1.0 if path == "dense" else 0.7), lambda call: {"x": 0.5}, calls=300)
+    assert run.paths[20:].count(right) > 270
+
+
 def test_equal_paths_do_not_make_a_site_dither():
     run = Run(lambda path, densities: 1.0, lambda call: {"x": 0.7})
     assert run.site.stats()["forward"]["switches"] == 0

@@ -27,6 +27,8 @@ Pass = Literal["forward", "input", "weight"]
 DENSE = "dense"
 OVERHEAD = 0.15
 """What a skipping kernel costs beyond its multiplications, as a share of all of them: reading, masks, stores."""
+CALL = 5e-5
+"""Seconds that a call which skips costs beyond its kernel, where a layer dense in all passes could rest (`rests`)."""
 DECAY = 0.9
 """Of the moving average of densities."""
 GAIN = 0.05
@@ -229,7 +231,7 @@ class Site:
             shape.recent.setdefault(choice, deque(maxlen=_LOOK_EVERY)).append(seconds)
             self._seconds += seconds
             if choice in shape.ratios:
-                own.saved += shape.dense * (1.0 - shape.ratios[choice] * self._load(own, choice, densities))
+                own.saved += shape.dense * (1.0 - shape.ratios[choice] * self._load(own, choice, densities)) - CALL
             if shape.trial is not None and choice in shape.trial.alive:
                 shape.trial.times[choice].append(seconds / self._load(own, choice, densities))
                 if not cold:
@@ -361,8 +363,9 @@ class Site:
 
     def _cheapest(self, own: _Pass, shape: _Shape) -> str:
         """The path to prefer at the present densities: another one only for a clear gain."""
+        extra = CALL / shape.dense if shape.dense else 0.0
         cost = {
-            path: 1.0 if path == DENSE else shape.ratios.get(path, 1.0) * self._load(own, path)
+            path: 1.0 if path == DENSE else shape.ratios.get(path, 1.0) * self._load(own, path) + extra
             for path in shape.candidates
             if self._pays_to_try(own, path)
         }

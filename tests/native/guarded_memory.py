@@ -166,6 +166,35 @@ def few_rows(draw: random.Random, at_end: bool) -> None:
     _native.gated_mv(x, batch, c, w, short, k, bias, gate, y, scratch, threads)
 
 
+def skip_conv(draw: random.Random, at_end: bool) -> None:
+    threads, c, k = draw.choice((1, 2)), draw.choice((0, 1, 7, 16, 40, 96)), draw.choice((0, 1, 8, 24, 70, 130))
+    n, h, w = draw.choice((0, 1, 3)), draw.randint(1, 9), draw.choice((1, 2, 9, 20))
+    kernel = (1, 1) if draw.random() < 0.3 else (draw.randint(1, 4), draw.randint(1, 7))
+    stride, dilation = ((draw.randint(1, 3), draw.randint(1, 3)) for _ in range(2))
+    padding = (0, 0) if draw.random() < 0.3 else (draw.randint(0, 3), draw.randint(0, 7))
+    reach = [s + 2 * p - d * (r - 1) - 1 for s, p, d, r in zip((h, w), padding, dilation, kernel, strict=True)]
+    size = [max(r // s + 1, 0) for r, s in zip(reach, stride, strict=True)]
+    for transposed, (channels, in_size, out, out_size) in enumerate(((c, (h, w), k, size), (k, size, c, (h, w)))):
+        pixels, outs = n * in_size[0] * in_size[1], n * out_size[0] * out_size[1]
+        x = torch.randn(pixels * channels).mul(torch.rand(pixels * channels) < 0.5)
+        words, out_words = -(-channels // 32), -(-out // 32)
+        group, taps = _native.skip_pack_outs(out), kernel[0] * kernel[1]
+        packed = guarded(4 * max(-(-out // group), 1) * group * -(-channels // 16) * 16 * taps, at_end)
+        weight = guarded(content(torch.randn(out * channels * taps)), at_end)
+        _native.skip_pack(weight, out, channels, *kernel, channels * taps, taps, kernel[1], 1, packed, threads)
+        bits = draw.choice((0, guarded(4 * pixels * words, at_end)))
+        bias, relu = draw.choice((0, guarded(4 * out, at_end))), draw.choice((False, True))
+        _native.skip_conv(
+            guarded(content(x), at_end), n, *in_size, channels, packed, bias, bits, out, *kernel, *stride, *padding,
+            *dilation, bool(transposed), *out_size, relu, guarded(4 * outs * out, at_end),
+            guarded(4 * outs * out_words, at_end) if relu else 0, guarded(16, at_end), threads,
+        )  # fmt: skip
+    rows = draw.randint(0, 5)
+    x, y, bits = guarded(4 * rows * k, at_end), guarded(4 * rows * k, at_end), guarded(4 * rows * -(-k // 32), at_end)
+    _native.relu_bits(x, rows, k, y, bits, threads)
+    _native.keep_bits(x, bits, rows, k, y, threads)
+
+
 def skip_conv_weight(draw: random.Random, at_end: bool) -> None:
     n, channels, outputs, threads = draw.choice((1, 3)), draw.randint(1, 70), draw.randint(1, 70), draw.choice((1, 2))
     axes = []
@@ -206,7 +235,7 @@ if __name__ == "__main__":
             grouped(random.Random(seed), at_end)
             elements(random.Random(seed), at_end)
             few_rows(random.Random(seed), at_end)
-
+            skip_conv(random.Random(seed), at_end)
             skip_conv_weight(random.Random(seed), at_end)
             calls += 1
             KEPT.clear()

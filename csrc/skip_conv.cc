@@ -330,27 +330,57 @@ void run_sweep(const Conv& conv, const Tensors& t, const Packing& packing, const
   counts->products += line.products * real;
 }
 
+// Writes the columns of in[rows, cols], `stride` apart and each contiguous, as rows: column i goes to to(i).
+template <class To>
+void transpose_to(const float* in, int64_t stride, int64_t rows, int64_t cols, const To& to) {
+  constexpr int kB = kSide<float>;
+  float block[kB * kB];
+  const int64_t whole = cols >= kB ? rows / kB * kB : 0;
+  for (int64_t c = 0; c < cols && whole > 0; c += kB) {
+    const int64_t left = least(c, cols - kB);  // the last block takes some columns again
+    float* rows_out[kB];
+    for (int i = 0; i < kB; ++i) rows_out[i] = to(left + i);
+    for (int64_t r = 0; r < whole; r += kB) {
+      transpose_block(in + r * stride + left, stride, block, kB);
+      for (int i = 0; i < kB; ++i) memcpy(rows_out[i] + r, block + i * kB, sizeof(float) * kB);
+    }
+  }
+  for (int64_t c = 0; c < cols; ++c)
+    for (int64_t r = whole; r < rows; ++r) to(c)[r] = in[r * stride + c];
+}
+
 }  // namespace
 
 void skip_pack(const float* weight, int64_t out, int64_t in, int64_t r, int64_t s, int64_t out_stride,
                int64_t in_stride, int64_t r_stride, int64_t s_stride, float* packed, int threads) {
   const Packing packing(out);
-  const int64_t blocks = ceil_div(in, kSegment), units = packing.groups * blocks;
-  threads = useful_threads(units * kSegment * r * s * packing.outs * 4, threads);
+  const int64_t blocks = ceil_div(in, kSegment), units = packing.groups * blocks, outs = packing.outs;
+  const bool taps_together = s_stride == 1 && r_stride == s && out_stride != 1;
+  threads = useful_threads(units * kSegment * r * s * outs * 4, threads);
   parallel(threads, threads, [&, threads](int64_t part) {
     for (int64_t unit = part_begin(units, part, threads); unit < part_begin(units, part + 1, threads); ++unit) {
-      const int64_t k0 = unit / blocks * packing.outs, c0 = unit % blocks * kSegment;
-      const int64_t ks = least(packing.outs, out - k0), cs = least(kSegment, in - c0);
-      float* const to = packed + unit * r * kSegment * s * packing.outs;
-      for (int64_t c = 0; c < kSegment; ++c)
-        for (int64_t i = 0; i < r; ++i)
-          for (int64_t j = 0; j < s; ++j) {
-            float* const row = to + ((i * kSegment + c) * s + j) * packing.outs;
-            const float* const from = weight + k0 * out_stride + (c0 + c) * in_stride + i * r_stride + j * s_stride;
-            const int64_t count = c < cs ? ks : 0;
-            for (int64_t k = 0; k < count; ++k) row[k] = from[k * out_stride];
-            memset(row + count, 0, size_t(packing.outs - count) * sizeof(float));
+      const int64_t k0 = unit / blocks * outs, c0 = unit % blocks * kSegment;
+      const int64_t ks = least(outs, out - k0), cs = least(kSegment, in - c0);
+      const float* const from = weight + k0 * out_stride + c0 * in_stride;
+      float* const to = packed + unit * r * kSegment * s * outs;
+      const auto row = [=](int64_t c, int64_t i, int64_t j) { return to + ((i * kSegment + c) * s + j) * outs; };
+      if (ks < outs || cs < kSegment) memset(to, 0, size_t(r * kSegment * s * outs) * sizeof(float));
+      if (taps_together && in_stride == r * s) {
+        transpose_to(from, out_stride, ks, cs * r * s, [=](int64_t i) { return row(i / (r * s), i / s % r, i % s); });
+      } else if (taps_together && r * s > 1) {
+        for (int64_t c = 0; c < cs; ++c)
+          transpose_to(from + c * in_stride, out_stride, ks, r * s, [=](int64_t i) { return row(c, i / s, i % s); });
+      } else if (in_stride == 1 && out_stride != 1) {
+        for (int64_t i = 0; i < r * s; ++i)
+          transpose_to(from + i / s * r_stride + i % s * s_stride, out_stride, ks, cs,
+                       [=](int64_t c) { return row(c, i / s, i % s); });
+      } else {
+        for (int64_t c = 0; c < cs; ++c)
+          for (int64_t i = 0; i < r * s; ++i) {
+            const float* const strip = from + c * in_stride + i / s * r_stride + i % s * s_stride;
+            for (int64_t k = 0; k < ks; ++k) row(c, i / s, i % s)[k] = strip[k * out_stride];
           }
+      }
     }
   });
 }

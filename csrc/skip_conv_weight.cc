@@ -19,9 +19,18 @@ struct Problem {
 
 struct Division {  // of the channels of both operands into blocks
   int64_t sparse_block, dense_block, sparse_blocks, dense_blocks;
+  int64_t stretches;  // of the pixels; each has sums of its own
+  int64_t items() const { return sparse_blocks * dense_blocks * stretches; }
 };
 
 constexpr int64_t kSumBytes = 393216;
+
+// A small gradient of many pixels is summed over stretches of them, whose sums are added in the end: then no thread lists
+// or copies what another one does too. A function of sizes alone, as it decides the order of the sums.
+int64_t stretches_of(const Problem& p) {
+  const int64_t pixels = p.images * least(p.down.sparse * p.along.sparse, p.down.dense * p.along.dense);
+  return p.sparse.channels * p.dense.channels * p.taps() * 4 <= kSumBytes / 2 && pixels >= 16384 ? 8 : 1;
+}
 
 // Where blocks begin changes no sum, so this may depend on the number of threads.
 Division divide(const Problem& p, int threads) {
@@ -50,8 +59,9 @@ Division divide(const Problem& p, int threads) {
       if ((s > 1 || d > 1) && now.sparse_block * now.dense_block * p.taps() * 4 > kSumBytes) break;
       now.sparse_blocks = ceil_div(sparse_units, s);
       now.dense_blocks = ceil_div(dense_units, d);
-      const double rounds = double(ceil_div(now.sparse_blocks * now.dense_blocks, threads));
-      const double uneven = now.dense_blocks % threads == 0 ? 1 : kUneven;  // channels are not equally full
+      now.stretches = stretches_of(p);
+      const double rounds = double(ceil_div(now.items(), threads)) / double(now.stretches);
+      const double uneven = now.dense_blocks * now.stretches % threads == 0 ? 1 : kUneven;  // channels are not equally full
       const double cost = rounds * (uneven * double(now.sparse_block * now.dense_block) * products +
                                     double(now.sparse_block) * sparse_pixels * kListing +
                                     double(now.dense_block) * dense_pixels * kCopying);
@@ -107,6 +117,9 @@ struct Table {  // Places of a tile
   Places places() const { return {count, dense, sparse, valid, keep}; }
 };
 
+// Floats of sums of a block.
+int64_t sums_of(const Problem& p, const Division& d) { return d.sparse_block * d.dense_block * p.taps(); }
+
 struct Room {  // one thread's scratch
   float* sums;
   Lists lists;
@@ -121,7 +134,7 @@ struct Room {  // one thread's scratch
       at += aligned(bytes);
       return mine;
     };
-    room.sums = reinterpret_cast<float*>(take(d.sparse_block * d.dense_block * p.taps() * 4));
+    room.sums = reinterpret_cast<float*>(take(d.stretches > 1 ? 0 : sums_of(p, d) * 4));
     room.lists.values = reinterpret_cast<float*>(take(d.sparse_block * kValuePitch * 4));
     room.lists.channels = reinterpret_cast<Channel*>(take(d.sparse_block * int64_t(sizeof(Channel))));
     room.tile = take(kTileBytes + 8 * kWidth);
@@ -145,6 +158,7 @@ struct Pass {
   const Problem& p;
   const Room& room;
   Share block;
+  int64_t stretch, stretches;
   bool exact;  // no place outside meets anything
   int64_t nonzeros = 0, products = 0;
 
@@ -164,11 +178,12 @@ struct Pass {
       return Tile{n, least(grid.images, p.images - n), r, least(grid.rows, down.sparse_count - r), c,
                   least(grid.cols, along.sparse_count - c)};
     };
-    fill(room.tables[0], down, along, tile_at(0));
-    for (int64_t i = 0; i < count; ++i) {
+    const int64_t begin = part_begin(count, stretch, stretches), end = part_begin(count, stretch + 1, stretches);
+    if (begin < end) fill(room.tables[begin % 2], down, along, tile_at(begin));
+    for (int64_t i = begin; i < end; ++i) {
       Table& next = room.tables[(i + 1) % 2];
       next.count = 0;
-      if (i + 1 < count) fill(next, down, along, tile_at(i + 1));
+      if (i + 1 < end) fill(next, down, along, tile_at(i + 1));
       run_tile(down, along, tile_at(i).cols, most, room.tables[i % 2].places(), next);
     }
   }
@@ -255,26 +270,45 @@ struct Pass {
       lines(p.sparse.data + table.sparse[place] * p.sparse.channels + block.sparse, block.sparse_count);
   }
 
-  bool finite() const {
-    const int64_t count = ceil_div(block.dense_count, kL) * block.vector;
+  int64_t vectors() const { return ceil_div(block.dense_count, kL); }
+  int64_t sums() const { return vectors() * block.vector; }
+
+  void clear() const { memset(room.sums, 0, size_t(sums()) * 4); }
+
+  // Of vector v of the dense channels.
+  bool finite(int64_t v) const {
     Floats sum = {};  // becomes NaN
-    for (int64_t i = 0; i < count; i += kL) sum = fma(load_lanes(room.sums + i), Floats{}, sum);
+    for (int64_t i = v * block.vector; i < (v + 1) * block.vector; i += kL)
+      sum = fma(load_lanes(room.sums + i), Floats{}, sum);
     return sum_lanes<float>(sum) == 0;
   }
 
-  // Sums are [vector of dense channels][sparse channel, tap][lane]; the gradient is [k, c, tap].
-  void put_down() const {
-    const int64_t taps = p.taps(), row = (p.flip ? p.dense.channels : p.sparse.channels) * taps;
-    for (int64_t d = 0; d < block.dense_count; d += kL) {
-      const int64_t lanes = least(kL, block.dense_count - d), channel = block.dense + d;
-      const float* const sums = room.sums + (d / kL) * block.vector;
-      if (!p.flip) {
-        transpose(sums, kL, p.dw + channel * row + block.sparse * taps, row, block.sparse_count * taps, lanes);
-        continue;
-      }
-      for (int64_t k = 0; k < block.sparse_count; ++k)
-        transpose(sums + k * taps * kL, kL, p.dw + (block.sparse + k) * row + channel * taps, taps, taps, lanes);
+  bool finite() const {
+    bool all = true;
+    for (int64_t v = 0; v < vectors(); ++v) all &= finite(v);
+    return all;
+  }
+
+  // Adds the sums of the other stretches, `apart` floats from one to the next, to those of the first.
+  void add_up(int64_t v, int64_t apart) const {
+    for (int64_t i = v * block.vector; i < (v + 1) * block.vector; i += kL) {
+      Floats sum = load_lanes(room.sums + i);
+      for (int64_t other = 1; other < stretches; ++other) sum += load_lanes(room.sums + other * apart + i);
+      store_lanes(room.sums + i, sum);
     }
+  }
+
+  // Sums are [vector of dense channels][sparse channel, tap][lane]; the gradient is [k, c, tap].
+  void put_down(int64_t v) const {
+    const int64_t taps = p.taps(), row = (p.flip ? p.dense.channels : p.sparse.channels) * taps;
+    const int64_t lanes = least(kL, block.dense_count - v * kL), channel = block.dense + v * kL;
+    const float* const sums = room.sums + v * block.vector;
+    if (!p.flip) {
+      transpose(sums, kL, p.dw + channel * row + block.sparse * taps, row, block.sparse_count * taps, lanes);
+      return;
+    }
+    for (int64_t k = 0; k < block.sparse_count; ++k)
+      transpose(sums + k * taps * kL, kL, p.dw + (block.sparse + k) * row + channel * taps, taps, taps, lanes);
   }
 };
 
@@ -339,8 +373,10 @@ int threads_for(const Problem& p, int threads) {
 int64_t skip_conv_weight_scratch(const Convolution& conv, int threads) {
   const Problem p = problem_of(conv, nullptr, nullptr, nullptr, nullptr);
   threads = threads_for(p, threads);
+  const Division d = divide(p, threads);
   Room room;
-  return int64_t(Room::place(p, divide(p, threads), nullptr, room) - static_cast<char*>(nullptr)) * threads + 64;
+  const int64_t own = int64_t(Room::place(p, d, nullptr, room) - static_cast<char*>(nullptr)) * threads;
+  return own + (d.stretches > 1 ? d.items() * sums_of(p, d) * 4 : 0) + 64;
 }
 
 void skip_conv_weight(const float* x, const float* dy, const uint32_t* bits, const Convolution& conv, float* dw,
@@ -348,51 +384,93 @@ void skip_conv_weight(const float* x, const float* dy, const uint32_t* bits, con
   const Problem p = problem_of(conv, x, dy, bits, dw);
   threads = threads_for(p, threads);
   const Division division = divide(p, threads);
+  const int64_t stretches = division.stretches, blocks = division.sparse_blocks * division.dense_blocks;
   Room none;
   const int64_t size = Room::place(p, division, nullptr, none) - static_cast<char*>(nullptr);
   char* const base = reinterpret_cast<char*>(ceil_div(int64_t(reinterpret_cast<uintptr_t>(scratch)), 64) * 64);
+  float* const all_sums = reinterpret_cast<float*>(base + threads * size);
+  const int64_t apart = sums_of(p, division);
+  const auto room_of = [&](int64_t thread) {
+    Room room;
+    Room::place(p, division, base + thread * size, room);
+    return room;
+  };
+  const auto block_of = [&](int64_t i) {
+    Share block;
+    block.sparse = i / division.dense_blocks * division.sparse_block;
+    block.dense = i % division.dense_blocks * division.dense_block;
+    block.sparse_count = least(division.sparse_block, p.sparse.channels - block.sparse);
+    block.dense_count = least(division.dense_block, p.dense.channels - block.dense);
+    block.vector = block.sparse_count * p.taps() * kL;
+    return block;
+  };
   const bool border = has_border(p.down) || has_border(p.along);
   bool others = false;
   for (int64_t i = 0; i < p.down.sparse; ++i) others |= !in_a_piece(p.down, i);
   for (int64_t i = 0; i < p.along.sparse; ++i) others |= !in_a_piece(p.along, i);
   parallel(threads, threads, [&](int64_t thread) {
-    Room room;
-    Room::place(p, division, base + thread * size, room);
-    room.counts[0] = room.counts[1] = 0;
-    for (int64_t i = thread; i < division.sparse_blocks * division.dense_blocks; i += threads) {
-      Share block;
-      block.sparse = i / division.dense_blocks * division.sparse_block;
-      block.dense = i % division.dense_blocks * division.dense_block;
-      block.sparse_count = least(division.sparse_block, p.sparse.channels - block.sparse);
-      block.dense_count = least(division.dense_block, p.dense.channels - block.dense);
-      block.vector = block.sparse_count * p.taps() * kL;
-      const int64_t sum_bytes = ceil_div(block.dense_count, kL) * block.vector * 4;
-      memset(room.sums, 0, size_t(sum_bytes));
-      Pass pass = {p, room, block, false};
+    Room room = room_of(thread);
+    for (int i = 0; i < 3; ++i) room.counts[i] = 0;
+    for (int64_t i = part_begin(division.items(), thread, threads); i < part_begin(division.items(), thread + 1, threads);
+         ++i) {
+      if (stretches > 1) room.sums = all_sums + i * apart;
+      Pass pass = {p, room, block_of(i / stretches), i % stretches, stretches, false};
+      pass.clear();
       pass.run();
-      if (block.dense == 0) {
+      if (pass.block.dense == 0) {
         room.counts[0] += pass.nonzeros;
         room.counts[1] += pass.products * p.dense.channels;
       }
+      if (stretches > 1) continue;
       if (border && !pass.finite()) {
-        memset(room.sums, 0, size_t(sum_bytes));
+        pass.clear();
         pass.exact = true;
         pass.run();
       }
-      pass.put_down();
+      for (int64_t v = 0; v < pass.vectors(); ++v) pass.put_down(v);
     }
     if (others) {
       const int64_t rows = p.images * p.down.sparse;
       room.counts[0] += count_others(p, part_begin(rows, thread, threads), part_begin(rows, thread + 1, threads));
     }
   });
-  counts[0] = counts[1] = 0;
-  for (int thread = 0; thread < threads; ++thread) {
-    Room room;
-    Room::place(p, division, base + thread * size, room);
-    counts[0] += room.counts[0];
-    counts[1] += room.counts[1];
+  // The stretches of a block, vector by vector. Returns whether all sums are finite.
+  const auto add_up = [&](const Pass& pass, int64_t from, int64_t to) {
+    bool finite = true;
+    for (int64_t v = from; v < to; ++v) {
+      pass.add_up(v, apart);
+      finite &= pass.finite(v);
+      pass.put_down(v);
+    }
+    return finite;
+  };
+  if (stretches > 1) {
+    parallel(threads, threads, [&](int64_t thread) {
+      Room room = room_of(thread);
+      for (int64_t i = 0; i < blocks; ++i) {
+        room.sums = all_sums + i * stretches * apart;
+        const Pass pass = {p, room, block_of(i), 0, stretches, false};
+        const int64_t count = pass.vectors();
+        room.counts[2] |= !add_up(pass, part_begin(count, thread, threads), part_begin(count, thread + 1, threads));
+      }
+    });
+    bool finite = true;
+    for (int thread = 0; thread < threads; ++thread) finite &= room_of(thread).counts[2] == 0;
+    for (int64_t i = 0; border && !finite && i < blocks; ++i) {
+      Room room = room_of(0);
+      for (int64_t stretch = stretches - 1; stretch >= 0; --stretch) {
+        room.sums = all_sums + (i * stretches + stretch) * apart;
+        Pass pass = {p, room, block_of(i), stretch, stretches, true};
+        pass.clear();
+        pass.run();
+      }
+      const Pass pass = {p, room, block_of(i), 0, stretches, true};
+      add_up(pass, 0, pass.vectors());
+    }
   }
+  counts[0] = counts[1] = 0;
+  for (int thread = 0; thread < threads; ++thread)
+    for (int i = 0; i < 2; ++i) counts[i] += room_of(thread).counts[i];
 }
 
 }  // namespace gossamer::GOSSAMER_ISA

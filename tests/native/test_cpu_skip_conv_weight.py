@@ -140,6 +140,8 @@ def test_what_is_not_finite_reaches_exactly_its_products(isa, geometry, bad, ski
 
 
 CASES = [
+    (3, 90, 90, 24, 40, SAME),  # a small gradient of many pixels: summed in stretches
+    (1, 1, 20000, 65, 33, POINT),
     (3, 20, 20, 96, 130, SAME),
     (17, 7, 7, 40, 200, SAME),
     (2, 30, 30, 70, 70, STRIDED),
@@ -159,6 +161,22 @@ def test_threads_change_no_bit(isa, case, skip):
     for dw, counts in results[1:]:
         assert_same_bits(dw, results[0][0])
         assert counts.tolist() == results[0][1].tolist()
+
+
+@pytest.mark.parametrize("skip", SIDES)
+def test_stretches_of_many_pixels(isa, skip):
+    """Few channels, so many pixels that their sums are made in stretches; with what is not finite beside the border."""
+    x, dy = operands(2, 96, 96, 9, 17, SAME)
+    assert_close(x, dy, random_bits(dy), SAME, skip)
+    expected = cpu.skip_conv_weight(x, dy, None, *SAME, skip)[0]
+    for corner in (0, -1):
+        bad = x.clone()
+        bad[1, corner, corner, 7] = float("inf")
+        dw = cpu.skip_conv_weight(bad, dy, None, *SAME, skip)[0]
+        oracle = reference.skip_conv_weight(bad.double(), dy.double(), None, *SAME, skip)[0]
+        assert torch.equal(dw.isnan(), oracle.isnan()) and torch.equal(dw.isinf(), oracle.isinf())
+        same = oracle.isfinite()
+        assert_same_bits(dw[same], expected[same])
 
 
 @pytest.mark.parametrize("case", [(0, 5, 5, 8, 8, SAME), (2, 5, 5, 0, 8, SAME), (2, 5, 5, 8, 0, SAME)], ids=str)

@@ -215,3 +215,25 @@ def test_checkpointing_sees_the_same_tensors_saved_again():
         torch.utils.checkpoint.checkpoint(layers, x, weight, matrix, use_reentrant=False).sum().backward()
         if step % 3 == 0:
             layers(x, weight, matrix).sum().backward()
+
+
+def test_what_wakes_a_layer_that_rests():
+    """Another shape, zeros in the data at the next look, and deterministic mode, which asks at every call."""
+    site, weight = gs.planner.Site(), torch.randn(16, 16, 3, 3)
+    full = torch.ones(2, 16, 6, 6)
+    empty = full * (torch.rand(full.shape) < 0.1)
+    for _ in range(40):
+        gs.ops.conv2d(full, weight, site=site)
+    assert site.dozes(full.shape) and not site.dozes((1, 16, 6, 6))
+    calls = site.stats()["forward"]["calls"]["dense"]
+    assert calls == 41, "a call that dozes counts"
+    torch.use_deterministic_algorithms(True)
+    try:
+        gs.ops.conv2d(empty, weight, site=site)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert site.stats()["forward"]["calls"] == {"dense": 41, "skip": 1}
+    before = site.stats()["forward"]["density"]["x"]
+    for _ in range(64):
+        gs.ops.conv2d(empty, weight, site=site)
+    assert site.stats()["forward"]["density"]["x"] < before

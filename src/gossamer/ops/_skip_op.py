@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -31,6 +32,10 @@ _PASSES: dict[tuple[bool, bool], tuple[Pass, ...]] = {
     (True, True): ("forward", "input", "weight"),
 }
 _sites: OrderedDict[tuple[Any, ...], Site] = OrderedDict()
+
+
+# Does somebody compare what autograd saves? Checkpointing does, when it runs a layer again.
+saving_is_watched = partial(torch._C._autograd._top_saved_tensors_default_hooks, True)
 
 
 def shared_site(weight_shape: Sequence[int], geometry: Sequence[int]) -> Site:
@@ -171,9 +176,9 @@ def check_transforms(name: str, *tensors: Tensor | None) -> None:
 
 def skip_zeros(
     x: Tensor, weight: Tensor, bias: Tensor | None, geometry: tuple[int, ...], mode: str, relu: bool,
-    site: Site | None, backend: Backend | None,
+    site: Site | None, backend: Backend | None, brief: torch.Size,
 ) -> Tensor:  # fmt: skip
-    """The layer `geometry` of checked arguments, differentiable."""
+    """The layer `geometry` of checked arguments, differentiable; `brief` is what the caller asks `site.dozes` about."""
     place: Site | int
     with_x = x.requires_grad and torch.is_grad_enabled()
     with_weight = weight.requires_grad and torch.is_grad_enabled()
@@ -183,7 +188,7 @@ def skip_zeros(
         place = site if site is not None else shared_site(weight.shape, geometry)
         layer = layer_of(geometry)
         passes = _PASSES[with_x, with_weight]
-        if mode == "auto" and not _saving_is_watched() and place.rests(passes, (x.shape, weight.shape, layer)):
+        if mode == "auto" and not saving_is_watched() and place.rests(passes, (x.shape, weight.shape, layer), brief):
             PACKED.drop(weight)
             y = layer.laid_out(layer.dense(x, weight, bias))
             return y.relu_() if relu else y
@@ -191,11 +196,6 @@ def skip_zeros(
     if with_x or with_weight or (bias is not None and bias.requires_grad and torch.is_grad_enabled()):
         return SkipZeros.apply(*args)
     return _run(*args)[0]
-
-
-def _saving_is_watched() -> bool:
-    """Does somebody compare what autograd saves? Checkpointing does, when it runs a layer again."""
-    return torch._C._autograd._top_saved_tensors_default_hooks(True) is not None
 
 
 def _differentiable(

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from gossamer.ops._register import Backend
-from gossamer.ops._skip_op import check_transforms, skip_zeros
+from gossamer.ops._skip_op import check_transforms, saving_is_watched, skip_zeros
 from gossamer.ops._skippable import Skip, check_layer, torchs_own
 from gossamer.planner import Site
 
@@ -43,6 +44,13 @@ def linear(
     tensor([[2.],
             [0.]])
     """
+    # First of all and in few steps: see conv2d.
+    if (
+        isinstance(site, Site) and isinstance(x, Tensor) and skip == "auto" and backend is None
+        and not torch.compiler.is_compiling() and not saving_is_watched() and site.dozes(x.shape)
+    ):  # fmt: skip
+        y = F.linear(x, weight, bias)
+        return y.relu_() if relu else y
     check_layer("linear", x, weight, bias, None, skip, relu, site, backend)
     if x.shape[-1] != weight.shape[1]:
         raise ValueError(f"x must have {weight.shape[1]} columns, those of weight, got shape {tuple(x.shape)}")
@@ -50,5 +58,5 @@ def linear(
         y = F.linear(x, weight, bias)
         return y.relu() if relu else y
     check_transforms("linear", x, weight, bias)
-    y = skip_zeros(x.reshape(-1, x.shape[-1]).contiguous(), weight, bias, (), skip, relu, site, backend)
+    y = skip_zeros(x.reshape(-1, x.shape[-1]).contiguous(), weight, bias, (), skip, relu, site, backend, x.shape)
     return y if x.dim() == 2 else y.view(*x.shape[:-1], weight.shape[0])

@@ -120,8 +120,10 @@ class _Nap:
     """Calls that run dense without asking: of which passes and shape; how many are left, the waking one included."""
 
     at: tuple[Hashable, ...]
+    brief: Hashable
     shapes: list[tuple[_Pass, _Shape]]
     left: int
+    uncounted: int = 0
 
 
 class Site:
@@ -240,11 +242,11 @@ class Site:
                     self._lost += max(seconds - min(shape.recent.get(shape.chosen, (0.0,))), 0.0)
                 self._round(own, shape, shape.trial)
 
-    def rests(self, passes: Sequence[Pass], key: Hashable) -> bool:
+    def rests(self, passes: Sequence[Pass], key: Hashable, brief: Hashable = None) -> bool:
         """May this call run dense without asking or reporting?
 
         Where all of `passes` have settled on dense at the shape `key`, every call may but one in 32, which asks and
-        reports as ever. It saves tens of microseconds, much of a small layer's time.
+        reports as ever. It saves tens of microseconds, much of a small layer's time. `brief` is what `dozes` is asked.
         """
         if torch.are_deterministic_algorithms_enabled():
             return False
@@ -252,22 +254,43 @@ class Site:
         with self._lock:
             nap = self._nap
             if nap is None or nap.at != at:
+                self._count_nap()
                 settled = [self._settled(pass_, key) for pass_ in passes]
                 if None in settled:
                     return False
                 shapes = [(self._passes[pass_], shape) for pass_, shape in zip(passes, settled, strict=True) if shape]
                 # Shapes that take turns share the time until the next look.
-                nap = self._nap = _Nap(at, shapes, _LOOK_EVERY if nap is None else nap.left)
+                nap = self._nap = _Nap(at, brief, shapes, _LOOK_EVERY if nap is None else nap.left)
             nap.left -= 1
-            if nap.left == 0:
+            if nap.left <= 0:
+                self._count_nap()
                 self._nap = None
                 return False
-            for own, shape in nap.shapes:  # as if it had asked and reported
-                own.calls[DENSE] = own.calls.get(DENSE, 0) + 1
-                shape.age += 1
-                self._calls += 1
-                self._seconds += shape.dense
+            nap.uncounted += 1
             return True
+
+    def dozes(self, brief: Hashable) -> bool:
+        """Whether `rests` would say yes, most likely: for callers to whom its own microseconds matter.
+
+        True only in the course of a rest, and for calls that look like those that it began with.
+        """
+        nap = self._nap
+        if nap is None or nap.left <= 1 or nap.brief != brief or torch._C._get_deterministic_algorithms():
+            return False
+        nap.left -= 1
+        nap.uncounted += 1
+        return True
+
+    def _count_nap(self) -> None:
+        """Count the calls of a rest as if they had asked and reported."""
+        if self._nap is None:
+            return
+        calls, self._nap.uncounted = self._nap.uncounted, 0
+        for own, shape in self._nap.shapes:
+            own.calls[DENSE] = own.calls.get(DENSE, 0) + calls
+            shape.age += calls
+            self._calls += calls
+            self._seconds += calls * shape.dense
 
     def _settled(self, pass_: Pass, key: Hashable) -> _Shape | None:
         """The latest shape of a pass, if it is that of `key` and has settled on dense."""
@@ -301,6 +324,7 @@ class Site:
         trials measured, at the densities of the calls.
         """
         with self._lock:
+            self._count_nap()
             out: dict[str, dict[str, Any]] = {}
             for name, own in self._passes.items():
                 last = own.last

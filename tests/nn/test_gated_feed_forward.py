@@ -140,6 +140,17 @@ def test_gated_replaces_what_it_proved_equal():
         gs.nn.gated(model)
 
 
+def test_its_linears_may_skip_zeros_while_it_trains():
+    block = gs.nn.GatedFeedForward(12, 40)
+    x = torch.randn(30, 12)
+    expected = block(x)
+    assert gs.nn.skip_zeros(block, skip="input").converted
+    torch.testing.assert_close(block(x), expected)
+    with torch.no_grad():
+        torch.testing.assert_close(block(x[:2]), expected[:2])
+    assert block.density() == block.density()  # the two rows went by the kernels that read open neurons
+
+
 def test_a_block_in_two_places_stays_one():
     shared = Dense()
     model = nn.ModuleDict({"a": shared, "b": nn.Sequential(shared)})

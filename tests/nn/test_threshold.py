@@ -405,6 +405,17 @@ def test_forward_mode_derivatives_are_those_of_the_dense_form():
         torch.testing.assert_close(tangent, F.linear((x.abs() > 0.5).float(), layer.weight))
 
 
+def test_what_leaves_the_process_holds_torchs_operators():
+    model = nn.Sequential(nn.Linear(16, 32), gs.nn.GatedFeedForward(32, 24, "silu"))
+    gs.nn.threshold(model, torch.randn(64, 16), 0.5, prefill="threshold")
+    x = torch.randn(20, 16)
+    rows = torch.export.Dim("rows", min=1, max=64)
+    program = torch.export.export(model, (x,), dynamic_shapes=((rows, None),))
+    assert not any("gossamer" in str(node.target) for node in program.graph.nodes)
+    torch.testing.assert_close(program.module()(x[:3]), model(x[:3]))
+    torch.testing.assert_close(torch.fx.symbolic_trace(model)(x), model(x))
+
+
 def test_compiles_whole():
     model = nn.Sequential(nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 16))
     gs.nn.threshold(model, torch.randn(64, 16), 0.5)

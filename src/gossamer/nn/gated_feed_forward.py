@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from gossamer.nn.evaluating import evaluating
+from gossamer.nn.linear import Linear
 from gossamer.nn.magnitudes import Magnitudes
 from gossamer.nn.threshold_linear import (
     check_threshold,
@@ -224,7 +225,9 @@ def why_not_gated(block: nn.Module) -> str | None:
 
 def _is_bare(linear: nn.Module) -> bool:
     """Is reading its weight the same as calling it? Not for an adapter around it, and not with hooks."""
-    return type(linear) is nn.Linear and not linear._forward_hooks and not linear._forward_pre_hooks
+    if type(linear) is not nn.Linear and not (type(linear) is Linear and not linear.relu):
+        return False
+    return not linear._forward_hooks and not linear._forward_pre_hooks
 
 
 def check_sparsity(sparsity: float) -> None:

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
+from gossamer.nn.traced import leaves_process
 from gossamer.ops._mv import skip_on
 
 Prefill = Literal["dense", "threshold"]
@@ -39,7 +40,8 @@ class ThresholdLinear(nn.Linear):
             that of the dense layer. "threshold" drops the same inputs as decoding does, in a dense product: use it to
             measure a model's quality as it will decode.
 
-    Differentiable: the gradient by x is zero where x was left out.
+    Differentiable: the gradient by x is zero where x was left out. What is exported, jitted or traced is what many rows
+    do, in torch's own operators.
 
     >>> layer = ThresholdLinear(4, 2, bias=False, threshold=1.0)
     >>> x = torch.tensor([[0.5, -2.0, 0.0, 1.0]])
@@ -129,7 +131,9 @@ def store_by_input(linear: nn.Linear) -> None:
 
 
 def is_few(x: Tensor) -> bool:
-    """Are these so few rows that the product waits for its weight?"""
+    """So few rows that the product waits for its weight? Never in a graph for elsewhere."""
+    if not isinstance(x, Tensor) or leaves_process():  # no tensor: a proxy of torch.fx
+        return False
     return 0 < math.prod(x.shape[:-1]) <= FEW_ROWS
 
 
@@ -155,7 +159,10 @@ def shrink(x: Tensor, threshold: float) -> Tensor:
     """x where |x| > threshold, NaN included, else 0; x itself, with its whole gradient, if the threshold is 0."""
     if not threshold:
         return x
-    if x.dtype in (torch.float16, torch.bfloat16):  # hardshrink would round the threshold to the type of x
+    if isinstance(x, Tensor) and x.dtype in (
+        torch.float16,
+        torch.bfloat16,
+    ):  # hardshrink would round the threshold to the type of x
         return x.masked_fill(x.float().abs() <= threshold, 0)
     return F.hardshrink(x, threshold)
 

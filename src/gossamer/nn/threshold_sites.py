@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from gossamer.nn.gated_feed_forward import GatedFeedForward
+from gossamer.nn.linear import Linear
 from gossamer.nn.threshold_linear import ThresholdLinear
 
 Layers = Iterable[str] | Callable[[str, nn.Module], bool] | None
@@ -54,6 +55,8 @@ def sites(model: nn.Module, layers: Layers) -> tuple[list[Site], dict[str, str]]
             continue
         if isinstance(module, GatedFeedForward):
             found.append(Site(name, module, _bytes(module.up_proj) + _bytes(module.down_proj)))
+        elif type(module) is Linear:
+            left[name] = "it skips zeros (gs.nn.Linear); gs.nn.unskip_zeros first"
         elif type(module) not in (nn.Linear, ThresholdLinear):
             left[name] = f"a {type(module).__name__} may not compute what nn.Linear does"
         elif module is head and layers is None:

@@ -21,7 +21,8 @@ bench() { # suite, seconds, the parts of it (all)
 from gossamer import bench
 bench.run('$1', bench.Settings(device='cuda', reps=9, only=(${3:-})), '$OUT/$1.json')" 2>&1 | tee "$OUT/$1.txt"
 }
-bench matmul 110
-bench detect 55
-bench compact 70 "'throughput', 'overhead', 'shrinking'"
+bench matmul 100
+bench detect 50
+bench conv 40 "'gemv'"
+bench compact 60 "'throughput', 'overhead', 'shrinking'"
 exit "$tests"

@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 
+from gossamer import bench
 from gossamer.bench import Settings
 from gossamer.bench.conv import decode, gemv, quality
 
@@ -15,7 +16,7 @@ QUICK = Settings(quick=True, reps=1)
 def test_products_agree(zeros):
     weight = torch.randn(24, 40)
     copies = {"input": lambda: weight, "output": lambda: weight.t().contiguous()}
-    calls = gemv.candidates(24, 40, 3, zeros, copies)
+    calls = gemv.candidates(24, 40, 3, zeros, copies, {"dtype": torch.float32})
     operands = torch.Generator().manual_seed(5)
     shapes = [24, 24, 24, 24, 40]
     drawn = []
@@ -30,7 +31,7 @@ def test_products_agree(zeros):
 def test_every_call_gets_another_mask_and_another_copy():
     copies = gemv._copies(torch.randn(8, 8))
     assert len({copies().data_ptr() for _ in range(gemv.COPIES)}) == gemv.COPIES
-    calls = gemv.candidates(8, 8, 1, 0.5, {"input": copies, "output": copies})
+    calls = gemv.candidates(8, 8, 1, 0.5, {"input": copies, "output": copies}, {"dtype": torch.float32})
     assert len({tuple(calls["skip_mv"]().flatten().tolist()) for _ in range(8)}) > 4
 
 
@@ -54,3 +55,9 @@ def test_sections_run(monkeypatch):
     closed = {(row["model"], row["thresholds"]): row["gates"] for row in rows["gossamer.bench.conv.quality"]}
     assert closed["SiLU", "gates"] == pytest.approx(0.5, abs=0.02) and closed["SiLU", "none"] == 0
     assert all(row["perplexity"] > 1 for row in rows["gossamer.bench.conv.quality"])
+
+
+def test_what_measures_a_cpu_is_refused_on_a_gpu(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    with pytest.raises(ValueError, match=r"only names \['kernels'\], which measure a CPU; .* \['gemv'\]"):
+        bench.run("conv", Settings(device="cuda", only=("kernels", "gemv")))

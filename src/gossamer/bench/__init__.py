@@ -62,6 +62,12 @@ def run(suite: str, settings: Settings, json_path: str | os.PathLike[str] | None
     unknown = [name for name in settings.only if name not in sections]
     if unknown:
         raise ValueError(f"only names {unknown}; suite {suite!r} has the sections {list(sections)}")
+    if settings.device == "cuda":
+        on_gpu = getattr(module, "ON_GPU", tuple(sections))
+        unfit = [name for name in settings.only if name not in on_gpu]
+        if unfit:
+            raise ValueError(f"only names {unfit}, which measure a CPU; on device 'cuda' {suite!r} has {list(on_gpu)}")
+        sections = {name: section for name, section in sections.items() if name in on_gpu}
 
     path = Path(json_path) if json_path is not None else None
     result: dict[str, Any] = {"suite": suite, "sections": {}}

@@ -13,3 +13,5 @@ SECTIONS = {
     "decode": decode.rows,
     "quality": quality.rows,
 }
+
+ON_GPU = ("gemv",)  # the other sections measure kernels that only a CPU has

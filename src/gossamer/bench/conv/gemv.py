@@ -33,13 +33,15 @@ def _copies(weight: Tensor) -> Callable[[], Tensor]:
     return _turn([weight.clone() for _ in range(COPIES)])
 
 
-def candidates(inputs: int, outputs: int, batch: int, zeros: float, copies: dict[str, Any]) -> dict[str, Any]:
+def candidates(
+    inputs: int, outputs: int, batch: int, zeros: float, copies: dict[str, Any], like: dict[str, Any]
+) -> dict[str, Any]:
     """torch's product in both memory orders, and ours; every one with masks and copies of its own."""
     generator = torch.Generator().manual_seed(5)
 
     def drawn(width: int) -> Callable[[], Tensor]:
         masks = torch.rand(DRAWS, batch, width, generator=generator) >= zeros
-        return _turn(list(torch.randn(DRAWS, batch, width, generator=generator) * masks))
+        return _turn(list((torch.randn(DRAWS, batch, width, generator=generator) * masks).to(**like)))
 
     by_output, by_input = copies["output"], copies["input"]
     first, second, third, fourth = (drawn(inputs) for _ in range(4))
@@ -55,13 +57,19 @@ def candidates(inputs: int, outputs: int, batch: int, zeros: float, copies: dict
 def rows(settings: Settings) -> list[dict[str, Any]]:
     """One row per shape, rows at once and share of zeros; ratios are over the faster order of torch."""
     out = []
+    # The dtype that people decode in: 16 bits on a GPU.
+    like: dict[str, Any] = {
+        "device": settings.device,
+        "dtype": torch.bfloat16 if settings.device == "cuda" else torch.float32,
+    }
     for inputs, outputs in ((64, 96),) if settings.quick else SHAPES:
         weight = torch.randn(inputs, outputs, generator=torch.Generator().manual_seed(4)) / 64
+        weight = weight.to(**like)
         copies = {"input": _copies(weight), "output": _copies(weight.t().contiguous())}
         for batch in (1, 2, 4, 8) if settings.full else (1, 4):
             for zeros in (0.0, 0.9) if settings.quick else ZEROS:
                 with torch.inference_mode():
-                    calls = candidates(inputs, outputs, batch, zeros, copies)
+                    calls = candidates(inputs, outputs, batch, zeros, copies, like)
                     best = min(
                         gs.measure.interleave({name: calls[name] for name in BASELINES}, reps=3, warmup=1).rows,
                         key=lambda row: row.median,

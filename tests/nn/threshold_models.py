@@ -1,5 +1,6 @@
 """Models that thresholds are put into, and what must not change in them."""
 
+import torch.nn.functional as F
 from torch import nn
 
 

@@ -218,6 +218,9 @@ def test_left_convolutions_hand_on_channels_last():
     net[2].register_forward_pre_hook(lambda module, args: seen.append(args[0]))
     net(image())
     assert seen[0].is_contiguous(memory_format=torch.channels_last)
+    convolutions = [module for module in net.modules() if isinstance(module, nn.Conv2d)]
+    assert len(convolutions) > 1
+    assert all(layer.weight.is_contiguous(memory_format=torch.channels_last) for layer in convolutions)
 
 
 def test_bad_arguments_change_nothing():

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 import gossamer as gs
+from gossamer.planner import Site
 
 CONVS = {
     "plain": {"kernel_size": 3, "padding": 1},
@@ -186,7 +187,31 @@ def test_inference_mode_and_one_image():
     x = torch.randn(16, 8, 8).relu()
     expected = nn.functional.conv2d(x, layer.weight, layer.bias)
     with torch.inference_mode():
-        for _ in range(3):
+        for _ in range(40):  # it comes to rest meanwhile
             y = layer(x)
             assert y.shape == expected.shape
             torch.testing.assert_close(y, expected)
+
+
+@pytest.mark.parametrize("mode", ["zeros", "reflect"])
+@pytest.mark.parametrize("relu", [False, True])
+@torch.no_grad()
+def test_a_layer_too_small_to_gain_is_torchs_own_and_computes_the_same(relu, mode, monkeypatch):
+    """Also where an image is as large as another one with its padding, and for images without a batch."""
+    asked, choose = [], Site.choose
+    monkeypatch.setattr(Site, "choose", lambda *arguments: asked.append(1) or choose(*arguments))
+    layer = gs.nn.Conv2d(16, 8, 3, padding=1, padding_mode=mode, relu=relu)
+    own = nn.Conv2d(16, 8, 3, padding=1, padding_mode=mode)
+    own.load_state_dict(layer.state_dict())
+    for call in range(200):
+        shape = ((2, 16, 8, 8), (2, 16, 10, 10), (16, 8, 8))[2 if call % 50 == 49 else call // 2 % 2]
+        x = torch.randn(shape).relu()
+        y, expected = layer(x), own(x)
+        torch.testing.assert_close(y, expected.relu() if relu else expected, atol=1e-5, rtol=1e-5)
+    assert len(asked) < 100
+    linear = gs.nn.Linear(16, 8, relu=relu)
+    x = torch.randn(4, 16)
+    for _ in range(50):
+        y = linear(x)
+    expected = nn.functional.linear(x, linear.weight, linear.bias)
+    torch.testing.assert_close(y, expected.relu() if relu else expected)

@@ -15,6 +15,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 import gossamer as gs
+from gossamer.planner import skipping
 
 STEPS = 50
 
@@ -62,7 +63,8 @@ def test_batch_norm_makes_gradients_dense_and_auto_notices():
     assert report.fused == ("head.1",)
 
 
-def test_without_batch_norm_skipping_the_gradient_is_tried():
+def test_without_batch_norm_skipping_the_gradient_is_tried(monkeypatch):
+    monkeypatch.setattr(skipping, "CALL", 0.0)  # so small a network could not gain
     net = network()
     report = gs.nn.skip_zeros(net)
     train(net, 12)

@@ -251,50 +251,6 @@ def test_another_number_of_threads_is_another_shape():
     assert tried == {"dense", "skip"}
 
 
-def dense_layer(calls, keys=("shape",), cost=3.0, site=None):
-    """A layer with two passes, both faster dense; the calls that did not rest."""
-    site, awake = site or planner.Site(), []
-    for call in range(calls):
-        key = keys[call % len(keys)]
-        if not site.rests(("forward", "input"), key):
-            awake.append(call)
-            for pass_, operand in (("forward", "x"), ("input", "dy")):
-                path = site.choose(pass_, PLAIN, key)
-                seen = {operand: 0.5} if path == "skip" or site.samples(pass_) else {}
-                site.observe(pass_, path, 1.0 if path == "dense" else cost, seen)
-    return site, awake
-
-
-@pytest.mark.parametrize("keys", [("shape",), ("a", "b")])
-def test_a_layer_that_is_dense_for_good_rests_and_is_counted_all_the_same(keys):
-    site, awake = dense_layer(3000, keys)
-    assert len(awake) < 250 and max(b - a for a, b in itertools.pairwise(awake)) <= 32
-    stats = site.stats()
-    assert all(sum(one["calls"].values()) == 3000 for one in stats.values())
-    assert all(one["calls"]["skip"] > 5 for one in stats.values())  # it goes on trying
-
-
-def test_who_rests_wakes_up_for_a_change():
-    site, _ = dense_layer(500)
-    for density in (0.5, 0.05):
-        for _ in range(300):
-            if not site.rests(("forward",), "shape"):
-                path = site.choose("forward", PLAIN, "shape")
-                site.observe("forward", path, 1.0 if path == "dense" else 0.1 + 6.0 * density, {"x": density})
-    assert site.stats()["forward"]["path"] == "skip"
-    assert not any(site.rests(("forward",), "shape") for _ in range(50))
-
-
-def test_nobody_rests_before_all_passes_have_settled(deterministic):
-    torch.use_deterministic_algorithms(False)
-    site, awake = dense_layer(6)
-    assert awake == list(range(6))
-    site, _ = dense_layer(100)
-    assert not site.rests(("forward", "weight"), "shape") and not site.rests(("forward",), "another")
-    torch.use_deterministic_algorithms(True)
-    assert not any(site.rests(("forward",), "shape") for _ in range(50))
-
-
 @pytest.fixture
 def deterministic():
     torch.use_deterministic_algorithms(True)

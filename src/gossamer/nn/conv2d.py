@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from gossamer import ops
 from gossamer.nn.traced import leaves_process
+from gossamer.ops._skip_op import saving_is_watched
 from gossamer.planner import Site
 
 Skip = Literal["auto", "input", "never"]
@@ -65,6 +66,9 @@ class Conv2d(nn.Conv2d):
 
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         # Here, not in forward: torch's own wrappers call it with weights of their making.
+        if dozes(self, input):
+            y = super()._conv_forward(input.contiguous(memory_format=torch.channels_last), weight, bias)
+            return y.relu_() if self.relu else y
         if not isinstance(input, Tensor) or leaves_process():  # no tensor: a proxy of torch.fx
             y = super()._conv_forward(input, weight, bias)
             return F.relu(y) if self.relu else y
@@ -92,6 +96,17 @@ def adopt(module: nn.Module, skip: Skip, relu: bool = False, name: str = "") -> 
     if not isinstance(relu, bool):
         raise TypeError(f"relu must be a bool, got {relu!r}")
     vars(module).update(skip=skip, relu=relu, site=Site(name))
+
+
+def dozes(module: Conv2d | nn.Linear, input: Tensor) -> bool:
+    """Whether a call may be torch's own at once. In few steps: after a layer's work all Python comes from far away."""
+    return (
+        isinstance(input, Tensor)
+        and module.skip == "auto"
+        and not torch.compiler.is_compiling()
+        and not saving_is_watched()
+        and module.site.dozes(input.shape)
+    )
 
 
 def options(module: Conv2d | nn.Linear) -> str:

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gossamer import ops
-from gossamer.nn.conv2d import Skip, adopt, options
+from gossamer.nn.conv2d import Skip, adopt, dozes, options
 from gossamer.nn.traced import leaves_process
 from gossamer.planner import Site
 
@@ -50,6 +50,9 @@ class Linear(nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         """x[..., in_features] -> [..., out_features]."""
+        if dozes(self, input):
+            y = super().forward(input)
+            return y.relu_() if self.relu else y
         if not isinstance(input, Tensor) or leaves_process():  # no tensor: a proxy of torch.fx
             y = super().forward(input)
             return F.relu(y) if self.relu else y

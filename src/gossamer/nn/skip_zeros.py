@@ -33,8 +33,8 @@ def skip_zeros(model: nn.Module, fuse: bool = True, *, skip: Skip = "auto", excl
     """Let every Conv2d and Linear of a model skip zeros that it meets at run time. In place; numbers do not change.
 
     Parameters stay the same objects, so an optimizer made before goes on; keys of the state dict stay, so checkpoints
-    fit both ways. Convolutions that are left to torch get weights in the memory format channels_last, so that what they
-    put out lies as the skipping ones read it.
+    fit both ways. Weights of convolutions get the memory format channels_last, in which torch's own kernels, that go on
+    beside the skipping ones, need no copies, and in which layers left to torch put out what skipping ones read.
 
     Args:
         model: on any device; what cannot skip there, or now, is left, and the report says why.
@@ -89,7 +89,7 @@ def skip_zeros(model: nn.Module, fuse: bool = True, *, skip: Skip = "auto", excl
             converted[name] = module
     fused = tuple(_fuse(model, converted)) if fuse else ()
     if any(isinstance(module, Conv2d) for module in converted.values()):
-        for name in left:
+        for name in (*converted, *left):
             _lay_out(model.get_submodule(name))
     report = SkipReport(converted, fused, left)
     _log.info("%s", report.summary())

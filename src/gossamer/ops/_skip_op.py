@@ -178,7 +178,7 @@ def skip_zeros(
     x: Tensor, weight: Tensor, bias: Tensor | None, geometry: tuple[int, ...], mode: str, relu: bool,
     site: Site | None, backend: Backend | None, brief: torch.Size,
 ) -> Tensor:  # fmt: skip
-    """The layer `geometry` of checked arguments, differentiable; `brief` is what the caller asks `site.dozes` about."""
+    """The layer `geometry` of checked arguments, differentiable; `brief` is what a module asks `site.dozes` about."""
     place: Site | int
     with_x = x.requires_grad and torch.is_grad_enabled()
     with_weight = weight.requires_grad and torch.is_grad_enabled()

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gossamer.ops._register import Backend
-from gossamer.ops._skip_op import check_transforms, saving_is_watched, skip_zeros
+from gossamer.ops._skip_op import check_transforms, skip_zeros
 from gossamer.ops._skippable import Skip, check_layer, torchs_own
 from gossamer.planner import Site
 
@@ -70,15 +70,6 @@ def conv2d(
               [0., 2., 2.],
               [0., 0., 0.]]]])
     """
-    # First of all and in few steps: after a layer's work every line of Python comes from far away again.
-    if (
-        isinstance(site, Site) and isinstance(x, Tensor) and skip == "auto" and backend is None
-        and not torch.compiler.is_compiling() and not saving_is_watched() and site.dozes(x.shape)
-    ):  # fmt: skip
-        y = torch.conv2d(
-            x.contiguous(memory_format=torch.channels_last), weight, bias, stride, padding, dilation, groups
-        )
-        return y.relu_() if relu else y
     check_layer("conv2d", x, weight, bias, (4, 3), skip, relu, site, backend)
     stride, dilation = _pair("stride", stride, 1), _pair("dilation", dilation, 1)
     if isinstance(groups, bool) or not isinstance(groups, int) or groups < 1:
@@ -105,7 +96,7 @@ def conv2d(
     check_transforms("conv2d", x, weight, bias)
     batch = x if x.dim() == 4 else x.unsqueeze(0)
     batch = batch.contiguous(memory_format=torch.channels_last)
-    y = skip_zeros(batch, weight, bias, (*stride, *padding, *dilation), skip, relu, site, backend, x.shape)
+    y = skip_zeros(batch, weight, bias, (*stride, *padding, *dilation), skip, relu, site, backend, batch.shape)
     return y if x.dim() == 4 else y.squeeze(0)
 
 

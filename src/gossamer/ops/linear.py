@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from gossamer.ops._register import Backend
-from gossamer.ops._skip_op import check_transforms, saving_is_watched, skip_zeros
+from gossamer.ops._skip_op import check_transforms, skip_zeros
 from gossamer.ops._skippable import Skip, check_layer, torchs_own
 from gossamer.planner import Site
 
@@ -39,18 +38,12 @@ def linear(
 
     Source: a 1x1 convolution of SparseTrain (PACT 2020); for few rows the product of TEAL (ICLR 2025).
 
+    >>> import torch
     >>> x = torch.tensor([[0.0, 2.0], [0.0, 0.0]])
     >>> linear(x, torch.ones(1, 2), skip="input", backend="reference")
     tensor([[2.],
             [0.]])
     """
-    # First of all and in few steps: see conv2d.
-    if (
-        isinstance(site, Site) and isinstance(x, Tensor) and skip == "auto" and backend is None
-        and not torch.compiler.is_compiling() and not saving_is_watched() and site.dozes(x.shape)
-    ):  # fmt: skip
-        y = F.linear(x, weight, bias)
-        return y.relu_() if relu else y
     check_layer("linear", x, weight, bias, None, skip, relu, site, backend)
     if x.shape[-1] != weight.shape[1]:
         raise ValueError(f"x must have {weight.shape[1]} columns, those of weight, got shape {tuple(x.shape)}")

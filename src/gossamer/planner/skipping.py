@@ -4,9 +4,9 @@ call      0      1      2      3      4      5      6 ... 55   56     57     58 
 path      dense  skip   dense  skip   dense  skip   skip       dense  skip   skip
           '--- cold --' '------- trial 1 ---------'            '- trial 2 -'
 
-A *trial* runs the paths in turn on the user's own data and compares minima, so what else the machine does meanwhile
-falls on all of them. Between trials only the density is watched: a trial's ratio of skip to dense holds under any load,
-and a skipping path costs `ratio * (OVERHEAD + density)` of the dense one.
+Between trials (trial.py) only the density is watched: a trial's ratio of skip to dense holds whatever else the machine
+does, and a skipping path costs `ratio * (OVERHEAD + density)` of the dense one, and CALL for each pass of the layer: a
+layer that is dense in all passes may rest.
 """
 
 from __future__ import annotations
@@ -22,13 +22,14 @@ from weakref import WeakValueDictionary
 
 import torch
 
+from gossamer.planner.trial import DENSE, Trial
+
 Pass = Literal["forward", "input", "weight"]
 
-DENSE = "dense"
 OVERHEAD = 0.15
 """What a skipping kernel costs beyond its multiplications, as a share of all of them: reading, masks, stores."""
-CALL = 5e-5
-"""Seconds that a call which skips costs beyond its kernel, where a layer dense in all passes could rest (`rests`)."""
+CALL = 1e-4
+"""Seconds of Python around each pass of a layer that does not rest, between other layers that empty the caches."""
 DECAY = 0.9
 """Of the moving average of densities."""
 GAIN = 0.05
@@ -40,7 +41,6 @@ BREAK_EVEN = {"forward": 0.65, "input": 0.65, "weight": 0.75}
 EXPLORATION = 0.01
 """The share of all time that trials after a shape's first may lose on paths that turn out slower."""
 
-_ROUNDS = 4
 _FIRST_GAP, _LAST_GAP = 50, 1000  # calls between trials; doubled as long as they confirm the choice
 _SETTLED = 16  # calls before a drift of the density may start a trial
 _LOOK_EVERY = 32
@@ -69,26 +69,6 @@ def site(key: int) -> Site:
 
 
 @dataclass
-class _Trial:
-    """Paths still in question, their times over the load at the call, and the seconds these calls took.
-
-    `cold`: paths that this shape never took; the first call of one packs, allocates and fills caches, and counts only
-    if later ones are no better. `expected`: the density, or a trial before this one, says that another path wins.
-    `free`: not on the account of exploration.
-    """
-
-    alive: list[str]
-    cold: set[str]
-    times: dict[str, list[float]]
-    lost: dict[str, list[float]]
-    expected: bool
-    free: bool = False
-
-    def samples(self, path: str) -> int:
-        return len(self.times[path]) - (path in self.cold)
-
-
-@dataclass
 class _Shape:
     """What is known of one shape of one pass."""
 
@@ -96,7 +76,7 @@ class _Shape:
     chosen: str = DENSE
     dense: float = 0.0
     ratios: dict[str, float] = field(default_factory=dict)
-    trial: _Trial | None = None
+    trial: Trial | None = None
     decided: bool = False
     age: int = 0
     gap: int = _FIRST_GAP
@@ -217,7 +197,7 @@ class Site:
                 self._consider(own, shape)
             if shape.trial is None:
                 return shape.chosen
-            return min(shape.trial.alive, key=shape.trial.samples)
+            return shape.trial.next()
 
     def observe(self, pass_: Pass, choice: str, seconds: float, densities: dict[str, float]) -> None:
         """Report a call: the path taken, its seconds (without those for counting zeros), densities as far as known."""
@@ -234,19 +214,21 @@ class Site:
             self._seconds += seconds
             if choice in shape.ratios:
                 own.saved += shape.dense * (1.0 - shape.ratios[choice] * self._load(own, choice, densities)) - CALL
-            if shape.trial is not None and choice in shape.trial.alive:
-                shape.trial.times[choice].append(seconds / self._load(own, choice, densities))
-                if not cold:
-                    shape.trial.lost[choice].append(seconds)
-                if not shape.trial.free and choice != shape.chosen:
+            trial = shape.trial
+            if trial is not None and choice in trial.alive:
+                trial.report(choice, seconds, self._load(own, choice, densities), cold)
+                if not trial.free and choice != shape.chosen:
                     self._lost += max(seconds - min(shape.recent.get(shape.chosen, (0.0,))), 0.0)
-                self._round(own, shape, shape.trial)
+                if trial.over(
+                    shape.chosen, lambda path: self._load(own, path), lambda path: self._may_pay(own, shape, path)
+                ):
+                    self._conclude(own, shape, trial)
 
     def rests(self, passes: Sequence[Pass], key: Hashable, brief: Hashable = None) -> bool:
         """May this call run dense without asking or reporting?
 
-        Where all of `passes` have settled on dense at the shape `key`, every call may but one in 32, which asks and
-        reports as ever. It saves tens of microseconds, much of a small layer's time. `brief` is what `dozes` is asked.
+        Where all of `passes` have settled on dense at the shape `key`, every call may but one in 32 (in 1000 where the
+        work is too small for any gain), which asks and reports as ever. `brief` is what the layer will ask `dozes`.
         """
         if torch.are_deterministic_algorithms_enabled():
             return False
@@ -259,8 +241,10 @@ class Site:
                 if None in settled:
                     return False
                 shapes = [(self._passes[pass_], shape) for pass_, shape in zip(passes, settled, strict=True) if shape]
-                # Shapes that take turns share the time until the next look.
-                nap = self._nap = _Nap(at, brief, shapes, _LOOK_EVERY if nap is None else nap.left)
+                left = _LOOK_EVERY if any(self._large(shape) for _, shape in shapes) else _LAST_GAP
+                if nap is not None:
+                    left = min(left, nap.left)  # shapes that take turns share the time until the next look
+                nap = self._nap = _Nap(at, brief, shapes, left)
             nap.left -= 1
             if nap.left <= 0:
                 self._count_nap()
@@ -372,8 +356,19 @@ class Site:
         known = (densities or {}).get(name, self._densities.get(name, 1.0))
         return OVERHEAD + known
 
-    def _pays_to_try(self, own: _Pass, path: str) -> bool:
-        return path == DENSE or self._densities.get(_operand(own.name, path), 0.0) < DENSE_FROM
+    def _overhead(self) -> float:
+        """Seconds that a layer costs beyond its kernels because some pass skips and it cannot rest."""
+        return CALL * len(self._passes)
+
+    def _large(self, shape: _Shape) -> bool:
+        """Whether skipping could pay at all: more than the overhead, if it took no time itself."""
+        return min(shape.recent.get(DENSE, ()), default=1.0) > self._overhead()
+
+    def _may_pay(self, own: _Pass, shape: _Shape, path: str) -> bool:
+        """Whether a path could win at some density not far from the present one."""
+        if path == DENSE:
+            return True
+        return self._large(shape) and self._densities.get(_operand(own.name, path), 0.0) < DENSE_FROM
 
     def _below_break_even(self, own: _Pass, shape: _Shape, known: dict[str, float]) -> str:
         best, least = DENSE, BREAK_EVEN[own.name]
@@ -387,11 +382,11 @@ class Site:
 
     def _cheapest(self, own: _Pass, shape: _Shape) -> str:
         """The path to prefer at the present densities: another one only for a clear gain."""
-        extra = CALL / shape.dense if shape.dense else 0.0
+        extra = self._overhead() / shape.dense if shape.dense else 0.0
         cost = {
             path: 1.0 if path == DENSE else shape.ratios.get(path, 1.0) * self._load(own, path) + extra
             for path in shape.candidates
-            if self._pays_to_try(own, path)
+            if self._may_pay(own, shape, path)
         }
         best = min(cost, key=lambda path: cost[path])
         now = cost.get(shape.chosen)
@@ -399,7 +394,7 @@ class Site:
 
     def _consider(self, own: _Pass, shape: _Shape) -> None:
         """Start a trial if it is time for one."""
-        if not self._pays_to_try(own, shape.chosen):
+        if not self._may_pay(own, shape, shape.chosen):
             self._settle(own, shape, self._cheapest(own, shape))
         first = not shape.decided
         free = first and len(own.shapes) <= _FREE_SHAPES
@@ -413,36 +408,17 @@ class Site:
         if due and affordable:
             shape.trial = self._trial(own, shape, expected=moved, free=free)
 
-    def _trial(self, own: _Pass, shape: _Shape, **about: bool) -> _Trial:
-        alive = [path for path in shape.candidates if self._pays_to_try(own, path)]
-        alive.sort(key=lambda path: path != DENSE)  # dense first: it may show that there is nothing to skip
-        cold = {path for path in alive if path not in shape.recent}
-        return _Trial(alive, cold, {path: [] for path in alive}, {path: [] for path in alive}, **about)
+    def _trial(self, own: _Pass, shape: _Shape, expected: bool, free: bool = False) -> Trial:
+        alive = [path for path in shape.candidates if self._may_pay(own, shape, path)]
+        return Trial(alive, set(alive) - set(shape.recent), expected=expected, free=free)
 
-    def _round(self, own: _Pass, shape: _Shape, trial: _Trial) -> None:
-        """Drop the paths that cannot win; end the trial when one is left or all have had their turns."""
-        trial.alive = [path for path in trial.alive if self._pays_to_try(own, path)]
-        rounds = min(map(trial.samples, trial.alive))
-        if len(trial.alive) > 1 and (rounds < 1 or max(map(trial.samples, trial.alive)) > rounds):
-            return
-        now = {path: min(trial.times[path]) * self._load(own, path) for path in trial.alive}
-        # One sample may be many times what it should be, the least of two a quarter more, of four hardly a twentieth:
-        # after one only a path goes that has lost an earlier trial.
-        limit = (1.0 + 1.0 / max(rounds, 1) ** 2) * min(now.values())
-        lost = {path for path in trial.alive if path != shape.chosen and path not in trial.cold}
-        trial.alive = [path for path in trial.alive if now[path] <= limit or (rounds < 2 and path not in lost)]
-        if len(trial.alive) == 1 or rounds >= _ROUNDS:
-            self._conclude(own, shape, trial)
-
-    def _conclude(self, own: _Pass, shape: _Shape, trial: _Trial) -> None:
-        if trial.times[DENSE]:
-            shape.dense = min(trial.times[DENSE])
-            fresh = {path: min(times) / shape.dense for path, times in trial.times.items() if times and path != DENSE}
-            shape.ratios.update(fresh)
+    def _conclude(self, own: _Pass, shape: _Shape, trial: Trial) -> None:
+        best = trial.best()
+        if DENSE in best:
+            shape.dense = best.pop(DENSE)
+            shape.ratios.update({path: seconds / shape.dense for path, seconds in best.items()})
         first, before, path = not shape.decided, shape.chosen, self._cheapest(own, shape)
-        usual = min(trial.lost.get(path, ()), default=0.0)
-        others = [seconds for other, times in trial.lost.items() if other != path for seconds in times]
-        shape.loss = sum(max(seconds - usual, 0.0) for seconds in others)
+        shape.loss = trial.loss(path)
         if not (first or trial.expected or path == before):
             shape.trial = self._trial(own, shape, expected=True)  # out of the blue: it takes a second to believe it
             return

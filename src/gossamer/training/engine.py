@@ -354,8 +354,7 @@ class Method(Settings):
             grown = commit(self, changes)
             self.pending.remove(event)
             nnz = self.nnz()
-            density = nnz / sum(self.sizes.values())
-            counts = {"nnz": nnz, "density": density, "dropped": before + grown - nnz, "grown": grown}
+            counts = {"nnz": nnz, "density": self.density(), "dropped": before + grown - nnz, "grown": grown}
             self.history.append({"step": self.step, "kind": event, **counts, **note})
             logger.info("%s step %d %s: %s", self.name, self.step, event, self.history[-1])
             if self.is_distributed():

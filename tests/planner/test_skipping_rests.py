@@ -1,0 +1,99 @@
+"""A layer that is dense in all passes rests: hardly anybody asks, everything is counted, and it wakes up in time."""
+
+import itertools
+
+import pytest
+import torch
+
+from gossamer import planner
+from gossamer.planner.skipping import CALL
+
+PLAIN = ("dense", "skip")
+
+
+@pytest.fixture
+def deterministic():
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+def dense_layer(calls, keys=("shape",), cost=3.0, site=None):
+    """A layer with two passes, both faster dense; the calls that did not rest."""
+    site, awake = site or planner.Site(), []
+    for call in range(calls):
+        key = keys[call % len(keys)]
+        if not site.rests(("forward", "input"), key):
+            awake.append(call)
+            for pass_, operand in (("forward", "x"), ("input", "dy")):
+                path = site.choose(pass_, PLAIN, key)
+                seen = {operand: 0.5} if path == "skip" or site.samples(pass_) else {}
+                site.observe(pass_, path, 1.0 if path == "dense" else cost, seen)
+    return site, awake
+
+
+@pytest.mark.parametrize("keys", [("shape",), ("a", "b")])
+def test_a_layer_that_is_dense_for_good_rests_and_is_counted_all_the_same(keys):
+    site, awake = dense_layer(3000, keys)
+    assert len(awake) < 250 and max(b - a for a, b in itertools.pairwise(awake)) <= 32
+    stats = site.stats()
+    assert all(sum(one["calls"].values()) == 3000 for one in stats.values())
+    assert all(one["calls"]["skip"] > 5 for one in stats.values())  # it goes on trying
+
+
+@pytest.mark.parametrize(("seconds", "few"), [(0.9 * CALL, True), (1e-2, False)])
+def test_work_too_small_for_any_gain_is_left_alone(seconds, few):
+    site, paths, awake = planner.Site(), [], 0
+    for _ in range(2500):
+        if not site.rests(("forward",), "shape"):
+            awake += 1
+            paths.append(site.choose("forward", PLAIN, "shape"))
+            site.observe("forward", paths[-1], seconds * (1.0 if paths[-1] == "dense" else 5.0), {"x": 0.1})
+    assert (awake < 10 and "skip" not in paths) if few else (awake > 75 and "skip" in paths)
+
+
+def test_what_pays_in_inference_must_pay_for_three_passes_in_training():
+    def path(passes, dense=8 * CALL, skip=6 * CALL):
+        site = planner.Site()
+        for _ in range(40):
+            for pass_ in passes:
+                way = site.choose(pass_, PLAIN, "shape")
+                gains = way == "skip" and pass_ == "forward"
+                site.observe(pass_, way, skip if gains else dense, {"x": 0.5, "dy": 1.0})
+        return site.stats()["forward"]["path"]
+
+    assert path(("forward",)) == "skip" and path(("forward", "input", "weight")) == "dense"
+
+
+def test_a_small_shape_in_between_does_not_send_a_large_one_to_sleep():
+    site, awake = planner.Site(), {"small": 0, "large": 0}
+    for call in range(2000):
+        key = ("small", "large")[call % 2]
+        if not site.rests(("forward",), key):
+            awake[key] += 1
+            path = site.choose("forward", PLAIN, key)
+            site.observe(
+                "forward", path, (0.5 * CALL if key == "small" else 1.0) * (path == "dense" or 3.0), {"x": 0.5}
+            )
+    assert awake["small"] + awake["large"] > 60
+
+
+def test_who_rests_wakes_up_for_a_change():
+    site, _ = dense_layer(500)
+    for density in (0.5, 0.05):
+        for _ in range(300):
+            if not site.rests(("forward",), "shape"):
+                path = site.choose("forward", PLAIN, "shape")
+                site.observe("forward", path, 1.0 if path == "dense" else 0.1 + 6.0 * density, {"x": density})
+    assert site.stats()["forward"]["path"] == "skip"
+    assert not any(site.rests(("forward",), "shape") for _ in range(50))
+
+
+def test_nobody_rests_before_all_passes_have_settled(deterministic):
+    torch.use_deterministic_algorithms(False)
+    site, awake = dense_layer(6)
+    assert awake == list(range(6))
+    site, _ = dense_layer(100)
+    assert not site.rests(("forward", "weight"), "shape") and not site.rests(("forward",), "another")
+    torch.use_deterministic_algorithms(True)
+    assert not any(site.rests(("forward",), "shape") for _ in range(50))

@@ -221,14 +221,23 @@ NB_MODULE(_native, m) {
                              at<float>(packed), threads);
         },
         unlocked);
+  m.def("skip_pack_lanes", [](int64_t in, int64_t r) { return active().skip_pack_lanes(in, r); });
+  m.def("skip_conv_scratch",
+        [](int64_t n, int64_t h, int64_t w, int64_t c, int64_t out, int64_t r, int64_t s, int64_t stride_h,
+           int64_t stride_w, int64_t pad_h, int64_t pad_w, int64_t dil_h, int64_t dil_w, bool transposed, int64_t oh,
+           int64_t ow, int threads) {
+          return active().skip_conv_scratch(n, h, w, c, out, r, s, stride_h, stride_w, pad_h, pad_w, dil_h, dil_w,
+                                            transposed, oh, ow, threads);
+        });
   m.def("skip_conv",
         [](uintptr_t x, int64_t n, int64_t h, int64_t w, int64_t c, uintptr_t packed, uintptr_t bias, uintptr_t bits,
            int64_t out, int64_t r, int64_t s, int64_t stride_h, int64_t stride_w, int64_t pad_h, int64_t pad_w,
            int64_t dil_h, int64_t dil_w, bool transposed, int64_t oh, int64_t ow, bool relu, uintptr_t y,
-           uintptr_t y_bits, uintptr_t counts, int threads) {
+           uintptr_t y_bits, uintptr_t counts, uintptr_t scratch, int threads) {
           active().skip_conv(at<const float>(x), n, h, w, c, at<const float>(packed), at<const float>(bias),
                              at<const void>(bits), out, r, s, stride_h, stride_w, pad_h, pad_w, dil_h, dil_w,
-                             transposed, oh, ow, relu, at<float>(y), at<void>(y_bits), at<int64_t>(counts), threads);
+                             transposed, oh, ow, relu, at<float>(y), at<void>(y_bits), at<int64_t>(counts),
+                             at<void>(scratch), threads);
         },
         unlocked);
   m.def("relu_bits",

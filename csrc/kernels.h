@@ -46,11 +46,13 @@
 // gated_mv  y[batch, k] = gate * (x[batch, c] @ w[k, c]^T + bias), 0 where the gate is 0. A row of w whose gates are 0 for
 //          eight rows of x is not read. scratch has gated_mv_scratch bytes.
 // skip_pack  The weights of a convolution, [out, in, r, s] with strides in elements, as skip_conv reads them: [groups][
-//          ceil(in / 16)][r][16][s][skip_pack_outs(out)] floats, groups of outputs, zero where there is no weight.
+//          ceil(in / lanes)][r][lanes][s][skip_pack_outs(out)] floats, groups of outputs, zero where there is no weight;
+//          lanes are skip_pack_lanes(in, r).
 // skip_conv  y[n, oh, ow, out] of x[n, h, w, c], all channels last: the convolution, or with `transposed` the gradient by
 //          the input of one whose output is x (then `packed` has its input channels as outputs). A zero of x, or an element
 //          whose bit is not set in bits[n, h, w, ceil(c / 32)] words (null: all are), meets no weight. relu: y is cut at
-//          zero, and y_bits gets the bits of what is not. counts[2]: nonzeros of x, multiply-adds made.
+//          zero, and y_bits gets the bits of what is not. counts[2]: nonzeros of x, multiply-adds made. scratch has
+//          skip_conv_scratch bytes.
 // relu_bits  y[rows, cols] = x cut at zero, bits[rows, ceil(cols / 32)] words where it is not: NaN stays.
 // keep_bits  y[rows, cols] = x where the bit is set, else zero.
 // read     Sums x[bytes] as words: the fastest way to touch memory once, the yardstick of the other verbs.
@@ -102,12 +104,16 @@
   VERB(gated_mv, void, const float* x, int64_t batch, int64_t c, const void* w, bool bfloat16, int64_t k,           \
        const float* bias, const float* gate, float* y, void* scratch, int threads)                                  \
   VERB(skip_pack_outs, int64_t, int64_t out)                                                                        \
+  VERB(skip_pack_lanes, int64_t, int64_t in, int64_t r)                                                             \
   VERB(skip_pack, void, const float* weight, int64_t out, int64_t in, int64_t r, int64_t s, int64_t out_stride,     \
        int64_t in_stride, int64_t r_stride, int64_t s_stride, float* packed, int threads)                           \
+  VERB(skip_conv_scratch, int64_t, int64_t n, int64_t h, int64_t w, int64_t c, int64_t out, int64_t r, int64_t s,   \
+       int64_t stride_h, int64_t stride_w, int64_t pad_h, int64_t pad_w, int64_t dil_h, int64_t dil_w,              \
+       bool transposed, int64_t oh, int64_t ow, int threads)                                                        \
   VERB(skip_conv, void, const float* x, int64_t n, int64_t h, int64_t w, int64_t c, const float* packed,            \
        const float* bias, const void* bits, int64_t out, int64_t r, int64_t s, int64_t stride_h, int64_t stride_w,  \
        int64_t pad_h, int64_t pad_w, int64_t dil_h, int64_t dil_w, bool transposed, int64_t oh, int64_t ow,         \
-       bool relu, float* y, void* y_bits, int64_t* counts, int threads)                                             \
+       bool relu, float* y, void* y_bits, int64_t* counts, void* scratch, int threads)                              \
   VERB(relu_bits, void, const float* x, int64_t rows, int64_t cols, float* y, void* bits, int threads)              \
   VERB(keep_bits, void, const float* x, const void* bits, int64_t rows, int64_t cols, float* y, int threads)        \
   VERB(read, uint64_t, const void* x, int64_t bytes, int threads)

@@ -32,104 +32,28 @@ constexpr int segments_of(int vectors) {
   return fit < 1 ? 1 : fit > kMostSegments ? kMostSegments : fit;
 }
 
-// Columns that are read together at most: all of a line of seven. x is asked for two such chunks ahead, y one. Past the
-// end of a row lies the next one, in the order in which lines are taken.
+// Columns of y that are narrower than the sums, or that are cut at zero, are treated so many at a time.
 constexpr int kChunk = 10;
 
 // One line: input columns i in [0, columns) and output columns o in [0, outs), where tap t takes i to o = i + shift - t.
 // In step e of outs + taps - 1, input column e - shift is met, output column e enters and e - taps + 1 leaves.
 struct Line {
-  const float* x[kMostSegments];        // column 0 of each segment, always an address inside x
-  const uint16_t* bits[kMostSegments];  // the bits of column 0, or null
-  int lanes[kMostSegments];             // channels of the segment: 0 where it lies outside x
-  int64_t x_step, bits_step;            // from a column to the next
-  int64_t columns, outs, shift, taps;
-  const float* w;           // the weights of the first tap of channel 0 of segment 0, group 0
-  int64_t w_row, w_group;   // floats from a channel to the next, from a group of outputs to the next
+  const float* x;           // scalar 0 of column 0, the others behind it
+  const uint16_t* bits;     // those of column 0: 64 can be read
+  uint64_t lanes;           // the bits that are meant
+  int64_t x_step, bits_step;  // from a column to the next
+  int64_t columns, outs, shift;
+  const float* w;           // the weights of the first tap of scalar 0, group 0
+  int64_t w_row, w_group;   // floats from a scalar to the next, from a group of outputs to the next
   float* y;                 // output column 0
   int64_t y_step, y_width;  // outputs from here to the end of a pixel: at least 1, more than kF * vectors perhaps
   const float* bias;        // null: zeros
   uint8_t* y_bits;          // null, or of column 0: only written when `last` is set
   int64_t y_bits_step, y_bits_bytes;  // bytes from here to the end of a pixel's bits
+  const float* next;        // what is asked for meanwhile: so many floats with every step
+  int64_t next_step;
   bool first, last, relu;   // whether this is the first, the last panel that these outputs get
-  uint64_t own;             // bits of the segments that are counted here
-  int64_t nonzeros, products;  // what was met: scalars counted, scalars times taps
 };
-
-// What a step needs of x: the scalars of all segments, and which are not zero.
-struct Columns {
-  alignas(64) float x[kChunk][kMostSegments * kSegment];
-  uint64_t bits[kChunk];
-};
-
-// Reads `count` columns from input column i on, all of which exist.
-template <int kSegments, bool kBits>
-[[gnu::always_inline]] inline void read_some(Line& line, int64_t i, int64_t count, float* out, uint64_t* bits_out) {
-  const int64_t x_step = line.x_step, bits_step = line.bits_step;
-  const uint64_t own = line.own;
-  const float* x[kSegments];
-  const uint16_t* kept[kSegments];
-  uint32_t lanes[kSegments];
-#pragma GCC unroll 4
-  for (int j = 0; j < kSegments; ++j) {
-    x[j] = line.x[j] + i * x_step;
-    kept[j] = kBits ? line.bits[j] + (line.lanes[j] != 0 ? i * bits_step : 0) : nullptr;
-    lanes[j] = (1u << line.lanes[j]) - 1;
-  }
-  int64_t nonzeros = 0, products = 0;
-  for (int64_t c = 0; c < count; ++c) {
-    uint64_t all = 0;
-#pragma GCC unroll 4
-    for (int j = 0; j < kSegments; ++j) {
-      uint64_t bits;
-#if defined(GOSSAMER_AVX512)
-      const __m512i v = _mm512_maskz_loadu_epi32(__mmask16(lanes[j]), x[j]);
-      _mm512_store_si512(out + j * kSegment, v);
-      bits = _mm512_test_epi32_mask(v, _mm512_set1_epi32(0x7fffffff));
-#else
-      if (lanes[j] == 0xffff) {
-        for (int k = 0; k < kSegment; k += kF) store_lanes(out + j * kSegment + k, load_lanes(x[j] + k));
-        bits = nonzero_bits<kSegment>(x[j]);
-      } else {
-        const int few = __builtin_popcount(lanes[j]);
-        for (int k = 0; k < few; ++k) out[j * kSegment + k] = x[j][k];
-        bits = nonzero_bits_first(x[j], few);
-      }
-#endif
-      if constexpr (kBits) {
-        bits &= *kept[j];
-        kept[j] += lanes[j] != 0 ? bits_step : 0;
-      }
-      all |= bits << (j * kSegment);
-      x[j] += x_step;
-    }
-    bits_out[c] = all;
-    products += __builtin_popcountll(all);
-    nonzeros += __builtin_popcountll(all & own);
-    out += kMostSegments * kSegment;
-  }
-  line.nonzeros += nonzeros;
-  line.products += products * line.taps;
-}
-
-// Reads the input columns of steps [begin, end) and counts them.
-template <int kSegments>
-[[gnu::noinline]] void read_columns(Line& line, int64_t begin, int64_t end, Columns& to) {
-  int64_t e = begin;
-  for (; e < end && e < line.shift; ++e) to.bits[e - begin] = 0;
-  const int64_t until = least(end, line.columns + line.shift);
-  if (until > e) {
-    (line.bits[0] != nullptr ? read_some<kSegments, true> : read_some<kSegments, false>)(
-        line, e - line.shift, until - e, to.x[e - begin], &to.bits[e - begin]);
-    // At both ends of a line some taps lead outside.
-    for (int64_t i = e; i < until && i < line.taps - 1; ++i)
-      line.products -= __builtin_popcountll(to.bits[i - begin]) * (line.taps - 1 - i);
-    for (int64_t i = e < line.outs ? line.outs : e; i < until; ++i)
-      line.products -= __builtin_popcountll(to.bits[i - begin]) * (i - line.outs + 1);
-    e = until;
-  }
-  for (; e < end; ++e) to.bits[e - begin] = 0;
-}
 
 template <int kTaps, int kGroups, int kVectors>
 using Sums = Lanes<float>[kTaps][kGroups][kVectors];
@@ -152,7 +76,7 @@ template <int kTaps, int kStep, int kGroups, int kVectors, int kLow, int kHigh>
           to[t][g][v] = fma(scalar, load_lanes(row + g * w_group + (t * kStep * kVectors + v) * kF), to[t][g][v]);
   };
   if (bits == 0) return;
-  if constexpr (kTaps * kGroups * kVectors <= 4) {  // too few sums to hide the latency of one addition: twice as many
+  if constexpr (kTaps * kGroups * kVectors <= kRegisters / 4) {  // too few to hide an addition's latency
     Sums<kTaps, kGroups, kVectors> odd = {};
     while (true) {
       add(sums);
@@ -180,37 +104,38 @@ struct Outs {
   int64_t from_step, to_step;
 };
 
-// Steps [begin, end) of a sweep; `columns` and the sums are those of step `begin`.
+// Steps [begin, end) of a sweep; the sums are those of step `begin`.
 template <int kTaps, int kStep, int kGroups, int kVectors>
-[[gnu::noinline]] void make_steps(const Line& line, const Columns& columns, int64_t begin, int64_t end, Outs at,
+[[gnu::noinline]] void make_steps(const Line& line, int64_t begin, int64_t end, Outs at,
                                   Sums<kTaps, kGroups, kVectors>& kept) {
-  constexpr int kSegments = segments_of(kTaps * kGroups * kVectors);
   const float* const w = line.w;
   const int64_t w_row = line.w_row, w_group = line.w_group, outs = line.outs;
-  const float* x = columns.x[0];
-  const uint64_t* bits = columns.bits;
-  const float* y_ahead = line.y + (begin + kChunk) * line.y_step;
-  int64_t x_ahead = (begin - line.shift + 2 * kChunk) * line.x_step;
+  const int64_t x_step = line.x_step, bits_step = line.bits_step;
+  const uint64_t lanes = line.lanes, columns = uint64_t(line.columns);
+  const float* next = line.next + begin * line.next_step;
+  const int64_t next_step = line.next_step;
+  int64_t i = begin - line.shift;  // the column of x
+  const float* x = line.x + i * x_step;
+  const uint16_t* p = line.bits + i * bits_step;
   Sums<kTaps, kGroups, kVectors> sums;
 #define GOSSAMER_EACH(count) \
   _Pragma("GCC unroll 4") for (int t = 0; t < (count); ++t) \
   _Pragma("GCC unroll 4") for (int g = 0; g < kGroups; ++g) \
   _Pragma("GCC unroll 4") for (int v = 0; v < kVectors; ++v)
   GOSSAMER_EACH(kTaps) sums[t][g][v] = kept[t][g][v];
-  for (int64_t e = begin; e < end; ++e, ++bits, x += kMostSegments * kSegment) {
+  for (int64_t e = begin; e < end; ++e, ++i, p += bits_step, x += x_step) {
+    uint64_t bits = 0;
+    if (uint64_t(i) < columns) {
+      memcpy(&bits, p, 8);
+      bits &= lanes;
+    }
     if (kTaps == 1 || e < outs) {  // a column enters
       GOSSAMER_EACH(1) sums[t][g][v] = load_lanes(at.from + (g * kVectors + v) * kF);
     }
     at.from += at.from_step;
-#pragma GCC unroll 4
-    for (int j = 0; j < kSegments; ++j)
-      __builtin_prefetch(line.x[j] + x_ahead, 0, kTaps == 1 ? 3 : 2);
-#pragma GCC unroll 16
-    for (int l = 0; l < kGroups * kVectors * kF; l += 16) __builtin_prefetch(y_ahead + l, 1);
-    x_ahead += line.x_step;
-    y_ahead += line.y_step;
+    for (const float* const until = next + next_step; next < until; next += 16) __builtin_prefetch(next, 0, 2);
 #define GOSSAMER_TAPS(low, high) \
-  accumulate<kTaps, kStep, kGroups, kVectors, low, high>(*bits, x, w, w_row, w_group, sums)
+  accumulate<kTaps, kStep, kGroups, kVectors, low, high>(bits, x, w, w_row, w_group, sums)
     if (kTaps == 1 || (e >= kTaps - 1 && e < outs)) {
       GOSSAMER_TAPS(0, kTaps);
     } else {  // at both ends of a line some taps lead outside
@@ -286,11 +211,9 @@ template <int kOuts>
 }
 
 template <int kTaps, int kStep, int kGroups, int kVectors>
-void sweep_line(Line& line) {
-  constexpr int kSegments = segments_of(kTaps * kGroups * kVectors);
+void sweep_line(const Line& line) {
   constexpr int kOuts = kGroups * kVectors * kF;
   constexpr int kRoom = kChunk + kTaps - 1;
-  Columns columns;
   alignas(64) float bias[kOuts], room[kRoom * kOuts];
   Sums<kTaps, kGroups, kVectors> sums = {};
   const bool whole = line.y_width >= kOuts;
@@ -301,12 +224,11 @@ void sweep_line(Line& line) {
   }
   if (!whole) memset(room, 0, sizeof(room));  // columns that are narrower than the sums stay here for a chunk
   const int64_t steps = line.outs + kTaps - 1;
-  const int64_t chunk = ceil_div(steps, ceil_div(steps, kChunk));
+  const int64_t chunk = whole && !(line.last && line.relu) ? steps : ceil_div(steps, ceil_div(steps, kChunk));
   for (int64_t begin = 0, end; begin < steps; begin = end) {
     end = least(steps, begin + chunk);
     const int64_t entering = least(end, line.outs), leaving = begin > kTaps - 1 ? begin - kTaps + 1 : 0;
     const int64_t left = end - kTaps + 1;  // output columns [leaving, left) leave in this chunk
-    read_columns<kSegments>(line, begin, end, columns);
     if (!whole && !line.first)
       for (int64_t o = begin; o < entering; ++o) memcpy(room + (o - begin) * kOuts, line.y + o * line.y_step, width);
     float* const y = whole ? line.y : room - begin * kOuts;
@@ -314,7 +236,7 @@ void sweep_line(Line& line) {
     // What leaves lies behind what enters: in its place, or, in the room, in front of it.
     const Outs at = {line.first ? bias : y + begin * y_step, whole ? y + (begin - kTaps + 1) * y_step : room,
                      line.first ? 0 : y_step, y_step};
-    make_steps<kTaps, kStep, kGroups, kVectors>(line, columns, begin, end, at, sums);
+    make_steps<kTaps, kStep, kGroups, kVectors>(line, begin, end, at, sums);
     for (int64_t o = leaving; o < left; ++o) {
       float* const done = whole ? line.y + o * line.y_step : room + (o + kTaps - 1 - begin) * kOuts;
       if (line.last && line.relu)

@@ -82,10 +82,15 @@ def skip_pack(
     weight: int, out: int, in_: int, r: int, s: int, out_stride: int, in_stride: int, r_stride: int, s_stride: int,
     packed: int, threads: int, /,
 ) -> None: ...  # fmt: skip
+def skip_pack_lanes(channels: int, r: int, /) -> int: ...
+def skip_conv_scratch(
+    n: int, h: int, w: int, c: int, out: int, r: int, s: int, stride_h: int, stride_w: int, pad_h: int, pad_w: int,
+    dil_h: int, dil_w: int, transposed: bool, oh: int, ow: int, threads: int, /,
+) -> int: ...  # fmt: skip
 def skip_conv(
     x: int, n: int, h: int, w: int, c: int, packed: int, bias: int, bits: int, out: int, r: int, s: int,
     stride_h: int, stride_w: int, pad_h: int, pad_w: int, dil_h: int, dil_w: int, transposed: bool, oh: int, ow: int,
-    relu: bool, y: int, y_bits: int, counts: int, threads: int, /,
+    relu: bool, y: int, y_bits: int, counts: int, scratch: int, threads: int, /,
 ) -> None: ...  # fmt: skip
 def relu_bits(x: int, rows: int, cols: int, y: int, bits: int, threads: int, /) -> None: ...
 def keep_bits(x: int, bits: int, rows: int, cols: int, y: int, threads: int, /) -> None: ...

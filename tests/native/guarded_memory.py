@@ -179,15 +179,18 @@ def skip_conv(draw: random.Random, at_end: bool) -> None:
         x = torch.randn(pixels * channels).mul(torch.rand(pixels * channels) < 0.5)
         words, out_words = -(-channels // 32), -(-out // 32)
         group, taps = _native.skip_pack_outs(out), kernel[0] * kernel[1]
-        packed = guarded(4 * max(-(-out // group), 1) * group * -(-channels // 16) * 16 * taps, at_end)
+        lanes = _native.skip_pack_lanes(channels, kernel[0])
+        packed = guarded(4 * max(-(-out // group), 1) * group * -(-channels // lanes) * lanes * taps, at_end)
         weight = guarded(content(torch.randn(out * channels * taps)), at_end)
         _native.skip_pack(weight, out, channels, *kernel, channels * taps, taps, kernel[1], 1, packed, threads)
         bits = draw.choice((0, guarded(4 * pixels * words, at_end)))
         bias, relu = draw.choice((0, guarded(4 * out, at_end))), draw.choice((False, True))
+        geometry = (out, *kernel, *stride, *padding, *dilation, bool(transposed), *out_size)
+        room = _native.skip_conv_scratch(n, *in_size, channels, *geometry, threads)
         _native.skip_conv(
-            guarded(content(x), at_end), n, *in_size, channels, packed, bias, bits, out, *kernel, *stride, *padding,
-            *dilation, bool(transposed), *out_size, relu, guarded(4 * outs * out, at_end),
-            guarded(4 * outs * out_words, at_end) if relu else 0, guarded(16, at_end), threads,
+            guarded(content(x), at_end), n, *in_size, channels, packed, bias, bits, *geometry, relu,
+            guarded(4 * outs * out, at_end), guarded(4 * outs * out_words, at_end) if relu else 0, guarded(16, at_end),
+            guarded(room, at_end), threads,
         )  # fmt: skip
     rows = draw.randint(0, 5)
     x, y, bits = guarded(4 * rows * k, at_end), guarded(4 * rows * k, at_end), guarded(4 * rows * -(-k // 32), at_end)

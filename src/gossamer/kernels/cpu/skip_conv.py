@@ -7,14 +7,11 @@ from torch import Tensor
 
 from gossamer.kernels.cpu import _call, memory
 
-SEGMENT = 16
-"""Channels whose weights lie together; the same for every instruction set."""
-
 
 def skip_pack(weight: Tensor) -> Tensor:
     """Pack `weight[out, in, R, S]`; see `gossamer.kernels.reference.skip_pack`.
 
-    The layout, [groups of outputs, in / 16, R, 16, S, outputs of a group], is that of the active instruction set.
+    The layout, [groups of outputs, in / lanes, R, lanes, S, outputs of a group], is that of the active instruction set.
     """
     _call.tensor(weight, "weight", ndim=4, dtypes=(torch.float32,), contiguous=False)
     out, channels, r, s = weight.shape
@@ -69,14 +66,20 @@ def skip_conv(
     y = memory.empty((n, oh, ow, out), torch.float32)
     y_bits = torch.empty((n, oh, ow, -(-out // 32)) if relu else (0,), dtype=torch.int32)
     counts = torch.empty(2, dtype=torch.int64)
+    threads = torch.get_num_threads()
+    room = _call.native.skip_conv_scratch(
+        n, h, w, c, out, *kernel, *stride, *padding, *dilation, transposed, oh, ow, threads
+    )
+    scratch = torch.empty(room, dtype=torch.uint8)
     _call.native.skip_conv(
         x.data_ptr(), n, h, w, c, packed.data_ptr(), 0 if bias is None else bias.data_ptr(),
         0 if bits is None else bits.data_ptr(), out, *kernel, *stride, *padding, *dilation, transposed, oh, ow, relu,
-        y.data_ptr(), y_bits.data_ptr(), counts.data_ptr(), torch.get_num_threads(),
+        y.data_ptr(), y_bits.data_ptr(), counts.data_ptr(), scratch.data_ptr(), threads,
     )  # fmt: skip
     return y, y_bits, counts
 
 
 def _packed_shape(out: int, channels: int, r: int, s: int) -> tuple[int, ...]:
     outs = _call.native.skip_pack_outs(out)
-    return (max(-(-out // outs), 1), -(-channels // SEGMENT), r, SEGMENT, s, outs)
+    lanes = _call.native.skip_pack_lanes(channels, r)
+    return (max(-(-out // outs), 1), -(-channels // lanes), r, lanes, s, outs)

@@ -1,0 +1,243 @@
+// What a block of output lines needs of x, read once: its scalars, which of them are not zero, and how many.
+//
+// The sweeps over a block meet x once for each group of outputs and each row of the kernel. So its rows are copied
+// before them into slots: line l finds the rows of its kernel rows, in order, in slots base(l), base(l) + 1, ..., and a
+// column of these lies together, so that one load brings the bits of a panel and a bit's number is its scalar's place.
+#pragma once
+#include "skip_conv.h"
+
+namespace gossamer::GOSSAMER_ISA {
+namespace {
+
+struct Conv {
+  int64_t n, h, w, c;  // x
+  int64_t oh, ow, out;
+  int64_t r, s;  // the kernel
+  int64_t stride_h, stride_w, pad_h, pad_w, dil_h, dil_w;
+  bool transposed;
+  int64_t pixels;  // of x: fewer than n * h * w only where lines are cut from one long row
+};
+
+// Groups of equally many vectors of outputs, and channels in parts of `lanes`: weights are
+// [groups][parts][r][lanes][s][outs], zero where there is no channel or no output. A part under all kernel rows is at
+// least kMostSegments segments where there are so many, and a panel is some of its segments.
+struct Packing {
+  int64_t vectors, groups, outs, lanes, parts;
+  Packing(int64_t out, int64_t in, int64_t r) {
+    const int64_t all = ceil_div(out > 0 ? out : 1, kF);
+    groups = ceil_div(all, kMostVectors);
+    vectors = ceil_div(all, groups);
+    if (kLeastVectors == 2 && vectors != 2) vectors = kMostVectors;
+    outs = vectors * kF;
+    lanes = kSegment * least(r < kMostSegments ? kMostSegments / r : 1, ceil_div(in > 0 ? in : 1, kSegment));
+    parts = ceil_div(in, lanes);
+  }
+};
+
+// The input row that kernel row r takes to (or from) output row oh, or -1.
+inline int64_t input_row(const Conv& conv, int64_t oh, int64_t r) {
+  int64_t row;
+  if (conv.transposed) {
+    row = oh + conv.pad_h - r * conv.dil_h;
+    if (row % conv.stride_h != 0) return -1;
+    row /= conv.stride_h;
+  } else {
+    row = oh * conv.stride_h - conv.pad_h + r * conv.dil_h;
+  }
+  return row >= 0 && row < conv.h ? row : -1;
+}
+
+// Whether output row oh is the first that meets input row input_row(oh, r).
+inline bool meets_first(const Conv& conv, int64_t oh, int64_t r) {
+  if (conv.transposed) return r == 0 || oh - conv.dil_h < 0;
+  int64_t a = conv.stride_h, b = conv.dil_h;
+  while (b != 0) {
+    const int64_t rest = a % b;
+    a = b;
+    b = rest;
+  }
+  return r + conv.stride_h / a >= conv.r || oh - conv.dil_h / a < 0;
+}
+
+inline bool row_is_met(const Conv& conv, int64_t h) {
+  for (int64_t r = 0; r < conv.r; ++r) {
+    int64_t oh;
+    if (conv.transposed) {
+      oh = h * conv.stride_h - conv.pad_h + r * conv.dil_h;
+    } else {
+      oh = h + conv.pad_h - r * conv.dil_h;
+      if (oh % conv.stride_h != 0) continue;
+      oh /= conv.stride_h;
+    }
+    if (oh >= 0 && oh < conv.oh) return true;
+  }
+  return false;
+}
+
+// How many taps take input column w to a column of y.
+inline int64_t taps_of(const Conv& conv, int64_t w) {
+  int64_t count = 0;
+  for (int64_t s = 0; s < conv.s; ++s) {
+    int64_t o;
+    if (conv.transposed) {
+      o = w * conv.stride_w - conv.pad_w + s * conv.dil_w;
+    } else {
+      o = w + conv.pad_w - s * conv.dil_w;
+      if (o % conv.stride_w != 0) continue;
+      o /= conv.stride_w;
+    }
+    count += o >= 0 && o < conv.ow;
+  }
+  return count;
+}
+
+inline int64_t count_pixel(const float* x, const uint16_t* bits, int64_t c) {
+  int64_t count = 0;
+  for (int64_t i = 0; i < c; i += kSegment) {
+    uint64_t set = c - i >= kSegment ? nonzero_bits<kSegment>(x + i) : nonzero_bits_first(x + i, int(c - i));
+    if (bits != nullptr) set &= bits[i / kSegment];
+    count += __builtin_popcountll(set);
+  }
+  return count;
+}
+
+// Bytes of x and y that a block of lines may have: what stays in L2 beside the weights that pass through it. x is
+// asked for kAhead floats ahead.
+constexpr int64_t kBlockBytes = 786432, kAhead = 1024;
+
+// Slots from a line to the next of the same image: their rows are the same but for so many.
+inline int64_t slots_apart(const Conv& conv) {
+  if (conv.dil_h != 1 || (conv.transposed && conv.stride_h != 1)) return conv.r;
+  return least(conv.stride_h, conv.r);
+}
+
+// How x is staged for `lines` lines. Sizes in floats, or in bits words of kSegment; an odd number of lines of the cache
+// from a column to the next spreads columns over all of its sets.
+struct Stage {
+  int64_t lanes, parts, slots, shift;
+  int64_t x_slot, x_column, x_part, bits_slot, bits_column, bits_part, bytes;
+  float* x;
+  uint16_t* bits;
+  int32_t *taps, *base;        // of columns; first slots of the block's lines
+  int32_t *rows, *uses, *own;  // of slots: the row of x or -1, how many kernel rows of lines meet it, 1 if counted here
+
+  Stage(const Conv& conv, const Packing& packing, int64_t lines) {
+    lanes = packing.lanes;
+    parts = packing.parts;
+    shift = slots_apart(conv);
+    slots = least(lines * conv.r, lines * shift + (lines / conv.oh + 2) * (conv.r - shift));
+    if (conv.r == 1) {
+      x_column = lanes;
+      x_slot = conv.w * lanes;
+      x_part = (slots * x_slot) | kSegment;
+      bits_column = lanes / kSegment;
+      bits_slot = conv.w * bits_column;
+    } else {
+      x_slot = lanes;
+      x_column = (slots * lanes) | kSegment;
+      x_part = (conv.w * x_column) | kSegment;
+      bits_slot = lanes / kSegment;
+      bits_column = slots * bits_slot;
+    }
+    bits_part = conv.w * slots * (lanes / kSegment);
+    const int64_t words = ceil_div(parts * bits_part + 4, 32) * 32;  // four are read at a time
+    const int64_t ints = ceil_div(conv.w + lines + 3 * slots, 16) * 16;
+    bytes = parts * x_part * 4 + words * 2 + ints * 4;
+  }
+
+  void place(void* scratch, const Conv& conv, int64_t lines) {
+    x = static_cast<float*>(scratch);
+    bits = reinterpret_cast<uint16_t*>(x + parts * x_part);
+    taps = reinterpret_cast<int32_t*>(bits + ceil_div(parts * bits_part + 4, 32) * 32);
+    base = taps + conv.w;
+    rows = base + lines;
+    uses = rows + slots;
+    own = uses + slots;
+    for (int64_t w = 0; w < conv.w; ++w) taps[w] = int32_t(taps_of(conv, w));
+  }
+};
+
+struct Counts {
+  int64_t nonzeros = 0, products = 0;  // products: with one output each
+};
+
+// Copies row `row` of x (over all images) into a slot.
+template <bool kBits>
+[[gnu::noinline]] void stage_row(const Conv& conv, const Stage& stage, const float* x, const uint16_t* bits,
+                                 int64_t row, int64_t slot, Counts* counts) {
+  const int64_t words = ceil_div(conv.c, 32) * 2, whole = conv.c / kSegment, each = stage.lanes / kSegment;
+  const int64_t pixel = row * conv.w, columns = least(conv.w, conv.pixels - pixel);
+  for (int64_t w = 0; w < columns; ++w) {
+    const float* const from = x + (pixel + w) * conv.c;
+    const uint16_t* const kept = kBits ? bits + (pixel + w) * words : nullptr;
+    if (stage.taps[w] == 0) {  // only counted
+      counts->nonzeros += count_pixel(from, kept, conv.c);
+      continue;
+    }
+    float* to = stage.x + w * stage.x_column + slot * stage.x_slot;
+    uint16_t* to_bits = stage.bits + w * stage.bits_column + slot * stage.bits_slot;
+    int64_t nonzeros = 0;
+    for (int64_t b = 0; b < stage.parts * each; b += each) {
+      for (int64_t i = 0; i < each; ++i) {
+        const float* const p = from + (b + i) * kSegment;
+        uint64_t set = 0;
+        __builtin_prefetch(p + kAhead);
+        if (b + i < whole) {
+          set = nonzero_bits<kSegment>(p);
+          for (int k = 0; k < kSegment; k += kF) store_lanes(to + i * kSegment + k, load_lanes(p + k));
+        } else if (b + i == whole && conv.c % kSegment != 0) {
+          set = nonzero_bits_first(p, int(conv.c % kSegment));
+          memcpy(to + i * kSegment, p, size_t(conv.c % kSegment) * sizeof(float));
+        }
+        if (kBits && b + i < ceil_div(conv.c, kSegment)) set &= kept[b + i];
+        to_bits[i] = uint16_t(set);
+        nonzeros += __builtin_popcountll(set);
+      }
+      to += stage.x_part;
+      to_bits += stage.bits_part;
+    }
+    counts->nonzeros += nonzeros;
+    counts->products += nonzeros * stage.taps[w];
+  }
+}
+
+// Stages what lines [begin, end) need.
+inline void stage_lines(const Conv& conv, const Stage& stage, const float* x, const uint16_t* bits, int64_t begin,
+                        int64_t end, Counts* counts) {
+  const int64_t shift = stage.shift;
+  int64_t slots = 0, last = -1;
+  for (int64_t i = 0; i < end - begin; ++i) {
+    const int64_t line = conv.transposed ? end - 1 - i : begin + i, n = line / conv.oh, oh = line % conv.oh;
+    const int64_t base = n == last ? slots - conv.r + shift : slots;
+    last = n;
+    stage.base[line - begin] = int32_t(base);
+    for (int64_t r = 0; r < conv.r; ++r) {
+      const int64_t slot = base + r, row = input_row(conv, oh, r);
+      if (slot >= slots) {
+        stage.rows[slot] = int32_t(row < 0 ? -1 : n * conv.h + row);
+        stage.uses[slot] = stage.own[slot] = 0;
+      }
+      if (row < 0) continue;
+      ++stage.uses[slot];
+      if (meets_first(conv, oh, r)) stage.own[slot] = 1;
+    }
+    slots = base + conv.r;
+  }
+  const int64_t each = stage.lanes / kSegment;
+  for (int64_t slot = 0; slot < slots; ++slot) {
+    if (stage.rows[slot] >= 0) {
+      Counts row;
+      (bits != nullptr ? stage_row<true> : stage_row<false>)(conv, stage, x, bits, stage.rows[slot], slot, &row);
+      counts->nonzeros += row.nonzeros * stage.own[slot];
+      counts->products += row.products * stage.uses[slot];
+    } else {
+      for (int64_t part = 0; part < stage.parts; ++part) {
+        uint16_t* const first = stage.bits + part * stage.bits_part + slot * stage.bits_slot;
+        for (int64_t w = 0; w < conv.w; ++w) memset(first + w * stage.bits_column, 0, size_t(each) * 2);
+      }
+    }
+  }
+}
+
+}  // namespace
+}  // namespace gossamer::GOSSAMER_ISA

@@ -3,77 +3,11 @@
 // and belongs to one thread. For each tile of pixels the nonzeros are listed by channel, the dense operand is copied to
 // L1 some vectors of channels at a time, and every channel's list is run through with its sums in registers.
 #include "kernels.h"
+#include "skip_conv_weight_division.h"
 #include "skip_conv_weight_visit.h"
 
 namespace gossamer::GOSSAMER_ISA {
 namespace {
-
-struct Problem {
-  Operand sparse, dense;
-  int64_t images;
-  Line down, along;
-  bool flip;  // dy is the sparse one
-  float* dw;
-  int64_t taps() const { return down.taps * along.taps; }
-};
-
-struct Division {  // of the channels of both operands into blocks
-  int64_t sparse_block, dense_block, sparse_blocks, dense_blocks;
-  int64_t stretches;  // of the pixels; each has sums of its own
-  int64_t items() const { return sparse_blocks * dense_blocks * stretches; }
-};
-
-constexpr int64_t kSumBytes = 393216;
-
-// A small gradient of many pixels is summed over stretches of them, whose sums are added in the end: then no thread lists
-// or copies what another one does too. A function of sizes alone, as it decides the order of the sums.
-int64_t stretches_of(const Problem& p) {
-  const int64_t pixels = p.images * least(p.down.sparse * p.along.sparse, p.down.dense * p.along.dense);
-  return p.sparse.channels * p.dense.channels * p.taps() * 4 <= kSumBytes / 2 && pixels >= 16384 ? 8 : 1;
-}
-
-// Where blocks begin changes no sum, so this may depend on the number of threads.
-Division divide(const Problem& p, int threads) {
-  int64_t vectors = 1;
-  for_each_piece(p.down, [&](const Piece& down) {
-    for_each_piece(p.along, [&](const Piece& along) {
-      const int64_t v = vectors_of(down.taps * along.taps, p.dense.channels);
-      if (v > vectors) vectors = v;
-    });
-  });
-  constexpr int64_t kSparseUnit = 16;
-  const int64_t dense_unit = vectors * kL;
-  const int64_t sparse_units = ceil_div(p.sparse.channels, kSparseUnit), dense_units = ceil_div(p.dense.channels, dense_unit);
-  // Cycles, roughly: a multiply-add of a vector, to list an element, to copy an element.
-  constexpr double kListing = 1, kCopying = 0.5, kDensity = 0.25, kUneven = 1.05;
-  const double sparse_pixels = double(p.images) * double(p.down.sparse * p.along.sparse);
-  const double dense_pixels = double(p.images) * double(p.down.dense * p.along.dense);
-  const double products = (sparse_pixels < dense_pixels ? sparse_pixels : dense_pixels) * double(p.taps()) / (2 * kL) * kDensity;
-  Division best = {};
-  double least_cost = -1;
-  for (int64_t s = 1; s <= least(sparse_units, 64); ++s) {
-    for (int64_t d = 1; d <= least(dense_units, 64); ++d) {
-      Division now;
-      now.sparse_block = s * kSparseUnit;
-      now.dense_block = d * dense_unit;
-      if ((s > 1 || d > 1) && now.sparse_block * now.dense_block * p.taps() * 4 > kSumBytes) break;
-      now.sparse_blocks = ceil_div(sparse_units, s);
-      now.dense_blocks = ceil_div(dense_units, d);
-      now.stretches = stretches_of(p);
-      const double rounds = double(ceil_div(now.items(), threads)) / double(now.stretches);
-      const double uneven = now.dense_blocks * now.stretches % threads == 0 ? 1 : kUneven;  // channels are not equally full
-      const double cost = rounds * (uneven * double(now.sparse_block * now.dense_block) * products +
-                                    double(now.sparse_block) * sparse_pixels * kListing +
-                                    double(now.dense_block) * dense_pixels * kCopying);
-      if (least_cost >= 0 && cost >= least_cost) continue;
-      least_cost = cost;
-      best = now;
-    }
-  }
-  return best;
-}
-
-int64_t aligned(int64_t bytes) { return ceil_div(bytes, 64) * 64; }
 
 // Copies `kV` vectors of channels of every place, and one place of zeros after them.
 template <int kV>
@@ -90,7 +24,8 @@ void copy_places(const Operand& from, const Places& places, int64_t channel, flo
     if (pixels[i] >= 0) {
 #pragma GCC unroll 8
       for (int j = 0; j < kV; ++j)
-        v[j] = whole ? load_lanes(data + pixels[i] * from.channels + j * kL) : load_channels(from, pixels[i], channel + j * kL);
+        v[j] = whole ? load_lanes(data + pixels[i] * from.channels + j * kL)
+                     : load_channels(from, pixels[i], channel + j * kL);
     }
 #pragma GCC unroll 8
     for (int j = 0; j < kV; ++j) store_lanes(to + j * kL, v[j]);
@@ -106,43 +41,6 @@ void copy_tile(int vectors, const Operand& from, const Places& places, int64_t c
   }
   copy_places<kV>(from, places, channel, to, pitch);
 }
-
-constexpr int64_t kTable = kMostPixels + kL;
-
-struct Table {  // Places of a tile
-  int64_t count;
-  int64_t dense[kTable], sparse[kTable];
-  int32_t valid[kTable];
-  uint32_t keep[kTable / kL];
-  Places places() const { return {count, dense, sparse, valid, keep}; }
-};
-
-// Floats of sums of a block.
-int64_t sums_of(const Problem& p, const Division& d) { return d.sparse_block * d.dense_block * p.taps(); }
-
-struct Room {  // one thread's scratch
-  float* sums;
-  Lists lists;
-  char* tile;
-  Table* tables;  // of this tile and of the next
-  int64_t* counts;
-
-  // From null it is a measure: the last address is the size.
-  static char* place(const Problem& p, const Division& d, char* at, Room& room) {
-    const auto take = [&](int64_t bytes) {
-      char* const mine = at;
-      at += aligned(bytes);
-      return mine;
-    };
-    room.sums = reinterpret_cast<float*>(take(d.stretches > 1 ? 0 : sums_of(p, d) * 4));
-    room.lists.values = reinterpret_cast<float*>(take(d.sparse_block * kValuePitch * 4));
-    room.lists.channels = reinterpret_cast<Channel*>(take(d.sparse_block * int64_t(sizeof(Channel))));
-    room.tile = take(kTileBytes + 8 * kWidth);
-    room.tables = reinterpret_cast<Table*>(take(2 * int64_t(sizeof(Table))));
-    room.counts = reinterpret_cast<int64_t*>(take(64));
-    return at;
-  }
-};
 
 struct Tile {  // places of a piece
   int64_t image, images, row, rows, col, cols;
@@ -225,7 +123,8 @@ struct Pass {
     }
   }
 
-  void run_tile(const Piece& down, const Piece& along, int64_t cols, int most, const Places& places, const Table& next) {
+  void run_tile(const Piece& down, const Piece& along, int64_t cols, int most, const Places& places,
+                const Table& next) {
     const int64_t pitch = most * kWidth;
     Visit job;
     job.tile = room.tile;
@@ -354,7 +253,9 @@ Problem problem_of(const Convolution& conv, const float* x, const float* dy, con
   };
   p.down = line(conv.down);
   p.along = line(conv.along);
-  const auto plain = [](const Line& l) { return l.taps == 1 && l.stride == 1 && l.padding == 0 && l.sparse == l.dense; };
+  const auto plain = [](const Line& l) {
+    return l.taps == 1 && l.stride == 1 && l.padding == 0 && l.sparse == l.dense;
+  };
   if (plain(p.down) && plain(p.along)) {  // one long row of pixels, which is cut as suits best
     p.along.sparse = p.along.dense = p.images * p.down.sparse * p.along.sparse;
     p.images = p.down.sparse = p.down.dense = 1;
@@ -411,8 +312,8 @@ void skip_conv_weight(const float* x, const float* dy, const uint32_t* bits, con
   parallel(threads, threads, [&](int64_t thread) {
     Room room = room_of(thread);
     for (int i = 0; i < 3; ++i) room.counts[i] = 0;
-    for (int64_t i = part_begin(division.items(), thread, threads); i < part_begin(division.items(), thread + 1, threads);
-         ++i) {
+    const int64_t end = part_begin(division.items(), thread + 1, threads);
+    for (int64_t i = part_begin(division.items(), thread, threads); i < end; ++i) {
       if (stretches > 1) room.sums = all_sums + i * apart;
       Pass pass = {p, room, block_of(i / stretches), i % stretches, stretches, false};
       pass.clear();

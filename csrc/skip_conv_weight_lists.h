@@ -153,8 +153,8 @@ inline int64_t sum_of(Ints v) {
 constexpr int64_t kListed = 128;  // channels listed together: their pieces of pixels are long enough to stream
 constexpr int64_t kAhead = 32;    // places between what is asked for and what is listed
 
-// Makes the lists of channels [first, first + count), count <= kListed; there is room up to a multiple of kL. Returns how
-// many nonzeros there are, and adds to `products` the sum of their `valid`.
+// Makes the lists of channels [first, first + count), count <= kListed; there is room up to a multiple of kL. Returns
+// how many nonzeros there are, and adds to `products` the sum of their `valid`.
 inline int64_t make_lists(const Operand& a, int64_t first, int64_t count, const Places& places, const Lists& lists,
                           int64_t& products) {
   const int64_t words = ceil_div(places.count, 64), room = ceil_div(count, kL) * kL;

@@ -211,14 +211,15 @@ class Site:
             own.calls[choice] = own.calls.get(choice, 0) + 1
             cold = choice not in shape.recent
             shape.recent.setdefault(choice, deque(maxlen=_LOOK_EVERY)).append(seconds)
-            self._seconds += seconds
+            self._seconds += seconds + CALL
             if choice in shape.ratios:
                 own.saved += shape.dense * (1.0 - shape.ratios[choice] * self._load(own, choice, densities)) - CALL
             trial = shape.trial
             if trial is not None and choice in trial.alive:
                 trial.report(choice, seconds, self._load(own, choice, densities), cold)
                 if not trial.free and choice != shape.chosen:
-                    self._lost += max(seconds - min(shape.recent.get(shape.chosen, (0.0,))), 0.0)
+                    usual = min(shape.recent.get(shape.chosen, (0.0,)))
+                    self._lost += max(min(shape.recent[choice]) - usual, 0.0)
                 if trial.over(
                     shape.chosen, lambda path: self._load(own, path), lambda path: self._may_pay(own, shape, path)
                 ):

@@ -57,10 +57,10 @@ class Trial:
         return {path: min(times) for path, times in self._times.items() if times}
 
     def loss(self, path: str) -> float:
-        """Seconds that the trial cost beyond taking this path all the time."""
+        """Seconds that another such trial would cost beyond taking this path all the time."""
         usual = min(self._seconds.get(path, ()), default=0.0)
-        others = [seconds for other, times in self._seconds.items() if other != path for seconds in times]
-        return sum(max(seconds - usual, 0.0) for seconds in others)
+        # Of minima: a burst of something else in this one will not come again, and must not forbid the next for long.
+        return sum(len(times) * max(min(times) - usual, 0.0) for times in self._seconds.values() if times)
 
     def _samples(self, path: str) -> int:
         return len(self._times[path]) - (path in self.cold)

@@ -52,6 +52,20 @@ def test_order_rotates_and_every_candidate_runs_in_every_round():
     assert run["a"].reps == 6
 
 
+def test_nobody_always_follows_the_same_one():
+    log: list[str] = []
+    gs.measure.interleave(
+        {name: (lambda name=name: (log.append(name), time.sleep(2e-3))) for name in "abcd"},
+        reps=10,
+        warmup=1,
+        sample=1e-3,
+    )
+    timed = log[2 * 5 :]
+    rounds = [timed[i : i + 5] for i in range(0, len(timed), 5)]
+    follows = {(one, two) for r in rounds for one, two in zip(r, r[1:], strict=False)}
+    assert {("b", "c"), ("c", "b"), ("c", "d"), ("d", "c")} <= follows
+
+
 def test_report_is_json_and_prints_every_row():
     run = gs.measure.interleave({"x": _busy(1e-4)}, reps=5)
     data = json.loads(json.dumps(run.to_dict()))

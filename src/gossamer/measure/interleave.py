@@ -170,7 +170,9 @@ def interleave(
     begin = time.perf_counter()
     for rep in range(reps):
         turn = rep % len(names)
-        for name in names[turn:] + names[:turn]:
+        order = names[turn:] + names[:turn]
+        # Every other round backwards: nobody always follows the same one, whose operands may still be in the caches.
+        for name in reversed(order) if rep % 2 else order:
             times[name].append(_time(calls[name], inner[name]))
         if seconds is not None and rep >= 4 and time.perf_counter() - begin > seconds:
             break

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import time
+from itertools import pairwise
 
 import pytest
 import torch
@@ -62,7 +63,7 @@ def test_nobody_always_follows_the_same_one():
     )
     timed = log[2 * 5 :]
     rounds = [timed[i : i + 5] for i in range(0, len(timed), 5)]
-    follows = {(one, two) for r in rounds for one, two in zip(r, r[1:], strict=False)}
+    follows = {(one, two) for r in rounds for one, two in pairwise(r)}
     assert {("b", "c"), ("c", "b"), ("c", "d"), ("d", "c")} <= follows
 
 

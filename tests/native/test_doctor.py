@@ -13,7 +13,8 @@ import torch
 
 from gossamer import _native, doctor
 
-VERBS = {"detect", "dsd", "gather", "gather_mm", "grouped", "mask", "scatter", "sdd", "select", "transpose"}
+VERBS = {"detect", "dsd", "gather", "gather_mm", "grouped", "mask", "relu_bits", "scatter", "sdd", "select"}
+VERBS |= {"skip_conv", "skip_conv_weight", "skip_mv", "transpose"}
 
 
 def without(monkeypatch, *packages):

@@ -118,17 +118,15 @@ SweepLine sweep_line_of(int taps, int step, int64_t groups, int64_t vectors) {
   return nullptr;
 }
 
-// Groups of outputs that share a broadcast. More of them mean fewer segments for a panel that stays in L1, so that y is
-// read and written more often, which costs more than the broadcasts.
-int64_t groups_together(const Sweep& sweep, const Packing& packing) {
+// Groups of outputs that share a broadcast. More of them mean fewer segments for a panel that stays in L1, so that the
+// sums are read and written more often, which costs more than the broadcasts.
+int64_t groups_together(const Conv& conv, const Packing& packing) {
   if (packing.vectors < 3) return 1;
-#if defined(GOSSAMER_AVX512)
-  const int64_t most = sweep.taps == 1 || sweep.step == 2 ? 2 : 1;
-#elif defined(GOSSAMER_AVX2)
-  const int64_t most = sweep.taps == 1 ? 3 : 1;
-#else
-  const int64_t most = sweep.taps == 1 ? 2 : 1;
-#endif
+  int64_t most = kWidth == 32 ? 3 : 2;
+  for_each_sweep(conv, [&](const Sweep& sweep) {
+    const int64_t fit = sweep.taps == 1 ? most : sweep.step == 2 && kWidth == 64 ? 2 : 1;
+    most = least(most, fit);
+  });
   return least(most, packing.groups);
 }
 
@@ -162,41 +160,40 @@ struct Tensors {
   bool relu;
 };
 
-// The part of x that the next block will stage, and how much of it a step asks for: the sweeps of a 1x1 kernel are too
-// few to wait for memory first.
+// What is asked for while sweeps run: the part of x that the next block will stage. `step` floats of it each time.
 struct Next {
   const float *x, *end;
   int64_t step;
 };
 
-// Lines [begin, end), which are staged, of groups [group, group + groups) under one sweep.
+// Lines [begin, end), which are staged, of groups [group, group + groups) under one sweep. Their sums lie together until
+// the last panel: in y, pixels are so far from each other that theirs all meet in a few sets of a cache.
 void run_sweep(const Conv& conv, const Tensors& t, const Packing& packing, const Stage& stage, const Sweep& sweep,
-               int64_t group, int64_t groups, int64_t begin, int64_t end, Next* next) {
+               int64_t group, int64_t groups, int64_t begin, int64_t end, float* sums, Next* next) {
   const SweepLine kernel = sweep_line_of<1, kMostVectors>(sweep.taps, sweep.step, groups, packing.vectors);
   const int64_t each = packing.lanes / kSegment, segments = each * conv.r;  // of a part
   const int64_t together = least(segments, segments_of(int(sweep.taps * groups * packing.vectors)));
   const int64_t some = ceil_div(segments, together), panels = packing.parts > 0 ? packing.parts * some : 1;
-  const int64_t y_bytes = ceil_div(conv.out, 32) * 4, at = group * packing.outs;
+  const int64_t at = group * packing.outs, outs = groups * packing.outs, width = conv.out - at;
+  const int64_t y_step = sweep.y_step * conv.out, y_bytes = ceil_div(conv.out, 32) * 4;
+  const bool straight = width >= outs && !t.relu;  // from the registers into y
+  alignas(64) float bias[kMostGroups * kMostVectors * kF] = {};
+  if (t.bias != nullptr) memcpy(bias, t.bias + at, size_t(least(width, outs)) * sizeof(float));
   Line line = {};
   line.x_step = sweep.x_step * stage.x_column;
   line.bits_step = sweep.x_step * stage.bits_column;
   line.shift = sweep.shift;
   line.w_row = conv.s * packing.outs;
   line.w_group = packing.parts * segments * kSegment * line.w_row;
-  line.y_step = sweep.y_step * conv.out;
-  line.y_width = conv.out - at;
-  line.bias = t.bias == nullptr ? nullptr : t.bias + at;
-  line.y_bits_step = sweep.y_step * y_bytes;
-  line.y_bits_bytes = y_bytes - at / 8;
-  line.relu = t.relu;
   const float* const weights = t.w + group * line.w_group + sweep.tap * packing.outs;
   for (int64_t panel = 0; panel < panels; ++panel) {
     const int64_t part = panel / some, segment = part * segments + panel % some * together;
     const int64_t first = panel % some * together, count = least(together, segments - first);
     line.lanes = ~uint64_t(0) >> (64 - count * kSegment);
     line.w = weights + segment * kSegment * line.w_row;
-    line.first = sweep.first && panel == 0;
-    line.last = sweep.last && panel == panels - 1;
+    const bool is_first = sweep.first && panel == 0, is_last = sweep.last && panel == panels - 1;
+    line.from_step = is_first ? 0 : outs;
+    line.to_step = is_last && straight ? y_step : outs;
     const float* const x = stage.x + part * stage.x_part + sweep.x0 * stage.x_column + first * kSegment;
     const uint16_t* const bits = stage.bits + part * stage.bits_part + sweep.x0 * stage.bits_column + first;
     for (int64_t i = begin; i < end; ++i) {
@@ -207,18 +204,23 @@ void run_sweep(const Conv& conv, const Tensors& t, const Packing& packing, const
       bool any = false;
       for (int64_t r = first / each; r <= (first + count - 1) / each; ++r) any |= stage.rows[base + r] >= 0;
       if (!any || packing.parts == 0) {
-        if (!line.first && !line.last) continue;
+        if (!is_first && !is_last) continue;
         line.columns = 0;
       }
       line.x = x + base * stage.x_slot;
       line.bits = bits + base * stage.bits_slot;
       const int64_t out = l * conv.ow + sweep.y0;
-      line.y = t.y + out * conv.out + at;
-      line.y_bits = t.y_bits == nullptr ? nullptr : t.y_bits + out * y_bytes + at / 8;
-      line.next = next->x;
-      line.next_step = next->x < next->end ? next->step : 0;
-      next->x += line.next_step * line.outs;
+      float* const y = t.y + out * conv.out + at;
+      float* const kept = sums + (l - begin) * conv.ow * outs;
+      line.from = is_first ? bias : kept;
+      line.to = is_last && straight ? y : kept;
+      line.x_next = next->x;
+      line.x_next_step = next->x < next->end ? next->step : 0;
+      next->x += line.x_next_step * line.outs;
       kernel(line);
+      if (is_last && !straight)
+        finish_line(kept, line.outs, int(groups * packing.vectors), y, y_step, width,
+                    t.relu ? t.y_bits + out * y_bytes + at / 8 : nullptr, sweep.y_step * y_bytes, y_bytes - at / 8);
     }
   }
 }
@@ -288,7 +290,7 @@ namespace {
 struct Plan {
   Conv conv;
   Packing packing;
-  int64_t lines, unit = 1, units, block;
+  int64_t lines, unit, units, block, sums;  // sums: bytes of scratch of a thread
   int threads;
   bool flat, by_groups;
 
@@ -305,11 +307,7 @@ struct Plan {
       conv.transposed = false;
     }
     lines = conv.n * conv.oh;
-    // Groups that some sweep takes together are never divided, for they decide the order of additions.
-    for_each_sweep(conv, [&](const Sweep& sweep) {
-      const int64_t most = groups_together(sweep, packing);
-      unit = most > unit ? most : unit;
-    });
+    unit = groups_together(conv, packing);  // never divided: they decide the order of additions
     units = ceil_div(packing.groups, unit);
     // By groups every thread stages all of x, by lines every thread reads all of the weights.
     by_groups = units >= threads && units % threads == 0 && 8 * conv.n * conv.h * conv.w < conv.r * conv.s * conv.out;
@@ -318,6 +316,7 @@ struct Plan {
     const int64_t of_part = by_groups ? lines : ceil_div(lines, threads);
     const int64_t fit = line_bytes > 0 ? kBlockBytes / line_bytes : 1;
     block = of_part > 0 ? ceil_div(of_part, ceil_div(of_part, fit > 0 ? fit : 1)) : 1;
+    sums = ceil_div(block * conv.ow * unit * packing.outs * 4, 64) * 64;
   }
 };
 
@@ -329,7 +328,7 @@ int64_t skip_conv_scratch(int64_t n, int64_t h, int64_t w, int64_t c, int64_t ou
   if (out == 0 || n * oh * ow == 0) return 0;
   const Conv whole = {n, h, w, c, oh, ow, out, r, s, stride_h, stride_w, pad_h, pad_w, dil_h, dil_w, transposed, 0};
   const Plan plan(whole, threads);
-  return plan.threads * Stage(plan.conv, plan.packing, plan.block).bytes + 64;
+  return plan.threads * (Stage(plan.conv, plan.packing, plan.block).bytes + plan.sums) + 64;
 }
 
 void skip_conv(const float* x, int64_t n, int64_t h, int64_t w, int64_t c, const float* packed, const float* bias,
@@ -358,7 +357,9 @@ void skip_conv(const float* x, int64_t n, int64_t h, int64_t w, int64_t c, const
     const int64_t last_unit = by_groups ? part_begin(plan.units, part + 1, plan.threads) : plan.units;
     const int64_t last_group = least(packing.groups, last_unit * plan.unit);
     Stage stage(conv, packing, plan.block);
-    stage.place(aligned + part * stage.bytes, conv, plan.block);
+    char* const mine_alone = aligned + part * (stage.bytes + plan.sums);
+    float* const sums = reinterpret_cast<float*>(mine_alone);
+    stage.place(mine_alone + plan.sums, conv, plan.block);
     for (int64_t line = first_line; line < last_line; line += plan.block) {
       const int64_t end = least(last_line, line + plan.block);
       stage_lines(conv, stage, x, t.bits, line, end, &mine);
@@ -370,11 +371,11 @@ void skip_conv(const float* x, int64_t n, int64_t h, int64_t w, int64_t c, const
         const int64_t steps = (last_unit - first_unit) * packing.parts * (end - line) * conv.w;
         next.step = steps > 0 ? ceil_div(next.end - next.x, steps * 16) * 16 : 0;
       }
-      for_each_sweep(conv, [&](const Sweep& sweep) {
-        const int64_t most = groups_together(sweep, packing);
-        for (int64_t group = first_unit * plan.unit; group < last_group; group += most)
-          run_sweep(conv, t, packing, stage, sweep, group, least(most, last_group - group), line, end, &next);
-      });
+      for (int64_t group = first_unit * plan.unit; group < last_group; group += plan.unit)
+        for_each_sweep(conv, [&](const Sweep& sweep) {
+          const int64_t groups = least(plan.unit, last_group - group);
+          run_sweep(conv, t, packing, stage, sweep, group, groups, line, end, sums, &next);
+        });
     }
     if (first_unit == 0) {
       __atomic_fetch_add(&counts[0], mine.nonzeros, __ATOMIC_RELAXED);

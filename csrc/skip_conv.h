@@ -32,9 +32,6 @@ constexpr int segments_of(int vectors) {
   return fit < 1 ? 1 : fit > kMostSegments ? kMostSegments : fit;
 }
 
-// Columns of y that are narrower than the sums, or that are cut at zero, are treated so many at a time.
-constexpr int kChunk = 10;
-
 // One line: input columns i in [0, columns) and output columns o in [0, outs), where tap t takes i to o = i + shift - t.
 // In step e of outs + taps - 1, input column e - shift is met, output column e enters and e - taps + 1 leaves.
 struct Line {
@@ -45,14 +42,11 @@ struct Line {
   int64_t columns, outs, shift;
   const float* w;           // the weights of the first tap of scalar 0, group 0
   int64_t w_row, w_group;   // floats from a scalar to the next, from a group of outputs to the next
-  float* y;                 // output column 0
-  int64_t y_step, y_width;  // outputs from here to the end of a pixel: at least 1, more than kF * vectors perhaps
-  const float* bias;        // null: zeros
-  uint8_t* y_bits;          // null, or of column 0: only written when `last` is set
-  int64_t y_bits_step, y_bits_bytes;  // bytes from here to the end of a pixel's bits
-  const float* next;        // what is asked for meanwhile: so many floats with every step
-  int64_t next_step;
-  bool first, last, relu;   // whether this is the first, the last panel that these outputs get
+  const float* from;        // the sums of output column 0 so far
+  float* to;                // where they are put
+  int64_t from_step, to_step;
+  const float *x_next, *w_next;  // what is asked for meanwhile: so many floats with every step
+  int64_t x_next_step, w_next_step;
 };
 
 template <int kTaps, int kGroups, int kVectors>
@@ -97,75 +91,140 @@ template <int kTaps, int kStep, int kGroups, int kVectors, int kLow, int kHigh>
   }
 }
 
-// Where the sums of output columns come from and go to: those of the present step.
-struct Outs {
-  const float* from;
-  float* to;
-  int64_t from_step, to_step;
-};
+// Asks for the `step` floats at p, at most four lines of the cache: a loop over them would end in a branch that the
+// noise of the others hides from the predictor.
+[[gnu::always_inline]] inline void ask(const float* p, int64_t step) {
+  if (step <= 0) return;
+  __builtin_prefetch(p, 0, 2);
+  if (step <= 16) return;
+  __builtin_prefetch(p + 16, 0, 2);
+  if (step <= 32) return;
+  __builtin_prefetch(p + 32, 0, 2);
+  __builtin_prefetch(p + 48, 0, 2);
+}
 
-// Steps [begin, end) of a sweep; the sums are those of step `begin`.
 template <int kTaps, int kStep, int kGroups, int kVectors>
-[[gnu::noinline]] void make_steps(const Line& line, int64_t begin, int64_t end, Outs at,
-                                  Sums<kTaps, kGroups, kVectors>& kept) {
-  const float* const w = line.w;
-  const int64_t w_row = line.w_row, w_group = line.w_group, outs = line.outs;
-  const int64_t x_step = line.x_step, bits_step = line.bits_step;
-  const uint64_t lanes = line.lanes, columns = uint64_t(line.columns);
-  const float* next = line.next + begin * line.next_step;
-  const int64_t next_step = line.next_step;
-  int64_t i = begin - line.shift;  // the column of x
-  const float* x = line.x + i * x_step;
-  const uint16_t* p = line.bits + i * bits_step;
+struct Sweeper {
+  Line line;
+  int64_t i;  // the column of x
+  const float* x;
+  const uint16_t* p;
   Sums<kTaps, kGroups, kVectors> sums;
+
 #define GOSSAMER_EACH(count) \
   _Pragma("GCC unroll 4") for (int t = 0; t < (count); ++t) \
   _Pragma("GCC unroll 4") for (int g = 0; g < kGroups; ++g) \
   _Pragma("GCC unroll 4") for (int v = 0; v < kVectors; ++v)
-  GOSSAMER_EACH(kTaps) sums[t][g][v] = kept[t][g][v];
-  for (int64_t e = begin; e < end; ++e, ++i, p += bits_step, x += x_step) {
-    uint64_t bits = 0;
-    if (uint64_t(i) < columns) {
-      memcpy(&bits, p, 8);
-      bits &= lanes;
-    }
-    if (kTaps == 1 || e < outs) {  // a column enters
-      GOSSAMER_EACH(1) sums[t][g][v] = load_lanes(at.from + (g * kVectors + v) * kF);
-    }
-    at.from += at.from_step;
-    for (const float* const until = next + next_step; next < until; next += 16) __builtin_prefetch(next, 0, 2);
-#define GOSSAMER_TAPS(low, high) \
-  accumulate<kTaps, kStep, kGroups, kVectors, low, high>(bits, x, w, w_row, w_group, sums)
-    if (kTaps == 1 || (e >= kTaps - 1 && e < outs)) {
-      GOSSAMER_TAPS(0, kTaps);
-    } else {  // at both ends of a line some taps lead outside
-      const int64_t low = e < outs ? 0 : e - outs + 1, high = e + 1 < kTaps ? e + 1 : kTaps;
-      if constexpr (kTaps >= 2) {
-        if (low == 0 && high == 1) GOSSAMER_TAPS(0, 1);
-        if (low == kTaps - 1) GOSSAMER_TAPS(kTaps - 1, kTaps);
-      }
-      if constexpr (kTaps == 3) {
-        if (low == 0 && high == 2) GOSSAMER_TAPS(0, 2);
-        if (low == 1 && high == 3) GOSSAMER_TAPS(1, 3);
-        if (low == 1 && high == 2) GOSSAMER_TAPS(1, 2);
-      }
-    }
-#undef GOSSAMER_TAPS
-    if (e >= kTaps - 1) {  // a column leaves
-      GOSSAMER_EACH(1) store_lanes(at.to + (g * kVectors + v) * kF, sums[kTaps - 1][g][v]);
-    }
-    at.to += at.to_step;
+
+  [[gnu::always_inline]] void enter() {
+    GOSSAMER_EACH(1) sums[t][g][v] = load_lanes(line.from + (g * kVectors + v) * kF);
+    line.from += line.from_step;
+  }
+
+  [[gnu::always_inline]] void leave() {
+    GOSSAMER_EACH(1) store_lanes(line.to + (g * kVectors + v) * kF, sums[kTaps - 1][g][v]);
+    line.to += line.to_step;
+  }
+
+  // To the next step.
+  [[gnu::always_inline]] void advance() {
 #pragma GCC unroll 4
     for (int t = kTaps - 1; t > 0; --t)
 #pragma GCC unroll 4
       for (int g = 0; g < kGroups; ++g)
 #pragma GCC unroll 4
         for (int v = 0; v < kVectors; ++v) sums[t][g][v] = sums[t - 1][g][v];
+    ++i;
+    x += line.x_step;
+    p += line.bits_step;
+    ask(line.x_next, line.x_next_step);
+    ask(line.w_next, line.w_next_step);
+    line.x_next += line.x_next_step;
+    line.w_next += line.w_next_step;
   }
-  if (kTaps > 1 && end < outs + kTaps - 1) {
-    GOSSAMER_EACH(kTaps) kept[t][g][v] = sums[t][g][v];
+
+  [[gnu::always_inline]] uint64_t load_bits(const uint16_t* from) const {
+    uint64_t bits;
+    memcpy(&bits, from, 8);
+    return bits & line.lanes;
+  }
+
+  // What column i gives to taps [kLow, kHigh).
+  template <int kLow, int kHigh>
+  [[gnu::always_inline]] void meet(uint64_t bits) {
+    accumulate<kTaps, kStep, kGroups, kVectors, kLow, kHigh>(bits, x, line.w, line.w_row, line.w_group, sums);
+  }
+
+  template <int kLow, int kHigh>
+  [[gnu::always_inline]] void meet_edge() {
+    if (uint64_t(i) < uint64_t(line.columns)) meet<kLow, kHigh>(load_bits(p));
+  }
+
+  // Each step at an end of the line, where some taps lead outside, has its own code: what lines have in common, a
+  // branch of its own foresees.
+  [[gnu::always_inline]] void run() {
+    const int64_t outs = line.outs;
+    i = -line.shift;
+    x = line.x + i * line.x_step;
+    p = line.bits + i * line.bits_step;
+    if constexpr (kTaps >= 2) {
+      enter();
+      meet_edge<0, 1>();
+      advance();
+    }
+    if constexpr (kTaps == 3) {
+      if (outs == 1) {
+        meet_edge<1, 2>();
+        advance();
+        meet_edge<2, 3>();
+        leave();
+        return;
+      }
+      enter();
+      meet_edge<0, 2>();
+      advance();
+    }
+    int64_t left = outs - kTaps + 1;
+    for (; left > 0 && i < 0; --left) pass();
+    int64_t met = least(left, line.columns - i);
+    left -= met > 0 ? met : 0;
+    if (met > 0) {
+      uint64_t bits = load_bits(p);
+      while (true) {  // the next column's bits are there before this column's end has been foreseen wrongly
+        const uint64_t next = load_bits(met > 1 ? p + line.bits_step : p);
+        enter();
+        meet<0, kTaps>(bits);
+        leave();
+        advance();
+        if (--met == 0) break;
+        bits = next;
+      }
+    }
+    for (; left > 0; --left) pass();
+    if constexpr (kTaps == 3) {
+      meet_edge<1, 3>();
+      leave();
+      advance();
+    }
+    if constexpr (kTaps >= 2) {
+      meet_edge<kTaps - 1, kTaps>();
+      leave();
+    }
+  }
+
+  [[gnu::always_inline]] void pass() {
+    enter();
+    leave();
+    advance();
   }
 #undef GOSSAMER_EACH
+};
+
+template <int kTaps, int kStep, int kGroups, int kVectors>
+void sweep_line(const Line& line) {
+  Sweeper<kTaps, kStep, kGroups, kVectors> sweeper;
+  sweeper.line = line;
+  sweeper.run();
 }
 
 // relu of a vector; *kept gets the bits of what is not below or at zero, so that NaN stays.
@@ -190,59 +249,29 @@ inline Lanes<float> relu_lanes(Lanes<float> v, uint32_t* kept) {
 #endif
 }
 
-// Cuts the kOuts outputs of an output column at zero and writes their bits; `width` of them exist.
-template <int kOuts>
-[[gnu::noinline]] void relu_column(float* y, uint8_t* y_bits, int64_t width, int64_t bits_bytes) {
-  uint8_t kept[kOuts / 8 + 4] = {};
-  for (int lane = 0; lane < kOuts; lane += kF) {
-    uint32_t lanes;
-    store_lanes(y + lane, relu_lanes(load_lanes(y + lane), &lanes));
-    kept[lane / 8] = uint8_t(kept[lane / 8] | lanes << lane % 8);
-    if constexpr (kF == 16) kept[lane / 8 + 1] = uint8_t(lanes >> 8);
-  }
-  if (width > kOuts) {
-    memcpy(y_bits, kept, kOuts / 8);
-  } else {  // the last of a pixel: what lies past its outputs is zero
-    if (width % 8 != 0) kept[width / 8] &= uint8_t((1 << width % 8) - 1);
-    const int64_t bytes = (width + 7) / 8;
-    memcpy(y_bits, kept, size_t(bytes));
-    memset(y_bits + bytes, 0, size_t(bits_bytes - bytes));
-  }
-}
-
-template <int kTaps, int kStep, int kGroups, int kVectors>
-void sweep_line(const Line& line) {
-  constexpr int kOuts = kGroups * kVectors * kF;
-  constexpr int kRoom = kChunk + kTaps - 1;
-  alignas(64) float bias[kOuts], room[kRoom * kOuts];
-  Sums<kTaps, kGroups, kVectors> sums = {};
-  const bool whole = line.y_width >= kOuts;
-  const size_t width = whole ? sizeof(bias) : size_t(line.y_width) * sizeof(float);
-  if (line.first) {
-    memset(bias, 0, sizeof(bias));
-    if (line.bias != nullptr) memcpy(bias, line.bias, width);
-  }
-  if (!whole) memset(room, 0, sizeof(room));  // columns that are narrower than the sums stay here for a chunk
-  const int64_t steps = line.outs + kTaps - 1;
-  const int64_t chunk = whole && !(line.last && line.relu) ? steps : ceil_div(steps, ceil_div(steps, kChunk));
-  for (int64_t begin = 0, end; begin < steps; begin = end) {
-    end = least(steps, begin + chunk);
-    const int64_t entering = least(end, line.outs), leaving = begin > kTaps - 1 ? begin - kTaps + 1 : 0;
-    const int64_t left = end - kTaps + 1;  // output columns [leaving, left) leave in this chunk
-    if (!whole && !line.first)
-      for (int64_t o = begin; o < entering; ++o) memcpy(room + (o - begin) * kOuts, line.y + o * line.y_step, width);
-    float* const y = whole ? line.y : room - begin * kOuts;
-    const int64_t y_step = whole ? line.y_step : kOuts;
-    // What leaves lies behind what enters: in its place, or, in the room, in front of it.
-    const Outs at = {line.first ? bias : y + begin * y_step, whole ? y + (begin - kTaps + 1) * y_step : room,
-                     line.first ? 0 : y_step, y_step};
-    make_steps<kTaps, kStep, kGroups, kVectors>(line, begin, end, at, sums);
-    for (int64_t o = leaving; o < left; ++o) {
-      float* const done = whole ? line.y + o * line.y_step : room + (o + kTaps - 1 - begin) * kOuts;
-      if (line.last && line.relu)
-        relu_column<kOuts>(done, line.y_bits + o * line.y_bits_step, line.y_width, line.y_bits_bytes);
-      if (!whole) memcpy(line.y + o * line.y_step, done, width);
+// Puts the sums of a line, `vectors` vectors a column, where they belong: `width` outputs of each column exist. With
+// y_bits, they are cut at zero, and the bits_bytes bytes of a column's bits from here on are written.
+inline void finish_line(const float* sums, int64_t columns, int vectors, float* y, int64_t y_step, int64_t width,
+                        uint8_t* y_bits, int64_t y_bits_step, int64_t bits_bytes) {
+  const int64_t outs = vectors * kF, exist = least(width, outs), whole = exist / kF * kF, bytes = (exist + 7) / 8;
+  for (int64_t o = 0; o < columns; ++o, sums += outs, y += y_step) {
+    uint8_t kept[kMostGroups * kMostVectors * kF / 8 + 4] = {};
+    for (int64_t lane = 0; lane < exist; lane += kF) {
+      Lanes<float> v = load_lanes(sums + lane);
+      if (y_bits != nullptr) {
+        uint32_t bits;
+        v = relu_lanes(v, &bits);
+        kept[lane / 8] = uint8_t(kept[lane / 8] | bits << lane % 8);
+        if constexpr (kF == 16) kept[lane / 8 + 1] = uint8_t(bits >> 8);
+      }
+      if (lane < whole) store_lanes(y + lane, v);
+      else store_first<float>(y + lane, v, int(exist - lane));
     }
+    if (y_bits == nullptr) continue;
+    if (exist % 8 != 0) kept[exist / 8] &= uint8_t((1 << exist % 8) - 1);
+    memcpy(y_bits, kept, size_t(bytes));
+    if (width <= outs) memset(y_bits + bytes, 0, size_t(bits_bytes - bytes));  // the last of a pixel
+    y_bits += y_bits_step;
   }
 }
 

@@ -181,11 +181,11 @@ NB_MODULE(_native, m) {
         });
   m.def("skip_conv_weight",
         [](uintptr_t x, uintptr_t dy, uintptr_t bits, int64_t images, int64_t channels, int64_t outputs,
-           const Axis& down, const Axis& along, bool skip_dy, uintptr_t dw, uintptr_t counts, uintptr_t scratch,
-           int threads) {
+           const Axis& down, const Axis& along, bool skip_dy, uintptr_t dw, bool channels_last, uintptr_t counts,
+           uintptr_t scratch, int threads) {
           active().skip_conv_weight(at<const float>(x), at<const float>(dy), at<const uint32_t>(bits),
                                     convolution(images, channels, outputs, down, along, skip_dy), at<float>(dw),
-                                    at<int64_t>(counts), at<void>(scratch), threads);
+                                    channels_last, at<int64_t>(counts), at<void>(scratch), threads);
         },
         unlocked);
   m.def("transpose",

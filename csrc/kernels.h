@@ -33,10 +33,12 @@
 //          ragged padding are zero. A transposed matrix is given by its rows: b_transposed means that b is [n, k] in
 //          memory. packed is scratch: k * m elements if a is transposed and k * n more if b is not. next is scratch:
 //          tile_rows + 1 + threads entries.
-// skip_conv_weight  dw[outputs, channels, taps down, taps along] of a convolution of x[images, in down, in along, channels]
-//          by dy[images, out down, out along, outputs], skipping the zeros of x or of dy. bits, or null: [images, out down,
-//          out along, ceil(outputs / 32)], an element of dy whose bit is 0 counts as zero. counts[0]: nonzeros of the one
-//          skipped; counts[1]: products of numbers made with them. scratch has skip_conv_weight_scratch bytes.
+// skip_conv_weight  dw[outputs, channels, taps down, taps along], or with channels_last [outputs, taps down, taps along,
+//          channels], of a convolution of x[images, in down, in along, channels] by dy[images, out down, out along,
+//          outputs], skipping the zeros of x or of dy. bits, or null: [images, out down, out along, ceil(outputs / 32)], an
+//          element of dy whose bit is 0 counts as zero. counts[0]: nonzeros of the one skipped, where no stride steps over
+//          them; counts[1]: products of numbers made with them; counts[2]: elements among which counts[0] are not zero.
+//          scratch has skip_conv_weight_scratch bytes.
 // transpose  The index of the transposed pattern. Rows ascend inside each row of offsets_t[tile_cols + 1]; order[s] is the
 //          slot that slot s of the transposed pattern has in this one, s itself in the slack. counts is scratch:
 //          threads * tile_cols entries.
@@ -93,7 +95,7 @@
        int64_t* next, int threads)                                                                                  \
   VERB(skip_conv_weight_scratch, int64_t, const Convolution& conv, int threads)                                      \
   VERB(skip_conv_weight, void, const float* x, const float* dy, const uint32_t* bits, const Convolution& conv,       \
-       float* dw, int64_t* counts, void* scratch, int threads)                                                       \
+       float* dw, bool channels_last, int64_t* counts, void* scratch, int threads)                                   \
   VERB(transpose, void, const int64_t* offsets, const void* indices, int index_size, int64_t tile_rows,              \
        int64_t tile_cols, int64_t capacity, uint32_t* counts, int64_t* offsets_t, void* indices_t, int index_size_t, \
        int32_t* order, int threads)                                                                                 \

@@ -197,17 +197,25 @@ struct Pass {
     }
   }
 
-  // Sums are [vector of dense channels][sparse channel, tap][lane]; the gradient is [k, c, tap].
+  // Sums are [vector of dense channels][sparse channel, tap][lane]; the gradient is [k, c, tap], or [k, tap, c].
   void put_down(int64_t v) const {
-    const int64_t taps = p.taps(), row = (p.flip ? p.dense.channels : p.sparse.channels) * taps;
+    const int64_t taps = p.taps(), channels = p.flip ? p.dense.channels : p.sparse.channels, row = channels * taps;
     const int64_t lanes = least(kL, block.dense_count - v * kL), channel = block.dense + v * kL;
     const float* const sums = room.sums + v * block.vector;
-    if (!p.flip) {
+    if (p.flip) {
+      for (int64_t k = 0; k < block.sparse_count; ++k) {
+        float* const to = p.dw + (block.sparse + k) * row;
+        if (!p.channels_last) transpose(sums + k * taps * kL, kL, to + channel * taps, taps, taps, lanes);
+        for (int64_t tap = 0; p.channels_last && tap < taps; ++tap)
+          store_first(to + tap * channels + channel, load_lanes(sums + (k * taps + tap) * kL), int(lanes));
+      }
+    } else if (p.channels_last) {
+      for (int64_t tap = 0; tap < taps; ++tap)
+        transpose(sums + tap * kL, taps * kL, p.dw + channel * row + tap * channels + block.sparse, row,
+                  block.sparse_count, lanes);
+    } else {
       transpose(sums, kL, p.dw + channel * row + block.sparse * taps, row, block.sparse_count * taps, lanes);
-      return;
     }
-    for (int64_t k = 0; k < block.sparse_count; ++k)
-      transpose(sums + k * taps * kL, kL, p.dw + (block.sparse + k) * row + channel * taps, taps, taps, lanes);
   }
 };
 
@@ -220,26 +228,15 @@ bool has_border(const Line& line) {
   return border;
 }
 
-int64_t nonzeros_of(const Operand& a, int64_t pixel) {
-  Ints total = {};
+// Places of the sparse operand that are looked at.
+int64_t places_of(const Line& line) {
   int64_t count = 0;
-  for (int64_t c = 0; c < a.channels; c += kL)
-    count += __builtin_popcount(nonzeros(load_channels(a, pixel, c), Ints{}, kAllLanes, total));
+  for_each_piece(line, [&](const Piece& piece) { count += piece.counts ? piece.sparse_count : 0; });
   return count;
 }
 
-// The nonzeros that no piece holds.
-int64_t count_others(const Problem& p, int64_t from_row, int64_t to_row) {
-  int64_t count = 0;
-  for (int64_t row = from_row; row < to_row; ++row) {
-    const bool held = in_a_piece(p.down, row % p.down.sparse);
-    for (int64_t col = 0; col < p.along.sparse; ++col)
-      if (!held || !in_a_piece(p.along, col)) count += nonzeros_of(p.sparse, row * p.along.sparse + col);
-  }
-  return count;
-}
-
-Problem problem_of(const Convolution& conv, const float* x, const float* dy, const uint32_t* bits, float* dw) {
+Problem problem_of(const Convolution& conv, const float* x, const float* dy, const uint32_t* bits, float* dw,
+                   bool channels_last) {
   Problem p;
   const Operand a = {x, conv.channels, nullptr, 0}, b = {dy, conv.outputs, bits, ceil_div(conv.outputs, 32)};
   p.flip = conv.skip_dy;
@@ -247,6 +244,7 @@ Problem problem_of(const Convolution& conv, const float* x, const float* dy, con
   p.dense = p.flip ? a : b;
   p.images = conv.images;
   p.dw = dw;
+  p.channels_last = channels_last;
   const auto line = [&](const int64_t(&of)[6]) {
     const auto [in, out, taps, stride, padding, dilation] = of;
     return Line{p.flip ? out : in, p.flip ? in : out, taps, stride, padding, dilation, p.flip};
@@ -272,7 +270,7 @@ int threads_for(const Problem& p, int threads) {
 }  // namespace
 
 int64_t skip_conv_weight_scratch(const Convolution& conv, int threads) {
-  const Problem p = problem_of(conv, nullptr, nullptr, nullptr, nullptr);
+  const Problem p = problem_of(conv, nullptr, nullptr, nullptr, nullptr, false);
   threads = threads_for(p, threads);
   const Division d = divide(p, threads);
   Room room;
@@ -281,8 +279,8 @@ int64_t skip_conv_weight_scratch(const Convolution& conv, int threads) {
 }
 
 void skip_conv_weight(const float* x, const float* dy, const uint32_t* bits, const Convolution& conv, float* dw,
-                      int64_t* counts, void* scratch, int threads) {
-  const Problem p = problem_of(conv, x, dy, bits, dw);
+                      bool channels_last, int64_t* counts, void* scratch, int threads) {
+  const Problem p = problem_of(conv, x, dy, bits, dw, channels_last);
   threads = threads_for(p, threads);
   const Division division = divide(p, threads);
   const int64_t stretches = division.stretches, blocks = division.sparse_blocks * division.dense_blocks;
@@ -306,9 +304,6 @@ void skip_conv_weight(const float* x, const float* dy, const uint32_t* bits, con
     return block;
   };
   const bool border = has_border(p.down) || has_border(p.along);
-  bool others = false;
-  for (int64_t i = 0; i < p.down.sparse; ++i) others |= !in_a_piece(p.down, i);
-  for (int64_t i = 0; i < p.along.sparse; ++i) others |= !in_a_piece(p.along, i);
   parallel(threads, threads, [&](int64_t thread) {
     Room room = room_of(thread);
     for (int i = 0; i < 3; ++i) room.counts[i] = 0;
@@ -329,10 +324,6 @@ void skip_conv_weight(const float* x, const float* dy, const uint32_t* bits, con
         pass.run();
       }
       for (int64_t v = 0; v < pass.vectors(); ++v) pass.put_down(v);
-    }
-    if (others) {
-      const int64_t rows = p.images * p.down.sparse;
-      room.counts[0] += count_others(p, part_begin(rows, thread, threads), part_begin(rows, thread + 1, threads));
     }
   });
   // The stretches of a block, vector by vector. Returns whether all sums are finite.
@@ -370,6 +361,7 @@ void skip_conv_weight(const float* x, const float* dy, const uint32_t* bits, con
     }
   }
   counts[0] = counts[1] = 0;
+  counts[2] = p.images * places_of(p.down) * places_of(p.along) * p.sparse.channels;
   for (int thread = 0; thread < threads; ++thread)
     for (int i = 0; i < 2; ++i) counts[i] += room_of(thread).counts[i];
 }

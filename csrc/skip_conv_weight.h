@@ -23,7 +23,7 @@ struct Piece {  // one axis of a piece
   int64_t shift;
   int taps;
   int64_t tap_first, tap_step;  // tap t of the piece is tap_first + t * tap_step of the kernel
-  bool counts;                  // each sparse place is in at most one piece that counts it
+  bool counts;                  // each sparse place that is in a piece is in one piece that counts it
   int64_t valid(int64_t i) const {  // taps at which place i meets a place of the dense operand
     const int64_t low = i + shift < 0 ? -(i + shift) : 0, high = least(taps, dense_count - i - shift);
     return high > low ? high - low : 0;
@@ -77,14 +77,6 @@ void for_each_piece(const Line& line, const F& f) {
       }
     }
   }
-}
-
-// Whether some piece holds this place of the sparse operand.
-inline bool in_a_piece(const Line& line, int64_t place) {
-  if (line.dense_strides) return line.taps > 0;
-  for (int64_t s = 0; s < least(line.stride, line.taps); ++s)
-    if (remainder(place + line.padding - s * line.dilation, line.stride) == 0) return true;
-  return false;
 }
 
 // Sums that stay in registers: taps x vectors of dense channels. What is left are a factor and an address.

@@ -61,7 +61,7 @@ def skip_conv_weight_scratch(
 ) -> int: ...
 def skip_conv_weight(
     x: int, dy: int, bits: int, images: int, channels: int, outputs: int, down: Sequence[int], along: Sequence[int],
-    skip_dy: bool, dw: int, counts: int, scratch: int, threads: int, /,
+    skip_dy: bool, dw: int, channels_last: bool, counts: int, scratch: int, threads: int, /,
 ) -> None: ...  # fmt: skip
 def transpose(
     offsets: int, indices: int, index_size: int, tile_rows: int, tile_cols: int, capacity: int, counts: int,

@@ -213,6 +213,19 @@ def skip_conv_weight(draw: random.Random, at_end: bool) -> None:
         axes.append(
             (size, (size + 2 * padding - dilation * (taps - 1) - 1) // stride + 1, taps, stride, padding, dilation)
         )
+    weight_gradient(draw, at_end, n, channels, outputs, axes, threads)
+
+
+def skip_conv_weight_in_stretches(draw: random.Random, at_end: bool) -> None:
+    """Of 16384 pixels or more a small gradient is made in stretches, each with sums of its own."""
+    channels, outputs, threads = draw.randint(1, 20), draw.randint(1, 20), draw.choice((1, 2))
+    axis = draw.choice(((131, 131, 3, 1, 1, 1), (130, 130, 1, 1, 0, 1), (262, 131, 3, 2, 1, 1)))
+    weight_gradient(draw, at_end, 1, channels, outputs, [axis, axis], threads)
+
+
+def weight_gradient(
+    draw: random.Random, at_end: bool, n: int, channels: int, outputs: int, axes: list[tuple[int, ...]], threads: int
+) -> None:
     (h, oh, r, *_), (w, ow, s, *_) = axes
     x = torch.randn(n * h * w * channels).relu()
     dy = torch.randn(n * oh * ow * outputs).relu()
@@ -221,7 +234,7 @@ def skip_conv_weight(draw: random.Random, at_end: bool) -> None:
         of = (n, channels, outputs, *axes, skip_dy)
         _native.skip_conv_weight(
             guarded(content(x), at_end), guarded(content(dy), at_end), draw.choice((0, guarded(content(bits), at_end))),
-            *of, guarded(4 * outputs * channels * r * s, at_end), guarded(16, at_end),
+            *of, guarded(4 * outputs * channels * r * s, at_end), draw.choice((False, True)), guarded(24, at_end),
             guarded(_native.skip_conv_weight_scratch(*of, threads), at_end), threads,
         )  # fmt: skip
 
@@ -240,6 +253,8 @@ if __name__ == "__main__":
             few_rows(random.Random(seed), at_end)
             skip_conv(random.Random(seed), at_end)
             skip_conv_weight(random.Random(seed), at_end)
+            if seed < 3:
+                skip_conv_weight_in_stretches(random.Random(seed), at_end)
             calls += 1
             KEPT.clear()
     print(calls)

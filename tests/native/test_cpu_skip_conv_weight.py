@@ -33,6 +33,9 @@ def assert_close(x, dy, bits, geometry, skip):
     """Within 8 spacings of the sum of magnitudes of the oracle in float64, and the counts are exact."""
     dw, counts = cpu.skip_conv_weight(x, dy, bits, *geometry, skip)
     oracle, expected = reference.skip_conv_weight(x.double(), dy.double(), bits, *geometry, skip)
+    last = [of.skip_conv_weight(x, dy, bits, *geometry, skip, channels_last=True)[0] for of in (cpu, reference)]
+    assert last[0].stride() == last[1].stride() and last[0].permute(0, 2, 3, 1).is_contiguous()
+    assert_same_bits(last[0].contiguous(), dw)
     size, _ = reference.skip_conv_weight(x.double().abs(), dy.double().abs(), bits, *geometry, skip)
     assert dw.shape == oracle.shape and dw.is_contiguous()
     assert ((dw - oracle).abs() <= 8 * EPS * size).all()
@@ -183,9 +186,18 @@ def test_stretches_of_many_pixels(isa, skip):
 @pytest.mark.parametrize("skip", SIDES)
 def test_nothing_gives_zeros(isa, case, skip):
     x, dy = operands(*case, density=2)
-    dw, counts = cpu.skip_conv_weight(x, dy, None, *SAME, skip)
-    assert dw.shape == (case[4], case[3], 3, 3) and not dw.any()
-    assert counts.tolist() == [(x if skip == "x" else dy).numel(), 0]
+    for last in (False, True):
+        dw, counts = cpu.skip_conv_weight(x, dy, None, *SAME, skip, channels_last=last)
+        oracle, expected = reference.skip_conv_weight(x, dy, None, *SAME, skip, channels_last=last)
+        assert dw.shape == (case[4], case[3], 3, 3) and not dw.any()
+        assert dw.stride() == oracle.stride()
+        assert counts.tolist() == expected.tolist() == [0, 0, 0]
+
+
+def test_elements_that_a_stride_steps_over_are_not_counted():
+    x, dy = operands(1, 8, 7, 3, 5, ((1, 2), (2, 3), (0, 0), (1, 1)), density=2)
+    _, counts = cpu.skip_conv_weight(x, dy, None, (1, 2), (2, 3), (0, 0), (1, 1), "x")
+    assert counts.tolist() == [4 * 5 * 3, 4 * 4 * 3 * 5, 4 * 5 * 3]  # column 6 is reached, though by no place of dy
 
 
 def test_wrong_arguments_are_named():

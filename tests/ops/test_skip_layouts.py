@@ -1,10 +1,13 @@
 """Law: whatever form the arguments have, the numbers are torch's; results that could skip are channels_last."""
 
+from functools import partial
+
 import pytest
 import torch
 import torch.nn.functional as F
 
 import gossamer as gs
+from gossamer.ops import _skip_zeros
 
 backends = pytest.mark.parametrize("backend", ["reference", "cpu"])
 
@@ -56,6 +59,38 @@ def test_strides_do_not_matter(skip, backend):
             y = gs.ops.conv2d(x, w, skip=skip, backend=backend)
             assert y.is_contiguous(memory_format=last)
             assert torch.equal(y, F.conv2d(x, w) if x.stride(0) == 0 else expected)
+
+
+LAYOUTS = {
+    "contiguous": lambda weight: weight,
+    "channels last": lambda weight: weight.contiguous(memory_format=torch.channels_last),
+    "by input channel": lambda weight: weight.transpose(0, 1).contiguous().transpose(0, 1),
+}
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("path", ["dense", "skip_x", "skip_dy"])
+@pytest.mark.parametrize("kernel", [1, 3])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_weights_gradient_has_its_strides(layout, kernel, path, compiled, monkeypatch):
+    """And is what the kernel wrote, where it writes that layout; torch's own may write channels_last for x's sake."""
+    torch.compiler.reset()
+    made = []
+    laid_out_as = _skip_zeros._laid_out_as
+    monkeypatch.setattr(
+        _skip_zeros, "_laid_out_as", lambda dw, weight: made.append(dw.data_ptr()) or laid_out_as(dw, weight)
+    )
+    monkeypatch.setattr(_skip_zeros.Passes, "_path", lambda self, pass_, *_: path if pass_ == "weight" else "dense")
+    weight = LAYOUTS[layout](integers(24, 16, kernel, kernel)).requires_grad_()
+    layer = partial(gs.ops.conv2d, site=gs.planner.Site())
+    if compiled:
+        layer = torch.compile(layer, fullgraph=True, backend="aot_eager")
+    x = integers(2, 16, 9, 9).relu()
+    layer(x, weight).sum().backward()
+    assert weight.grad.stride() == weight.stride()
+    assert torch.equal(weight.grad, torch.autograd.grad(F.conv2d(x, weight).sum(), weight)[0])
+    copied = layout == "by input channel" or (layout == "contiguous" and path == "dense")
+    assert len(made) == 1 and (copied or made == [weight.grad.data_ptr()])
 
 
 @pytest.mark.parametrize("relu", [False, True])

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from gossamer.ops._packed import PACKED
 from gossamer.ops._register import load_kernel
-from gossamer.ops._skip_layers import Layer, Linear, layer_of
+from gossamer.ops._skip_layers import LAST, Layer, Linear, layer_of
 from gossamer.planner import Site
 
 DENSE, SKIP, SKIP_X, SKIP_DY = "dense", "skip", "skip_x", "skip_dy"
@@ -91,10 +91,10 @@ class Passes:
                 seconds = perf_counter() - begin
                 seen = {"x": _sampled(x), "dy": _sampled(dy)} if self.site.samples("weight") else {}
             else:
-                dw, nonzeros = self._skip_weight(dy, x, weight, bits, "x" if path == SKIP_X else "dy")
+                side = "x" if path == SKIP_X else "dy"
+                dw, density = self._skip_weight(dy, x, weight, bits, side)
                 db = self._sum(dy) if want[2] else None  # dense makes it in passing
-                seconds = perf_counter() - begin
-                seen = {"x": nonzeros / x.numel()} if path == SKIP_X else {"dy": nonzeros / dy.numel()}
+                seconds, seen = perf_counter() - begin, {side: density}
             self.site.observe("weight", path, seconds, seen)
         if want[2] and db is None:
             db = self._sum(dy)
@@ -156,13 +156,18 @@ class Passes:
         )  # fmt: skip
         return _own(layer.from_pixels(y)), ybits, counts
 
-    def _skip_weight(self, dy: Tensor, x: Tensor, weight: Tensor, bits: Tensor | None, skip: str) -> tuple[Tensor, int]:
+    def _skip_weight(
+        self, dy: Tensor, x: Tensor, weight: Tensor, bits: Tensor | None, skip: str
+    ) -> tuple[Tensor, float]:
+        """dw, and the share of nonzeros among the elements of the skipped operand that were looked at."""
         layer = self.layer
+        last = not weight.is_contiguous() and weight.is_contiguous(memory_format=LAST)
         dw, counts = self._verb("skip_conv_weight", "skip_conv_weight")(
             layer.pixels(x), layer.pixels(dy), bits, layer.kernel(weight), layer.stride, layer.padding,
-            layer.dilation, skip,
+            layer.dilation, skip, last,
         )  # fmt: skip
-        return _laid_out_as(dw.view(weight.shape), weight), int(counts[0])
+        nonzeros, _, elements = counts.tolist()
+        return _laid_out_as(dw.view(weight.shape), weight), nonzeros / max(elements, 1)
 
     def _dense(self, dy: Tensor, x: Tensor, weight: Tensor, which: int) -> Tensor:
         gradient = self.layer.dense_gradients(dy, x, weight, [at == which for at in range(3)])[which]
@@ -201,8 +206,10 @@ def _own(view: Tensor) -> Tensor:
 def _laid_out_as(gradient: Tensor | None, weight: Tensor) -> Tensor:
     """The gradient with the strides of a new tensor like the weight: autograd would copy any other."""
     assert gradient is not None
-    if gradient.is_contiguous() and weight.is_contiguous():
+    strides = torch.empty_like(weight, device="meta").stride()
+    if gradient.stride() == strides:
         return gradient
-    like = torch.empty_like(weight)
-    steps = zip(like.shape, gradient.stride(), like.stride(), strict=True)
-    return gradient if all(mine == its for size, mine, its in steps if size > 1) else like.copy_(gradient)
+    steps = zip(gradient.shape, gradient.stride(), strides, strict=True)
+    if all(mine == its for size, mine, its in steps if size > 1):
+        return gradient.as_strided(gradient.shape, strides)
+    return torch.empty_like(weight).copy_(gradient)

@@ -17,6 +17,7 @@ def skip_conv_weight(
     padding: tuple[int, int],
     dilation: tuple[int, int],
     skip: str,
+    channels_last: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Return `dw[K, C, R, S]` and `counts`; see `gossamer.kernels.reference.skip_conv_weight`."""
     _call.tensor(x, "x", ndim=4, dtypes=(torch.float32,))
@@ -50,18 +51,19 @@ def skip_conv_weight(
         _call.tensor(bits, "bits", dtypes=(torch.int32,))
         if bits.shape != (*dy.shape[:3], -(-outputs // 32)):
             raise ValueError(f"bits must be {(*dy.shape[:3], -(-outputs // 32))}, got shape {tuple(bits.shape)}")
-    counts = torch.zeros(2, dtype=torch.int64)
-    if not (x.numel() and dy.numel()):
-        some = x if skip == "x" else dy
-        if some.numel():
-            counts[0] = some.count_nonzero()
-        return torch.zeros((outputs, channels, *kernel)), counts
-    dw = memory.empty((outputs, channels, *kernel), torch.float32)
+    counts = torch.zeros(3, dtype=torch.int64)
+    shape = (outputs, *kernel, channels) if channels_last else (outputs, channels, *kernel)
+    empty = not (x.numel() and dy.numel())
+    dw = torch.zeros(shape) if empty else memory.empty(shape, torch.float32)
+    if channels_last:
+        dw = dw.permute(0, 3, 1, 2)
+    if empty:
+        return dw, counts
     threads = torch.get_num_threads()
     of = (images, channels, outputs, axes[0], axes[1], skip == "dy")
     scratch = torch.empty(_call.native.skip_conv_weight_scratch(*of, threads), dtype=torch.uint8)
     _call.native.skip_conv_weight(
-        x.data_ptr(), dy.data_ptr(), bits.data_ptr() if bits is not None else 0, *of, dw.data_ptr(), counts.data_ptr(),
-        scratch.data_ptr(), threads,
+        x.data_ptr(), dy.data_ptr(), bits.data_ptr() if bits is not None else 0, *of, dw.data_ptr(), channels_last,
+        counts.data_ptr(), scratch.data_ptr(), threads,
     )  # fmt: skip
     return dw, counts

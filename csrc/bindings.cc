@@ -188,6 +188,11 @@ NB_MODULE(_native, m) {
                                     channels_last, at<int64_t>(counts), at<void>(scratch), threads);
         },
         unlocked);
+  m.def("in_range", [](uintptr_t offsets, int64_t tile_rows, uintptr_t indices, int index_size, int64_t tile_cols,
+                       int64_t capacity) {
+    return active().in_range(at<const int64_t>(offsets), tile_rows, at<const void>(indices), index_size, tile_cols,
+                             capacity);
+  });
   m.def("transpose",
         [](uintptr_t offsets, uintptr_t indices, int index_size, int64_t tile_rows, int64_t tile_cols,
            int64_t capacity, uintptr_t counts, uintptr_t offsets_t, uintptr_t indices_t, int index_size_t,

@@ -19,6 +19,7 @@
 //          y[out_rows, n]; weights are [groups, k, n], with flip [groups, n, k]. source, target: entries of 4 or 8
 //          bytes, or null, which is p itself. scratch has grouped_scratch bytes.
 // grouped_outer  dw[g][k, n] = the sum over p of x[source[p]]^T dy[target[p]].
+// in_range  Whether offsets start at 0 and never fall, and the indices that they use, up to capacity, are below tile_cols.
 // mask     Zeroes, by bits, every element of x[n] where mask[n] is false.
 // select   mask[n] = the k highest (or lowest) of scores[n] among those allowed (null: all); equal scores are taken in
 //          order of index. Returns how many were taken, or -1 if an allowed score is NaN. scratch has select_scratch
@@ -79,6 +80,8 @@
        int64_t groups, void* dw, void* scratch, int threads)                                                        \
   VERB(scatter, void, const void* values, int64_t rows, int64_t cols, int element_size, const int64_t* offsets,     \
        const void* indices, int index_size, int64_t bm, int64_t bn, int64_t capacity, void* dense, int threads)     \
+  VERB(in_range, bool, const int64_t* offsets, int64_t tile_rows, const void* indices, int index_size,              \
+       int64_t tile_cols, int64_t capacity)                                                                         \
   VERB(mask, void, void* x, const uint8_t* mask, int64_t n, int element_size, int threads)                          \
   VERB(select_scratch, int64_t, int64_t n, int threads)                                                             \
   VERB(select, int64_t, const float* scores, const uint8_t* allowed, int64_t n, int64_t k, bool largest,            \

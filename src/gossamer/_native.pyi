@@ -63,6 +63,7 @@ def skip_conv_weight(
     x: int, dy: int, bits: int, images: int, channels: int, outputs: int, down: Sequence[int], along: Sequence[int],
     skip_dy: bool, dw: int, channels_last: bool, counts: int, scratch: int, threads: int, /,
 ) -> None: ...  # fmt: skip
+def in_range(offsets: int, tile_rows: int, indices: int, index_size: int, tile_cols: int, capacity: int, /) -> bool: ...
 def transpose(
     offsets: int, indices: int, index_size: int, tile_rows: int, tile_cols: int, capacity: int, counts: int,
     offsets_t: int, indices_t: int, index_size_t: int, order: int, threads: int, /,

@@ -59,10 +59,11 @@ def text(report: dict[str, Any]) -> str:
         lines.append(f"         compiled with {native['compiler']}")
     lines.append(f"threads  {threads['summary']}")
     lines.append(f"GPU      {gpu['name'] or gpu['error']}")
-    lines += ["", "kernels   " + "".join(f"{backend:>12}" for backend in BACKENDS)]
+    wide = max(map(len, ("kernels", *report["kernels"]))) + 2
+    lines += ["", f"{'kernels':<{wide}}" + "".join(f"{backend:>12}" for backend in BACKENDS)]
     reasons: dict[str, int] = {}
     for verb, row in report["kernels"].items():
-        line = f"  {verb:<8}"
+        line = f"  {verb}".ljust(wide)
         for backend in BACKENDS:
             why = row[backend]
             line += f"{'yes' if why is None else f'no [{reasons.setdefault(why, len(reasons) + 1)}]':>12}"

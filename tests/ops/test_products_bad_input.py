@@ -165,17 +165,40 @@ def test_short_floats_on_a_cpu_are_refused_by_name(dtype):
             call()
 
 
-def test_indices_out_of_range_are_found_on_request(monkeypatch):
-    monkeypatch.setenv("GOSSAMER_CHECK", "1")
-    bad = gs.Pattern(P.offsets, P.indices.clone().fill_(2), P.shape, P.tile)
+OUTSIDE = {  # offsets, indices, what is said
+    "just past the end": (P.offsets, [2, 0], r"indices\[0\] is 2, expected 0 <= index < 2"),
+    "far": (P.offsets, [0, 30000], r"indices\[1\] is 30000, expected 0 <= index < 2"),
+    "negative": (P.offsets, [0, -1], r"indices\[1\] is -1, expected 0 <= index < 2"),
+    "start": (torch.tensor([-5, 1, 2]), [0, 1], r"offsets must start at 0 .* got \[-5, 1, 2\]"),
+    "late start": (torch.tensor([1, 1, 2]), [0, 1], r"offsets must start at 0 .* got \[1, 1, 2\]"),
+    "fall": (torch.tensor([0, 2, 1]), [0, 1], r"offsets must .* never decrease, got \[0, 2, 1\]"),
+}
+
+
+@pytest.mark.parametrize("name", OUTSIDE)
+def test_indices_out_of_range_are_never_addresses(name):
+    offsets, indices, said = OUTSIDE[name]
+    bad = gs.Pattern(offsets, torch.tensor(indices, dtype=torch.int32), P.shape, P.tile)
     for call in (
         lambda: dsd(V, bad, B),
+        lambda: dds(B.t(), V, bad),
         lambda: sdd(S, S, bad),
         lambda: matmul(S, B, index=bad),
+        lambda: gs.ops.gather(S, bad),
+        lambda: gs.ops.scatter(V, bad),
         lambda: gs.ops.transpose(bad),
     ):
-        with pytest.raises(ValueError, match=r"indices\[0\] is 2, expected"):
+        with pytest.raises(ValueError, match=said):
             call()
+
+
+def test_slack_may_hold_anything():
+    slack = gs.Pattern(P.offsets, torch.tensor([0, 1, -7, 30000], dtype=torch.int32), P.shape, P.tile)
+    assert torch.equal(dsd(torch.cat([V, V]), slack, B), dsd(V, P, B))
+
+
+def test_validate_names_the_index():
+    bad = gs.Pattern(P.offsets, P.indices.clone().fill_(2), P.shape, P.tile)
     with pytest.raises(ValueError, match="indices must be below the 2 tile columns, got 2"):
         bad.validate()
 

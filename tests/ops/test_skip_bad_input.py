@@ -123,6 +123,15 @@ def test_torchs_own_takes_transforms():
     assert torch.equal(y[0], conv2d(X, W, skip="never"))
 
 
+def test_a_bias_in_steps_and_no_columns():
+    bias = torch.ones(1).expand(24)
+    assert torch.equal(conv2d(X, W, bias, skip="input"), conv2d(X, W, bias.clone(), skip="input"))
+    few, stored = torch.ones(2, 16), V.t().contiguous().t()
+    assert torch.equal(linear(few, stored, bias, skip="input"), linear(few, stored, bias.clone(), skip="input"))
+    y = linear(torch.ones(3, 5, 0), torch.ones(24, 0), bias, skip="input")
+    assert torch.equal(y, torch.ones(3, 5, 24))
+
+
 def test_a_site_that_is_gone():
     site = gs.planner.Site()
     key = site.key

@@ -49,7 +49,8 @@ def run(suite: str, settings: Settings, json_path: str | os.PathLike[str] | None
     environment they were measured in.
 
     Raises:
-        ValueError: an unknown suite, section or device.
+        ValueError: an unknown suite, section or device, or settings or a file that cannot be used; before measuring.
+        OSError: `json_path` cannot be written; likewise.
     """
     if suite not in SUITES:
         raise ValueError(f"suite is {suite!r}; expected one of {list(SUITES)}")
@@ -69,10 +70,15 @@ def run(suite: str, settings: Settings, json_path: str | os.PathLike[str] | None
             raise ValueError(f"only names {unfit}, which measure a CPU; on device 'cuda' {suite!r} has {list(on_gpu)}")
         sections = {name: section for name, section in sections.items() if name in on_gpu}
 
+    for what, number in (("reps", settings.reps), ("threads", settings.threads)):
+        if number is not None and number < 1:
+            raise ValueError(f"{what} must be at least 1, got {number}")
     path = Path(json_path) if json_path is not None else None
     result: dict[str, Any] = {"suite": suite, "sections": {}}
-    if path is not None and path.exists() and settings.only:
-        result = json.loads(path.read_text())
+    if path is not None:
+        if path.exists() and settings.only:
+            result = _read(path, suite)
+        _check_writable(path)
     before = torch.get_num_threads()
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
@@ -89,8 +95,29 @@ def run(suite: str, settings: Settings, json_path: str | os.PathLike[str] | None
     return result
 
 
-def _write(path: Path, result: dict[str, Any]) -> None:
+def _read(path: Path, suite: str) -> dict[str, Any]:
+    """An earlier result, whose sections are kept."""
+    try:
+        result = json.loads(path.read_text())
+        of, sections = result["suite"], result["sections"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"json_path {path} holds no earlier result, whose sections could be kept: {error!r}") from None
+    if of != suite or not isinstance(sections, dict):
+        raise ValueError(f"json_path {path} holds a result of suite {of!r}; expected {suite!r}")
+    return dict(result)
+
+
+def _check_writable(path: Path) -> None:
+    """Minutes of measuring are not to end in an error that could be seen before."""
+    if path.is_dir():
+        raise ValueError(f"json_path {path} is a folder; expected a file to write")
     path.parent.mkdir(parents=True, exist_ok=True)
+    scratch = path.with_suffix(".partial")
+    scratch.touch()
+    scratch.unlink()
+
+
+def _write(path: Path, result: dict[str, Any]) -> None:
     scratch = path.with_suffix(".partial")
     scratch.write_text(json.dumps(result, indent=1, sort_keys=False) + "\n")
     scratch.replace(path)

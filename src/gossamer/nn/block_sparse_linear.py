@@ -258,6 +258,8 @@ class BlockSparseLinear(Tiled):
         >>> layer.pattern.nnz
         16
         """
+        if not isinstance(linear, nn.Linear):
+            raise TypeError(f"linear must be a torch.nn.Linear, got {type(linear).__name__}")
         if density is not None and pattern is not None:
             raise ValueError(f"give density or pattern, not both: got density={density}")
         tile = _tile(block)

@@ -29,7 +29,7 @@ class Conv2d(nn.Conv2d):
     Attributes:
         site: the `gossamer.planner.Site` that decides. A copy of the module has its own, and learns anew.
 
-    What is exported, jitted or traced is torch's convolution.
+    What torch.export, torch.jit.trace and torch.fx make of it is torch's convolution.
 
     >>> layer = Conv2d(16, 32, 3, padding=1)
     >>> layer(torch.randn(2, 16, 8, 8).relu()).shape

@@ -22,7 +22,7 @@ class Linear(nn.Linear):
     Attributes:
         site: as in `gossamer.nn.Conv2d`.
 
-    What is exported, jitted or traced is torch's linear layer.
+    What torch.export, torch.jit.trace and torch.fx make of it is torch's linear layer.
 
     >>> layer = Linear(64, 10, skip="input", relu=True)
     >>> x = torch.randn(4, 64).relu()

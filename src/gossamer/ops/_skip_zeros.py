@@ -127,6 +127,7 @@ class Passes:
     def _skip_forward(
         self, x: Tensor, weight: Tensor, bias: Tensor | None, relu: bool
     ) -> tuple[Tensor, Tensor, int, float]:
+        bias = None if bias is None else bias.contiguous()
         if isinstance(self.layer, Linear) and x.shape[0] <= FEW_ROWS and weight.t().is_contiguous():
             y, counts = self._verb("skip_mv", "skip_mv")(x, weight.t(), bias, 0.0)
             return *self._rectified(y, relu), _UNKNOWN, int(counts[0]) / x.shape[1]

@@ -51,7 +51,7 @@ def conv2d(
         site: what remembers: a `gossamer.planner.Site`, one per layer. Without it, all calls whose weight shape,
             stride, padding and dilation agree share one.
         backend: None for the kernels of x's device where they can do it, else torch's own operator, with the reason
-            in `site.stats()`; "cpu" or "reference" to insist.
+            in `site.refused`; "cpu" or "reference" to insist.
 
     Returns:
         [N, K, OH, OW] or [K, OH, OW], equal to torch's to rounding, in channels_last unless torch's own operator ran.

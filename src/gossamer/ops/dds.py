@@ -29,7 +29,7 @@ def dds(
     Args:
         a: [m, k], float64, float32, bfloat16 or float16, row-major or a transposed view; neither is copied.
         values: [capacity, bk, bn], as in `dsd`.
-        pattern: the tiles of S; its indices are trusted (`pattern.validate()`, or GOSSAMER_CHECK=1 on the CPU).
+        pattern: the tiles of S; read at face value on a GPU; see `pattern.validate()`.
         transposed: `gossamer.ops.transpose(pattern)`; this product goes down the columns of S, so it is made at every
             call if None. Its `work` divides this product.
         work: division of labour for products with S itself, here the gradient of a; see `dsd`.

@@ -33,7 +33,7 @@ def dsd(
     Args:
         values: [capacity, bm, bk], float, in b's dtype or stored shorter (bfloat16, or int8 with `scale`) beside a
             float32 b. What slack slots and the padding of ragged tiles hold does not matter.
-        pattern: the tiles of S; its indices are trusted (`pattern.validate()`, or GOSSAMER_CHECK=1 on the CPU).
+        pattern: the tiles of S; read at face value on a GPU; see `pattern.validate()`.
         b: [k, n], float64, float32, bfloat16 or float16, row-major or a transposed view; neither is copied.
         transposed: `gossamer.ops.transpose(pattern)`, for the gradient of b; made when needed if None.
         work: int64[parts, segments, 3], who does what (`gossamer.planner`); None lets the kernel divide. It must hold

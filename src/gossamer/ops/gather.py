@@ -20,7 +20,7 @@ def gather(x: Tensor, pattern: Pattern, *, backend: Backend | None = None) -> Te
     Args:
         x: [rows, cols] of the pattern's shape and device, any real dtype of 1, 2, 4 or 8 bytes. A batch is
             `x.flatten(0, 1)` with the pattern of the flattened matrix.
-        pattern: the tiles to copy; its indices are trusted (`pattern.validate()`, or GOSSAMER_CHECK=1 on the CPU).
+        pattern: the tiles to copy; read at face value on a GPU; see `pattern.validate()`.
         backend: None for the kernels of x's device; "cpu", "triton" or "reference" to insist.
 
     Returns:

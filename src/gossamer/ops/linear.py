@@ -51,5 +51,6 @@ def linear(
         y = F.linear(x, weight, bias)
         return y.relu() if relu else y
     check_transforms("linear", x, weight, bias)
-    y = skip_zeros(x.reshape(-1, x.shape[-1]).contiguous(), weight, bias, (), skip, relu, site, backend, x.shape)
+    rows = x.flatten(0, -2) if x.dim() > 1 else x.unsqueeze(0)  # reshape(-1, 0) is no shape
+    y = skip_zeros(rows.contiguous(), weight, bias, (), skip, relu, site, backend, x.shape)
     return y if x.dim() == 2 else y.view(*x.shape[:-1], weight.shape[0])

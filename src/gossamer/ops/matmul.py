@@ -57,7 +57,7 @@ def matmul(
             `index` imply, and without those what `plan` says.
         axis: the axis whose zero slices are skipped: "m" whole rows of a, "n" whole columns of b, "k" columns of a
             (rows of b) within bands of 32; with a tile given, only a check: the tile must have extent 1 along it.
-        index: the tiles to multiply, of the sparse operand (a batched a: of `a.flatten(0, 1)`); trusted. What it
+        index: the tiles to multiply, of the sparse operand (a batched a: of `a.flatten(0, 1)`). What it
             leaves out takes no part even if it is not zero.
         plan: what to do when tile, axis and index are left open: a `gossamer.planner.plan(...)` made before, or a
             `gossamer.planner.Planner` of your own. None asks one that all such calls share: it looks at a sample of the

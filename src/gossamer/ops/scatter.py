@@ -19,7 +19,7 @@ def scatter(values: Tensor, pattern: Pattern, *, backend: Backend | None = None)
     Args:
         values: [capacity, bm, bn] on the pattern's device, any real dtype of 1, 2, 4 or 8 bytes. What slack slots
             and the padding of ragged tiles hold does not matter.
-        pattern: where the tiles go; its indices are trusted (`pattern.validate()`, or GOSSAMER_CHECK=1 on the CPU).
+        pattern: where the tiles go; read at face value on a GPU; see `pattern.validate()`.
         backend: None for the kernels of the values' device; "cpu", "triton" or "reference" to insist.
 
     Returns:

@@ -28,8 +28,8 @@ def sdd(
     Args:
         a: [m, k], float64, float32, bfloat16 or float16, row-major or a transposed view; neither is copied.
         b: [k, n] of a's dtype, likewise.
-        pattern: (m, n), the tiles to compute; its indices are trusted (`pattern.validate()`, or GOSSAMER_CHECK=1 on
-            the CPU).
+        pattern: (m, n), the tiles to compute; read at face value on a GPU; see
+            `pattern.validate()`.
         transposed: `gossamer.ops.transpose(pattern)`, for the gradient of b; made when needed if None.
         backend: None for the kernels of a's device; "cpu", "triton" or "reference" to insist.
 

@@ -50,7 +50,7 @@ def transpose(pattern: Pattern, *, backend: Backend | None = None) -> Transposed
     this index when they need it; make it once and pass it as `transposed=` where a pattern outlives a product.
 
     Args:
-        pattern: any; its indices are trusted (`pattern.validate()`, or GOSSAMER_CHECK=1 on the CPU).
+        pattern: any; read at face value on a GPU; see `pattern.validate()`.
         backend: None for the kernels of the pattern's device; "cpu", "triton" or "reference" to insist.
 
     Raises:

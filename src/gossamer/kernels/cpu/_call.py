@@ -1,8 +1,9 @@
 """The one place where tensors are checked before their addresses are handed to C++.
 
 Rules: CPU, strided, contiguous, the promised number of dimensions; nothing is copied or converted behind the caller's
-back. With the environment variable GOSSAMER_CHECK=1 the content of offsets and indices is checked too, before any of
-it is used as an address; without it a wrong index is undefined behaviour, as in any kernel.
+back. Offsets and indices of a pattern must lie in range before any of them is used as an address; that no tile repeats,
+and that the orders and divisions of work made here are what they should be, is checked with the environment variable
+GOSSAMER_CHECK=1.
 """
 
 from __future__ import annotations
@@ -78,7 +79,7 @@ def index_dtype(tile_cols: int) -> torch.dtype:
 
 
 def check_pattern(offsets: Tensor, indices: Tensor, rows: int, cols: int, bm: int, bn: int) -> None:
-    """Check shapes and dtypes always, and the values of offsets and used indices under GOSSAMER_CHECK=1."""
+    """Shapes, dtypes and the ranges of offsets and used indices; that no tile repeats, under GOSSAMER_CHECK=1."""
     tile(bm, bn)
     tensor(offsets, "offsets", ndim=1, dtypes=(torch.int64,))
     tensor(indices, "indices", ndim=1, dtypes=(torch.uint16, torch.int32))
@@ -87,15 +88,17 @@ def check_pattern(offsets: Tensor, indices: Tensor, rows: int, cols: int, bm: in
         raise ValueError(
             f"offsets must have {tile_rows + 1} entries for {rows} rows in tiles of {bm}, got {offsets.numel()}"
         )
+    if not native.in_range(
+        offsets.data_ptr(), tile_rows, indices.data_ptr(), indices.itemsize, tile_cols, indices.numel()
+    ):
+        if offsets[0] != 0 or bool((offsets[1:] < offsets[:-1]).any()):
+            raise ValueError(f"offsets must start at 0 and never decrease, got {offsets.tolist()[:16]}")
+        used = indices[: int(offsets[-1])].to(torch.int32)
+        at = int(((used < 0) | (used >= tile_cols)).nonzero()[0])
+        raise ValueError(f"indices[{at}] is {int(used[at])}, expected 0 <= index < {tile_cols} tile columns")
     if os.environ.get("GOSSAMER_CHECK") != "1":
         return
-    if offsets[0] != 0 or bool((offsets[1:] < offsets[:-1]).any()):
-        raise ValueError(f"offsets must start at 0 and never decrease, got {offsets.tolist()[:16]}...")
     used = indices[: int(offsets[-1])].to(torch.int32)
-    wrong = ((used < 0) | (used >= tile_cols)).nonzero()
-    if len(wrong):
-        at = int(wrong[0])
-        raise ValueError(f"indices[{at}] is {int(used[at])}, expected 0 <= index < {tile_cols} tile columns")
     held = torch.arange(tile_rows).repeat_interleave(offsets.diff())[: len(used)]
     keys = (held * tile_cols + used).sort().values
     repeated = keys[1:][keys[1:] == keys[:-1]]

@@ -166,10 +166,11 @@ struct Next {
   int64_t step;
 };
 
-// Lines [begin, end), which are staged, of groups [group, group + groups) under one sweep. Their sums lie together until
-// the last panel: in y, pixels are so far from each other that theirs all meet in a few sets of a cache.
+// Lines [begin, end), which are staged, of groups [group, group + groups) under one sweep; groups up to last_group
+// follow. Sums lie together until the last panel: in y, pixels are so far from each other that their sums all meet in a
+// few sets of a cache.
 void run_sweep(const Conv& conv, const Tensors& t, const Packing& packing, const Stage& stage, const Sweep& sweep,
-               int64_t group, int64_t groups, int64_t begin, int64_t end, float* sums, Next* next) {
+               int64_t group, int64_t groups, int64_t last_group, int64_t begin, int64_t end, float* sums, Next* next) {
   const SweepLine kernel = sweep_line_of<1, kMostVectors>(sweep.taps, sweep.step, groups, packing.vectors);
   const int64_t each = packing.lanes / kSegment, segments = each * conv.r;  // of a part
   const int64_t together = least(segments, segments_of(int(sweep.taps * groups * packing.vectors)));
@@ -194,6 +195,11 @@ void run_sweep(const Conv& conv, const Tensors& t, const Packing& packing, const
     const bool is_first = sweep.first && panel == 0, is_last = sweep.last && panel == panels - 1;
     line.from_step = is_first ? 0 : outs;
     line.to_step = is_last && straight ? y_step : outs;
+    // The panel after this one arrives meanwhile, each line of outputs asking for a share of it.
+    const int64_t after = panel + 1, panel_floats = together * kSegment * line.w_row, lines = end - begin;
+    const float* const w_next =
+        after < panels ? weights + (after / some * segments + after % some * together) * kSegment * line.w_row
+        : group + groups < last_group ? weights + groups * line.w_group : nullptr;
     const float* const x = stage.x + part * stage.x_part + sweep.x0 * stage.x_column + first * kSegment;
     const uint16_t* const bits = stage.bits + part * stage.bits_part + sweep.x0 * stage.bits_column + first;
     for (int64_t i = begin; i < end; ++i) {
@@ -217,6 +223,11 @@ void run_sweep(const Conv& conv, const Tensors& t, const Packing& packing, const
       line.x_next = next->x;
       line.x_next_step = next->x < next->end ? next->step : 0;
       next->x += line.x_next_step * line.outs;
+      if (w_next != nullptr) {
+        const int64_t all = groups * panel_floats, from = (i - begin) * all / lines;
+        line.w_next = w_next + from / panel_floats * line.w_group + from % panel_floats;
+        line.w_next_step = ceil_div(all, lines * line.outs);
+      }
       kernel(line);
       if (is_last && !straight)
         finish_line(kept, line.outs, int(groups * packing.vectors), y, y_step, width,
@@ -292,14 +303,14 @@ struct Plan {
   Packing packing;
   int64_t lines, unit, units, block, sums;  // sums: bytes of scratch of a thread
   int threads;
-  bool flat, by_groups;
+  bool by_groups;
 
   Plan(const Conv& given, int most_threads) : conv(given), packing(given.out, given.c, given.r) {
     threads = useful_threads(4 * conv.n * (conv.h * conv.w * conv.c + conv.oh * conv.ow * conv.out), most_threads);
     conv.pixels = conv.n * conv.h * conv.w;
-    flat = conv.r == 1 && conv.s == 1 && conv.stride_h == 1 && conv.stride_w == 1 && conv.pad_h == 0 &&
-           conv.pad_w == 0 && conv.oh == conv.h && conv.ow == conv.w;
-    if (flat && conv.pixels > 0) {  // pixels know nothing of rows
+    conv.flat = conv.r == 1 && conv.s == 1 && conv.stride_h == 1 && conv.stride_w == 1 && conv.pad_h == 0 &&
+                conv.pad_w == 0 && conv.oh == conv.h && conv.ow == conv.w;
+    if (conv.flat && conv.pixels > 0) {  // pixels know nothing of rows
       conv.n = 1;
       conv.w = conv.ow = least(kFlatColumns, conv.pixels);
       conv.h = conv.oh = ceil_div(conv.pixels, conv.w);
@@ -314,7 +325,8 @@ struct Plan {
     const int64_t x_floats = slots_apart(conv) * conv.w * packing.parts * packing.lanes;
     const int64_t line_bytes = 4 * (x_floats + conv.ow * unit * packing.outs);
     const int64_t of_part = by_groups ? lines : ceil_div(lines, threads);
-    const int64_t fit = line_bytes > 0 ? kBlockBytes / line_bytes : 1;
+    int64_t fit = line_bytes > 0 ? kBlockBytes / line_bytes : 1;
+    if (conv.flat) fit = fit / 4 > 2 ? fit / 4 : 2;  // the next block's x arrives beside it; a panel serves 128 pixels
     block = of_part > 0 ? ceil_div(of_part, ceil_div(of_part, fit > 0 ? fit : 1)) : 1;
     sums = ceil_div(block * conv.ow * unit * packing.outs * 4, 64) * 64;
   }
@@ -326,7 +338,8 @@ int64_t skip_conv_scratch(int64_t n, int64_t h, int64_t w, int64_t c, int64_t ou
                           int64_t stride_h, int64_t stride_w, int64_t pad_h, int64_t pad_w, int64_t dil_h,
                           int64_t dil_w, bool transposed, int64_t oh, int64_t ow, int threads) {
   if (out == 0 || n * oh * ow == 0) return 0;
-  const Conv whole = {n, h, w, c, oh, ow, out, r, s, stride_h, stride_w, pad_h, pad_w, dil_h, dil_w, transposed, 0};
+  const Conv whole = {n, h, w, c, oh, ow, out, r, s, stride_h, stride_w, pad_h, pad_w, dil_h, dil_w, transposed, 0,
+                      false};
   const Plan plan(whole, threads);
   return plan.threads * (Stage(plan.conv, plan.packing, plan.block).bytes + plan.sums) + 64;
 }
@@ -342,11 +355,12 @@ void skip_conv(const float* x, int64_t n, int64_t h, int64_t w, int64_t c, const
       counts[0] += count_pixel(x + pixel * c, bits == nullptr ? nullptr : t.bits + pixel * ceil_div(c, 32) * 2, c);
     return;
   }
-  const Conv whole = {n, h, w, c, oh, ow, out, r, s, stride_h, stride_w, pad_h, pad_w, dil_h, dil_w, transposed, 0};
+  const Conv whole = {n, h, w, c, oh, ow, out, r, s, stride_h, stride_w, pad_h, pad_w, dil_h, dil_w, transposed, 0,
+                      false};
   const Plan plan(whole, threads);
   const Conv& conv = plan.conv;
   const Packing& packing = plan.packing;
-  if (!plan.flat) counts[0] = count_rest(conv, x, t.bits, plan.threads);
+  if (!conv.flat) counts[0] = count_rest(conv, x, t.bits, plan.threads);
   char* const aligned = reinterpret_cast<char*>((reinterpret_cast<uintptr_t>(scratch) + 63) / 64 * 64);
   parallel(plan.threads, plan.threads, [&](int64_t part) {
     Counts mine;
@@ -362,9 +376,10 @@ void skip_conv(const float* x, int64_t n, int64_t h, int64_t w, int64_t c, const
     stage.place(mine_alone + plan.sums, conv, plan.block);
     for (int64_t line = first_line; line < last_line; line += plan.block) {
       const int64_t end = least(last_line, line + plan.block);
+      if (conv.flat) stage.x = const_cast<float*>(x + line * conv.w * conv.c);  // never written
       stage_lines(conv, stage, x, t.bits, line, end, &mine);
       Next next = {};
-      if (plan.flat) {
+      if (conv.flat) {
         const int64_t after = least(last_line, end + plan.block) * conv.w;
         next.x = x + end * conv.w * conv.c;
         next.end = x + least(after, conv.pixels) * conv.c;
@@ -374,7 +389,7 @@ void skip_conv(const float* x, int64_t n, int64_t h, int64_t w, int64_t c, const
       for (int64_t group = first_unit * plan.unit; group < last_group; group += plan.unit)
         for_each_sweep(conv, [&](const Sweep& sweep) {
           const int64_t groups = least(plan.unit, last_group - group);
-          run_sweep(conv, t, packing, stage, sweep, group, groups, line, end, sums, &next);
+          run_sweep(conv, t, packing, stage, sweep, group, groups, last_group, line, end, sums, &next);
         });
     }
     if (first_unit == 0) {

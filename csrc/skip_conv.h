@@ -95,12 +95,12 @@ template <int kTaps, int kStep, int kGroups, int kVectors, int kLow, int kHigh>
 // noise of the others hides from the predictor.
 [[gnu::always_inline]] inline void ask(const float* p, int64_t step) {
   if (step <= 0) return;
-  __builtin_prefetch(p, 0, 2);
+  __builtin_prefetch(p, 0, 3);
   if (step <= 16) return;
-  __builtin_prefetch(p + 16, 0, 2);
+  __builtin_prefetch(p + 16, 0, 3);
   if (step <= 32) return;
-  __builtin_prefetch(p + 32, 0, 2);
-  __builtin_prefetch(p + 48, 0, 2);
+  __builtin_prefetch(p + 32, 0, 3);
+  __builtin_prefetch(p + 48, 0, 3);
 }
 
 template <int kTaps, int kStep, int kGroups, int kVectors>

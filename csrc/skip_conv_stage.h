@@ -16,6 +16,7 @@ struct Conv {
   int64_t stride_h, stride_w, pad_h, pad_w, dil_h, dil_w;
   bool transposed;
   int64_t pixels;  // of x: fewer than n * h * w only where lines are cut from one long row
+  bool flat;       // they are: a 1x1 kernel at every pixel
 };
 
 // Groups of equally many vectors of outputs, and channels in parts of `lanes`: weights are
@@ -116,6 +117,7 @@ inline int64_t slots_apart(const Conv& conv) {
 struct Stage {
   int64_t lanes, parts, slots, shift;
   int64_t x_slot, x_column, x_part, bits_slot, bits_column, bits_part, bytes;
+  int64_t copy;  // floats of it: none where lines are cut from one long row, of which only the bits are staged
   float* x;
   uint16_t* bits;
   int32_t *taps, *base;        // of columns; first slots of the block's lines
@@ -126,7 +128,13 @@ struct Stage {
     parts = packing.parts;
     shift = slots_apart(conv);
     slots = least(lines * conv.r, lines * shift + (lines / conv.oh + 2) * (conv.r - shift));
-    if (conv.r == 1) {
+    if (conv.flat) {
+      x_column = conv.c;
+      x_slot = conv.w * conv.c;
+      x_part = lanes;
+      bits_column = lanes / kSegment;
+      bits_slot = conv.w * bits_column;
+    } else if (conv.r == 1) {
       x_column = lanes;
       x_slot = conv.w * lanes;
       x_part = (slots * x_slot) | kSegment;
@@ -142,12 +150,13 @@ struct Stage {
     bits_part = conv.w * slots * (lanes / kSegment);
     const int64_t words = ceil_div(parts * bits_part + 4, 32) * 32;  // four are read at a time
     const int64_t ints = ceil_div(conv.w + lines + 3 * slots, 16) * 16;
-    bytes = parts * x_part * 4 + words * 2 + ints * 4;
+    copy = conv.flat ? 0 : parts * x_part;
+    bytes = copy * 4 + words * 2 + ints * 4;
   }
 
   void place(void* scratch, const Conv& conv, int64_t lines) {
     x = static_cast<float*>(scratch);
-    bits = reinterpret_cast<uint16_t*>(x + parts * x_part);
+    bits = reinterpret_cast<uint16_t*>(x + copy);
     taps = reinterpret_cast<int32_t*>(bits + ceil_div(parts * bits_part + 4, 32) * 32);
     base = taps + conv.w;
     rows = base + lines;
@@ -161,8 +170,8 @@ struct Counts {
   int64_t nonzeros = 0, products = 0;  // products: with one output each
 };
 
-// Copies row `row` of x (over all images) into a slot.
-template <bool kBits>
+// Copies row `row` of x (over all images) into a slot; without kCopy, only its bits.
+template <bool kBits, bool kCopy>
 [[gnu::noinline]] void stage_row(const Conv& conv, const Stage& stage, const float* x, const uint16_t* bits,
                                  int64_t row, int64_t slot, Counts* counts) {
   const int64_t words = ceil_div(conv.c, 32) * 2, whole = conv.c / kSegment, each = stage.lanes / kSegment;
@@ -184,10 +193,10 @@ template <bool kBits>
         __builtin_prefetch(p + kAhead);
         if (b + i < whole) {
           set = nonzero_bits<kSegment>(p);
-          for (int k = 0; k < kSegment; k += kF) store_lanes(to + i * kSegment + k, load_lanes(p + k));
+          for (int k = 0; kCopy && k < kSegment; k += kF) store_lanes(to + i * kSegment + k, load_lanes(p + k));
         } else if (b + i == whole && conv.c % kSegment != 0) {
           set = nonzero_bits_first(p, int(conv.c % kSegment));
-          memcpy(to + i * kSegment, p, size_t(conv.c % kSegment) * sizeof(float));
+          if (kCopy) memcpy(to + i * kSegment, p, size_t(conv.c % kSegment) * sizeof(float));
         }
         if (kBits && b + i < ceil_div(conv.c, kSegment)) set &= kept[b + i];
         to_bits[i] = uint16_t(set);
@@ -227,7 +236,9 @@ inline void stage_lines(const Conv& conv, const Stage& stage, const float* x, co
   for (int64_t slot = 0; slot < slots; ++slot) {
     if (stage.rows[slot] >= 0) {
       Counts row;
-      (bits != nullptr ? stage_row<true> : stage_row<false>)(conv, stage, x, bits, stage.rows[slot], slot, &row);
+      const auto staging = conv.flat ? bits != nullptr ? stage_row<true, false> : stage_row<false, false>
+                           : bits != nullptr ? stage_row<true, true> : stage_row<false, true>;
+      staging(conv, stage, x, bits, stage.rows[slot], slot, &row);
       counts->nonzeros += row.nonzeros * stage.own[slot];
       counts->products += row.products * stage.uses[slot];
     } else {

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from gossamer import planner
-from gossamer.planner.skipping import BREAK_EVEN, DENSE_FROM, EXPLORATION
+from gossamer.planner.learning import BREAK_EVEN, DENSE_FROM, EXPLORATION
 
 PLAIN = ("dense", "skip")
 WEIGHT = ("dense", "skip_x", "skip_dy")
@@ -192,7 +192,7 @@ def test_new_shapes_all_the_time_do_not_explore_all_the_time():
         path = site.choose("forward", PLAIN, shape)
         site.observe("forward", path, 1.0 if path == "dense" else 5.0, {"x": 0.4})
         paths.append(path)
-    assert len(site._passes["forward"].shapes) < 100
+    assert len(site._layer.passes["forward"].shapes) < 100
     assert sum(4.0 for path in paths[12:] if path == "skip") < 0.02 * 2000
 
 

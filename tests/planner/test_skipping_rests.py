@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from gossamer import planner
-from gossamer.planner.skipping import CALL
+from gossamer.planner.learning import CALL
 
 PLAIN = ("dense", "skip")
 
@@ -63,6 +63,20 @@ def test_what_pays_in_inference_must_pay_for_three_passes_in_training():
         return site.stats()["forward"]["path"]
 
     assert path(("forward",)) == "skip" and path(("forward", "input", "weight")) == "dense"
+
+
+@pytest.mark.parametrize(("weight", "right"), [(3 * CALL, "dense"), (30 * CALL, "skip")])
+def test_a_layer_that_is_awake_for_one_pass_takes_the_small_gains_of_the_others_too(weight, right):
+    """Forward gains half of what three passes cost beyond their kernels; by weight gains nothing, or ten times that."""
+    site, dense = planner.Site(), 10 * CALL
+    for _ in range(60):
+        for pass_, candidates in (("forward", PLAIN), ("input", PLAIN), ("weight", ("dense", "skip_x"))):
+            way = site.choose(pass_, candidates, "shape")
+            gain = {"forward": 1.5 * CALL, "input": 0.0, "weight": weight - 3 * CALL}[pass_]
+            seconds = dense + (weight if pass_ == "weight" else 0.0)
+            site.observe(pass_, way, seconds if way == "dense" else seconds - gain, {"x": 0.5, "dy": 1.0})
+    stats = site.stats()
+    assert stats["forward"]["path"] == right and stats["input"]["path"] == "dense"
 
 
 def test_a_small_shape_in_between_does_not_send_a_large_one_to_sleep():

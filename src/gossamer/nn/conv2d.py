@@ -100,12 +100,14 @@ def adopt(module: nn.Module, skip: Skip, relu: bool = False, name: str = "") -> 
 
 def dozes(module: Conv2d | nn.Linear, input: Tensor) -> bool:
     """Whether a call may be torch's own at once. In few steps: after a layer's work all Python comes from far away."""
+    site: Any = module.site
     return (
-        isinstance(input, Tensor)
+        not torch.compiler.is_compiling()
+        and site.resting
+        and isinstance(input, Tensor)
         and module.skip == "auto"
-        and not torch.compiler.is_compiling()
         and not saving_is_watched()
-        and module.site.dozes(input.shape)
+        and site.dozes(input.shape)
     )
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,24 +12,16 @@ PROBED_WHOLE, PROBES = 16384, 64
 """Elements compared at each use, because `.data` can be written without a new version: all of so many, of more some."""
 
 
-class _Kept(NamedTuple):
+class _Kept:
     """The packs of one weight as it was when they were made."""
 
-    weight: weakref.ref[Tensor]
-    version: int
-    address: int
-    strides: tuple[int, ...]
-    probe: Tensor
-    packs: dict[str, Tensor]
+    __slots__ = ("packs", "probe", "state", "weight")
 
-    def is_of(self, weight: Tensor, version: int, probe: Tensor) -> bool:
-        return (
-            self.weight() is weight
-            and self.version == version
-            and self.address == weight.data_ptr()
-            and self.strides == weight.stride()
-            and torch.equal(self.probe, probe)
-        )
+    def __init__(self, weight: weakref.ref[Tensor]) -> None:
+        self.weight = weight
+        self.state: tuple[int, int, tuple[int, ...]] | None = None
+        self.probe: Tensor | None = None
+        self.packs: dict[str, Tensor] = {}
 
 
 class PackedWeights:
@@ -61,20 +52,21 @@ class PackedWeights:
 
     def get(self, weight: Tensor, role: str, pack: Callable[[Tensor], Tensor]) -> Tensor:
         """`pack(weight)`, or what an earlier call made of the same numbers for this role."""
-        with torch.no_grad():
-            if weight.is_inference():
-                return pack(weight)
-            # Before the numbers are read: a write in another thread meanwhile makes this pack old, not wrong.
-            version, probe = weight._version, _probe(weight)
-            kept = self._kept.get(id(weight))
-            if kept is None or not kept.is_of(weight, version, probe):
-                held = weakref.ref(weight, self._forget(id(weight)))
-                kept = _Kept(held, version, weight.data_ptr(), weight.stride(), probe.clone(), {})
-                self._kept[id(weight)] = kept
-            packed = kept.packs.get(role)
-            if packed is None:
-                packed = kept.packs[role] = pack(weight)
-            return packed
+        numbers = weight.detach()
+        if weight.is_inference():
+            return pack(numbers)
+        # Before the numbers are read: a write in another thread meanwhile makes this pack old, not wrong.
+        state, probe = (weight._version, weight.data_ptr(), weight.stride()), _probe(numbers)
+        kept = self._kept.get(id(weight))
+        if kept is None or kept.weight() is not weight:
+            kept = self._kept[id(weight)] = _Kept(weakref.ref(weight, self._forget(id(weight))))
+        if kept.state != state or kept.probe is None or not torch.equal(kept.probe, probe):
+            kept.state, kept.probe, kept.packs = state, probe.clone(), {}
+        packs = kept.packs  # of this state, whatever another thread finds meanwhile
+        packed = packs.get(role)
+        if packed is None:
+            packed = packs[role] = pack(numbers)
+        return packed
 
     def drop(self, weight: Tensor) -> None:
         """Free the packs of a weight that nobody will ask for soon."""
@@ -92,9 +84,9 @@ class PackedWeights:
 def _probe(weight: Tensor) -> Tensor:
     """All elements, or some spread over the memory; the step is odd, so that they are not all of one tap or channel."""
     if weight.numel() <= PROBED_WHOLE:
-        return weight.detach()
+        return weight
     reach = sum((size - 1) * stride for size, stride in zip(weight.shape, weight.stride(), strict=True)) + 1
-    return weight.detach().as_strided((PROBES,), ((reach // PROBES - 1) | 1,))
+    return weight.as_strided((PROBES,), ((reach // PROBES - 1) | 1,))
 
 
 PACKED = PackedWeights()

@@ -41,13 +41,10 @@ class Convolution(NamedTuple):
         return weight
 
     def out_size(self, x: Tensor, weight: Tensor) -> Pair:
-        rows, cols = (
-            (size + 2 * pad - dilate * (taps - 1) - 1) // step + 1
-            for size, pad, dilate, taps, step in zip(
-                x.shape[2:], self.padding, self.dilation, weight.shape[2:], self.stride, strict=True
-            )
-        )
-        return rows, cols
+        (sh, sw), (ph, pw), (dh, dw) = self
+        _, _, height, width = x.shape
+        _, _, taps, across = weight.shape
+        return (height + 2 * ph - dh * (taps - 1) - 1) // sh + 1, (width + 2 * pw - dw * (across - 1) - 1) // sw + 1
 
     def dense(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         return torch.conv2d(x, weight, bias, self.stride, self.padding, self.dilation)

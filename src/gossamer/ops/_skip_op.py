@@ -22,7 +22,7 @@ from gossamer.ops._skip_layers import layer_of
 from gossamer.ops._skip_zeros import Gradients, Passes
 from gossamer.planner import Site
 from gossamer.planner import site as site_of_key
-from gossamer.planner.skipping import Pass
+from gossamer.planner.learning import Pass
 
 _MOST_SITES = 256
 _PASSES: dict[tuple[bool, bool], tuple[Pass, ...]] = {
@@ -126,11 +126,15 @@ class SkipZeros(torch.autograd.Function):
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, geometry: tuple[int, ...], mode: str, relu: bool,
         site: Site | int, backend: Backend | None,
     ) -> Tensor:  # fmt: skip
-        y, bits, nonzeros = _run(x, weight, bias, geometry, mode, relu, site, backend)
-        counted = nonzeros if isinstance(nonzeros, Tensor) else None
+        counted: Tensor | None = None
+        if isinstance(site, int):
+            y, bits, counted = torch.ops.gossamer.skip_zeros(x, weight, bias, geometry, mode, relu, site, backend)
+            ctx.given = mode, site, backend
+        else:
+            ctx.passes = Passes(geometry, mode, site, backend)
+            y, bits, ctx.nonzeros = ctx.passes.forward(x, weight, bias, relu)
         ctx.save_for_backward(x, weight, bits if relu else None, counted)
-        ctx.nonzeros = None if counted is not None else nonzeros
-        ctx.geometry, ctx.mode, ctx.site, ctx.backend = geometry, mode, site, backend
+        ctx.geometry, ctx.opaque = geometry, counted is not None
         return y
 
     @staticmethod
@@ -139,13 +143,13 @@ class SkipZeros(torch.autograd.Function):
         want = list(ctx.needs_input_grad[:3])
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():
             found = _differentiable(dy, x, weight, bits, ctx.geometry, want)
-        elif isinstance(ctx.site, int):
+        elif ctx.opaque:
+            mode, site, backend = ctx.given
             found = torch.ops.gossamer.skip_zeros_backward(
-                dy, x, weight, bits, nonzeros, ctx.geometry, ctx.mode, ctx.site, ctx.backend, want
+                dy, x, weight, bits, nonzeros, ctx.geometry, mode, site, backend, want
             )
         else:
-            passes = Passes(ctx.geometry, ctx.mode, ctx.site, ctx.backend)
-            found = passes.backward(dy, x, weight, bits, ctx.nonzeros, want)
+            found = ctx.passes.backward(dy, x, weight, bits, ctx.nonzeros, want)
         dx, dw, db = (gradient if wanted else None for gradient, wanted in zip(found, want, strict=True))
         return dx, dw, db, None, None, None, None, None
 

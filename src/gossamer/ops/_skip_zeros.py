@@ -132,12 +132,12 @@ class Passes:
             y, counts = self._verb("skip_mv", "skip_mv")(x, weight.t(), bias, 0.0)
             return *self._rectified(y, relu), _UNKNOWN, int(counts[0]) / x.shape[1]
         y, bits, counts = self._skip(x, weight, bias, None, False, self.layer.out_size(x, weight), relu)
-        nonzeros = int(counts[0])
+        nonzeros = counts.tolist()[0]
         return y, bits, nonzeros, nonzeros / x.numel()
 
     def _skip_input(self, dy: Tensor, x: Tensor, weight: Tensor, bits: Tensor | None) -> tuple[Tensor, int]:
         dx, _, counts = self._skip(dy, weight, None, bits, True, self.layer.pixels(x).shape[1:3], False)
-        return dx, int(counts[0])
+        return dx, counts.tolist()[0]
 
     def _skip(
         self, x: Tensor, weight: Tensor, bias: Tensor | None, bits: Tensor | None, transposed: bool,
@@ -155,7 +155,7 @@ class Passes:
             layer.pixels(x), PACKED.get(weight, role, packed), bias, bits, weight.shape[1 if transposed else 0],
             layer.kernel(weight), layer.stride, layer.padding, layer.dilation, transposed, tuple(size), relu,
         )  # fmt: skip
-        return _own(layer.from_pixels(y)), ybits, counts
+        return _own(y, layer.from_pixels(y)), ybits, counts
 
     def _skip_weight(
         self, dy: Tensor, x: Tensor, weight: Tensor, bits: Tensor | None, skip: str
@@ -180,7 +180,7 @@ class Passes:
         if not relu:
             return y, torch.empty(0, dtype=torch.int32, device=y.device)
         pixels, bits = self._verb("relu_bits", "relu_bits")(self.layer.pixels(y))
-        return _own(self.layer.from_pixels(pixels)), bits
+        return _own(pixels, self.layer.from_pixels(pixels)), bits
 
     def _kept(self, dy: Tensor, bits: Tensor | None) -> Tensor:
         """dy with zeros where the relu was off."""
@@ -198,9 +198,12 @@ def _sampled(x: Tensor) -> float:
     return int(torch.count_nonzero(x)) / count
 
 
-def _own(view: Tensor) -> Tensor:
-    """The same memory, but no view: autograd refuses in-place operators on a view that a custom function returns."""
-    whole = torch.empty(0, dtype=view.dtype, device=view.device)
+def _own(new: Tensor, view: Tensor) -> Tensor:
+    """The view of a new tensor as a tensor of its own: autograd refuses in-place operators on a view that a custom
+    function returns."""
+    if not new._is_view():
+        return new.as_strided_(view.shape, view.stride())
+    whole = torch.empty(0, dtype=view.dtype, device=view.device)  # room from kernels/cpu/memory.py
     return whole.set_(view.untyped_storage(), view.storage_offset(), view.shape, view.stride())
 
 

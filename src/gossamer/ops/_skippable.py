@@ -23,23 +23,27 @@ FEW_CHANNELS = 8
 _PLAIN = (Tensor, torch.nn.Parameter, FakeTensor, FunctionalTensor)
 
 
-def check_layer(
-    name: str, x: Tensor, weight: Tensor, bias: Tensor | None, dims: tuple[int, int] | None, skip: str, relu: bool,
-    site: Site | None, backend: Backend | None,
+def check_shapes(x: torch.Size, weight: torch.Size, bias: torch.Size | None, dims: tuple[int, int] | None) -> None:
+    """Dimensions of the shapes of conv2d (`dims`: those that x may have) or linear."""
+    if dims is not None and len(x) not in dims:
+        raise ValueError(f"x must have shape [N, C, H, W] or [C, H, W], got {tuple(x)}")
+    if dims is None and len(x) < 1:
+        raise ValueError("x must have shape [..., C], got a scalar")
+    if len(weight) != (2 if dims is None else 4):
+        expected = "[K, C]" if dims is None else "[K, C // groups, R, S]"
+        raise ValueError(f"weight must have shape {expected}, got {tuple(weight)}")
+    if bias is not None and tuple(bias) != (weight[0],):
+        raise ValueError(f"bias must have shape [{weight[0]}], weight's filters, got {tuple(bias)}")
+
+
+def check_types(
+    name: str, x: Tensor, weight: Tensor, bias: Tensor | None, skip: str, relu: bool, site: Site | None,
+    backend: Backend | None,
 ) -> None:  # fmt: skip
-    """Types, dimensions and options of conv2d (`dims`: those that x may have) or linear."""
+    """Types and options of conv2d or linear."""
     for what, tensor in (("x", x), ("weight", weight), ("bias", bias)):
         if not isinstance(tensor, Tensor) and not (tensor is None and what == "bias"):
             raise TypeError(f"{what} must be a tensor, got {type(tensor).__name__}")
-    if dims is not None and x.dim() not in dims:
-        raise ValueError(f"x must have shape [N, C, H, W] or [C, H, W], got {tuple(x.shape)}")
-    if dims is None and x.dim() < 1:
-        raise ValueError("x must have shape [..., C], got a scalar")
-    if weight.dim() != (2 if dims is None else 4):
-        expected = "[K, C]" if dims is None else "[K, C // groups, R, S]"
-        raise ValueError(f"weight must have shape {expected}, got {tuple(weight.shape)}")
-    if bias is not None and tuple(bias.shape) != (weight.shape[0],):
-        raise ValueError(f"bias must have shape [{weight.shape[0]}], weight's filters, got {tuple(bias.shape)}")
     if skip not in ("auto", "input", "never"):
         raise ValueError(f"skip must be 'auto', 'input' or 'never', got {skip!r}")
     if not isinstance(relu, bool):

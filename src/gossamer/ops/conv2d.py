@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Literal
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from gossamer.ops._register import Backend
 from gossamer.ops._skip_op import check_transforms, skip_zeros
-from gossamer.ops._skippable import Skip, check_layer, torchs_own
+from gossamer.ops._skippable import Skip, check_shapes, check_types, torchs_own
 from gossamer.planner import Site
 
 Ints = int | Sequence[int]
@@ -70,34 +71,54 @@ def conv2d(
               [0., 2., 2.],
               [0., 0., 0.]]]])
     """
-    check_layer("conv2d", x, weight, bias, (4, 3), skip, relu, site, backend)
-    stride, dilation = _pair("stride", stride, 1), _pair("dilation", dilation, 1)
-    if isinstance(groups, bool) or not isinstance(groups, int) or groups < 1:
-        raise ValueError(f"groups must be an int of at least 1, got {groups!r}")
-    if x.shape[-3] != weight.shape[1] * groups or weight.shape[0] % groups:
-        raise ValueError(
-            f"x must have weight.shape[1] * groups = {weight.shape[1] * groups} channels and groups divide the "
-            f"{weight.shape[0]} filters, got x {tuple(x.shape)}, weight {tuple(weight.shape)}, groups {groups}"
-        )
-    if isinstance(padding, str):
-        x, padding = _named_padding(x, weight, stride, padding, dilation)
-    else:
-        padding = _pair("padding", padding, 0)
-    for axis in (0, 1):
-        room, reach = x.shape[axis - 2] + 2 * padding[axis], dilation[axis] * (weight.shape[axis + 2] - 1) + 1
-        if reach > room:
-            raise ValueError(
-                f"weight must fit into the padded input: it reaches over {reach} of {room} "
-                f"{('rows', 'columns')[axis]}, got x {tuple(x.shape)}, weight {tuple(weight.shape)}"
-            )
+    check_types("conv2d", x, weight, bias, skip, relu, site, backend)
+    asked = x.shape, weight.shape, None if bias is None else bias.shape, stride, padding, dilation, groups
+    try:
+        geometry, more = _geometry(*asked) if torch.compiler.is_compiling() else _known_geometry(*asked)
+    except TypeError:  # a list cannot be looked up; what is really wrong is said again
+        geometry, more = _geometry(*asked)
+    if more != (0, 0):
+        x = F.pad(x, (0, more[1], 0, more[0]))
     if torchs_own("conv2d", x, weight, bias, groups, skip, site, backend):
-        y = F.conv2d(x, weight, bias, stride, padding, dilation, groups)
+        y = F.conv2d(x, weight, bias, geometry[:2], geometry[2:4], geometry[4:], groups)
         return y.relu() if relu else y
     check_transforms("conv2d", x, weight, bias)
     batch = x if x.dim() == 4 else x.unsqueeze(0)
     batch = batch.contiguous(memory_format=torch.channels_last)
-    y = skip_zeros(batch, weight, bias, (*stride, *padding, *dilation), skip, relu, site, backend, batch.shape)
+    y = skip_zeros(batch, weight, bias, geometry, skip, relu, site, backend, batch.shape)
     return y if x.dim() == 4 else y.squeeze(0)
+
+
+def _geometry(
+    x: torch.Size, weight: torch.Size, bias: torch.Size | None, stride: Ints, padding: Ints | str, dilation: Ints,
+    groups: int,
+) -> tuple[tuple[int, ...], tuple[int, int]]:  # fmt: skip
+    """Stride, padding and dilation of checked shapes, and how many rows and columns of zeros x lacks beyond that."""
+    check_shapes(x, weight, bias, (4, 3))
+    stride, dilation = _pair("stride", stride, 1), _pair("dilation", dilation, 1)
+    if isinstance(groups, bool) or not isinstance(groups, int) or groups < 1:
+        raise ValueError(f"groups must be an int of at least 1, got {groups!r}")
+    if x[-3] != weight[1] * groups or weight[0] % groups:
+        raise ValueError(
+            f"x must have weight.shape[1] * groups = {weight[1] * groups} channels and groups divide the "
+            f"{weight[0]} filters, got x {tuple(x)}, weight {tuple(weight)}, groups {groups}"
+        )
+    more = (0, 0)
+    if isinstance(padding, str):
+        padding, more = _named_padding(weight, stride, padding, dilation)
+    else:
+        padding = _pair("padding", padding, 0)
+    for axis in (0, 1):
+        room, reach = x[axis - 2] + more[axis] + 2 * padding[axis], dilation[axis] * (weight[axis + 2] - 1) + 1
+        if reach > room:
+            raise ValueError(
+                f"weight must fit into the padded input: it reaches over {reach} of {room} "
+                f"{('rows', 'columns')[axis]}, got x {tuple(x)}, weight {tuple(weight)}"
+            )
+    return (*stride, *padding, *dilation), more
+
+
+_known_geometry = lru_cache(maxsize=1024, typed=True)(_geometry)  # typed: True is no number of groups
 
 
 def _pair(name: str, value: Ints, least: int) -> tuple[int, int]:
@@ -114,16 +135,14 @@ def _pair(name: str, value: Ints, least: int) -> tuple[int, int]:
 
 
 def _named_padding(
-    x: Tensor, weight: Tensor, stride: tuple[int, int], padding: str, dilation: tuple[int, int]
-) -> tuple[Tensor, tuple[int, int]]:
+    weight: torch.Size, stride: tuple[int, int], padding: str, dilation: tuple[int, int]
+) -> tuple[tuple[int, int], tuple[int, int]]:
     """What "same" or "valid" means in numbers. An odd total puts the extra zeros below and to the right, as torch."""
     if padding == "valid":
-        return x, (0, 0)
+        return (0, 0), (0, 0)
     if padding != "same":
         raise ValueError(f"padding must be ints, 'same' or 'valid', got {padding!r}")
     if stride != (1, 1):
         raise ValueError(f"padding='same' needs stride 1, got {stride}")
-    down, along = (step * (taps - 1) for step, taps in zip(dilation, weight.shape[2:], strict=True))
-    if down % 2 or along % 2:
-        x = F.pad(x, (0, along % 2, 0, down % 2))
-    return x, (down // 2, along // 2)
+    down, along = (step * (taps - 1) for step, taps in zip(dilation, weight[2:], strict=True))
+    return (down // 2, along // 2), (down % 2, along % 2)

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from gossamer.ops._register import Backend
 from gossamer.ops._skip_op import check_transforms, skip_zeros
-from gossamer.ops._skippable import Skip, check_layer, torchs_own
+from gossamer.ops._skippable import Skip, check_shapes, check_types, torchs_own
 from gossamer.planner import Site
 
 
@@ -44,7 +44,8 @@ def linear(
     tensor([[2.],
             [0.]])
     """
-    check_layer("linear", x, weight, bias, None, skip, relu, site, backend)
+    check_types("linear", x, weight, bias, skip, relu, site, backend)
+    check_shapes(x.shape, weight.shape, None if bias is None else bias.shape, None)
     if x.shape[-1] != weight.shape[1]:
         raise ValueError(f"x must have {weight.shape[1]} columns, those of weight, got shape {tuple(x.shape)}")
     if torchs_own("linear", x, weight, bias, 1, skip, site, backend):

@@ -41,13 +41,15 @@ class Trial:
     def over(self, chosen: str, load: Callable[[str], float], may: Callable[[str], bool]) -> bool:
         """Drop the paths that cannot win, or that `may` no longer; is the trial at its end?"""
         self.alive = [path for path in self.alive if may(path)]
+        if len(self.alive) == 1:
+            return True
         rounds = min(map(self._samples, self.alive))
-        if len(self.alive) > 1 and (rounds < 1 or max(map(self._samples, self.alive)) > rounds):
+        if rounds < 1 or max(map(self._samples, self.alive)) > rounds:
             return False
         now = {path: min(self._times[path]) * load(path) for path in self.alive}
         # One sample may be many times what it should be, the least of two a quarter more, of four hardly a twentieth:
         # after one only a path goes that has lost an earlier trial.
-        limit = (1.0 + 1.0 / max(rounds, 1) ** 2) * min(now.values())
+        limit = (1.0 + 1.0 / rounds**2) * min(now.values())
         lost = {path for path in self.alive if path != chosen and path not in self.cold}
         self.alive = [path for path in self.alive if now[path] <= limit or (rounds < 2 and path not in lost)]
         return len(self.alive) == 1 or rounds >= _ROUNDS

@@ -42,12 +42,9 @@ def skip_conv(
     _call.tensor(x, "x", ndim=4, dtypes=(torch.float32,))
     _call.tensor(packed, "packed", dtypes=(torch.float32,))
     n, h, w, c = x.shape
-    for name, pair, least in (
-        ("kernel", kernel, 1), ("stride", stride, 1), ("padding", padding, 0), ("dilation", dilation, 1),
-        ("size", size, 0), ("out", (out,), 0),
-    ):  # fmt: skip
-        if min(pair) < least:
-            raise ValueError(f"{name} must be at least {least}, got {pair if len(pair) > 1 else pair[0]}")
+    if min(*kernel, *stride, *dilation) < 1 or min(*padding, *size, out) < 0:
+        _complain(kernel=(kernel, 1), stride=(stride, 1), padding=(padding, 0), dilation=(dilation, 1), size=(size, 0),
+                  out=((out,), 0))  # fmt: skip
     expected = _packed_shape(out, c, *kernel)
     if tuple(packed.shape) != expected:
         raise ValueError(
@@ -64,7 +61,7 @@ def skip_conv(
             raise ValueError(f"bits must have shape {(n, h, w, -(-c // 32))}, got {tuple(bits.shape)}")
     oh, ow = size
     y = memory.empty((n, oh, ow, out), torch.float32)
-    y_bits = torch.empty((n, oh, ow, -(-out // 32)) if relu else (0,), dtype=torch.int32)
+    y_bits = torch.empty((n, oh, ow, -(-out // 32)), dtype=torch.int32) if relu else _NO_BITS
     counts = torch.empty(2, dtype=torch.int64)
     threads = torch.get_num_threads()
     room = _call.native.skip_conv_scratch(
@@ -77,6 +74,15 @@ def skip_conv(
         y.data_ptr(), y_bits.data_ptr(), counts.data_ptr(), scratch.data_ptr(), threads,
     )  # fmt: skip
     return y, y_bits, counts
+
+
+_NO_BITS = torch.empty(0, dtype=torch.int32)
+
+
+def _complain(**given: tuple[tuple[int, ...], int]) -> None:
+    for name, (pair, least) in given.items():
+        if min(pair) < least:
+            raise ValueError(f"{name} must be at least {least}, got {pair if len(pair) > 1 else pair[0]}")
 
 
 def _packed_shape(out: int, channels: int, r: int, s: int) -> tuple[int, ...]:

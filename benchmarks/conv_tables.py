@@ -83,7 +83,7 @@ def networks(rows: Rows) -> str:
         conv, split = row["conv"], row["split"]
 
         def outside(name: str, split: dict[str, Any] = split) -> str:
-            return f"{1e3 * sum(split[name][part] for part in ('first', 'copies', 'other')):.0f}"
+            return f"{1e3 * sum(split[name].get(part, 0.0) for part in ('first', 'copies', 'other')):.0f}"
 
         body.append(
             [

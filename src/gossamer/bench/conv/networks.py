@@ -2,13 +2,14 @@
 
 Three copies of one network step in turn: torch in both memory formats, and ours, `gs.nn.skip_zeros` and nothing else
 changed. `calibrate` brought every ReLU to its share of zeros; the optimizer has a learning rate of zero, so that its
-work is done (and packed weights are stale after it) but the zeros stay. Every step is traced, so that the convolutions
-but the first, copies between layouts, and the rest are seen apart; the trace costs all three the same.
+work is done (and packed weights are stale after it) but the zeros stay. Hooks tell the convolutions but the first from
+the rest of a step.
 """
 
 from __future__ import annotations
 
 import copy
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -30,7 +31,8 @@ TOY: dict[str, dict[str, Any]] = {
     "vgg16_plain": {"head": (64, 64)}, "resnet34": {"width": 16}, "resnet50": {"width": 8},
     "fixup_resnet50": {"width": 8},
 }  # fmt: skip
-LEARN = 12  # steps before the clock starts, in which the sites of ours try both ways
+LEARN = 20  # steps before the clock starts, in which the sites of ours try all ways, three by weight
+MOST, LEAST, SECONDS = 15, 5, 40.0  # rounds: as many as fit into so many seconds
 
 Step = Callable[[], Any]
 
@@ -70,16 +72,20 @@ def arms(model: nn.Module, x: Tensor) -> dict[str, tuple[nn.Module, Tensor, Any]
 
 
 def rounds(steps: dict[str, Step], reps: int, learn: int) -> dict[str, list[dict[str, float]]]:
-    """Split times of every step, in turn, the order rotating; each torch arm has a control under "(control)"."""
+    """Split times of every step, in turn, every second round backwards; torch's have controls under "(control)"."""
     for name, step in steps.items():
         for _ in range(learn if name == OURS else 1):
             step()
     calls = {**steps, f"{CHANNELS_LAST} (control)": steps[CHANNELS_LAST], f"{CONTIGUOUS} (control)": steps[CONTIGUOUS]}
     names = list(calls)
     samples: dict[str, list[dict[str, float]]] = {name: [] for name in calls}
+    start = time.perf_counter()
     for rep in range(reps):
+        if rep >= LEAST and time.perf_counter() - start > SECONDS:
+            break
         turn = rep % len(names)
-        for name in names[turn:] + names[:turn]:
+        order = names[turn:] + names[:turn]
+        for name in order if rep % 2 else reversed(order):
             samples[name].append(split.timed(calls[name]))
     return samples
 
@@ -111,7 +117,7 @@ def row(name: str, mode: str, settings: Settings) -> dict[str, Any]:
         steps = {key: training_step(net, image, y) for key, (net, image, _) in made.items()}
     else:
         steps = {key: inference_step(net, image) for key, (net, image, _) in made.items()}
-    samples = rounds(steps, 1 if settings.quick else min(settings.reps, 5), 1 if settings.quick else LEARN)
+    samples = rounds(steps, 1 if settings.quick else min(settings.reps, MOST), 1 if settings.quick else LEARN)
     return {
         "network": name, "mode": mode, "batch": batch, "side": side,
         "published": densities.PUBLISHED[name].get(mode), "zeros": sum(found) / len(found),

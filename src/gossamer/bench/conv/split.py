@@ -1,4 +1,8 @@
-"""Where the time of a step goes: convolutions by pass, the first one apart, copies between layouts, everything else."""
+"""Where the time of a step goes: convolutions forward and backward, the first one apart, and everything else.
+
+Hooks around each convolution's forward and around its node in autograd's graph read the clock; a profiler would take
+as long for its own work as the step does, and leave the allocator and the caches to the next step in another state.
+"""
 
 from __future__ import annotations
 
@@ -7,56 +11,43 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import nn
-from torch.autograd import profiler
+from torch import Tensor, nn
 
-PARTS = ("forward", "backward", "first", "copies", "other")
+PARTS = ("forward", "backward", "first", "other")
 
-_FORWARD, _FIRST = "bench: a convolution", "bench: the first convolution"
-_COPIES = ("aten::copy_", "aten::clone", "aten::contiguous", "aten::_to_copy")
-_FEW = 3  # channels of an image: no convolution behind the first reads so few
+_NODES = ("ConvolutionBackward0", "SkipZerosBackward")
+_open: dict[str, float] | None = None  # the seconds by part of the step that is timed now
 
 
 def mark(model: nn.Module) -> None:
-    """Make the forward of every convolution of `model` visible to `timed`. The first is that of the images."""
-    first = True
-    for module in model.modules():
-        if isinstance(module, nn.Conv2d):
-            _mark(module, _FIRST if first else _FORWARD)
-            first = False
+    """Make every convolution of `model` visible to `timed`. The first is that of the images."""
+    parts = ("first", "first"), ("forward", "backward")
+    for i, module in enumerate(module for module in model.modules() if isinstance(module, nn.Conv2d)):
+        _mark(module, *parts[min(i, 1)])
 
 
-def _mark(module: nn.Module, name: str) -> None:
-    open_ranges: list[profiler.record_function] = []
+def _mark(module: nn.Module, forward: str, backward: str) -> None:
+    starts: list[float] = []
 
-    def begin(module: nn.Module, inputs: Any) -> None:
-        open_ranges.append(profiler.record_function(name))
-        open_ranges[-1].__enter__()
+    def begin(*_: Any) -> None:
+        starts.append(time.perf_counter())
 
-    def end(module: nn.Module, inputs: Any, output: Any) -> None:
-        open_ranges.pop().__exit__(None, None, None)
+    def end(part: str) -> None:
+        seconds = time.perf_counter() - starts.pop()
+        if _open is not None:
+            _open[part] += seconds
+
+    def after_forward(module: nn.Module, inputs: Any, output: Tensor) -> None:
+        end(forward)
+        node = output.grad_fn if _open is not None else None
+        while node is not None and type(node).__name__ not in _NODES:  # a ReLU fused into the layer
+            node = node.next_functions[0][0]
+        if node is not None:
+            node.register_prehook(begin)
+            node.register_hook(lambda *_: end(backward))
 
     module.register_forward_pre_hook(begin)
-    module.register_forward_hook(end)
-
-
-def _part(event: Any) -> str | None:
-    """The part that an event and all inside it belongs to; None if that is decided by what is around or inside it."""
-    shapes = event.input_shapes
-    match event.name:
-        case name if name == _FORWARD:
-            return "forward"
-        case name if name == _FIRST:
-            return "first"
-        case "aten::convolution_backward":  # dy, x, weight
-            if shapes[2][1] == _FEW:
-                return "first"
-            return "backward" if shapes[2][1] > _FEW else None  # the one constant channel of a Fixup shift
-        case "SkipZerosBackward" if shapes and len(shapes[0]) == 4:  # of an image: a Linear has rows
-            return "backward"
-        case name if name in _COPIES:
-            return "copies"
-    return None
+    module.register_forward_hook(after_forward)
 
 
 def timed(call: Callable[[], Any]) -> dict[str, float]:
@@ -65,20 +56,14 @@ def timed(call: Callable[[], Any]) -> dict[str, float]:
     What runs inside a convolution (packing, choosing, a ReLU fused into it, copies of its own) counts as that
     convolution.
     """
-    # Not kineto: a trace of names, shapes and times is all that is wanted.
-    with profiler.profile(use_kineto=False, record_shapes=True) as trace:
+    global _open
+    _open = seconds = dict.fromkeys(PARTS, 0.0)
+    try:
         start = time.perf_counter()
         call()
         step = time.perf_counter() - start
-    seconds = dict.fromkeys(PARTS, 0.0)
-    for event in trace.function_events:
-        part, parent = _part(event), event.cpu_parent
-        while part is not None and parent is not None:
-            if _part(parent) is not None:
-                part = None
-            parent = parent.cpu_parent
-        if part is not None:
-            seconds[part] += event.cpu_time_total * 1e-6
+    finally:
+        _open = None
     seconds["other"] = step - sum(seconds.values())
     return {"step": step, "conv": seconds["forward"] + seconds["backward"], **seconds}
 

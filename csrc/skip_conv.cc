@@ -91,7 +91,7 @@ void for_each_sweep(const Conv& conv, const F& f) {
         }
       if (chunks == 0) {  // no tap leads here: the outputs are the bias
         sweep.columns = 0;
-          f(sweep);
+        f(sweep);
       }
     }
   }
@@ -124,8 +124,7 @@ int64_t groups_together(const Conv& conv, const Packing& packing) {
   if (packing.vectors < 3) return 1;
   int64_t most = kWidth == 32 ? 3 : 2;
   for_each_sweep(conv, [&](const Sweep& sweep) {
-    const int64_t fit = sweep.taps == 1 ? most : sweep.step == 2 && kWidth == 64 ? 2 : 1;
-    most = least(most, fit);
+    most = least(most, sweep.taps == 1 ? most : sweep.step == 2 && kWidth == 64 ? 2 : 1);
   });
   return least(most, packing.groups);
 }
@@ -338,8 +337,7 @@ int64_t skip_conv_scratch(int64_t n, int64_t h, int64_t w, int64_t c, int64_t ou
                           int64_t stride_h, int64_t stride_w, int64_t pad_h, int64_t pad_w, int64_t dil_h,
                           int64_t dil_w, bool transposed, int64_t oh, int64_t ow, int threads) {
   if (out == 0 || n * oh * ow == 0) return 0;
-  const Conv whole = {n, h, w, c, oh, ow, out, r, s, stride_h, stride_w, pad_h, pad_w, dil_h, dil_w, transposed, 0,
-                      false};
+  const Conv whole = {n, h, w, c, oh, ow, out, r, s, stride_h, stride_w, pad_h, pad_w, dil_h, dil_w, transposed};
   const Plan plan(whole, threads);
   return plan.threads * (Stage(plan.conv, plan.packing, plan.block).bytes + plan.sums) + 64;
 }
@@ -355,8 +353,7 @@ void skip_conv(const float* x, int64_t n, int64_t h, int64_t w, int64_t c, const
       counts[0] += count_pixel(x + pixel * c, bits == nullptr ? nullptr : t.bits + pixel * ceil_div(c, 32) * 2, c);
     return;
   }
-  const Conv whole = {n, h, w, c, oh, ow, out, r, s, stride_h, stride_w, pad_h, pad_w, dil_h, dil_w, transposed, 0,
-                      false};
+  const Conv whole = {n, h, w, c, oh, ow, out, r, s, stride_h, stride_w, pad_h, pad_w, dil_h, dil_w, transposed};
   const Plan plan(whole, threads);
   const Conv& conv = plan.conv;
   const Packing& packing = plan.packing;

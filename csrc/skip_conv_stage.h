@@ -15,8 +15,8 @@ struct Conv {
   int64_t r, s;  // the kernel
   int64_t stride_h, stride_w, pad_h, pad_w, dil_h, dil_w;
   bool transposed;
-  int64_t pixels;  // of x: fewer than n * h * w only where lines are cut from one long row
-  bool flat;       // they are: a 1x1 kernel at every pixel
+  int64_t pixels = 0;  // of x: fewer than n * h * w only where lines are cut from one long row
+  bool flat = false;  // they are: a 1x1 kernel at every pixel
 };
 
 // Groups of equally many vectors of outputs, and channels in parts of `lanes`: weights are
@@ -187,6 +187,18 @@ template <bool kBits, bool kCopy>
     uint16_t* to_bits = stage.bits + w * stage.bits_column + slot * stage.bits_slot;
     int64_t nonzeros = 0;
     for (int64_t b = 0; b < stage.parts * each; b += each) {
+      if (!kCopy && each == kMostSegments && b + each <= whole) {  // the usual case of a 1x1 kernel
+        const float* const p = from + b * kSegment;
+#pragma GCC unroll 4
+        for (int i = 0; i < 64; i += 16) __builtin_prefetch(p + kAhead + i);
+        uint64_t set = nonzero_bits<64>(p), keep = ~uint64_t(0);
+        if (kBits) memcpy(&keep, kept + b, 8);
+        set &= keep;
+        memcpy(to_bits, &set, 8);
+        nonzeros += __builtin_popcountll(set);
+        to_bits += stage.bits_part;
+        continue;
+      }
       for (int64_t i = 0; i < each; ++i) {
         const float* const p = from + (b + i) * kSegment;
         uint64_t set = 0;

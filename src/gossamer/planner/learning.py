@@ -229,7 +229,11 @@ class Learner:
         best = trial.best()
         if DENSE in best:
             shape.dense = best.pop(DENSE)
-            shape.ratios.update({path: seconds / shape.dense for path, seconds in best.items()})
+            for path, seconds in best.items():
+                ratio = seconds / shape.dense
+                if trial.rounds < 2 and path in shape.ratios:  # one sample of each is too little to forget the rest
+                    ratio = (ratio + shape.ratios[path]) / 2
+                shape.ratios[path] = ratio
         first, before, path = not shape.decided, shape.chosen, self._cheapest(shape)
         shape.loss = trial.loss(path)
         if not (first or trial.expected or path == before):

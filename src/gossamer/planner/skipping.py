@@ -25,7 +25,7 @@ from gossamer.planner.learning import LOOK_EVERY, Layer, Learner, Pass, Shape
 from gossamer.planner.trial import DENSE
 
 _PASSES = get_args(Pass)
-_READ_EVERY = 24  # reports, of all passes together
+_READ_EVERY = 16  # steps
 _LONG_REST = 1000
 
 _keys = count(1)
@@ -159,7 +159,8 @@ class Site:
                 shape = own.shape((choice,), (choice,))
                 shape.chosen = choice
         self._reports.append((self._layer.passes[pass_], shape, choice, seconds, densities))
-        if shape.thinks or len(self._reports) >= _READ_EVERY or (choice == DENSE and densities):
+        full = len(self._reports) >= _READ_EVERY * len(self._layer.passes)
+        if full or shape.thinks or (choice == DENSE and densities):
             with self._lock:
                 self._read()
 

@@ -26,6 +26,7 @@ class Trial:
         self.alive = sorted(paths, key=lambda path: path != DENSE)
         self.cold = set(cold)
         self.expected, self.free = expected, free
+        self.rounds = 0
         self._times: dict[str, list[float]] = {path: [] for path in self.alive}  # over the load
         self._seconds: dict[str, list[float]] = {path: [] for path in self.alive}  # without cold calls
 
@@ -43,7 +44,7 @@ class Trial:
         self.alive = [path for path in self.alive if may(path)]
         if len(self.alive) == 1:
             return True
-        rounds = min(map(self._samples, self.alive))
+        self.rounds = rounds = min(map(self._samples, self.alive))
         if rounds < 1 or max(map(self._samples, self.alive)) > rounds:
             return False
         now = {path: min(self._times[path]) * load(path) for path in self.alive}

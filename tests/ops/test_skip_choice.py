@@ -102,6 +102,39 @@ def test_the_sparser_operand_is_skipped_whichever_passes_run(wanted):
         assert site.stats()["weight"]["calls"] == {path: 1}
 
 
+@pytest.mark.parametrize("channels", [(16, 64), (64, 16)])
+def test_the_sparser_operand_is_not_the_smaller_one(channels):
+    inputs, outputs = channels
+    zeros = 0.4, 0.6
+    for of_x, of_dy, path in ((*zeros, "skip_dy"), (*zeros[::-1], "skip_x")):
+        x = torch.ones(2, inputs, 8, 8).where(torch.rand(2, inputs, 8, 8) > of_x, 0)
+        weight, site = torch.randn(outputs, inputs, 1, 1, requires_grad=True), gs.planner.Site()
+        y = gs.ops.conv2d(x, weight, skip="input", site=site)
+        y.backward(torch.ones_like(y).where(torch.rand(y.shape) > of_dy, 0))
+        assert site.stats()["weight"]["calls"] == {path: 1}
+
+
+def test_what_the_relu_cut_counts_as_zeros_of_the_gradient():
+    x, weight, site = torch.rand(2, 16, 8, 8), torch.randn(32, 16, 3, 3, requires_grad=True), gs.planner.Site()
+    x[torch.rand(x.shape) < 0.4] = 0
+    y = gs.ops.conv2d(x, weight, torch.full((32,), -8.0), padding=1, skip="input", relu=True, site=site)
+    assert (y == 0).float().mean() > 0.6
+    y.backward(torch.ones_like(y))
+    assert site.stats()["weight"]["calls"] == {"skip_dy": 1}
+
+
+def test_deterministic_choices_see_what_the_relu_cut():
+    x, weight, site = torch.rand(2, 16, 8, 8), torch.randn(32, 16, 3, 3, requires_grad=True), gs.planner.Site()
+    torch.use_deterministic_algorithms(True)
+    try:
+        y = gs.ops.conv2d(x.requires_grad_(), weight, torch.full((32,), -9.0), padding=1, relu=True, site=site)
+        y.backward(torch.ones_like(y))
+    finally:
+        torch.use_deterministic_algorithms(False)
+    calls = {name: seen["calls"] for name, seen in site.stats().items()}
+    assert calls == {"forward": {"dense": 1}, "input": {"skip": 1}, "weight": {"skip_dy": 1}}
+
+
 def test_a_dense_gradient_is_seen_and_not_skipped():
     """The negative control: BatchNorm behind a convolution makes its gradient dense, whatever the relu after it cut."""
     torch.manual_seed(0)

@@ -51,18 +51,30 @@ def other_data(weight):
     weight.data = integers(*weight.shape)  # perhaps at the address of the first
 
 
+def moved(weight):
+    weight.data = weight.data.clone()
+    weight.data.view(-1)[1] += 1
+
+
 def relaid(weight):
     weight.data = weight.data.contiguous(memory_format=torch.channels_last)
+
+
+@torch.no_grad()
+def one_element(weight):
+    weight.view(-1)[1] += 1  # of a large weight no element that is compared: the version tells
 
 
 CHANGES = {
     "optimizer step": sgd,
     "load_state_dict": loaded,
     "in place": scaled,
+    "one element in place": one_element,
     "in place, inference mode": in_inference_mode,
     "through a view": lambda weight: weight.detach()[0].zero_(),
     "step through .data": lambda weight: weight.data.add_(integers(*weight.shape)),
     "other .data": other_data,
+    "other place, one element": moved,
     "other layout": relaid,
 }
 
@@ -74,6 +86,15 @@ def test_a_changed_weight_is_packed_anew(change, filters):
     check(weight)
     change(weight)
     check(weight)
+
+
+def test_other_strides_over_the_same_memory():
+    """Same address, same version, and what is compared of a large weight lies in memory as before."""
+    x, weight = integers(1, 48, 5, 5), torch.nn.Parameter(integers(48, 48, 3, 3))
+    for _ in range(2):
+        y = gs.ops.conv2d(x, weight, padding=1, skip="input")
+        assert torch.equal(y, F.conv2d(x, weight, padding=1))
+        weight.data = weight.data.transpose(0, 1)
 
 
 def test_one_element_of_a_small_weight_through_data():

@@ -30,6 +30,20 @@ typedef uint64_t LooseVec __attribute__((vector_size(kWidth), aligned(1), may_al
 inline Vec load(const void* p) { return *static_cast<const LooseVec*>(p); }
 inline void store(void* p, Vec v) { *static_cast<LooseVec*>(p) = v; }
 
+// Stores past the caches, where the instruction set can (p on a multiple of kWidth). Whoever did ends it before another
+// thread may look.
+constexpr bool kStreams = kWidth >= 32;
+#if defined(GOSSAMER_AVX512)
+inline void stream(void* p, Vec v) { _mm512_stream_si512(static_cast<__m512i*>(p), (__m512i)v); }
+inline void end_stream() { _mm_sfence(); }
+#elif defined(GOSSAMER_AVX2)
+inline void stream(void* p, Vec v) { _mm256_stream_si256(static_cast<__m256i*>(p), (__m256i)v); }
+inline void end_stream() { _mm_sfence(); }
+#else
+inline void stream(void* p, Vec v) { store(p, v); }
+inline void end_stream() {}
+#endif
+
 template <class Lane>
 constexpr int kVecs = 64 * int(sizeof(Lane)) / kWidth;  // vectors in a block of 64 lanes
 

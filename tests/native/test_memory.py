@@ -64,6 +64,29 @@ def test_a_limit_of_none_keeps_nothing():
     assert not memory.KEPT.blocks
 
 
+@pytest.mark.parametrize("used", [0, 1, memory.PAGE // 4 - 1, memory.PAGE // 4, memory.PAGE, LARGE])
+@pytest.mark.parametrize("count", [memory.PAGE // 2, memory.PAGE + 7, LARGE], ids=str)
+def test_slack_is_zero_whatever_the_last_user_wrote(count, used):
+    room, clear = memory.with_slack(count, torch.float32)
+    clear(0)
+    assert room.shape == (count,) and not room.any()
+    address = room.fill_(1.0).data_ptr()
+    del room, clear
+    gc.collect()
+    room, clear = memory.with_slack(count, torch.float32)
+    assert room.data_ptr() == address
+    clear(min(used, count))
+    assert room[:used].eq(1).all() and not room[used:].any()
+
+
+def test_room_of_nearly_the_same_size_is_the_same_memory():
+    assert memory.with_slack(2 * memory.PAGE - 1, torch.int8) is None
+    address = memory.with_slack(LARGE - 1000, torch.float32)[0].data_ptr()
+    gc.collect()
+    assert memory.with_slack(LARGE, torch.float32)[0].data_ptr() == address
+    assert len(memory.KEPT.blocks) == 1
+
+
 def test_gradients_of_a_graph_are_kept_memory_and_right():
     x = torch.randn(40, 300, dtype=torch.float64)
     weights = torch.randn(80, 300, 200, dtype=torch.float64, requires_grad=True)  # 38 MB
@@ -83,7 +106,7 @@ def test_children_do_not_share_a_parents_tensor():
     code = """
 import os, torch
 from gossamer.kernels.cpu import memory
-for x in (memory.empty((1 << 24,), torch.float32).zero_(), memory.untouched(1 << 24, torch.float32)):
+for x in (memory.empty((1 << 24,), torch.float32).zero_(), memory.with_slack(1 << 24, torch.float32)[0]):
     child = os.fork()
     if child == 0:
         x[0] = 1.0

@@ -8,13 +8,6 @@ from torch import Tensor
 from gossamer.kernels.cpu import _call, memory
 
 
-def _room(capacity: int, dtype: torch.dtype) -> tuple[Tensor, bool]:
-    """Room for indices, and whether it is zero. Slack in new memory is left as it came: touching it costs far more
-    than clearing memory in use."""
-    room = memory.untouched(capacity, dtype)
-    return (torch.empty(capacity, dtype=dtype), False) if room is None else (room, True)
-
-
 def detect(x: Tensor, bm: int, bn: int, capacity: int, ordered: bool) -> tuple[Tensor, Tensor]:
     """Return `(offsets int64[tile_rows + 1], indices[capacity])`; see `gossamer.kernels.reference.detect`.
 
@@ -27,10 +20,15 @@ def detect(x: Tensor, bm: int, bn: int, capacity: int, ordered: bool) -> tuple[T
     rows, cols = x.shape
     tile_rows, tile_cols = _call.tiles(rows, cols, bm, bn)
     offsets = torch.empty(tile_rows + 1, dtype=torch.int64)
-    indices, cleared = _room(capacity, _call.index_dtype(tile_cols))
-    flags = torch.empty(tile_rows * (-(-tile_cols // 64) + 1), dtype=torch.int64)
+    dtype = _call.index_dtype(tile_cols)
+    room = memory.with_slack(capacity, dtype)
+    indices = torch.empty(capacity, dtype=dtype) if room is None else room[0]
+    flags = memory.empty((tile_rows * (-(-tile_cols // 64) + 1),), torch.int64, least=memory.PAGE // 2)
     _call.native.detect(
         x.data_ptr(), rows, cols, x.itemsize, x.dtype in _call.FLOATS, bm, bn, capacity,
-        flags.data_ptr(), offsets.data_ptr(), indices.data_ptr(), indices.itemsize, cleared, torch.get_num_threads(),
+        flags.data_ptr(), offsets.data_ptr(), indices.data_ptr(), indices.itemsize, room is not None,
+        torch.get_num_threads(),
     )  # fmt: skip
+    if room is not None:  # slack in fresh pages is left as it came: touching them costs far more than clearing used ones
+        room[1](min(int(offsets[-1]), capacity))
     return offsets, indices

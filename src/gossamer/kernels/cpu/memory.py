@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import mmap
 import os
+import sys
 import weakref
+from collections.abc import Callable
 from math import prod
 from threading import RLock
 
@@ -79,21 +81,47 @@ def _map(size: int) -> mmap.mmap:
     return memory
 
 
-def empty(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    """torch.empty, from kept memory where it is large."""
-    size = prod(shape) * dtype.itemsize
-    if size < NEW_MEMORY_BYTES:
-        return torch.empty(shape, dtype=dtype)
-    whole = -(-size // PAGE) * PAGE
+def _leased(size: int, whole: int) -> tuple[Tensor, mmap.mmap, bool]:
+    """The first bytes of a block that comes back when no tensor uses it, the block, and whether it is new."""
     block = KEPT.take(whole)
+    new = block is None
     if block is None:
         block = _map(whole)
-    lease = np.frombuffer(block, dtype=np.uint8)  # lives as long as the tensor's storage, and is what tells us its end
+    lease = np.frombuffer(block, dtype=np.uint8, count=size)  # lives as long as the storage, and tells us its end
     weakref.finalize(lease, KEPT.give, block).atexit = False
-    return torch.from_numpy(lease)[:size].view(dtype).view(shape)
+    return torch.from_numpy(lease), block, new
 
 
-def untouched(count: int, dtype: torch.dtype) -> Tensor | None:
-    """Zeros [count] that cost nothing until they are touched, or None where there is less than malloc would map."""
+def empty(shape: tuple[int, ...], dtype: torch.dtype, least: int = NEW_MEMORY_BYTES) -> Tensor:
+    """torch.empty, from kept memory where it has `least` bytes or more."""
+    size = prod(shape) * dtype.itemsize
+    if size < least:
+        return torch.empty(shape, dtype=dtype)
+    return _leased(size, -(-size // PAGE) * PAGE)[0].view(dtype).view(shape)
+
+
+def with_slack(count: int, dtype: torch.dtype) -> tuple[Tensor, Callable[[int], None]] | None:
+    """Room for `count` elements of which few may be used, and a function that makes all from a given one on zero.
+
+    Pages that are not used cost nothing: new ones are zero by themselves, and of a kept block they are handed back,
+    so that it holds as much as was last used. None where there is less than a few pages: clear that.
+    """
     size = count * dtype.itemsize
-    return None if size < NEW_MEMORY_BYTES else torch.frombuffer(_map(size), dtype=dtype)
+    if size < 2 * PAGE:
+        return None
+    # In steps of an eighth to a quarter, so that a capacity which varies a little finds the block of the last one.
+    step = max(PAGE, 1 << size.bit_length() - 3)
+    whole = -(-size // step) * step
+    memory, block, new = _leased(size, whole)
+
+    def clear(used: int) -> None:
+        if new:
+            return
+        edge = min(-(-used * dtype.itemsize // PAGE) * PAGE, whole)
+        if sys.platform != "linux":  # elsewhere this advice need not make zeros
+            edge = whole
+        memory[used * dtype.itemsize : edge].zero_()
+        if edge < whole:
+            block.madvise(mmap.MADV_DONTNEED, edge, whole - edge)
+
+    return memory.view(dtype), clear

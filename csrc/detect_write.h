@@ -1,0 +1,141 @@
+// From one bit a tile to the columns of the tiles present: the second half of detect.
+#pragma once
+#include "simd.h"
+
+namespace gossamer::GOSSAMER_ISA {
+namespace {
+
+// The bits of tile columns from `first` on, and what is asked for meanwhile: ahead[0, ahead_bytes) of each word.
+struct Bits {
+  const uint64_t* words;
+  int64_t count, first;
+  const char* ahead;
+  int64_t ahead_bytes;
+
+  void prefetch(int64_t w) const {
+    for (int64_t i = 0; i < ahead_bytes; i += 64) __builtin_prefetch(ahead + w * ahead_bytes + i);
+  }
+  int64_t present() const {
+    int64_t bits = 0;
+    for (int64_t w = 0; w < count; ++w) bits += __builtin_popcountll(words[w]);
+    return bits;
+  }
+  Bits from(int64_t w, int64_t n) const {
+    return {words + w, n, first + 64 * w, ahead_bytes ? ahead + w * ahead_bytes : ahead, ahead_bytes};
+  }
+};
+
+#if defined(GOSSAMER_AVX512)
+// `write` by the instruction that is made for it, which not every CPU of this instruction set has.
+template <class Index>
+__attribute__((target("avx512vbmi2"))) void write_compressed(const Bits& bits, Index* out, int64_t room) {
+  Index* const end = out + room;
+  alignas(64) uint8_t iota[64];
+  for (int i = 0; i < 64; ++i) iota[i] = uint8_t(i);
+  const __m512i places = _mm512_load_si512(iota);
+  for (int64_t w = 0; w < bits.count; ++w) {
+    bits.prefetch(w);
+    if (bits.words[w] == 0) continue;
+    const int64_t count = least(__builtin_popcountll(bits.words[w]), end - out);
+    __m512i here = _mm512_maskz_compress_epi8(bits.words[w], places);
+    if constexpr (sizeof(Index) == 2) {
+      const __m512i base = _mm512_set1_epi16(short(bits.first + w * 64));
+      _mm512_mask_storeu_epi16(out, _bzhi_u32(~0u, uint32_t(count)),
+                               _mm512_add_epi16(_mm512_cvtepu8_epi16(_mm512_castsi512_si256(here)), base));
+      if (count > 32)
+        _mm512_mask_storeu_epi16(out + 32, _bzhi_u32(~0u, uint32_t(count - 32)),
+                                 _mm512_add_epi16(_mm512_cvtepu8_epi16(_mm512_extracti64x4_epi64(here, 1)), base));
+    } else {
+      const __m512i base = _mm512_set1_epi32(int(bits.first + w * 64));
+      for (int64_t at = 0; at < count; at += 16) {
+        _mm512_mask_storeu_epi32(out + at, __mmask16(_bzhi_u32(0xffff, uint32_t(count - at))),
+                                 _mm512_add_epi32(_mm512_cvtepu8_epi32(_mm512_castsi512_si128(here)), base));
+        here = _mm512_alignr_epi64(here, here, 2);
+      }
+    }
+    out += count;
+  }
+}
+#endif
+
+// kPlaces.of[b]: the places of the bits of byte b, low to high, then anything.
+struct Places {
+  uint8_t of[256][8] = {};
+  constexpr Places() {
+    for (int byte = 0; byte < 256; ++byte)
+      for (int bit = 0, n = 0; bit < 8; ++bit)
+        if (byte >> bit & 1) of[byte][n++] = uint8_t(bit);
+  }
+};
+constexpr Places kPlaces;
+
+// Writes the first columns present into out[0, room).
+template <class Index>
+void write(const Bits& bits, Index* out, int64_t room) {
+#if defined(GOSSAMER_AVX512)
+  if (__builtin_cpu_supports("avx512vbmi2")) return write_compressed(bits, out, room);
+#endif
+  typedef uint8_t Bytes __attribute__((vector_size(8)));
+  typedef Index Eight __attribute__((vector_size(8 * sizeof(Index))));
+  typedef Index LooseEight __attribute__((vector_size(8 * sizeof(Index)), aligned(1), may_alias));
+  constexpr int kFew = 8;  // set bits up to which taking them one by one is faster than eight bytes from the table
+  Index* const end = out + room;
+  for (int64_t w = 0; w < bits.count && out < end; ++w) {
+    bits.prefetch(w);
+    uint64_t word = bits.words[w];
+    if (word == 0) continue;
+    const Index base = Index(bits.first + w * 64);
+    const int count = __builtin_popcountll(word);
+    if (end - out < 64 + 8) {
+      for (; word != 0 && out < end; word &= word - 1) *out++ = Index(base + __builtin_ctzll(word));
+    } else if (count <= kFew) {
+      // As many stores for one bit as for eight: a loop that ends when the bits do is predicted wrong at every word.
+#pragma GCC unroll 8
+      for (int i = 0; i < kFew; ++i, word &= word - 1) out[i] = Index(base + __builtin_ctzll(word | uint64_t(1) << 63));
+      out += count;
+    } else {
+      for (int byte = 0; byte < 8; ++byte) {
+        Bytes places;
+        memcpy(&places, kPlaces.of[word >> (8 * byte) & 0xff], 8);
+        *reinterpret_cast<LooseEight*>(out) = __builtin_convertvector(places, Eight) + Index(base + 8 * byte);
+        out += __builtin_popcountll(word >> (8 * byte) & 0xff);
+      }
+    }
+  }
+}
+
+// The same past the caches: a line that is written whole need not be read first. Indices are collected in L1, because
+// rows begin anywhere within a line.
+template <class Index>
+void write_streamed(const Bits& bits, Index* out, int64_t room) {
+  constexpr int64_t kWords = 16, kLine = 64 / int64_t(sizeof(Index)), kVec = kWidth / int64_t(sizeof(Index));
+  constexpr int64_t kSpill = 64 + 8;  // with that much room behind them indices are written whole words at a time
+  alignas(64) Index collected[kLine + kWords * 64 + kSpill];
+  // collected[begin, held) belongs to line[begin, held), where line is the start of a line of the cache.
+  int64_t begin = int64_t(reinterpret_cast<uintptr_t>(out) % 64 / sizeof(Index)), held = begin;
+  Index* line = out - begin;
+  for (int64_t w = 0; w < bits.count && room > 0; w += kWords) {
+    const Bits some = bits.from(w, least(kWords, bits.count - w));
+    const int64_t count = some.present();
+    write(some, collected + held, count + kSpill);
+    held += least(count, room);
+    room -= least(count, room);
+    if (held < kLine) continue;
+    int64_t at = 0;
+    if (begin > 0) {
+      memcpy(line + begin, collected + begin, size_t(kLine - begin) * sizeof(Index));
+      begin = 0;
+      at = kLine;
+    }
+    for (; at + kLine <= held; at += kLine)
+      for (int64_t i = 0; i < kLine; i += kVec) stream(line + at + i, load(collected + at + i));
+    for (int64_t i = 0; i < kLine; i += kVec) store(collected + i, load(collected + at + i));
+    line += at;
+    held -= at;
+  }
+  memcpy(line + begin, collected + begin, size_t(held - begin) * sizeof(Index));
+  end_stream();
+}
+
+}  // namespace
+}  // namespace gossamer::GOSSAMER_ISA

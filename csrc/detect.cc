@@ -52,10 +52,13 @@ struct Detection {
   void write_row(int64_t i, int64_t offset, int64_t count, const Lane* next) const {
     const int64_t room = least(offset + count, capacity) - offset;
     if (room <= 0) return;
-    const Bits bits = {flags + i * words, words, 0, reinterpret_cast<const char*>(next),
-                       next ? int64_t(64 * sizeof(Lane)) : 0};
     // Past the caches where most lines are written whole and all are more than the caches would keep.
     const bool many = count >= 16 * words && capacity >= kStreamBytes / int64_t(sizeof(Index));
+    // Memory should not idle meanwhile, and be asked for no more than it brings in that time: the next row where many
+    // indices are written, and else a quarter, from where the flags of this row have asked up to.
+    constexpr int64_t kWord = 64 * int64_t(sizeof(Lane)), kQuarter = kWord / 4 < 64 ? 64 : kWord / 4;
+    const char* const ahead = reinterpret_cast<const char*>(next) + (many || !next ? 0 : kAskedAhead);
+    const Bits bits = {flags + i * words, words, 0, ahead, next == nullptr ? 0 : many ? kWord : kQuarter};
     if (kStreams && many) write_streamed(bits, indices + offset, room);
     else write(bits, indices + offset, room);
   }

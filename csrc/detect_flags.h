@@ -12,6 +12,7 @@ constexpr int64_t kChunkBytes = 16384;  // of the OR so far: half of the smalles
 // Tiles of so few rows are read two rows of tiles at a time: one row is one stream, which the prefetcher loses at every
 // page, and two are read a tenth faster (of two and three rows, as much).
 constexpr int64_t kPaired = 3;
+constexpr int64_t kAskedAhead = 2048;  // bytes, in each of two or three rows
 
 template <class Lane>
 inline void or_rows(Block<Lane>& any, const Lane* p, int64_t stride, int64_t rows) {
@@ -167,7 +168,7 @@ void flag_low(const Lane* p, int64_t apart, int64_t stride, int64_t rows, int64_
   const int64_t whole = cols / 64 * 64;
   // Measured. Eight rows are as many streams as the prefetcher follows by itself; asking then costs 5 %.
   const int64_t streams = rows * kStreams;
-  const int64_t ahead = (streams == 1 ? 8192 : streams < 4 ? 2048 : 1024) / int64_t(sizeof(Lane));
+  const int64_t ahead = (streams == 1 ? 8192 : streams < 4 ? kAskedAhead : 1024) / int64_t(sizeof(Lane));
   for (int64_t c = 0; c < whole; c += 64) {
     // Past the end of a row comes the next row of tiles.
     const int64_t further = c + ahead < cols ? ahead : ahead + (rows - 1) * stride;

@@ -7,8 +7,8 @@
 //
 // detect   Which tiles of x hold an element with a bit set, the sign of floats apart: -0.0 is zero, NaN is not.
 //          flags is scratch: tile_rows * (ceil(tile_cols / 64) + 1) words, one bit a tile and a count. offsets[tile_rows
-//          + 1] gets the true counts, indices[capacity] the first `capacity` tile columns, then zeros: what is cleared
-//          already is left alone there.
+//          + 1] gets the true counts, indices[capacity] the first `capacity` tile columns, then zeros, unless the
+//          caller has cleared what lies behind them, or will.
 // gather   values[capacity, bm, bn] = the present tiles of x; slots past the pattern and ragged padding are zero.
 // scatter  dense[rows, cols] = the tiles of values[capacity, bm, bn] in their places, zero elsewhere.
 // gather_mm  c[rows, n] = (a[rows, k] at the tiles (bm, bk) of a pattern, zero elsewhere) @ b[batch, k, n], whose strides

@@ -17,8 +17,8 @@ import gossamer as gs
 from gossamer.bench import Settings
 from gossamer.kernels import cpu
 
-TILES = ((1, 1), (1, 32), (32, 1), (8, 8), (16, 16), (64, 64))
-DENSITIES = (0.0, 1 / 16, 1.0)
+TILES = ((1, 1), (1, 32), (32, 1), (2, 2), (4, 4), (8, 8), (16, 16), (64, 64))
+DENSITIES = (0.0, 1 / 16, 1 / 2, 1.0)
 COPIES = 8  # of 64 MiB: what a call reads has left the caches since it was read last
 
 

@@ -29,6 +29,6 @@ def detect(x: Tensor, bm: int, bn: int, capacity: int, ordered: bool) -> tuple[T
         flags.data_ptr(), offsets.data_ptr(), indices.data_ptr(), indices.itemsize, room is not None,
         torch.get_num_threads(),
     )  # fmt: skip
-    if room is not None:  # slack in fresh pages is left as it came: touching them costs far more than clearing used ones
+    if room is not None:  # slack there is left untouched: a new page costs far more than clearing a used one
         room[1](min(int(offsets[-1]), capacity))
     return offsets, indices

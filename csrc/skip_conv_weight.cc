@@ -4,6 +4,7 @@
 // L1 some vectors of channels at a time, and every channel's list is run through with its sums in registers.
 #include "kernels.h"
 #include "skip_conv_weight_division.h"
+#include "skip_conv_weight_points.h"
 #include "skip_conv_weight_visit.h"
 
 namespace gossamer::GOSSAMER_ISA {
@@ -61,9 +62,28 @@ struct Pass {
   int64_t nonzeros = 0, products = 0;
 
   void run() {
+    if (p.points) return run_points();
     for_each_piece(p.down, [&](const Piece& down) {
       for_each_piece(p.along, [&](const Piece& along) { run_piece(down, along); });
     });
+  }
+
+  void run_points() {
+    Table& table = room.tables[0];
+    const int64_t pixels = pixels_that_meet(p), end = part_begin(pixels, stretch + 1, stretches);
+    for (int64_t begin = part_begin(pixels, stretch, stretches); begin < end; begin += kMostPixels) {
+      fill_points(table, p, begin, least(kMostPixels, end - begin));
+      for (int64_t d = 0; d < block.dense_count; d += kPointVectors * kL) {
+        const int vectors = int(least(kPointVectors, ceil_div(block.dense_count - d, kL)));
+        const int64_t most = least(kPointChannels, kPointSumBytes / (vectors * kWidth) / 64 * 64);
+        for (int64_t c = 0; c < block.sparse_count; c += most) {
+          const Points job = {p.sparse, p.dense, table, block.sparse + c, least(most, block.sparse_count - c),
+                              block.dense + d, room.sums + d / kL * block.vector + c * kL, block.vector};
+          const int64_t count = add_points_of(vectors, exact, job);
+          if (d == 0) nonzeros += count, products += count;
+        }
+      }
+    }
   }
 
   void run_piece(const Piece& down, const Piece& along) {
@@ -280,7 +300,8 @@ int64_t skip_conv_weight_scratch(const Convolution& conv, int threads) {
 
 void skip_conv_weight(const float* x, const float* dy, const uint32_t* bits, const Convolution& conv, float* dw,
                       bool channels_last, int64_t* counts, void* scratch, int threads) {
-  const Problem p = problem_of(conv, x, dy, bits, dw, channels_last);
+  Problem p = problem_of(conv, x, dy, bits, dw, channels_last);
+  p.points = are_points(p);
   threads = threads_for(p, threads);
   const Division division = divide(p, threads);
   const int64_t stretches = division.stretches, blocks = division.sparse_blocks * division.dense_blocks;
@@ -303,7 +324,8 @@ void skip_conv_weight(const float* x, const float* dy, const uint32_t* bits, con
     block.vector = block.sparse_count * p.taps() * kL;
     return block;
   };
-  const bool border = has_border(p.down) || has_border(p.along);
+  // Whether zeros meet what should meet nothing, which shows where that is not finite.
+  const bool border = p.points || has_border(p.down) || has_border(p.along);
   parallel(threads, threads, [&](int64_t thread) {
     Room room = room_of(thread);
     for (int i = 0; i < 3; ++i) room.counts[i] = 0;

@@ -12,6 +12,7 @@ struct Problem {
   Line down, along;
   bool flip;  // dy is the sparse one
   float* dw;
+  bool points = false;  // one tap, few nonzeros
   bool channels_last;  // dw is [k, taps, c], else [k, c, taps]
   int64_t taps() const { return down.taps * along.taps; }
 };

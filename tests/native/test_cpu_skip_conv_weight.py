@@ -151,12 +151,34 @@ CASES = [
     (1, 1, 4000, 65, 190, POINT),
     (2, 14, 14, 33, 64, ((5, 5), (1, 1), (2, 2), (2, 2))),
 ]
+SPARSE_POINTS = [  # one tap, many pixels and few nonzeros: pixel by pixel
+    (1, 1, 20001, 17, 161, POINT),
+    (3, 149, 240, 33, 20, ((1, 1), (2, 3), (0, 0), (1, 1))),
+]
 
 
-@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize("case", SPARSE_POINTS, ids=str)
+@pytest.mark.parametrize("skip", SIDES)
+def test_one_tap_and_few_nonzeros(isa, case, skip):
+    """Two pixels share the visits of a channel, yet what is zero in one of them meets nothing of the other."""
+    x, dy = operands(*case, density=0.1)
+    sparse, other = (x, dy) if skip == "x" else (dy, x)
+    hit = torch.arange(sparse.shape[3]) % 3 == 1
+    sparse[0, 0, 0] = hit
+    assert_close(x, dy, None, case[-1], skip)
+    assert_close(x, dy, random_bits(dy), case[-1], skip)
+    expected = cpu.skip_conv_weight(x, dy, None, *case[-1], skip)[0]
+    for value in (float("inf"), float("nan")):
+        other[0, 0, 0] = value
+        dw = cpu.skip_conv_weight(x, dy, None, *case[-1], skip)[0].movedim(1 if skip == "x" else 0, 0)
+        assert not dw[hit].isfinite().any()
+        assert_same_bits(dw[~hit], expected.movedim(1 if skip == "x" else 0, 0)[~hit])
+
+
+@pytest.mark.parametrize("case", CASES + SPARSE_POINTS, ids=str)
 @pytest.mark.parametrize("skip", SIDES)
 def test_threads_change_no_bit(isa, case, skip):
-    x, dy = operands(*case)
+    x, dy = operands(*case, density=0.1 if case in SPARSE_POINTS else 0.5)
     results = []
     for threads in (1, 2, 3, 3):
         torch.set_num_threads(threads)

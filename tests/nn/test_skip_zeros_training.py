@@ -23,10 +23,13 @@ STEPS = 50
 @pytest.mark.parametrize("skip", ["auto", "input"])
 @pytest.mark.parametrize("fuse", [True, False])
 def test_every_step_is_that_of_dense_training_to_rounding(skip, fuse):
-    """At the weights of each step. (Two runs part for good once a ReLU's input rounds to the other side of zero.)"""
+    """At the weights of each step; two runs part for good once a ReLU's input rounds to the other side of zero.
+
+    One of 10^5 inputs does so in few of the steps, and then its share of the gradient is another.
+    """
     net, dense = network(), network()
     report = gs.nn.skip_zeros(net, fuse, skip=skip)
-    optimizer, losses = torch.optim.SGD(net.parameters(), lr=0.02, momentum=0.9), []
+    optimizer, losses, flips = torch.optim.SGD(net.parameters(), lr=0.02, momentum=0.9), [], 0
     for step in range(STEPS):
         x, y = batch(step)
         dense.load_state_dict(net.state_dict())
@@ -35,11 +38,13 @@ def test_every_step_is_that_of_dense_training_to_rounding(skip, fuse):
             each.zero_grad()
             loss.backward()
         losses.append(pair[1].item())
-        assert abs(pair[0].item() - losses[-1]) < 8 * 2**-23 * losses[-1]
-        for mine, its in zip(net.parameters(), dense.parameters(), strict=True):
-            # One ReLU of 10^5 may round to the other side, and takes its share of the gradient's norm with it.
-            assert (mine.grad - its.grad).norm() < 3e-3 * its.grad.norm()
+        assert abs(pair[0].item() - losses[-1]) < 16 * 2**-23 * losses[-1]
+        both = zip(net.parameters(), dense.parameters(), strict=True)
+        apart = max(float((mine.grad - its.grad).norm() / its.grad.norm()) for mine, its in both)
+        flips += apart > 1e-5
+        assert apart < 0.1
         optimizer.step()
+    assert flips <= 3
     assert len(report.converted) == 5 and losses[-1] < 0.8 * losses[0]
     if skip == "input":
         assert all(one["calls"] == {"skip": STEPS} for site in report.stats().values()

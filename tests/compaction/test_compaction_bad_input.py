@@ -131,3 +131,15 @@ def test_dropout_in_eval_mode_is_no_obstacle() -> None:
         net[3].weight[:, 2:] = 0
     small = gs.compact(net, torch.randn(3, 4), round_to=None, check_latency=False)
     assert small.model[0].out_features == 2 and small.model.training
+
+
+def test_what_is_no_model_is_named(tmp_path) -> None:
+    with pytest.raises(TypeError, match=r"model must be a torch\.nn\.Module, got int"):
+        gs.compact(3, X)
+    net = Sequence()
+    with torch.no_grad():
+        net.conv2.weight[:, 0] = 0
+    gs.compact(net, X, round_to=None, check_latency=False).save(tmp_path)
+    for factory in (net, "Sequence"):
+        with pytest.raises(TypeError, match=f"factory must be a function .* got {type(factory).__name__}"):
+            gs.load_compact(factory, tmp_path)

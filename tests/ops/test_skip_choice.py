@@ -6,6 +6,7 @@ import torch.nn.functional as F
 import torch.utils.checkpoint
 
 import gossamer as gs
+from gossamer.ops._skip_zeros import Passes
 
 
 def integers(*shape):
@@ -133,6 +134,16 @@ def test_deterministic_choices_see_what_the_relu_cut():
         torch.use_deterministic_algorithms(False)
     calls = {name: seen["calls"] for name, seen in site.stats().items()}
     assert calls == {"forward": {"dense": 1}, "input": {"skip": 1}, "weight": {"skip_dy": 1}}
+
+
+@pytest.mark.parametrize(("rows", "calls"), [(1, 1), (8, 1), (9, 0)])
+def test_few_rows_read_only_the_rows_of_the_weight_that_they_need(rows, calls, monkeypatch):
+    real, seen = Passes._verb, []
+    monkeypatch.setattr(Passes, "_verb", lambda self, *verb: seen.append(verb) or real(self, *verb))
+    x, weight = torch.randn(rows, 32).relu(), torch.randn(32, 24).t()
+    y = gs.ops.linear(x, weight, skip="input")
+    assert seen.count(("skip_mv", "skip_mv")) == calls
+    torch.testing.assert_close(y, x @ weight.t())
 
 
 def test_a_dense_gradient_is_seen_and_not_skipped():

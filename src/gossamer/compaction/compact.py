@@ -102,6 +102,8 @@ def compact(
     >>> small.model[0].weight.shape, small.report["channels"]
     (torch.Size([3, 4]), {'0': {'before': 8, 'after': 3}})
     """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
     multiple = _multiple(round_to, model)
     if tolerance is not None and not tolerance >= 0:
         raise ValueError(f"tolerance must be at least 0, got {tolerance}")

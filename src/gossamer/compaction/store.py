@@ -132,6 +132,8 @@ def load_compact(factory: Callable[[], nn.Module], directory: str | Path) -> nn.
     directory = Path(directory)
     shapes = _read_shapes(directory)
     tensors = _read_weights(directory, shapes, reader)
+    if isinstance(factory, nn.Module) or not callable(factory):
+        raise TypeError(f"factory must be a function that builds the model, got {type(factory).__name__}")
     model = factory()
     if not isinstance(model, nn.Module):
         raise TypeError(f"factory must return a torch.nn.Module, got {type(model).__name__}")

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 import torch.utils.checkpoint
 
 import gossamer as gs
-from gossamer.ops._skip_zeros import Passes
+from gossamer.ops._skip_zeros import Passes, _sampled
 
 
 def integers(*shape):
@@ -144,6 +144,40 @@ def test_few_rows_read_only_the_rows_of_the_weight_that_they_need(rows, calls, m
     y = gs.ops.linear(x, weight, skip="input")
     assert seen.count(("skip_mv", "skip_mv")) == calls
     torch.testing.assert_close(y, x @ weight.t())
+
+
+@pytest.mark.parametrize(("channels", "refused"), [(7, ("7 input channels, fewer than 8",)), (8, ())])
+def test_eight_channels_are_enough(channels, refused):
+    site = gs.planner.Site()
+    gs.ops.conv2d(torch.rand(1, channels, 4, 4), torch.rand(8, channels, 3, 3), site=site)
+    assert site.refused == refused
+
+
+def test_a_sample_is_spread_over_the_memory():
+    x = torch.zeros(4, 64, 500)
+    x[:2] = 1
+    share = pytest.approx(0.5, abs=1 / 11)  # of eleven pieces one may lie on either side
+    assert _sampled(x) == share and _sampled(x.flip(0)) == share
+
+
+def test_a_layer_whose_savings_are_compared_does_not_rest(monkeypatch):
+    """Checkpointing runs a layer again and expects what it saved the first time."""
+    asked, weight = [], W.clone().requires_grad_()
+    monkeypatch.setattr(gs.planner.Site, "rests", lambda *_: asked.append(1) or False)
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: t, lambda t: t):
+        gs.ops.conv2d(X, weight)
+    assert not asked
+    gs.ops.conv2d(X, weight)
+    assert asked
+
+
+def test_a_bias_alone_has_a_gradient_of_gradients():
+    bias = torch.zeros(24, requires_grad=True)
+    y = gs.ops.linear(torch.rand(4, 16), torch.rand(24, 16), bias, skip="input")
+    (first,) = torch.autograd.grad(y.square().sum(), bias, create_graph=True)
+    torch.testing.assert_close(first, 2 * y.sum(0))
+    (second,) = torch.autograd.grad(first.sum(), bias)
+    torch.testing.assert_close(second, torch.full((24,), 8.0))
 
 
 def test_a_dense_gradient_is_seen_and_not_skipped():

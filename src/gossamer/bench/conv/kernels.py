@@ -47,7 +47,7 @@ def _ours(layer: Layer, which: str, x: Tensor, dy: Tensor, weight: Tensor) -> Ca
     if which == "weight":
 
         def gradient(side: Literal["x", "dy"]) -> Tensor:
-            return cpu.skip_conv_weight(x, dy, None, kernel, stride, padding, dilation, side)[0]
+            return cpu.skip_conv_weight(x, dy, None, kernel, stride, padding, dilation, side, channels_last=True)[0]
 
         return {"ours, zeros of x": lambda: gradient("x"), "ours, zeros of dy": lambda: gradient("dy")}
     forward = which == "forward"

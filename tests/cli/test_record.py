@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import gossamer as gs
-from gossamer.cli.train import checkpoint, record
+from gossamer.cli.train import checkpoint, record, story
 
 
 def _trained(scope: str, compact_every: int | None = None) -> gs.training.Chase:
@@ -68,3 +68,13 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_old_one(
     with pytest.raises(OSError, match="no space"):
         checkpoint.save(path, {"identity": {}, "step": 2})
     assert checkpoint.load(path, {})["step"] == 1
+
+
+def test_the_summary_tells_when_removed_channels_took_weights_along() -> None:
+    """Where so many channels go that the rest cannot hold the weights asked for."""
+    config = story.Train(method="chase", density=0.1)
+    assert story.summary(config, 0.1, 0.6) == (
+        "Trained from scratch by chase with 10 % of the weights, while 40 % of the channels were drained and removed."
+    )
+    assert "10 % of the weights (0.12 % in the end), while 99 %" in story.summary(config, 0.0012, 0.01)
+    assert story.summary(config, None, None) == "Trained from scratch by chase with 10 % of the weights."

@@ -164,7 +164,7 @@ def _finish(config: Train, splits: data.Splits, stages: list[Stage], arguments: 
         "environment": measure.environment(),
         "command": shlex.join(["gossamer", "train", *arguments]),
     }
-    page["summary"] = story.summary(config, channels)
+    page["summary"] = story.summary(config, sparse.curve[-1].get("density"), channels)
     page["facts"] = story.facts(page, None if channels is None else 1.0 - channels)
     page["notes"] = story.notes(page, config, untraceable)
     if small:

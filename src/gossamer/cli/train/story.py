@@ -34,9 +34,11 @@ def _row(comparison: dict[str, Any], name: str) -> dict[str, Any]:
     return next(row for row in comparison["rows"] if row["name"] == name)
 
 
-def summary(config: Train, channels: float | None) -> str:
-    """One sentence under the title."""
+def summary(config: Train, density: float | None, channels: float | None) -> str:
+    """One sentence under the title; the shares of weights and channels are those of the end."""
     out = f"Trained from scratch by {config.method} with {100 * config.density:g} % of the weights"
+    if density is not None and density < 0.9 * config.density:
+        out += f" ({100 * density:.2g} % in the end)"
     if channels is not None and channels < 1:
         out += f", while {percent(1 - channels, 0)} of the channels were drained and removed"
     return out + "."

@@ -28,7 +28,7 @@ from gossamer.bench.conv.images import digits
 from gossamer.bench.conv.networks import OURS, TOY, arms
 
 EXACT, CHECK = 50, 10  # losses are compared over the first 50 steps; every 10th of them also at the same weights
-RATE = {"vgg16_plain": 0.003, "resnet34": 0.05, "fixup_resnet50": 0.05}
+RATE = {"vgg16_plain": 0.003, "resnet34": 0.005, "fixup_resnet50": 0.01}
 STEPS = {"vgg16_plain": 60, "resnet34": 30, "fixup_resnet50": 30}  # of each of two epochs
 
 

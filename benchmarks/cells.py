@@ -9,6 +9,8 @@ Rows = list[dict[str, Any]]
 
 def table(head: list[str], body: list[list[str]]) -> str:
     """A markdown table."""
+    if any(len(row) != len(head) for row in body):
+        raise ValueError(f"every row must have {len(head)} cells, got {[len(row) for row in body]}")
     lines = ["| " + " | ".join(head) + " |", "| " + " | ".join("---" for _ in head) + " |"]
     return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in body]) + "\n"
 

@@ -42,7 +42,9 @@ def throughput(rows: Rows) -> str:
         "layout",
         "dense ms",
         "compact",
+        "FLOPs",
         "Torch-Pruning",
+        "its FLOPs",
         "masked only",
         "A/A",
     ]

@@ -58,17 +58,6 @@ __attribute__((target("avx512vbmi2"))) void write_compressed(const Bits& bits, I
 }
 #endif
 
-// kPlaces.of[b]: the places of the bits of byte b, low to high, then anything.
-struct Places {
-  uint8_t of[256][8] = {};
-  constexpr Places() {
-    for (int byte = 0; byte < 256; ++byte)
-      for (int bit = 0, n = 0; bit < 8; ++bit)
-        if (byte >> bit & 1) of[byte][n++] = uint8_t(bit);
-  }
-};
-constexpr Places kPlaces;
-
 // Writes the first columns present into out[0, room).
 template <class Index>
 void write(const Bits& bits, Index* out, int64_t room) {
@@ -96,7 +85,7 @@ void write(const Bits& bits, Index* out, int64_t room) {
     } else {
       for (int byte = 0; byte < 8; ++byte) {
         Bytes places;
-        memcpy(&places, kPlaces.of[word >> (8 * byte) & 0xff], 8);
+        memcpy(&places, kSetBits.of[word >> (8 * byte) & 0xff], 8);
         *reinterpret_cast<LooseEight*>(out) = __builtin_convertvector(places, Eight) + Index(base + 8 * byte);
         out += __builtin_popcountll(word >> (8 * byte) & 0xff);
       }

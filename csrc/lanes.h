@@ -115,19 +115,6 @@ inline void store_first(T* p, Lanes<T> v, int count) {
 #endif
 }
 
-#if defined(GOSSAMER_AVX2)
-// kSetBits.of[b]: the places of the bits of byte b, low to high, then 0.
-struct SetBits {
-  uint8_t of[256][8] = {};
-  constexpr SetBits() {
-    for (int byte = 0; byte < 256; ++byte)
-      for (int bit = 0, n = 0; bit < 8; ++bit)
-        if (byte >> bit & 1) of[byte][n++] = uint8_t(bit);
-  }
-};
-constexpr SetBits kSetBits;
-#endif
-
 // Writes the elements of p whose `bits` are set side by side; p has `readable` of kLanes<T>, and the set ones are among
 // them. All kLanes<T> elements of `out` may be written.
 template <class T>

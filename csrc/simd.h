@@ -186,5 +186,16 @@ inline int useful_threads(int64_t bytes, int threads) { return bytes < kParallel
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 
+// kSetBits.of[b]: the places of the bits of byte b, low to high, then 0.
+struct SetBits {
+  uint8_t of[256][8] = {};
+  constexpr SetBits() {
+    for (int byte = 0; byte < 256; ++byte)
+      for (int bit = 0, n = 0; bit < 8; ++bit)
+        if (byte >> bit & 1) of[byte][n++] = uint8_t(bit);
+  }
+};
+constexpr SetBits kSetBits;
+
 }  // namespace
 }  // namespace gossamer::GOSSAMER_ISA

@@ -60,36 +60,29 @@ inline bool meets_first(const Conv& conv, int64_t oh, int64_t r) {
   return r + conv.stride_h / a >= conv.r || oh - conv.dil_h / a < 0;
 }
 
-inline bool row_is_met(const Conv& conv, int64_t h) {
-  for (int64_t r = 0; r < conv.r; ++r) {
-    int64_t oh;
-    if (conv.transposed) {
-      oh = h * conv.stride_h - conv.pad_h + r * conv.dil_h;
-    } else {
-      oh = h + conv.pad_h - r * conv.dil_h;
-      if (oh % conv.stride_h != 0) continue;
-      oh /= conv.stride_h;
-    }
-    if (oh >= 0 && oh < conv.oh) return true;
-  }
-  return false;
-}
-
-// How many taps take input column w to a column of y.
-inline int64_t taps_of(const Conv& conv, int64_t w) {
+// How many taps take a row or column of x to one of y, along a dimension with so many taps and outputs.
+inline int64_t taps_of(bool transposed, int64_t at, int64_t taps, int64_t stride, int64_t pad, int64_t dil, int64_t outs) {
   int64_t count = 0;
-  for (int64_t s = 0; s < conv.s; ++s) {
+  for (int64_t tap = 0; tap < taps; ++tap) {
     int64_t o;
-    if (conv.transposed) {
-      o = w * conv.stride_w - conv.pad_w + s * conv.dil_w;
+    if (transposed) {
+      o = at * stride - pad + tap * dil;
     } else {
-      o = w + conv.pad_w - s * conv.dil_w;
-      if (o % conv.stride_w != 0) continue;
-      o /= conv.stride_w;
+      o = at + pad - tap * dil;
+      if (o % stride != 0) continue;
+      o /= stride;
     }
-    count += o >= 0 && o < conv.ow;
+    count += o >= 0 && o < outs;
   }
   return count;
+}
+
+inline bool row_is_met(const Conv& conv, int64_t h) {
+  return taps_of(conv.transposed, h, conv.r, conv.stride_h, conv.pad_h, conv.dil_h, conv.oh) > 0;
+}
+
+inline int64_t taps_of_column(const Conv& conv, int64_t w) {
+  return taps_of(conv.transposed, w, conv.s, conv.stride_w, conv.pad_w, conv.dil_w, conv.ow);
 }
 
 inline int64_t count_pixel(const float* x, const uint16_t* bits, int64_t c) {
@@ -162,7 +155,7 @@ struct Stage {
     rows = base + lines;
     uses = rows + slots;
     own = uses + slots;
-    for (int64_t w = 0; w < conv.w; ++w) taps[w] = int32_t(taps_of(conv, w));
+    for (int64_t w = 0; w < conv.w; ++w) taps[w] = int32_t(taps_of_column(conv, w));
   }
 };
 

@@ -1,4 +1,4 @@
-"""What every test gets: poisoned uninitialised memory, fixed seeds, and torch left as it was found."""
+"""What every test gets: poisoned uninitialised memory, fixed seeds, a clock of its own, torch left as it was found."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ import hypothesis
 import numpy as np
 import pytest
 import torch
+
+from gossamer.testing import Clock
 
 # The same examples in every run, and no time limit for one: machines that share cores are slow at random.
 hypothesis.settings.register_profile("gossamer", deadline=None, derandomize=True)
@@ -66,6 +68,14 @@ def seeded() -> None:
     random.seed(0)
     np.random.seed(0)
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    """Whatever the library times takes a 64th of a second: no decision in a test depends on the machine's load."""
+    clock = Clock(step=1 / 64)  # exact in binary, and long enough for one sample of `measure.interleave`
+    monkeypatch.setattr("gossamer.measure.clock.now", clock)
+    return clock
 
 
 @pytest.fixture(autouse=True)

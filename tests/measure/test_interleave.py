@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import itertools
 import json
-import time
+import subprocess
+import sys
 from itertools import pairwise
 
 import pytest
@@ -13,72 +14,98 @@ import torch
 import gossamer as gs
 
 
-def _busy(seconds: float):
-    def call() -> None:
-        end = time.perf_counter() + seconds
-        while time.perf_counter() < end:
-            pass
+@pytest.fixture
+def takes(clock):
+    """A function that takes so many seconds, those of its calls in turn; the library's own looks take none."""
+    clock.step = 0.0
 
-    return call
+    def busy(*seconds: float):
+        turns = itertools.cycle(seconds)
+        return lambda: clock.advance(next(turns))
 
-
-def test_ratio_is_baseline_over_candidate_and_control_is_one():
-    run = gs.measure.interleave({"slow": _busy(2e-3), "fast": _busy(5e-4)}, baseline="slow", reps=9, sample=1e-3)
-    assert 2.5 < run["fast"].ratio < 6
-    assert 0.6 < run.control.ratio < 1.6
-    assert run.faster("fast")
-    assert not run.faster("slow")
-    assert run["slow"].q1 <= run["slow"].median <= run["slow"].q3
-    assert run["slow"].median >= 2e-3
+    return busy
 
 
-def test_equal_functions_are_not_called_faster():
-    run = gs.measure.interleave({"a": _busy(1e-3), "b": _busy(1e-3)}, reps=9)
-    assert not run.faster("b") or run["b"].ratio < 1.3
+def test_times_are_seconds_per_call_and_ratios_are_of_the_baseline(takes):
+    run = gs.measure.interleave({"slow": takes(2.0), "fast": takes(0.5)}, reps=9, sample=1.0)
+    assert run.baseline == "slow" and run["slow"].ratio == run.control.ratio == 1.0 and run["fast"].ratio == 4.0
+    assert run.faster("fast") and not run.faster("slow")
+    for name, seconds in (("slow", 2.0), ("fast", 0.5)):
+        row = run[name]
+        assert (row.first, row.min, row.q1, row.median, row.q3, row.reps) == (*[seconds] * 5, 9)
+    other = gs.measure.interleave({"slow": takes(2.0), "fast": takes(0.5)}, baseline="fast", reps=1)
+    assert other["slow"].ratio == 0.25 and not other.faster("slow")
 
 
-def test_order_rotates_and_every_candidate_runs_in_every_round():
+def test_the_first_call_is_kept_apart(takes):
+    """It compiles, allocates and fills caches: no quartile knows of it."""
+    first = itertools.chain([8.0], itertools.repeat(1.0))
+    run = gs.measure.interleave({"cold": takes(*itertools.islice(first, 100))}, reps=5, warmup=1)
+    assert run["cold"].first == 8.0 and run["cold"].q3 == 1.0
+
+
+def test_medians_and_quartiles_are_of_rounds(takes):
+    """Five rounds of 1, 3, 2, 9, 4 seconds after a first call and a warm-up; the baseline always takes 6."""
+    run = gs.measure.interleave({"six": takes(6.0), "x": takes(1.0, 1.0, 1.0, 3.0, 2.0, 9.0, 4.0)}, reps=5, warmup=1)
+    row = run["x"]
+    assert (row.min, row.q1, row.median, row.q3) == (1.0, 2.0, 3.0, 4.0)
+    assert (row.ratio_q1, row.ratio, row.ratio_q3) == (1.5, 2.0, 3.0)
+
+
+def test_a_difference_inside_the_controls_spread_is_no_difference(takes):
+    """The baseline takes 1 and 1.5 seconds in turn, itself and as its control: 4 / 3 times as fast is not faster."""
+    noisy = takes(1.0, 1.5, 1.0, 1.0, 1.5)
+    run = gs.measure.interleave({"noisy": noisy, "other": takes(0.75), "fast": takes(0.25)}, reps=20, warmup=1)
+    assert run.control.ratio_q3 == 1.5 and run["other"].ratio == 1 / 0.75 and run["other"].ratio_q1 > 1.0
+    assert not run.faster("other") and run.faster("fast")
+
+
+@pytest.mark.parametrize(("seconds", "calls"), [(1 / 16, 4), (1.0, 1), (3 / 16, 2)])
+def test_short_calls_fill_a_sample(takes, seconds, calls):
+    """And the control is the same experiment as the baseline, whatever its own warm-up took."""
+    counter, call = itertools.count(), takes(seconds)
+    run = gs.measure.interleave({"x": lambda: (next(counter), call())}, reps=5, warmup=1, sample=1 / 4)
+    assert next(counter) == 2 * (2 + 5 * calls) and run["x"].median == seconds
+
+
+def _rounds(takes, names: str, reps: int) -> list[str]:
     log: list[str] = []
+    call = takes(1.0)
     run = gs.measure.interleave(
-        {name: (lambda name=name: (log.append(name), time.sleep(2e-3))) for name in "ab"},
-        reps=6,
-        warmup=1,
-        sample=1e-3,
+        {name: (lambda name=name: (log.append(name), call())) for name in names}, reps=reps, warmup=1
     )
-    timed = log[2 * 3 :]  # first call and one warm-up call for each of a, b and the control
-    rounds = [tuple(timed[i : i + 3]) for i in range(0, len(timed), 3)]
-    assert len(rounds) == 6
-    assert all(sorted(r) == ["a", "a", "b"] for r in rounds)
-    assert len(set(rounds)) > 1, "the order never changed"
-    assert run["a"].reps == 6
+    assert all(row.reps == reps for row in run.rows)
+    timed = log[2 * (len(names) + 1) :]  # a first call and one warm-up call for each, the control included
+    return ["".join(timed[i : i + len(names) + 1]) for i in range(0, len(timed), len(names) + 1)]
 
 
-def test_nobody_always_follows_the_same_one():
-    log: list[str] = []
-    gs.measure.interleave(
-        {name: (lambda name=name: (log.append(name), time.sleep(2e-3))) for name in "abcd"},
-        reps=10,
-        warmup=1,
-        sample=1e-3,
-    )
-    timed = log[2 * 5 :]
-    rounds = [timed[i : i + 5] for i in range(0, len(timed), 5)]
-    follows = {(one, two) for r in rounds for one, two in pairwise(r)}
+def test_order_rotates_and_every_candidate_runs_in_every_round(takes):
+    assert _rounds(takes, "ab", 6) == ["aba", "aab", "aab", "aba", "baa", "baa"]
+
+
+def test_nobody_always_follows_the_same_one(takes):
+    follows = {pair for r in _rounds(takes, "abcd", 10) for pair in pairwise(r)}
     assert {("b", "c"), ("c", "b"), ("c", "d"), ("d", "c")} <= follows
 
 
-def test_report_is_json_and_prints_every_row():
-    run = gs.measure.interleave({"x": _busy(1e-4)}, reps=5)
+def test_report_is_json_and_prints_every_row(takes):
+    run = gs.measure.interleave({"x": takes(1e-4)}, reps=5)
     data = json.loads(json.dumps(run.to_dict()))
     assert data["baseline"] == "x"
     assert {"median", "q1", "q3", "ratio", "reps", "first"} <= data["rows"][0].keys()
     assert "x (control)" in str(run)
 
 
-def test_time_budget_stops_after_five_rounds_at_the_earliest():
-    counter = itertools.count()
-    run = gs.measure.interleave({"x": lambda: (next(counter), time.sleep(0.01))}, reps=1000, seconds=1e-6)
-    assert run["x"].reps == 5
+@pytest.mark.parametrize(("seconds", "rounds"), [(1e-6, 5), (11.0, 6), (1e9, 20)])
+def test_time_budget_stops_after_five_rounds_at_the_earliest(takes, seconds, rounds):
+    """Of two seconds each: the candidate and its control."""
+    assert gs.measure.interleave({"x": takes(1.0)}, reps=20, seconds=seconds)["x"].reps == rounds
+
+
+def test_the_clock_is_the_machines():
+    """Where no test replaces it."""
+    code = "import time; from gossamer.measure import clock; assert clock.now is time.perf_counter"
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 @pytest.mark.parametrize(

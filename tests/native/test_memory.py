@@ -114,7 +114,7 @@ for x in (memory.empty((1 << 24,), torch.float32).zero_(), memory.with_slack(1 <
     os.waitpid(child, 0)
     assert x[0] == 0.0
 """
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 @pytest.mark.parametrize("value", ["-1", "many", ""])

@@ -240,5 +240,5 @@ import torch, gossamer as gs
 gs.detect(torch.ones(4, 4, device="cuda"), capacity=3)
 torch.cuda.synchronize()
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode != 0 and "capacity=3 is too small" in done.stdout + done.stderr

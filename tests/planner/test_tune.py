@@ -35,10 +35,13 @@ def test_what_is_tuned_is_what_plans_use(cache):
     }  # fmt: skip
     assert all(0.0 <= x <= 1.0 for curve in database.curves.values() for x in curve.densities)
     assert current().curves == {}
-    database.save()
-    choice = plan(torch.zeros(SHAPE[:2]), torch.ones(SHAPE[1:]))
-    assert "not looked at" in choice.explain(), "a product of microseconds is not worth a look"
-    assert choice.source == "measured" and choice.problem in choice.explain()
+    for seconds, looked in ((1 / 64, True), (1e-6, False)):  # a product of microseconds is not worth a look
+        database.curves = {key: replace(c, seconds=(seconds,) * len(c.seconds)) for key, c in database.curves.items()}
+        database.save()
+        forget()
+        choice = plan(torch.zeros(SHAPE[:2]), torch.ones(SHAPE[1:]))
+        assert ("not looked at" not in choice.explain()) == looked
+        assert choice.source == "measured" and choice.problem in choice.explain()
 
 
 def test_the_command(cache, capsys, monkeypatch):

@@ -11,12 +11,13 @@ puts two identical things, so a difference inside the control's spread is not a 
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
+
+from gossamer.measure import clock
 
 
 def _quantile(values: list[float], q: float) -> float:
@@ -106,11 +107,11 @@ def _synchronise() -> None:
 
 def _time(call: Callable[[], Any], inner: int) -> float:
     _synchronise()
-    start = time.perf_counter()
+    start = clock.now()
     for _ in range(inner):
         call()
     _synchronise()
-    return (time.perf_counter() - start) / inner
+    return (clock.now() - start) / inner
 
 
 def interleave(
@@ -167,14 +168,14 @@ def interleave(
 
     times: dict[str, list[float]] = {name: [] for name in calls}
     names = list(calls)
-    begin = time.perf_counter()
+    begin = clock.now()
     for rep in range(reps):
         turn = rep % len(names)
         order = names[turn:] + names[:turn]
         # Every other round backwards: nobody always follows the same one, whose operands may still be in the caches.
         for name in reversed(order) if rep % 2 else order:
             times[name].append(_time(calls[name], inner[name]))
-        if seconds is not None and rep >= 4 and time.perf_counter() - begin > seconds:
+        if seconds is not None and rep >= 4 and clock.now() - begin > seconds:
             break
     rows = tuple(Row.of(name, first[name], times[name], times[baseline]) for name in candidates)
     return Comparison(baseline, rows, Row.of(control, first[control], times[control], times[baseline]))

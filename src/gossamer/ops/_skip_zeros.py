@@ -12,12 +12,12 @@ same functions directly, for the microseconds.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from time import perf_counter
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+from gossamer.measure import clock
 from gossamer.ops._packed import PACKED
 from gossamer.ops._register import load_kernel
 from gossamer.ops._skip_layers import LAST, Layer, Linear, layer_of
@@ -45,13 +45,13 @@ class Passes:
         if x.numel() == 0 or weight.numel() == 0:
             return *self._rectified(self.layer.dense(x, weight, bias), relu), _UNKNOWN
         path = self._path("forward", (DENSE, SKIP), x, weight, {"x": x}) if self.chooses else SKIP
-        begin = perf_counter()
+        begin = clock.now()
         if path == SKIP:
             y, bits, nonzeros, density = self._skip_forward(x, weight, bias, relu)
-            self.site.observe("forward", path, perf_counter() - begin, {"x": density})
+            self.site.observe("forward", path, clock.now() - begin, {"x": density})
             return y, bits, nonzeros
         y, bits = self._rectified(self.layer.dense(x, weight, bias), relu)
-        seconds = perf_counter() - begin
+        seconds = clock.now() - begin
         self.site.observe("forward", path, seconds, {"x": _sampled(x)} if self.site.samples("forward") else {})
         return y, bits, _UNKNOWN
 
@@ -68,14 +68,14 @@ class Passes:
         of_dy = _UNKNOWN
         if want[0]:
             path = self._path("input", (DENSE, SKIP), x, weight, {"dy": dy}) if self.chooses else SKIP
-            begin = perf_counter()
+            begin = clock.now()
             if path == SKIP:
                 dx, of_dy = self._skip_input(dy, x, weight, bits)
-                seconds, seen = perf_counter() - begin, {"dy": of_dy / dy.numel()}
+                seconds, seen = clock.now() - begin, {"dy": of_dy / dy.numel()}
             else:
                 dy, bits = self._kept(dy, bits), None
                 dx = self._dense(dy, x, weight, 0)
-                seconds = perf_counter() - begin
+                seconds = clock.now() - begin
                 seen = {"dy": _sampled(dy)} if self.site.samples("input") else {}
             self.site.observe("input", path, seconds, seen)
         if want[1]:
@@ -83,18 +83,18 @@ class Passes:
                 path = self._path("weight", (DENSE, SKIP_X, SKIP_DY), x, weight, {"x": x, "dy": dy})
             else:
                 path = self._sparser(dy, x, bits, of_dy, of_x)
-            begin = perf_counter()
+            begin = clock.now()
             if path == DENSE:
                 dy, bits = self._kept(dy, bits), None
                 dw, db = self.layer.dense_gradients(dy, x, weight, (False, True, want[2]))[1:]
                 dw = _laid_out_as(dw, weight)
-                seconds = perf_counter() - begin
+                seconds = clock.now() - begin
                 seen = {"x": _sampled(x), "dy": _sampled(dy)} if self.site.samples("weight") else {}
             else:
                 side = "x" if path == SKIP_X else "dy"
                 dw, density = self._skip_weight(dy, x, weight, bits, side)
                 db = self._sum(dy) if want[2] else None  # dense makes it in passing
-                seconds, seen = perf_counter() - begin, {side: density}
+                seconds, seen = clock.now() - begin, {side: density}
             self.site.observe("weight", path, seconds, seen)
         if want[2] and db is None:
             db = self._sum(dy)

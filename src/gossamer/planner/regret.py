@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gossamer.measure import interleave
+from gossamer.measure import clock, interleave
 from gossamer.planner.database import Database
 from gossamer.planner.execute import execute
 from gossamer.planner.plan import plan
@@ -133,8 +133,6 @@ def regret(
         measure: `measure(tiles, a, b)` -> seconds of each, None being dense. Replace it to test with known costs.
         seed: of masks and operands.
     """
-    import time
-
     rows, k, n = shape
     generator = torch.Generator().manual_seed(seed)
     values = torch.randn(rows, k, generator=generator).to(device, dtype)
@@ -143,9 +141,9 @@ def regret(
     for name, mask in masks(rows, k, seed):
         a = values * mask.to(device)
         plan(a, b, tiles=tiles, database=database)
-        start = time.perf_counter()
+        start = clock.now()
         choice = plan(a, b, tiles=tiles, database=database)
-        decide = time.perf_counter() - start
+        decide = clock.now() - start
         ways = [candidate.tile for candidate in sorted(choice.candidates, key=lambda c: c.tile is not None)]
         seconds = dict(zip(ways, measure(ways, a, b), strict=True))
         best = min(seconds, key=lambda tile: seconds[tile])

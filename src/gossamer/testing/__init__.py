@@ -1,4 +1,4 @@
-"""What the tests of this library use and a user's tests may: a table of cases, strategies, derived assertions.
+"""What the tests of this library use and a user's tests may: a table of cases, strategies, derived assertions, a clock.
 
 from gossamer.testing import CASES, assert_same_bits
 
@@ -17,6 +17,7 @@ from gossamer.testing.asserts import (
     unit_roundoff,
 )
 from gossamer.testing.cases import CASES, DTYPES, Case, case, ids
+from gossamer.testing.clock import Clock
 from gossamer.testing.convolutions import CONVOLUTIONS, ZEROS, Convolution, convolution, hollow
 from gossamer.testing.products import PRODUCTS, Product, product
 
@@ -27,6 +28,7 @@ __all__ = [
     "PRODUCTS",
     "ZEROS",
     "Case",
+    "Clock",
     "Convolution",
     "Product",
     "assert_no_recompile",

@@ -7,7 +7,6 @@ all weights; its time is that step's time minus the median ordinary step, quoted
 from __future__ import annotations
 
 import statistics
-import time
 from typing import Any
 
 import torch
@@ -16,6 +15,7 @@ from torch.nn import functional as F
 
 import gossamer as gs
 from gossamer.bench import Settings
+from gossamer.measure import clock
 
 METHODS = tuple(name for name in gs.training.METHODS if name != "static")  # whose mask never changes
 
@@ -68,9 +68,9 @@ def rows(settings: Settings) -> list[dict[str, Any]]:
         step = _trainer(model, x, y, optimizer)
         seconds: dict[str, list[float]] = {}
         for _ in range(4 if settings.quick else 16):
-            start = time.perf_counter()
+            start = clock.now()
             step()
-            took = time.perf_counter() - start
+            took = clock.now() - start
             happened = [event["kind"] for event in method.history if event["step"] == method.step]
             seconds.setdefault("+".join(happened) or "plain", []).append(took)
         plain = statistics.median(seconds.pop("plain"))

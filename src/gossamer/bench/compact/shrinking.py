@@ -7,7 +7,6 @@ channel events and compactions included, and the median step at the end.
 from __future__ import annotations
 
 import statistics
-import time
 from typing import Any
 
 import torch
@@ -15,6 +14,7 @@ from torch.nn import functional as F
 
 import gossamer as gs
 from gossamer.bench import Settings
+from gossamer.measure import clock
 
 
 def rows(settings: Settings) -> list[dict[str, Any]]:
@@ -43,13 +43,13 @@ def rows(settings: Settings) -> list[dict[str, Any]]:
             turn = step % len(keys)
             for key in keys[turn:] + keys[:turn]:
                 model, optimizer = trainers[key]
-                start = time.perf_counter()
+                start = clock.now()
                 optimizer.zero_grad()
                 F.cross_entropy(model(x), y).backward()
                 optimizer.step()
                 if settings.device == "cuda":
                     torch.cuda.synchronize()
-                runs[key].append(time.perf_counter() - start)
+                runs[key].append(clock.now() - start)
         total = {key: sum(times) for key, times in runs.items()}
         last = {key: statistics.median(times[-steps // 10 :]) for key, times in runs.items()}
         out.append(

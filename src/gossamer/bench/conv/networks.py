@@ -9,7 +9,6 @@ the rest of a step.
 from __future__ import annotations
 
 import copy
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -23,7 +22,7 @@ from gossamer.bench.conv import densities, split
 from gossamer.bench.conv.calibrate import calibrate, reached
 from gossamer.bench.conv.compare import CHANNELS_LAST, CONTIGUOUS
 from gossamer.bench.conv.images import photographs
-from gossamer.measure import Comparison, Row
+from gossamer.measure import Comparison, Row, clock
 
 OURS = "gs.nn.skip_zeros"
 BATCH = {"vgg16_plain": 4, "resnet34": 8, "resnet50": 8, "fixup_resnet50": 8}
@@ -79,9 +78,9 @@ def rounds(steps: dict[str, Step], reps: int, learn: int) -> dict[str, list[dict
     calls = {**steps, f"{CHANNELS_LAST} (control)": steps[CHANNELS_LAST], f"{CONTIGUOUS} (control)": steps[CONTIGUOUS]}
     names = list(calls)
     samples: dict[str, list[dict[str, float]]] = {name: [] for name in calls}
-    start = time.perf_counter()
+    start = clock.now()
     for rep in range(reps):
-        if rep >= LEAST and time.perf_counter() - start > SECONDS:
+        if rep >= LEAST and clock.now() - start > SECONDS:
             break
         turn = rep % len(names)
         order = names[turn:] + names[:turn]

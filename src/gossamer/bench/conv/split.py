@@ -6,12 +6,13 @@ as long for its own work as the step does, and leave the allocator and the cache
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from gossamer.measure import clock
 
 PARTS = ("forward", "backward", "first", "other")
 
@@ -30,10 +31,10 @@ def _mark(module: nn.Module, forward: str, backward: str) -> None:
     starts: list[float] = []
 
     def begin(*_: Any) -> None:
-        starts.append(time.perf_counter())
+        starts.append(clock.now())
 
     def end(part: str) -> None:
-        seconds = time.perf_counter() - starts.pop()
+        seconds = clock.now() - starts.pop()
         if _open is not None:
             _open[part] += seconds
 
@@ -59,9 +60,9 @@ def timed(call: Callable[[], Any]) -> dict[str, float]:
     global _open
     _open = seconds = dict.fromkeys(PARTS, 0.0)
     try:
-        start = time.perf_counter()
+        start = clock.now()
         call()
-        step = time.perf_counter() - start
+        step = clock.now() - start
     finally:
         _open = None
     seconds["other"] = step - sum(seconds.values())

@@ -186,14 +186,14 @@ def test_snfs_without_redistribution_keeps_every_layer_at_its_budget() -> None:
     assert any(not torch.equal(mask, first[name]) for name, mask in sparse.masks.items())
 
 
-def test_frozen_layers_keep_their_mask_and_count() -> None:
+def test_frozen_layers_that_include_names_keep_their_mask_and_count() -> None:
     for cls in (RigL, SNFS, GradualMagnitude, MEST, Chase):
         torch.manual_seed(0)
         model = NETWORKS["mlp"]()
         model[3].weight.requires_grad_(False)
         opt = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1, momentum=0.9)
         timing = {"explore_every": 4, "channel_sparsity": 0.0} if cls is Chase else {"update_every": 4}
-        sparse = cls(model, opt, density=0.3, total_steps=24, **timing)
+        sparse = cls(model, opt, density=0.3, total_steps=24, include=["*.weight"], **timing)
         mask, value = sparse.masks["3.weight"].clone(), model[3].weight.clone()
         run(model, opt, 24)
         assert torch.equal(mask, sparse.masks["3.weight"]) and torch.equal(value, model[3].weight)

@@ -47,6 +47,12 @@ CASES = [
     *((method, "adamw", "residual", {}) for method in ("rigl", "snfs", "srigl")),
     ("rigl", "amsgrad", "attention", {"grow_init": "random"}),
     ("rigl", "momentum", "mlp", {"grad_window": 3}),
+    (
+        "mest",
+        "momentum",
+        "mlp",
+        {"grad_window": 3, "sensitivity": 10.0},
+    ),  # scores |w| + |mean gradient|: the mean must be the same
     ("rigl", "adamw", "mlp", {"grow_warmup": 3}),
     ("rigl", "momentum", "mlp", {"replace_step": True, "grow_init": "gradient"}),
     ("set", "momentum", "mlp", {"grow": "random_unfired"}),

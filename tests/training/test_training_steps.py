@@ -164,27 +164,15 @@ def test_weights_that_are_not_finite_raise_and_leave_the_mask() -> None:
     assert equal(before, masks(sparse))
 
 
-def test_an_update_waits_for_missing_gradients_and_says_so(caplog: pytest.LogCaptureFixture) -> None:
+def test_an_update_waits_for_a_step_that_has_gradients(caplog: pytest.LogCaptureFixture) -> None:
     model, opt, sparse = build("rigl", "sgd", update_every=4)
-
-    def step(skip: bool) -> None:
+    for t in range(1, 11):
         opt.zero_grad()
-        loss(model, *images()).backward()
-        if skip:
-            model[5].weight.grad = None
+        if t not in (4, 8, 9):
+            loss(model, *images()).backward()
         opt.step()
-
-    for t in range(1, 6):
-        step(skip=t in (4, 5))
-    assert sparse.pending == ["update"] and sparse.history == [] and "5.weight" in caplog.text
-    step(skip=False)
-    assert sparse.pending == [] and [event["step"] for event in sparse.history] == [6]
-    step(skip=False)
-    step(skip=True)  # due at 8, and at 12 still without gradient
-    for _ in range(3):
-        step(skip=True)
-    with pytest.raises(RuntimeError, match=r"\['5.weight'\] had no gradient since the last update was due"):
-        step(skip=True)
+    assert sparse.pending == [] and [event["step"] for event in sparse.history] == [5, 10]
+    assert "updates wait" not in caplog.text  # each came before the next was due
 
 
 def test_methods_without_gradient_scores_do_not_wait() -> None:
@@ -336,3 +324,30 @@ def test_other_parameters_train_as_without_a_method() -> None:
     run(model, opt, 8)
     assert sparse.density() == 1.0
     assert all(torch.equal(a, b) for a, b in zip(dense.parameters(), model.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("first", [5, 6, 9])
+def test_a_window_is_a_mean_over_the_steps_it_saw(first: int) -> None:
+    """|w| + |mean gradient| needs the mean itself: an update soon after another one has a shorter window."""
+    model, opt, sparse = build("chase", "sgd", grad_window=3, explore_every=4, explore_stop=first / 24)
+    seen: list[torch.Tensor] = []
+    read: dict[int, torch.Tensor] = {}
+    decide = sparse.handle
+
+    def handle(event: str, t: int):
+        if event == "explore":
+            read[t] = sparse.gradients.now["3.weight"].clone()
+        return decide(event, t)
+
+    sparse.handle = handle  # type: ignore[method-assign]
+    for t in range(1, 17):
+        opt.zero_grad()
+        loss(model, *images(seed=t)).backward()
+        seen.append(model[3].weight.grad.clone())
+        opt.step()
+    last = 0
+    for t in sorted(read):
+        window = seen[max(last, t - 3) : t]
+        assert torch.allclose(read[t], torch.stack(window).mean(0), rtol=1e-5, atol=1e-8), t
+        last = t
+    assert {4, first, 8, 12, 16} <= read.keys() | {16}

@@ -9,6 +9,8 @@ from typing import Any
 from torch import nn
 from torch.optim import Optimizer
 
+from gossamer.training.first_mask import resuming
+
 
 def rebuild(
     make: Callable[[Any, Any, int], Any],
@@ -19,14 +21,15 @@ def rebuild(
 ) -> Any:
     """`make(model, optimizer, total_steps)`, brought to `state` when there is one.
 
-    A new method draws a random pattern and zeroes the weights outside it; weights and optimizer state that were
-    loaded beforehand are therefore put back after the pattern of `state` has replaced the random one.
+    A new method begins with a pattern of its own and zeroes the weights outside it; weights and optimizer state that
+    were loaded beforehand are therefore put back after the pattern of `state` has replaced it.
     """
     if not state:
         return make(model, optimizer, total_steps)
     weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     slots = copy.deepcopy(optimizer.state_dict())
-    method = make(model, optimizer, total_steps)
+    with resuming():
+        method = make(model, optimizer, total_steps)
     method.load_state_dict(state)
     model.load_state_dict(weights)
     optimizer.load_state_dict(slots)

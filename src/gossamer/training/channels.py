@@ -8,7 +8,7 @@ then exactly zero and the network computes what the network without it computes,
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -101,6 +101,13 @@ class Channels:
                 total += per_position[index].sum(1)
             result[name] = total / self.entries[name]
         return result
+
+    def held(self, name: str, blind: Set[str] = frozenset()) -> bool:
+        """Whether the group has a tensor that is frozen by now, or one of `blind`: its channels then stay."""
+        if name not in self.groups:
+            return True  # a single channel is left
+        names = {m.tensor for m in self.groups[name].members if m.role != "stat"}
+        return bool(names & blind) or not all(self.network.get_parameter(n).requires_grad for n in names)
 
     @torch.no_grad()
     def kill(self, method: Method, name: str, channels: Tensor) -> None:

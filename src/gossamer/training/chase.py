@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -13,6 +14,8 @@ from gossamer.training.engine import Change
 from gossamer.training.exploration import Exploration
 from gossamer.training.schedule import Schedule
 from gossamer.training.settings import count, fraction, one_of
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(eq=False, repr=False)
@@ -146,17 +149,21 @@ class Chase(Exploration):
         alive, scores = self.removed.alive, self.removed.umm()
         if self.normalize == "group":
             scores = {name: s / s[alive[name]].mean().clamp_min(1e-300) for name, s in scores.items()}
-        left = sum(int(a.sum()) for a in alive.values())
-        going = max(self.removed_by(t) - (self.total_channels - left), 0)
-        for kind, remove in self._quotas(going, t).items():
+        left = {name: int(a.sum()) for name, a in alive.items()}
+        floors = {name: n if self.removed.held(name) else min(self.floors[name], n) for name, n in left.items()}
+        wanted = max(self.removed_by(t) - (self.total_channels - sum(left.values())), 0)
+        going = min(wanted, sum(left.values()) - sum(floors.values()))
+        if going < wanted:
+            logger.warning("step %d: %d channels should go, those that are not frozen allow %d", t, wanted, going)
+        for kind, remove in self._quotas(going, t, floors).items():
             ranked = {name: score for name, score in scores.items() if self.kinds[name] == kind}
-            keep = widths(ranked, alive, floors=self.floors, remove=remove, steps=self.steps)
+            keep = widths(ranked, alive, floors=floors, remove=remove, steps=self.steps)
             for name, width in keep.items():
                 self.removed.kill(self, name, lowest(scores[name], alive[name], width))
         self.removals += 1
-        return {}, {"removed": going, "channels": left - going}
+        return {}, {"removed": going, "channels": sum(left.values()) - going}
 
-    def _quotas(self, going: int, t: int) -> dict[tuple[str, int], int]:
+    def _quotas(self, going: int, t: int, floors: dict[str, int]) -> dict[tuple[str, int], int]:
         """How many channels of each kind go now: what each lacks to its share, adding up to `going`."""
         assert self.removed is not None
         share = self._removed_share(t)
@@ -164,7 +171,7 @@ class Chase(Exploration):
         for name, kind in self.kinds.items():
             size, left = self.removed.original[name], int(self.removed.alive[name].sum())
             lacking[kind] += share * size - (size - left)
-            room[kind] += left - self.floors[name]
+            room[kind] += left - floors[name]
         counts = allocate(going, [max(value, 0.0) for value in lacking.values()], list(room.values()))
         return dict(zip(lacking, counts, strict=True))
 

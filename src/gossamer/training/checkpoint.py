@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from gossamer.training.engine import Method
 
 FORMAT = 1
-# arguments that say where a run happens, not what it computes
-_NOT_CONFIG = ("model", "optimizer", "distributed", "example_inputs")
+# arguments that say where a run happens, not what it computes; the masks of a state replace the first ones
+_NOT_CONFIG = ("model", "optimizer", "distributed", "example_inputs", "init")
 
 
 def config(method: Method) -> dict[str, Any]:
@@ -45,8 +45,7 @@ def save(method: Method) -> dict[str, Any]:
         "ever_active": method.ever_active.state_dict(),
         "churn": dict(method.churn),
         "pending": list(method.pending),
-        "window": {name: gradient.clone() for name, gradient in method.gradients.window.items()},
-        "window_steps": method.gradients.steps,
+        **method.gradients.state_dict(),
         "warmup": {name: left.clone() for name, left in method.warmup.left.items()},
         "history": [dict(entry) for entry in method.history],
         "extra": method.extra_state(),
@@ -64,7 +63,7 @@ def check(method: Method, state: Mapping[str, Any]) -> None:
         names = sorted(name for name in every if state["shapes"].get(name) != method.shapes.get(name))
         raise ValueError(f"the state belongs to another network: {names} differ in name or shape")
     mine = config(method)
-    for key in mine.keys() | state["config"].keys():
+    for key in (mine.keys() | state["config"].keys()) - set(_NOT_CONFIG):
         if mine.get(key) != state["config"].get(key):
             raise ValueError(f"the state was saved with {key}={state['config'].get(key)!r}, expected {mine.get(key)!r}")
 
@@ -90,8 +89,7 @@ def load(method: Method, state: Mapping[str, Any]) -> None:
     method.step = state["step"]
     method.churn = dict(state["churn"])
     method.pending = list(state["pending"])
-    method.gradients.window = {n: g.to(method.tensors[n].parameter.device).clone() for n, g in state["window"].items()}
-    method.gradients.steps = state["window_steps"]
+    method.gradients.load_state_dict(state, method.tensors)
     method.warmup.left = {n: left.to(method.tensors[n].mask.device).clone() for n, left in state["warmup"].items()}
     method.history = [dict(entry) for entry in state["history"]]
     method._reloaded = True

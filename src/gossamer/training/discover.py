@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import logging
+from collections.abc import Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 
 import torch
 from torch import nn
+from torch.optim import Optimizer
 
 from gossamer.nn import BlockSparseLinear
 from gossamer.training.tiles import TileLayer
 from gossamer.training.weights import Layer, Masked
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+_CONV1D = "transformers.pytorch_utils.Conv1D"
 _PACKED = ("q", "k", "v")
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+logger = logging.getLogger(__name__)
 
 
 def unwrap(model: nn.Module) -> nn.Module:
@@ -41,7 +45,12 @@ def _candidates(module: nn.Module) -> Sequence[str]:
         return ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")
     if isinstance(module, BlockSparseLinear):
         return ("values",) if _rewirable(module) else ()
-    return ("weight",) if isinstance(module, (nn.Linear, *_CONVOLUTIONS)) else ()
+    return ("weight",) if isinstance(module, (nn.Linear, *_CONVOLUTIONS)) or is_conv1d(module) else ()
+
+
+def is_conv1d(module: nn.Module) -> bool:
+    """Whether a module is the linear layer of GPT-2 in transformers, whose weight lies transposed: [in, out]."""
+    return any(f"{cls.__module__}.{cls.__name__}" == _CONV1D for cls in type(module).__mro__)
 
 
 def _rewirable(module: BlockSparseLinear) -> bool:
@@ -58,6 +67,21 @@ def _owned(model: nn.Module) -> Iterator[tuple[str, nn.Module, str, bool]]:
         default = _candidates(module)
         for attribute in dict.fromkeys([*module._parameters, *default]):
             yield f"{prefix}.{attribute}" if prefix else attribute, module, attribute, attribute in default
+
+
+def _frozen(module: nn.Module, attribute: str) -> bool:
+    """Whether a weight is not trained; one that a parametrization computes is when none of its parts is."""
+    parameter = module._parameters.get(attribute)
+    if parameter is not None:
+        return not parameter.requires_grad
+    computed = getattr(module, "parametrizations", {})
+    parts = list(computed[attribute].parameters()) if attribute in computed else []
+    return bool(parts) and not any(part.requires_grad for part in parts)
+
+
+def frozen_weights(model: nn.Module) -> list[str]:
+    """Names of the weights that would be sparse by default if they were trained."""
+    return [name for name, module, attribute, default in _owned(model) if default and _frozen(module, attribute)]
 
 
 def _refuse(name: str, module: nn.Module, attribute: str) -> None:
@@ -86,13 +110,15 @@ def discover(
     include: Sequence[str] | None = None,
     exclude: Sequence[str] = (),
     tile: tuple[int, int] = (1, 1),
+    optimizer: Optimizer | None = None,
 ) -> list[Layer]:
     """The layers of `model` (already unwrapped) that will be sparse, in the order of `named_parameters`.
 
-    By default the weights of Linear, Conv1d/2d/3d, ConvTranspose1d/2d/3d and MultiheadAttention, and the tiles of
-    BlockSparseLinear in dynamic mode; a weight shared with an Embedding is left dense. `include` replaces that choice
-    by every parameter whose name matches one of the globs (embeddings and plain parameters too); `exclude` then takes
-    away. Tied weights appear once, under their first name, and match globs by any of their names.
+    By default the weights of Linear, Conv1d/2d/3d, ConvTranspose1d/2d/3d, MultiheadAttention and transformers' Conv1D,
+    and the tiles of BlockSparseLinear in dynamic mode, as far as they are trained: what is frozen, or not in
+    `optimizer`, is left alone. A weight shared with an Embedding is left dense. `include` replaces that choice
+    by every parameter whose name matches one of the globs (embeddings, plain and frozen parameters too); `exclude` then
+    takes away. Tied weights appear once, under their first name, and match globs by any of their names.
 
     Raises:
         ValueError: a glob that matches nothing, nothing left to prune, a weight with fewer than 2 axes, parameters that
@@ -112,11 +138,13 @@ def discover(
         if parameter is None and entry[1]._parameters.get(entry[2], 0) is None:
             continue  # registered as None: this module has no such weight
         aliases.setdefault(id(entry if parameter is None else parameter), []).append(entry)
+    held = None if optimizer is None else {id(p) for group in optimizer.param_groups for p in group["params"]}
     layers: list[Layer] = []
-    memory: dict[int, str] = {}
+    left: dict[str, list[str]] = {"frozen": [], "trained, but not in the optimizer": []}
     for module in model.modules():
         if type(module).__module__.startswith(("torch.ao.nn.quantized", "torch.nn.quantized")):
             raise TypeError(f"quantised module {type(module).__name__} cannot be trained: prune before quantising")
+    owners = _owners(model)
     for entries in aliases.values():
         every = [name for name, *_ in entries]
         embedded = any(isinstance(module, (nn.Embedding, nn.EmbeddingBag)) for _, module, _, _ in entries)
@@ -124,31 +152,60 @@ def discover(
         if not chosen or _matches(every, exclude):
             continue
         name, module, attribute, _ = next((e for e in entries if e[3]), entries[0])
+        if include is None:  # what nobody named is touched only if it is trained, and by this optimizer
+            parameter = module._parameters.get(attribute)
+            outside = held is not None and type(parameter) is nn.Parameter and id(parameter) not in held
+            if _frozen(module, attribute) or outside:
+                left["frozen" if _frozen(module, attribute) else "trained, but not in the optimizer"].append(every[0])
+                continue
         _refuse(name, module, attribute)
-        parameter = module._parameters[attribute]
-        assert parameter is not None
-        if parameter.numel() == 0:
-            continue
-        if memory.setdefault(parameter.data_ptr(), every[0]) != every[0]:
-            raise ValueError(
-                f"{every[0]} and {memory[parameter.data_ptr()]} share memory but are different Parameters: "
-                "tie weights by assigning the same Parameter object"
-            )
-        if isinstance(module, BlockSparseLinear):
-            if not _rewirable(module):
-                raise ValueError(f"{name} cannot be rewired: {module} is static, or stored for inference")
-            layers.append(TileLayer.of(every[0], module))
-            continue
-        tensor = Masked.full(every[0], parameter)
-        if attribute == "in_proj_weight" and isinstance(module, nn.MultiheadAttention):
-            rows = parameter.shape[0] // len(_PACKED)
-            layers += [
-                Layer(f"{every[0]}[{part}]", tensor, i * rows, (i + 1) * rows, tile) for i, part in enumerate(_PACKED)
-            ]
-        else:
-            layers.append(Layer(every[0], tensor, 0, parameter.shape[0], tile))
+        layers += _layers(every[0], module, attribute, tile, owners)
     if not layers:
+        aside = "; ".join(f"{names} are {why}" for why, names in left.items() if names)
         raise ValueError(
             "nothing to prune: no Linear, Conv, attention or block-sparse weights are left after include and exclude"
+            + (f" ({aside}: name them in include to prune them all the same)" if aside else "")
         )
+    for why, names in left.items():
+        if names:
+            level = logging.INFO if why == "frozen" else logging.WARNING
+            logger.log(level, "%d weights are %s and stay as they are: %s", len(names), why, names)
     return layers
+
+
+def _owners(model: nn.Module) -> dict[int, list[tuple[nn.Parameter, str]]]:
+    """The parameters that begin at each address, with their names."""
+    found: dict[int, list[tuple[nn.Parameter, str]]] = {}
+    for name, parameter in model.named_parameters():
+        if type(parameter) is nn.Parameter and parameter.numel():
+            found.setdefault(parameter.data_ptr(), []).append((parameter, name))
+    return found
+
+
+def _layers(
+    name: str,
+    module: nn.Module,
+    attribute: str,
+    tile: tuple[int, int],
+    owners: Mapping[int, Sequence[tuple[nn.Parameter, str]]],
+) -> list[Layer]:
+    """What is rewired of one parameter: itself, its q, k and v parts, or the tiles of a BlockSparseLinear."""
+    parameter = module._parameters[attribute]
+    assert parameter is not None
+    if parameter.numel() == 0:
+        return []
+    others = [other for owner, other in owners[parameter.data_ptr()] if owner is not parameter]
+    if others:
+        raise ValueError(
+            f"{name} and {others[0]} share memory but are different Parameters: "
+            "tie weights by assigning the same Parameter object"
+        )
+    if isinstance(module, BlockSparseLinear):
+        if not _rewirable(module):
+            raise ValueError(f"{name} cannot be rewired: {module} is static, or stored for inference")
+        return [TileLayer.of(name, module)]
+    tensor = Masked.full(name, parameter)
+    if attribute == "in_proj_weight" and isinstance(module, nn.MultiheadAttention):
+        rows = parameter.shape[0] // len(_PACKED)
+        return [Layer(f"{name}[{part}]", tensor, i * rows, (i + 1) * rows, tile) for i, part in enumerate(_PACKED)]
+    return [Layer(name, tensor, 0, parameter.shape[0], tile)]

@@ -19,12 +19,12 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from gossamer.training import checkpoint, distributed, optimizer_state, statistics, tiles
+from gossamer.training import checkpoint, distributed, first_mask, optimizer_state, statistics, tiles
 from gossamer.training.channels import Channels
 from gossamer.training.commit import commit
 from gossamer.training.discover import discover, unwrap
 from gossamer.training.distribution import budgets
-from gossamer.training.gradients import Gradients, check_finite, dense
+from gossamer.training.gradients import Gradients, check_finite
 from gossamer.training.random import uniform
 from gossamer.training.settings import Settings, real
 from gossamer.training.statistics import EverActive
@@ -50,6 +50,8 @@ class Method(Settings):
         history: one dict per event: step, kind, nnz, density, dropped, grown, and what the method adds.
         pending: events that are due and wait for gradients.
         removed: channels and which of them live, for methods that remove channels.
+        first_mask, signs: "random" or "magnitude", and what spoke for a trained network if `init` is None.
+        blind: trained parameters that the events of this step have no gradient of; they keep their places.
     """
 
     name: ClassVar[str]
@@ -64,8 +66,9 @@ class Method(Settings):
         optimizer_state.refuse(self.optimizer)
         self.network = unwrap(self.model)
         self.layers = discover(
-            self.network, include=self.include, exclude=tuple(self.exclude), tile=(self.tile[0], self.tile[1])
-        )
+            self.network, include=self.include, exclude=tuple(self.exclude), tile=(self.tile[0], self.tile[1]),
+            optimizer=self.optimizer,
+        )  # fmt: skip
         self.tensors = {layer.tensor.name: layer.tensor for layer in self.layers}
         tiles.prepare(self)
         self.shapes = {name: list(tensor.shape) for name, tensor in self.tensors.items()}
@@ -80,19 +83,24 @@ class Method(Settings):
         self.churn = dict.fromkeys(self.tensors, 0.0)
         self.gradients = Gradients(self.grad_window)
         self.warmup = Warmup(self.grow_warmup)
+        self.blind: set[str] = set()
         self._due: list[str] = []
         self._skipped = False
         self._stash: list[tuple[nn.Parameter, Tensor]] = []
         self._versions: dict[str, int] = {}
         self._reloaded = True
+        self._begun = False  # whether a step was taken, or a state loaded
         self.removed: Channels | None = None
         self.saved_channels: dict[str, Any] | None = None
-        units = self._initial_units()
+        self.signs: list[str] = []
+        self.first_mask = first_mask.choose(self)
+        first_mask.notice_resume(self, within=False)
+        units = self.initial_units()
         self.prepare()
         if self.is_distributed():
             distributed.broadcast(list(units.values()))
         for layer, chosen in units.items():
-            layer.start(chosen, self.optimizer, seed=self.seed, fresh=self.init == "random")
+            layer.start(chosen, self.optimizer, seed=self.seed, fresh=self.first_mask == "random")
         self.apply()
         for tensor in self.tensors.values():
             self.ever_active.record(tensor)
@@ -111,6 +119,10 @@ class Method(Settings):
     def first_budget(self) -> list[int]:
         """Units per layer of the first masks."""
         return self.budget
+
+    def initial_units(self) -> Change:
+        """The units of the first masks."""
+        return first_mask.units(self)
 
     def events(self, t: int) -> tuple[str, ...]:
         """Names of what happens at optimizer step t (1 is the first)."""
@@ -152,9 +164,17 @@ class Method(Settings):
         first = round(self.start * self.total_steps)
         return (t - first) / max(self.last_step - first, 1)
 
-    def dynamic(self) -> list[Layer]:
-        """Layers that may change: those whose parameter is trained."""
+    def trained(self) -> list[Layer]:
+        """Layers whose parameter is trained at present. The others keep their places."""
         return [layer for layer in self.layers if not layer.tensor.frozen]
+
+    def dynamic(self) -> list[Layer]:
+        """Layers that may change now: trained ones, and in an event that reads gradients those that it can score."""
+        return [layer for layer in self.trained() if layer.tensor.name not in self.blind]
+
+    def scored(self, name: str) -> bool:
+        """Whether there is a gradient to score this parameter by."""
+        return name in self.gradients.now
 
     def budgets(self, density: float) -> list[int]:
         """Units per layer at a density, by the distribution."""
@@ -226,8 +246,9 @@ class Method(Settings):
         """Numbers for a report.
 
         Returns:
-            step, nnz, density, itop (R_s over all layers), layers {name: nnz, size, density, itop, churn}, where churn
-            is the share of the layer's weights that the last event replaced, and channels {group: alive, total}.
+            step, first_mask, signs, nnz, density, itop (R_s over all layers), layers {name: nnz, size, density, itop,
+            churn}, where churn is the share of the layer's weights that the last event replaced, and channels {group:
+            alive, total}.
         """
         return statistics.summary(self)
 
@@ -262,6 +283,7 @@ class Method(Settings):
             ValueError: the state belongs to another method, other arguments, or another network; nothing is changed.
         """
         checkpoint.load(self, state)
+        self._begun = True
 
     def detach(self) -> None:
         """Remove the hooks: masks stay readable; training goes on dense, or on the tiles there are."""
@@ -273,8 +295,8 @@ class Method(Settings):
     def listen(self) -> None:
         """Tell the tensors whether the next step reads their dense gradients."""
         wanted = any(self.needs_gradient(event) for event in (*self.pending, *self.events(self.step + 1)))
-        for tensor in self.tensors.values():
-            tensor.listen(wanted)
+        for name, tensor in self.tensors.items():
+            tensor.listen(wanted or self.gradients.awaited(name))
 
     # ------------------------------------------------------------------ hooks
 
@@ -297,29 +319,20 @@ class Method(Settings):
     @torch.no_grad()
     def _prepare_step(self) -> None:
         t = self.step + 1
+        if not self._begun:
+            first_mask.notice_resume(self, within=True)
+            self._begun = True
         due, waiting = self.events(t), self.pending
         runnable = [*waiting, *(event for event in due if event not in waiting)]
         reads = [event for event in runnable if self.needs_gradient(event)]
-        follow = type(self).observe is not Method.observe
-        opens = any(self.needs_gradient(e) for s in range(t, t + self.grad_window) for e in self.events(s))
-        present = dense(self.tensors.values(), self.optimizer) if follow or reads or opens else {}
-        missing = [layer.name for layer in self.dynamic() if layer.tensor.name not in present] if reads else []
-        if reads and missing:
-            if any(event in waiting for event in due):
-                raise RuntimeError(
-                    f"{missing} had no gradient since the last update was due: exclude these weights, or freeze them"
-                )
-            logger.warning("step %d: update deferred, no gradient for %s", t, missing)
-        if follow or reads or opens:
-            if reads and not missing:
-                for name, gradient in present.items():
-                    check_finite(gradient, name, "gradient", t)
-            self.observe(present)
-            self.gradients.add(present)
-            if reads and not missing:
-                self.gradients.hold(present, t)
+        self.gradients.read(self, t, reads=bool(reads), follows=type(self).observe is not Method.observe)
+        names = {layer.tensor.name for layer in self.trained()}
+        self.blind = {name for name in names if not self.scored(name)} if reads else set()
+        waits = bool(names) and self.blind == names  # no gradient at all, as in a step without a backward pass
+        if waits and any(event in waiting for event in due):
+            logger.warning("step %d: updates wait, no gradient has come to any layer", t)
         self.pending = runnable
-        self._due = [event for event in runnable if not missing or event not in reads]
+        self._due = [event for event in runnable if not (waits and event in reads)]
         if self._due and self.replace_step:
             # an optimizer passes over parameters without gradient, moments and step counters included
             held = [p for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
@@ -350,7 +363,7 @@ class Method(Settings):
         self._reloaded = False
         for event in self._due:
             before = self.nnz()
-            changes, note = self.handle(event, self.step)
+            changes, note = self.handle(event, self.step) if self.trained() else ({}, {})
             grown = commit(self, changes)
             self.pending.remove(event)
             nnz = self.nnz()
@@ -360,9 +373,9 @@ class Method(Settings):
             if self.is_distributed():
                 distributed.check_agreement(list(self.tensors.values()), self.step)
         if any(self.needs_gradient(event) for event in self._due):
-            self.gradients.close_window()
+            self.gradients.close((layer.tensor.name for layer in self.trained()), self.step)
         self.settle()
-        self._due, self.gradients.now = [], {}
+        self._due, self.blind, self.gradients.now = [], set(), {}
         self._versions = {name: tensor.parameter._version for name, tensor in self.tensors.items()}
         self.listen()
 
@@ -374,13 +387,6 @@ class Method(Settings):
     def apply_mask(self, tensor: Masked) -> None:
         """Zero one weight and its optimizer states outside the mask."""
         tensor.apply(self.optimizer)
-
-    def _initial_units(self) -> Change:
-        counts = self.first_budget()
-        return {
-            layer: layer.initial(self.random(layer, "init") if self.init == "random" else self.magnitude(layer), count)
-            for layer, count in zip(self.layers, counts, strict=True)
-        }
 
     def is_distributed(self) -> bool:
         """Whether masks are agreed on with other ranks."""

@@ -62,7 +62,7 @@ class Exploration(Method):
 
     def handle(self, event: str, t: int) -> tuple[Change, dict[str, Any]]:
         layers = self.dynamic()
-        fixed = sum(int(torch.count_nonzero(layer.active())) for layer in self.layers if layer.tensor.frozen)
+        fixed = sum(int(torch.count_nonzero(layer.active())) for layer in self.layers if layer not in layers)
         first = t < self.phase_b
         bound = Schedule("cosine", self.target_density + self.extra_density, self.target_density)
         low = max(round(self.target_density * self.units) - fixed, 0)

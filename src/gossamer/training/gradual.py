@@ -60,7 +60,7 @@ class GradualMagnitude(Method):
 
     def prune(self, left: float) -> Change:
         """Keep exactly round(D * N) units with a fraction `left` of the way to go; frozen layers count and stay."""
-        layers = self.dynamic()
+        layers = self.trained()
         active = [layer.active() for layer in layers]
         present = [int(torch.count_nonzero(a)) for a in active]
         fixed = sum(int(torch.count_nonzero(layer.active())) for layer in self.layers) - sum(present)

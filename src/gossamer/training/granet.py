@@ -50,8 +50,10 @@ class GraNet(GradualMagnitude):
 
     def handle(self, event: str, t: int) -> tuple[Change, dict[str, Any]]:
         changes, note = super().handle(event, t)
-        share = Schedule("cosine", self.regenerate)(self.progress(t))
+        share, dynamic = Schedule("cosine", self.regenerate)(self.progress(t)), self.dynamic()
         for layer, active in changes.items():
+            if layer not in dynamic:
+                continue
             count = int(share * int(torch.count_nonzero(active)))
             if not self.regrow_dropped:
                 count = min(count, active.numel() - int(torch.count_nonzero(active)))

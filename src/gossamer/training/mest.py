@@ -84,9 +84,9 @@ class MEST(Method):
         mutation = self.level(t)
         bounds = (1.0, 1.0 + mutation) if self.soft else (1.0 - mutation, 1.0)
         low, high = (self.shares(self.target_density * bound) for bound in bounds)
-        changes = {}
+        changes, dynamic = {}, self.dynamic()
         for layer, least, most in zip(self.layers, low, high, strict=True):
-            if layer.tensor.frozen:
+            if layer not in dynamic:
                 continue
             active = layer.active()
             present = int(torch.count_nonzero(active))

@@ -23,15 +23,17 @@ class Settings:
         model: the network, bare or inside DistributedDataParallel or torch.compile.
         optimizer: the optimizer of its parameters; hooks are registered on its `step`.
         density: fraction of the prunable weights that is kept, over all layers, in (0, 1]; the number kept is exactly
-            round(density * N).
+            round(density * N). Only weights that the method touches count: no frozen ones.
         total_steps: length of the training in optimizer steps.
         distribution: "erk", "er", "uniform" or {glob: density} (see `gossamer.training.distribution.budgets`).
         seed: of every random choice.
-        init: first mask, "random" or "magnitude" (largest |w|, for pretrained weights).
+        init: first mask, "random" or "magnitude" (largest |w|, for pretrained weights). None: "magnitude" where the
+            network looks trained, which is logged (see `gossamer.training.first_mask` for the signs), else "random".
         update_every: optimizer steps between two updates of the mask.
         start: fraction of total_steps before the first update.
         stop: fraction of total_steps after which the mask stays (Evci et al., 2020, use 0.75).
-        include: globs on parameter names replacing the default choice (weights of Linear, Conv and attention).
+        include: globs on parameter names replacing the default choice (weights of Linear, Conv and attention that are
+            trained by the optimizer). Frozen parameters are touched only if a glob matches them: they are masked once.
         exclude: globs on parameter names that stay dense.
         tile: micro-tile (rows, cols) of the 2-D view [out, in * kernel] in which weights live and die together.
         regrow_dropped: whether a weight dropped by an update may be grown again by the same one (it keeps its value).
@@ -54,7 +56,7 @@ class Settings:
     total_steps: int
     distribution: str | Mapping[str, float] = "erk"
     seed: int = 0
-    init: str = "random"
+    init: str | None = None
     update_every: int = 100
     start: float = 0.0
     stop: float = 0.75
@@ -85,7 +87,7 @@ class Settings:
                 f"start and stop are fractions of total_steps with 0 <= start <= stop <= 1, got start={self.start}, "
                 f"stop={self.stop}"
             )
-        one_of("init", self.init, ("random", "magnitude"))
+        one_of("init", self.init, (None, "random", "magnitude"))
         one_of("grow_init", self.grow_init, ("zeros", "gradient", "random"))
         pair = isinstance(self.tile, Sequence) and len(self.tile) == 2
         if not pair or not all(isinstance(side, int) and side >= 1 for side in self.tile):

@@ -78,10 +78,9 @@ def _slice(method: Method, tensor: Masked, positions: dict[int, Any]) -> None:
     for axis, index in positions.items():
         if axis in tensor.axes:
             tensor.axes[axis] = tensor.axes[axis][index.to(tensor.axes[axis].device)]
-    if tensor.name in method.gradients.window:
-        method.gradients.window[tensor.name] = sliced(method.gradients.window[tensor.name])
-    if tensor.name in method.warmup.left:
-        method.warmup.left[tensor.name] = sliced(method.warmup.left[tensor.name])
+    for records in (method.gradients.window, method.gradients.kept, method.warmup.left):
+        if tensor.name in records:
+            records[tensor.name] = sliced(records[tensor.name])
     for layer in method.layers:
         if layer.tensor is tensor and 0 in positions:
             layer.last = tensor.parameter.shape[0]

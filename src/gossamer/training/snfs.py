@@ -68,6 +68,9 @@ class SNFS(SET):
                 self.average[name] = torch.zeros_like(gradient)
             self.average[name].lerp_(gradient, 1 - self.momentum)
 
+    def scored(self, name: str) -> bool:
+        return name in self.average and bool(self.average[name].any())
+
     def handle(self, event: str, t: int) -> tuple[Change, dict[str, Any]]:
         share, layers = self.drop_share(t), self.dynamic()
         active = [layer.active() for layer in layers]
@@ -90,10 +93,7 @@ class SNFS(SET):
         return changes, {"drop_fraction": share}
 
     def grow_scores(self, layer: Layer) -> Tensor:
-        average = self.average.get(layer.tensor.name)
-        if average is None:
-            return torch.zeros(layer.units, device=layer.tensor.parameter.device)
-        scores = layer.scores(average.abs())
+        scores = layer.scores(self.average[layer.tensor.name].abs())
         check_finite(scores, layer.name, "averaged gradient", self.step)
         return scores
 

@@ -8,7 +8,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from gossamer.training import first_mask
 from gossamer.training.channels import Channels, rows_of, watch
+from gossamer.training.discover import is_conv1d
 from gossamer.training.engine import Change
 from gossamer.training.fan_in import fill_rows
 from gossamer.training.rigl import RigL
@@ -63,11 +65,13 @@ class SRigL(RigL):
             raise ValueError(f"neurons can only be ablated with tile (1, 1), got {self.tile}: pass min_salient=0")
 
     def prepare(self) -> None:
-        transposed = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
-        owners = {id(m.weight): m for m in self.network.modules() if isinstance(m, transposed)}
+        kinds = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+        transposed = [m for m in self.network.modules() if isinstance(m, kinds) or is_conv1d(m)]
+        owners = {id(m.weight): type(m).__name__ for m in transposed}
         for layer, count in zip(self.layers, self.budget, strict=True):
             if id(layer.tensor.parameter) in owners:
-                raise ValueError(f"{layer.name} belongs to a transposed convolution, whose rows are inputs: exclude it")
+                kind = owners[id(layer.tensor.parameter)]
+                raise ValueError(f"{layer.name} belongs to {kind}, the rows of whose weight are inputs: exclude it")
             if count < layer.grid[0]:
                 raise ValueError(
                     f"{layer.name} keeps {count} weights for {layer.grid[0]} neurons, less than one each: "
@@ -91,9 +95,9 @@ class SRigL(RigL):
         changes = {layer: self._filled(layer, units, self.gradient(layer)) for layer, units in kept.items()}
         return changes, {"drop_fraction": share, "ablated": sum(len(channels) for channels in kills.values())}
 
-    def _initial_units(self) -> Change:
-        score = self.magnitude if self.init == "magnitude" else lambda layer: self.random(layer, "init")
-        return {layer: self._filled(layer, torch.zeros_like(layer.active()), score(layer)) for layer in self.layers}
+    def initial_units(self) -> Change:
+        none = {layer: torch.zeros_like(layer.active()) for layer in self.layers}
+        return {layer: self._filled(layer, units, first_mask.scores(self, layer)) for layer, units in none.items()}
 
     def _salient(self, layer: Layer, share: float) -> tuple[Tensor, Tensor]:
         """The units RigL's drop keeps, and per row how many RigL would keep or grow."""
@@ -109,7 +113,7 @@ class SRigL(RigL):
         """The layer's channels with too few salient weights; one always stays."""
         whole = layer.shape[0] == layer.tensor.parameter.shape[0]
         found = rows_of(self.removed, layer.tensor.name) if self.removed and whole else None
-        if found is None or self.removed is None:
+        if found is None or self.removed is None or self.removed.held(found[0], self.blind):
             return {}
         name, rows = found
         alive, counts = self.removed.alive[name], salient.cpu()[rows]

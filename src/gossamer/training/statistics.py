@@ -86,6 +86,8 @@ def summary(method: Method) -> dict[str, Any]:
     nnz = sum(layer["nnz"] for layer in layers.values())
     return {
         "step": method.step,
+        "first_mask": method.first_mask,
+        "signs": list(method.signs),
         "nnz": nnz,
         "density": nnz / total,
         "itop": sum(layer["itop"] * layer["size"] for layer in layers.values()) / total,

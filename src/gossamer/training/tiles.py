@@ -68,7 +68,8 @@ class TileValues(Masked):
         return of_tiles(self.mask, self.module.shape, self.module.tile)
 
     def listen(self, wanted: bool) -> None:
-        if wanted == self.tap.is_open or self.frozen:
+        wanted = wanted and not self.frozen
+        if wanted == self.tap.is_open:
             return
         if wanted:
             self.tap.open()

@@ -31,7 +31,10 @@ BREAK_EVEN = {"forward": 0.65, "input": 0.65, "weight": 0.75}
 """Densities below which zeros are skipped where times may not decide: torch.use_deterministic_algorithms."""
 EXPLORATION = 0.01
 """The share of all time that trials after a shape's first may lose on paths that turn out slower."""
-LOOK_EVERY = 32
+LOOK_EVERY = 16
+"""Calls from one look at the density of a dense path's operands to the next."""
+CHANGE = 0.2
+"""A density that has moved by more than this since a shape was decided calls for another trial."""
 
 _FIRST_GAP, _LAST_GAP = 50, 1000  # calls between trials; doubled as long as they confirm the choice
 _SETTLED = 16  # calls before a drift of the density may start a trial
@@ -60,6 +63,7 @@ class Shape:
     age: int = 0
     gap: int = _FIRST_GAP
     loss: float = 0.0
+    at_decision: dict[str, float] = field(default_factory=dict)  # densities
     recent: dict[str, deque[float]] = field(default_factory=dict)
 
 
@@ -125,12 +129,15 @@ class Learner:
         first = not shape.decided
         free = first and len(self.shapes) <= _FREE_SHAPES
         # When the density has moved, the other path is expected to win; else it is expected to lose as it did before.
-        moved = not first and shape.age >= _SETTLED and self._cheapest(shape) != shape.chosen
+        moved = not first and shape.age >= _SETTLED and (self._cheapest(shape) != shape.chosen or self._changed(shape))
         loss = 0.0 if moved else shape.loss
         due = first or moved or shape.age >= shape.gap
         affordable = free or self.layer.lost + loss <= EXPLORATION * self.layer.seconds
-        if moved and not affordable and all(path in shape.ratios for path in shape.candidates if path != DENSE):
-            self._settle(shape, self._cheapest(shape))  # what trials measured must do
+        if moved and not affordable:
+            if all(path in shape.ratios for path in shape.candidates if path != DENSE):
+                self._settle(shape, self._cheapest(shape))  # what trials measured must do
+            else:
+                affordable = True  # nothing is known of a path that had nothing to skip until now
         if due and affordable:
             shape.trial = self._trial(shape, expected=moved, free=free)
         shape.thinks = not shape.decided or shape.trial is not None
@@ -209,6 +216,14 @@ class Learner:
             return True
         return self.large(shape) and self.layer.densities.get(operand(self.name, path), 0.0) < DENSE_FROM
 
+    def _changed(self, shape: Shape) -> bool:
+        """Whether the density of an operand is another one than when the shape was decided."""
+        now = self.layer.densities
+        return any(
+            abs(now[name] - before) > CHANGE and min(now[name], before) < DENSE_FROM
+            for name, before in shape.at_decision.items()
+        )
+
     def _cheapest(self, shape: Shape) -> str:
         """The path to prefer at the present densities: another one only for a clear gain."""
         extra = self.layer.overhead(self) / shape.dense if shape.dense else 0.0
@@ -242,6 +257,7 @@ class Learner:
         self._settle(shape, path, counts=not first)
         shape.gap = _FIRST_GAP if first or path != before else min(2 * shape.gap, _LAST_GAP)
         shape.trial, shape.decided, shape.age = None, True, 0
+        shape.at_decision = {x: self.layer.densities[x] for x in self.operands if x in self.layer.densities}
         self._decided = shape
         for one in self.layer.passes.values():  # what this pass gains may be what the others lacked
             if one is not self and one.last is not None and one.last.decided and one.last.trial is None:

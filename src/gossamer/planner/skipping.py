@@ -20,6 +20,8 @@ from typing import Any, get_args
 from weakref import WeakValueDictionary
 
 import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import unset_fake_temporarily
 
 from gossamer.planner.learning import LOOK_EVERY, Layer, Learner, Pass, Shape
 from gossamer.planner.trial import DENSE
@@ -70,8 +72,8 @@ class Site:
 
     "skip" skips zeros of `x` in the pass "forward" and of `dy` in "input"; "skip_x" and "skip_dy" name theirs. The
     first calls of a shape try every path in turn, three to five times; a path that is clearly slower goes first. Later
-    trials come after 50, 100, ... 1000 calls, or when the density has moved so far that another path should be
-    cheaper; they lose about 1 % of the time at most. Under `torch.use_deterministic_algorithms` densities alone decide.
+    trials come after 50, 100, ... 1000 calls, or when the density has moved far; they lose about 1 % of the time at
+    most. Under `torch.use_deterministic_algorithms` densities alone decide.
 
     Threads may share a site. A copy, or a site read back from a file, has a key of its own and knows nothing: it may
     live on another machine.
@@ -79,6 +81,8 @@ class Site:
     Attributes:
         name: for people.
         key: int, for opaque operators that cannot carry an object; `gossamer.planner.site(key)` gives the site back.
+        handle: int64[1] on the CPU, the key as a tensor. An int would be a constant of a compiled graph, which layers
+            with other keys could not share; a tensor is an input of it.
         refused: why calls ran torch's own operator, each reason once.
 
     >>> own = Site()
@@ -92,6 +96,7 @@ class Site:
     def __init__(self, name: str = "") -> None:
         self.name = name
         self.key = next(_keys)
+        self.handle = _plain(self.key)
         self.refused: tuple[str, ...] = ()
         self._lock = threading.Lock()
         self._asked = threading.local()
@@ -167,7 +172,7 @@ class Site:
     def rests(self, passes: Sequence[Pass], key: Hashable, brief: Hashable = None) -> bool:
         """May this call run dense without asking or reporting?
 
-        Where all of `passes` have settled on dense at the shape `key`, every call may but one in 32 (in 1000 where the
+        Where all of `passes` have settled on dense at the shape `key`, every call may but one in 16 (in 1000 where the
         work is too small for any gain), which asks and reports as ever. `brief` is what the layer will ask `dozes`.
         """
         for pass_ in passes:
@@ -184,6 +189,10 @@ class Site:
                 shapes = [(self._layer.passes[pass_], self._settled(pass_, key)) for pass_ in passes]
                 settled = [(own, shape) for own, shape in shapes if shape is not None]
                 if len(settled) < len(passes):
+                    return False
+                for own, shape in settled:  # what was just read may call for a trial
+                    own.consider(shape)
+                if any(shape.chosen != DENSE or shape.trial is not None for _, shape in settled):
                     return False
                 left = LOOK_EVERY if any(own.large(shape) for own, shape in settled) else _LONG_REST
                 if nap is not None:
@@ -265,3 +274,9 @@ class Site:
         shape = None if own.last is None else own.shapes.get((key, own.last.candidates, torch.get_num_threads()))
         settled = shape is not None and shape.decided and shape.trial is None and shape.chosen == DENSE
         return shape if settled else None
+
+
+def _plain(number: int) -> Tensor:
+    """An ordinary CPU tensor, whatever mode or default device it is made under."""
+    with torch.inference_mode(False), unset_fake_temporarily():
+        return torch.tensor([number], dtype=torch.int64, device="cpu")

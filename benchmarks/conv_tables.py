@@ -10,6 +10,8 @@ from typing import Any
 from cells import Rows, entry, milliseconds, ratio, short, table
 
 LAST, CONTIGUOUS, OURS = "torch channels_last", "torch contiguous", "gs.nn.skip_zeros"
+ASKED = "gs.nn.skip_zeros, keep_packed and channels_last"
+KEPT, PACKED = "pack kept", "packed in the call"
 
 
 def _pair(row: dict[str, Any]) -> str:
@@ -75,9 +77,32 @@ def auto(rows: Rows) -> str:
     return table(head, body)
 
 
+def weights(rows: Rows) -> str:
+    head = ["layer", "batch", "50 % zeros, pack kept ms", "packed in the call", "90 % zeros, pack kept ms"]
+    head += ["packed in the call", "dense, weight in channels_last ms", "weight contiguous", "A/A"]
+    body = []
+    for half, most, dense in zip(rows[::3], rows[1::3], rows[2::3], strict=True):
+        body.append(
+            [
+                half["layer"], str(half["batch"]),
+                milliseconds(half, KEPT), ratio(half, PACKED), milliseconds(most, KEPT), ratio(most, PACKED),
+                milliseconds(dense, LAST), ratio(dense, CONTIGUOUS),
+                " ".join(f"{row['control']['ratio']:.2f}x" for row in (half, most, dense)),
+            ]
+        )  # fmt: skip
+    return table(head, body)
+
+
 def networks(rows: Rows) -> str:
     head = ["network", "step", "batch", "mean zeros", "convolutions: torch ms", "ours", "A/A", "published"]
-    head += ["whole step: torch ms", "ours", "A/A", "outside the convolutions: torch ms", "ours ms"]
+    head += [
+        "whole step: torch ms",
+        "ours",
+        "ours, packs kept and channels_last",
+        "A/A",
+        "outside the convolutions: torch ms",
+        "ours ms",
+    ]
     body = []
     for row in rows:
         conv, split = row["conv"], row["split"]
@@ -90,7 +115,8 @@ def networks(rows: Rows) -> str:
                 row["network"], row["mode"], str(row["batch"]), f"{row['zeros']:.0%}",
                 milliseconds(conv, conv["baseline"]), ratio(conv, OURS), f"{conv['control']['ratio']:.2f}x",
                 f"{row['published']:.2f}x" if row["published"] else "",
-                milliseconds(row, row["baseline"]), ratio(row, OURS), f"{row['control']['ratio']:.2f}x",
+                milliseconds(row, row["baseline"]), ratio(row, OURS), ratio(row, ASKED),
+                f"{row['control']['ratio']:.2f}x",
                 outside(row["baseline"]), outside(OURS),
             ]
         )  # fmt: skip
@@ -156,6 +182,7 @@ TABLES: dict[str, Callable[[Rows], str]] = {
     "linear": kernels,
     "auto": auto,
     "networks": networks,
+    "weights": weights,
     "conv training": training,
     "training.zeros": zeros,
 }

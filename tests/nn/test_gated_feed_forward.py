@@ -68,7 +68,7 @@ def test_what_a_threshold_drops_bounds_the_error():
 
 
 def test_closed_neurons_are_never_read():
-    block = gs.nn.GatedFeedForward(12, 40, "relu")
+    block = gs.nn.GatedFeedForward(12, 40, "relu", reorder=True)
     x = torch.randn(2, 12)
     with torch.no_grad():
         expected = block(x)
@@ -112,7 +112,7 @@ def test_from_dense_takes_the_very_parameters():
     dense = Dense(bias=True)
     x = torch.randn(3, 12)
     expected, parameters, names = dense(x), list(dense.parameters()), list(dense.state_dict())
-    block = gs.nn.GatedFeedForward.from_dense(dense)
+    block = gs.nn.GatedFeedForward.from_dense(dense, reorder=True)
     assert all(one is other for one, other in zip(parameters, block.parameters(), strict=True))
     assert list(block.state_dict()) == names
     assert block.down_proj.weight.t().is_contiguous() and block.up_proj.weight.is_contiguous()
@@ -182,7 +182,7 @@ def test_threshold_of_a_model_sets_the_gates():
     x = torch.randn(2000, 12)
     with torch.no_grad():
         model(x[:5])  # counted before: not in the report's statistics
-    report = gs.nn.threshold(model, x, 0.5, allocation="greedy")
+    report = gs.nn.threshold(model, x, 0.5, allocation="greedy", reorder=True)
     assert all(entry["density"] != entry["density"] for entry in report.stats().values())  # NaN: nothing decoded yet
     assert list(report.thresholds) == ["0", "0.gate_proj", "1"]
     assert {row.name: row.bytes for row in report.rows} == {"0": 2 * 1920, "0.gate_proj": 1920, "1": 576}

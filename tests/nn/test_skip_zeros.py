@@ -211,9 +211,9 @@ def test_other_activations_stay():
     assert gs.nn.skip_zeros(net).fused == ()
 
 
-def test_left_convolutions_hand_on_channels_last():
+def test_with_channels_last_left_convolutions_hand_it_on():
     net = chain()
-    gs.nn.skip_zeros(net)
+    gs.nn.skip_zeros(net, channels_last=True)
     seen = []
     net[2].register_forward_pre_hook(lambda module, args: seen.append(args[0]))
     net(image())
@@ -230,6 +230,7 @@ def test_bad_arguments_change_nothing():
         ({"skip": "yes"}, ValueError, "skip must be .* 'yes'"),
         ({"exclude": ["2", "nowhere"]}, ValueError, "exclude must .* 'nowhere'"),
         ({"exclude": "2"}, TypeError, "exclude must be names"),
+        ({"channels_last": 1}, TypeError, "channels_last must be a bool, got 1"),
     ):
         with pytest.raises(error, match=message):
             gs.nn.skip_zeros(net, **arguments)

@@ -89,12 +89,12 @@ def test_state_dicts_fit_both_ways(kind, options):
 
 
 @pytest.mark.parametrize(("ours", "theirs"), [(gs.nn.Conv2d, nn.Conv2d), (gs.nn.Linear, nn.Linear)])
-def test_arguments_are_torchs_and_two_more(ours, theirs):
+def test_arguments_are_torchs_and_three_more(ours, theirs):
     mine, torchs = (inspect.signature(kind.__init__).parameters for kind in (ours, theirs))
     assert list(mine)[: len(torchs)] == list(torchs)
     assert [mine[name].default for name in torchs] == [torchs[name].default for name in torchs]
-    assert set(mine) - set(torchs) == {"skip", "relu"}
-    assert mine["skip"].kind is mine["relu"].kind is inspect.Parameter.KEYWORD_ONLY
+    assert set(mine) - set(torchs) == {"skip", "relu", "keep_packed"}
+    assert mine["skip"].kind is mine["relu"].kind is mine["keep_packed"].kind is inspect.Parameter.KEYWORD_ONLY
 
 
 def test_same_seed_same_weights_and_places():
@@ -108,8 +108,8 @@ def test_same_seed_same_weights_and_places():
 
 def test_repr_says_what_is_special():
     assert repr(gs.nn.Conv2d(16, 8, 3)) == "Conv2d(16, 8, kernel_size=(3, 3), stride=(1, 1), skip='auto')"
-    text = repr(gs.nn.Linear(4, 2, bias=False, skip="never", relu=True))
-    assert text == "Linear(in_features=4, out_features=2, bias=False, skip='never', relu=True)"
+    text = repr(gs.nn.Linear(4, 2, bias=False, skip="never", relu=True, keep_packed=True))
+    assert text == "Linear(in_features=4, out_features=2, bias=False, skip='never', relu=True, keep_packed=True)"
 
 
 @pytest.mark.parametrize("kind", [gs.nn.Conv2d, gs.nn.Linear])
@@ -119,6 +119,8 @@ def test_bad_options_are_named(kind):
         kind(*arguments, skip="always")
     with pytest.raises(TypeError, match=r"relu must be a bool, got 1"):
         kind(*arguments, relu=1)
+    with pytest.raises(TypeError, match=r"keep_packed must be a bool, got None"):
+        kind(*arguments, keep_packed=None)
 
 
 def test_wrong_channels_raise():

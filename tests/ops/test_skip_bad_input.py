@@ -134,7 +134,7 @@ def test_a_bias_in_steps_and_no_columns():
 
 def test_a_site_that_is_gone():
     site = gs.planner.Site()
-    key = site.key
+    handle = site.handle
     del site
     with pytest.raises(ValueError, match="key must be that of a living Site"):
-        torch.ops.gossamer.skip_zeros(X, W, None, [1, 1, 0, 0, 1, 1], "auto", False, key, None)
+        torch.ops.gossamer.skip_zeros(X, W, None, [1, 1, 0, 0, 1, 1], "auto", False, handle, False, None)

@@ -29,10 +29,10 @@ def test_opcheck(name, relu):
     geometry = [*case.stride, *case.padding, *case.dilation]
     same_rules = {"test_utils": ("test_schema", "test_faketensor", "test_autograd_registration")}
     for mode, checks in (("input", {}), ("auto", same_rules)):
-        args = x, weight, bias, geometry, mode, relu, 0, None
+        args = x, weight, bias, geometry, mode, relu, None, False, None
         opcheck(ops.skip_zeros.default, args, **checks)
         _, bits, nonzeros = ops.skip_zeros(*args)
-        rest = x, weight, bits if relu else None, nonzeros, geometry, mode, 0, None
+        rest = x, weight, bits if relu else None, nonzeros, geometry, mode, None, False, None
         for want in ([True, True, True], [False, True, False]):
             opcheck(ops.skip_zeros_backward.default, (case.gradient(), *rest, want), **checks)
 
@@ -40,13 +40,13 @@ def test_opcheck(name, relu):
 def test_opcheck_linear():
     x, weight, bias = torch.randn(20, 16), torch.randn(24, 16), torch.randn(24)
     for relu in (False, True):
-        args = x, weight, bias, [], "input", relu, 0, None
+        args = x, weight, bias, [], "input", relu, None, False, None
         opcheck(ops.skip_zeros.default, args)
         _, bits, nonzeros = ops.skip_zeros(*args)
         dy = torch.randn(20, 24)
         opcheck(
             ops.skip_zeros_backward.default,
-            (dy, x, weight, bits if relu else None, nonzeros, [], "input", 0, None, [True, True, True]),
+            (dy, x, weight, bits if relu else None, nonzeros, [], "input", None, False, None, [True, True, True]),
         )
 
 
@@ -116,10 +116,10 @@ def test_sizes_can_be_symbolic():
         assert torch.equal(compiled(x), F.conv2d(x, weight, padding=1).relu())
 
 
-def test_a_weight_in_a_compiled_graph_is_packed_anew_when_it_changes():
+def test_a_kept_pack_of_a_compiled_graph_is_made_anew_when_the_weight_changes():
     weight = torch.nn.Parameter(torch.randint(-3, 4, (8, 16, 3, 3)).float())
     compiled = torch.compile(
-        lambda x, w: gs.ops.conv2d(x, w, padding=1, skip="input"), fullgraph=True, backend="aot_eager"
+        lambda x, w: gs.ops.conv2d(x, w, padding=1, skip="input", keep_packed=True), fullgraph=True, backend="aot_eager"
     )
     x = torch.randint(-3, 4, (1, 16, 6, 6)).float()
     for _ in range(3):

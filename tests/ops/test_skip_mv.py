@@ -112,7 +112,7 @@ def test_short_weights(stored):
 @pytest.mark.parametrize(("c", "k"), [(0, 5), (7, 0), (40, 70)])
 def test_opcheck(batch, c, k):
     x, w, bias, gate = integers(batch, c, density=0.5), integers(c, k), integers(k), integers(batch, k, density=0.5)
-    opcheck(torch.ops.gossamer.skip_mv.default, (x, w, bias, 0.5))
+    opcheck(torch.ops.gossamer.skip_mv.default, (x, w, bias, torch.tensor(0.5)))
     opcheck(torch.ops.gossamer.gated_mv.default, (x, w.t().contiguous(), bias, gate))
 
 

@@ -25,6 +25,8 @@ class Conv2d(nn.Conv2d):
         skip: "auto" decides for each pass from what it measures on the data it sees; "input" always skips; "never" is
             torch's own operator.
         relu: y = max(conv(x), 0), in one pass.
+        keep_packed: as in `gossamer.ops.conv2d`: True keeps the kernels' form of the weight between calls, for
+            inference; a write through `weight.data` or numpy is then not seen.
 
     Attributes:
         site: the `gossamer.planner.Site` that decides. A copy of the module has its own, and learns anew.
@@ -40,6 +42,7 @@ class Conv2d(nn.Conv2d):
 
     skip: Skip
     relu: bool
+    keep_packed: bool
     site: Site
 
     def __init__(
@@ -58,11 +61,12 @@ class Conv2d(nn.Conv2d):
         *,
         skip: Skip = "auto",
         relu: bool = False,
+        keep_packed: bool = False,
     ) -> None:
         super().__init__(
             in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode, device, dtype
         )
-        adopt(self, skip, relu)
+        adopt(self, skip, relu, keep_packed)
 
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         # Here, not in forward: torch's own wrappers call it with weights of their making.
@@ -78,14 +82,14 @@ class Conv2d(nn.Conv2d):
             padding = (0, 0)
         return ops.conv2d(
             input, weight, bias, self.stride, padding, self.dilation, self.groups,
-            skip=self.skip, relu=self.relu, site=self.site,
+            skip=self.skip, relu=self.relu, site=self.site, keep_packed=self.keep_packed,
         )  # fmt: skip
 
     def extra_repr(self) -> str:
         return super().extra_repr() + options(self)
 
 
-def adopt(module: nn.Module, skip: Skip, relu: bool = False, name: str = "") -> None:
+def adopt(module: nn.Module, skip: Skip, relu: bool = False, keep_packed: bool = False, name: str = "") -> None:
     """Give a module what `Conv2d` and `Linear` have beyond torch's.
 
     Raises:
@@ -95,7 +99,15 @@ def adopt(module: nn.Module, skip: Skip, relu: bool = False, name: str = "") -> 
         raise ValueError(f"skip must be 'auto', 'input' or 'never', got {skip!r}")
     if not isinstance(relu, bool):
         raise TypeError(f"relu must be a bool, got {relu!r}")
-    vars(module).update(skip=skip, relu=relu, site=Site(name))
+    if not isinstance(keep_packed, bool):
+        raise TypeError(f"keep_packed must be a bool, got {keep_packed!r}")
+    vars(module).update(skip=skip, relu=relu, keep_packed=keep_packed, site=Site(name))
+
+
+def disown(module: nn.Module) -> None:
+    """Take away what `adopt` gave."""
+    for attribute in ("skip", "relu", "keep_packed", "site"):
+        delattr(module, attribute)
 
 
 def dozes(module: Conv2d | nn.Linear, input: Tensor) -> bool:
@@ -113,4 +125,5 @@ def dozes(module: Conv2d | nn.Linear, input: Tensor) -> bool:
 
 def options(module: Conv2d | nn.Linear) -> str:
     """What their repr says beyond torch's."""
-    return f", skip={module.skip!r}" + (", relu=True" if module.relu else "")
+    flags = [name for name in ("relu", "keep_packed") if getattr(module, name)]
+    return f", skip={module.skip!r}" + "".join(f", {name}=True" for name in flags)

@@ -11,29 +11,22 @@ from torch import Tensor, nn
 from gossamer.nn.evaluating import evaluating
 from gossamer.nn.linear import Linear
 from gossamer.nn.magnitudes import Magnitudes
-from gossamer.nn.threshold_linear import (
-    check_threshold,
-    is_few,
-    shrink,
-    skip_few,
-    skips,
-    start_counting,
-    store_by_input,
-)
-from gossamer.ops._mv import gated_on
+from gossamer.nn.threshold_linear import by_input, check_reorder, is_few, skip_few, skips, store_by_input
+from gossamer.nn.thresholded import Thresholded, check_threshold
+from gossamer.ops._mv import ZERO, gated_on
 
 Activation = Literal["relu", "silu", "gelu"]
 _ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "silu": nn.SiLU, "gelu": nn.GELU}
 _PARTS = ("gate_proj", "up_proj", "down_proj")
 
 
-class GatedFeedForward(nn.Module):
+class GatedFeedForward(Thresholded):
     """y = down_proj(g * up_proj(x)), g = act_fn(gate_proj(x)) where |g| > threshold, else 0.
 
-    With at most 8 rows the neurons whose gate is closed cost nothing: `gs.ops.gated_mv` reads the rows of `up_proj`
-    that are open, `gs.ops.skip_mv` the columns of `down_proj`, which is stored by input channel (one copy, the same
-    Parameter). More rows, training, and types without a kernel take the dense products of the same numbers. The
-    function does not depend on how many rows share a call.
+    With at most 8 rows the neurons whose gate is closed cost less: `gs.ops.gated_mv` reads the rows of `up_proj` that
+    are open, and `gs.ops.skip_mv` the columns of `down_proj` if that is stored by input channel (see `reorder`). More
+    rows, training, and types without a kernel take the dense products of the same numbers. The function does not depend
+    on how many rows share a call.
 
     ReLU closes gates by itself and needs no threshold: the block then equals the dense one. SiLU and GELU close few;
     `calibrate`, or `gs.nn.threshold` for a whole model, puts the threshold where a chosen share of gates is closed.
@@ -45,6 +38,8 @@ class GatedFeedForward(nn.Module):
         activation: of the gate: "relu", "silu", "gelu", or a module.
         bias: of all three products.
         threshold: at least 0, in units of the activated gate.
+        reorder: store `down_proj.weight` by input channel, as in `gossamer.nn.ThresholdLinear`: one copy, the same
+            Parameter, whose strides change.
 
     Source: Lee et al., "CATS: contextually-aware thresholding for sparsity in large language models", 2024 (threshold
     on the activated gate); Liu et al., "Deja Vu", 2023 (neurons chosen per token).
@@ -58,8 +53,7 @@ class GatedFeedForward(nn.Module):
     gate_proj: nn.Linear
     up_proj: nn.Linear
     down_proj: nn.Linear
-    _kept: Tensor
-    _seen: int
+    reorder: bool
 
     def __init__(
         self,
@@ -69,10 +63,12 @@ class GatedFeedForward(nn.Module):
         bias: bool = False,
         *,
         threshold: float = 0.0,
+        reorder: bool = False,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         check_threshold("threshold", threshold)
+        check_reorder(reorder)
         if not isinstance(activation, nn.Module) and activation not in _ACTIVATIONS:
             raise ValueError(f"activation must be one of {list(_ACTIVATIONS)} or a module, got {activation!r}")
         super().__init__()
@@ -80,21 +76,20 @@ class GatedFeedForward(nn.Module):
         self.gate_proj = nn.Linear(dim, hidden, bias, device=device, dtype=dtype)
         self.up_proj = nn.Linear(dim, hidden, bias, device=device, dtype=dtype)
         self.down_proj = nn.Linear(hidden, dim, bias, device=device, dtype=dtype)
-        self.threshold = float(threshold)
-        store_by_input(self.down_proj)
-        start_counting(self, self.down_proj.weight.device)
+        self._adopt(threshold, reorder)
 
     @classmethod
-    def from_dense(cls, block: nn.Module, *, threshold: float = 0.0) -> GatedFeedForward:
+    def from_dense(cls, block: nn.Module, *, threshold: float = 0.0, reorder: bool = False) -> GatedFeedForward:
         """Take over gate_proj, up_proj, down_proj and act_fn of a block that computes down(act(gate(x)) * up(x)).
 
         The very modules are taken, so the Parameters stay those that an optimizer or a tied model knows, and the names
-        in the state_dict do not change; `down_proj.weight` is put in the other memory order.
+        in the state_dict do not change.
 
         Raises:
             ValueError: the parts are missing or do not fit, or the block computes something else.
         """
         check_threshold("threshold", threshold)
+        check_reorder(reorder)
         reason = why_not_gated(block)
         if reason is not None:
             raise ValueError(f"block cannot become a GatedFeedForward: {reason}")
@@ -102,23 +97,29 @@ class GatedFeedForward(nn.Module):
         nn.Module.__init__(self)
         for name in ("act_fn", *_PARTS):
             setattr(self, name, getattr(block, name))
-        self.threshold = float(threshold)
-        start_counting(self, self.down_proj.weight.device)
+        self._adopt(threshold, reorder)
         self.train(block.training)
-        store_by_input(self.down_proj)
         return self
+
+    def _adopt(self, threshold: float, reorder: bool) -> None:
+        self.threshold, self.reorder = threshold, reorder
+        self.start_counting(self.down_proj.weight.device)
+        if reorder:
+            store_by_input(self.down_proj)
+        self.register_load_state_dict_post_hook(_store_again)
 
     def forward(self, x: Tensor) -> Tensor:
         """x[..., dim] -> [..., dim]."""
-        gate = shrink(self.act_fn(self.gate_proj(x)), self.threshold)
+        gate = self.shrunk(self.act_fn(self.gate_proj(x)))
         up, down = self.up_proj, self.down_proj
-        if is_few(x) and _is_bare(up) and _is_bare(down) and gate.dtype == x.dtype and skips(x, up, down):
+        if is_few(x) and _is_bare(up) and _is_bare(down) and gate.dtype == x.dtype and skips(x, up):
             rows, open_ = x.reshape(-1, x.shape[-1]), gate.reshape(-1, gate.shape[-1])
             inner = gated_on(None)(rows, up.weight, up.bias, open_)
-            y, kept = skip_few(down, inner, 0.0)
-            if not torch.compiler.is_compiling():
-                self._kept += kept
-                self._seen += inner.numel()
+            if not (by_input(down) and skips(inner, down)):
+                self.count((inner != 0).sum(), inner.numel())
+                return down(inner.view(gate.shape))
+            y, kept = skip_few(down, inner, ZERO)
+            self.count(kept, inner.numel())
             return y.view(*x.shape[:-1], y.shape[-1])
         return down(gate * up(x))
 
@@ -141,15 +142,11 @@ class GatedFeedForward(nn.Module):
         self.threshold = seen.threshold(sparsity) if sparsity else 0.0
         return self.threshold
 
-    def density(self) -> float:
-        """The share of neurons that were computed, over calls with few rows outside torch.compile; NaN before."""
-        return int(self._kept) / self._seen if self._seen else float("nan")
-
     def extra_repr(self) -> str:
         return f"threshold={self.threshold:.4g}"
 
 
-def gated(model: nn.Module, *, threshold: float = 0.0) -> dict[str, GatedFeedForward]:
+def gated(model: nn.Module, *, threshold: float = 0.0, reorder: bool = False) -> dict[str, GatedFeedForward]:
     """Replace every block down(act(gate(x)) * up(x)) of a model by a GatedFeedForward on the same Parameters.
 
     Found by the names gate_proj, up_proj, down_proj and act_fn (Llama, Mistral, Qwen, Gemma and their relatives in
@@ -174,6 +171,7 @@ def gated(model: nn.Module, *, threshold: float = 0.0) -> dict[str, GatedFeedFor
     ['0', '1']
     """
     check_threshold("threshold", threshold)
+    check_reorder(reorder)
     left, found = {}, {}
     for name, module in model.named_modules(remove_duplicate=False):
         if isinstance(module, GatedFeedForward) or not all(hasattr(module, part) for part in _PARTS):
@@ -189,7 +187,9 @@ def gated(model: nn.Module, *, threshold: float = 0.0) -> dict[str, GatedFeedFor
             + "".join(f"; {name!r}: {reason}" for name, reason in left.items())
         )
     blocks: dict[str, GatedFeedForward] = {}
-    made = {module: GatedFeedForward.from_dense(module, threshold=threshold) for module in found.values()}
+    made = {
+        module: GatedFeedForward.from_dense(module, threshold=threshold, reorder=reorder) for module in found.values()
+    }
     for name, module in found.items():  # a block that is used in two places is one block in both
         parent, _, child = name.rpartition(".")
         blocks[name] = made[module]
@@ -221,6 +221,12 @@ def why_not_gated(block: nn.Module) -> str | None:
     if not isinstance(found, Tensor) or found.shape != expected.shape or not torch.allclose(found, expected):
         return "its output is not down_proj(act_fn(gate_proj(x)) * up_proj(x))"
     return None
+
+
+def _store_again(module: nn.Module, incompatible_keys: object) -> None:
+    """After load_state_dict(assign=True), which brings another order."""
+    if isinstance(module, GatedFeedForward) and module.reorder:
+        store_by_input(module.down_proj)
 
 
 def _is_bare(linear: nn.Module) -> bool:

@@ -17,7 +17,7 @@ class Linear(nn.Linear):
 
     Args:
         in_features ... dtype: as in torch.nn.Linear.
-        skip, relu: as in `gossamer.nn.Conv2d`.
+        skip, relu, keep_packed: as in `gossamer.nn.Conv2d`.
 
     Attributes:
         site: as in `gossamer.nn.Conv2d`.
@@ -32,6 +32,7 @@ class Linear(nn.Linear):
 
     skip: Skip
     relu: bool
+    keep_packed: bool
     site: Site
 
     def __init__(
@@ -44,9 +45,10 @@ class Linear(nn.Linear):
         *,
         skip: Skip = "auto",
         relu: bool = False,
+        keep_packed: bool = False,
     ) -> None:
         super().__init__(in_features, out_features, bias, device, dtype)
-        adopt(self, skip, relu)
+        adopt(self, skip, relu, keep_packed)
 
     def forward(self, input: Tensor) -> Tensor:
         """x[..., in_features] -> [..., out_features]."""
@@ -56,7 +58,10 @@ class Linear(nn.Linear):
         if not isinstance(input, Tensor) or leaves_process():  # no tensor: a proxy of torch.fx
             y = super().forward(input)
             return F.relu(y) if self.relu else y
-        return ops.linear(input, self.weight, self.bias, skip=self.skip, relu=self.relu, site=self.site)
+        return ops.linear(
+            input, self.weight, self.bias,
+            skip=self.skip, relu=self.relu, site=self.site, keep_packed=self.keep_packed,
+        )  # fmt: skip
 
     def extra_repr(self) -> str:
         return super().extra_repr() + options(self)

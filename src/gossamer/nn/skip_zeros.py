@@ -18,8 +18,9 @@ from itertools import pairwise
 import torch
 from torch import nn
 
-from gossamer.nn.conv2d import Conv2d, Skip, adopt
+from gossamer.nn.conv2d import Conv2d, Skip, adopt, disown
 from gossamer.nn.linear import Linear
+from gossamer.nn.memory_order import reorder_
 from gossamer.nn.skip_report import SkipReport
 from gossamer.ops._skippable import why_dense
 
@@ -29,12 +30,19 @@ _OURS: dict[type[nn.Module], type[Conv2d] | type[Linear]] = {nn.Conv2d: Conv2d, 
 _TORCHS: dict[type[nn.Module], type[nn.Module]] = {ours: torchs for torchs, ours in _OURS.items()}
 
 
-def skip_zeros(model: nn.Module, fuse: bool = True, *, skip: Skip = "auto", exclude: Iterable[str] = ()) -> SkipReport:
+def skip_zeros(
+    model: nn.Module,
+    fuse: bool = True,
+    *,
+    skip: Skip = "auto",
+    exclude: Iterable[str] = (),
+    keep_packed: bool = False,
+    channels_last: bool = False,
+) -> SkipReport:
     """Let every Conv2d and Linear of a model skip zeros that it meets at run time. In place; numbers do not change.
 
-    Parameters stay the same objects, so an optimizer made before goes on; keys of the state dict stay, so checkpoints
-    fit both ways. Weights of convolutions get the memory format channels_last, in which torch's own kernels, that go on
-    beside the skipping ones, need no copies, and in which layers left to torch put out what skipping ones read.
+    Parameters stay what they are, object, numbers, memory and all, so an optimizer made before goes on; keys of the
+    state dict stay, so checkpoints fit both ways. `unskip_zeros` undoes all of it.
 
     Args:
         model: on any device; what cannot skip there, or now, is left, and the report says why.
@@ -43,12 +51,18 @@ def skip_zeros(model: nn.Module, fuse: bool = True, *, skip: Skip = "auto", excl
             code reads what layers put out before their ReLU (perceptual losses, for example).
         skip: as in `gossamer.nn.Conv2d`, for all that are converted.
         exclude: names of modules to leave, as in `model.named_modules()`.
+        keep_packed: as in `gossamer.nn.Conv2d`, for all that are converted.
+        channels_last: also store the weights of convolutions in the memory format channels_last, in which torch's own
+            kernels, that go on beside the skipping ones, read them without a copy. Their strides change, as with
+            `model.to(memory_format=torch.channels_last)`: make optimizers afterwards (a fused one that has state would
+            go wrong), and expect `weight.view(...)` and safetensors to ask for `.contiguous()`.
 
     Returns:
         `SkipReport`: `converted`, `fused`, `left`, and, once the model has run, `stats()`. Its `str` is a table.
 
     Raises:
-        TypeError: no module. ValueError: an unknown `skip`, or a name in `exclude` that the model does not have.
+        TypeError: no module, or a flag that is no bool. ValueError: an unknown `skip`, or a name in `exclude` that the
+        model does not have.
 
     Source: SparseTrain (PACT 2020): zeros of activations and of their gradients, found at run time; the choice per
     layer and pass is its combined scheme.
@@ -64,6 +78,9 @@ def skip_zeros(model: nn.Module, fuse: bool = True, *, skip: Skip = "auto", excl
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
     if skip not in ("auto", "input", "never"):
         raise ValueError(f"skip must be 'auto', 'input' or 'never', got {skip!r}")
+    for flag, value in (("fuse", fuse), ("keep_packed", keep_packed), ("channels_last", channels_last)):
+        if not isinstance(value, bool):
+            raise TypeError(f"{flag} must be a bool, got {value!r}")
     if isinstance(exclude, str):
         raise TypeError(f"exclude must be names, not one string: got {exclude!r}")
     names, every = set(exclude), list(model.named_modules(remove_duplicate=False))
@@ -85,10 +102,10 @@ def skip_zeros(model: nn.Module, fuse: bool = True, *, skip: Skip = "auto", excl
                 module.__class__ = _OURS[type(module)]
                 adopt(module, skip, name=name)
             assert isinstance(module, (Conv2d, Linear))
-            module.skip = skip
+            module.skip, module.keep_packed = skip, keep_packed
             converted[name] = module
     fused = tuple(_fuse(model, converted)) if fuse else ()
-    if any(isinstance(module, Conv2d) for module in converted.values()):
+    if channels_last:
         for name in (*converted, *left):
             _lay_out(model.get_submodule(name))
     report = SkipReport(converted, fused, left)
@@ -97,7 +114,7 @@ def skip_zeros(model: nn.Module, fuse: bool = True, *, skip: Skip = "auto", excl
 
 
 def unskip_zeros(model: nn.Module) -> tuple[str, ...]:
-    """Undo `skip_zeros`: torch's own classes again, and the ReLUs back where they were. In place.
+    """Undo `skip_zeros`: torch's own classes again, the ReLUs back where they were, weights as they lay. In place.
 
     Returns:
         The names of the layers that changed.
@@ -126,11 +143,12 @@ def unskip_zeros(model: nn.Module) -> tuple[str, ...]:
     for module in ours.values():
         if module.relu:
             parent, slot = places[id(module)]
-            identity = parent._modules[slot]
-            parent._modules[slot] = nn.ReLU(inplace=getattr(identity, "inplace", False)).train(module.training)
-        for attribute in ("skip", "relu", "site"):
-            delattr(module, attribute)
+            relu = vars(parent._modules[slot]).get("relu") or nn.ReLU()
+            parent._modules[slot] = relu.train(module.training)
+        disown(module)
         module.__class__ = _TORCHS[type(module)]
+    for module in model.modules():
+        _lay_back(module)
     return tuple(ours)
 
 
@@ -176,7 +194,7 @@ def _fuse(model: nn.Module, converted: dict[str, Conv2d | Linear]) -> Iterator[s
         assert isinstance(before, (Conv2d, Linear))
         before.relu = True
         identity = nn.Identity().train(after.training)
-        vars(identity)["inplace"] = after.inplace  # for the way back
+        vars(identity)["relu"] = after  # for the way back; no child of the identity
         parent._modules[slot] = identity
         yield f"{name}.{slot}" if name else slot
 
@@ -187,5 +205,15 @@ def _hooked(module: nn.Module) -> bool:
 
 def _lay_out(module: nn.Module) -> None:
     weight = getattr(module, "weight", None)
-    if isinstance(module, nn.Conv2d) and isinstance(weight, nn.Parameter) and not nn.parameter.is_lazy(weight):
-        weight.data = weight.data.contiguous(memory_format=torch.channels_last)
+    if not isinstance(module, nn.Conv2d) or not isinstance(weight, nn.Parameter) or nn.parameter.is_lazy(weight):
+        return
+    if not weight.is_contiguous(memory_format=torch.channels_last):
+        vars(module).setdefault("_strides_before", weight.stride())
+        reorder_(weight, torch.empty_like(weight, device="meta", memory_format=torch.channels_last).stride())
+
+
+def _lay_back(module: nn.Module) -> None:
+    strides = vars(module).pop("_strides_before", None)
+    weight = getattr(module, "weight", None)
+    if strides is not None and isinstance(weight, nn.Parameter):
+        reorder_(weight, strides)

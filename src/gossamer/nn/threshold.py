@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from typing import Any, Literal, get_args
 
 from torch import Tensor, nn
@@ -11,17 +12,18 @@ from torch import Tensor, nn
 from gossamer.nn.evaluating import evaluating
 from gossamer.nn.gated_feed_forward import GatedFeedForward, check_sparsity
 from gossamer.nn.magnitudes import Magnitudes
+from gossamer.nn.memory_order import reorder_
 from gossamer.nn.threshold_allocation import Block, blocks_of, greedy, kept
 from gossamer.nn.threshold_linear import (
     Prefill,
     ThresholdLinear,
     check_prefill,
-    check_threshold,
-    shrink,
-    start_counting,
+    check_reorder,
+    store_by_input,
 )
 from gossamer.nn.threshold_report import Row, ThresholdReport
 from gossamer.nn.threshold_sites import Layers, Site, checked, sites
+from gossamer.nn.thresholded import Thresholded, check_threshold, shrink
 
 Allocation = Literal["uniform", "greedy"]
 Forward = Callable[[nn.Module, Any], Any]
@@ -35,17 +37,21 @@ def threshold(
     allocation: Allocation = "uniform",
     layers: Layers = None,
     prefill: Prefill = "dense",
+    reorder: bool = False,
     passes: int = 2,
     step: float = 0.05,
     forward: Forward | None = None,
 ) -> ThresholdReport:
-    """Let a model's linears leave out small inputs, so that decoding reads a share `sparsity` fewer weights. In place.
+    """Let a model's linears leave out small inputs, so that decoding can read a share `sparsity` less. In place.
 
     A few batches of data show how large the inputs of each nn.Linear are; its threshold is the quantile of their
-    magnitude. The linears become `ThresholdLinear` (the same objects and Parameters, the same state_dict), whose
-    weights lie by input channel; a `GatedFeedForward` gets its threshold on the activated gate instead, where it
-    governs two of its three products. Nothing is trained. What decoding gains is close to 1 / (1 - sparsity) of the
-    time spent on these weights; what it costs in quality is yours to measure (with prefill="threshold").
+    magnitude. The linears become `ThresholdLinear` (the same objects and Parameters, the same state_dict); a
+    `GatedFeedForward` gets its threshold on the activated gate instead, where it governs two of its three products.
+    Nothing is trained. What it costs in quality is yours to measure (with prefill="threshold").
+
+    Decoding gains nothing until the weights lie by input channel, so that those of a left-out input are a piece of
+    memory that is never touched: `reorder=True`. It then takes close to (1 - sparsity) of the time spent on these
+    weights.
 
     Args:
         model: on any device; run in eval mode, left in its own.
@@ -59,6 +65,8 @@ def threshold(
         layers: names or patterns ("*.mlp.*") of linears, or a function (name, module) -> bool. None is all but the
             model's output layer as transformers define it.
         prefill: what calls with more than 8 rows do, see `ThresholdLinear`.
+        reorder: store the weights by input channel, see `ThresholdLinear`: the same Parameters with other strides. For
+            models that only decode from now on; `report.undo()` stores them as they were.
         passes: over the data. The first sees the dense model; each later one sees it with the thresholds of the one
             before, and corrects them for what left-out inputs change further up.
         step: of "greedy", a share of a block's bytes in (0, 1].
@@ -84,6 +92,7 @@ def threshold(
     """
     check_sparsity(sparsity)
     check_prefill(prefill)
+    check_reorder(reorder)
     if allocation not in get_args(Allocation):
         raise ValueError(f"allocation must be one of {list(get_args(Allocation))}, got {allocation!r}")
     if passes < 1:
@@ -113,23 +122,21 @@ def threshold(
         for _ in range(passes - 1):
             seen = _look(model, batches, places, forward, values=values)
             values = _values(seen, share)
-    report = apply_thresholds(model, values, prefill=prefill)
-    report.rows = tuple(
-        Row(site.name, values[site.name], seen[site.name].share(values[site.name]), site.bytes) for site in places
-    )
+    report = apply_thresholds(model, values, prefill=prefill, reorder=reorder)
+    report.rows = tuple(replace(row, sparsity=seen[row.name].share(row.threshold)) for row in report.rows)
     report.left = left
     return report
 
 
 def apply_thresholds(
-    model: nn.Module, thresholds: Mapping[str, float], *, prefill: Prefill = "dense"
+    model: nn.Module, thresholds: Mapping[str, float], *, prefill: Prefill = "dense", reorder: bool = False
 ) -> ThresholdReport:
     """Put thresholds, such as `report.thresholds` of an earlier run, into a model without data. In place.
 
     Args:
         model: with these linears, or GatedFeedForward blocks.
         thresholds: name of the module -> threshold, at least 0.
-        prefill: as in `threshold`.
+        prefill, reorder: as in `threshold`.
 
     Returns:
         a `ThresholdReport` whose expected sparsity is unknown (NaN).
@@ -142,6 +149,7 @@ def apply_thresholds(
     {'0': 0.5}
     """
     check_prefill(prefill)
+    check_reorder(reorder)
     if not isinstance(thresholds, Mapping):
         raise TypeError(f"thresholds must be a mapping, got {type(thresholds).__name__}")
     if not thresholds:
@@ -154,25 +162,36 @@ def apply_thresholds(
         raise ValueError("".join(f"thresholds names {name!r}, which stays dense: {why}" for name, why in left.items()))
     undo: list[Callable[[], object]] = []
     for site in places:
-        undo.append(_set(site.module, float(thresholds[site.name]), prefill))
-    rows = tuple(Row(site.name, float(thresholds[site.name]), float("nan"), site.bytes) for site in places)
+        undo.append(_set(site.module, float(thresholds[site.name]), prefill, reorder))
+    rows = tuple(
+        Row(site.name, float(thresholds[site.name]), float("nan"), site.bytes, site.skippable) for site in places
+    )
     return ThresholdReport(rows, {}, {site.name: site.module for site in places}, undo)
 
 
-def _set(module: nn.Module, value: float, prefill: Prefill) -> Callable[[], object]:
+def _set(module: nn.Module, value: float, prefill: Prefill, reorder: bool) -> Callable[[], object]:
     """Give a module its threshold and count anew; return what takes it away."""
-    if isinstance(module, (GatedFeedForward, ThresholdLinear)):
-        start_counting(module, module._kept.device)
-    if isinstance(module, GatedFeedForward):
-        before = module.threshold
-        module.threshold = value
-        return lambda: setattr(module, "threshold", before)
+    if not isinstance(module, (GatedFeedForward, ThresholdLinear)):
+        assert isinstance(module, nn.Linear)
+        return ThresholdLinear.convert(module, value, prefill, reorder=reorder).revert
+    module.start_counting(module._kept.device)
+    changed: dict[str, Any] = {"threshold": value}
     if isinstance(module, ThresholdLinear):
-        was = module.threshold, module.prefill
-        module.threshold, module.prefill = value, prefill
-        return lambda: module.__dict__.update(threshold=was[0], prefill=was[1])
-    assert isinstance(module, nn.Linear)
-    return ThresholdLinear.convert(module, value, prefill).revert
+        changed["prefill"] = prefill
+    stored = module.down_proj if isinstance(module, GatedFeedForward) else module
+    before, strides = {name: getattr(module, name) for name in (*changed, "reorder")}, stored.weight.stride()
+    for name, new in changed.items():
+        setattr(module, name, new)
+    if reorder:
+        module.reorder = True
+        store_by_input(stored)
+
+    def undo() -> None:
+        for name, old in before.items():
+            setattr(module, name, old)
+        reorder_(stored.weight, strides)
+
+    return undo
 
 
 def _batches(data: Any) -> list[Any]:
@@ -267,7 +286,7 @@ def _values(seen: Mapping[str, Magnitudes], share: Mapping[str, float]) -> dict[
 @contextmanager
 def _dense(places: list[Site]) -> Any:
     """Thresholds that are in the model already, switched off."""
-    modules = [site.module for site in places if isinstance(site.module, (ThresholdLinear, GatedFeedForward))]
+    modules = [site.module for site in places if isinstance(site.module, Thresholded)]
     values = [module.threshold for module in modules]
     for module in modules:
         module.threshold = 0.0

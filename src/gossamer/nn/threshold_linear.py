@@ -14,6 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
+from gossamer.nn.memory_order import reorder_
+from gossamer.nn.thresholded import Thresholded, check_threshold
 from gossamer.nn.traced import leaves_process
 from gossamer.ops._mv import skip_on
 
@@ -25,13 +27,13 @@ FEW_ROWS = 8
 """Rows up to which a product waits for its weight, and which skip_mv takes together."""
 
 
-class ThresholdLinear(nn.Linear):
+class ThresholdLinear(Thresholded, nn.Linear):
     """nn.Linear whose small inputs are left out: y = W shrink(x) + b, shrink(x) = x where |x| > threshold, else 0.
 
-    Parameters and state_dict are those of nn.Linear. The weight keeps its shape [out, in] and is stored by input
-    channel (`weight.t()` is contiguous): one copy, the same Parameter. With at most 8 rows `gs.ops.skip_mv` reads only
-    the weights of the inputs that stay. The threshold is a plain number, not part of the state_dict, so that
-    checkpoints go both ways between this and nn.Linear.
+    Parameters and state_dict are those of nn.Linear. Where the weight is stored by input channel (`weight.t()` is
+    contiguous; see `reorder`), calls with at most 8 rows read only the weights of the inputs that stay, by
+    `gs.ops.skip_mv`; else they are a dense product of the inputs that stay. The threshold is a plain number, not part
+    of the state_dict, so that checkpoints go both ways between this and nn.Linear.
 
     Args:
         in_features, out_features, bias: as nn.Linear.
@@ -39,6 +41,9 @@ class ThresholdLinear(nn.Linear):
         prefill: what more than 8 rows do. "dense" multiplies everything: nothing is to be gained there, and quality is
             that of the dense layer. "threshold" drops the same inputs as decoding does, in a dense product: use it to
             measure a model's quality as it will decode.
+        reorder: store the weight [out, in] by input channel: one copy, the same Parameter, whose strides change. What
+            remembers the old ones must be made afterwards (a fused optimizer's state), and `weight.view(...)` and
+            safetensors ask for `.contiguous()`. What `load_state_dict` brings is stored likewise.
 
     Differentiable: the gradient by x is zero where x was left out. What is exported, jitted or traced is what many rows
     do, in torch's own operators.
@@ -49,10 +54,9 @@ class ThresholdLinear(nn.Linear):
     True
     """
 
-    threshold: float
     prefill: Prefill
-    _kept: Tensor
-    _seen: int
+    reorder: bool
+    _strides: tuple[int, ...]
 
     def __init__(
         self,
@@ -62,72 +66,77 @@ class ThresholdLinear(nn.Linear):
         *,
         threshold: float = 0.0,
         prefill: Prefill = "dense",
+        reorder: bool = False,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         check_threshold("threshold", threshold)
         check_prefill(prefill)
+        check_reorder(reorder)
         super().__init__(in_features, out_features, bias, device=device, dtype=dtype)
-        self._adopt(threshold, prefill)
+        self._adopt(threshold, prefill, reorder)
 
     @staticmethod
-    def convert(linear: nn.Linear, threshold: float, prefill: Prefill = "dense") -> ThresholdLinear:
+    def convert(
+        linear: nn.Linear, threshold: float, prefill: Prefill = "dense", *, reorder: bool = False
+    ) -> ThresholdLinear:
         """Turn this very nn.Linear into a ThresholdLinear: the object, its Parameters and its hooks stay."""
         check_threshold("threshold", threshold)
         check_prefill(prefill)
+        check_reorder(reorder)
         if type(linear) is not nn.Linear:
             raise TypeError(f"linear must be exactly nn.Linear, got {type(linear).__name__}")
         linear.__class__ = ThresholdLinear
         assert isinstance(linear, ThresholdLinear)
-        linear._adopt(threshold, prefill)
+        linear._adopt(threshold, prefill, reorder)
         return linear
 
     def revert(self) -> nn.Linear:
-        """Turn it back into an nn.Linear whose weight is stored by output channel."""
+        """Turn it back into an nn.Linear whose weight is stored as it was."""
+        reorder_(self.weight, self._strides)
         del self._kept
-        del self.threshold, self.prefill, self._seen
+        del self.prefill, self.reorder, self._threshold, self._level, self._strides, self._seen
         linear: nn.Linear = self
         linear.__class__ = nn.Linear
-        linear.weight.data = linear.weight.data.contiguous()
         return linear
 
-    def _adopt(self, threshold: float, prefill: Prefill) -> None:
-        self.threshold, self.prefill = float(threshold), prefill
-        start_counting(self, self.weight.device)
-        store_by_input(self)
+    def _adopt(self, threshold: float, prefill: Prefill, reorder: bool) -> None:
+        self.threshold, self.prefill, self.reorder = threshold, prefill, reorder
+        self._strides = self.weight.stride()
+        self.start_counting(self.weight.device)
+        if reorder:
+            store_by_input(self)
+
+    def _load_from_state_dict(self, *args: Any) -> None:
+        super()._load_from_state_dict(*args)
+        if self.reorder:
+            store_by_input(self)  # assign=True brings another order
 
     def forward(self, x: Tensor) -> Tensor:
         """x[..., in] -> [..., out]."""
         few = is_few(x)
-        if few and skips(x, self):
+        if few and by_input(self) and skips(x, self):
             rows = x.reshape(-1, x.shape[-1])
-            y, kept = skip_few(self, rows, self.threshold)
-            if not torch.compiler.is_compiling():
-                self._kept += kept
-                self._seen += rows.numel()
+            y, kept = skip_few(self, rows, self._level)
+            self.count(kept, rows.numel())
             return y.view(*x.shape[:-1], self.out_features)
         if few or self.prefill == "threshold":
-            x = shrink(x, self.threshold)
+            x = self.shrunk(x)
         return F.linear(x, self.weight, self.bias)
-
-    def density(self) -> float:
-        """The share of inputs that stayed, over calls with few rows outside torch.compile; NaN before any."""
-        return int(self._kept) / self._seen if self._seen else math.nan
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, threshold={self.threshold:.4g}, prefill={self.prefill!r}"
 
 
-def start_counting(module: nn.Module, device: torch.device) -> None:
-    """Count from here: `_kept` of `_seen` elements. Neither is part of the state_dict."""
-    module._seen = 0  # type: ignore[assignment]
-    module.register_buffer("_kept", torch.zeros(1, dtype=torch.int64, device=device), persistent=False)
-
-
 def store_by_input(linear: nn.Linear) -> None:
-    """Store the weight [out, in] by input channel, in place: the same Parameter, another order in memory."""
-    if not linear.weight.t().is_contiguous():
-        linear.weight.data = linear.weight.data.t().contiguous().t()
+    """Store the weight [out, in] by input channel: the same Parameter, another order in memory."""
+    if not by_input(linear):
+        reorder_(linear.weight, (1, linear.weight.shape[0]))
+
+
+def by_input(linear: nn.Linear) -> bool:
+    """Is the weight stored by input channel?"""
+    return linear.weight.t().is_contiguous()
 
 
 def is_few(x: Tensor) -> bool:
@@ -149,29 +158,14 @@ def skips(x: Tensor, *linears: nn.Linear) -> bool:
     return x.dtype in _TAKEN.get(x.device.type, ())
 
 
-def skip_few(linear: nn.Linear, x: Tensor, threshold: float) -> tuple[Tensor, Tensor]:
+def skip_few(linear: nn.Linear, x: Tensor, threshold: Tensor) -> tuple[Tensor, Tensor]:
     """x[B, in] -> (y[B, out], int64[1]: how many elements of x were used)."""
-    store_by_input(linear)  # load_state_dict(assign=True) brings another order
     return skip_on(None)(x, linear.weight.t(), linear.bias, threshold)
 
 
-def shrink(x: Tensor, threshold: float) -> Tensor:
-    """x where |x| > threshold, NaN included, else 0; x itself, with its whole gradient, if the threshold is 0."""
-    if not threshold:
-        return x
-    if isinstance(x, Tensor) and x.dtype in (
-        torch.float16,
-        torch.bfloat16,
-    ):  # hardshrink would round the threshold to the type of x
-        return x.masked_fill(x.float().abs() <= threshold, 0)
-    return F.hardshrink(x, threshold)
-
-
-def check_threshold(name: str, value: Any) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f"{name} must be a number, got {type(value).__name__}")
-    if not 0 <= value < math.inf:
-        raise ValueError(f"{name} must be finite and at least 0, got {value}")
+def check_reorder(reorder: bool) -> None:
+    if not isinstance(reorder, bool):
+        raise TypeError(f"reorder must be a bool, got {reorder!r}")
 
 
 def check_prefill(prefill: str) -> None:

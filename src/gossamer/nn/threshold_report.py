@@ -16,16 +16,18 @@ from gossamer.nn.threshold_linear import ThresholdLinear
 @dataclass(frozen=True)
 class Row:
     """One place. `sparsity` is the share of inputs (or gates) at or below the threshold on the data; `bytes` are
-    those of the weights behind it, of which decoding one token leaves out `saved`."""
+    those of the weights behind it, `skippable` those that lie so that they can be left unread, of which decoding one
+    token leaves out `saved`."""
 
     name: str
     threshold: float
     sparsity: float
     bytes: int
+    skippable: int
 
     @property
     def saved(self) -> float:
-        return self.sparsity * self.bytes
+        return self.sparsity * self.skippable
 
 
 class ThresholdReport:
@@ -65,8 +67,8 @@ class ThresholdReport:
 
     @property
     def sparsity(self) -> float:
-        """The share of those bytes."""
-        return self.saved / self.bytes
+        """The share of all those bytes whose inputs (or gates) lie at or below their thresholds."""
+        return sum(row.sparsity * row.bytes for row in self.rows) / self.bytes
 
     def stats(self) -> dict[str, dict[str, float]]:
         """What decoding did: name -> {density, expected}, the share of inputs kept and 1 - the row's sparsity.
@@ -79,7 +81,7 @@ class ThresholdReport:
         }
 
     def undo(self) -> None:
-        """Take the thresholds out again: the model is as it was before, weights stored by output channel.
+        """Take the thresholds out again: the model is as it was before, in memory too.
 
         Doing it twice does nothing. Undo reports in the reverse order of making them.
         """
@@ -99,5 +101,10 @@ class ThresholdReport:
             share = "?" if math.isnan(row.sparsity) else f"{row.sparsity:.1%}"
             saved = "?" if math.isnan(row.sparsity) else f"{row.saved / 2**20:.2f}"
             lines.append(f"{row.name:{width}}  {row.threshold:9.4g}  {share:>8}  {row.bytes / 2**20:8.2f}  {saved:>8}")
+        if any(row.skippable < row.bytes for row in self.rows):
+            lines.append(
+                "weights stored by output channel are read whole: reorder=True stores them by input channel "
+                "(the same parameters, other strides)"
+            )
         lines += [f"{name} stays dense: {why}" for name, why in self.left.items()]
         return "\n".join(lines)

@@ -12,7 +12,7 @@ from torch.utils.hooks import RemovableHandle
 
 from gossamer.nn.gated_feed_forward import GatedFeedForward
 from gossamer.nn.linear import Linear
-from gossamer.nn.threshold_linear import ThresholdLinear
+from gossamer.nn.threshold_linear import ThresholdLinear, by_input
 
 Layers = Iterable[str] | Callable[[str, nn.Module], bool] | None
 
@@ -24,6 +24,14 @@ class Site:
     name: str
     module: nn.Linear | GatedFeedForward
     bytes: int
+
+    @property
+    def skippable(self) -> int:
+        """Bytes of those that decoding can leave unread, as they lie now."""
+        if isinstance(self.module, GatedFeedForward):
+            down = self.module.down_proj
+            return self.bytes if by_input(down) else self.bytes - _bytes(down)
+        return self.bytes if by_input(self.module) else 0
 
     def hook(self, change: Callable[[Tensor], Tensor | None]) -> RemovableHandle:
         """Show every such activation to `change`, and use what it returns instead if that is not None."""

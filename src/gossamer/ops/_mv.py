@@ -17,9 +17,10 @@ from torch import Tensor
 
 from gossamer.ops._register import Backend, check_backend, register
 from gossamer.pattern.check import check_matrix
+from gossamer.planner.graph_input import graph_input
 
 
-def _fake_skip(x: Tensor, w: Tensor, bias: Tensor | None, threshold: float) -> tuple[Tensor, Tensor]:
+def _fake_skip(x: Tensor, w: Tensor, bias: Tensor | None, threshold: Tensor) -> tuple[Tensor, Tensor]:
     return x.new_empty(x.shape[0], w.shape[1]), x.new_empty(1, dtype=torch.int64)
 
 
@@ -28,13 +29,14 @@ def _fake_gated(x: Tensor, w: Tensor, bias: Tensor | None, gate: Tensor) -> Tens
 
 
 skip_on = register(
-    "skip_mv", "(Tensor x, Tensor w, Tensor? bias, float threshold) -> (Tensor, Tensor)", _fake_skip, module="skip_mv"
+    "skip_mv", "(Tensor x, Tensor w, Tensor? bias, Tensor threshold) -> (Tensor, Tensor)", _fake_skip, module="skip_mv"
 )
 gated_on = register(
     "gated_mv", "(Tensor x, Tensor w, Tensor? bias, Tensor gate) -> Tensor", _fake_gated, module="skip_mv"
 )
 
 
+ZERO = graph_input(0.0)
 FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -76,11 +78,17 @@ def check_bias(bias: Tensor | None, size: int, x: Tensor) -> None:
         raise ValueError(f"bias must be on x's device {x.device}, got {bias.device}")
 
 
+def within(x: Tensor, threshold: Tensor) -> Tensor:
+    """Which elements a threshold drops; none if it is 0, where dropping a zero changes nothing but its gradient."""
+    wide = x.to(torch.promote_types(x.dtype, torch.float32))
+    return (wide.abs() <= threshold) & (threshold > 0)
+
+
 def _wanted(*operands: Tensor | None) -> bool:
     return torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in operands)
 
 
-def skip(x: Tensor, w: Tensor, bias: Tensor | None, threshold: float, backend: Backend | None) -> Tensor:
+def skip(x: Tensor, w: Tensor, bias: Tensor | None, threshold: Tensor, backend: Backend | None) -> Tensor:
     """y[B, K], through autograd where an operand wants it."""
     if _wanted(x, w, bias):
         return SkipMv.apply(x, w, bias, threshold, backend)
@@ -99,26 +107,23 @@ class SkipMv(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, w: Tensor, bias: Tensor | None, threshold: float, backend: Backend | None
+        ctx: Any, x: Tensor, w: Tensor, bias: Tensor | None, threshold: Tensor, backend: Backend | None
     ) -> Tensor:
-        ctx.save_for_backward(x, w)
-        ctx.threshold, ctx.backend = threshold, backend
+        ctx.save_for_backward(x, w, threshold)
+        ctx.backend = backend
         ctx.bias_dtype = None if bias is None else bias.dtype
         return skip_on(backend)(x, w, bias, threshold)[0]
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, w = ctx.saved_tensors
-        kept, used = torch.ones_like(x), x
-        if ctx.threshold > 0:
-            wide = x.detach().to(torch.promote_types(x.dtype, torch.float32))
-            kept = (~(wide.abs() <= ctx.threshold)).to(x.dtype)
-            used = torch.where(kept == 0, 0, x)
+        x, w, threshold = ctx.saved_tensors
+        dropped = within(x.detach(), threshold)
+        kept, used = (~dropped).to(x.dtype), x.masked_fill(dropped, 0)
         grad_x = grad_w = grad_bias = None
         if ctx.needs_input_grad[0]:
             grad_x = gated(grad, w, None, kept, ctx.backend)
         if ctx.needs_input_grad[1]:
-            grad_w = skip(used.t(), grad, None, 0.0, ctx.backend).to(w.dtype)
+            grad_w = skip(used.t(), grad, None, ZERO, ctx.backend).to(w.dtype)
         if ctx.needs_input_grad[2]:
             grad_bias = grad.sum(0).to(ctx.bias_dtype)
         return grad_x, grad_w, grad_bias, None, None
@@ -139,9 +144,9 @@ class GatedMv(torch.autograd.Function):
         grad_x = grad_w = grad_bias = grad_gate = None
         inner = grad * gate
         if ctx.needs_input_grad[0]:
-            grad_x = skip(inner, w, None, 0.0, ctx.backend)
+            grad_x = skip(inner, w, None, ZERO, ctx.backend)
         if ctx.needs_input_grad[1]:
-            grad_w = skip(inner.t(), x, None, 0.0, ctx.backend).to(w.dtype)
+            grad_w = skip(inner.t(), x, None, ZERO, ctx.backend).to(w.dtype)
         if ctx.needs_input_grad[2]:
             grad_bias = inner.sum(0).to(bias.dtype)
         if ctx.needs_input_grad[3]:

@@ -1,7 +1,7 @@
 """A layer that skips zeros, in autograd and as opaque operators.
 
-gossamer::skip_zeros and gossamer::skip_zeros_backward take a site's key, so that a compiled graph holds no choice.
-Eager calls on plain tensors run the same passes directly.
+gossamer::skip_zeros and gossamer::skip_zeros_backward take a site's handle, so that a compiled graph holds no choice
+and layers that are alike share it. Eager calls on plain tensors run the same passes directly.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor
 from torch._subclasses import FakeTensor
 from torch.autograd import forward_ad
 
-from gossamer.ops._packed import PACKED
+from gossamer.ops._packed import KEPT
 from gossamer.ops._register import Backend
 from gossamer.ops._skip_layers import layer_of
 from gossamer.ops._skip_zeros import Gradients, Passes
@@ -49,22 +49,25 @@ def shared_site(weight_shape: Sequence[int], geometry: Sequence[int]) -> Site:
     return found
 
 
-def _passes(weight: Tensor, geometry: Sequence[int], mode: str, site: int, backend: str | None) -> Passes:
-    return Passes(tuple(geometry), mode, site_of_key(site) if site else shared_site(weight.shape, geometry), backend)
+def _passes(
+    weight: Tensor, geometry: Sequence[int], mode: str, site: Tensor | None, keep_packed: bool, backend: str | None
+) -> Passes:
+    place = shared_site(weight.shape, geometry) if site is None else site_of_key(int(site))
+    return Passes(tuple(geometry), mode, place, keep_packed, backend)
 
 
 def _forward(
-    x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Sequence[int], mode: str, relu: bool, site: int,
-    backend: str | None,
+    x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Sequence[int], mode: str, relu: bool,
+    site: Tensor | None, keep_packed: bool, backend: str | None,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    passes = _passes(weight, geometry, mode, site, backend)
+    passes = _passes(weight, geometry, mode, site, keep_packed, backend)
     y, bits, nonzeros = passes.forward(passes.layer.laid_out(x), weight, bias, relu)
     return y, bits, torch.tensor([nonzeros])
 
 
 def _fake_forward(
-    x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Sequence[int], mode: str, relu: bool, site: int,
-    backend: str | None,
+    x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Sequence[int], mode: str, relu: bool,
+    site: Tensor | None, keep_packed: bool, backend: str | None,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     layer, out = layer_of(geometry), weight.shape[0]
     rows, cols = layer.out_size(x, weight)
@@ -76,9 +79,9 @@ def _fake_forward(
 
 def _backward(
     dy: Tensor, x: Tensor, weight: Tensor, bits: Tensor | None, nonzeros: Tensor, geometry: Sequence[int], mode: str,
-    site: int, backend: str | None, want: Sequence[bool],
+    site: Tensor | None, keep_packed: bool, backend: str | None, want: Sequence[bool],
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    passes = _passes(weight, geometry, mode, site, backend)
+    passes = _passes(weight, geometry, mode, site, keep_packed, backend)
     found = passes.backward(dy, passes.layer.laid_out(x), weight, bits, int(nonzeros), want)
     dx, dw, db = (gradient if gradient is not None else dy.new_empty(0) for gradient in found)
     return dx, dw, db
@@ -86,7 +89,7 @@ def _backward(
 
 def _fake_backward(
     dy: Tensor, x: Tensor, weight: Tensor, bits: Tensor | None, nonzeros: Tensor, geometry: Sequence[int], mode: str,
-    site: int, backend: str | None, want: Sequence[bool],
+    site: Tensor | None, keep_packed: bool, backend: str | None, want: Sequence[bool],
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     layer = layer_of(geometry)
     return (
@@ -99,15 +102,15 @@ def _fake_backward(
 _SCHEMAS = (
     (
         "skip_zeros",
-        "(Tensor x, Tensor weight, Tensor? bias, SymInt[] geometry, str mode, bool relu, SymInt site, str? backend)"
-        " -> (Tensor, Tensor, Tensor)",
+        "(Tensor x, Tensor weight, Tensor? bias, SymInt[] geometry, str mode, bool relu, Tensor? site, "
+        "bool keep_packed, str? backend) -> (Tensor, Tensor, Tensor)",
         _forward,
         _fake_forward,
     ),
     (
         "skip_zeros_backward",
-        "(Tensor dy, Tensor x, Tensor weight, Tensor? bits, Tensor nonzeros, SymInt[] geometry, str mode, SymInt site,"
-        " str? backend, bool[] want) -> (Tensor, Tensor, Tensor)",
+        "(Tensor dy, Tensor x, Tensor weight, Tensor? bits, Tensor nonzeros, SymInt[] geometry, str mode, Tensor? site,"
+        " bool keep_packed, str? backend, bool[] want) -> (Tensor, Tensor, Tensor)",
         _backward,
         _fake_backward,
     ),
@@ -119,48 +122,52 @@ for _name, _schema, _real, _fake in _SCHEMAS:
 
 
 class SkipZeros(torch.autograd.Function):
-    """`site` is a Site, or its key where the operators must be called."""
+    """`site` is a Site, or its handle (None: the one of all such weights) where the operators must be called."""
 
     @staticmethod
     def forward(
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, geometry: tuple[int, ...], mode: str, relu: bool,
-        site: Site | int, backend: Backend | None,
+        site: Site | Tensor | None, keep_packed: bool, backend: Backend | None,
     ) -> Tensor:  # fmt: skip
         counted: Tensor | None = None
-        if isinstance(site, int):
-            y, bits, counted = torch.ops.gossamer.skip_zeros(x, weight, bias, geometry, mode, relu, site, backend)
-            ctx.given = mode, site, backend
-        else:
-            ctx.passes = Passes(geometry, mode, site, backend)
+        handle: Tensor | None = None
+        if isinstance(site, Site):
+            ctx.passes = Passes(geometry, mode, site, keep_packed, backend)
             y, bits, ctx.nonzeros = ctx.passes.forward(x, weight, bias, relu)
-        ctx.save_for_backward(x, weight, bits if relu else None, counted)
+        else:
+            handle = site
+            y, bits, counted = torch.ops.gossamer.skip_zeros(
+                x, weight, bias, geometry, mode, relu, handle, keep_packed, backend
+            )
+            ctx.given = mode, keep_packed, backend
+        ctx.save_for_backward(x, weight, bits if relu else None, counted, handle)
         ctx.geometry, ctx.opaque = geometry, counted is not None
         return y
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight, bits, nonzeros = ctx.saved_tensors
+        x, weight, bits, nonzeros, handle = ctx.saved_tensors
         want = list(ctx.needs_input_grad[:3])
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():
             found = _differentiable(dy, x, weight, bits, ctx.geometry, want)
         elif ctx.opaque:
-            mode, site, backend = ctx.given
+            mode, keep_packed, backend = ctx.given
             found = torch.ops.gossamer.skip_zeros_backward(
-                dy, x, weight, bits, nonzeros, ctx.geometry, mode, site, backend, want
+                dy, x, weight, bits, nonzeros, ctx.geometry, mode, handle, keep_packed, backend, want
             )
         else:
             found = ctx.passes.backward(dy, x, weight, bits, ctx.nonzeros, want)
         dx, dw, db = (gradient if wanted else None for gradient, wanted in zip(found, want, strict=True))
-        return dx, dw, db, None, None, None, None, None
+        return dx, dw, db, *[None] * 6
 
 
 def _run(
     x: Tensor, weight: Tensor, bias: Tensor | None, geometry: tuple[int, ...], mode: str, relu: bool,
-    site: Site | int, backend: Backend | None,
+    site: Site | Tensor | None, keep_packed: bool, backend: Backend | None,
 ) -> tuple[Tensor, Tensor, Tensor | int]:  # fmt: skip
-    if isinstance(site, int):
-        return torch.ops.gossamer.skip_zeros(x, weight, bias, geometry, mode, relu, site, backend)
-    return Passes(geometry, mode, site, backend).forward(x, weight, bias, relu)
+    if isinstance(site, Site):
+        return Passes(geometry, mode, site, keep_packed, backend).forward(x, weight, bias, relu)
+    return torch.ops.gossamer.skip_zeros(x, weight, bias, geometry, mode, relu, site, keep_packed, backend)
 
 
 def check_transforms(name: str, *tensors: Tensor | None) -> None:
@@ -180,23 +187,23 @@ def check_transforms(name: str, *tensors: Tensor | None) -> None:
 
 def skip_zeros(
     x: Tensor, weight: Tensor, bias: Tensor | None, geometry: tuple[int, ...], mode: str, relu: bool,
-    site: Site | None, backend: Backend | None, brief: torch.Size,
+    site: Site | None, keep_packed: bool, backend: Backend | None, brief: torch.Size,
 ) -> Tensor:  # fmt: skip
     """The layer `geometry` of checked arguments, differentiable; `brief` is what a module asks `site.dozes` about."""
-    place: Site | int
+    place: Site | Tensor | None
     with_x = x.requires_grad and torch.is_grad_enabled()
     with_weight = weight.requires_grad and torch.is_grad_enabled()
     if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() or isinstance(x, FakeTensor):
-        place = site.key if site is not None else 0
+        place = None if site is None else site.handle
     else:
         place = site if site is not None else shared_site(weight.shape, geometry)
         layer = layer_of(geometry)
         passes = _PASSES[with_x, with_weight]
         if mode == "auto" and not saving_is_watched() and place.rests(passes, (x.shape, weight.shape, layer), brief):
-            PACKED.drop(weight)
+            KEPT.drop(weight)
             y = layer.laid_out(layer.dense(x, weight, bias))
             return y.relu_() if relu else y
-    args = (x, weight, bias, geometry, mode, relu, place, backend)
+    args = (x, weight, bias, geometry, mode, relu, place, keep_packed, backend)
     if with_x or with_weight or (bias is not None and bias.requires_grad and torch.is_grad_enabled()):
         return SkipZeros.apply(*args)
     return _run(*args)[0]

@@ -5,8 +5,8 @@
     weight    dw = dy * x     skip zeros of either
 
 A choice depends on what earlier calls saw, so it is made where torch.compile does not look: inside the operators
-gossamer::skip_zeros and gossamer::skip_zeros_backward, which carry a site's key. Eager calls on plain tensors run the
-same functions directly, for the microseconds.
+gossamer::skip_zeros and gossamer::skip_zeros_backward, which carry a site's handle. Eager calls on plain tensors run
+the same functions directly, for the microseconds.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from gossamer.measure import clock
-from gossamer.ops._packed import PACKED
+from gossamer.ops._packed import KEPT
 from gossamer.ops._register import load_kernel
 from gossamer.ops._skip_layers import LAST, Layer, Linear, layer_of
 from gossamer.planner import Site
@@ -36,9 +36,10 @@ Gradients = tuple[Tensor | None, Tensor | None, Tensor | None]
 class Passes:
     """The passes of one layer: by the kernels of one backend, as one site chooses or, with mode "input", skipping."""
 
-    def __init__(self, geometry: Sequence[int], mode: str, site: Site, backend: str | None) -> None:
+    def __init__(self, geometry: Sequence[int], mode: str, site: Site, keep_packed: bool, backend: str | None) -> None:
         self.layer: Layer = layer_of(geometry)
         self.site, self.backend, self.chooses = site, backend or "cpu", mode != "input"
+        self.keep_packed = keep_packed
 
     def forward(self, x: Tensor, weight: Tensor, bias: Tensor | None, relu: bool) -> tuple[Tensor, Tensor, int]:
         """y; the bits of the relu (no element without one); how many nonzeros x has, or -1 if nobody counted."""
@@ -149,10 +150,13 @@ class Passes:
             filters = layer.filters(weight)
             return pack(filters.transpose(0, 1) if transposed else filters)
 
-        isa = self._verb("_call", "native").isa() if self.backend == "cpu" else ""
-        role = f"{self.backend} {isa} {'transposed' if transposed else 'forward'}"
+        if self.keep_packed:
+            isa = self._verb("_call", "native").isa() if self.backend == "cpu" else ""
+            ready = KEPT.get(weight, f"{self.backend} {isa} {'transposed' if transposed else 'forward'}", packed)
+        else:
+            ready = packed(weight.detach())
         y, ybits, counts = self._verb("skip_conv", "skip_conv")(
-            layer.pixels(x), PACKED.get(weight, role, packed), bias, bits, weight.shape[1 if transposed else 0],
+            layer.pixels(x), ready, bias, bits, weight.shape[1 if transposed else 0],
             layer.kernel(weight), layer.stride, layer.padding, layer.dilation, transposed, tuple(size), relu,
         )  # fmt: skip
         return _own(y, layer.from_pixels(y)), ybits, counts

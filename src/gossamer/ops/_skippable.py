@@ -13,7 +13,7 @@ from gossamer.ops._arguments import FLOATS
 from gossamer.ops._constant import constant_in_graphs
 from gossamer.ops._register import Backend, check_backend
 from gossamer.planner import Site
-from gossamer.planner import site as site_of
+from gossamer.planner import site as site_of_key
 
 Skip = Literal["auto", "input", "never"]
 
@@ -38,7 +38,7 @@ def check_shapes(x: torch.Size, weight: torch.Size, bias: torch.Size | None, dim
 
 def check_types(
     name: str, x: Tensor, weight: Tensor, bias: Tensor | None, skip: str, relu: bool, site: Site | None,
-    backend: Backend | None,
+    keep_packed: bool, backend: Backend | None,
 ) -> None:  # fmt: skip
     """Types and options of conv2d or linear."""
     for what, tensor in (("x", x), ("weight", weight), ("bias", bias)):
@@ -48,6 +48,8 @@ def check_types(
         raise ValueError(f"skip must be 'auto', 'input' or 'never', got {skip!r}")
     if not isinstance(relu, bool):
         raise TypeError(f"relu must be a bool, got {relu!r}")
+    if not isinstance(keep_packed, bool):
+        raise TypeError(f"keep_packed must be a bool, got {keep_packed!r}")
     if site is not None and not isinstance(site, Site):
         raise TypeError(f"site must be a gossamer.planner.Site or None, got {type(site).__name__}")
     if backend is not None:
@@ -70,7 +72,7 @@ def torchs_own(
     if reason is None:
         return False
     if site is not None:
-        _refuse(site.key, reason)
+        _refuse(site.handle, reason)
     return True
 
 
@@ -117,7 +119,8 @@ def _check_backend_can(
 
 
 @constant_in_graphs
-def _refuse(key: int, reason: str) -> bool:
-    """Tell the site, also while a graph is being made: a reason is one of shapes, dtypes and options."""
-    site_of(key).refuse(reason)
+def _refuse(handle: Tensor, reason: str) -> bool:
+    """Tell the site, also while a graph is being made: a reason is one of shapes, dtypes and options. Of layers that
+    share a graph only the one from which it is made hears of it."""
+    site_of_key(int(handle)).refuse(reason)
     return True

@@ -30,6 +30,7 @@ def conv2d(
     skip: Skip = "auto",
     relu: bool = False,
     site: Site | None = None,
+    keep_packed: bool = False,
     backend: Backend | None = None,
 ) -> Tensor:
     """torch.nn.functional.conv2d, skipping zeros that are found at run time; differentiable to any order.
@@ -51,6 +52,11 @@ def conv2d(
         relu: max(y, 0) in the same pass. Backward keeps one bit per element of y instead of y.
         site: what remembers: a `gossamer.planner.Site`, one per layer. Without it, all calls whose weight shape,
             stride, padding and dilation agree share one.
+        keep_packed: kernels that skip read the weight in a layout of their own. False makes it at every call, from what
+            the weight then holds. True keeps it until torch counts a change of the weight (optimizer steps,
+            `load_state_dict`, any operator) or the weight is gone; it saves up to half the time where a large weight
+            meets few pixels, and is wrong after a write that torch does not count: through `weight.data`, numpy or
+            shared memory. For inference, and for weights that several calls use between two steps.
         backend: None for the kernels of x's device where they can do it, else torch's own operator, with the reason
             in `site.refused`; "cpu" or "reference" to insist.
 
@@ -71,7 +77,7 @@ def conv2d(
               [0., 2., 2.],
               [0., 0., 0.]]]])
     """
-    check_types("conv2d", x, weight, bias, skip, relu, site, backend)
+    check_types("conv2d", x, weight, bias, skip, relu, site, keep_packed, backend)
     asked = x.shape, weight.shape, None if bias is None else bias.shape, stride, padding, dilation, groups
     try:
         geometry, more = _geometry(*asked) if torch.compiler.is_compiling() else _known_geometry(*asked)
@@ -85,7 +91,7 @@ def conv2d(
     check_transforms("conv2d", x, weight, bias)
     batch = x if x.dim() == 4 else x.unsqueeze(0)
     batch = batch.contiguous(memory_format=torch.channels_last)
-    y = skip_zeros(batch, weight, bias, geometry, skip, relu, site, backend, batch.shape)
+    y = skip_zeros(batch, weight, bias, geometry, skip, relu, site, keep_packed, backend, batch.shape)
     return y if x.dim() == 4 else y.squeeze(0)
 
 

@@ -19,6 +19,7 @@ def linear(
     skip: Skip = "auto",
     relu: bool = False,
     site: Site | None = None,
+    keep_packed: bool = False,
     backend: Backend | None = None,
 ) -> Tensor:
     """torch.nn.functional.linear, skipping zeros that are found at run time; differentiable to any order.
@@ -28,7 +29,7 @@ def linear(
         weight: [K, C] of x's dtype. Up to 8 rows of x read only the rows of `weight.t()` that they need if it is
             contiguous, that is if the weight is stored by input channel.
         bias: [K].
-        skip, relu, site, backend: as in `conv2d`.
+        skip, relu, site, keep_packed, backend: as in `conv2d`.
 
     Returns:
         [..., K], equal to torch's to rounding; about zeros, NaN and infinity see `conv2d`.
@@ -44,7 +45,7 @@ def linear(
     tensor([[2.],
             [0.]])
     """
-    check_types("linear", x, weight, bias, skip, relu, site, backend)
+    check_types("linear", x, weight, bias, skip, relu, site, keep_packed, backend)
     check_shapes(x.shape, weight.shape, None if bias is None else bias.shape, None)
     if x.shape[-1] != weight.shape[1]:
         raise ValueError(f"x must have {weight.shape[1]} columns, those of weight, got shape {tuple(x.shape)}")
@@ -53,5 +54,5 @@ def linear(
         return y.relu() if relu else y
     check_transforms("linear", x, weight, bias)
     rows = x.flatten(0, -2) if x.dim() > 1 else x.unsqueeze(0)  # reshape(-1, 0) is no shape
-    y = skip_zeros(rows.contiguous(), weight, bias, (), skip, relu, site, backend, x.shape)
+    y = skip_zeros(rows.contiguous(), weight, bias, (), skip, relu, site, keep_packed, backend, x.shape)
     return y if x.dim() == 2 else y.view(*x.shape[:-1], weight.shape[0])

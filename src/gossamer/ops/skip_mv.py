@@ -5,6 +5,7 @@ y[b] = bias + sum of x[b, c] * w[c] over the c with |x[b, c]| > threshold
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from gossamer.ops._mv import check_bias, check_operands, skip
@@ -50,5 +51,5 @@ def skip_mv(
         raise TypeError(f"threshold must be a number, got {type(threshold).__name__}")
     if not threshold >= 0:
         raise ValueError(f"threshold must be at least 0, got {threshold}")
-    y = skip(rows, w, bias, float(threshold), backend)
+    y = skip(rows, w, bias, torch.tensor(float(threshold), dtype=torch.float64, device="cpu"), backend)
     return y if x.dim() == 2 else y.squeeze(0)

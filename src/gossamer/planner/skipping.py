@@ -20,9 +20,8 @@ from typing import Any, get_args
 from weakref import WeakValueDictionary
 
 import torch
-from torch import Tensor
-from torch._subclasses.fake_tensor import unset_fake_temporarily
 
+from gossamer.planner.graph_input import graph_input
 from gossamer.planner.learning import LOOK_EVERY, Layer, Learner, Pass, Shape
 from gossamer.planner.trial import DENSE
 
@@ -81,8 +80,7 @@ class Site:
     Attributes:
         name: for people.
         key: int, for opaque operators that cannot carry an object; `gossamer.planner.site(key)` gives the site back.
-        handle: int64[1] on the CPU, the key as a tensor. An int would be a constant of a compiled graph, which layers
-            with other keys could not share; a tensor is an input of it.
+        handle: the key as a tensor (`gossamer.planner.graph_input`).
         refused: why calls ran torch's own operator, each reason once.
 
     >>> own = Site()
@@ -96,7 +94,7 @@ class Site:
     def __init__(self, name: str = "") -> None:
         self.name = name
         self.key = next(_keys)
-        self.handle = _plain(self.key)
+        self.handle = graph_input(self.key)
         self.refused: tuple[str, ...] = ()
         self._lock = threading.Lock()
         self._asked = threading.local()
@@ -274,9 +272,3 @@ class Site:
         shape = None if own.last is None else own.shapes.get((key, own.last.candidates, torch.get_num_threads()))
         settled = shape is not None and shape.decided and shape.trial is None and shape.chosen == DENSE
         return shape if settled else None
-
-
-def _plain(number: int) -> Tensor:
-    """An ordinary CPU tensor, whatever mode or default device it is made under."""
-    with torch.inference_mode(False), unset_fake_temporarily():
-        return torch.tensor([number], dtype=torch.int64, device="cpu")

@@ -1,11 +1,12 @@
 """Convolutions and linears that skip run-time zeros: the measured rows behind docs/convolutions.md
 and, for decoding, docs/activations.md."""
 
-from gossamer.bench.conv import auto, decode, gemv, kernels, linear, networks, quality, training
+from gossamer.bench.conv import auto, decode, gemv, kernels, linear, networks, quality, training, weights
 
 SECTIONS = {
     "kernels": kernels.rows,
     "linear": linear.rows,
+    "weights": weights.rows,
     "auto": auto.rows,
     "networks": networks.rows,
     "training": training.rows,

@@ -10,6 +10,7 @@ import copy
 import itertools
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -66,7 +67,7 @@ def rows(settings: Settings) -> list[dict[str, Any]]:
     with torch.inference_mode():
         order = _faster_order(dense, ids)
         base = step(dense, ids)
-    gs.nn.gated(ours)
+    gs.nn.gated(ours, reorder=True)
     ways: tuple[tuple[str, float, float | None], ...] = (
         ("every linear 0 %", 0.0, 0.0), ("every linear 25 %", 0.25, 0.25), ("every linear 40 %", 0.4, 0.4),
         ("every linear 50 %", 0.5, 0.5), ("gates 92 %, the rest torch's", 0.92, None),
@@ -94,7 +95,7 @@ def _apply(model: nn.Module, data: torch.Tensor, gates: float, rest: float | Non
     """One sparsity on the gates, another on the inputs of the linears; None leaves those to torch."""
     calls = {"input_ids": data, "use_cache": False}
     if gates == rest:
-        return gs.nn.threshold(model, calls, gates)
+        return gs.nn.threshold(model, calls, gates, reorder=True)
     report = gs.nn.threshold(model, calls, gates, layers=["*.mlp"])
     if rest is None:
         return report
@@ -103,8 +104,8 @@ def _apply(model: nn.Module, data: torch.Tensor, gates: float, rest: float | Non
     report = gs.nn.threshold(model, calls, rest, layers=["*_proj"])
     rows |= {row.name: row for row in report.rows}
     report.undo()
-    report = gs.nn.apply_thresholds(model, {name: row.threshold for name, row in rows.items()})
-    report.rows = tuple(rows[row.name] for row in report.rows)
+    report = gs.nn.apply_thresholds(model, {name: row.threshold for name, row in rows.items()}, reorder=True)
+    report.rows = tuple(replace(row, sparsity=rows[row.name].sparsity) for row in report.rows)
     return report
 
 

@@ -10,7 +10,7 @@ from gossamer.kernels.cpu import _call, memory
 FLOATS = (torch.float32, torch.bfloat16)
 
 
-def skip_mv(x: Tensor, w: Tensor, bias: Tensor | None, threshold: float) -> tuple[Tensor, Tensor]:
+def skip_mv(x: Tensor, w: Tensor, bias: Tensor | None, threshold: float | Tensor) -> tuple[Tensor, Tensor]:
     """Return `(y[B, K], int64[1])`; see `gossamer.kernels.reference.skip_mv`.
 
     x and w are float32 or bfloat16, each by itself; sums are float32, in order of the rows of w. A row of y has the
@@ -19,6 +19,7 @@ def skip_mv(x: Tensor, w: Tensor, bias: Tensor | None, threshold: float) -> tupl
     (batch, inner), (rows, columns) = _operands(x, w)
     if rows != inner:
         raise ValueError(f"w must have {inner} rows like x has columns, got shape {tuple(w.shape)}")
+    threshold = float(threshold)
     if not threshold >= 0:
         raise ValueError(f"threshold must be at least 0, got {threshold}")
     addend = _bias(bias, columns)

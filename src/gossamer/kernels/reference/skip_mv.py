@@ -8,7 +8,7 @@ from torch import Tensor
 from gossamer.kernels.reference._slots import accumulator
 
 
-def skip_mv(x: Tensor, w: Tensor, bias: Tensor | None, threshold: float) -> tuple[Tensor, Tensor]:
+def skip_mv(x: Tensor, w: Tensor, bias: Tensor | None, threshold: float | Tensor) -> tuple[Tensor, Tensor]:
     """x[B, C], w[C, K] -> (y[B, K] in x's dtype, int64[1]: how many elements of x were used).
 
     y[b] = bias + the sum of x[b, c] * w[c] over the c with not |x[b, c]| <= threshold: a NaN is used, and what lies in

@@ -163,10 +163,11 @@ def lists(x: Tensor, threshold: float) -> tuple[int, int, Tensor, Tensor, Tensor
     return batch, groups, listed, found, used
 
 
-def skip_mv(x: Tensor, w: Tensor, bias: Tensor | None, threshold: float) -> tuple[Tensor, Tensor]:
+def skip_mv(x: Tensor, w: Tensor, bias: Tensor | None, threshold: float | Tensor) -> tuple[Tensor, Tensor]:
     """(y[B, K], int64[1]); see `gossamer.kernels.reference.skip_mv`."""
     check_float("x", x)
     check_float("w", w)
+    threshold = float(threshold)  # on the CPU: no look at the device
     (rows, inner), columns = x.shape, w.shape[1]
     if rows * inner == 0 or columns == 0:
         y = x.new_zeros(rows, columns)

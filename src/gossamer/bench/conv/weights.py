@@ -1,0 +1,50 @@
+"""What it costs to use the weight as the user holds it: packing it in every call, and torch's copy of another order."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+import gossamer as gs
+from gossamer.bench import Settings
+from gossamer.bench.conv.compare import CHANNELS_LAST, CONTIGUOUS, Calls, against
+from gossamer.bench.conv.layers import Layer, chosen, operand
+
+KEPT, PACKED = "pack kept", "packed in the call"
+ZEROS = (0.5, 0.9)
+BATCHES = (1, 16)
+
+
+def skipping(layer: Layer, batch: int, zeros: float) -> Calls:
+    """A call that skips, with and without a kept pack."""
+    x, weight = operand(batch, layer.inputs, layer.side, zeros, "uneven", seed=1), layer.weight()
+
+    def run(keep: bool) -> torch.Tensor:
+        return gs.ops.conv2d(x, weight, None, layer.stride, layer.padding, skip="input", keep_packed=keep)
+
+    return {KEPT: lambda: run(True), PACKED: lambda: run(False)}
+
+
+def dense(layer: Layer, batch: int) -> Calls:
+    """torch's convolution of an input in channels_last, the weight in either order."""
+    x, weight = operand(batch, layer.inputs, layer.side, 0.0, "random", seed=1), layer.weight()
+    last = weight.contiguous(memory_format=torch.channels_last)
+    return {
+        CHANNELS_LAST: lambda: torch.conv2d(x, last, None, layer.stride, layer.padding),
+        CONTIGUOUS: lambda: torch.conv2d(x, weight, None, layer.stride, layer.padding),
+    }
+
+
+def rows(settings: Settings) -> list[dict[str, Any]]:
+    """One row per layer, batch and share of zeros, and one per layer and batch for torch."""
+    out: list[dict[str, Any]] = []
+    with torch.inference_mode(False), torch.no_grad():  # a tensor of inference mode has no version to keep a pack for
+        for layer in chosen(settings):
+            for batch in (1,) if settings.quick else BATCHES:
+                facts = {"layer": layer.name, "batch": batch}
+                for zeros in ZEROS:
+                    found = against(KEPT, skipping(layer, batch, zeros), settings, seconds=1.0)
+                    out.append({**facts, "zeros": zeros, **found})
+                out.append({**facts, **against(CHANNELS_LAST, dense(layer, batch), settings, seconds=1.0)})
+    return out

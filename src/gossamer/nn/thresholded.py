@@ -1,0 +1,76 @@
+"""What a module with a threshold on an activation has: the number, for compiled graphs too, and how much stayed."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from gossamer.nn.traced import leaves_process
+from gossamer.ops._mv import within
+from gossamer.planner.graph_input import graph_input
+
+
+class Thresholded(nn.Module):
+    """A module that drops elements of one activation at or below a threshold.
+
+    Attributes:
+        threshold: at least 0. A plain number, not part of the state_dict; may be assigned at any time.
+    """
+
+    _threshold: float
+    _level: Tensor  # the same, as an input of compiled graphs: layers of one class share them
+    _kept: Tensor
+    _seen: int
+
+    @property
+    def threshold(self) -> float:
+        return self._threshold
+
+    @threshold.setter
+    def threshold(self, value: float) -> None:
+        check_threshold("threshold", value)
+        self._threshold, self._level = float(value), graph_input(float(value))
+
+    def shrunk(self, x: Tensor) -> Tensor:
+        """x where |x| > threshold, else 0; see `shrink`."""
+        if isinstance(x, Tensor) and torch.compiler.is_compiling() and not leaves_process():
+            return x.masked_fill(within(x, self._level), 0)
+        return shrink(x, self._threshold)
+
+    def start_counting(self, device: torch.device) -> None:
+        """Count from here: `_kept` of `_seen` elements. Neither is part of the state_dict."""
+        self._seen = 0
+        with torch.inference_mode(False):
+            zero = torch.zeros(1, dtype=torch.int64, device=device)
+        self.register_buffer("_kept", zero, persistent=False)
+
+    def count(self, kept: Tensor, seen: int) -> None:
+        """Outside compiled graphs. A new tensor each time: one of inference mode could not be written to after it."""
+        if not torch.compiler.is_compiling():
+            self._kept = self._kept + kept
+            self._seen += seen
+
+    def density(self) -> float:
+        """The share of elements that stayed, over calls with few rows outside torch.compile; NaN before any."""
+        return int(self._kept) / self._seen if self._seen else math.nan
+
+
+def shrink(x: Tensor, threshold: float) -> Tensor:
+    """x where |x| > threshold, NaN included, else 0; x itself, with its whole gradient, if the threshold is 0."""
+    if not threshold:
+        return x
+    if isinstance(x, Tensor) and x.dtype in (torch.float16, torch.bfloat16):
+        # hardshrink would round the threshold to the type of x
+        return x.masked_fill(x.float().abs() <= threshold, 0)
+    return F.hardshrink(x, threshold)
+
+
+def check_threshold(name: str, value: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{name} must be a number, got {type(value).__name__}")
+    if not 0 <= value < math.inf:
+        raise ValueError(f"{name} must be finite and at least 0, got {value}")

@@ -153,18 +153,6 @@ def test_keywords_stay_keywords():
             call()
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
-def test_short_floats_on_a_cpu_are_refused_by_name(dtype):
-    for call in (
-        lambda: dsd(V.to(dtype), P, B.to(dtype)),
-        lambda: sdd(S.to(dtype), S.to(dtype), P),
-        lambda: matmul(S.to(dtype), B.to(dtype), axis="m"),
-        lambda: grouped(S.to(dtype), W.to(dtype), IDS),
-    ):
-        with pytest.raises(TypeError, match=f"must be float32 or float64 on a CPU .* got {dtype}"):
-            call()
-
-
 OUTSIDE = {  # offsets, indices, what is said
     "just past the end": (P.offsets, [2, 0], r"indices\[0\] is 2, expected 0 <= index < 2"),
     "far": (P.offsets, [0, 30000], r"indices\[1\] is 30000, expected 0 <= index < 2"),

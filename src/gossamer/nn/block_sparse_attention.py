@@ -11,12 +11,15 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gossamer import ops
+from gossamer.nn.snapshot import Snapshot
+from gossamer.ops._register import HALF, check_transforms
 from gossamer.pattern import Pattern
 from gossamer.pattern.algebra import slot_rows
 from gossamer.pattern.build import index_dtype
@@ -42,6 +45,7 @@ class AttentionIndex:
     heads: int
 
     @classmethod
+    @torch.inference_mode(False)  # what is made there serves training too
     def of(cls, patterns: Pattern | Sequence[Pattern], copies: int, *, causal: bool = False) -> AttentionIndex:
         """Index `copies` times the given heads, as in a batch. Reads counts on the host: build it once.
 
@@ -52,19 +56,22 @@ class AttentionIndex:
         Raises:
             ValueError: patterns of different shapes or tiles.
         """
-        heads = [patterns] if isinstance(patterns, Pattern) else list(patterns)
+        heads = _each(patterns)
         if len({(tuple(p.shape), tuple(p.tile), p.device) for p in heads}) != 1:
             raise ValueError(f"patterns must agree in shape, tile and device, got {heads}")
         (queries, keys), (bm, bn), (rows, cols) = heads[0].shape, heads[0].tile, heads[0].grid
-        heads = heads * copies
+        one, heads = heads[0], heads * copies
         n = len(heads)
         counts = [pattern.nnz for pattern in heads]
         starts = [sum(counts[:i]) for i in range(n + 1)]
         offsets = [pattern.row_offsets()[:-1] + start for pattern, start in zip(heads, starts, strict=False)]
         columns = [p.indices.reshape(-1)[:count].to(torch.int64) for p, count in zip(heads, counts, strict=True)]
-        indices = torch.cat([column + i * cols for i, column in enumerate(columns)])
+        # Nothing at all for no heads, as in an empty batch.
+        indices = torch.cat(
+            [one.indices.new_empty(0, dtype=torch.int64), *(c + i * cols for i, c in enumerate(columns))]
+        )
         pattern = Pattern(
-            torch.cat([*offsets, offsets[0].new_tensor([starts[-1]])]),
+            torch.cat([*offsets, one.row_offsets().new_full((1,), starts[-1])]),
             indices.to(index_dtype(n * cols)),
             (n * rows * bm, n * cols * bn),
             (bm, bn),
@@ -112,11 +119,11 @@ def block_sparse_attention(
             f"q, k and v must have shapes [..., queries, d], [..., keys, d] and [..., keys, e], got {tuple(q.shape)}, "
             f"{tuple(k.shape)} and {tuple(v.shape)}"
         )
+    if not q.is_floating_point() or not q.dtype == k.dtype == v.dtype:
+        raise TypeError(f"q, k and v must have one float dtype, got {q.dtype}, {k.dtype} and {v.dtype}")
     matrices = math.prod(q.shape[:-2])
     if not isinstance(pattern, AttentionIndex):
-        each = [pattern] if isinstance(pattern, Pattern) else list(pattern)
-        if not all(isinstance(one, Pattern) for one in each):
-            raise TypeError(f"pattern must be a gossamer.Pattern, or one for each head, got {type(pattern).__name__}")
+        each = _each(pattern)
         if not isinstance(pattern, Pattern) and (q.dim() < 3 or len(each) != q.shape[-3]):
             raise ValueError(f"pattern must be one, or one for each head of q {tuple(q.shape)}, got {len(each)}")
         pattern = AttentionIndex.of(each, matrices // len(each), causal=causal)
@@ -126,21 +133,30 @@ def block_sparse_attention(
             f"{(q.shape[-2], k.shape[-2])}"
         )
     index, (bm, bn) = pattern, pattern.pattern.tile
-    shape = *q.shape[:-1], v.shape[-1]
-    q = q * (q.shape[-1] ** -0.5 if scale is None else scale)
+    shape, dtype = (*q.shape[:-1], v.shape[-1]), q.dtype
+    if dtype in HALF and q.device.type == "cpu":  # products run in float32 there, so let scores and weights be it too
+        q, k, v = q.float(), k.float(), v.float()
+    q = q * (max(q.shape[-1], 1) ** -0.5 if scale is None else scale)
     ones = v.new_ones(*v.shape[:-1], 1)
     q, k, v = _stacked(q, bm), _stacked(k, bn), _stacked(torch.cat([v, ones], -1), bn)
     scores = ops.sdd(q, k.t(), index.pattern, transposed=index.transposed).masked_fill(~index.seen, -math.inf)
     weights = (scores - _row_max(scores.detach(), index)).exp()
     o = ops.dsd(weights, index.pattern, v, transposed=index.transposed)
-    o = o.unflatten(0, (matrices, -1))[:, : index.tokens[0]]
+    o = o.view(matrices, q.shape[0] // max(matrices, 1), o.shape[1])[:, : index.tokens[0]]
     total = o[..., -1:]
-    return (o[..., :-1] / torch.where(total > 0, total, 1)).reshape(shape)
+    return (o[..., :-1] / torch.where(total > 0, total, 1)).reshape(shape).to(dtype)
+
+
+def _each(patterns: Pattern | Sequence[Pattern]) -> list[Pattern]:
+    each = list(patterns) if isinstance(patterns, Sequence) else [patterns]
+    if not each or not all(isinstance(one, Pattern) for one in each):
+        raise TypeError(f"pattern must be a gossamer.Pattern, or one for each head, got {type(patterns).__name__}")
+    return each
 
 
 def _stacked(x: Tensor, side: int) -> Tensor:
     """[..., tokens, d] -> [matrices * padded tokens, d]."""
-    return F.pad(x, (0, 0, 0, -x.shape[-2] % side)).reshape(-1, x.shape[-1])
+    return F.pad(x, (0, 0, 0, -x.shape[-2] % side)).flatten(0, -2)
 
 
 def _row_max(scores: Tensor, index: AttentionIndex) -> Tensor:
@@ -170,6 +186,8 @@ class BlockSparseAttention(nn.Module):
     torch.Size([3, 8, 16])
     """
 
+    _index: tuple[AttentionIndex, tuple[object, ...], Snapshot] | None
+
     def __init__(
         self,
         dim: int,
@@ -182,23 +200,45 @@ class BlockSparseAttention(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        if heads < 1 or dim % heads:
-            raise ValueError(f"dim must be a multiple of heads, got dim={dim}, heads={heads}")
-        if not isinstance(pattern, Pattern) and len(pattern) != heads:
-            raise ValueError(f"pattern must be one, or one for each of {heads} heads, got {len(pattern)}")
         self.heads, self.causal, self.pattern = heads, causal, pattern
+        self._check_heads(dim)
         self.qkv = nn.Linear(dim, 3 * dim, bias=bias, device=device, dtype=dtype)
         self.out = nn.Linear(dim, dim, bias=bias, device=device, dtype=dtype)
-        self._index: AttentionIndex | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         """x[batch, tokens, dim] -> [batch, tokens, dim]."""
-        # autocast may have made it narrower than kernels take
+        check_transforms("gossamer.nn.BlockSparseAttention", x)
+        if x.dim() != 3 or x.shape[-1] != self.qkv.in_features:
+            raise ValueError(f"x must have shape [batch, tokens, {self.qkv.in_features}], got {tuple(x.shape)}")
+        self._check_heads(self.qkv.in_features)
+        # autocast may have made it narrower than the weights
         q, k, v = self.qkv(x).to(self.qkv.weight.dtype).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        index = self._index
-        if index is None or index.heads != len(x) * self.heads or index.pattern.device != x.device:
-            each = [self.pattern] if isinstance(self.pattern, Pattern) else self.pattern
-            copies = len(x) * self.heads // len(each)
-            index = AttentionIndex.of([p.to(x.device) for p in each], copies, causal=self.causal)
-            self._index = index  # of the last batch size seen
+        index = self._index_for(x.shape[0], x.device)
         return self.out(block_sparse_attention(q, k, v, index).transpose(1, 2).flatten(2))
+
+    def _check_heads(self, dim: int) -> None:
+        if self.heads < 1 or dim % self.heads:
+            raise ValueError(f"dim must be a multiple of heads, got dim={dim}, heads={self.heads}")
+        each = _each(self.pattern)
+        if not isinstance(self.pattern, Pattern) and len(each) != self.heads:
+            raise ValueError(f"pattern must be one, or one for each of {self.heads} heads, got {len(each)}")
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, value)
+        if name in ("pattern", "causal", "heads"):
+            self._index = None
+
+    def _index_for(self, batch: int, device: torch.device) -> AttentionIndex:
+        """The index for a batch: that of the last call, unless it would be another one now."""
+        each = _each(self.pattern)
+        made_of = batch, device, *((p.shape, p.tile, p.offsets is None) for p in each)
+        tensors = [x for p in each for x in (p.offsets, p.indices) if x is not None]
+        rule = "a pattern must not be written after the attention that holds it was compiled: assign a new one"
+        if self._index is not None and self._index[1] == made_of and self._index[2].is_of(*tensors, rule=rule):
+            return self._index[0]
+        index = AttentionIndex.of([p.to(device) for p in each], batch * self.heads // len(each), causal=self.causal)
+        self._index = index, made_of, Snapshot(*tensors)
+        return index
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_index": None}  # a copy makes its own

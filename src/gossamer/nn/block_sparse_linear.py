@@ -23,6 +23,8 @@ from gossamer.nn.storage import Storage, check_storage, dequantised, quantised
 from gossamer.nn.tap import Tapped
 from gossamer.nn.tiled import Tiled, check_fits
 from gossamer.nn.tiles import best_tiles, generator_of, inside, random_tiles, tile_means
+from gossamer.ops._arguments import STORED
+from gossamer.ops._register import HALF, check_transforms
 from gossamer.pattern import Pattern
 
 Mode = Literal["dynamic", "static"]
@@ -106,7 +108,7 @@ class BlockSparseLinear(Tiled):
         self.in_features, self.out_features = in_features, out_features
         self.mode, self.overflow = mode, overflow
         self.storage: Storage = "float32"
-        self._ticket: int | None = None
+        self._ticket: Tensor | None = None
         self.values = nn.Parameter(torch.empty(capacity, *tile, device=device, dtype=dtype))
         self.bias = nn.Parameter(torch.empty(out_features, device=device, dtype=dtype)) if bias else None
         self.register_buffer("scale", None)
@@ -145,6 +147,7 @@ class BlockSparseLinear(Tiled):
         share = 1.0 if self.offsets.is_meta else self.density
         return 1.0 / math.sqrt(max(self.in_features * share, 1.0))
 
+    @torch.inference_mode(False)
     @torch.no_grad()
     def update_pattern(
         self,
@@ -209,16 +212,17 @@ class BlockSparseLinear(Tiled):
         """x[..., in_features] -> [..., out_features]."""
         if not isinstance(x, Tensor):
             raise TypeError(f"x must be a tensor, got {type(x).__name__}")
+        check_transforms("gossamer.nn.BlockSparseLinear", x)
         if x.dim() == 0 or x.shape[-1] != self.in_features:
             raise ValueError(f"x must have {self.in_features} features, got shape {tuple(x.shape)}")
         if torch.is_autocast_enabled(x.device.type):
-            x = x.to(self.bias.dtype if self.bias is not None else self.values.dtype)
-        if self.storage == "float32" and x.dtype != self.values.dtype:
-            raise TypeError(f"x must have the layer's dtype {self.values.dtype}, got {x.dtype}: convert x or the layer")
+            x = x.to(self._own_dtype())
+        self._check_dtype(x)
         flat = x.reshape(-1, self.in_features)
+        transposed, work = self._index_for(wants_gradient=torch.is_grad_enabled() and x.requires_grad)
         y = ops.dsd(
             self.values, self.pattern, flat.t(),
-            transposed=self.transposed, work=self.work, scale=self.scale, column_major=True,
+            transposed=transposed, work=work, scale=self.scale, column_major=True,
         ).t()  # fmt: skip
         if self._ticket is not None and torch.is_grad_enabled() and y.requires_grad:
             y = Tapped.apply(y, flat, self._ticket)
@@ -228,8 +232,10 @@ class BlockSparseLinear(Tiled):
 
     def to_dense(self) -> Tensor:
         """W[out_features, in_features] with zeros in absent tiles. Differentiable."""
-        return ops.scatter(dequantised(self.values, self.scale), self.pattern)
+        values = self.values if self.storage == "float32" else dequantised(self.values, self.scale)
+        return ops.scatter(values, self.pattern)
 
+    @torch.inference_mode(False)
     def to_linear(self) -> nn.Linear:
         """A dense nn.Linear that computes the same."""
         weight = self.to_dense().detach()
@@ -241,6 +247,7 @@ class BlockSparseLinear(Tiled):
         return linear
 
     @classmethod
+    @torch.inference_mode(False)  # a network that is converted there can train
     def from_dense(
         cls,
         linear: nn.Linear,
@@ -282,6 +289,7 @@ class BlockSparseLinear(Tiled):
                 layer.bias.copy_(linear.bias)
         return layer.store(storage)
 
+    @torch.inference_mode(False)
     def store(self, storage: Storage) -> BlockSparseLinear:
         """Keep the values as "bfloat16" or "int8" (one scale per tile) from now on, for inference; returns self.
 
@@ -297,12 +305,36 @@ class BlockSparseLinear(Tiled):
             self.values, self.storage = nn.Parameter(values, requires_grad=False), storage
         return self
 
-    def listen(self, ticket: int | None) -> None:
+    def listen(self, ticket: Tensor | None) -> None:
         """Hand the factors of the weight's gradient to the `gossamer.nn.tap.Tap` with this ticket; None: to nobody."""
         self._ticket = ticket
 
     # ------------------------------------------------------------------ inside
 
+    def _own_dtype(self) -> torch.dtype:
+        """What the layer computes in, and returns under autocast."""
+        if self.bias is not None:
+            return self.bias.dtype
+        return self.values.dtype if self.storage == "float32" else torch.float32
+
+    def _check_dtype(self, x: Tensor) -> None:
+        own, stored = self.values.dtype, self.storage != "float32"
+        if (x.dtype in (torch.float32, *HALF) and own in STORED) if stored else x.dtype == own:
+            return
+        wanted = f"float32, bfloat16 or float16 beside values stored as {self.storage}" if stored else str(own)
+        raise TypeError(f"x must have the layer's dtype {wanted}, got {x.dtype}: convert x or the layer")
+
+    def _apply(self, *args: Any, **options: Any) -> BlockSparseLinear:
+        scale = self.scale
+        super()._apply(*args, **options)
+        if scale is not None and self.scale is not None and self.scale.dtype != scale.dtype:
+            self.scale = scale.to(self.scale.device)  # `bfloat16()` and the like are not for the steps of int8
+        return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_ticket": None}  # nobody listens to a copy
+
+    @torch.inference_mode(False)
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         missing, errors = args[-3], args[-1]
         names = [prefix + name for name in ("values", "offsets", "indices")]
@@ -310,6 +342,11 @@ class BlockSparseLinear(Tiled):
             missing.extend(name for name in names if name not in state_dict)
             return
         values, offsets, indices = (state_dict[name] for name in names)
+        if values.is_floating_point() != self.values.is_floating_point():
+            errors.append(
+                f"{prefix}values: stored as {values.dtype}, this layer's are {self.values.dtype}: store alike"
+            )
+            return
         try:
             Pattern(offsets, indices.view(self._index_dtype(1)), self.shape, self.tile).validate()
         except (TypeError, ValueError, RuntimeError) as error:

@@ -13,7 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gossamer import ops
+from gossamer.ops._register import check_transforms
 from gossamer.pattern import Pattern
+from gossamer.pattern.build import route
 from gossamer.pattern.check import require
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"relu": F.relu, "gelu": F.gelu, "silu": F.silu}
@@ -71,13 +73,17 @@ class Experts(nn.Module):
             raise ValueError(f"top_k must be at most experts={experts}, got {top_k}")
         if activation not in ACTIVATIONS:
             raise ValueError(f"activation must be one of {list(ACTIVATIONS)}, got {activation!r}")
-        self.dim, self.hidden, self.experts, self.top_k = dim, hidden, experts, top_k
-        self.gated, self.activation = gated, activation
-        self.normalize = top_k > 1 if normalize is None else normalize
+        self.dim, self.hidden, self.top_k = dim, hidden, top_k
+        self.gated, self.activation, self.normalize = gated, activation, normalize
         self.router = nn.Linear(dim, experts, bias=False, device=device, dtype=dtype)
         self.up = nn.Parameter(torch.empty(experts, dim, hidden * (1 + gated), device=device, dtype=dtype))
         self.down = nn.Parameter(torch.empty(experts, hidden, dim, device=device, dtype=dtype))
         self.reset_parameters()
+
+    @property
+    def experts(self) -> int:
+        """Number of experts: as many as there are weights of."""
+        return self.up.shape[0]
 
     def reset_parameters(self) -> None:
         """As nn.Linear does: uniform in +-1 / sqrt(fan-in)."""
@@ -91,10 +97,14 @@ class Experts(nn.Module):
         return f"{self.dim}, {self.hidden}, experts={self.experts}, top_k={self.top_k}, {kind}"
 
     def route(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """x[T, dim] -> ids int64[T, top_k], gates[T, top_k], and the probabilities[T, experts] they come from."""
-        probabilities = self.router(x).softmax(-1)
+        """x[T, dim] -> ids int64[T, top_k], gates[T, top_k], and the probabilities[T, experts] they come from.
+
+        Gates and probabilities are float32 where the module is bfloat16 or float16.
+        """
+        scores = self.router(x)
+        probabilities = scores.softmax(-1, dtype=torch.promote_types(scores.dtype, torch.float32))
         gates, ids = probabilities.topk(self.top_k, dim=-1)
-        if self.normalize:
+        if self.top_k > 1 if self.normalize is None else self.normalize:
             gates = gates / gates.sum(-1, keepdim=True)
         return ids, gates, probabilities
 
@@ -110,6 +120,7 @@ class Experts(nn.Module):
             TypeError: ids that are no integers. ValueError: gates without ids, shapes that do not fit, an id for which
             there is no expert (on an accelerator an assertion on the device).
         """
+        check_transforms("gossamer.nn.Experts", x)
         if x.dim() == 0 or x.shape[-1] != self.dim:
             raise ValueError(f"x must have {self.dim} features, got shape {tuple(x.shape)}")
         if torch.is_autocast_enabled(x.device.type):
@@ -121,8 +132,12 @@ class Experts(nn.Module):
             ids, gates, _ = self.route(flat)
         else:
             self._check_choice(x, ids, gates)
-        ids = ids.reshape(len(flat), ids.shape[-1])
-        index = Pattern.from_ids(ids.reshape(-1), self.experts)
+        if x.dtype != self.up.dtype:
+            raise TypeError(f"x must have the module's dtype {self.up.dtype}, got {x.dtype}: convert x or the module")
+        # Sizes are read from shapes, not by len(), so that an exported graph takes any number of tokens.
+        ids = ids.reshape(flat.shape[0], ids.shape[-1])
+        offsets, order = route(ids.reshape(-1, 1), self.experts)
+        index = Pattern(offsets, order, (self.experts, ids.numel()), (1, 1))
         inner = ops.grouped_matmul(flat, self.up, ids, index=index).flatten(0, 1)
         activation = ACTIVATIONS[self.activation]
         if self.gated:
@@ -131,36 +146,64 @@ class Experts(nn.Module):
         else:
             inner = activation(inner)
         y = ops.grouped_matmul(inner, self.down, ids.reshape(-1), index=index).view(*ids.shape, self.dim)
-        y = y.sum(1) if gates is None else (y * gates.reshape(*ids.shape, 1).to(y.dtype)).sum(1)
+        y = y.sum(1) if gates is None else (y * gates.reshape(*ids.shape, 1)).sum(1).to(y.dtype)
         return y.view(x.shape)
 
     def _check_choice(self, x: Tensor, ids: Tensor, gates: Tensor | None) -> None:
-        if not isinstance(ids, Tensor) or ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool:
-            raise TypeError(f"ids must be an integer tensor, got {getattr(ids, 'dtype', type(ids).__name__)}")
+        _check_integers(ids)
         if ids.dim() != x.dim() or ids.shape[:-1] != x.shape[:-1]:
             raise ValueError(f"ids must have shape {[*x.shape[:-1], 'j']}, got {list(ids.shape)}")
         if gates is not None and gates.shape != ids.shape:
             raise ValueError(f"gates must have the shape of ids {list(ids.shape)}, got {list(gates.shape)}")
-        require(
-            (ids < self.experts).all(),
-            lambda: f"ids must be below experts={self.experts}, got {int(ids.max())}",
-            f"ids must be below experts={self.experts}",
-        )
+        _check_below(ids, self.experts)
 
 
 def balance_loss(probabilities: Tensor, ids: Tensor) -> Tensor:
     """Switch's auxiliary loss, eq. 4: experts * sum over e of (share of tokens sent to e) * (mean probability of e).
 
-    1 when the load is even. Multiply by 0.01 and add it to the loss.
+    1 when the load is even. Multiply by 0.01 and add it to the loss. A negative id goes nowhere and is not counted; a
+    token without any expert, such as padding, takes no part at all. Without tokens the loss is 0.
 
     Args:
-        probabilities: [T, experts].
+        probabilities: [T, experts], floats; half types are summed in float32.
         ids: integers [T, j], what was chosen.
+
+    Returns:
+        A number, float32 (float64 for float64). Differentiable in the probabilities.
+
+    Raises:
+        TypeError, ValueError: naming the argument.
 
     >>> float(balance_loss(torch.full((4, 2), 0.5), torch.tensor([[0], [1], [0], [1]])))
     1.0
     """
-    experts = probabilities.shape[1]
-    share = torch.zeros(experts, dtype=probabilities.dtype, device=ids.device)
-    share = share.index_add(0, ids.reshape(-1), probabilities.new_ones(ids.numel())) / max(ids.numel(), 1)
-    return experts * (share * probabilities.mean(0)).sum()
+    if probabilities.dim() != 2 or not probabilities.is_floating_point():
+        raise ValueError(
+            f"probabilities must be floats [T, experts], got {probabilities.dtype}{list(probabilities.shape)}"
+        )
+    _check_integers(ids)
+    if ids.dim() != 2 or ids.shape[0] != probabilities.shape[0]:
+        raise ValueError(f"ids must have shape [{probabilities.shape[0]}, j], got {list(ids.shape)}")
+    experts, chosen = probabilities.shape[1], ids >= 0
+    _check_below(ids, experts)
+    # Counted in integers: a sum of ones in a half type ends at 256 or 2048.
+    counts = torch.zeros(experts + 1, dtype=torch.int64, device=ids.device)  # the last stands for nowhere
+    place = torch.where(chosen, ids, experts).reshape(-1).to(torch.int64)
+    counts = counts.index_add(0, place, torch.ones_like(place))[:-1]
+    tokens = chosen.any(1)
+    wide = probabilities.to(torch.promote_types(probabilities.dtype, torch.float32))
+    mean = torch.where(tokens.unsqueeze(1), wide, 0).sum(0) / tokens.sum().clamp(min=1)
+    return experts * (counts / counts.sum().clamp(min=1) * mean).sum()
+
+
+def _check_integers(ids: Tensor) -> None:
+    if not isinstance(ids, Tensor) or ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool:
+        raise TypeError(f"ids must be an integer tensor, got {getattr(ids, 'dtype', type(ids).__name__)}")
+
+
+def _check_below(ids: Tensor, experts: int) -> None:
+    require(
+        (ids < experts).all(),
+        lambda: f"ids must be below experts={experts}, got {int(ids.max())}",
+        f"ids must be below experts={experts}",
+    )

@@ -15,22 +15,24 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from gossamer.ops._register import save
+
 _tickets = itertools.count()
 _taps: weakref.WeakValueDictionary[int, Tap] = weakref.WeakValueDictionary()
 
-torch.library.define("gossamer::tap", "(Tensor dy, Tensor x, int ticket) -> Tensor")
+torch.library.define("gossamer::tap", "(Tensor dy, Tensor x, Tensor ticket) -> Tensor")
 
 
 @torch.library.impl("gossamer::tap", "CompositeExplicitAutograd")
-def _hand_over(dy: Tensor, x: Tensor, ticket: int) -> Tensor:
-    tap = _taps.get(ticket)
+def _hand_over(dy: Tensor, x: Tensor, ticket: Tensor) -> Tensor:
+    tap = _taps.get(int(ticket))
     if tap is not None and tap.is_open:
         tap.add(dy.detach().clone(), x.detach().clone())  # a compiled graph reuses its buffers
     return dy.clone()  # an operator may not return its argument
 
 
 @torch.library.register_fake("gossamer::tap")
-def _fake(dy: Tensor, x: Tensor, ticket: int) -> Tensor:
+def _fake(dy: Tensor, x: Tensor, ticket: Tensor) -> Tensor:
     return dy.clone()
 
 
@@ -38,15 +40,14 @@ class Tapped(torch.autograd.Function):
     """The identity on y; its backward hands (dy, x) to the tap with this ticket."""
 
     @staticmethod
-    def forward(ctx: Any, y: Tensor, x: Tensor, ticket: int) -> Tensor:
-        ctx.save_for_backward(x)
-        ctx.ticket = ticket
+    def forward(ctx: Any, y: Tensor, x: Tensor, ticket: Tensor) -> Tensor:
+        save(ctx, x, ticket)
         return y.view_as(y)
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, None, None]:
-        (x,) = ctx.saved_tensors
-        return torch.ops.gossamer.tap(dy, x, ctx.ticket), None, None
+        x, ticket = ctx.saved_tensors
+        return torch.ops.gossamer.tap(dy, x, ticket), None, None
 
 
 class Tap:
@@ -58,12 +59,15 @@ class Tap:
 
     def __init__(self, parameter: nn.Parameter) -> None:
         self.parameter = parameter
-        self.ticket = next(_tickets)  # one for life: it is a constant of compiled graphs
+        number = next(_tickets)  # one for life
+        # On the host, and a tensor: what a graph reads, and does not hold, is no reason to compile one for each layer.
+        with torch.inference_mode(False):
+            self.ticket = torch.tensor(number, device="cpu")
         self.pairs: list[tuple[Tensor, Tensor]] = []
         self._this_pass: list[tuple[Tensor, Tensor]] = []
         self._anew = True
         self._hook: RemovableHandle | None = None
-        _taps[self.ticket] = self
+        _taps[number] = self
 
     @property
     def is_open(self) -> bool:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from gossamer import ops
+from gossamer.nn.snapshot import Snapshot
 from gossamer.pattern import Pattern
 from gossamer.pattern.build import index_dtype
 from gossamer.planner import static_work
@@ -30,6 +31,10 @@ class Tiled(nn.Module):
             bytes but not uint16.
         offsets_t, indices_t, order: the index of the transposed weight, derived from the pattern and not saved.
         work, work_t: divisions of labour, or None.
+
+    `update_pattern` is the way to change a pattern, but what is derived follows whoever writes the buffers: it is made
+    again before it is next read. Inside torch.compile it cannot be, and an assertion fails instead; on an accelerator
+    see `gossamer.nn.snapshot.Snapshot`.
     """
 
     offsets: Tensor
@@ -47,6 +52,7 @@ class Tiled(nn.Module):
         self.register_buffer("indices", pattern.indices.reshape(-1).view(torch.uint8))
         for name in ("offsets_t", "indices_t", "order", "work", "work_t"):
             self.register_buffer(name, None, persistent=False)
+        self._derived_from: Snapshot | None = None
         self._index_changed()
 
     @property
@@ -57,6 +63,7 @@ class Tiled(nn.Module):
     @property
     def transposed(self) -> ops.Transposed:
         """The index of the transposed weight, which gradients of the input read."""
+        self._follow()
         pattern = Pattern(self.offsets_t, self.indices_t.view(self._index_dtype(0)), self.shape[::-1], self.tile[::-1])
         return ops.Transposed(pattern, self.order, self.work_t)
 
@@ -81,6 +88,12 @@ class Tiled(nn.Module):
             except (TypeError, ValueError) as error:
                 raise type(error)(f"pattern is broken: {error}") from None
 
+    def _index_for(self, wants_gradient: bool) -> tuple[ops.Transposed | None, Tensor | None]:
+        """The transposed index and the division of labour for a product, as far as it will read them."""
+        if not (wants_gradient or self._static) or self.offsets_t is None:  # none on the meta device
+            return None, None
+        return self.transposed, self.work
+
     def _set_index(self, pattern: Pattern) -> None:
         """Take over a pattern of this capacity, or of another one with new buffers."""
         indices = pattern.indices.reshape(-1).view(torch.uint8)
@@ -91,6 +104,16 @@ class Tiled(nn.Module):
             self.offsets, self.indices = pattern.row_offsets(), indices
         self._index_changed()
 
+    def _follow(self) -> None:
+        """Derive again if somebody wrote the pattern, or labour is to be divided among another number of threads."""
+        rule = "offsets and indices must not be written but by update_pattern, where the layer is compiled"
+        kept = self._derived_from is not None and self._derived_from.is_of(self.offsets, self.indices, rule=rule)
+        if self._static and not torch.compiler.is_compiling():
+            kept = kept and self._threads == torch.get_num_threads()
+        if not kept:
+            self._index_changed()
+
+    @torch.inference_mode(False)  # what is made here serves training too
     def _index_changed(self) -> None:
         """Derive what is computed from the pattern."""
         if self.offsets.is_meta:
@@ -102,6 +125,7 @@ class Tiled(nn.Module):
             "order": transposed.order,
         }
         if self._static:
+            self._threads = torch.get_num_threads()
             fresh |= {"work": static_work(self.pattern), "work_t": static_work(transposed.pattern)}
         for name, tensor in fresh.items():
             held = getattr(self, name)
@@ -109,6 +133,7 @@ class Tiled(nn.Module):
                 held.copy_(tensor)
             else:
                 setattr(self, name, tensor)
+        self._derived_from = Snapshot(self.offsets, self.indices)
 
 
 def check_fits(pattern: Pattern, shape: tuple[int, int], tile: tuple[int, int]) -> None:

@@ -28,12 +28,6 @@ def check_factor(name: str, x: Tensor, device: torch.device) -> None:
         raise ValueError(f"{name} must be on the pattern's device {device}, got {x.device}")
 
 
-def check_kernel_takes(name: str, x: Tensor, backend: Backend | None) -> None:
-    """The CPU's kernels sum in float32 or float64 and take a dense operand of no other dtype."""
-    if x.device.type == "cpu" and backend != "reference" and x.dtype not in (torch.float32, torch.float64):
-        raise TypeError(f"{name} must be float32 or float64 on a CPU (backend='reference' takes more), got {x.dtype}")
-
-
 def check_values(values: Tensor, pattern: Pattern, dense: Tensor, name: str, scale: Tensor | None) -> None:
     """Values [capacity, bm, bn] of a dtype that multiplies `dense`, the argument called `name`; and their scale."""
     expected = (pattern.capacity, *pattern.tile)
@@ -98,7 +92,6 @@ def check_product(
     check_transposed(transposed, pattern)
     check_work("work", work, pattern)
     check_backend(backend, name, dense)
-    check_kernel_takes(name, dense, backend)
 
 
 def check_work(name: str, work: Tensor | None, pattern: Pattern) -> None:

@@ -17,7 +17,7 @@ from torch.nn.functional import pad
 
 from gossamer.ops._grouped import GroupedOuter
 from gossamer.ops._products import Dsd, Sdd
-from gossamer.ops._register import Backend, register
+from gossamer.ops._register import Backend, check_transforms, in_float32, register, save
 from gossamer.ops._tiles import Gather, Scatter
 from gossamer.ops.transpose import transpose_on
 from gossamer.pattern.algebra import slot_rows
@@ -34,6 +34,7 @@ gather_mm_on = register(
     "(Tensor a, Tensor offsets, Tensor indices, SymInt bm, SymInt bk, Tensor b, bool column_major) -> Tensor",
     _fake,
     strided=(5,),
+    half=in_float32(like=0),
 )
 
 
@@ -45,14 +46,15 @@ class GatherMm(torch.autograd.Function):
         ctx: Any, a: Tensor, offsets: Tensor, indices: Tensor, bm: int, bk: int, b: Tensor, column_major: bool,
         backend: Backend | None,
     ) -> Tensor:  # fmt: skip
-        ctx.save_for_backward(a, offsets, indices, b)
+        save(ctx, a, offsets, indices, b)
         ctx.tile, ctx.backend = (bm, bk), backend
         return gather_mm_on(backend)(a, offsets, indices, bm, bk, b, column_major)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        check_transforms("gossamer.ops.matmul", grad)
         a, offsets, indices, b = ctx.saved_tensors
-        whole_rows = ctx.tile[0] == 1 and ctx.tile[1] >= a.shape[1] > 0 and b.shape[2] > 0
+        whole_rows = ctx.tile[0] == 1 and ctx.tile[1] >= a.shape[1] > 0 and min(a.shape[0], b.shape[2]) > 0
         gradients = _by_rows if whole_rows else _by_tiles
         grad_a, grad_b = gradients(
             a, offsets, indices, ctx.tile, b, grad, ctx.needs_input_grad[0], ctx.needs_input_grad[5], ctx.backend

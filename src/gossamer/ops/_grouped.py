@@ -10,12 +10,13 @@ The two functions name each other and therefore share this file.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from gossamer.ops._register import Backend, register
+from gossamer.ops._register import HALF, Backend, check_transforms, in_float32, register, save
 
 
 def _fake_mm(
@@ -28,17 +29,35 @@ def _fake_outer(x: Tensor, dy: Tensor, source: Tensor | None, target: Tensor | N
     return x.new_empty(offsets.shape[0] - 1, x.shape[1], dy.shape[1])
 
 
+def _used_in_float32(kernel: Callable[..., Any]) -> Callable[..., Any]:
+    """`in_float32`, but only the weights of groups that have rows are widened: few tokens meet few experts."""
+    widened = in_float32(like=0)(kernel)
+
+    def launch(
+        x: Tensor, source: Tensor | None, target: Tensor | None, offsets: Tensor, weights: Tensor, *rest: Any
+    ) -> Tensor:
+        if x.dtype in HALF and len(offsets) == len(weights) + 1:
+            used = offsets.diff() != 0
+            if not bool(used.all()):
+                offsets, weights = torch.cat([offsets[:1], offsets[1:][used]]), weights[used]
+        return widened(x, source, target, offsets, weights, *rest)
+
+    return launch
+
+
 mm_on = register(
     "grouped_mm",
     "(Tensor x, Tensor? source, Tensor? target, Tensor offsets, Tensor weights, bool flip, SymInt out_rows) -> Tensor",
     _fake_mm,
     module="grouped",
+    half=_used_in_float32,
 )
 outer_on = register(
     "grouped_outer",
     "(Tensor x, Tensor dy, Tensor? source, Tensor? target, Tensor offsets) -> Tensor",
     _fake_outer,
     module="grouped",
+    half=in_float32(like=0),
 )
 
 
@@ -65,12 +84,13 @@ class GroupedMm(torch.autograd.Function):
         ctx: Any, x: Tensor, weights: Tensor, order: Tensor, offsets: Tensor, repeat: int, flip: bool,
         backend: Backend | None,
     ) -> Tensor:  # fmt: skip
-        ctx.save_for_backward(x, weights, order, offsets)
+        save(ctx, x, weights, order, offsets)
         ctx.repeat, ctx.flip, ctx.backend = repeat, flip, backend
         return mm(x, weights, order, offsets, repeat, flip, backend)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        check_transforms("gossamer.ops.grouped_matmul", grad)
         x, weights, order, offsets = ctx.saved_tensors
         grad_x = grad_weights = None
         if ctx.needs_input_grad[0]:
@@ -89,12 +109,13 @@ class GroupedOuter(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, dy: Tensor, order: Tensor, offsets: Tensor, repeat: int, backend: Backend | None
     ) -> Tensor:
-        ctx.save_for_backward(x, dy, order, offsets)
+        save(ctx, x, dy, order, offsets)
         ctx.repeat, ctx.backend = repeat, backend
         return outer_on(backend)(x, dy, _row(order, repeat), order, offsets)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        check_transforms("gossamer.ops.grouped_matmul", grad)
         x, dy, order, offsets = ctx.saved_tensors
         grad_x = grad_dy = None
         if ctx.needs_input_grad[0]:

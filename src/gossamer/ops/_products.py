@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gossamer.ops._register import Backend, register
+from gossamer.ops._register import Backend, check_transforms, in_float32, register, save
 from gossamer.ops.transpose import Transposed, transpose_on
 from gossamer.pattern import Pattern
 
@@ -39,12 +39,14 @@ dsd_on = register(
     "bool column_major, Tensor? work) -> Tensor",
     _fake_dsd,
     strided=(5,),
+    half=in_float32(like=5, stored=0),
 )
 sdd_on = register(
     "sdd",
     "(Tensor a, Tensor b, Tensor offsets, Tensor indices, SymInt bm, SymInt bn) -> Tensor",
     _fake_sdd,
     strided=(0, 1),
+    half=in_float32(like=0),
 )
 
 
@@ -74,12 +76,13 @@ class Dsd(torch.autograd.Function):
         ctx: Any, values: Tensor, b: Tensor, scale: Tensor | None, rows: int, cols: int, transposed: bool,
         column_major: bool, backend: Backend | None, *index: Tensor | None,
     ) -> Tensor:  # fmt: skip
-        ctx.save_for_backward(values, b, scale, *index)
+        save(ctx, values, b, scale, *index)
         ctx.sizes, ctx.transposed, ctx.backend = (rows, cols), transposed, backend
         return product(values, b, scale, rows, cols, transposed, column_major, backend, *index)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        check_transforms("gossamer.ops.dsd", grad)
         values, b, scale, *index = ctx.saved_tensors
         (rows, cols), backend, (bm, bn) = ctx.sizes, ctx.backend, values.shape[1:]
         grad_values = grad_b = None
@@ -103,12 +106,13 @@ class Sdd(torch.autograd.Function):
     def forward(
         ctx: Any, a: Tensor, b: Tensor, bm: int, bn: int, backend: Backend | None, *index: Tensor | None
     ) -> Tensor:
-        ctx.save_for_backward(a, b, *index)
+        save(ctx, a, b, *index)
         ctx.tile, ctx.backend = (bm, bn), backend
         return sdd_on(backend)(a, b, *index[:2], bm, bn)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        check_transforms("gossamer.ops.sdd", grad)
         a, b, *index = ctx.saved_tensors
         backend, (_, bn) = ctx.backend, ctx.tile
         sizes = a.shape[0], b.shape[1]

@@ -13,11 +13,13 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch._C import _functorch
 from torch.autograd import forward_ad
 
 from gossamer.kernels import reference
 
 Backend = Literal["reference", "cpu", "triton"]
+HALF = (torch.bfloat16, torch.float16)
 _DEVICE_OF = {"cpu": "cpu", "triton": "cuda"}
 _NEEDS = {
     "cpu": "the compiled extension gossamer._native (reinstall gossamer with a C++ compiler at hand)",
@@ -55,30 +57,78 @@ def _launcher(kernel: Callable[[], Callable[..., Any]], strided: tuple[int, ...]
     return launch
 
 
-def _without_tangents(verb: str, kernel: Callable[..., Any]) -> Callable[..., Any]:
-    """The kernel, refusing dual numbers."""
+def in_float32(like: int, stored: int | None = None) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Makes a CPU kernel take half floats: sums run in float32, and the result is rounded once.
 
-    def launch(*args: Any) -> Any:
-        for arg in args:
-            if isinstance(arg, Tensor) and forward_ad.unpack_dual(arg).tangent is not None:
-                raise RuntimeError(f"gossamer.ops.{verb} has no forward-mode derivative (jvp): differentiate backward")
-        return kernel(*args)
+    Args:
+        like: position of the argument that has the dtype of the result.
+        stored: position of the argument that the kernel itself reads as bfloat16.
+    """
 
-    return launch
+    def of(kernel: Callable[..., Any]) -> Callable[..., Any]:
+        def launch(*args: Any) -> Any:
+            dtype = args[like].dtype
+            if dtype not in HALF:
+                return kernel(*args)
+            short = [isinstance(arg, Tensor) and arg.dtype in HALF for arg in args]
+            if stored is not None and args[stored].dtype == torch.bfloat16:
+                short[stored] = False
+            return kernel(*(arg.float() if widen else arg for arg, widen in zip(args, short, strict=True))).to(dtype)
+
+        return launch
+
+    return of
+
+
+def check_transforms(name: str, *tensors: Tensor | None) -> None:
+    """Refuse what kernels would get wrong: tensors that stand for others (torch.func, vmap), and dual numbers."""
+    if torch.compiler.is_compiling():
+        return
+    top = _functorch.peek_interpreter_stack()
+    transform: Any = None if top is None else top.key()
+    if transform == _functorch.TransformType.Functionalize:  # a way to record operators, which they are
+        transform = None
+    _check_tangents(name, tensors, known=transform == _functorch.TransformType.Jvp)
+    if transform is not None or any(isinstance(x, Tensor) and _functorch.is_legacy_batchedtensor(x) for x in tensors):
+        raise RuntimeError(
+            f"{name} cannot be transformed by torch.func (vmap, grad, jacrev, ...) nor differentiated for a batch of "
+            "gradients at once (is_grads_batched, vectorize=True): use torch.autograd, one gradient at a time"
+        )
+
+
+def _check_tangents(name: str, args: tuple[Any, ...], known: bool = False) -> None:
+    if forward_ad._current_level >= 0:
+        duals = (arg for arg in args if isinstance(arg, Tensor))
+        known = known or any(forward_ad.unpack_dual(dual).tangent is not None for dual in duals)
+    if known:
+        raise RuntimeError(f"{name} has no forward-mode derivative (jvp): differentiate backward")
+
+
+def save(ctx: Any, *tensors: Tensor | None) -> None:
+    """Save for backward, of what was made under inference_mode a copy: an index made there serves training too."""
+    if not torch.compiler.is_compiling():
+        tensors = tuple(x.clone() if x is not None and x.is_inference() else x for x in tensors)
+    ctx.save_for_backward(*tensors)
 
 
 def register(
-    verb: str, schema: str, fake: Callable[..., Any], *, strided: tuple[int, ...] = (), module: str | None = None
+    verb: str,
+    schema: str,
+    fake: Callable[..., Any],
+    *,
+    strided: tuple[int, ...] = (),
+    module: str | None = None,
+    half: Callable[[Callable[..., Any]], Callable[..., Any]] = lambda kernel: kernel,
 ) -> Callable[[Backend | None], Callable[..., Any]]:
     """Define `gossamer::verb` and return the function that maps a backend to something callable on raw tensors.
 
     Kernels get contiguous tensors, but the arguments at the positions `strided` as row-major or transposed matrices.
-    `module` is the file of the kernels where it is not named like the verb.
+    `module` is the file of the kernels where it is not named like the verb; `half` makes the CPU's take half floats.
     """
     file = module or verb
     name = f"gossamer::{verb}"
     torch.library.define(name, schema)
-    torch.library.impl(name, "CPU", _launcher(lambda: load_kernel("cpu", file, verb), strided))
+    torch.library.impl(name, "CPU", half(_launcher(lambda: load_kernel("cpu", file, verb), strided)))
     torch.library.impl(name, "CUDA", _launcher(lambda: load_kernel("triton", file, verb), strided))
     torch.library.register_fake(name, fake)
     op = getattr(torch.ops.gossamer, verb).default
@@ -86,8 +136,15 @@ def register(
 
     def on(backend: Backend | None) -> Callable[..., Any]:
         kernel = oracle if backend == "reference" else op
-        # A kernel would drop a tangent, and a derivative of zero is a wrong number.
-        return kernel if forward_ad._current_level < 0 else _without_tangents(verb, kernel)
+        if forward_ad._current_level < 0:
+            return kernel
+
+        def launch(*args: Any) -> Any:
+            # A kernel would drop a tangent, and a derivative of zero is a wrong number.
+            _check_tangents(f"gossamer.ops.{verb}", args)
+            return kernel(*args)
+
+        return launch
 
     return on
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gossamer.ops._register import Backend, register
+from gossamer.ops._register import Backend, check_transforms, register, save
 from gossamer.pattern import Pattern
 
 
@@ -32,18 +32,19 @@ scatter_on = register(
 
 
 # `forward(ctx, ...)` rather than `setup_context`: torch binds the latter's arguments by signature at every call, which
-# costs 24 us of the 30 us that the boundary then takes. The price is that torch.func transforms are refused (by torch).
+# costs 24 us of the 30 us that the boundary then takes. The price is that torch.func transforms are refused.
 class Gather(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, x: Tensor, offsets: Tensor, indices: Tensor, bm: int, bn: int, backend: Backend | None
     ) -> Tensor:
-        ctx.save_for_backward(offsets, indices)
+        save(ctx, offsets, indices)
         ctx.shape, ctx.backend = x.shape, backend
         return gather_on(backend)(x, offsets, indices, bm, bn)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        check_transforms("gossamer.ops.gather", grad)
         offsets, indices = ctx.saved_tensors
         return Scatter.apply(grad, offsets, indices, *ctx.shape, ctx.backend), None, None, None, None, None
 
@@ -53,12 +54,13 @@ class Scatter(torch.autograd.Function):
     def forward(
         ctx: Any, values: Tensor, offsets: Tensor, indices: Tensor, rows: int, cols: int, backend: Backend | None
     ) -> Tensor:
-        ctx.save_for_backward(offsets, indices)
+        save(ctx, offsets, indices)
         ctx.tile, ctx.backend = values.shape[1:], backend
         return scatter_on(backend)(values, offsets, indices, rows, cols)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        check_transforms("gossamer.ops.scatter", grad)
         offsets, indices = ctx.saved_tensors
         return Gather.apply(grad, offsets, indices, *ctx.tile, ctx.backend), None, None, None, None, None
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from gossamer.ops._arguments import check_product
 from gossamer.ops._products import dsd_of, index_of
-from gossamer.ops._register import Backend
+from gossamer.ops._register import Backend, check_transforms
 from gossamer.ops.transpose import Transposed, transpose
 from gossamer.pattern import Pattern
 
@@ -47,6 +47,7 @@ def dds(
     >>> dds(torch.tensor([[1.0, 5.0]]), torch.tensor([[[2.0]]]), pattern, backend="reference")
     tensor([[0., 2.]])
     """
+    check_transforms("gossamer.ops.dds", a, values)
     check_product("a", a, values, pattern, transposed, work, scale, backend)
     if transposed is None:
         transposed = transpose(pattern, backend=backend)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from gossamer.ops._arguments import check_product
 from gossamer.ops._products import dsd_of, index_of
-from gossamer.ops._register import Backend
+from gossamer.ops._register import Backend, check_transforms
 from gossamer.ops.transpose import Transposed
 from gossamer.pattern import Pattern
 
@@ -57,6 +57,7 @@ def dsd(
     tensor([[2., 6.],
             [0., 0.]])
     """
+    check_transforms("gossamer.ops.dsd", values, b)
     check_product("b", b, values, pattern, transposed, work, scale, backend)
     index = index_of(pattern, transposed, work)
     return dsd_of(values, b, scale, *pattern.shape, False, column_major, backend, *index)

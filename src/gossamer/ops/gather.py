@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from gossamer.ops._register import Backend, check_backend
+from gossamer.ops._register import Backend, check_backend, check_transforms
 from gossamer.ops._tiles import Gather, check_operand, gather_on
 from gossamer.pattern import Pattern
 from gossamer.pattern.check import check_matrix
@@ -38,6 +38,7 @@ def gather(x: Tensor, pattern: Pattern, *, backend: Backend | None = None) -> Te
         raise ValueError(f"x must have the pattern's shape {tuple(pattern.shape)}, got {tuple(x.shape)}")
     check_operand("x", x, pattern)
     check_backend(backend, "x", x)
+    check_transforms("gossamer.ops.gather", x)
     args = (x, pattern.row_offsets(), pattern.indices.reshape(-1), *pattern.tile)
     if x.requires_grad and torch.is_grad_enabled():
         return Gather.apply(*args, backend)

@@ -8,9 +8,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from gossamer.ops._arguments import FLOATS, check_kernel_takes
+from gossamer.ops._arguments import FLOATS
 from gossamer.ops._grouped import GroupedMm, mm
-from gossamer.ops._register import Backend, check_backend
+from gossamer.ops._register import Backend, check_backend, check_transforms
 from gossamer.pattern import Pattern
 from gossamer.pattern.build import route
 from gossamer.pattern.check import check_matrix
@@ -50,13 +50,13 @@ def grouped_matmul(
     >>> grouped_matmul(x, weights, torch.tensor([1, 0, -1]), backend="reference").flatten()
     tensor([100.,  20.,   0.])
     """
+    check_transforms("gossamer.ops.grouped_matmul", x, weights)
     check_matrix("x", x)
     if x.dtype not in FLOATS:
         raise TypeError(f"x must be float64, float32, bfloat16 or float16, got {x.dtype}")
     _check_weights(weights, x)
     _check_ids(expert_ids, x)
     check_backend(backend, "x", x)
-    check_kernel_takes("x", x, backend)
     experts, repeat = weights.shape[0], expert_ids.shape[1] if expert_ids.dim() == 2 else 1
     if index is None:
         offsets, order = route(expert_ids.reshape(-1, 1), experts, "expert_ids")

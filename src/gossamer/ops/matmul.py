@@ -11,9 +11,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from gossamer.ops._arguments import check_kernel_takes
 from gossamer.ops._gathered import GatherMm, gather_mm_on
-from gossamer.ops._register import Backend, check_backend
+from gossamer.ops._register import Backend, check_backend, check_transforms, save
 from gossamer.ops.detect import detect
 from gossamer.ops.transpose import transpose
 from gossamer.pattern import Pattern
@@ -88,6 +87,7 @@ def matmul(
     tensor([[0., 0.],
             [3., 6.]])
     """
+    check_transforms("gossamer.ops.matmul", a, b)
     check_operands(a, b, sparse)
     check_backend(backend, "a", a)
     if sparse == "b" and b.dim() == 2 and a.dim() == 3:
@@ -121,7 +121,8 @@ def matmul(
             f"tile must not straddle two matrices of the batch: its extent along {name} must divide {s.shape[1]}, "
             f"got {index.tile[0]}"
         )
-    check_kernel_takes("a", a, backend)
+    if d.shape[0] == 0:
+        return _dense(a, b)  # a batch of no matrices
     column_major = sparse == "b" and s.dim() == 2
     args: tuple[Any, ...] = (flat, index.row_offsets(), index.indices.reshape(-1), *index.tile, d, column_major)
     if (flat.requires_grad or d.requires_grad) and torch.is_grad_enabled():
@@ -138,11 +139,12 @@ class AtNonzeros(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
-        ctx.save_for_backward(x)
+        save(ctx, x)
         return x.view_as(x)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Tensor:
+        check_transforms("gossamer.ops.matmul", grad)
         (x,) = ctx.saved_tensors
         return grad.masked_fill(x == 0, 0)
 
@@ -183,7 +185,7 @@ def _tile(flat: Tensor, d: Tensor, sparse: str, tile: Tile | Literal["auto"], ax
         return (rows, cols) if sparse == "a" else (cols, rows)
     _check_axis(axis, None, sparse)
     if axis == "k":
-        return (BAND if d.shape[0] == 1 else math.gcd(BAND, flat.shape[0] // d.shape[0])), 1
+        return (BAND if d.shape[0] == 1 else math.gcd(BAND, flat.shape[0] // max(d.shape[0], 1))), 1
     return 1, max(flat.shape[1], 1)
 
 

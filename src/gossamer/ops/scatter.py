@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from gossamer.ops._register import Backend, check_backend
+from gossamer.ops._register import Backend, check_backend, check_transforms
 from gossamer.ops._tiles import Scatter, check_operand, scatter_on
 from gossamer.pattern import Pattern
 
@@ -40,6 +40,7 @@ def scatter(values: Tensor, pattern: Pattern, *, backend: Backend | None = None)
         raise ValueError(f"values must have shape [capacity, bm, bn] = {expected}, got {tuple(values.shape)}")
     check_operand("values", values, pattern)
     check_backend(backend, "values", values)
+    check_transforms("gossamer.ops.scatter", values)
     args = (values, pattern.row_offsets(), pattern.indices.reshape(-1), *pattern.shape)
     if values.requires_grad and torch.is_grad_enabled():
         return Scatter.apply(*args, backend)

@@ -8,9 +8,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from gossamer.ops._arguments import check_factor, check_kernel_takes, check_pattern, check_transposed
+from gossamer.ops._arguments import check_factor, check_pattern, check_transposed
 from gossamer.ops._products import Sdd, index_of, sdd_on
-from gossamer.ops._register import Backend, check_backend
+from gossamer.ops._register import Backend, check_backend, check_transforms
 from gossamer.ops.transpose import Transposed
 from gossamer.pattern import Pattern
 
@@ -56,7 +56,7 @@ def sdd(
         raise ValueError(f"pattern must have the product's shape {(a.shape[0], b.shape[1])}, got {pattern.shape}")
     check_transposed(transposed, pattern)
     check_backend(backend, "a", a)
-    check_kernel_takes("a", a, backend)
+    check_transforms("gossamer.ops.sdd", a, b)
     index = index_of(pattern, transposed, None)
     if (a.requires_grad or b.requires_grad) and torch.is_grad_enabled():
         return Sdd.apply(a, b, *pattern.tile, backend, *index)

@@ -53,16 +53,19 @@ def columns_of(tiles: Tensor, capacity: int) -> Tensor:
     return indices[:capacity].to(index_dtype(tile_cols))
 
 
-def from_keys(keys: Tensor, tile_rows: int, tile_cols: int) -> tuple[Tensor, Tensor]:
-    """Sorted tile numbers `row * tile_cols + col`, then slack (`tile_rows * tile_cols`) -> (offsets, indices)."""
+def from_keys(keys: Tensor, tile_rows: int, tile_cols: int, dtype: torch.dtype | None = None) -> tuple[Tensor, Tensor]:
+    """Sorted tile numbers `row * tile_cols + col`, then slack (`tile_rows * tile_cols`) -> (offsets, indices).
+
+    Indices have the narrowest dtype, or the given one.
+    """
     starts = torch.arange(tile_rows + 1, device=keys.device) * tile_cols
-    return torch.searchsorted(keys, starts), (keys % max(tile_cols, 1)).to(index_dtype(tile_cols))
+    return torch.searchsorted(keys, starts), (keys % max(tile_cols, 1)).to(dtype or index_dtype(tile_cols))
 
 
 def route(ids: Tensor, n: int, name: str = "ids") -> tuple[Tensor, Tensor]:
-    """ids[tokens, k], each below n, negative = nowhere -> (offsets[n + 1], indices[tokens * k]), tokens ascending.
+    """ids[tokens, k], each below n, negative = nowhere -> (offsets[n + 1], int32[tokens * k]), tokens ascending.
 
-    `name` is what errors call the ids.
+    `name` is what errors call the ids. The dtype does not depend on the number of tokens, which a graph may leave open.
     """
     tokens, k = ids.shape
     nowhere = n * tokens
@@ -83,7 +86,7 @@ def route(ids: Tensor, n: int, name: str = "ids") -> tuple[Tensor, Tensor]:
             ),
             f"{name} must not name one destination twice in a row",
         )
-    return from_keys(keys, n, tokens)
+    return from_keys(keys, n, tokens, torch.int32)
 
 
 def largest(scores: Tensor, k: int) -> Tensor:

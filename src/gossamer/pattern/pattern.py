@@ -118,7 +118,7 @@ class Pattern:
         if n < 0:
             raise ValueError(f"n must be at least 0, got {n}")
         offsets, indices = build.route(ids if ids.dim() == 2 else ids.unsqueeze(1), n)
-        return cls(offsets, indices, (n, ids.shape[0]), (1, 1))
+        return cls(offsets, indices.to(build.index_dtype(ids.shape[0])), (n, ids.shape[0]), (1, 1))
 
     @classmethod
     def from_topk(

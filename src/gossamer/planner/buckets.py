@@ -120,8 +120,11 @@ class Buckets:
         self.tile_rows, self.workers, self.oversize, self.grain = tile_rows, workers, oversize, grain
         self.policy, self.force_spill = policy, force_spill
         self.capacity = self._capacity_for(max_nnz)
-        # Rows, not tiles, are dealt evenly: the home of a row must not depend on the pattern.
-        self.home = np.arange(tile_rows) * workers // max(tile_rows, 1)
+
+    @property
+    def home(self) -> np.ndarray:
+        """The bucket of each tile row. Rows, not tiles, are dealt evenly: it must not depend on the pattern."""
+        return np.arange(self.tile_rows) * self.workers // max(self.tile_rows, 1)
 
     def _capacity_for(self, max_nnz: int) -> int:
         share = -(-max_nnz // self.workers)

@@ -46,7 +46,10 @@ class Costs:
 
 def costs(database: Database, tiles: Sequence[Tile], shape: Shape, dtype: str, device: str) -> Costs:
     """What dense, and the product and the search at each tile, cost at this shape."""
-    key = (tuple(tiles), shape, dtype, device, len(database.curves))
+    if database.curves != database.priced:  # equal where no curve was added or replaced, which are the same objects
+        database.priced = dict(database.curves)
+        database.prices.clear()
+    key = (tuple(tiles), shape, dtype, device)
     if key not in database.prices:
         if len(database.prices) >= _MOST_PRICES:
             database.prices.clear()

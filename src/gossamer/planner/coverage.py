@@ -153,5 +153,8 @@ class Window:
         if self.samples and len(self.samples[0]) != len(fractions):
             raise ValueError(f"expected {len(self.samples[0])} fractions, one for each tile, got {len(fractions)}")
         self.samples.append(fractions)
-        count = len(self.samples)
-        return tuple(sum(column) / count for column in zip(*self.samples, strict=True))
+        return self.mean()
+
+    def mean(self) -> tuple[float, ...]:
+        """Of the samples in the window; () without any."""
+        return tuple(sum(column) / len(self.samples) for column in zip(*self.samples, strict=True))

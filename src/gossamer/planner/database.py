@@ -57,7 +57,8 @@ class Database:
     curves: dict[Key, Curve] = field(default_factory=dict)
     measured: str | None = None
     problem: str | None = None
-    prices: dict[Any, Any] = field(default_factory=dict, repr=False, compare=False)  # what `costs` made of the curves
+    prices: dict[Any, Any] = field(default_factory=dict, repr=False, compare=False)  # what `costs` made of
+    priced: dict[Key, Curve] = field(default_factory=dict, repr=False, compare=False)  # these curves
 
     def shapes(self, needed: Iterable[tuple[str, Tile]], dtype: str) -> list[Shape]:
         """The measured shapes for which every (verb, tile) needed has a curve."""

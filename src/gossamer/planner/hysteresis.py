@@ -3,6 +3,8 @@
 call        0      1 ... 15   16            17            18 ... 32
 evaluates   yes    -          yes           yes           -
 decision    A      A          A: B gains    B: again      B
+
+Samples are averaged, but not over a leap: one that is far from the mean starts anew.
 """
 
 from __future__ import annotations
@@ -18,11 +20,15 @@ from gossamer.planner.coverage import Window
 from gossamer.planner.plan import Axis, Plan, Sparse, choose, decide, look
 from gossamer.planner.tiles import Tile
 
+LEAP = 0.2
+"""A covered fraction that is so far from the mean of the window is another density, not noise of sampling."""
+
 
 @dataclass
 class _Site:
     plan: Plan
     window: Window
+    tiles: tuple[Tile, ...]
     left: int = 0
     turn: int = 0
     streak: int = 0
@@ -90,16 +96,18 @@ class Planner:
     def _evaluate(self, a: Tensor, b: Tensor, sparse: Sparse, site: _Site | None) -> Plan:
         seen = look(a, b, sparse, self.tiles, self.axis, self.database, site.turn if site else 0, self.every)
         self.evaluations += 1
-        window = Window(self.window) if site is None else site.window
-        if window.samples and len(window.samples[0]) != len(seen.fractions):
-            window = Window(self.window)  # the candidates are others than before: `gossamer tune` ran in between
-        best = decide(seen, window.add(seen.fractions))
+        tiles = tuple(seen.prices.products)
         if site is None:
             if len(self._sites) >= self.most_sites:
                 self._sites.clear()
-            site = self._sites[_key(a, b, sparse)] = _Site(best, window)
+            window = Window(self.window)
+            best = decide(seen, window.add(seen.fractions))
+            site = self._sites[_key(a, b, sparse)] = _Site(best, window, tiles)
         else:
-            site.plan, site.window = self._settle(site, best), window
+            # Other candidates were assigned, or `gossamer tune` ran in between; or the density leapt.
+            if site.tiles != tiles or _far(seen.fractions, site.window.mean()):
+                site.tiles, site.window = tiles, Window(self.window)
+            site.plan = self._settle(site, decide(seen, site.window.add(seen.fractions)))
         site.turn += 1
         # A pending change is confirmed or dropped at the next call, not `every` calls later.
         site.left = 0 if site.streak else self.every - 1
@@ -120,6 +128,10 @@ class Planner:
         why = f"kept: the cheapest gains {gain:.0%}"
         why += f", {site.streak} of {self.patience} times in a row" if site.streak else f", not above {self.gain:.0%}"
         return choose(best, present, why)
+
+
+def _far(fractions: Sequence[float], others: Sequence[float]) -> bool:
+    return any(abs(x - y) > LEAP for x, y in zip(fractions, others, strict=False))  # no others yet: not far
 
 
 def _key(a: Tensor, b: Tensor, sparse: Sparse) -> tuple[object, ...]:

@@ -1,0 +1,79 @@
+"""Law: what stands for several tensors or for a derivative is refused, by the name of the verb or module."""
+
+import pytest
+import torch
+from torch import nn
+from torch.autograd import forward_ad
+from torch.func import functional_call, grad, jacrev, jvp, vmap
+
+import gossamer as gs
+from gossamer import ops
+
+P = gs.Pattern.full((4, 4), (2, 2))
+V, D, W, IDS = torch.randn(4, 2, 2), torch.randn(4, 4), torch.randn(3, 4, 4), torch.tensor([0, 2, 1, -1])
+X = torch.randn(4, 4)
+VERBS = {
+    "ops.dsd": lambda x: ops.dsd(V, P, x),
+    "ops.dds": lambda x: ops.dds(x, V, P),
+    "ops.sdd": lambda x: ops.sdd(x, D, P),
+    "ops.gather": lambda x: ops.gather(x, P),
+    "ops.scatter": lambda x: ops.scatter(V * x[0, 0], P),
+    "ops.matmul": lambda x: ops.matmul(x, D, axis="m"),
+    "ops.matmul, planned": lambda x: ops.matmul(x, D),
+    "ops.grouped_matmul": lambda x: ops.grouped_matmul(x, W, IDS),
+    "nn.BlockSparseLinear": gs.nn.BlockSparseLinear(4, 4, block=2, density=1.0),
+    "nn.Experts": gs.nn.Experts(4, 4, experts=2),
+    "ops.matmul, in a module": gs.nn.ReLUFeedForward(4, 4),
+    "nn.BlockSparseAttention": lambda x, module=gs.nn.BlockSparseAttention(4, 2, P): module(x.unsqueeze(0)),  # noqa: B008
+}
+
+
+def batched(call):
+    x = X.clone().requires_grad_()
+    y = call(x)
+    return torch.autograd.grad(y, x, torch.randn(2, *y.shape), is_grads_batched=True)
+
+
+def dual(call):
+    with forward_ad.dual_level():
+        return call(forward_ad.make_dual(X, X))
+
+
+TRANSFORMS = {
+    "vmap": lambda call: vmap(call)(X.expand(2, 4, 4)),
+    "grad": lambda call: grad(lambda x: call(x).sum())(X),
+    "jacrev": lambda call: jacrev(call)(X),
+    "vectorize": lambda call: torch.autograd.functional.jacobian(call, X, vectorize=True),
+    "is_grads_batched": batched,
+    "jvp": lambda call: jvp(call, (X,), (X,)),
+    "dual numbers": dual,
+}
+
+
+@pytest.mark.parametrize("transform", TRANSFORMS)
+@pytest.mark.parametrize("name", VERBS)
+def test_every_verb_and_module_says_no(name, transform):
+    said = "no forward-mode derivative" if transform in ("jvp", "dual numbers") else "cannot be transformed"
+    # In a backward pass it is a verb that meets the batch.
+    verb = "ops" if transform in ("vectorize", "is_grads_batched") else name.split(",")[0]
+    with pytest.raises(RuntimeError, match=rf"gossamer\.{verb}.*{said}"):
+        TRANSFORMS[transform](VERBS[name])
+
+
+def test_ensembles_of_modules_are_refused():
+    """Stacked parameters and buffers, as torch.func.stack_module_state gives them."""
+    layers = [gs.nn.BlockSparseLinear(4, 4, block=2, density=1.0) for _ in range(2)]
+    stacked = torch.func.stack_module_state(layers)
+    with pytest.raises(RuntimeError, match="BlockSparseLinear cannot be transformed"):
+        vmap(lambda state, buffers: functional_call(layers[0], (state, buffers), (X,)))(*stacked)
+
+
+def test_what_needs_no_kernel_is_transformed():
+    top, run = gs.nn.StatisticalTopK(2), gs.nn.Unpadded(nn.Linear(4, 4))
+    rows = torch.stack([top(x) for x in X.unbind()])
+    torch.testing.assert_close(vmap(top)(X), rows)
+    assert torch.equal(grad(lambda x: run(x[None], lengths=torch.tensor([3])).sum())(X)[3], torch.zeros(4))
+
+
+def test_jacobians_one_gradient_at_a_time():
+    assert torch.equal(torch.autograd.functional.jacobian(VERBS["ops.sdd"], X)[0, 0, 0, 0], D[:, 0])

@@ -12,6 +12,13 @@ Everything is loaded on first use: importing gossamer imports torch and nothing 
 
 from __future__ import annotations
 
+import sys
+
+# `python -m gossamer` searches the current folder before all others, where a file of the user's may have the name of a
+# package. This is the first moment at which that can be ended; `gossamer` and any other program do not come here.
+if {"gossamer", "gossamer.cli"} & set(sys.orig_argv[1:]) and sys.argv[:1] == ["-m"] and not sys.flags.safe_path:
+    del sys.path[0]
+
 import importlib
 from importlib.metadata import PackageNotFoundError
 from importlib.metadata import version as _version

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from gossamer.cli.__main__ import main
+from gossamer.cli.train import checkpoint
 
 from .conftest import TINY
 
@@ -167,7 +168,16 @@ def _text(run: Path, train: Callable[..., int]) -> None:
 def _other_network(run: Path, train: Callable[..., int]) -> None:
     content = torch.load(run / "dense" / "checkpoint.pt", weights_only=True)
     content["model"]["0.weight"] = torch.zeros(3, 3)
-    torch.save(content, run / "dense" / "checkpoint.pt")
+    checkpoint.save(run / "dense" / "checkpoint.pt", content)
+
+
+def _saved_by_others(run: Path, train: Callable[..., int]) -> None:
+    path = run / "dense" / "checkpoint.pt"
+    torch.save(torch.load(path, weights_only=True), path)
+
+
+def _of_the_other_stage(run: Path, train: Callable[..., int]) -> None:
+    shutil.copy(run / "sparse" / "checkpoint.pt", run / "dense" / "checkpoint.pt")
 
 
 def _some_tensors(run: Path, train: Callable[..., int]) -> None:
@@ -193,6 +203,8 @@ def _run_json(run: Path, train: Callable[..., int]) -> None:
         (_program, "dense/checkpoint.pt cannot be read"),
         (_other_network, "dense/checkpoint.pt does not fit the network"),
         (_run_json, "run.json cannot be read"),
+        (_saved_by_others, "it has no checksum"),
+        (_of_the_other_stage, "stage is 'sparse'; expected 'dense'"),
     ],
 )
 def test_a_wrong_checkpoint_is_refused(

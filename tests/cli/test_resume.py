@@ -10,9 +10,12 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+
+from gossamer.cli.train import checkpoint, record
 
 from .conftest import TINY, same
 
@@ -88,6 +91,57 @@ def test_sigterm_stops_between_steps_too(train: Callable[..., int], monkeypatch:
     monkeypatch.setenv("STOP_WITH", "SIGTERM")
     assert train("--out", "run") == 128 + signal.SIGTERM
     assert _end("run", "dense")["step"] == 3
+
+
+@pytest.mark.parametrize("moment", ["the last accuracy", "the last save"])
+def test_a_signal_after_the_last_step_is_not_lost(
+    train: Callable[..., int], monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    """Of the dense network: the sparse one is not begun, and the resumed run ends as one that was not stopped."""
+    assert train("--out", "whole") == 0
+    module, name = (record, "epoch") if moment == "the last accuracy" else (checkpoint, "save")
+    real = getattr(module, name)
+
+    def signalled(*arguments: Any, **options: Any) -> Any:
+        step = arguments[0].step if module is record else arguments[1]["step"]
+        if step == 12:
+            os.kill(os.getpid(), signal.SIGINT)
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(module, name, signalled)
+    assert train("--out", "parts") == 128 + signal.SIGINT
+    assert _end("parts", "dense")["step"] == 12 and not Path("parts/sparse").exists()
+    monkeypatch.setattr(module, name, real)
+    assert train("--out", "parts", "--resume") == 0
+    for stage in ("dense", "sparse"):
+        same(_end("parts", stage), _end("whole", stage))
+
+
+@pytest.mark.parametrize("during", ["write", "fsync", "replace"])
+def test_a_second_signal_while_saving_leaves_the_checkpoint_of_before(
+    train: Callable[..., int], monkeypatch: pytest.MonkeyPatch, during: str
+) -> None:
+    """The first one stops at step 7; the second comes while that is being saved, in the middle of the file or later."""
+    assert train("--out", "whole") == 0
+    monkeypatch.setenv("STOP_AT", "7")
+    owner, name = {"write": (checkpoint._Writer, "write"), "fsync": (os, "fsync"), "replace": (os, "replace")}[during]
+    real, seen = getattr(owner, name), [0]
+
+    def signalled(*arguments: Any) -> Any:
+        if os.environ["STEPS"] == "7":
+            seen[0] += 1
+            if seen[0] == 1:
+                os.kill(os.getpid(), signal.SIGINT)
+        return real(*arguments)
+
+    monkeypatch.setattr(owner, name, signalled)
+    assert train("--out", "parts") == 128 + signal.SIGINT and seen[0]
+    monkeypatch.setattr(owner, name, real)
+    monkeypatch.delenv("STOP_AT")
+    assert _end("parts", "dense")["step"] == 4 and os.listdir("parts/dense") == ["checkpoint.pt"]
+    assert train("--out", "parts", "--resume") == 0
+    for stage in ("dense", "sparse"):
+        same(_end("parts", stage), _end("whole", stage))
 
 
 def test_resume_of_nothing_starts(train: Callable[..., int]) -> None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import itertools
 import json
 import logging
+import os
 import random
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,8 +15,20 @@ from cost_curves import database
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gossamer import files
+from gossamer.planner import database as database_module
 from gossamer.planner.curve import Curve, isotonic
-from gossamer.planner.database import Database, Key, current, file_for, forget, machine_of, text_of
+from gossamer.planner.database import (
+    LIMIT,
+    Database,
+    Key,
+    current,
+    file_for,
+    folder_of_cache,
+    forget,
+    machine_of,
+    text_of,
+)
 
 VALUES = st.lists(st.floats(0.001, 1000.0), min_size=1, max_size=12)
 
@@ -94,21 +108,36 @@ def test_curves_belong_to_threads_and_instruction_set(cache):
 
 
 def _break(change):
-    def broken(content):
-        content = json.loads(content)
+    """A file whose checksum is right and whose content is not: someone wrote it so."""
+
+    def broken(text):
+        content = json.loads(text)
         change(content)
-        return json.dumps(content)
+        return json.dumps(files.sealed(content))
 
     return broken
+
+
+def _digit(text):
+    """One digit of one time is another."""
+    place = text.index('"seconds"')
+    place += next(i for i, letter in enumerate(text[place:]) if letter.isdigit())
+    return text[:place] + str((int(text[place]) + 1) % 10) + text[place + 1 :]
 
 
 BROKEN = {
     "empty": lambda text: "",
     "cut off": lambda text: text[: len(text) // 2],
+    "one digit": _digit,
+    "no checksum": lambda text: json.dumps({k: v for k, v in json.loads(text).items() if k != "sha256"}),
+    "deeply nested": lambda text: "[" * 100_000 + "]" * 100_000,
+    "nested inside": lambda text: text[:-3] + ', "more": ' + "[" * 900 + "]" * 900 + "}",
+    "large": lambda text: text + " " * LIMIT,
+    "a number beyond all": _break(lambda c: c["curves"][0].update(seconds=[10**400])),
     "not text": lambda text: b"\xff\xfe\x00\x01",
     "a list": lambda text: "[]",
     "newer format": _break(lambda c: c.update(format=99)),
-    "another machine": _break(lambda c: c["machine"].update(device="another")),
+    **{f"another {key}": _break(lambda c, key=key: c["machine"].update({key: "other"})) for key in machine_of()},
     "no machine": _break(lambda c: c.pop("machine")),
     "no curves": _break(lambda c: c.pop("curves")),
     "a curve that falls": _break(lambda c: c["curves"][2].update(seconds=[9.0, *c["curves"][2]["seconds"][1:]])),
@@ -138,9 +167,56 @@ def test_a_wrong_file_is_refused_aloud_and_replaced_by_the_next(name, cache, cap
     assert current().problem is None and current().curves
 
 
-def test_a_folder_in_the_way_is_said(cache):
-    file_for(machine_of()).mkdir()
+@pytest.mark.parametrize("block", [Path.mkdir, os.mkfifo], ids=["folder", "pipe"])
+def test_what_is_no_file_is_neither_read_nor_replaced(cache, block):
+    """A pipe without a writer would hold its reader for ever."""
+    path = file_for(machine_of())
+    block(path)
     assert "is not used" in current().problem
+    with pytest.raises(ValueError, match="expected a file or nothing there"):
+        database().save()
+    assert not path.is_file() and [p.name for p in cache.iterdir()] == [path.name]
+
+
+@pytest.mark.parametrize("what", ["gossamer", "torch", "cpu", "build", "isa", "threads"])
+def test_another_version_or_machine_has_other_curves(cache, monkeypatch, what):
+    """The name of the file and its content both say what the times depend on; each is enough to keep them apart."""
+    path, content = database().save(), files.parse_json(database().save().read_bytes())
+    if what in ("isa", "threads"):
+        monkeypatch.setattr(*{"isa": (database_module, "_isa", lambda: "other"),
+                              "threads": (torch, "get_num_threads", lambda: 99)}[what])  # fmt: skip
+    else:
+        fixed = database_module._fixed()
+        monkeypatch.setattr(database_module, "_fixed", lambda: {**fixed, what: "other"})
+    forget()
+    assert current().curves == {} and current().problem is None and file_for(machine_of()) != path
+    with pytest.raises(ValueError, match="measured on another machine or version"):
+        Database.from_json(content, machine_of())
+
+
+def test_without_a_home_plans_go_on_and_tuning_names_the_variable(monkeypatch):
+    for name in ("GOSSAMER_CACHE", "XDG_CACHE_HOME", "HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(os.path, "expanduser", lambda path: path)  # as for a user without an entry in passwd
+    forget()
+    assert current().curves == {} and current().problem is None
+    with pytest.raises(FileNotFoundError, match=r"no home folder.*GOSSAMER_CACHE"):
+        database().save()
+    forget()
+
+
+@pytest.mark.parametrize(("variables", "folder"), [
+    ({"GOSSAMER_CACHE": "~/here"}, "/u/here"),
+    ({"XDG_CACHE_HOME": "/x"}, "/x/gossamer"),
+    ({"XDG_CACHE_HOME": "relative"}, "/u/.cache/gossamer"),
+    ({}, "/u/.cache/gossamer"),
+])  # fmt: skip
+def test_where_the_curves_are(monkeypatch, variables, folder):
+    for name in ("GOSSAMER_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in {"HOME": "/u", **variables}.items():
+        monkeypatch.setenv(name, value)
+    assert str(folder_of_cache()) == folder
 
 
 def test_merge_replaces_and_keeps():

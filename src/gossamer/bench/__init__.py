@@ -7,7 +7,6 @@ May import everything below the command line.
 from __future__ import annotations
 
 import importlib
-import json
 import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -16,6 +15,7 @@ from typing import Any
 
 import torch
 
+from gossamer import files
 from gossamer.measure import environment
 
 SUITES = {
@@ -78,7 +78,7 @@ def run(suite: str, settings: Settings, json_path: str | os.PathLike[str] | None
     if path is not None:
         if path.exists() and settings.only:
             result = _read(path, suite)
-        _check_writable(path)
+        files.check_target(path)  # minutes of measuring are not to end in an error that could be seen before
     before = torch.get_num_threads()
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
@@ -89,7 +89,7 @@ def run(suite: str, settings: Settings, json_path: str | os.PathLike[str] | None
                 rows = section(settings)
                 result["sections"][name] = {"environment": where, "settings": asdict(settings), "rows": rows}
                 if path is not None:  # after each section: an interrupted run keeps what it measured
-                    _write(path, result)
+                    files.write_json(path, result)
     finally:
         torch.set_num_threads(before)
     return result
@@ -98,26 +98,10 @@ def run(suite: str, settings: Settings, json_path: str | os.PathLike[str] | None
 def _read(path: Path, suite: str) -> dict[str, Any]:
     """An earlier result, whose sections are kept."""
     try:
-        result = json.loads(path.read_text())
+        result = files.parse_json(files.read(path, limit=1 << 26))
         of, sections = result["suite"], result["sections"]
-    except (ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"json_path {path} holds no earlier result, whose sections could be kept: {error!r}") from None
     if of != suite or not isinstance(sections, dict):
         raise ValueError(f"json_path {path} holds a result of suite {of!r}; expected {suite!r}")
     return dict(result)
-
-
-def _check_writable(path: Path) -> None:
-    """Minutes of measuring are not to end in an error that could be seen before."""
-    if path.is_dir():
-        raise ValueError(f"json_path {path} is a folder; expected a file to write")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_suffix(".partial")
-    scratch.touch()
-    scratch.unlink()
-
-
-def _write(path: Path, result: dict[str, Any]) -> None:
-    scratch = path.with_suffix(".partial")
-    scratch.write_text(json.dumps(result, indent=1, sort_keys=False) + "\n")
-    scratch.replace(path)

@@ -9,15 +9,16 @@ gossamer version   the version
 
 from __future__ import annotations
 
+import errno
+import io
 import logging
 import os
-import shlex
 import signal
 import sys
 import traceback
 from collections.abc import Sequence
 
-from gossamer.cli.stop import Stopped
+from gossamer.cli.stop import Stopped, again
 
 _HELP = """usage: gossamer COMMAND [flags]
 
@@ -76,6 +77,10 @@ def _fail(error: BaseException, argv: Sequence[str]) -> int:
     if "--debug" in argv:
         traceback.print_exception(error)
     said = " ".join(str(error).split()) or type(error).__name__
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC and error.strerror == os.strerror(errno.ENOSPC):
+        # Every file of ours is named by the error that says it could not be written; this was the output.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        said = f"the output cannot be written: {error.strerror}"
     rank = os.environ.get("RANK", "0")
     place = "" if rank == "0" else f" in process {rank}"
     print(f"gossamer: error{place}: {said}", file=sys.stderr)
@@ -89,23 +94,23 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit status: 0, 2 after an error of the user's making, 128 + the signal's number when stopped by one.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
-    again = shlex.join(["gossamer", *(word for word in argv if word not in ("--overwrite", "--resume")), "--resume"])
     logging.basicConfig(format="gossamer: %(message)s")
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+        sys.stdout.reconfigure(errors="backslashreplace")  # a terminal without the letter for it ends no run
     try:
         _run(argv)
+        sys.stdout.flush()  # what was printed and cannot be written is said here, in place of Python's words at exit
     except Stopped as stopped:
-        if stopped.speaks:
-            print(f"\nstopped at {stopped}; resume with:\n  {again}", file=sys.stderr)
         return 128 + stopped.signal
     except KeyboardInterrupt:
         if argv[:1] == ["train"]:
-            print(f"\nstopped; what was saved can be resumed with:\n  {again}", file=sys.stderr)
+            print(f"\nstopped; what was saved can be resumed with:\n  {again(argv[1:])}", file=sys.stderr)
         return 128 + signal.SIGINT
     except BrokenPipeError:
         # The reader of a pipe went away (`gossamer doctor | head`); Python would complain again at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + signal.SIGPIPE
-    except (ValueError, TypeError, ArithmeticError, RuntimeError, OSError, ImportError) as error:
+    except (ValueError, TypeError, ArithmeticError, RuntimeError, OSError, ImportError, MemoryError) as error:
         return _fail(error, argv)
     return 0
 

@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import os
+import shlex
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
 
 
 class Stopped(Exception):
-    """Training stopped on a signal after it had saved; `str` says where, `speaks` is False in all but one process."""
+    """Training stopped on a signal after it had saved; `str` says where."""
 
-    def __init__(self, place: str, number: int, speaks: bool = True) -> None:
+    def __init__(self, place: str, number: int) -> None:
         super().__init__(place)
         self.signal = number
-        self.speaks = speaks
+
+
+def again(arguments: Sequence[str]) -> str:
+    """The command that continues a run of `gossamer train` with these flags."""
+    return shlex.join(
+        ["gossamer", "train", *(a for a in arguments if a not in ("--overwrite", "--resume")), "--resume"]
+    )
 
 
 class Stop:
@@ -29,13 +37,20 @@ class Stop:
 
 @contextmanager
 def catch_signals() -> Iterator[Stop]:
-    """Inside, the first SIGINT or SIGTERM only sets the flag; a second SIGINT interrupts at once."""
+    """Inside, the first SIGINT or SIGTERM only sets the flag; a second SIGINT interrupts at once.
+
+    Under torchrun one Ctrl-C is two signals, the terminal's and torchrun's own: there the third one interrupts.
+    """
     stop = Stop()
+    left = 2 if "TORCHELASTIC_RUN_ID" in os.environ else 1
 
     def handle(number: int, frame: FrameType | None) -> None:
-        if stop and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        stop.signal = number
+        nonlocal left
+        if number == signal.SIGINT:
+            left -= 1
+            if left < 0:
+                raise KeyboardInterrupt
+        stop.signal = stop.signal or number
 
     before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

@@ -9,6 +9,7 @@ from typing import Literal
 
 import torch
 
+from gossamer import files
 from gossamer.planner import database as costs_file
 from gossamer.planner.database import Database, Key
 from gossamer.planner.tune import tune
@@ -37,7 +38,8 @@ def run(config: Tune) -> None:
             raise ValueError(f"--threads must be at least 1, got {config.threads}")
         torch.set_num_threads(config.threads)
     folder = config.cache
-    _check_writable(folder or costs_file.folder_of_cache())
+    # Minutes of measuring are not to end in an error that could be seen before.
+    files.check_target(costs_file.file_for(costs_file.machine_of(config.device), folder))
     from tqdm import tqdm
 
     with tqdm(total=1, disable=not sys.stderr.isatty(), unit="step") as bar:
@@ -52,14 +54,6 @@ def run(config: Tune) -> None:
     path = before.merge(measured).save(folder)
     print(table(measured))
     print(f"\nwritten: {path}")
-
-
-def _check_writable(folder: Path) -> None:
-    """Seconds of measuring are not to end in an error that could be seen before."""
-    folder.mkdir(parents=True, exist_ok=True)
-    probe = folder / ".probe"
-    probe.write_text("")
-    probe.unlink()
 
 
 def table(database: Database) -> str:

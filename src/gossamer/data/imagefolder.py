@@ -7,63 +7,130 @@ flowers/tulip/1.jpg
 
 from __future__ import annotations
 
+import os
+import warnings
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
+from gossamer import files
 from gossamer.data.splits import Splits, normalise, split
 
 SUFFIXES = frozenset((".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"))
 
 
+# By content, whatever the name ends with: Pillow knows formats that start other programs.
+FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+
+
 def _classes(root: Path) -> list[str]:
-    names = sorted(child.name for child in root.iterdir() if child.is_dir() and not child.name.startswith("."))
+    children = sorted(child for child in root.iterdir() if not child.name.startswith("."))
+    for child in children:
+        if child.is_symlink() and not child.exists():
+            raise ValueError(f"imagefolder: {_shown(child)} is a link that leads nowhere")
+    names = [child.name for child in children if child.is_dir()]
     if not names:
-        raise ValueError(f"imagefolder: {root} has no class folders; expected {root}/CLASS/*.png")
+        raise ValueError(f"imagefolder: {_shown(root)} has no class folders; expected {_shown(root)}/CLASS/*.png")
     if len(names) < 2:
-        raise ValueError(f"imagefolder: {root} has the one class {names[0]!r}; expected at least two")
+        raise ValueError(f"imagefolder: {_shown(root)} has the one class {names[0]!r}; expected at least two")
     return names
 
 
 def _files(root: Path, classes: list[str]) -> list[tuple[Path, int]]:
     found: list[tuple[Path, int]] = []
     for label, name in enumerate(classes):
-        files = sorted(p for p in (root / name).rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
-        if not files:
-            raise ValueError(f"imagefolder: {root / name} holds no image ({', '.join(sorted(SUFFIXES))})")
-        found += [(file, label) for file in files]
+        mine = sorted(_images(root / name, frozenset({os.path.realpath(root)})))
+        if not mine:
+            raise ValueError(f"imagefolder: {_shown(root / name)} holds no image ({', '.join(sorted(SUFFIXES))})")
+        found += [(file, label) for file in mine]
     return found
 
 
-def _read(files: list[tuple[Path, int]], size: int | None) -> tuple[torch.Tensor, torch.Tensor]:
-    """Images as float32 [n, 3, height, width] in 0..1; all of the size of the first unless `size` is given."""
+def _images(folder: Path, above: frozenset[str]) -> Iterator[Path]:
+    """Every image in a folder and those inside it, links followed; nothing that looks like one is passed over."""
+    here = os.path.realpath(folder)
+    if here in above:
+        raise ValueError(f"imagefolder: {_shown(folder)} is a link to a folder that holds it; expected images")
+    try:
+        names = os.listdir(folder)
+    except OSError as error:
+        raise ValueError(f"imagefolder: {_shown(folder)} cannot be read: {error.strerror}") from error
+    for name in names:
+        path = folder / name
+        if path.is_dir():
+            yield from _images(path, above | {here})
+        elif path.suffix.lower() in SUFFIXES:
+            if not path.is_file():
+                raise ValueError(f"imagefolder: {_shown(path)} is {files.kind(path)}; expected an image")
+            yield path
+
+
+def _shown(path: Path | str) -> str:
+    """A name as text, whatever its bytes are."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
+
+
+def _open(file: Path) -> Any:
+    """The image, its pixels not yet read.
+
+    Raises:
+        ValueError: it is none, or is larger than Pillow's limit.
+        ImportError: Pillow is not installed.
+    """
     try:
         from PIL import Image
     except ImportError:
         raise ImportError('data "imagefolder:PATH" needs Pillow: pip install "gossamer[run]"') from None
-    pixels: np.ndarray | None = None
-    first = (0, 0)
-    for i, (file, _) in enumerate(files):
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            return Image.open(file, formats=FORMATS)
+    except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
+        raise ValueError(f"imagefolder: {_shown(file)} is too large (PIL.Image.MAX_IMAGE_PIXELS): {error}") from error
+    except Exception as error:  # Pillow's decoders raise SyntaxError, OSError, struct.error and more
+        raise ValueError(f"imagefolder: {_shown(file)} is not a readable image: {error}") from error
+
+
+def _size(found: list[tuple[Path, int]], size: int | None) -> tuple[int, int]:
+    """(width, height) of all images, from their headers alone: one size, and small enough for this machine together."""
+    first = None
+    for file, _ in found:
+        with _open(file) as image:
+            first = first or image.size
+            if size is None and image.size != first:
+                raise ValueError(
+                    f"imagefolder: {_shown(file)} is {image.width}x{image.height} pixels, {_shown(found[0][0])} "
+                    f"{first[0]}x{first[1]}; expected one size, or an image_size to resize to"
+                )
+    assert first is not None  # _files never returns an empty list
+    width, height = first if size is None else (size, size)
+    needed, memory = len(found) * width * height * 3 * 4, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if needed > memory:
+        raise ValueError(
+            f"imagefolder: {len(found)} images of {width}x{height} pixels take {needed / 2**30:.1f} GiB, this machine "
+            f"has {memory / 2**30:.1f}; expected a smaller image_size"
+        )
+    return width, height
+
+
+def _read(found: list[tuple[Path, int]], size: int | None) -> tuple[torch.Tensor, torch.Tensor]:
+    """Images as float32 [n, 3, height, width] in 0..1; all of the size of the first unless `size` is given."""
+    width, height = _size(found, size)
+    pixels = np.empty((len(found), height, width, 3), dtype=np.uint8)
+    for i, (file, _) in enumerate(found):
         try:
-            with Image.open(file) as opened:
+            with _open(file) as opened:
                 image = opened.convert("RGB")
-        except Exception as error:  # Pillow's decoders raise SyntaxError, OSError, struct.error and more
-            raise ValueError(f"imagefolder: {file} is not a readable image: {error}") from error
-        if size is not None:
-            image = image.resize((size, size), Image.Resampling.BILINEAR)
-        if pixels is None:
-            first = image.size
-            pixels = np.empty((len(files), first[1], first[0], 3), dtype=np.uint8)
-        if image.size != first:
-            raise ValueError(
-                f"imagefolder: {file} is {image.width}x{image.height} pixels, {files[0][0]} {first[0]}x{first[1]}; "
-                "expected one size, or an image_size to resize to"
-            )
-        pixels[i] = np.asarray(image)
-    assert pixels is not None  # _files never returns an empty list
+        except ValueError:
+            raise
+        except Exception as error:
+            raise ValueError(f"imagefolder: {_shown(file)} is not a readable image: {error}") from error
+        pixels[i] = np.asarray(image if size is None else image.resize((size, size), 2))  # 2: bilinear
     x = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255.0
-    return x.contiguous(), torch.tensor([label for _, label in files])
+    return x.contiguous(), torch.tensor([label for _, label in found])
 
 
 def imagefolder(path: str, *, seed: int, image_size: int | None = None, test_fraction: float = 0.2) -> Splits:
@@ -71,12 +138,13 @@ def imagefolder(path: str, *, seed: int, image_size: int | None = None, test_fra
 
     Raises:
         FileNotFoundError: there is no such folder.
-        ValueError: no classes, a class without images, a file that is not an image, images of several sizes.
+        ValueError: no classes, a class without images, a file that is no image or too large a one, images of several
+            sizes, links in a circle, a folder that cannot be read.
         ImportError: Pillow is not installed.
     """
-    root = Path(path).expanduser()
+    root = Path(os.path.expanduser(path))
     if not root.is_dir():
-        raise FileNotFoundError(f"imagefolder: there is no folder {root}")
+        raise FileNotFoundError(f"imagefolder: there is no folder {_shown(root)}")
     if image_size is not None and image_size < 1:
         raise ValueError(f"image_size is {image_size}; expected at least 1 pixel")
     held_out = next((root / name for name in ("test", "val") if (root / name).is_dir()), None)
@@ -84,7 +152,7 @@ def imagefolder(path: str, *, seed: int, image_size: int | None = None, test_fra
         classes = _classes(root / "train")
         if _classes(held_out) != classes:
             raise ValueError(
-                f"imagefolder: {held_out} has classes {_classes(held_out)}; the training part has {classes}"
+                f"imagefolder: {_shown(held_out)} has classes {_classes(held_out)}; the training part has {classes}"
             )
         train_files, test_files = _files(root / "train", classes), _files(held_out, classes)
         x, y = _read(train_files + test_files, image_size)
@@ -94,4 +162,4 @@ def imagefolder(path: str, *, seed: int, image_size: int | None = None, test_fra
         x, y = _read(_files(root, classes), image_size)
         train, test = split(y, test_fraction=test_fraction, seed=seed)
     train_x, test_x = normalise(x[train], x[test])
-    return Splits(train_x, y[train], test_x, y[test], len(classes), tuple(classes))
+    return Splits(train_x, y[train], test_x, y[test], len(classes), tuple(map(_shown, classes)))

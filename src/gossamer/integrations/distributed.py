@@ -5,7 +5,10 @@ torchrun tells each process its place through RANK, WORLD_SIZE and LOCAL_RANK; g
 
 from __future__ import annotations
 
+import gc
+import importlib
 import os
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -68,28 +71,53 @@ def _device(name: str, local_rank: int) -> torch.device:
 
 @contextmanager
 def connected(device: str) -> Iterator[World]:
-    """Join the other processes of a torchrun, or be alone without one; leave them at the end.
+    """Join the other processes of a torchrun, or be alone without one; leave them at the end, in order.
+
+    At the end the processes wait for each other, unless one of them failed, and nothing of the group is left: no thread
+    of it may be at work when the interpreter is taken down, which ends in an abort.
 
     Args:
         device: "cpu", "cuda" (the GPU of this process's local rank) or "cuda:N".
 
     Raises:
-        ValueError: no such device.
+        ValueError: no such device, or the variables of torchrun are no numbers.
 
     >>> from gossamer.integrations.distributed import connected
     >>> with connected("cpu") as world:
     ...     world.rank, world.size, world.any(False, True)
     (0, 1, (False, True))
     """
-    size = int(os.environ.get("WORLD_SIZE", "1"))
-    place = _device(device, int(os.environ.get("LOCAL_RANK", "0")))
+    size = _number("WORLD_SIZE", 1)
+    place = _device(device, _number("LOCAL_RANK", 0))
     if place.type == "cuda":
         torch.cuda.set_device(place)
     if size == 1:
         yield World(0, 1, place)
         return
+    # Its functions take the group of the moment as their default when they are imported, which DistributedDataParallel
+    # brings about, and would keep it, with its threads, until the process is gone.
+    importlib.import_module("torch.distributed.nn")
     distributed.init_process_group("nccl" if place.type == "cuda" else "gloo")
     try:
         yield World(distributed.get_rank(), size, place)
+        distributed.barrier()
+    except BaseException as error:
+        _forget(error)
+        raise
     finally:
+        gc.collect()  # a DistributedDataParallel holds the group and is part of cycles
         distributed.destroy_process_group()
+
+
+def _forget(error: BaseException | None) -> None:
+    """Empty the frames that an error came through: they hold what was wrapped, and that holds the group."""
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__cause__ or error.__context__
+
+
+def _number(variable: str, default: int) -> int:
+    text = os.environ.get(variable, str(default))
+    if not text.isdecimal():
+        raise ValueError(f"the environment has {variable}={text!r}; expected a whole number, as torchrun sets it")
+    return int(text)

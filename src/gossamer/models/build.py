@@ -7,7 +7,9 @@ import importlib
 import importlib.util
 import inspect
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from importlib.machinery import PathFinder
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -44,9 +46,27 @@ def names() -> tuple[str, ...]:
     return tuple(_FACTORIES)
 
 
+@contextmanager
+def _beside(folder: Path) -> Iterator[None]:
+    """Inside, what is installed nowhere is looked for in `folder` too: modules that lie beside a factory's."""
+    entry = str(folder)
+    sys.path.append(entry)
+    try:
+        yield
+    finally:
+        if entry in sys.path:  # the last one: ours
+            del sys.path[len(sys.path) - 1 - sys.path[::-1].index(entry)]
+
+
+def _folder(place: str) -> Path:
+    """Where a factory's module is looked for: the folder of the file, or the current one."""
+    return Path(place).expanduser().resolve().parent if place.endswith(".py") else Path.cwd()
+
+
 def _import(place: str) -> ModuleType:
-    """Import a dotted module name, or run the file that a path ending in .py names."""
+    """Import a dotted module name, or run the file that a path ending in .py names; `_beside` its folder."""
     if not place.endswith(".py"):
+        _refuse_two(place.partition(".")[0], _folder(place))
         return importlib.import_module(place)
     path = Path(place).expanduser().resolve()
     if not path.is_file():
@@ -64,6 +84,23 @@ def _import(place: str) -> ModuleType:
         del sys.modules[name]
         raise
     return module
+
+
+def _refuse_two(name: str, folder: Path) -> None:
+    """Raise ValueError when `name` is a module of this folder and another one that is installed or imported.
+
+    Either could be meant, and the one of the folder must not take the other's place for the rest of the process.
+    """
+    here = PathFinder.find_spec(name, [str(folder)])
+    if here is None or here.origin is None:  # a bare folder is no package that anyone would call a factory of
+        return
+    loaded = getattr(sys.modules.get(name), "__spec__", None)
+    other = loaded or importlib.util.find_spec(name)
+    if other is not None and other.origin != here.origin:
+        raise ValueError(
+            f"{name} is {here.origin}, and another module of that name is {other.origin or 'a folder'}; "
+            f"rename the file, or write {Path(here.origin).name}:factory"
+        )
 
 
 def _said(error: Exception) -> str:
@@ -88,6 +125,8 @@ def build(model: str, input_shape: Sequence[int], classes: int, **options: Any) 
     Args:
         model: a name from `names()`, `module:factory`, or `path/to/file.py:factory`. A factory is any callable that
             returns an `nn.Module`; `input_shape` and `classes` are passed to it where it has parameters of that name.
+            A module may lie in the current folder, which is searched while it is imported and built, and at no other
+            time; a name that is also that of an installed module is refused.
         input_shape: shape of one example, (channels, height, width) for images.
         classes: number of outputs.
         options: further arguments of the factory, for example `widths=(32, 64)` for "mlp" and "convnet".
@@ -114,7 +153,8 @@ def build(model: str, input_shape: Sequence[int], classes: int, **options: Any) 
         arguments = {"input_shape": shape, "classes": classes, **options}
     elif colon and place and attribute:
         try:
-            module = _import(place)
+            with _beside(_folder(place)):
+                module = _import(place)
         except Exception as error:
             raise ValueError(f"model is {model!r}, but importing {place} failed: {_said(error)}") from error
         if not hasattr(module, attribute):
@@ -128,7 +168,8 @@ def build(model: str, input_shape: Sequence[int], classes: int, **options: Any) 
             f"model is {model!r}; expected one of {', '.join(_FACTORIES)}, module:factory or path/to/file.py:factory"
         )
     try:
-        network = factory(**arguments)
+        with _beside(_folder(place)) if colon else nullcontext():
+            network = factory(**arguments)
     except Exception as error:
         raise ValueError(f"model {model!r} could not be built from {arguments}: {_said(error)}") from error
     if not isinstance(network, nn.Module):

@@ -1,10 +1,11 @@
 """Cost curves of one machine: what they are measured for, and the JSON file that keeps them.
 
     $GOSSAMER_CACHE (or ~/.cache/gossamer) / costs-amd-epyc-...-avx512-2-threads-1f0c9a33.json
-    {"format": 1, "machine": {...}, "measured": "...", "curves": [{"verb": "product", "tile": [32, 1], ...}]}
+    {"format": 2, "machine": {...}, "measured": "...", "curves": [{"verb": "product", "tile": [32, 1], ...}], ...}
 
 The file's name and its `machine` are everything that the times depend on: the processor or GPU, the instruction set,
-the threads, the versions and the build of the kernels. A file that says anything else is not used, and says why.
+the threads, the versions and the build of the kernels. A file that says anything else is not used, and says why; so
+is one whose checksum does not match, and a machine without a folder for it is one that was never tuned.
 """
 
 from __future__ import annotations
@@ -23,11 +24,13 @@ from typing import Any
 
 import torch
 
+from gossamer import files
 from gossamer.measure import environment
 from gossamer.planner.curve import Curve
 from gossamer.planner.tiles import Tile
 
-FORMAT = 1
+FORMAT = 2
+LIMIT = 1 << 24  # bytes; a full tuning writes some 100 KB
 VERBS = ("dense", "product", "detect", "copy")
 _log = logging.getLogger(__name__)
 
@@ -74,7 +77,7 @@ class Database:
             }
             for key, curve in self.curves.items()
         ]  # fmt: skip
-        return {"format": FORMAT, "machine": self.machine, "measured": self.measured, "curves": curves}
+        return files.sealed({"format": FORMAT, "machine": self.machine, "measured": self.measured, "curves": curves})
 
     @classmethod
     def from_json(cls, content: Any, machine: dict[str, Any]) -> Database:
@@ -82,11 +85,12 @@ class Database:
         if not isinstance(content, dict) or content.get("format") != FORMAT:
             found = content.get("format") if isinstance(content, dict) else type(content).__name__
             raise ValueError(f"its format is {found!r}, expected {FORMAT}")
+        files.check_seal(content)
         theirs = content.get("machine")
         if theirs != machine:
             differs = [k for k in machine if not isinstance(theirs, dict) or theirs.get(k) != machine[k]]
             found = {k: theirs.get(k) if isinstance(theirs, dict) else None for k in differs}
-            raise ValueError(f"it was measured on another machine or version: {found} instead of "
+            raise ValueError(f"it was measured on another machine or version: {str(found)[:200]} instead of "
                              f"{ {k: machine[k] for k in differs} }")  # fmt: skip
         measured, curves = content.get("measured"), content.get("curves")
         if not isinstance(measured, str) or not isinstance(curves, list):
@@ -100,12 +104,7 @@ class Database:
             path.parent.mkdir(parents=True, exist_ok=True)
         except FileExistsError as error:
             raise NotADirectoryError(f"GOSSAMER_CACHE must name a folder, got the file {path.parent}") from error
-        draft = path.with_name(f"{path.name}.{os.getpid()}")
-        try:
-            draft.write_text(json.dumps(self.to_json(), indent=1))
-            draft.replace(path)
-        finally:
-            draft.unlink(missing_ok=True)
+        files.write_json(path, self.to_json())
         forget()
         return path
 
@@ -126,7 +125,7 @@ def _curve(entry: Any) -> tuple[Key, Curve]:
             raise ValueError("a field is of the wrong kind")
         key = Key(entry["verb"], (tile[0], tile[1]), entry["dtype"], (shape[0], shape[1], shape[2]))
         return key, Curve(tuple(map(float, densities)), tuple(map(float, seconds)))
-    except (KeyError, TypeError, ValueError, IndexError) as error:
+    except (KeyError, TypeError, ValueError, IndexError, OverflowError) as error:
         raise ValueError(f"the curve {str(entry)[:80]} is malformed: {error}") from None
 
 
@@ -174,11 +173,17 @@ def machine_of(device: torch.device | str = "cpu") -> dict[str, Any]:
 
 
 def folder_of_cache() -> Path:
-    """`$GOSSAMER_CACHE`, or `gossamer` in the user's cache folder."""
+    """`$GOSSAMER_CACHE`, or `gossamer` in the user's cache folder.
+
+    Raises:
+        FileNotFoundError: the user has no home, and no variable names a folder.
+    """
     given = os.environ.get("GOSSAMER_CACHE")
-    if given:
-        return Path(given)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gossamer"
+    cache = os.environ.get("XDG_CACHE_HOME", "")
+    home = Path(os.path.expanduser(given or (cache if os.path.isabs(cache) else "~/.cache")))
+    if not given and (not home.is_absolute() or (not os.path.isabs(cache) and os.environ.get("HOME") == "")):
+        raise FileNotFoundError("there is no home folder for measured costs; set GOSSAMER_CACHE to a folder")
+    return home if given else home / "gossamer"
 
 
 def file_for(machine: dict[str, Any], folder: Path | None = None) -> Path:
@@ -201,7 +206,11 @@ def current(device: torch.device | str = "cpu") -> Database:
 @functools.cache
 def _current(device: str, isa: str | None, threads: int, folder: str | None) -> Database:
     machine = machine_of(device)
-    return load(file_for(machine), text_of(machine))
+    try:
+        path = file_for(machine)
+    except FileNotFoundError:  # no home: a machine that was never tuned
+        return Database(machine)
+    return load(path, text_of(machine))
 
 
 def forget() -> None:
@@ -215,11 +224,10 @@ def load(path: Path, machine_json: str) -> Database:
     """Read one file. Whatever is wrong with it becomes `problem`, is logged once, and the database is empty."""
     machine = json.loads(machine_json)
     try:
-        return Database.from_json(json.loads(path.read_text()), machine)
+        return Database.from_json(files.parse_json(files.read(path, limit=LIMIT)), machine)
     except FileNotFoundError:
         return Database(machine)
     except (OSError, ValueError) as error:
-        said = "it is not JSON" if isinstance(error, (json.JSONDecodeError, UnicodeDecodeError)) else str(error)
-        problem = f"{path} is not used: {said}; `gossamer tune` writes it anew"
+        problem = f"{path} is not used: {error}; `gossamer tune` writes it anew"
         _log.warning(problem)
         return Database(machine, problem=problem)

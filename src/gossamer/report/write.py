@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from pathlib import Path
 from typing import Any
 
+from gossamer import files
 from gossamer.report.page import page
 
 
 def _plain(value: Any, place: str) -> Any:
     """`value` as JSON can hold it; numbers that are not finite become null."""
+    if isinstance(value, str) and not value.isascii():
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            raise ValueError(f"{place} is {value!r}; expected text that can be written as UTF-8") from None
     if value is None or isinstance(value, (str, bool, int)):
         return value
     if isinstance(value, float):
@@ -22,12 +27,6 @@ def _plain(value: Any, place: str) -> Any:
     if isinstance(value, (list, tuple)):
         return [_plain(item, f"{place}[{i}]") for i, item in enumerate(value)]
     raise TypeError(f"{place} is a {type(value).__name__}; expected numbers, strings, lists and dicts")
-
-
-def _replace(path: Path, text: str) -> None:
-    draft = path.with_name(path.name + ".part")
-    draft.write_text(text, encoding="utf-8")
-    os.replace(draft, path)
 
 
 def write(folder: str | os.PathLike[str], report: dict[str, Any]) -> Path:
@@ -62,6 +61,7 @@ def write(folder: str | os.PathLike[str], report: dict[str, Any]) -> Path:
     document = page(plain)
     out = Path(folder)
     out.mkdir(parents=True, exist_ok=True)
-    _replace(out / "report.json", json.dumps(plain, indent=1, allow_nan=False) + "\n")
-    _replace(out / "report.html", document)
+    files.write_json(out / "report.json", plain)
+    with files.replacing(out / "report.html") as file:
+        file.write(document.encode())
     return out / "report.html"

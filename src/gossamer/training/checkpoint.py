@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from gossamer.training import shrinking
+from gossamer.training import fields, shrinking
 from gossamer.training.statistics import pack, unpack
 from gossamer.training.weights import Masked
 
@@ -56,29 +56,39 @@ def check(method: Method, state: Mapping[str, Any]) -> None:
     """Raise ValueError when `state` was not saved by such a method with these arguments on such a network."""
     if not isinstance(state, Mapping) or state.get("format") != FORMAT:
         raise ValueError(f"not the state of a training method of format {FORMAT}")
+    fields.check(state, save(method))
     if state["method"] != method.name:
-        raise ValueError(f"the state belongs to method {state['method']!r}, expected {method.name!r}")
+        raise ValueError(f"the state belongs to method {fields.shown(state['method'])}, expected {method.name!r}")
     if state["shapes"] != method.shapes:
         every = state["shapes"].keys() | method.shapes.keys()
         names = sorted(name for name in every if state["shapes"].get(name) != method.shapes.get(name))
         raise ValueError(f"the state belongs to another network: {names} differ in name or shape")
     mine = config(method)
     for key in (mine.keys() | state["config"].keys()) - set(_NOT_CONFIG):
-        if mine.get(key) != state["config"].get(key):
-            raise ValueError(f"the state was saved with {key}={state['config'].get(key)!r}, expected {mine.get(key)!r}")
+        if not fields.equal(mine.get(key), state["config"].get(key)):
+            raise ValueError(
+                f"the state was saved with {key}={fields.shown(state['config'].get(key))}, expected {mine.get(key)!r}"
+            )
 
 
 def load(method: Method, state: Mapping[str, Any]) -> None:
     """See `Method.load_state_dict`."""
     check(method, state)
+    channels = state["channels"]
+    _check_channels(method, channels)
     masks = {name: _unpacked(entry) for name, entry in state["masks"].items()}
-    _check_channels(method, state["channels"])
-    if state["channels"] is not None and method.removed is not None:
-        method.removed.set_alive({name: entry["here"] for name, entry in state["channels"].items()})
+    if channels is not None and method.removed is not None:
+        cut = any(len(entry["here"]) < len(method.removed.origin[name]) for name, entry in channels.items())
+        if not cut:
+            fields.check_sizes(state, method)
+        method.removed.set_alive({name: entry["here"] for name, entry in channels.items()})
         shrinking.shrink(method)  # a run that was compacted goes on in the network it had become
-        method.removed.set_alive({name: entry["alive"] for name, entry in state["channels"].items()})
+        if cut:  # only now has the network the sizes of the state
+            fields.check_sizes(state, method)
+        method.removed.set_alive({name: entry["alive"] for name, entry in channels.items()})
     else:
-        method.saved_channels = state["channels"]
+        fields.check_sizes(state, method)
+        method.saved_channels = channels
     method.tensors = {name: tensor for name, tensor in method.tensors.items() if tensor.prunable}
     for name, (mask, axes) in masks.items():
         tensor = method.track(name)

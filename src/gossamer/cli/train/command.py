@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import os
+import importlib
 import shlex
 import sys
 import textwrap
@@ -15,11 +15,12 @@ from typing import Any
 import torch
 
 from gossamer import compaction, data, measure, report
-from gossamer.cli.stop import catch_signals
+from gossamer.cli.stop import Stopped, again, catch_signals
 from gossamer.cli.train import checkpoint, folder, outcome, recipe, record, story
 from gossamer.cli.train.config import Train, check
 from gossamer.cli.train.loop import Stage, train
 from gossamer.cli.train.progress import Progress
+from gossamer.cli.train.restore import restore
 from gossamer.integrations.distributed import World, connected
 from gossamer.integrations.tensorboard import Events
 
@@ -27,21 +28,39 @@ from gossamer.integrations.tensorboard import Events
 def run(config: Train, arguments: Sequence[str]) -> None:
     """Everything, from flags to the report; `arguments` are the flags as typed, for the report."""
     check(config)
+    _needs(config)
     if config.threads is not None:
         torch.set_num_threads(config.threads)
-    # A console script does not look for modules where it was called; `--model mymodule:net` means there.
-    sys.path.insert(0, os.getcwd())
     # Convolution algorithms are chosen by shape, not by a race: a resumed run repeats the same sums.
     torch.backends.cudnn.deterministic = True
     torch.backends.cudnn.benchmark = False
     with connected(config.device) as world:
         splits = _load(config, world)
-        stages = _stages(config, splits)
-        _open(config, world, stages)
-        for stage in stages:
-            _train(stage, splits, config, world)
+        total = data.steps_per_epoch(len(splits.train_x), config.batch_size) * config.epochs
+        stages = _stages(config, splits, total)
+        _open(config, world, stages, total)
+        try:
+            for stage in stages:
+                _train(stage, splits, config, world)
+        except Stopped as stopped:
+            if world.first:
+                print(f"\nstopped at {stopped}; resume with:\n  {again(arguments)}", file=sys.stderr, flush=True)
+            # Whoever starts the processes ends the others when the first one leaves.
+            world.wait()
+            raise
     if world.first:
         _finish(config, splits, stages, arguments, world.size)
+
+
+def _needs(config: Train) -> None:
+    """Raise an ImportError for a package that would be missed only after training."""
+    for package in ("safetensors", *(("torch.utils.tensorboard",) if config.events else ())):
+        try:
+            importlib.import_module(package)
+        except ImportError:
+            name = package.rpartition(".")[2]
+            advice = ", or --no-events" if name == "tensorboard" else ""
+            raise ImportError(f'this run needs {name}: pip install "gossamer[run]"{advice}') from None
 
 
 def _load(config: Train, world: World) -> data.Splits:
@@ -52,9 +71,8 @@ def _load(config: Train, world: World) -> data.Splits:
     return dataclasses.replace(splits, **tensors)
 
 
-def _stages(config: Train, splits: data.Splits) -> list[Stage]:
+def _stages(config: Train, splits: data.Splits, total: int) -> list[Stage]:
     """The dense and the sparse network before their first step, from the same initial weights."""
-    total = data.steps_per_epoch(len(splits.train_x), config.batch_size) * config.epochs
     out = []
     for name in ("dense", "sparse") if config.dense else ("sparse",):
         model = recipe.network(config, splits).to(splits.train_x.device)
@@ -84,18 +102,17 @@ def _file(config: Train, stage: str) -> Path:
     return config.out / stage / "checkpoint.pt"
 
 
-def _open(config: Train, world: World, stages: list[Stage]) -> None:
+def _open(config: Train, world: World, stages: list[Stage], total: int) -> None:
     """Continue from the checkpoints in --out or make --out ready; nothing is written before all was read."""
     identity = config.identity(world.size)
-    folder.inspect(config.out, identity, resume=config.resume, overwrite=config.overwrite)
-    if config.resume:
+    if folder.inspect(config.out, identity, resume=config.resume, overwrite=config.overwrite):
         for stage in stages:
             file = _file(config, stage.name)
             if file.exists():
                 saved = checkpoint.load(file, identity)
                 try:
-                    stage.load(saved)
-                except (RuntimeError, ValueError, KeyError) as error:
+                    restore(stage, saved, total=total)
+                except ValueError as error:
                     raise ValueError(f"checkpoint {file} does not fit the network of this run: {error}") from error
     world.wait()
     if world.first:
@@ -116,7 +133,8 @@ def _train(stage: Stage, splits: data.Splits, config: Train, world: World) -> No
         if world.first:
             checkpoint.save(file, {"identity": identity, **stage.state()})
 
-    log = Events(config.out / "events" / stage.name if config.events and world.first else None, resume_at=stage.step)
+    events = config.out / "events" / stage.name if config.events and world.first else None
+    log = Events(events, resume_at=stage.step, suffix=folder.EVENTS)
     with (
         closing(log),
         Progress(stage.name, stage.step, steps * config.epochs, shown=world.first) as bar,
@@ -167,9 +185,15 @@ def _finish(config: Train, splits: data.Splits, stages: list[Stage], arguments: 
     page["summary"] = story.summary(config, sparse.curve[-1].get("density"), channels)
     page["facts"] = story.facts(page, None if channels is None else 1.0 - channels)
     page["notes"] = story.notes(page, config, untraceable)
-    if small:
-        small.save(config.out / "compact")
-    written = report.write(config.out, page)
+    try:
+        if small:
+            small.save(config.out / "compact")
+        written = report.write(config.out, page)
+    except OSError as error:
+        why = error.strerror or error
+        raise OSError(
+            f"{why}; the trained networks are saved in {config.out}, and --resume goes on from there"
+        ) from error
     print(story.text_table(page))
     print()
     for note in page["notes"]:

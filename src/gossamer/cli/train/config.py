@@ -104,5 +104,13 @@ def check(config: Train) -> None:
         raise ValueError(f"--warmup is {config.warmup}; expected a share of the steps between 0 and 1")
     if config.optimizer not in (None, "sgd", "adamw"):
         raise ValueError(f"--optimizer is {config.optimizer!r}; expected sgd or adamw")
+    if config.seed >= 2**63:
+        raise ValueError(f"--seed is {config.seed}; expected below 2**63")
+    for name in ("out", "model", "data"):
+        text = str(getattr(config, name))
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            raise ValueError(f"--{name} is {text!r}; expected a name in UTF-8, as the report repeats it") from None
     if config.resume and config.overwrite:
         raise ValueError("--resume continues the run that --overwrite deletes; expected one of them")

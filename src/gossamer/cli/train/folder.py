@@ -1,56 +1,131 @@
-"""The folder of a run: what may be written there, continued there, deleted there."""
+"""The folder of a run: what may be written there, continued there, deleted there.
+
+A folder is ours if it holds our `run.json`, which is written first and in one step. What is deleted is what a run
+writes, name by name; files of others stay, and so do the folders they lie in.
+"""
 
 from __future__ import annotations
 
-import json
 import os
-import shutil
+import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from gossamer import files
 from gossamer.cli.train.checkpoint import differ
 
 RUN = "run.json"
-CONTENTS = (RUN, "dense", "sparse", "compact", "events", "report.json", "report.html")
+FORMAT, VERSION = "gossamer.run", 1
+EVENTS = ".gossamer"  # the end of the name of every event file that a run writes
+LIMIT = 1 << 20
+# What a run writes, by folder; events of other programs have other names.
+WRITES = {
+    "": (RUN, "report.json", "report.html"),
+    "dense": ("checkpoint.pt",),
+    "sparse": ("checkpoint.pt",),
+    "compact": ("compact.json",),
+    "events": (),
+    "events/dense": (),
+    "events/sparse": (),
+}
+_WEIGHTS = re.compile(r"weights-[0-9a-f]{16}\.safetensors")
 
 
-def inspect(out: Path, identity: dict[str, Any], *, resume: bool, overwrite: bool) -> None:
-    """Raise unless this run may write to `out`; nothing is changed.
+def inspect(out: Path, identity: dict[str, Any], *, resume: bool, overwrite: bool) -> bool:
+    """Raise unless this run may write to `out`, to its end; nothing is changed.
+
+    Returns:
+        Whether there is a run to continue.
 
     Raises:
         FileExistsError: `out` holds another run and neither resume nor overwrite was asked for, or it holds files
             that are no run at all.
-        NotADirectoryError: `out` is a file.
-        ValueError: the run to resume has other settings, or its run.json is damaged.
+        NotADirectoryError: `out` is no folder, or a place in it where a folder has to be is none.
+        ValueError: the run to resume has other settings, run.json is not ours, or a folder or pipe is where a file has
+            to be written.
     """
-    if not out.exists():
-        return
+    if not os.path.lexists(out):
+        return False
     if not out.is_dir():
-        raise NotADirectoryError(f"--out {out} is a file; expected a folder")
-    if not any(out.iterdir()):
-        return
-    if not (out / RUN).is_file():
+        raise NotADirectoryError(f"--out {out} is {files.kind(out)}; expected a folder")
+    if all(files.draft_of(name) == RUN for name in os.listdir(out)):
+        return False  # empty, but for what a run left that was killed in its first moment
+    if not os.path.lexists(out / RUN):
         raise FileExistsError(f"--out {out} holds files but no {RUN}, so it is no run of this program; choose another")
+    record = _record(out)
     if not resume and not overwrite:
         raise FileExistsError(f"--out {out} holds a run already; --resume continues it, --overwrite deletes it")
     if resume:
-        try:
-            there = json.loads((out / RUN).read_text(encoding="utf-8"))["identity"]
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{out / RUN} cannot be read: {error}") from error
-        differ(there, identity, f"--resume: {out}")
+        differ(record["identity"], identity, f"--resume: {out}")
+    for name, written in WRITES.items():
+        place = out / name
+        if os.path.lexists(place) and (not place.is_dir() or (name and place.is_symlink())):
+            what = "a link" if place.is_symlink() else files.kind(place)
+            raise NotADirectoryError(f"--out: {place} is {what}; expected a folder of the run, or nothing there")
+        for file in written:
+            if os.path.lexists(place / file) and not (place / file).is_file():
+                raise ValueError(
+                    f"--out: {place / file} is {files.kind(place / file)}; expected a file of the run, or nothing there"
+                )
+    return resume and record.get("clearing") is not True
+
+
+def _record(out: Path) -> dict[str, Any]:
+    """The run.json of `out`, which says whose the folder is.
+
+    Raises:
+        ValueError: it is damaged, of another program, or of another version.
+    """
+    path = out / RUN
+    advice = "nothing here is deleted or continued; choose another --out, or remove the folder yourself"
+    try:
+        record = files.parse_json(files.read(path, limit=LIMIT))
+        if not isinstance(record, dict) or record.get("format") != FORMAT:
+            raise ValueError("it is not of this program, or was written by an older version")
+        if record.get("version") != VERSION:
+            raise ValueError(f"its version is {record.get('version')!r}, expected {VERSION}")
+        files.check_seal(record)
+        if not isinstance(record.get("identity"), dict):
+            raise ValueError("it lacks 'identity'")
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path} cannot be read: {error}; {advice}") from error
+    return record
 
 
 def prepare(out: Path, identity: dict[str, Any], *, overwrite: bool) -> None:
-    """Make the folder, empty of an earlier run when overwriting, and write down which run it is."""
+    """Make the folder, empty of an earlier run when overwriting, and write down which run it is.
+
+    run.json comes first and says "clearing" until the last file of the earlier run is gone, so that a run killed
+    in between is still ours, and is cleared before anything of it would be continued.
+    """
     out.mkdir(parents=True, exist_ok=True)
-    if overwrite:
-        for name in CONTENTS:
-            place = out / name
-            if place.is_dir():
-                shutil.rmtree(place)
-            else:
-                place.unlink(missing_ok=True)
-    draft = out / (RUN + ".part")
-    draft.write_text(json.dumps({"identity": identity}, indent=1) + "\n", encoding="utf-8")
-    os.replace(draft, out / RUN)
+    clear = overwrite or (os.path.lexists(out / RUN) and _record(out).get("clearing") is True)
+    record = {"format": FORMAT, "version": VERSION, "identity": identity}
+    if clear:
+        files.write_json(out / RUN, files.sealed({**record, "clearing": True}))
+    for path in list(_ours(out, everything=clear)):
+        path.unlink(missing_ok=True)
+    if clear:
+        for name in sorted(WRITES, reverse=True):  # the inner ones first
+            if name and (out / name).is_dir() and not os.listdir(out / name):
+                (out / name).rmdir()
+    files.write_json(out / RUN, files.sealed(record))
+    for name in WRITES:  # some of them are written much later: a folder that takes none is found now
+        if (out / name).is_dir():
+            files.check_target(out / name / RUN)
+
+
+def _ours(out: Path, *, everything: bool) -> Iterator[Path]:
+    """What earlier runs wrote into `out` except run.json itself; only drafts that they left unless `everything`."""
+    for name, written in WRITES.items():
+        place = out / name
+        if not place.is_dir() or (name and place.is_symlink()):
+            continue
+        for file in os.listdir(place):
+            draft = files.draft_of(file)
+            mine = (draft or file) in written or draft == RUN
+            mine |= name == "compact" and _WEIGHTS.fullmatch(draft or file) is not None
+            mine |= name.startswith("events/") and file.endswith(EVENTS)
+            if mine and (draft or (everything and file != RUN)):
+                yield place / file

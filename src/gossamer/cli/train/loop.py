@@ -49,15 +49,6 @@ class Stage:
             "method": None if self.method is None else self.method.state_dict(),
         }
 
-    def load(self, state: dict[str, Any]) -> None:
-        """Continue from `state()`."""
-        if self.method is not None:
-            self.method.load_state_dict(state["method"])
-        self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.step, self.loss_sum = state["step"], state["loss_sum"]
-        self.curve, self.snapshots = state["curve"], state["snapshots"]
-
 
 def accuracy(model: nn.Module, x: torch.Tensor, y: torch.Tensor) -> float:
     """Share of the examples whose largest logit is their label, in eval mode."""
@@ -115,7 +106,7 @@ def train(
         )
         for x, y in order:
             # Dropout draws from here: the same numbers at the same step, others in every process.
-            torch.manual_seed((config.seed * total + stage.step) * world.size + world.rank)
+            torch.manual_seed(((config.seed * total + stage.step) * world.size + world.rank) % 2**63)
             for group in stage.optimizer.param_groups:
                 group["lr"] = stage.optimizer.defaults["lr"] * rate(stage.step, total, config.warmup)
             stage.optimizer.zero_grad()
@@ -133,17 +124,20 @@ def train(
             on_step(stage.step)
             if stopped and stage.step % per_epoch:
                 save(stage)
-                raise _stopped(stage, epoch, stop, world)
+                raise _stopped(stage, epoch, stop)
         if world.first:
             on_epoch(stage)
         stage.loss_sum = 0.0
         if stopped or (epoch + 1) % config.checkpoint_every == 0 or stage.step == total:
             save(stage)
         if stopped:
-            raise _stopped(stage, epoch, stop, world)
+            raise _stopped(stage, epoch, stop)
+    # A signal after the last step was not seen by it: what follows is not begun.
+    if world.any(bool(stop))[0]:
+        raise _stopped(stage, config.epochs - 1, stop)
 
 
-def _stopped(stage: Stage, epoch: int, stop: Stop, world: World) -> Stopped:
+def _stopped(stage: Stage, epoch: int, stop: Stop) -> Stopped:
     place = f"epoch {epoch + 1}, step {stage.step} of the {stage.name} network"
     # A process that was not signalled itself stops because another one was.
-    return Stopped(place, stop.signal or signal.SIGINT, speaks=world.first)
+    return Stopped(place, stop.signal or signal.SIGINT)

@@ -1,0 +1,186 @@
+"""Files of ours: written whole or not at all, read only if they are files, JSON with a checksum.
+
+    with files.replacing(path) as file:      # a draft beside `path`, renamed over it at the end
+        file.write(b"...")
+
+A draft is called `.NAME.<random>.part`. Whoever dies while writing leaves the file of before, and a draft that
+`draft_of` knows. Nothing here waits for a pipe, and nothing is allocated before the size of the file is known.
+May import nothing of gossamer.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import re
+import secrets
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+_KINDS = {
+    stat.S_IFDIR: "a folder", stat.S_IFIFO: "a pipe", stat.S_IFCHR: "a device", stat.S_IFBLK: "a device",
+    stat.S_IFSOCK: "a socket",
+}  # fmt: skip
+
+
+@contextmanager
+def replacing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
+    """A new binary file, to be written and read, that takes the place of `path` if the block ends without an error.
+
+    A link is followed: what it points to is replaced.
+
+    Raises:
+        ValueError: `path` is a folder, a pipe or a device.
+        OSError: the file cannot be written; a full disk is named so, with the place.
+
+    >>> import tempfile, pathlib
+    >>> from gossamer import files
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = pathlib.Path(folder) / "a.txt"
+    ...     with files.replacing(path) as file:
+    ...         _ = file.write(b"whole")
+    ...     files.read(path, limit=100)
+    b'whole'
+    """
+    target = _target(path)
+    draft = target.with_name(f".{target.name}.{secrets.token_hex(6)}.part")
+    try:
+        with open(draft, "x+b") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(draft, target)
+        _sync_folder(target.parent)
+    except BaseException as error:
+        draft.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.errno in _FULL:
+            kept = "the file of before is kept" if target.exists() else "nothing was written"
+            raise OSError(error.errno, f"no space left on the disk for {path}; {kept}") from error
+        raise
+
+
+def _target(path: str | os.PathLike[str]) -> Path:
+    """Where a link leads to in the end; what is there and no file is not ours to replace."""
+    target = Path(os.path.realpath(path))
+    if target.exists() and not target.is_file():
+        raise ValueError(f"{path} is {kind(target)}; expected a file or nothing there")
+    return target
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make a rename last through a power cut, where the file system knows how to."""
+    try:
+        handle = os.open(folder, os.O_RDONLY)
+    except OSError:
+        return
+    try:
+        os.fsync(handle)
+    except OSError:
+        pass
+    finally:
+        os.close(handle)
+
+
+def draft_of(name: str) -> str | None:
+    """The name of the file that `name` is a draft of (both without folders); None if it is no draft."""
+    found = re.fullmatch(r"\.(.+)\.[0-9a-f]{12}\.part", name, re.DOTALL)
+    return found[1] if found else None
+
+
+def check_target(path: str | os.PathLike[str]) -> None:
+    """Make the folder of `path` and see that a file could be written there, so that no work is lost for it.
+
+    Raises:
+        ValueError: `path` is a folder, a pipe or a device.
+        OSError: its folder cannot be made or written; the message names it.
+    """
+    target = _target(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    probe = target.with_name(f".{target.name}.{secrets.token_hex(6)}.part")
+    try:
+        with open(probe, "xb"):
+            pass
+    except OSError as error:
+        raise OSError(error.errno, f"{path} cannot be written: {error.strerror}") from error
+    finally:
+        probe.unlink(missing_ok=True)
+
+
+def kind(path: str | os.PathLike[str]) -> str:
+    """What lies at `path`, in words."""
+    try:
+        return _KINDS.get(stat.S_IFMT(os.stat(path).st_mode), "a file")
+    except OSError:
+        return "a link that leads nowhere" if os.path.islink(path) else "nothing"
+
+
+def open_file(path: str | os.PathLike[str]) -> BinaryIO:
+    """Open a file for reading; anything else is refused at once, where `open` would wait for a pipe's writer.
+
+    Raises:
+        OSError: there is nothing, or it cannot be read.
+        ValueError: it is no file.
+    """
+    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        mode = os.fstat(handle).st_mode
+        if not stat.S_ISREG(mode):
+            raise ValueError(f"it is {_KINDS.get(stat.S_IFMT(mode), 'no file')}, expected a file")
+        return os.fdopen(handle, "rb")
+    except BaseException:
+        os.close(handle)
+        raise
+
+
+def read(path: str | os.PathLike[str], *, limit: int) -> bytes:
+    """The content of a file of at most `limit` bytes.
+
+    Raises:
+        OSError: there is nothing, or it cannot be read.
+        ValueError: it is no file, or a larger one.
+    """
+    with open_file(path) as file:
+        content = file.read(limit + 1)
+    if len(content) > limit:
+        raise ValueError(f"it is larger than {limit} bytes")
+    return content
+
+
+def parse_json(content: bytes) -> Any:
+    """JSON from bytes; every fault of the text is a ValueError, too deep a nesting as well."""
+    try:
+        return json.loads(content)
+    except (ValueError, RecursionError):
+        raise ValueError("it is not JSON") from None
+
+
+def sealed(record: dict[str, Any]) -> dict[str, Any]:
+    """`record` with a checksum of everything in it."""
+    return {**record, "sha256": _digest(record)}
+
+
+def check_seal(record: dict[str, Any]) -> None:
+    """Raise ValueError unless `record` holds what `sealed` gave."""
+    if record.get("sha256") != _digest(record):
+        raise ValueError("it is damaged or was edited: its checksum does not match its content")
+
+
+def _digest(record: dict[str, Any]) -> str:
+    rest = {key: value for key, value in record.items() if key != "sha256"}
+    try:
+        return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+
+
+def write_json(path: str | os.PathLike[str], record: dict[str, Any]) -> None:
+    """Write plain data as JSON in one step."""
+    text = json.dumps(record, indent=1) + "\n"
+    with replacing(path) as file:
+        file.write(text.encode())

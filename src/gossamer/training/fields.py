@@ -1,0 +1,157 @@
+"""What a saved state must look like before anything of it is used: each field by its name, value and expectation."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from gossamer.training.engine import Method
+
+
+def check(state: Mapping[str, Any], names: Mapping[str, Any]) -> None:
+    """Raise ValueError for a field of `state` that is missing or of another kind than the methods write.
+
+    Args:
+        state: of any content.
+        names: a state of the method that it is for, which has the fields.
+    """
+    for field in names:
+        _expect(field in state or field in _LATER, field, "missing", "a field of every state")
+    for field, (kind, expected) in _KINDS.items():
+        if field in state:
+            _expect(kind(state[field]), field, state[field], expected)
+    for name, entry in state["masks"].items():
+        _check_bits(entry, f"masks[{name!r}]", entry.get("shape"))
+        _expect(isinstance(entry.get("axes"), Mapping), f"masks[{name!r}].axes", entry.get("axes"), "a dict")
+        for axis, vector in entry["axes"].items():
+            place = f"masks[{name!r}].axes[{axis!r}]"
+            known = isinstance(axis, str) and axis.isdecimal() and int(axis) < len(entry["shape"])
+            _expect(known and isinstance(vector, Mapping), place, vector, "an axis of the mask")
+            _expect(vector.get("size") == entry["shape"][int(axis)], f"{place}.size", vector.get("size"), "its length")
+            _check_bits(vector, place, [vector["size"]])
+    for name, entry in (state["channels"] or {}).items():
+        for part in ("alive", "here"):
+            numbers = entry.get(part)
+            fits = isinstance(numbers, Tensor) and numbers.dtype == torch.int64 and numbers.dim() == 1
+            fits = fits and bool((numbers >= 0).all()) and (part == "alive" or len(numbers) > 0)
+            _expect(fits, f"channels[{name!r}].{part}", numbers, "numbers of channels")
+
+
+def check_sizes(state: Mapping[str, Any], method: Method) -> None:
+    """Raise ValueError unless every tensor of `state` is of a parameter of the method's network, in its size."""
+    masks = {name: _shape_of_mask(method, name) for name in state["masks"]}
+    for name, entry in state["masks"].items():
+        _expect(entry["shape"] == masks[name], f"masks[{name!r}].shape", entry["shape"], str(masks[name]))
+    for field, name, value in _by_parameter(state):
+        place = f"{field}[{name!r}]"
+        _expect(name in masks, place, value, "a parameter that has a mask")
+        if field == "ever_active.bits":
+            _check_bits({"bits": value}, place, masks[name])
+        elif isinstance(value, Tensor):
+            own = list(method.network.get_parameter(name).shape)
+            sizes = own, masks[name], list(method.tensors[name].shape) if name in method.tensors else own
+            _expect(value.layout == torch.strided and list(value.shape) in sizes, place, value, f"a tensor {own}")
+    prunable = {name for name, tensor in method.tensors.items() if tensor.prunable}
+    every = {"masks": state["masks"], "ever_active.bits": state["ever_active"]["bits"], "churn": state["churn"]}
+    for field, entries in every.items():
+        _expect(prunable <= entries.keys(), field, sorted(entries), f"all of {sorted(prunable)}")
+    for field, mine in method.extra_state().items():
+        kind, expected = (_whole, "a whole number") if type(mine) is int else (_tensors, "tensors by name")
+        _expect(kind(state["extra"].get(field)), f"extra.{field}", state["extra"].get(field), expected)
+
+
+def _shape_of_mask(method: Method, name: str) -> list[int] | None:
+    """Of the parameter with this name; None if there is none."""
+    try:
+        parameter = method.network.get_parameter(name)
+    except AttributeError:
+        return None
+    found = [tensor.mask.shape for tensor in method.tensors.values() if tensor.parameter is parameter]
+    return list(found[0] if found else parameter.shape)
+
+
+def _by_parameter(state: Mapping[str, Any]) -> Iterator[tuple[str, str, Any]]:
+    fields = {"window": state["window"], "warmup": state["warmup"], "churn": state["churn"]}
+    fields |= {"kept": state.get("kept", {}), "owed": dict.fromkeys(state.get("owed", ()))}
+    fields |= {f"ever_active.{part}": state["ever_active"][part] for part in ("bits", "removed")}
+    fields |= {f"extra.{name}": value for name, value in state["extra"].items() if isinstance(value, Mapping)}
+    for field, entries in fields.items():
+        for name, value in entries.items():
+            yield field, name, value
+
+
+def _check_bits(entry: Any, place: str, shape: Any) -> None:
+    whole = isinstance(shape, list) and all(_whole(size) for size in shape)
+    _expect(whole, f"{place}.shape", shape, "a list of sizes")
+    bits, count = entry.get("bits"), -(-math.prod(shape) // 8)
+    fits = isinstance(bits, Tensor) and bits.dtype == torch.uint8 and bits.shape == (count,)
+    _expect(fits, f"{place}.bits", bits, f"{count} bytes for a mask of shape {shape}")
+
+
+def _whole(value: object) -> bool:
+    return type(value) is int and value >= 0
+
+
+def _finite(value: object) -> bool:
+    return type(value) in (int, float) and math.isfinite(value)  # type: ignore[arg-type]
+
+
+def _dict(of: Callable[[object], bool]) -> Callable[[object], bool]:
+    return lambda value: isinstance(value, dict) and all(isinstance(k, str) and of(v) for k, v in value.items())
+
+
+def _list(of: Callable[[object], bool]) -> Callable[[object], bool]:
+    return lambda value: isinstance(value, list) and all(of(each) for each in value)
+
+
+def _is(kind: type) -> Callable[[object], bool]:
+    return lambda value: isinstance(value, kind)
+
+
+_LATER = ("owed", "kept")  # not in the first states of this format
+_tensors = _dict(_is(Tensor))
+_KINDS: dict[str, tuple[Callable[[object], bool], str]] = {
+    "shapes": (_dict(_list(_whole)), "sizes by name"),
+    "config": (_is(dict), "the method's arguments"),
+    "step": (_whole, "a whole number of steps"),
+    "masks": (_dict(_is(dict)), "packed masks by name"),
+    "channels": (lambda value: value is None or _dict(_is(dict))(value), "None, or numbers of channels by group"),
+    "ever_active": (
+        lambda value: isinstance(value, dict) and _tensors(value.get("bits")) and _dict(_whole)(value.get("removed")),
+        "bits and removed, each by name",
+    ),
+    "churn": (_dict(_finite), "finite numbers by name"),
+    "pending": (_list(_is(str)), "names of events"),
+    "window": (_tensors, "tensors by name"),
+    "window_steps": (_whole, "a whole number of steps"),
+    "owed": (_list(_is(str)), "names of parameters"),
+    "kept": (_tensors, "tensors by name"),
+    "warmup": (_tensors, "tensors by name"),
+    "history": (_list(_dict(lambda value: True)), "a list of events"),
+    "extra": (_dict(lambda value: True), "what the method adds"),
+}
+
+
+def _expect(right: bool, field: str, value: object, expected: str) -> None:
+    if not right:
+        raise ValueError(f"the state's {field} is {shown(value)}, expected {expected}")
+
+
+def equal(mine: object, theirs: object) -> bool:
+    """Whether two plain values are; nothing that a file may hold instead of one raises."""
+    try:
+        return (mine == theirs) is True
+    except (RuntimeError, ValueError):  # tensors and arrays compare element by element
+        return False
+
+
+def shown(value: object) -> str:
+    """A value of any kind in one short line."""
+    if isinstance(value, Tensor):
+        return f"a tensor {list(value.shape)} of {value.dtype}"
+    return " ".join(repr(value).split())[:80]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from fnmatch import fnmatchcase
 
 import torch
@@ -209,3 +209,13 @@ def _layers(
         rows = parameter.shape[0] // len(_PACKED)
         return [Layer(f"{name}[{part}]", tensor, i * rows, (i + 1) * rows, tile) for i, part in enumerate(_PACKED)]
     return [Layer(name, tensor, 0, parameter.shape[0], tile)]
+
+
+def check_ownership(tensors: Mapping[str, Masked], optimizer: Optimizer, taken: Set[int]) -> None:
+    """Raise ValueError for a trained weight that `optimizer` does not hold, or that another method has (`taken`)."""
+    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    for name, tensor in tensors.items():
+        if not tensor.frozen and id(tensor.parameter) not in held:
+            raise ValueError(f"{name} is trained but not in the optimizer: exclude it, or pass its own optimizer")
+        if id(tensor.parameter) in taken:
+            raise ValueError(f"{name} is already masked by another method on this optimizer: detach() it first")

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import logging
 import math
+import weakref
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -19,10 +20,10 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from gossamer.training import checkpoint, distributed, first_mask, optimizer_state, statistics, tiles
+from gossamer.training import checkpoint, distributed, first_mask, followers, optimizer_state, statistics, tiles
 from gossamer.training.channels import Channels
 from gossamer.training.commit import commit
-from gossamer.training.discover import discover, unwrap
+from gossamer.training.discover import check_ownership, discover, unwrap
 from gossamer.training.distribution import budgets
 from gossamer.training.gradients import Gradients, check_finite
 from gossamer.training.random import uniform
@@ -57,6 +58,7 @@ class Method(Settings):
     name: ClassVar[str]
     needs_dense: ClassVar[str] = ""  # why it cannot rewire layers that have memory for their tiles only
 
+    @torch.inference_mode(False)  # what is made here serves training, wherever the method is made
     def __post_init__(self, density: float) -> None:
         real("density", density)
         if not 0.0 < density <= 1.0:  # first, as other arguments are measured against it
@@ -90,6 +92,7 @@ class Method(Settings):
         self._versions: dict[str, int] = {}
         self._reloaded = True
         self._begun = False  # whether a step was taken, or a state loaded
+        self.followers: weakref.WeakSet[nn.Module] = weakref.WeakSet()
         self.removed: Channels | None = None
         self.saved_channels: dict[str, Any] | None = None
         self.signs: list[str] = []
@@ -228,11 +231,13 @@ class Method(Settings):
         """Weights present / weights of the original network (prunable ones)."""
         return self.nnz() / sum(self.sizes.values())
 
+    @torch.inference_mode(False)
     def patterns(self) -> dict[str, Pattern]:
         """The masks as `gossamer.pattern.Pattern` of the 2-D view [out, in * kernel], in tiles of `tile`."""
         tile = self.tile[0], self.tile[1]
         return {name: tensor.pattern(tile) for name, tensor in self.tensors.items() if tensor.prunable}
 
+    @torch.inference_mode(False)
     def channels(self) -> dict[str, Tensor]:
         """bool[channels of the original network] per channel group: which live. Empty for methods that remove none."""
         return self.removed.full() if self.removed else {}
@@ -258,24 +263,36 @@ class Method(Settings):
         for tensor in self.tensors.values():
             self.apply_mask(tensor)
 
+    @torch.inference_mode(False)
     @torch.no_grad()
     def apply_to(self, copy: nn.Module) -> nn.Module:
         """Zero the masked weights of a copy of the network (an EMA or SWA average), in place; returns it.
 
+        A copy from before a compaction loses the channels that the network has lost.
+
         Raises:
             ValueError: the copy lacks a masked parameter or has it in another shape.
         """
-        found = unwrap(copy)
-        for tensor in self.tensors.values():
-            tensor.check_copy(found)
-        for tensor in self.tensors.values():
-            tensor.apply_to(found)
-        return copy
+        return followers.apply_to(self, copy)
 
+    @torch.inference_mode(False)
+    def follow(self, copy: nn.Module) -> nn.Module:
+        """Let a copy of the network lose the channels that `compact_every` removes, now and later; returns it.
+
+        An `AveragedModel` follows by itself whenever it is updated. Any other copy that is used between steps (an EMA
+        of your own, a teacher) is named here once. The method does not keep it alive.
+
+        Raises:
+            ValueError: `copy` is no copy of the network.
+        """
+        return followers.add(self, copy)
+
+    @torch.inference_mode(False)
     def state_dict(self) -> dict[str, Any]:
         """All a resumed run needs, as tensors, numbers, strings, lists and dicts; masks take one bit a weight."""
         return checkpoint.save(self)
 
+    @torch.inference_mode(False)
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from `state_dict()`; with the model's and optimizer's own states the run goes on bit for bit.
 
@@ -395,12 +412,7 @@ class Method(Settings):
     def _check_ownership(self) -> None:
         if self.distributed and distributed.ranks() == 1:
             raise RuntimeError("distributed=True needs torch.distributed to be initialised with more than one rank")
-        held = {id(p) for group in self.optimizer.param_groups for p in group["params"]}
         hooks = self.optimizer._optimizer_step_pre_hooks.values()
-        other = [hook.__self__ for hook in hooks if hasattr(hook, "__self__")]
-        taken = {id(t.parameter) for method in other if isinstance(method, Method) for t in method.tensors.values()}
-        for name, tensor in self.tensors.items():
-            if not tensor.frozen and id(tensor.parameter) not in held:
-                raise ValueError(f"{name} is trained but not in the optimizer: exclude it, or pass its own optimizer")
-            if id(tensor.parameter) in taken:
-                raise ValueError(f"{name} is already masked by another method on this optimizer: detach() it first")
+        owners = [getattr(hook, "__self__", None) for hook in hooks]
+        taken = {id(x.parameter) for method in owners if isinstance(method, Method) for x in method.tensors.values()}
+        check_ownership(self.tensors, self.optimizer, taken)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from gossamer.compaction import shrink_
 from gossamer.compaction.rounding import rounded
+from gossamer.training import followers
 from gossamer.training.distributed import ranks
 from gossamer.training.weights import Masked
 
@@ -55,6 +56,7 @@ def shrink(method: Method, steps: dict[str, int] | None = None) -> None:
             _slice(method, method.track(name), positions)
     assert kept.graph is not None
     channels.slice(kept.graph, stay)
+    followers.bring(method)
     logger.info("step %d: compacted to %s channels", method.step, {n: len(a) for n, a in channels.alive.items()})
 
 

@@ -11,6 +11,7 @@ from .liveness import dead
 from .rewrite import Kept, shrink_
 from .store import StoreError, load_compact
 from .structure import StructureError
+from .verdict import CompactWarning
 from .zero import zero_channels_
 
 __all__ = [
@@ -18,6 +19,7 @@ __all__ = [
     "ChannelGraph",
     "ChannelGroup",
     "Compact",
+    "CompactWarning",
     "InexactError",
     "Kept",
     "Member",

@@ -1,26 +1,34 @@
 """Module attributes that state a size: Conv2d.out_channels, Linear.in_features, an attention block's num_heads.
 
-Modules of PyTorch are known: their attributes follow from the sliced shapes. Others are proposed: an integer of the
-module whose name speaks of a size and whose value equals an axis that shrank where the module's own code runs. A
-proposal is never trusted; the caller captures the shrunk model again and compares (see structure.py).
+Modules of PyTorch are known: their attributes follow from the sliced shapes. Others are proposed: an integer whose
+value equals a channel axis that shrank, above all where the module's own code runs. Equal values prove nothing (a batch
+or an image may be as large as a layer is wide): a proposal is never trusted, see search.py.
 """
 
 from __future__ import annotations
 
 import re
 from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import torch
 from torch import fx, nn
 
+from gossamer.wrappers import wrapped_as
+
+from .borrow import attributes_of
 from .labels import Free
 from .rules.table import Flow, module_path, shape_of
 
 Changes = dict[str, dict[str, Any]]  # module path -> attribute -> new value
 
 _SIZE_NAME = re.compile(r"head|dim|channel|feature|width|plane|hidden|group|inner|filter|embed|size|^n_|num|^nf$|^nx$")
-_OTHER_NAME = re.compile(r"kernel|stride|padding|dilation|image|patch|max_|vocab|class|label|layer|block")
+_OTHER_NAME = re.compile(
+    r"kernel|stride|padding|dilation|image|patch|max_|vocab|class|label|layer|block|batch|token|seq|len|height|position"
+)
 
 
 def known_attributes(module: nn.Module) -> dict[str, Any]:
@@ -61,54 +69,66 @@ def _conv(module: nn.modules.conv._ConvNd) -> dict[str, Any]:
     return {"in_channels": columns * groups, "out_channels": rows, "groups": groups}
 
 
-def proposals(model: nn.Module, flow: Flow, removed: np.ndarray) -> list[Changes]:
-    """Ways to set the other modules' attributes, the likeliest first. `removed` = label roots that go, sorted."""
+@dataclass
+class Proposal:
+    """One attribute name of one class: its modules either all keep their values or all follow their channels.
+
+    values: module path -> the values it may take, likeliest first. own: the modules' own code handles such an axis.
+    likely: the name speaks of a size, too, so it follows until proven otherwise.
+    """
+
+    cls: type
+    name: str
+    values: dict[str, list[Any]] = field(default_factory=dict)
+    own: bool = False
+    likely: bool = False
+
+    def at(self, choice: int) -> dict[str, Any]:
+        """The values of choice number 1, 2, ... by module path; 0 = all stay as they are."""
+        return {path: options[min(choice, len(options)) - 1] for path, options in self.values.items()} if choice else {}
+
+    @property
+    def choices(self) -> int:
+        return 1 + max(len(options) for options in self.values.values())
+
+
+def proposals(model: nn.Module, flow: Flow, removed: np.ndarray) -> list[Proposal]:
+    """Attributes that may have to follow, those of modules that handle such an axis first. `removed` = sorted roots."""
     sizes = _size_changes(flow, removed)
-    named: Changes = defaultdict(dict)
-    every: Changes = defaultdict(dict)
-    unsure: list[tuple[str, str, Any]] = []
+    anywhere: dict[int, set[int]] = defaultdict(set)
+    for changes in sizes.values():
+        for before, after in changes.items():
+            anywhere[before] |= after
+    found: dict[tuple[type, str], Proposal] = {}
     for path, module in model.named_modules():
-        changes = sizes.get(path)
-        if not changes or known_attributes(module):
+        if known_attributes(module) or wrapped_as(module):
             continue
-        for name, value in vars(module).items():
-            if type(value) is int and value > 1:
-                after = changes.get(value, {value})
-                options: list[Any] = sorted(after - {value})
-            elif isinstance(value, (tuple, list)) and value and all(type(item) is int for item in value):
-                after_each = [changes.get(item, {item}) for item in value]
-                after = set() if all(len(each) == 1 for each in after_each) else {-1}
-                new = [min(each) for each in after_each]
-                options = [type(value)(new)] if new != list(value) else []
-            else:
-                continue
-            speaks = bool(_SIZE_NAME.search(name)) and not _OTHER_NAME.search(name)
-            if len(options) == 1 and len(after) <= 1:
-                every[path][name] = options[0]
-                if speaks:
-                    named[path][name] = options[0]
-            elif options and speaks:
-                unsure.extend((path, name, option) for option in options)
-    ways: list[Changes] = [dict(named), {}, dict(every)] if named else [{}, dict(every)] if every else [{}]
-    ways.extend(_with_unsure(dict(named), unsure))
-    return ways
+        for name, value in attributes_of(module).items():
+            own = _options(value, sizes.get(path, {}))
+            options = own or _options(value, anywhere)
+            if options:
+                proposal = found.setdefault((type(module), name), Proposal(type(module), name))
+                proposal.values[path] = options
+                proposal.own |= bool(own)
+    for proposal in found.values():
+        speaks = _SIZE_NAME.search(proposal.name) and not _OTHER_NAME.search(proposal.name)
+        proposal.likely = proposal.own and bool(speaks)
+    return sorted(found.values(), key=lambda proposal: not proposal.own)
 
 
-def _with_unsure(named: Changes, unsure: list[tuple[str, str, Any]]) -> list[Changes]:
-    """Attributes whose size both shrank and stayed in the same module: change each name everywhere, then all."""
-    ways = []
-    names = sorted({name for _, name, _ in unsure})
-    for chosen in [{name} for name in names] + ([set(names)] if len(names) > 1 else []):
-        way: Changes = {path: dict(items) for path, items in named.items()}
-        for path, name, option in unsure:
-            if name in chosen:
-                way.setdefault(path, {})[name] = option
-        ways.append(way)
-    return ways
+def _options(value: Any, changes: Mapping[int, set[int]]) -> list[Any]:
+    """The values that an integer, or a sequence of integers, may take; empty = it is no size that changed."""
+    if type(value) is int and value > 1:
+        return sorted(changes.get(value, ()))
+    if type(value) not in (list, tuple, torch.Size) or not value or any(type(item) is not int for item in value):
+        return []
+    each = [sorted(changes.get(item, ())) or [item] for item in value]
+    ways = [[options[min(i, len(options) - 1)] for options in each] for i in range(max(map(len, each)))]
+    return [type(value)(way) for way in ways if way != list(value)]
 
 
 def _size_changes(flow: Flow, removed: np.ndarray) -> dict[str, dict[int, set[int]]]:
-    """module path -> size of an axis its own code handles -> the sizes that axis has afterwards."""
+    """module path -> size of a channel axis its own code handles -> the sizes such axes have afterwards, if changed."""
     sizes: dict[str, dict[int, set[int]]] = defaultdict(lambda: defaultdict(set))
     for node in flow.capture.calls:
         path = module_path(node)
@@ -117,7 +137,7 @@ def _size_changes(flow: Flow, removed: np.ndarray) -> dict[str, dict[int, set[in
             if isinstance(axes, tuple):
                 continue
             for before, after in zip(shape_of(tensor), shape_after(flow, tensor, removed), strict=True):
-                if after is not None:
+                if after is not None and after != before:
                     sizes[path][before].add(after)
     return sizes
 

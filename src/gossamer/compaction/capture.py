@@ -19,17 +19,24 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
+from gossamer.wrappers import seen_through
+
+from .borrow import duplicate, evaluating, from_inference, ordinary, refuse_shards, undisturbed
+
 logger = logging.getLogger(__name__)
 
 ROUTES = ("auto", "export", "fx")
 
 
 class CaptureError(RuntimeError):
-    """The model could not be traced into one graph; `causes` has one line per route tried."""
+    """The model could not be traced into one graph.
 
-    def __init__(self, message: str, causes: list[str]) -> None:
+    `causes` has one line per route tried; `paths` = the modules that were running at the first cause, innermost first.
+    """
+
+    def __init__(self, message: str, causes: list[str], paths: tuple[str, ...] = ("",)) -> None:
         super().__init__(message)
-        self.causes = causes
+        self.causes, self.paths = causes, paths
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,21 +104,10 @@ def first_names(model: nn.Module) -> dict[str, str]:
 
 
 @contextlib.contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Eval mode inside, every submodule's own train flag restored after."""
-    flags = [(module, module.training) for module in model.modules()]
-    try:
-        model.eval()
-        yield
-    finally:
-        for module, training in flags:
-            module.training = training
-
-
-@contextlib.contextmanager
 def _traceable() -> Iterator[None]:
     """Tracing conditions: gradients on and no fused transformer encoder, which would hide a whole layer in one op.
 
+    Vendor libraries have recurrent layers as one operator each; without them those are taken apart into steps.
     What a failed route writes to stderr (the whole graph, and a log line) is kept out: the error says it in one line.
     """
     fast = torch.backends.mha.get_fastpath_enabled()
@@ -121,7 +117,10 @@ def _traceable() -> Iterator[None]:
     for name in names:
         logging.getLogger(name).setLevel(logging.CRITICAL)
     try:
-        with torch.enable_grad(), warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
+        with (
+            torch.enable_grad(), warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()),
+            torch.backends.mkldnn.flags(enabled=False), torch.backends.cudnn.flags(enabled=False),
+        ):  # fmt: skip
             warnings.simplefilter("ignore")
             yield
     finally:
@@ -130,35 +129,59 @@ def _traceable() -> Iterator[None]:
             logging.getLogger(name).setLevel(level)
 
 
+@torch.inference_mode(False)
 def capture(model: nn.Module, example_inputs: Any, *, route: str = "auto") -> Capture:
-    """Trace `model` in eval mode on `example_inputs`.
+    """Trace `model` in eval mode on `example_inputs`, after one forward pass: what modules build at the first call of
+    a shape and keep (grids, masks, rotary tables) is a constant then, whether or not they had it before.
 
     Raises:
         ValueError: `route` is unknown, or a lazy module has no shape yet.
-        TypeError: the inputs are not a tensor, tuple or dict.
+        TypeError: the inputs are not a tensor, tuple or dict, or the parameters are cut into shards.
         CaptureError: no route could trace the model; the message holds each route's cause.
     """
     if route not in ROUTES:
         raise ValueError(f"route must be one of {ROUTES}, got {route!r}")
+    refuse_shards(model)
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
         if nn.parameter.is_lazy(tensor):
             raise ValueError(f"{name} has no shape yet (lazy module): run one forward before building the graph")
-    args, kwargs = call_arguments(example_inputs)
-    causes = []
+    args, kwargs = ordinary(call_arguments(example_inputs))
+    model = duplicate(model) if from_inference(model) else model
+    causes: list[str] = []
+    paths: tuple[str, ...] = ("",)
     for name, trace in (("export", _export), ("fx", _fx)):
         if route not in ("auto", name):
             continue
         try:
-            with evaluating(model), _traceable():
-                return trace(model, args, kwargs)
+            with undisturbed(model), evaluating(model), seen_through(model):
+                with torch.no_grad(), warnings.catch_warnings():
+                    warnings.simplefilter("ignore")  # the user's own calls have shown them
+                    torch.manual_seed(0)
+                    model(*args, **kwargs)
+                with _traceable():
+                    return trace(model, args, kwargs)
         except Exception as error:
             logger.debug("route %s failed", name, exc_info=True)
+            paths = paths if causes else _running(model, error)
             text = str(error).strip() or "no message"
             causes.append(f"{name}: {type(error).__name__}: {text.splitlines()[0]}")
     name = type(model).__name__
     raise CaptureError(
-        f"{name} cannot be captured as one graph, so nothing can be removed safely. {' | '.join(causes)}", causes
+        f"{name} cannot be captured as one graph, so nothing can be removed safely. {' | '.join(causes)}", causes, paths
     )
+
+
+def _running(model: nn.Module, error: BaseException) -> tuple[str, ...]:
+    """Paths of the modules whose methods `error` came through, innermost first; the root at least."""
+    names = {id(module): path for path, module in model.named_modules()}
+    found: list[str] = []
+    frame = error.__traceback__
+    while frame is not None:
+        path = names.get(id(frame.tb_frame.f_locals.get("self")))
+        if path is not None:
+            found.append(path)
+        frame = frame.tb_next
+    return tuple(dict.fromkeys([*reversed(found), ""]))
 
 
 def _export(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Capture:
@@ -214,6 +237,8 @@ def _naming_modules(model: nn.Module) -> Iterator[None]:
 def _fx(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Capture:
     from torch.fx.experimental.proxy_tensor import make_fx
 
+    from .functional import functional_leftovers
+
     state = state_tensors(model)
     leaves, spec = pytree.tree_flatten((args, kwargs))
     places = [index for index, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
@@ -232,6 +257,7 @@ def _fx(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Capt
     with _naming_modules(model):
         module = make_fx(functional, tracing_mode="fake")(list(state.values()), [leaves[place] for place in places])
     module.graph.eliminate_dead_code()
+    functional_leftovers(module.graph)
     placeholders = [node for node in module.graph.nodes if node.op == "placeholder"]
     output = next(node for node in reversed(module.graph.nodes) if node.op == "output")
     names = list(state)

@@ -5,8 +5,7 @@ graph -> dead channels -> shrink a copy -> same structure, same outputs, lower l
 
 from __future__ import annotations
 
-import copy
-import logging
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,7 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .equality import InexactError, default_tolerance, difference, outputs
+from gossamer import measure
+from gossamer.wrappers import strip_, unwrap
+
+from .borrow import duplicate, refuse_shards
+from .equality import InexactError, default_tolerance, difference, outputs, runs
 from .fold import fold_
 from .graph import ChannelGraph
 from .liveness import Liveness, analyse
@@ -23,18 +26,18 @@ from .optimizer import check_state, copied
 from .rewrite import Kept, kept_positions, shrink_
 from .rounding import preferred_multiple, rounded, step
 from .structure import StructureError
-
-logger = logging.getLogger(__name__)
+from .verdict import CompactWarning, timed, told, why_nothing
 
 
 @dataclass
 class Compact:
     """A compacted model and how it came about.
 
-    model: the smaller model (an unchanged copy when `refused`). optimizer: its optimizer, if one was given.
-    kept: {tensor: {axis: kept positions}}. refused: why nothing was removed although channels are dead, or None.
+    model: the smaller model, without wrappers (an unchanged copy when `refused`). optimizer: its optimizer, if one was
+    given. kept: {tensor: {axis: kept positions}}. refused: why nothing was removed, or None when something was.
     report: plain numbers, ready for JSON: "parameters", "bytes", "flops" and per group "channels", each with
-    "before" and "after"; "error" = the largest relative difference of the outputs; "latency" = the comparison made.
+    "before" and "after"; "error" = the largest relative difference of the outputs; "latency" = the comparison made,
+    with its "verdict": "faster", "slower" (then `refused` says so) or "inconclusive".
     """
 
     model: nn.Module
@@ -61,6 +64,7 @@ class Compact:
         return save(self.model, directory)
 
 
+@torch.inference_mode(False)
 def compact(
     model: nn.Module,
     example_inputs: Any,
@@ -76,22 +80,25 @@ def compact(
     """Remove every dead channel from a copy of `model` and prove that the copy computes the same.
 
     Args:
-        model: any module that can be captured; neither it nor `optimizer` is changed.
+        model: any module that can be captured, in any number of wrappers (DistributedDataParallel, DataParallel,
+            torch.compile, AveragedModel); neither it nor `optimizer` is changed.
         example_inputs: a tensor, a tuple of positional arguments or a dict of keyword arguments.
         optimizer: copied over the smaller parameters, with the same hyperparameters and sliced state, without hooks.
         keep: group name -> bool tensor [channels]; only these groups lose channels, and only channels marked False.
         round_to: keep dead channels until widths are multiples of this; "auto" = 16 (AVX-512, CUDA) or 8, None = 1.
-        check_latency: time both models interleaved on `example_inputs`, and refuse if the smaller is not faster.
+        check_latency: time both models interleaved on `example_inputs`, and refuse if the smaller is clearly slower.
         tolerance: largest relative difference of any output; None = 1e-5 (float32) or 1e-12 (float64).
         fold: also remove channels that are constant but not zero, where every reader can take the constant into its
             bias (exact to rounding, in eval mode only).
         route: how to capture, see `ChannelGraph.build`.
 
     Returns:
-        A `Compact`. Groups whose removal would break or change the model stay and say why in `explain()`.
+        A `Compact`. Groups whose removal would break or change the model stay and say why in `explain()`. When nothing
+        was removed, `refused` says why and a `CompactWarning` repeats it.
 
     Raises:
         CaptureError: the model cannot be captured.
+        TypeError: not a module, or its parameters are cut into shards (FSDP).
         ValueError: `keep` removes a live channel, bad arguments, or optimizer state that cannot be sliced.
         InexactError: two forwards of the unchanged model already differ.
 
@@ -104,24 +111,34 @@ def compact(
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
-    multiple = _multiple(round_to, model)
     if tolerance is not None and not tolerance >= 0:
         raise ValueError(f"tolerance must be at least 0, got {tolerance}")
-    graph = ChannelGraph.build(model, example_inputs, route)
-    expected = outputs(model, example_inputs)
+    model = unwrap(model)
+    refuse_shards(model)
+    multiple = _multiple(round_to, model)
+    source = strip_(duplicate(model))
+    graph = ChannelGraph.build(source, example_inputs, route)
+    expected, again = runs(source, example_inputs, 2)
     bound = default_tolerance(graph.flow.capture) if tolerance is None else tolerance
-    if difference(expected, outputs(model, example_inputs)) > bound:
+    if difference(expected, again) > bound:
         raise InexactError(f"{type(model).__name__} gives two different outputs for one input: nothing can be verified")
 
-    source, liveness = _analysed(model, graph, fold)
+    liveness = analyse(graph, source, training=source.training and not fold)
+    if fold:
+        fold_(source, graph.flow, liveness)
+        liveness = analyse(graph, source, training=False)
     wanted = _wanted(source, graph, liveness, keep, multiple)
     if optimizer is not None:
-        touched, _ = kept_positions(model, graph, wanted)
-        check_state(optimizer, {name: tensor for name, tensor in model.named_parameters() if name in touched})
+        touched, _ = kept_positions(source, graph, wanted)
+        names = [name for name, _ in source.named_parameters()]
+        check_state(optimizer, {n: p for n, p in zip(names, model.parameters(), strict=True) if n in touched})
+
+    def copies(net: nn.Module) -> tuple[nn.Module, torch.optim.Optimizer | None]:
+        twin = strip_(duplicate(net))
+        return twin, None if optimizer is None else copied(optimizer, model, twin)
 
     def attempt(masks: dict[str, Tensor]) -> Result:
-        twin = copy.deepcopy(source)
-        twin_optimizer = None if optimizer is None else copied(optimizer, model, twin)
+        twin, twin_optimizer = copies(source)
         kept = shrink_(twin, graph, masks, twin_optimizer)
         error = difference(expected, outputs(twin, example_inputs))
         if not error <= bound:
@@ -130,13 +147,20 @@ def compact(
 
     (twin, twin_optimizer, kept, error), unfit = _largest(wanted, attempt)
     final = {name: mask for name, mask in wanted.items() if name not in unfit}
-    latency, refused = _timed(model, twin, example_inputs) if kept and check_latency else (None, None)
-    if refused is not None:
-        logger.warning("%s was not compacted: %s", type(model).__name__, refused)
+    latency = timed(source, twin, graph.example_inputs) if kept and check_latency else None
+    refused = None if kept else why_nothing(graph, liveness, unfit, multiple)
+    if latency is not None and latency["verdict"] == "slower":
+        refused = f"latency would rise: {told(latency)}"
         final, kept, error = {}, Kept({}), 0.0
-        twin = copy.deepcopy(model)
-        twin_optimizer = None if optimizer is None else copied(optimizer, model, twin)
-    report = _report(model, twin, example_inputs, graph, final, error, latency)
+        twin, twin_optimizer = copies(model)
+    name = type(model).__name__
+    if refused is not None:
+        warnings.warn(f"{name} was not compacted, nothing was removed: {refused}", CompactWarning, stacklevel=3)
+    elif latency is not None and latency["verdict"] == "inconclusive":
+        warnings.warn(
+            f"{name} is compact, but no faster that could be told: {told(latency)}", CompactWarning, stacklevel=3
+        )
+    report = _report(source, twin, graph.example_inputs, graph, final, error, latency)
     return Compact(twin, kept, report, twin_optimizer, refused, graph, final, liveness.dead, liveness.constants, unfit)
 
 
@@ -152,16 +176,6 @@ def _multiple(round_to: int | str | None, model: nn.Module) -> int:
     if isinstance(round_to, bool) or not isinstance(round_to, int) or round_to < 1:
         raise ValueError(f'round_to must be "auto", None or a positive integer, got {round_to!r}')
     return round_to
-
-
-def _analysed(model: nn.Module, graph: ChannelGraph, fold: bool) -> tuple[nn.Module, Liveness]:
-    """The model to shrink (a folded copy when asked) and its dead channels."""
-    liveness = analyse(graph, model, training=model.training and not fold)
-    if not fold:
-        return model, liveness
-    source = copy.deepcopy(model)
-    fold_(source, graph.flow, liveness)
-    return source, analyse(graph, source, training=False)
 
 
 def _wanted(
@@ -219,36 +233,6 @@ def _largest(
             unfit |= found or {list(masks)[-1]: str(error)}
 
 
-def _timed(model: nn.Module, twin: nn.Module, example_inputs: Any) -> tuple[dict[str, Any], str | None]:
-    """Time both models in turn. The reason to refuse when the smaller one is not clearly the faster.
-
-    Fewer operations should be faster, so "not faster" is the surprise and is measured again: it takes two runs of three
-    to refuse. One busy moment of the machine then decides nothing.
-    """
-    from gossamer import measure
-
-    from .capture import call_arguments, evaluating
-
-    args, kwargs = call_arguments(example_inputs)
-    with evaluating(model), evaluating(twin), torch.inference_mode():
-        calls = {"original": lambda: model(*args, **kwargs), "compact": lambda: twin(*args, **kwargs)}
-        slower = 0
-        for run in range(3):
-            comparison = measure.interleave(calls, baseline="original", reps=11, seconds=30.0)
-            row, control = comparison["compact"], comparison.control
-            faster = row.ratio_q1 > 1.0 or row.ratio > max(1.0, control.ratio_q3)
-            slower += not faster
-            if slower == 2:
-                break
-            if faster and run != 1:  # at once, or two runs of three
-                return comparison.to_dict(), None
-    reason = (
-        f"latency would not fall: {row.median * 1e3:.3f} ms instead of {comparison['original'].median * 1e3:.3f} ms "
-        f"({row.ratio:.2f}x; the same model against itself gives {control.ratio_q1:.2f}x to {control.ratio_q3:.2f}x)"
-    )
-    return comparison.to_dict(), reason
-
-
 def _report(
     model: nn.Module,
     twin: nn.Module,
@@ -258,8 +242,6 @@ def _report(
     error: float,
     latency: dict[str, Any] | None,
 ) -> dict[str, Any]:
-    from gossamer import measure
-
     before, after = (measure.count(net, example_inputs).to_dict() for net in (model, twin))
     report: dict[str, Any] = {
         name: {"before": before[name], "after": after[name]} for name in ("parameters", "bytes", "flops")

@@ -46,18 +46,22 @@ def linear(run: Interpreter, node: fx.Node, args: dict[str, Any]) -> Value | Non
     x, w = run.of(args["input"]), run.of(args["weight"])
     if len(shape_of(args["weight"])) != 2:
         return None
-    if len(shape_of(args["input"])) == 1:
-        return None
     out = product(x, Value(w.value.mT, w.known.mT))
     return added(out, run.of(args["bias"])) if args.get("bias") is not None else out
 
 
-@constants_of("matmul", "bmm", "mm")
-def matmul(run: Interpreter, node: fx.Node, args: dict[str, Any]) -> Value | None:
-    operands = node.all_input_nodes[0], node.all_input_nodes[-1]
-    if min(len(shape_of(item)) for item in operands) < 2:
-        return None
-    return product(run.of(operands[0]), run.of(operands[1]))
+@constants_of("matmul", "bmm", "mm", "mv", "dot")
+def matmul(run: Interpreter, node: fx.Node, args: dict[str, Any]) -> Value:
+    """A vector is a matrix of one row on the left, of one column on the right."""
+    left, right = run.of(node.all_input_nodes[0]), run.of(node.all_input_nodes[-1])
+    row, column = left.value.dim() == 1, right.value.dim() == 1
+    a = Value(left.value[None], left.known[None]) if row else left
+    b = Value(right.value[:, None], right.known[:, None]) if column else right
+    out = product(a, b)
+    value, known = out.value, out.known
+    for axis, there in ((-1, column), (-2 + column, row)):
+        value, known = (value.squeeze(axis), known.squeeze(axis)) if there else (value, known)
+    return Value(value, known)
 
 
 @constants_of("addmm", "baddbmm")

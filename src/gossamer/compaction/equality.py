@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,7 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from .capture import Capture, call_arguments, evaluating, tensor_leaves
+from gossamer.wrappers import seen_through
+
+from .borrow import duplicate, evaluating, ordinary, undisturbed
+from .capture import Capture, call_arguments, tensor_leaves
 
 # Sums in another order differ by about eps * sqrt(terms); measured 1.5e-7 (float32) and 2.8e-16 (float64) on
 # convolution networks. The bounds leave two to three decimal digits for depth.
@@ -47,15 +49,21 @@ def _exact_arithmetic() -> Iterator[None]:
 
 def outputs(model: nn.Module, example_inputs: Any) -> list[Tensor]:
     """Every output tensor of one forward in eval mode without gradients; half-precision models run as float32."""
-    args, kwargs = call_arguments(example_inputs)
+    return runs(model, example_inputs, 1)[0]
+
+
+def runs(model: nn.Module, example_inputs: Any, times: int) -> list[list[Tensor]]:
+    """`outputs` of several forwards in a row, each after the state that the one before has left."""
+    args, kwargs = ordinary(call_arguments(example_inputs))
     if any(parameter.dtype in _HALVES for parameter in model.parameters()):
-        model = copy.deepcopy(model).float()
+        model = duplicate(model).float()
         args, kwargs = pytree.tree_map(_as_single, (args, kwargs))
-    used = {parameter.device for parameter in model.parameters()}
-    devices = sorted(device.index or 0 for device in used if device.type == "cuda")
-    with evaluating(model), torch.no_grad(), torch.random.fork_rng(devices), _exact_arithmetic():
-        torch.manual_seed(0)
-        return [leaf.detach().clone() for leaf in tensor_leaves(model(*args, **kwargs))]
+    found = []
+    with undisturbed(model), evaluating(model), seen_through(model), torch.no_grad(), _exact_arithmetic():
+        for _ in range(times):
+            torch.manual_seed(0)
+            found.append([leaf.detach().clone() for leaf in tensor_leaves(model(*args, **kwargs))])
+    return found
 
 
 def _as_single(leaf: Any) -> Any:

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from .verdict import told
+
 if TYPE_CHECKING:
     from .compact import Compact
     from .graph import ChannelGraph, ChannelGroup, Member
@@ -73,6 +75,8 @@ def explain_compact(result: Compact) -> str:
     report = result.report
     if result.refused is not None:
         lines.append(f"nothing removed: {result.refused}")
+    elif report["latency"] is not None and report["latency"]["verdict"] == "inconclusive":
+        lines.append(f"no faster that could be told: {told(report['latency'])}")
     for name in ("parameters", "flops"):
         lines.append(f"{name}: {report[name]['before']:,} -> {report[name]['after']:,}")
     groups = result.graph.groups

@@ -6,6 +6,7 @@ Functionalising by tracing again costs more than the capture itself, and most ne
 
 from __future__ import annotations
 
+import operator
 from typing import Any
 
 import torch
@@ -30,9 +31,8 @@ def made_functional(graph: fx.Graph) -> bool:
                 return False
             continue
         source, name = node.args[0], node.target._schema.name.removeprefix("aten::")
-        packet = getattr(torch.ops.aten, name.removesuffix("_"), None)
-        overload = getattr(packet, node.target._overloadname, None)
-        if overload is None or not name.endswith("_") or not isinstance(source, fx.Node):
+        overload = _twin(node.target)
+        if overload is None or not isinstance(source, fx.Node):
             return False
         shared = source.op != "call_function" or _may_alias(source)
         viewed = any(_may_alias(user) for user in source.users if user is not node)
@@ -44,6 +44,53 @@ def made_functional(graph: fx.Graph) -> bool:
     for node, overload in written.items():
         node.target = overload
     return all(has_rule(node) for node in written)
+
+
+def _twin(target: torch._ops.OpOverload) -> torch._ops.OpOverload | None:
+    """relu for relu_, the overload with the same arguments; None where there is no such operator."""
+    name = target._schema.name.removeprefix("aten::")
+    packet = getattr(torch.ops.aten, name.removesuffix("_"), None) if name.endswith("_") else None
+    overloads = [] if packet is None else [getattr(packet, overload) for overload in packet.overloads()]
+    return next((item for item in overloads if _arguments(item) == _arguments(target)), None)
+
+
+def _arguments(target: torch._ops.OpOverload) -> list[tuple[str, str]]:
+    return [(item.name, str(item.type)) for item in target._schema.arguments]
+
+
+def functional_leftovers(graph: fx.Graph) -> None:
+    """Replace what functionalisation leaves inside composite operators (add_, transpose_ in a recurrent layer).
+
+    Later nodes use the result, so x.add_(y) is x + y, unless another view of the same memory is read afterwards.
+    """
+    position = {node: place for place, node in enumerate(graph.nodes)}
+    for node in graph.nodes:
+        if not isinstance(node.target, torch._ops.OpOverload) or not node.target._schema.is_mutable:
+            continue
+        source, twin = node.args[0], _twin(node.target)
+        if twin is None or not isinstance(source, fx.Node) or source.op != "call_function":
+            continue
+        users = [user for alias in _aliases(source, node) for user in alias.users]
+        if all(position[user] <= position[node] or _views(user) for user in users):
+            node.target = twin
+
+
+def _views(node: fx.Node) -> bool:
+    """Whether the result lies in the memory of an operand (unsafe_split and its like say that theirs does not)."""
+    if node.target is operator.getitem:
+        return isinstance(node.args[0], fx.Node) and _views(node.args[0])
+    schema = getattr(node.target, "_schema", None)
+    return schema is not None and any(item.alias_info is not None for item in schema.returns)
+
+
+def _aliases(node: fx.Node, writer: fx.Node) -> list[fx.Node]:
+    """`node`, what it is a view of, and every other view of that, as they are without the result of `writer`."""
+    while _views(node) and node.all_input_nodes:
+        node = node.all_input_nodes[0]
+    found = [node]
+    for alias in found:
+        found.extend(user for user in alias.users if user is not writer and _views(user) and user not in found)
+    return found
 
 
 def _may_alias(node: fx.Node) -> bool:

@@ -7,6 +7,7 @@ groups. Removing channel c of a group removes the positions `index[c]` of every 
 from __future__ import annotations
 
 import itertools
+import logging
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -16,8 +17,13 @@ import numpy as np
 import torch
 from torch import LongTensor, Tensor, nn
 
-from .capture import Capture, capture, state_tensors
+from gossamer.wrappers import plain_name, plain_names, unwrap
+
+from .borrow import ordinary
+from .capture import Capture, CaptureError, capture, state_tensors
 from .rules import Flow, propagate
+
+logger = logging.getLogger(__name__)
 
 Key = tuple[str, int]
 KINDS = ("inner", "residual", "heads")
@@ -37,7 +43,7 @@ class Member:
 class ChannelGroup:
     """Channels that touch the same tensor axes.
 
-    kind: "inner" (one path), "residual" (writers joined by an addition) or "heads" (attention heads).
+    kind: "inner" (one path), "residual" (writers of several modules joined by an addition) or "heads" (of attention).
     frozen: why none of these channels can be removed; None = removable.
     unit: elements one channel owns on its widest axis (head size, width of a convolution group, H*W of a flatten).
     """
@@ -61,13 +67,15 @@ class ChannelGraph:
     roots: tuple[np.ndarray, ...] = field(repr=False)  # label root of every channel of every group
 
     @classmethod
+    @torch.inference_mode(False)
     def build(cls, model: nn.Module, example_inputs: Any, route: str = "auto") -> ChannelGraph:
         """Trace `model` (eval mode, flags restored, weights untouched) and label its channels.
 
         Args:
-            model: any module that traces without branching on tensor values.
+            model: any module that traces without branching on tensor values, in any number of wrappers.
             example_inputs: a tensor, a tuple of positional arguments or a dict of keyword arguments.
-            route: "export", "fx", or "auto" (export, then fx).
+            route: "export", "fx", or "auto" (export; fx where that fails, and where fx takes apart an operator without
+                a rule, such as a recurrent layer, so that more can shrink).
 
         Raises:
             CaptureError: the model cannot be traced; the message names the cause of every route.
@@ -80,8 +88,20 @@ class ChannelGraph:
         >>> [(member.tensor, member.axis, member.role) for member in graph.removable[0].members]
         [('0.weight', 0, 'writer'), ('0.bias', 0, 'writer'), ('2.weight', 1, 'reader')]
         """
-        captured = capture(model, example_inputs, route=route)
-        return cls.from_flow(model, propagate(captured), example_inputs)
+        model, example_inputs = unwrap(model), ordinary(example_inputs)
+        graph = cls._by(model, example_inputs, route)
+        if route == "auto" and graph.route == "export" and graph.flow.composite:
+            try:
+                other = cls._by(model, example_inputs, "fx")
+            except CaptureError as error:
+                logger.debug("operators without a rule are not taken apart: %s", error)
+            else:
+                return max(graph, other, key=lambda found: sum(group.channels for group in found.removable))
+        return graph
+
+    @classmethod
+    def _by(cls, model: nn.Module, example_inputs: Any, route: str) -> ChannelGraph:
+        return cls.from_flow(model, propagate(capture(model, example_inputs, route=route)), example_inputs)
 
     @classmethod
     def from_flow(
@@ -90,8 +110,8 @@ class ChannelGraph:
         """Collect the labels of `flow` into groups; `frozen` adds reasons for groups found unshrinkable later."""
         state = state_tensors(model)
         _freeze_shared_storage(flow, state)
-        _freeze_packed_attention(flow, model)
-        groups, roots = _collect(flow, state, frozen or {})
+        _freeze_inflexible(flow, model)
+        groups, roots = _collect(flow, state, frozen or {}, plain_names(model))
         return cls(groups, example_inputs, flow.capture.route, flow, roots)
 
     @property
@@ -126,15 +146,23 @@ def _freeze_shared_storage(flow: Flow, state: dict[str, Tensor]) -> None:
                     flow.labels.freeze(labels, f"{name} shares its memory with {other}")
 
 
-def _freeze_packed_attention(flow: Flow, model: nn.Module) -> None:
-    """nn.MultiheadAttention computes head_size = embed_dim / heads: it cannot run with fewer heads."""
+def _freeze_inflexible(flow: Flow, model: nn.Module) -> None:
+    """Layers of PyTorch with one attribute for several widths, which therefore cannot change one by one."""
     for path, module in model.named_modules():
         if isinstance(module, nn.MultiheadAttention):
-            prefix = f"{path}." if path else ""
-            reason = "nn.MultiheadAttention needs embed_dim = heads x head size"
-            for (owner, _), labels in flow.state.items():
-                if owner.startswith(prefix):
-                    flow.labels.freeze(labels, reason)
+            own, reason = "", "nn.MultiheadAttention needs embed_dim = heads x head size"
+        elif isinstance(module, nn.RNNBase) and (module.num_layers > 1 or module.bidirectional or module.proj_size):
+            parts = {f"{module.num_layers} layers": module.num_layers > 1, "2 directions": module.bidirectional,
+                     "a projection": module.proj_size > 0}  # fmt: skip
+            own = "weight_hh"  # the rows of every gate, and with them all that the state meets
+            shared = " and ".join(part for part, there in parts.items() if there)
+            reason = f"nn.{type(module).__name__} has one hidden_size for {shared}"
+        else:
+            continue
+        prefix = f"{path}." if path else ""
+        for (owner, _), labels in flow.state.items():
+            if owner.startswith(prefix + own):
+                flow.labels.freeze(labels, reason)
 
 
 def _first_use(capture: Capture) -> dict[str, int]:
@@ -180,7 +208,7 @@ def _classes(flow: Flow, keys: list[Key]) -> tuple[np.ndarray, list[tuple[str | 
 
 
 def _collect(
-    flow: Flow, state: dict[str, Tensor], frozen: dict[str, str]
+    flow: Flow, state: dict[str, Tensor], frozen: dict[str, str], plain: dict[str, str]
 ) -> tuple[tuple[ChannelGroup, ...], tuple[np.ndarray, ...]]:
     first = _first_use(flow.capture)
     place = {name: number for number, name in enumerate(state)}
@@ -205,10 +233,13 @@ def _collect(
     for number in sorted(found, key=lambda number: labelling[number][0] is not None):
         reason, kind = labelling[number]
         members = tuple(found[number])
-        name = _name(members, names)
+        name = _name(members, names, plain)
         if reason is None and len(channels[number]) == 1:
             reason = "all positions are tied into one channel, and one always stays"
         reason = frozen.get(name, reason)
+        owners = {m.tensor.rpartition(".")[0] for m in members if m.role == "writer"}
+        if kind == "residual" and len(owners) == 1 and owners != {""}:
+            kind = "inner"  # the sums are a layer's own: the gates and the state of a recurrent one
         unit = max(member.index.shape[1] for member in members)
         groups.append(ChannelGroup(name, len(channels[number]), members, kind, reason, unit))
         group_roots.append(channels[number])
@@ -233,10 +264,10 @@ def _member(key: Key, index: np.ndarray, flow: Flow, state: dict[str, Tensor]) -
     return Member(key[0], key[1], role, torch.from_numpy(np.ascontiguousarray(index)))  # type: ignore[arg-type]
 
 
-def _name(members: tuple[Member, ...], names: dict[str, int]) -> str:
-    """The module of the first writer; further groups of the same module are numbered."""
+def _name(members: tuple[Member, ...], names: dict[str, int], plain: dict[str, str]) -> str:
+    """The module of the first writer, without wrappers; further groups of the same module are numbered."""
     writer = next((m for m in members if m.role == "writer"), None)
-    tensor = writer.tensor if writer is not None else members[0].tensor
+    tensor = plain_name(plain, writer.tensor if writer is not None else members[0].tensor)
     base = tensor.partition(".parametrizations.")[0] if ".parametrizations." in tensor else tensor.rpartition(".")[0]
     base = base or tensor
     base = base if writer is not None else f"input of {base}"

@@ -15,6 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from gossamer.wrappers import unwrap
+
 from .capture import state_tensors
 from .graph import ChannelGraph
 from .reads import Reads
@@ -51,8 +53,10 @@ def dead(graph: ChannelGraph, model: nn.Module, *, training: bool | None = None)
     return analyse(graph, model, training=training).dead
 
 
+@torch.inference_mode(False)
 def analyse(graph: ChannelGraph, model: nn.Module, *, training: bool | None = None) -> Liveness:
     """`dead` together with the constants that keep other channels alive."""
+    model = unwrap(model)
     training = model.training if training is None else training
     flow = graph.flow
     state = {name: tensor.detach().cpu() for name, tensor in state_tensors(model).items()}

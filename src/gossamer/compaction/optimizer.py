@@ -61,13 +61,13 @@ def sliced(tensor: Tensor, kept: Mapping[int, Tensor]) -> Tensor:
 
 
 def copied(optimizer: torch.optim.Optimizer, model: nn.Module, twin: nn.Module) -> torch.optim.Optimizer:
-    """The same optimizer (class, hyperparameters, state) over the parameters of `twin`; hooks are not copied.
+    """The same optimizer (class, hyperparameters, state) over the parameters of `twin`, a copy of `model`, in the same
+    order; hooks are not copied.
 
     Raises:
         ValueError: the optimizer holds a tensor that is not a parameter of `model`.
     """
-    twins = dict(twin.named_parameters())
-    memo: dict[int, Any] = {id(p): twins[name] for name, p in model.named_parameters()}
+    memo: dict[int, Any] = {id(p): q for p, q in zip(model.parameters(), twin.parameters(), strict=True)}
     for number, group in enumerate(optimizer.param_groups):
         for parameter in group["params"]:
             if id(parameter) not in memo:

@@ -19,8 +19,8 @@ _BIJECTIONS = MOVES - {
     "split", "split_with_sizes", "chunk", "unsafe_split", "unsafe_chunk", "slice", "select", "unbind", "index_select",
     "narrow", "constant_pad_nd", "pad", "tensor_split", "unsafe_split_with_sizes",
 }  # fmt: skip
-_PRODUCTS = {"matmul", "bmm", "mm", "addmm", "baddbmm"}
-_SUMS = {"linear", "einsum", "mv", "dot", *_PRODUCTS, *CONVOLUTIONS}
+_PRODUCTS = {"matmul", "bmm", "mm", "mv", "dot", "addmm", "baddbmm"}
+_SUMS = {"linear", "einsum", *_PRODUCTS, *CONVOLUTIONS}
 _NORMS = {
     "batch_norm", "native_batch_norm", "_native_batch_norm_legit", "_native_batch_norm_legit_no_training",
     "instance_norm", "group_norm", "native_group_norm", "layer_norm", "native_layer_norm", "rms_norm",
@@ -113,7 +113,7 @@ class Reads:
 
     def _plain_linear(self, node: fx.Node) -> bool:
         args = arguments(node)
-        return len(shape_of(args["weight"])) == 2 and len(shape_of(args["input"])) > 1
+        return len(shape_of(args["weight"])) == 2 and len(shape_of(args["input"])) > 0
 
     def _linear(self, node: fx.Node, demand: Tensor) -> None:
         args = arguments(node)
@@ -123,8 +123,7 @@ class Reads:
             self._ask(args["bias"], torch.ones(1, dtype=torch.bool))
 
     def _plain_product(self, node: fx.Node) -> bool:
-        inputs = node.all_input_nodes
-        return len(inputs) >= 2 and all(len(shape_of(item)) >= 2 for item in inputs[-2:])
+        return len(node.all_input_nodes) >= 2
 
     def _product(self, node: fx.Node, demand: Tensor) -> None:
         args = arguments(node)
@@ -138,27 +137,33 @@ class Reads:
     def _contract(
         self, node: fx.Node, left: fx.Node, right: fx.Node, demand: Tensor, b: Value, *, transposed: bool
     ) -> None:
-        """out = a @ b: a[.., m, k] is read where some demanded out[.., m, n] has b[.., k, n] that may be nonzero."""
-        a = self.run.of(left)
-        columns = shape_of(node)[-1]
-        inner = shape_of(left)[-1]
+        """out = a @ b: a[.., m, k] is read where some demanded out[.., m, n] has b[.., k, n] that may be nonzero.
+
+        A vector is a matrix of one row on the left, of one column on the right.
+        """
+        own, inner = self.run.of(left), shape_of(left)[-1]
+        row, column = len(shape_of(left)) == 1, len(shape_of(right)) == 1
+        a_zero, b_maybe = (own.zero[None] if row else own.zero), (b.maybe[:, None] if column else b.maybe)
+        demand = demand.reshape(shape_like(demand, shape_of(node), row, column))
+        rows = 1 if row else shape_of(left)[-2]
+        columns = 1 if column else shape_of(right)[-2 if transposed else -1]
         wanted = grown(demand, -1, columns)
-        reach = reaches(wanted, grown(grown(b.maybe, -1, columns), -2, inner).mT)  # [.., m, k]
+        reach = reaches(wanted, grown(grown(b_maybe, -1, columns), -2, inner).mT)  # [.., m, k]
         rank = len(shape_of(left))
         if left not in self.flow.only_state:
             self._ask(left, _fold(reach, shape_of(left)))
-        needed = _fold(reach & ~grown(a.zero, -1, inner), shape_of(left))
-        right_axis = len(shape_of(right)) - (1 if transposed else 2)
+        needed = _fold(reach & ~grown(a_zero, -1, inner), shape_of(left))
+        right_axis = 0 if column else len(shape_of(right)) - (1 if transposed else 2)
         summed = [self.flow.of(left)[rank - 1], self.flow.of(right)[right_axis]]
-        self._read(summed, rank - 1, needed, a)
-        self.terms[node] = (needed, a)
+        self._read(summed, rank - 1, needed, own)
+        self.terms[node] = (needed, own)
         if right not in self.flow.only_state:
-            rows = shape_of(left)[-2]
-            reach = reaches(grown(grown(a.maybe, -2, rows), -1, inner).mT, grown(wanted, -2, rows))  # [.., k, n]
-            reach = _fold(reach.mT if transposed else reach, shape_of(right))
+            reach = reaches(grown(grown(~a_zero, -2, rows), -1, inner).mT, grown(wanted, -2, rows))  # [.., k, n]
+            reach = reach.squeeze(-1) if column else reach.mT if transposed else reach
+            reach = _fold(reach, shape_of(right))
             self._ask(right, reach)
-            own = self.run.of(right)
-            self._read(summed[::-1], right_axis, reach & ~own.zero, own)
+            other = self.run.of(right)
+            self._read(summed[::-1], right_axis, reach & ~other.zero, other)
 
     def _conv(self, node: fx.Node, demand: Tensor) -> None:
         args = arguments(node)
@@ -292,6 +297,14 @@ class Reads:
                 continue
             count = int(np.prod(shape_of(item), dtype=np.int64))
             self._ask(item, _narrow(read[bases[item] + 1 : bases[item] + 1 + count].reshape(shape_of(item))))
+
+
+def shape_like(demand: Tensor, shape: tuple[int, ...], row: bool, column: bool) -> tuple[int, ...]:
+    """The shape of a demand on a product with the axes back that a vector on the left or right has none of."""
+    full = (1,) * (len(shape) - demand.dim()) + tuple(demand.shape)
+    place = len(full) if column else len(full) - 1
+    full = (*full[:place], 1, *full[place:]) if row else full
+    return (*full, 1) if column else full
 
 
 def _fold(demand: Tensor, shape: tuple[int, ...]) -> Tensor:

@@ -6,7 +6,6 @@ The result is checked by capturing the shrunk model again; if its code does not 
 
 from __future__ import annotations
 
-import logging
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,13 +13,15 @@ import numpy as np
 import torch
 from torch import LongTensor, Tensor, nn
 
+from gossamer.wrappers import unwrap, wrapped_as
+
 from .attributes import Changes, known_attributes, proposals
 from .capture import state_tensors
 from .graph import ChannelGraph, ChannelGroup
 from .optimizer import check_state, slice_state, sliced
+from .rules import Flow
+from .search import search
 from .structure import StructureError, check_structure
-
-logger = logging.getLogger(__name__)
 
 
 class Kept(dict[str, dict[int, LongTensor]]):
@@ -104,6 +105,7 @@ def _check_mask(group: ChannelGroup, mask: Tensor) -> None:
         raise ValueError(f"{what} removes all {group.channels} channels, at least one must stay")
 
 
+@torch.inference_mode(False)
 def shrink_(
     model: nn.Module,
     graph: ChannelGraph,
@@ -131,6 +133,11 @@ def shrink_(
     >>> net[0].out_features, tuple(net[2].weight.shape), kept["0.bias"][0].tolist()
     (3, (2, 3), [0, 1, 2])
     """
+    if wrapped_as(model) == "module" and not hasattr(model, "n_averaged"):
+        raise TypeError(
+            f"{type(model).__name__} keeps the first shapes of its parameters: shrink the network inside it"
+        )
+    model = unwrap(model)
     kept, removed = kept_positions(model, graph, keep)
     if not kept:
         return kept
@@ -139,31 +146,29 @@ def shrink_(
     if optimizer is not None:
         check_state(optimizer, touched)
     before = {name: (tensor.data, tensor.grad) for name, tensor in touched.items()}
-    ways = proposals(model, graph.flow, removed)
+    found = proposals(model, graph.flow, removed)
     for name, positions in kept.items():
         set_data(touched[name], sliced(touched[name], positions))
     layers = _layer_attributes(model)
-    causes: list[str] = []
-    for way in ways:
+
+    def attempt(way: Changes) -> tuple[Changes, Flow]:
         changes = {**way, **layers}
         old = _set_attributes(model, changes)
         try:
-            flow = check_structure(model, graph, kept, removed)
-        except StructureError as error:
-            causes.append(str(error))
-            logger.debug("attributes %s do not fit: %s", way, error)
-            _set_attributes(model, old)
+            return changes, check_structure(model, graph, kept, removed)
         except BaseException:
             _set_attributes(model, old)
-            _restore(touched, before)
             raise
-        else:
-            kept.attributes = changes
-            kept.graph = ChannelGraph.from_flow(model, flow, graph.example_inputs)
-            break
-    else:
+
+    try:
+        kept.attributes, flow = search(model, found, attempt)
+    except StructureError as error:
         _restore(touched, before)
-        raise StructureError(f"the code of {type(model).__name__} does not follow smaller tensors: {causes[0]}")
+        raise StructureError(f"the code of {type(model).__name__} does not follow smaller tensors: {error}") from None
+    except BaseException:
+        _restore(touched, before)
+        raise
+    kept.graph = ChannelGraph.from_flow(model, flow, graph.example_inputs)
     if optimizer is not None:
         for name, positions in kept.items():
             slice_state(optimizer, touched[name], before[name][0].shape, positions)

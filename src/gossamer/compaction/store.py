@@ -19,7 +19,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from gossamer.wrappers import plain_name, plain_names, unwrap
+
 from .attributes import Changes
+from .borrow import refuse_shards
 from .capture import first_names, state_tensors
 from .optimizer import sliced
 from .rewrite import history, set_data
@@ -41,23 +44,25 @@ def _safetensors() -> Any:
 
 
 def _persistent(model: nn.Module) -> dict[str, Tensor]:
-    """Entries of the state dict by first name; shared tensors once."""
-    first = first_names(model)
+    """Entries of the state dict by first name, without wrappers; shared tensors once."""
+    first, plain = first_names(model), plain_names(model)
     out: dict[str, Tensor] = {}
     for name, value in model.state_dict(keep_vars=True).items():
         if not isinstance(value, Tensor) or name not in first:
             raise TypeError(f"state_dict entry {name!r} is not a parameter or buffer: it cannot be saved as a tensor")
-        out[first[name]] = value.detach()
+        out[plain_name(plain, first[name])] = value.detach()
     return out
 
 
 def save(model: nn.Module, directory: str | Path) -> Path:
-    """Write `model`, together with everything `shrink_` and `compact` ever removed from it, into `directory`.
+    """Write the network inside `model`, and all that `shrink_` and `compact` ever removed from it, into `directory`.
 
     Existing files of an older save are replaced at the very end; an interrupted save leaves them readable.
     """
     writer = _safetensors()
-    directory = Path(directory)
+    model, directory = unwrap(model), Path(directory)
+    refuse_shards(model)
+    plain = plain_names(model)
     directory.mkdir(parents=True, exist_ok=True)
     tensors = {name: value.cpu().contiguous() for name, value in _persistent(model).items()}
     data = writer.save(tensors)
@@ -69,12 +74,14 @@ def save(model: nn.Module, directory: str | Path) -> Path:
         "version": VERSION,
         "model": type(model).__name__,
         "weights": {"file": weights, "sha256": digest},
-        "shapes": {name: list(value.shape) for name, value in state_tensors(model).items()},
+        "shapes": {plain_name(plain, name): list(value.shape) for name, value in state_tensors(model).items()},
         "kept": {
-            name: {str(axis): {"of": size, "positions": index.tolist()} for axis, (size, index) in axes.items()}
+            plain_name(plain, name): {
+                str(axis): {"of": size, "positions": index.tolist()} for axis, (size, index) in axes.items()
+            }
             for name, axes in past.positions.items()
         },
-        "attributes": past.attributes,
+        "attributes": {plain.get(path, path): values for path, values in past.attributes.items()},
     }
     shapes["sha256"] = digest_of(shapes)
     _replace(directory / weights, data)
@@ -104,11 +111,13 @@ def _replace(path: Path, data: bytes) -> None:
         raise
 
 
+@torch.inference_mode(False)
 def load_compact(factory: Callable[[], nn.Module], directory: str | Path) -> nn.Module:
     """Rebuild a saved compact model: build the original architecture, shrink it, load the weights.
 
     Args:
-        factory: function of no arguments returning the original, full-size model (its values do not matter).
+        factory: function of no arguments returning the original, full-size model (its values do not matter). Wrappers
+            around it are taken off: wrap what comes back.
         directory: where `Compact.save` wrote.
 
     Raises:
@@ -137,20 +146,30 @@ def load_compact(factory: Callable[[], nn.Module], directory: str | Path) -> nn.
     model = factory()
     if not isinstance(model, nn.Module):
         raise TypeError(f"factory must return a torch.nn.Module, got {type(model).__name__}")
+    model = unwrap(model)
+    refuse_shards(model)
     positions, attributes = _parsed(shapes, directory)
-    _check_fits(model, positions, attributes, tensors, shapes, directory)
-    state = state_tensors(model)
+    own, modules = _by_plain_name(model)
+    state = {plain: state_tensors(model)[name] for plain, name in own.items()}
+    _check_fits(model, state, modules, positions, attributes, tensors, shapes, directory)
     for name, axes in positions.items():
         set_data(state[name], sliced(state[name], {axis: index for axis, (_, index) in axes.items()}))
     for path, values in attributes.items():
-        module: Any = model.get_submodule(path)
         for name, value in values.items():
-            setattr(module, name, value)
+            setattr(modules[path][1], name, value)
     for name, value in tensors.items():
         set_data(state[name], value.to(state[name].device))
     past = history(model)
-    past.positions, past.attributes = positions, attributes
+    past.positions = {own[name]: axes for name, axes in positions.items()}
+    past.attributes = {modules[path][0]: values for path, values in attributes.items()}
     return model
+
+
+def _by_plain_name(model: nn.Module) -> tuple[dict[str, str], dict[str, tuple[str, nn.Module]]]:
+    """Plain name -> own name of every parameter and buffer; plain path -> (own path, module) inside wrappers."""
+    plain = plain_names(model)
+    modules = {plain[path]: (path, module) for path, module in model.named_modules(remove_duplicate=False)}
+    return {plain_name(plain, name): name for name in state_tensors(model)}, modules
 
 
 def _read_shapes(directory: Path) -> dict[str, Any]:
@@ -214,6 +233,8 @@ def _parsed(shapes: dict[str, Any], directory: Path) -> tuple[Positions, Changes
 
 def _check_fits(
     model: nn.Module,
+    state: dict[str, Tensor],
+    modules: dict[str, tuple[str, nn.Module]],
     positions: Positions,
     attributes: Changes,
     tensors: dict[str, Tensor],
@@ -221,7 +242,7 @@ def _check_fits(
     directory: Path,
 ) -> None:
     """Compare everything before the first change, so that an error leaves nothing half done."""
-    state, expected = state_tensors(model), set(_persistent(model))
+    expected = set(_persistent(model))
     other = f"{directory} was saved from another model than factory() builds ({shapes.get('model')}): "
     if set(tensors) != expected:
         missing, extra = sorted(expected - set(tensors))[:3], sorted(set(tensors) - expected)[:3]
@@ -238,12 +259,10 @@ def _check_fits(
         if list(value.shape) != shape:
             raise StoreError(f"{other}{name} has shape {list(value.shape)} in the file, {shape} expected")
     for path, values in attributes.items():
-        try:
-            module = model.get_submodule(path)
-        except AttributeError as error:
-            raise StoreError(f"{other}it has no module {path!r}") from error
+        if path not in modules:
+            raise StoreError(f"{other}it has no module {path!r}")
         for name, given in values.items():
-            old = getattr(module, name, None)
+            old = getattr(modules[path][1], name, None)
             if isinstance(old, tuple) and isinstance(given, list):
                 values[name] = given = tuple(given)
             if type(old) is not type(given):

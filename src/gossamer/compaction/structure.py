@@ -11,13 +11,14 @@ import operator
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor, fx, nn
 
 from .attributes import shape_after
 from .capture import CaptureError, capture
 from .graph import ChannelGraph
 from .rules import propagate
-from .rules.table import Flow, arguments, op_name
+from .rules.table import Flow, arguments, module_path, op_name
 
 # Operators whose integer arguments are sizes or positions, which are compared through the output shapes instead.
 _SIZED = {
@@ -33,7 +34,14 @@ _LAYOUT = {"clone", "contiguous", "view", "reshape", "_unsafe_view", "expand", "
 
 
 class StructureError(RuntimeError):
-    """A model whose code does not follow its shrunk tensors."""
+    """A model whose code does not follow its shrunk tensors.
+
+    `paths` = modules whose code was running, innermost first; `place` = operators of the original that were matched.
+    """
+
+    def __init__(self, message: str, paths: tuple[str, ...] = ("",), place: int = 0) -> None:
+        super().__init__(message)
+        self.paths, self.place = paths, place
 
 
 def check_structure(
@@ -52,23 +60,47 @@ def check_structure(
     try:
         after = propagate(capture(model, graph.example_inputs, route=before.capture.route), seeds)
     except CaptureError as error:
-        raise StructureError(f"its forward fails, {error.causes[0]}") from None
+        place = next((i for i, node in enumerate(_computing(before)) if module_path(node) == error.paths[0]), 0)
+        raise StructureError(f"its forward fails, {error.causes[0]}", error.paths, place) from None
     except ValueError as error:
         raise StructureError(str(error)) from None
+    _same_constants(before, after)
     _same_program(before, after, removed)
     _no_new_ties(after, seeds, np.concatenate(graph.roots))
     return after
 
 
+def _computing(flow: Flow) -> list[fx.Node]:
+    return [node for node in flow.capture.calls if op_name(node) not in _LAYOUT]
+
+
+def _around(path: str) -> tuple[str, ...]:
+    """A module's path and those of the modules around it, innermost first."""
+    parts = path.split(".") if path else []
+    return tuple(".".join(parts[:n]) for n in range(len(parts), -1, -1))
+
+
+def _same_constants(before: Flow, after: Flow) -> None:
+    """What a forward has built and kept (grids, tables, scales) must not depend on what shrank."""
+    old, new = (list(flow.capture.constants.values()) for flow in (before, after))
+    for number, (left, right) in enumerate(zip(old, new)):  # noqa: B905 - operators missing are named by _same_program
+        if left.shape != right.shape or not torch.equal(left.nan_to_num(), right.nan_to_num()):
+            raise StructureError(f"constant {number} of its forward, shape {tuple(left.shape)}, changes")
+
+
 def _same_program(before: Flow, after: Flow, removed: np.ndarray) -> None:
-    old, new = ([node for node in flow.capture.calls if op_name(node) not in _LAYOUT] for flow in (before, after))
-    for left, right in zip(old, new):  # noqa: B905 - a difference in length is reported after the common part
-        if op_name(left) != op_name(right):
-            raise StructureError(f"{before.where(left)} became {after.where(right)}")
-        _same_numbers(before, left, right)
-        _same_shapes(before, left, right, removed)
+    old, new = _computing(before), _computing(after)
+    for place, (left, right) in enumerate(zip(old, new)):  # noqa: B905 - a difference in length is reported afterwards
+        try:
+            if op_name(left) != op_name(right):
+                raise StructureError(f"{before.where(left)} became {after.where(right)}")
+            _same_numbers(before, left, right)
+            _same_shapes(before, left, right, removed)
+        except StructureError as error:
+            error.paths, error.place = _around(module_path(left)), place
+            raise
     if len(old) != len(new):
-        raise StructureError(f"the model runs {len(new)} operators, expected {len(old)}")
+        raise StructureError(f"the model runs {len(new)} operators, expected {len(old)}", place=min(len(old), len(new)))
 
 
 def _same_numbers(flow: Flow, left: fx.Node, right: fx.Node) -> None:

@@ -168,7 +168,8 @@ class Interpreter:
             return items[node.args[1]]
         name = op_name(node)
         operands = [self.values[item] for item in node.all_input_nodes]
-        if any(not isinstance(item, Value) for item in operands):
+        schema = getattr(node.target, "_schema", None)
+        if any(not isinstance(item, Value) for item in operands) or (schema is not None and schema.is_mutable):
             return self._unknown(node)
         handler = HANDLERS.get(name)
         result: Any

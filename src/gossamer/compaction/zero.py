@@ -5,11 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from gossamer.wrappers import unwrap
+
 from .capture import state_tensors
 from .graph import ChannelGraph
 from .rewrite import kept_positions
 
 
+@torch.inference_mode(False)
 def zero_channels_(model: nn.Module, graph: ChannelGraph, keep: dict[str, Tensor]) -> None:
     """Zero, in place, all writers, readers and norm parameters of the channels that `keep` marks False.
 
@@ -31,6 +34,7 @@ def zero_channels_(model: nn.Module, graph: ChannelGraph, keep: dict[str, Tensor
     >>> net[0].bias[1].item(), net[2].weight[:, 1].tolist()
     (0.0, [0.0, 0.0])
     """
+    model = unwrap(model)
     kept_positions(model, graph, keep)
     state = state_tensors(model)
     with torch.no_grad():

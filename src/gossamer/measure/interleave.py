@@ -83,6 +83,14 @@ class Comparison:
         row = self[name]
         return row.ratio_q1 > 1.0 and row.ratio > max(1.0, self.control.ratio_q3)
 
+    def slower(self, name: str) -> bool:
+        """True when `name` is clearly slower: its upper quartile lies below 1 and below the control's lower quartile.
+
+        Neither `faster` nor `slower` means that this run cannot tell.
+        """
+        row = self[name]
+        return row.ratio_q3 < min(1.0, self.control.ratio_q1)
+
     def to_dict(self) -> dict[str, Any]:
         """Plain numbers and strings, ready for `json.dump`."""
         rows = [asdict(row) for row in self.rows]

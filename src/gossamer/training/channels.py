@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -34,6 +34,7 @@ class Channels:
         origin: int64[channels of the group now] per group: the channel's number in the original network.
         original: channels per group of the original network.
         entries: weights one channel has in its writers, in the original network: |W_c|.
+        stuck: why the dead channels of some groups could not be cut out while training; they stay masked.
     """
 
     network: nn.Module
@@ -44,6 +45,7 @@ class Channels:
     origin: dict[str, Tensor]
     original: dict[str, int]
     entries: dict[str, int]
+    stuck: dict[str, str] = field(default_factory=dict)
 
     @classmethod
     def of(cls, network: nn.Module, graph: ChannelGraph, groups: Sequence[ChannelGroup]) -> Channels:

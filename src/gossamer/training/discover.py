@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from gossamer import wrappers
 from gossamer.nn import BlockSparseLinear
 from gossamer.training.tiles import TileLayer
 from gossamer.training.weights import Layer, Masked
@@ -27,16 +28,13 @@ def unwrap(model: nn.Module) -> nn.Module:
     Raises:
         TypeError: DataParallel (its replicas are thrown away at each step) and FSDP (parameters are flattened).
     """
-    wrappers = {"DistributedDataParallel": "module", "OptimizedModule": "_orig_mod", "AveragedModel": "module"}
-    while type(model).__module__.startswith("torch.") and type(model).__name__ in wrappers:
-        model = getattr(model, wrappers[type(model).__name__])
     for name, module in model.named_modules():
-        if isinstance(module, nn.DataParallel) or type(module).__name__ == "FullyShardedDataParallel":
+        if isinstance(module, nn.DataParallel) or wrappers.is_sharded(module):
             raise TypeError(
                 f"{type(module).__name__} (at {name or 'the root'!r}) is not supported: masks need whole parameters "
                 "that live between steps; use DistributedDataParallel"
             )
-    return model
+    return wrappers.unwrap(model)
 
 
 def _candidates(module: nn.Module) -> Sequence[str]:

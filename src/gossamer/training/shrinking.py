@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from gossamer.compaction import shrink_
+from gossamer.compaction import StructureError, shrink_
 from gossamer.compaction.rounding import rounded
 from gossamer.training import followers
 from gossamer.training.distributed import ranks
 from gossamer.training.weights import Masked
 
 if TYPE_CHECKING:
+    from gossamer.training.channels import Channels
     from gossamer.training.engine import Method
 
 logger = logging.getLogger(__name__)
@@ -22,7 +23,8 @@ logger = logging.getLogger(__name__)
 
 def refuse(method: Method) -> None:
     """Raise ValueError where parameters cannot change their shape during training."""
-    if ranks() > 1 or type(method.model).__name__ == "DistributedDataParallel":
+    distributed = {type(module).__name__ for module in method.model.modules()} & {"DistributedDataParallel"}
+    if ranks() > 1 or distributed:
         raise ValueError("compact_every does not work with DistributedDataParallel: its buckets keep the first shapes")
     if tuple(method.tile) != (1, 1):
         raise ValueError(f"compact_every needs tile (1, 1), got {method.tile}: removed channels would move the tiles")
@@ -33,7 +35,8 @@ def shrink(method: Method, steps: dict[str, int] | None = None) -> None:
     """Remove the dead channels of `method.removed` from everything that has them. Parameters stay the same objects.
 
     With `steps` a group keeps so many dead channels that its width is a multiple of its step; where nothing else would
-    go, nothing is done.
+    go, nothing is done. Groups whose removal the model's code does not follow keep theirs, and `channels.stuck` says
+    why; without `steps` they raise StructureError.
     """
     channels = method.removed
     assert channels is not None
@@ -48,16 +51,41 @@ def shrink(method: Method, steps: dict[str, int] | None = None) -> None:
         for member in channels.groups[name].members:
             if member.role != "stat":
                 method.track(member.tensor)
+    stuck = _cut(method, channels, stay, whole=steps is None)
+    for name, reason in stuck.items():
+        if channels.stuck.get(name) != reason:
+            logger.warning("step %d: dead channels of %s stay, masked: %s", method.step, name, reason)
+    channels.stuck = stuck
+    followers.bring(method)
+    logger.info("step %d: compacted to %s channels", method.step, {n: len(a) for n, a in channels.alive.items()})
+
+
+def _cut(method: Method, channels: Channels, stay: dict[str, Tensor], *, whole: bool) -> dict[str, str]:
+    """Cut all but the channels `stay` out of the groups it names; the groups that cannot shrink, with the reason.
+
+    What does not go in one is tried in halves: a cut that fails leaves everything as it was. A `whole` cut (a resumed
+    run, which must become the network it was) raises instead.
+    """
     keep = {channels.groups[name].name: mask for name, mask in stay.items()}
-    kept = shrink_(method.network, channels.graph, keep, optimizer=method.optimizer)
+    try:
+        kept = shrink_(method.network, channels.graph, keep, optimizer=method.optimizer)
+    except StructureError as error:
+        if whole:
+            raise
+        if len(stay) == 1:
+            return dict.fromkeys(stay, str(error))
+        names = list(stay)
+        stuck: dict[str, str] = {}
+        for half in (names[: len(names) // 2], names[len(names) // 2 :]):
+            stuck |= _cut(method, channels, {name: stay[name] for name in half}, whole=False)
+        return stuck
     parameters = dict(method.network.named_parameters())
     for name, positions in kept.items():
         if name in parameters:
             _slice(method, method.track(name), positions)
     assert kept.graph is not None
     channels.slice(kept.graph, stay)
-    followers.bring(method)
-    logger.info("step %d: compacted to %s channels", method.step, {n: len(a) for n, a in channels.alive.items()})
+    return {}
 
 
 def _slice(method: Method, tensor: Masked, positions: dict[int, Any]) -> None:

@@ -61,10 +61,10 @@ def _split(flow: Flow, axis: Axis, sizes: list[int]) -> Axes:
     axis = flow.labels.settled(axis)
     labels = flow.labels.labelled(axis) if isinstance(axis, (np.ndarray, Factor)) else None
     if labels is not None:
-        box = labels.reshape(sizes)
+        box = flow.labels.find(labels).reshape(sizes)
         for i in range(len(sizes)):
             rows = np.moveaxis(box, i, 0).reshape(sizes[i], -1)
-            if (rows == rows[:, :1]).all():  # the other factors repeat it: an earlier merge is undone
+            if (rows == rows[:, :1]).all():  # the others repeat it: an earlier merge undone, or one channel by now
                 return [rows[:, 0].copy() if j == i else QUIET for j in range(len(sizes))]
         return flow.labels.split(labels, sizes)
     return [axis if isinstance(axis, (Fixed, Free)) else QUIET] * len(sizes)

@@ -83,10 +83,19 @@ class Flow:
         self.state: dict[tuple[str, int], np.ndarray] = {}  # labels of each parameter or buffer axis
         self.roles: dict[tuple[str, int], str] = {}
         self.only_state: set[fx.Node] = set()  # nodes computed from parameters and buffers alone
+        self.composite = False  # an operator of PyTorch without a rule, which the other route may take apart
         self.slices: dict[tuple[fx.Node, int], dict[tuple[int, int], np.ndarray]] = {}
         self._starts: list[int] = []  # first label of each parameter axis, increasing, and whose it is
         self._keys: list[tuple[str, int]] = []
         self._seeds = seeds
+        most = max((int(values.max(initial=0)) for values in (seeds or {}).values()), default=0)
+        self._seeded = np.full(most + 1, -1, dtype=np.int64)  # a label of every seed seen
+
+    def _join_seeds(self, seeds: np.ndarray, labels: np.ndarray) -> None:
+        """Positions that share a seed are one channel from the start, before a view asks which of its factors go."""
+        unseen = self._seeded[seeds] < 0
+        self._seeded[seeds[unseen]] = labels[unseen]
+        self.labels.union(self._seeded[seeds], labels)
 
     def of(self, node: fx.Node) -> Axes:
         axes = self.axes[node]
@@ -106,9 +115,8 @@ class Flow:
 
     def barrier(self, node: fx.Node, why: str = "") -> Result:
         """Freeze every axis of every operand: the operator may mix positions in a way no rule describes."""
-        taken_apart = self.capture.route == "export" and str(node.target).startswith("aten.")
-        hint = ' (route="fx" may take it apart)' if taken_apart else ""
-        reason = why or f"{self.where(node)} has no channel rule{hint}"
+        self.composite |= not why and str(node.target).startswith("aten.")
+        reason = why or f"{self.where(node)} has no channel rule"
         for operand in node.all_input_nodes:
             axes = self.axes[operand]
             for group in axes if isinstance(axes, tuple) else (axes,):
@@ -129,6 +137,8 @@ class Flow:
                 if seeds is not None and len(seeds) != int(size):
                     raise ValueError(f"{name} axis {axis} has {int(size)} positions, {len(seeds)} were kept")
                 self.state[key] = self.labels.fresh(int(size))
+                if seeds is not None:
+                    self._join_seeds(seeds, self.state[key])
                 if size > 0:
                     self._starts.append(int(self.state[key][0]))
                     self._keys.append(key)
@@ -182,8 +192,6 @@ def propagate(capture: Capture, seeds: dict[tuple[str, int], np.ndarray] | None 
             flow.axes[node] = _checked(flow, node, _apply(flow, node))
             if node.all_input_nodes and all(item in flow.only_state for item in node.all_input_nodes):
                 flow.only_state.add(node)
-    if seeds is not None:
-        _join_seeds(flow, seeds)
     for node, name in capture.writes:
         for i, axis in enumerate(flow.of(node)):
             if (name, i) in flow.state:
@@ -250,16 +258,3 @@ def _tie_partitions(flow: Flow) -> None:
         if len(spans) > 1 and equal and adjacent and whole:
             for span in spans[1:]:
                 flow.labels.union(parts[spans[0]], parts[span])
-
-
-def _join_seeds(flow: Flow, seeds: dict[tuple[str, int], np.ndarray]) -> None:
-    """Positions of different tensors that share a seed are the same channel."""
-    keys = [key for key in seeds if key in flow.state]
-    if not keys:
-        return
-    values = np.concatenate([seeds[key] for key in keys])
-    labels = np.concatenate([flow.state[key] for key in keys])
-    order = np.argsort(values, kind="stable")
-    values, labels = values[order], labels[order]
-    same = values[1:] == values[:-1]
-    flow.labels.union(labels[:-1][same], labels[1:][same])

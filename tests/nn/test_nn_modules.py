@@ -93,6 +93,48 @@ def test_balance_loss_is_one_when_even_and_experts_when_all_on_one() -> None:
     assert float(balance_loss(one, torch.zeros(12, 1, dtype=torch.long))) == pytest.approx(4.0)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, D], ids=str)
+def test_what_goes_nowhere_takes_no_part_in_balance_loss(dtype: torch.dtype) -> None:
+    probabilities = torch.rand(9, 4).softmax(-1).to(dtype).requires_grad_()
+    ids = torch.tensor([[0, 1], [-1, -1], [2, -1], [3, 0], [-1, 2], [-1, -1], [1, 0], [0, 3], [2, 2]])
+    routed = (ids >= 0).any(1)
+    share = torch.bincount(ids[ids >= 0], minlength=4) / (ids >= 0).sum()
+    expected = 4 * (share * probabilities[routed].double().mean(0)).sum()
+    for kind in (torch.int64, torch.int32, torch.int8):
+        loss = balance_loss(probabilities, ids.to(kind))
+        torch.testing.assert_close(loss.double(), expected, rtol=1e-6, atol=0)  # float32 sums of nine numbers
+    (grad,) = torch.autograd.grad(loss, probabilities)
+    assert bool((grad[~routed] == 0).all()) and bool((grad[routed] != 0).any())
+
+
+def test_balance_loss_counts_more_tokens_than_a_half_type_can() -> None:
+    ids = torch.zeros(5000, 1, dtype=torch.int64)
+    ids[4000:] = 1
+    loss = balance_loss(torch.full((5000, 2), 0.5, dtype=torch.bfloat16), ids)
+    assert loss.dtype == torch.float32 and float(loss) == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("tokens", [0, 3])
+def test_balance_loss_without_a_routed_token_is_zero(tokens: int) -> None:
+    probabilities = torch.rand(tokens, 4, requires_grad=True)
+    loss = balance_loss(probabilities, torch.full((tokens, 2), -1))
+    loss.backward()
+    assert float(loss.detach()) == 0.0 and not bool(probabilities.grad.any())
+
+
+def test_bad_balance_is_refused() -> None:
+    rows = torch.rand(3, 4)
+    for ids, error, message in (
+        (torch.tensor([[0], [4], [1]]), ValueError, "ids must be below experts=4, got 4"),
+        (torch.tensor([0, 1, 2]), ValueError, r"ids must have shape \[3, j\], got \[3\]"),
+        (torch.ones(3, 1), TypeError, "ids must be an integer tensor, got torch.float32"),
+    ):
+        with pytest.raises(error, match=message):
+            balance_loss(rows, ids)
+    with pytest.raises(ValueError, match="probabilities must be floats"):
+        balance_loss(rows[0], torch.zeros(3, 1, dtype=torch.long))
+
+
 def test_bad_experts_are_refused() -> None:
     for options, message in [
         ({"experts": 0}, "experts must be"),
@@ -188,6 +230,20 @@ def test_attention_is_masked_attention(queries: int, keys: int, tile: tuple[int,
     mine = block_sparse_attention(q, k, v, heads[0], causal=causal, scale=0.3)
     same_gradients(mine, masked_attention(q * 0.3 * 5**0.5, k, v, one), inputs)
     assert not bool(one.any(-1).all()) and bool(each[1:].any(-1).all())
+
+
+@pytest.mark.parametrize("each", [False, True])
+def test_attention_of_nothing(each: bool) -> None:
+    """No batch, no tokens, no features."""
+    for batch, tokens, width in ((0, 8, 4), (2, 0, 4), (0, 0, 4), (2, 8, 0)):
+        pattern = gs.Pattern.full((tokens, tokens), (4, 4))
+        q = torch.randn(batch, 3, tokens, width, requires_grad=True)
+        y = block_sparse_attention(q, q, q, [pattern] * 3 if each else pattern)
+        y.sum().backward()
+        assert y.shape == q.shape == q.grad.shape
+    layer = BlockSparseAttention(12, 3, [gs.Pattern.full((8, 8), (4, 4))] * 3)
+    for batch in (0, 2, 0):
+        assert layer(torch.zeros(batch, 8, 12)).shape == (batch, 8, 12)
 
 
 def test_attention_with_large_scores_does_not_overflow() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import re
+from dataclasses import replace
 
 import cost_curves as known
 import pytest
@@ -154,6 +155,32 @@ def test_a_small_gain_is_not_worth_a_switch():
     assert "kept: the cheapest gains" in down.planner(a, B).explain()
     assert up(_rows(1.0), 4) + up(_rows(0.92), 12) == ["dense"] * 16
     assert down.planner(a, B).covered == pytest.approx(density, abs=0.02)
+
+
+@pytest.mark.parametrize(("before", "after"), [(1.0, 0.5), (0.5, 1.0)])
+def test_a_leap_of_density_is_noticed_at_the_next_look(before, after):
+    """Whatever the samples of earlier calls say: at the sixteenth call, or where it is confirmed, at the one after."""
+    planner = Planner(database=known.database())
+    first = {planner(_rows(before), B).kind for _ in range(100)}
+    kinds = [planner(_rows(after), B).kind for _ in range(40)]
+    assert len(first) == 1 and set(kinds[17:]).isdisjoint(first) and len(set(kinds[17:])) == 1
+
+
+def test_samples_of_other_candidates_are_not_averaged():
+    planner = Planner(database=known.database(), every=1, tiles=[(1, 0)])
+    rows = _rows(0.5)
+    assert {planner(rows, B).kind for _ in range(4)} == {"m"}
+    planner.tiles = [(32, 1)]  # as many candidates, and columns of bands are all covered
+    assert planner(rows, B).candidates[-1].covered == pytest.approx(1.0)
+
+
+def test_costs_follow_the_curves():
+    base, a = known.database(), _rows(0.25)
+    assert plan(a, B, database=base).kind == "m"
+    for key, curve in base.curves.items():  # as many curves as before
+        if key.verb == "dense":
+            base.curves[key] = replace(curve, seconds=tuple(1e-9 for _ in curve.seconds))
+    assert plan(a, B, database=base).kind == "dense"
 
 
 def test_sites_are_told_apart_by_the_memory_of_b():

@@ -104,10 +104,11 @@ def block_sparse_attention(
         scale: of the scores; None for 1 / sqrt(d).
 
     Returns:
-        [..., heads, queries, e]. A query that sees no key gets zeros (scaled_dot_product_attention gives NaN).
+        [..., heads, queries, e] in q's dtype. A query that sees no key gets zeros (scaled_dot_product_attention gives
+        NaN). bfloat16 and float16 on a CPU: scores, weights and sums are float32, and the result is rounded once.
 
     Raises:
-        ValueError: shapes that do not fit.
+        TypeError, ValueError: dtypes or shapes that do not fit.
 
     >>> q = k = v = torch.randn(2, 4, 8)
     >>> local = Pattern.from_mask(torch.eye(4).bool(), (2, 2))
@@ -178,7 +179,8 @@ class BlockSparseAttention(nn.Module):
         bias: of the projections.
 
     Attributes:
-        qkv: nn.Linear(dim, 3 * dim). out: nn.Linear(dim, dim).
+        qkv: nn.Linear(dim, 3 * dim). out: nn.Linear(dim, dim); under autocast the result has its dtype, as theirs.
+        heads, pattern, causal: may be assigned, and patterns written in place; what is derived from them follows.
 
     >>> tokens = torch.arange(8)
     >>> window = Pattern.from_mask((tokens[:, None] - tokens).abs() < 3, (2, 2))

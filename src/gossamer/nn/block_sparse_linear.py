@@ -58,6 +58,9 @@ class BlockSparseLinear(Tiled):
     Raises:
         ValueError: sizes, block, density, capacity, mode or pattern that do not fit, naming the value.
 
+    The result has the dtype of the values, of the bias where they are stored shorter; under autocast too. In bfloat16
+    and float16 sums run in float32: the product is rounded once, and once more when the bias is added.
+
     Values are drawn as in nn.Linear with the fan-in that is really there: uniform in +-1 / sqrt(in_features * density).
 
     Source: Li et al., "PopSparse: accelerated block sparse matrix multiplication on IPU", 2023.
@@ -215,6 +218,8 @@ class BlockSparseLinear(Tiled):
         check_transforms("gossamer.nn.BlockSparseLinear", x)
         if x.dim() == 0 or x.shape[-1] != self.in_features:
             raise ValueError(f"x must have {self.in_features} features, got shape {tuple(x.shape)}")
+        if x.device != self.values.device:
+            raise ValueError(f"x must be on the layer's device {self.values.device}, got {x.device}")
         if torch.is_autocast_enabled(x.device.type):
             x = x.to(self._own_dtype())
         self._check_dtype(x)

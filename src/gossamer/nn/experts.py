@@ -42,6 +42,9 @@ class Experts(nn.Module):
         up: Parameter [experts, dim, hidden] ([experts, dim, 2 * hidden] when gated: first what is activated).
         down: Parameter [experts, hidden, dim].
 
+    The result has the dtype of the weights, under autocast too. In bfloat16 and float16 every product is rounded once,
+    and so is the weighted sum of a token's experts; gates and their softmax are float32.
+
     Raises:
         ValueError: sizes below 1, top_k above experts, an unknown activation.
 
@@ -125,6 +128,10 @@ class Experts(nn.Module):
             raise ValueError(f"x must have {self.dim} features, got shape {tuple(x.shape)}")
         if torch.is_autocast_enabled(x.device.type):
             x = x.to(self.up.dtype)
+        if x.dtype != self.up.dtype:
+            raise TypeError(f"x must have the module's dtype {self.up.dtype}, got {x.dtype}: convert x or the module")
+        if self.down.shape[0] != self.experts:
+            raise ValueError(f"down must hold as many experts as up, {self.experts}, got {self.down.shape[0]}")
         flat = x.reshape(-1, self.dim)
         if ids is None:
             if gates is not None:
@@ -132,8 +139,6 @@ class Experts(nn.Module):
             ids, gates, _ = self.route(flat)
         else:
             self._check_choice(x, ids, gates)
-        if x.dtype != self.up.dtype:
-            raise TypeError(f"x must have the module's dtype {self.up.dtype}, got {x.dtype}: convert x or the module")
         # Sizes are read from shapes, not by len(), so that an exported graph takes any number of tokens.
         ids = ids.reshape(flat.shape[0], ids.shape[-1])
         offsets, order = route(ids.reshape(-1, 1), self.experts)

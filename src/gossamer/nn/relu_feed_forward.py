@@ -27,8 +27,12 @@ class ReLUFeedForward(nn.Module):
     Attributes:
         up, down: nn.Linear.
 
+    The result has the dtype of the weights, under autocast too (where only `up` computes in autocast's). In bfloat16
+    and float16 every product and sum is rounded once, as torch's are; "auto" then takes the dense product on a CPU.
+
     Raises:
-        TypeError, ValueError: a tile that is neither "auto" nor a pair of integers of at least 1.
+        TypeError, ValueError: a tile that is neither "auto" nor a pair of integers of at least 1. RuntimeError: "auto"
+        inside torch.compile.
 
     Source: Zheng et al., "PIT: optimization of dynamic sparse deep learning models via permutation invariant
     transformation", 2023, section 4.
@@ -55,6 +59,11 @@ class ReLUFeedForward(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x[..., dim] -> [..., dim]."""
+        if self.tile == "auto" and torch.compiler.is_compiling():
+            raise RuntimeError(
+                "tile='auto' reads a sample of the activation on the host, which torch.compile cannot do: give the "
+                "block a tile, such as (32, 1)"
+            )
         inner = self.up(x).relu().to(self.down.weight.dtype)  # autocast may have made it narrow
         y = ops.matmul(inner.reshape(-1, inner.shape[-1]), self.down.weight.t(), sparse="a", tile=self.tile)
         if self.down.bias is not None:

@@ -37,7 +37,8 @@ def dds(
         backend: None for the kernels of a's device; "cpu", "triton" or "reference" to insist.
 
     Returns:
-        c [m, cols], contiguous, in a's dtype; what no tile covers takes no part, as in `dsd`. Gradients: a gets
+        c [m, cols], contiguous, in a's dtype; what no tile covers takes no part, and half types are summed and rounded,
+        as in `dsd`. Gradients: a gets
         `dc @ S.t()`, values get `sdd(a.t(), dc)`.
 
     Raises:

@@ -39,6 +39,10 @@ def grouped_matmul(
     Returns:
         [T, n], or [T, j, n], in x's dtype. Weighting by gates is the caller's, `(y * gates[..., None]).sum(1)`.
 
+        bfloat16 and float16 are summed in float32 and rounded once, as in `dsd` (the gradient of x once for each expert
+        of a row, and once for their sum). A CPU's kernel reads x and the weights of the experts that have rows, widened
+        for the call.
+
     Raises:
         TypeError, ValueError: naming the argument (an id of E or more: on an accelerator and under torch.compile an
         assertion on the device). RuntimeError: kernels that are not installed.

@@ -72,6 +72,9 @@ def matmul(
         Gradients: those of `(a * mask) @ b` for the sparse operand a, mask being 1 at the tiles of the index: zero
         outside them. Where a plan chose, mask is 1 at the nonzero elements, whatever it chose.
 
+        bfloat16 and float16 are summed in float32 and rounded once, as in `dsd`. A CPU's kernel reads them widened for
+        the call, and a plan takes the dense product there. Autocast changes no dtype.
+
     Raises:
         TypeError, ValueError: naming the argument. RuntimeError: kernels that are not installed, or a choice
         (everything on "auto") inside torch.compile.

@@ -35,8 +35,9 @@ def sdd(
 
     Returns:
         values [capacity, bm, bn] in a's dtype, contiguous; slack slots and the padding of ragged tiles are zero. Sums
-        run in float32 (float64 for float64) and do not depend on the number of threads. Gradients: a gets
-        `dsd(dvalues, b.t())`, b gets `dds(a.t(), dvalues)`.
+        run in float32 (float64 for float64), do not depend on the number of threads, and are rounded once, as in `dsd`;
+        a CPU's kernel reads half operands widened for the call. Gradients: a gets `dsd(dvalues, b.t())`, b gets
+        `dds(a.t(), dvalues)`.
 
     Raises:
         TypeError, ValueError: naming the argument. RuntimeError: kernels that are not installed.

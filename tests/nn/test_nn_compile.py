@@ -1,0 +1,79 @@
+"""Law: blocks of one class share their graphs, as torch's own do, and exported modules take any number of tokens."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch._dynamo.testing import CompileCounterWithBackend
+from torch.export import Dim, export
+
+from gossamer.nn import BlockSparseLinear, Experts, ReLUFeedForward
+from gossamer.nn.tap import Tap
+
+BODIES = {
+    "torch": lambda: nn.Sequential(nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 16)),
+    "linear": lambda: BlockSparseLinear(16, 16, block=4, density=0.5),
+    "static linear": lambda: BlockSparseLinear(16, 16, block=4, density=0.5, mode="static"),
+    "linear that is listened to": lambda: BlockSparseLinear(16, 16, block=4, density=0.5),
+    "experts": lambda: Experts(16, 8, experts=3, top_k=2),
+    "feed-forward": lambda: ReLUFeedForward(16, 32, tile=(4, 1)),
+}
+
+
+class Block(nn.Module):
+    def __init__(self, body: nn.Module) -> None:
+        super().__init__()
+        self.body = body
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.body(x)
+
+
+@pytest.mark.parametrize("name", BODIES)
+def test_twelve_blocks_share_two_graphs(name: str) -> None:
+    """One for the input of the network, which wants no gradient, and one for all other blocks."""
+    torch._dynamo.reset()
+    net = nn.Sequential(*(Block(BODIES[name]()) for _ in range(12)))
+    taps = [Tap(block.body.values) for block in net] if "listened" in name else []
+    for block, tap in zip(net, taps, strict=False):
+        tap.open()
+        block.body.listen(tap.ticket)
+    x = torch.randn(2, 5, 16)
+    expected = net(x)
+    counter = CompileCounterWithBackend("aot_eager")
+    for block in net:
+        block.compile(fullgraph=True, backend=counter)
+    for _ in range(2):
+        y = net(x)
+        y.sum().backward()
+    torch.testing.assert_close(y, expected)
+    assert counter.frame_count == 2 and all(len(tap.pairs) == 2 for tap in taps)
+
+
+def test_feed_forward_says_what_to_give_it() -> None:
+    with pytest.raises(Exception, match=r"tile='auto' reads .* give the block a tile"):
+        torch.compile(ReLUFeedForward(8, 8), backend="aot_eager", fullgraph=True)(torch.randn(3, 8))
+
+
+@pytest.mark.parametrize("strict", [False, True])
+@pytest.mark.parametrize("top_k", [1, 2])
+def test_exported_experts_take_any_number_of_tokens(top_k: int, strict: bool) -> None:
+    moe = Experts(8, 8, experts=3, top_k=top_k)
+    shapes = ({0: Dim("batch"), 1: Dim("tokens")},)
+    program = export(moe, (torch.randn(2, 5, 8),), dynamic_shapes=shapes, strict=strict)
+    assert all(limits.upper > 1 << 40 for limits in program.range_constraints.values())
+    for batch, tokens in ((2, 5), (1, 1), (7, 3), (2, 40000)):
+        x = torch.randn(batch, tokens, 8)
+        torch.testing.assert_close(program.module()(x), moe(x))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("strict", [False, True])
+@pytest.mark.parametrize("name", ["linear", "feed-forward"])
+def test_other_modules_are_exported_alike(name: str, strict: bool) -> None:
+    module = BODIES[name]()
+    program = export(module, (torch.randn(5, 16),), dynamic_shapes=({0: Dim("tokens")},), strict=strict)
+    for tokens in (5, 1, 33):
+        x = torch.randn(tokens, 16)
+        torch.testing.assert_close(program.module()(x), module(x))

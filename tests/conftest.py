@@ -1,4 +1,4 @@
-"""What every test gets: poisoned uninitialised memory, fixed seeds, a clock of its own, torch left as it was found."""
+"""What every test gets: poisoned uninitialised memory, fixed seeds, its own clock and costs, torch left as it was."""
 
 from __future__ import annotations
 
@@ -12,8 +12,11 @@ import torch
 
 from gossamer.testing import Clock
 
-# The same examples in every run, and no time limit for one: machines that share cores are slow at random.
-hypothesis.settings.register_profile("gossamer", deadline=None, derandomize=True)
+# The same examples in every run, and no time limit for one or for drawing them: machines that share cores are slow at
+# random.
+hypothesis.settings.register_profile(
+    "gossamer", deadline=None, derandomize=True, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
 hypothesis.settings.load_profile("gossamer")
 
 _EMPTY = torch.empty
@@ -42,8 +45,7 @@ def _from_gossamer() -> bool:
     return sys._getframe(2).f_globals.get("__name__", "").startswith("gossamer.")
 
 
-@pytest.fixture(autouse=True)
-def poisoned_empty(monkeypatch: pytest.MonkeyPatch) -> None:
+def poison_empty(monkeypatch: pytest.MonkeyPatch) -> None:
     """`torch.empty` called from the library returns NaN, so a kernel that leaves a hole cannot pass."""
 
     def empty(*args, **kwargs):
@@ -64,6 +66,11 @@ def poisoned_empty(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(autouse=True)
+def poisoned_empty(monkeypatch: pytest.MonkeyPatch) -> None:
+    poison_empty(monkeypatch)
+
+
+@pytest.fixture(autouse=True)
 def seeded() -> None:
     random.seed(0)
     np.random.seed(0)
@@ -76,6 +83,12 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock(step=1 / 64)  # exact in binary, and long enough for one sample of `measure.interleave`
     monkeypatch.setattr("gossamer.measure.clock.now", clock)
     return clock
+
+
+@pytest.fixture(autouse=True)
+def untuned(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """No costs that `gossamer tune` measured on this machine decide anything here."""
+    monkeypatch.setenv("GOSSAMER_CACHE", str(tmp_path_factory.getbasetemp() / "no costs"))
 
 
 @pytest.fixture(autouse=True)

@@ -59,13 +59,12 @@ def grid(count):
     return found
 
 
-@pytest.mark.parametrize("case", grid(60), ids=str)
-def test_error_is_within_the_bound(isa, case):
-    x, dy = operands(*case)
-    bits = random_bits(dy)
-    for skip in SIDES:
-        assert_close(x, dy, None, case[-1], skip)
-        assert_close(x, dy, bits, case[-1], skip)
+@pytest.mark.parametrize("tenth", range(10))
+def test_error_is_within_the_bound(isa, tenth):
+    for i, case in enumerate(grid(60)[tenth::10]):
+        x, dy = operands(*case)
+        for skip in SIDES:
+            assert_close(x, dy, random_bits(dy) if (i + tenth) % 2 else None, case[-1], skip)
 
 
 SAME = ((3, 3), (1, 1), (1, 1), (1, 1))
@@ -94,11 +93,10 @@ def pattern(x, name):
 PATTERNS = ["zeros", "one nonzero", "dense", "alternating", "one channel", "negative zeros", "denormals"]
 
 
-@pytest.mark.parametrize("name", PATTERNS)
 @pytest.mark.parametrize("geometry", GEOMETRIES, ids=str)
-def test_patterns_of_zeros(isa, geometry, name):
+def test_patterns_of_zeros(isa, geometry):
     x, dy = operands(2, 15, 9, 24, 40, geometry, density=1)
-    for skip in SIDES:
+    for name, skip in itertools.product(PATTERNS, SIDES):
         sparse = (pattern(x, name), dy) if skip == "x" else (x, pattern(dy, name))
         if name == "denormals":  # far below the spacing of their sums: whole numbers keep the products exact
             sparse = tuple(torch.where(of.abs() < 1e-30, of, of.round()) for of in sparse)
@@ -127,10 +125,9 @@ def test_zeros_never_meet_what_is_not_finite(isa, geometry, skip):
 
 @pytest.mark.parametrize("geometry", GEOMETRIES, ids=str)
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-@pytest.mark.parametrize(("skip", "where"), list(itertools.product(SIDES, SIDES)))
-def test_what_is_not_finite_reaches_exactly_its_products(isa, geometry, bad, skip, where):
+def test_what_is_not_finite_reaches_exactly_its_products(isa, geometry, bad):
     """Beside the border it meets fewer taps: the zeros that pad a convolution are no numbers to multiply."""
-    for corner in (0, -1, 4):
+    for corner, skip, where in itertools.product((0, -1, 4), SIDES, SIDES):
         x, dy = operands(2, 9, 9, 24, 40, geometry)
         (x if where == "x" else dy)[1, corner, corner, 7] = bad
         dw, counts = cpu.skip_conv_weight(x, dy, None, *geometry, skip)

@@ -9,21 +9,16 @@ import torch
 import gossamer as gs
 import gossamer.ops  # defines torch.ops.gossamer
 from gossamer.testing import (
-    CASES,
-    DTYPES,
     assert_no_recompile,
     assert_same_bits,
     assert_same_tiles,
     case,
-    ids,
 )
 
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
 ]
-every_case = pytest.mark.parametrize("c", CASES, ids=ids())
-every_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
 orders = pytest.mark.parametrize("ordered", [True, False], ids=["ordered", "unordered"])
 
 
@@ -34,32 +29,6 @@ def no_sync():
     torch.cuda.set_sync_debug_mode("error")
     yield
     torch.cuda.set_sync_debug_mode("default")
-
-
-@every_case
-@every_dtype
-@orders
-def test_detect(c, dtype, ordered):
-    x = c.dense(dtype)
-    p = gs.detect(x.cuda(), c.tile, ordered=ordered)
-    assert_same_tiles(p.to("cpu"), c.tiles(), ordered=ordered)
-    expected = gs.detect(x, c.tile, backend="reference")
-    assert_same_bits(p.offsets.cpu(), expected.offsets)
-    if ordered:
-        assert_same_bits(p.indices.cpu(), expected.indices)
-
-
-@every_case
-@every_dtype
-def test_gather_and_scatter(c, dtype):
-    x = c.dense(dtype)
-    p = gs.Pattern.from_mask(c.mask(), c.tile)
-    p = p.with_capacity(p.nnz + 3)
-    p.indices[p.nnz :] = torch.iinfo(p.indices.dtype).max  # slack must never be used as an address
-    on_gpu = p.to("cuda")
-    values = gs.ops.gather(x.cuda(), on_gpu)
-    assert_same_bits(values.cpu(), gs.ops.gather(x, p, backend="reference"))
-    assert_same_bits(gs.ops.scatter(values, on_gpu).cpu(), x)
 
 
 @pytest.mark.parametrize("backend", ["triton", "reference"])
@@ -77,22 +46,6 @@ def test_large_and_sparse(backend, ordered):
         assert p.to("cpu").equals(expected)
         values = gs.ops.gather(x.cuda(), p, backend=backend)
         assert_same_bits(gs.ops.scatter(values, p, backend=backend).cpu(), x)
-
-
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16], ids=str)
-@orders
-def test_minus_zero_is_absent_and_nan_inf_and_subnormals_are_present(dtype, ordered):
-    info = torch.finfo(dtype)
-    values = [0.0, -0.0, torch.nan, -torch.nan, torch.inf, -torch.inf, info.smallest_normal * info.eps, -0.0]
-    x = torch.tensor([values], dtype=dtype).cuda()
-    p = gs.detect(x, ordered=ordered)
-    assert p.nnz == 5 and sorted(p.indices[:5].cpu().tolist()) == [2, 3, 4, 5, 6]
-
-
-@pytest.mark.parametrize("dtype", [torch.int8, torch.uint8, torch.int16, torch.int32, torch.int64], ids=str)
-def test_every_bit_of_an_integer_counts(dtype):
-    x = (torch.ones((), dtype=torch.int64) << torch.arange(8 * dtype.itemsize)).to(dtype).view(1, -1).cuda()
-    assert gs.detect(x).nnz == x.numel()
 
 
 @pytest.mark.parametrize("name", ["ragged, odd tile", "empty rows", "no tiles"])

@@ -3,12 +3,13 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from backends import CPU, REFERENCE, on
 
 import gossamer as gs
 from gossamer.testing import CONVOLUTIONS, ZEROS, assert_within, convolution, gamma
 
-backends = pytest.mark.parametrize("backend", ["reference", "cpu"])
-every = pytest.mark.parametrize("case", CONVOLUTIONS, ids=lambda case: case.name)
+BACKENDS = (REFERENCE, *CPU)
+every = on(BACKENDS, "case", CONVOLUTIONS)
 
 
 def double(*tensors):
@@ -31,14 +32,13 @@ def oracle(case, x, weight, bias, dy):
 def ours(case, x, weight, bias, dy, backend, **options):
     x, weight, bias = (t.detach().requires_grad_() for t in (x, weight, bias))
     y = gs.ops.conv2d(
-        x, weight, bias, case.stride, case.padding, case.dilation, skip="input", backend=backend, **options
+        x, weight, bias, case.stride, case.padding, case.dilation, skip="input", backend=backend.kernels, **options
     )
     return [y.detach(), *torch.autograd.grad(y, (x, weight, bias), dy)]
 
 
-@backends
 @every
-def test_every_shape(case, backend):
+def test_every_shape(backend, case):
     x, weight, bias = case.operands("half")
     dy = case.gradient("relu")
     wanted, bounds = oracle(case, x, weight, bias, dy)
@@ -46,7 +46,7 @@ def test_every_shape(case, backend):
         assert_within(actual, expected, bound)
 
 
-@backends
+@on(BACKENDS)
 @pytest.mark.parametrize("zeros", ZEROS)
 @pytest.mark.parametrize("name", ["3x3", "3x3, stride 2, odd", "1x1", "odd channels", "5x5, dilated"])
 def test_every_way_in_which_zeros_lie(name, zeros, backend):
@@ -60,7 +60,6 @@ def test_every_way_in_which_zeros_lie(name, zeros, backend):
             assert torch.equal(actual.double(), expected)
 
 
-@backends
 @every
 def test_relu_inside_equals_relu_outside(case, backend):
     """y where it is positive, and a gradient only there: one bit remembers each element."""
@@ -73,7 +72,7 @@ def test_relu_inside_equals_relu_outside(case, backend):
         assert torch.equal(actual.double(), expected)
 
 
-@backends
+@on(BACKENDS)
 @pytest.mark.parametrize("by_input", [False, True], ids=["by output", "by input"])
 @pytest.mark.parametrize("relu", [False, True])
 @pytest.mark.parametrize("rows", [1, 3, 8, 9, 70])
@@ -84,7 +83,8 @@ def test_linear(rows, relu, by_input, backend):
     weight, bias = (torch.randint(-3, 4, size, generator=generator).float() for size in ((45, 70), (45,)))
     weight = weight.t().contiguous().t() if by_input else weight
     outputs = []
-    for function, options in ((gs.ops.linear, {"skip": "input", "backend": backend, "relu": relu}), (F.linear, {})):
+    skipping = {"skip": "input", "backend": backend.kernels, "relu": relu}
+    for function, options in ((gs.ops.linear, skipping), (F.linear, {})):
         one, two, three = (t.clone(memory_format=torch.preserve_format).requires_grad_() for t in (x, weight, bias))
         y = function(one, two, three, **options)
         y = y.relu() if relu and not options else y
@@ -93,7 +93,7 @@ def test_linear(rows, relu, by_input, backend):
         assert torch.equal(actual, expected)
 
 
-@backends
+@on(BACKENDS)
 def test_linear_of_any_batch_and_layout(backend):
     weight = torch.randint(-3, 4, (24, 32)).float()
     rows = torch.randint(-3, 4, (6, 5, 32)).float().relu()
@@ -106,17 +106,17 @@ def test_linear_of_any_batch_and_layout(backend):
         rows[:0],
         torch.cat([rows, rows], 2)[..., 32:],
     ):
-        y = gs.ops.linear(x, weight, skip="input", backend=backend)
+        y = gs.ops.linear(x, weight, skip="input", backend=backend.kernels)
         assert torch.equal(y, F.linear(x, weight))
 
 
-@backends
+@on(BACKENDS)
 def test_no_bias_and_other_dtypes(backend):
     case = convolution("3x3")
     x, weight, _ = case.operands(integers=True)
-    options = {"padding": 1, "skip": "input", "backend": backend}
+    options = {"padding": 1, "skip": "input", "backend": backend.kernels}
     assert torch.equal(gs.ops.conv2d(x, weight, **options), F.conv2d(x, weight, padding=1))
-    if backend == "reference":
+    if backend is REFERENCE:
         assert torch.equal(
             gs.ops.conv2d(x.double(), weight.double(), **options), F.conv2d(x.double(), weight.double(), padding=1)
         )

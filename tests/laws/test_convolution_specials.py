@@ -3,16 +3,17 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from backends import CPU, REFERENCE, on
 
 import gossamer as gs
 
-backends = pytest.mark.parametrize("backend", ["reference", "cpu"])
+backends = on((REFERENCE, *CPU))
 TINY = 2.0**-149
 BIG = 2.0**100
 
 
 def conv(x, weight, backend, **options):
-    return gs.ops.conv2d(x, weight, padding=1, skip="input", backend=backend, **options)
+    return gs.ops.conv2d(x, weight, padding=1, skip="input", backend=backend.kernels, **options)
 
 
 def at(n, c, h, w, *place, value, fill=0.0):
@@ -46,7 +47,7 @@ def test_what_is_not_finite_reaches_all_it_touches(value, backend):
     touched[1, :, 2:5, 2:5] = True
     assert torch.equal(~y.isfinite(), touched) and (y[~touched] == 0).all()
     assert torch.equal(y.isnan(), torch.isnan(F.conv2d(x, torch.ones(40, 32, 3, 3), padding=1)) & touched)
-    y = gs.ops.linear(x[1].flatten(1).t(), torch.ones(24, 32), skip="input", backend=backend)
+    y = gs.ops.linear(x[1].flatten(1).t(), torch.ones(24, 32), skip="input", backend=backend.kernels)
     assert torch.equal((~y.isfinite()).any(1), torch.arange(36) == 21)
 
 
@@ -87,7 +88,7 @@ def test_nan_in_a_relu(backend):
     bias = torch.ones(40, requires_grad=True)
     found = []
     for y in (
-        gs.ops.conv2d(x, weight, bias, padding=1, skip="input", relu=True, backend=backend),
+        gs.ops.conv2d(x, weight, bias, padding=1, skip="input", relu=True, backend=backend.kernels),
         F.conv2d(x, weight, bias, padding=1).relu(),
     ):
         found.append((y.isnan(), torch.autograd.grad(y, bias, torch.ones_like(y))[0]))

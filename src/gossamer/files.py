@@ -101,15 +101,14 @@ def check_target(path: str | os.PathLike[str]) -> None:
         OSError: its folder cannot be made or written; the message names it.
     """
     target = _target(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
     probe = target.with_name(f".{target.name}.{secrets.token_hex(6)}.part")
     try:
+        target.parent.mkdir(parents=True, exist_ok=True)
         with open(probe, "xb"):
             pass
     except OSError as error:
         raise OSError(error.errno, f"{path} cannot be written: {error.strerror}") from error
-    finally:
-        probe.unlink(missing_ok=True)
+    probe.unlink()
 
 
 def kind(path: str | os.PathLike[str]) -> str:

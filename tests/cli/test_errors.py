@@ -105,6 +105,9 @@ def _nothing(place: Path) -> None:
         (_nothing, ["--device", "tpu"], "'tpu'; expected cpu, cuda"),
         (_nothing, ["--device", "cuda:99"], "torch sees"),
         (_nothing, ["--densty", "0.1"], "--densty"),
+        (_nothing, ["--seed", str(2**63)], "--seed is 9223372036854775808; expected below 2**63"),
+        (_nothing, ["--out", "run\udcff"], r"--out is 'run\udcff'; expected a name in UTF-8"),
+        (_nothing, ["--data", "npz:\udcff.npz"], r"--data is 'npz:\udcff.npz'; expected a name in UTF-8"),
     ],
 )  # fmt: skip
 def test_one_line_and_nothing_written(
@@ -263,7 +266,12 @@ def test_unknown_commands(argv: list[str], capfd: pytest.CaptureFixture[str]) ->
 
 @pytest.mark.parametrize(
     ("package", "flags"),
-    [("tyro", []), ("torch.utils.tensorboard", ["--events"]), ("sklearn.datasets", ["--data", "digits"])],
+    [
+        ("tyro", []),
+        ("torch.utils.tensorboard", ["--events"]),
+        ("safetensors", []),
+        ("sklearn.datasets", ["--data", "digits"]),
+    ],
 )
 def test_a_missing_extra_is_named(
     place: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, package: str, flags: list[str]
@@ -271,3 +279,4 @@ def test_a_missing_extra_is_named(
     monkeypatch.setitem(sys.modules, package, None)
     assert main(["train", *TINY, "--out", "run", *flags]) == 2
     assert 'pip install "gossamer[run]"' in _one_line(capfd.readouterr().err)
+    assert not (place / "run").exists(), "before the first step"

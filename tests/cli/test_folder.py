@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import shutil
 import sys
 from pathlib import Path
@@ -105,6 +106,27 @@ def test_links_and_files_in_place_of_folders_are_left_alone(out: Path, tmp_path:
     (out / name).write_text("mine")
     with pytest.raises(NotADirectoryError, match="is a file; expected a folder of the run"):
         folder.inspect(out, NEW, resume=False, overwrite=True)
+
+
+def test_a_changed_run_json_is_the_same_or_refused(out: Path) -> None:
+    content, draw = (out / "run.json").read_bytes(), random.Random(0)
+    for _ in range(300):
+        changed = bytearray(content)
+        bit = draw.randrange(8 * len(content))
+        changed[bit // 8] ^= 1 << bit % 8
+        (out / "run.json").write_bytes(changed[: draw.randrange(len(content))] if draw.random() < 0.2 else changed)
+        try:
+            assert folder.inspect(out, OLD, resume=True, overwrite=False)
+        except ValueError as error:
+            assert "run.json" in str(error)
+    for deep in (
+        b"[" * 100_000,
+        content[:-3] + b', "more": ' + b"[" * 900 + b"]" * 900 + b"}",
+        b" " * (1 << 20) + content,
+    ):
+        (out / "run.json").write_bytes(deep)
+        with pytest.raises(ValueError, match=r"run\.json cannot be read"):
+            folder.inspect(out, NEW, resume=False, overwrite=True)
 
 
 def _killed_at(event: int, out: Path, *, overwrite: bool) -> bool:

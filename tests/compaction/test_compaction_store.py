@@ -104,6 +104,15 @@ def test_saving_again_replaces_and_an_interrupted_save_keeps_the_old(tmp_path: P
     assert len(list(tmp_path.iterdir())) == 2
 
 
+def test_weights_of_others_stay(tmp_path: Path) -> None:
+    """A save replaces the weights of the save before, which are named by their hash, and no others."""
+    x = image()
+    (tmp_path / "weights-mine.safetensors").write_text("mine")
+    small(Sequence(), x).save(tmp_path)
+    small(Sequence((8, 16)), x).save(tmp_path)
+    assert (tmp_path / "weights-mine.safetensors").read_text() == "mine" and len(list(tmp_path.iterdir())) == 3
+
+
 def damaged(folder: Path, how: str) -> None:
     shapes = folder / "compact.json"
     (weights,) = folder.glob("weights-*.safetensors")

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+import torch.distributed.nn  # before there is a group: its defaults would keep it, with its threads, to the very end
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 

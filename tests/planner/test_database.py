@@ -167,6 +167,19 @@ def test_a_wrong_file_is_refused_aloud_and_replaced_by_the_next(name, cache, cap
     assert current().problem is None and current().curves
 
 
+def test_changed_bytes_give_the_same_curves_or_none(cache):
+    path, draw = database().save(), random.Random(0)
+    content, right = path.read_bytes(), current().curves
+    for _ in range(200):
+        changed = bytearray(content)
+        bit = draw.randrange(8 * len(content))
+        changed[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(changed[: draw.randrange(len(content))] if draw.random() < 0.2 else changed)
+        forget()
+        found = current()
+        assert found.curves == right if found.problem is None else not found.curves
+
+
 @pytest.mark.parametrize("block", [Path.mkdir, os.mkfifo], ids=["folder", "pipe"])
 def test_what_is_no_file_is_neither_read_nor_replaced(cache, block):
     """A pipe without a writer would hold its reader for ever."""

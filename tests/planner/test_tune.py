@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -80,8 +81,15 @@ def test_no_gpu(cache, capsys):
 def test_a_cache_that_cannot_be_written_is_said_before_measuring(tmp_path, capsys, monkeypatch):
     (tmp_path / "file").write_text("")
     monkeypatch.setattr("gossamer.cli.tune.tune", lambda *args, **kwargs: pytest.fail("measured first"))
-    assert main(["tune", "--cache", str(tmp_path / "file")]) == 2
-    assert "file" in capsys.readouterr().err
+    for place in (tmp_path / "file", Path("/proc/none")):
+        assert main(["tune", "--cache", str(place)]) == 2
+        said = capsys.readouterr().err
+        assert str(place) in said and "--cache or GOSSAMER_CACHE names another folder" in said
+    monkeypatch.delenv("GOSSAMER_CACHE", raising=False)
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setenv("HOME", "")
+    assert main(["tune"]) == 2
+    assert "no home folder for measured costs; set GOSSAMER_CACHE" in capsys.readouterr().err
 
 
 def test_regret_with_real_products(cache):

@@ -39,7 +39,11 @@ def run(config: Tune) -> None:
         torch.set_num_threads(config.threads)
     folder = config.cache
     # Minutes of measuring are not to end in an error that could be seen before.
-    files.check_target(costs_file.file_for(costs_file.machine_of(config.device), folder))
+    path = costs_file.file_for(costs_file.machine_of(config.device), folder)
+    try:
+        files.check_target(path)
+    except OSError as error:
+        raise OSError(error.errno, f"{error.strerror}; --cache or GOSSAMER_CACHE names another folder") from error
     from tqdm import tqdm
 
     with tqdm(total=1, disable=not sys.stderr.isatty(), unit="step") as bar:

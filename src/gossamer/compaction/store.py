@@ -10,8 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import tempfile
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from gossamer import files
 from gossamer.wrappers import plain_name, plain_names, unwrap
 
 from .attributes import Changes
@@ -29,6 +29,7 @@ from .rewrite import history, set_data
 
 FORMAT, VERSION = "gossamer.compact", 1
 _SHAPES = "compact.json"
+_OURS = re.compile(r"weights-[0-9a-f]{16}\.safetensors")
 
 
 class StoreError(RuntimeError):
@@ -87,7 +88,7 @@ def save(model: nn.Module, directory: str | Path) -> Path:
     _replace(directory / weights, data)
     _replace(directory / _SHAPES, json.dumps(shapes, indent=1).encode())
     for old in directory.glob("weights-*.safetensors"):
-        if old.name != weights:
+        if old.name != weights and _OURS.fullmatch(old.name):
             old.unlink(missing_ok=True)
     return directory
 
@@ -99,16 +100,8 @@ def digest_of(record: dict[str, Any]) -> str:
 
 
 def _replace(path: Path, data: bytes) -> None:
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    with files.replacing(path) as file:
+        file.write(data)
 
 
 @torch.inference_mode(False)

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from gossamer import files
 from gossamer.integrations.rebuild import rebuild
 
 
@@ -34,7 +35,8 @@ def sparsify(make: Callable[[Any, Any, int], Any]) -> Any:
             self.method = rebuild(make, kwargs["model"], optimizer, state.max_steps, saved)
 
         def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            torch.save(self.method.state_dict(), file(args, state))
+            with files.replacing(file(args, state)) as whole:
+                torch.save(self.method.state_dict(), whole)
 
         def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             self.method.detach()

@@ -60,6 +60,36 @@ def throughput(rows: Rows) -> str:
     return table(head, body)
 
 
+def scoring(rows: Rows) -> str:
+    head = ["model", "channels compared by", *(f"seed {r['seed']} %" for r in _of_first(rows) if r["seed"] != "mean")]
+    head += ["mean %", "FLOPs of dense", "parameters of dense"]
+    body = []
+    for mean in (row for row in rows if row["seed"] == "mean"):
+        mine = [r for r in rows if (r["model"], r["normalize"]) == (mean["model"], mean["normalize"])]
+        how = "(dense)" if mean["normalize"] == "dense" else f'`"{mean["normalize"]}"`'
+        scores = [f"{100 * row['accuracy']:.2f}" for row in mine]
+        body.append([mean["model"], how, *scores, f"{mean['flops']:.2f}", f"{mean['parameters']:.2f}"])
+    return table(head, body)
+
+
+def _of_first(rows: Rows) -> Rows:
+    """The rows of the first network and the first way."""
+    return [r for r in rows if (r["model"], r["normalize"]) == (rows[0]["model"], rows[0]["normalize"])]
+
+
+def trained(rows: Rows) -> str:
+    head = ["model", "`normalize`", "`scope`", "channels removed", "batch", "dense ms", "compact", "FLOPs", "A/A"]
+    body = [
+        [
+            row["model"], row["normalize"], row["scope"], f"{row['share_removed']:.1%}", str(row["batch"]),
+            f"{row['rows'][0]['median'] * 1e3:.1f}", ratio(row, "compact"), _flops(row, "compact"),
+            ratio(row, "dense (control)"),
+        ]
+        for row in rows
+    ]  # fmt: skip
+    return table(head, body)
+
+
 def refusal(rows: Rows) -> str:
     body = [[row["model"], f"{row['removed']:.0%}", row["refused"] or "not refused"] for row in rows]
     return table(["model", "channels removed", "`compact` says"], body)
@@ -261,6 +291,8 @@ def regret(rows: Rows) -> str:
 
 TABLES: dict[str, Callable[[Rows], str]] = {
     "throughput": throughput,
+    "scoring": scoring,
+    "trained": trained,
     "refusal": refusal,
     "overhead": overhead,
     "shrinking": shrinking,
@@ -282,7 +314,7 @@ TABLES: dict[str, Callable[[Rows], str]] = {
 }
 
 
-PLAIN = ("explain", "regret", "training.zeros", "quality")  # sections without interleaved ratios
+PLAIN = ("explain", "regret", "scoring", "training.zeros", "quality")  # sections without interleaved ratios
 
 
 def _caption(where: dict[str, Any], name: str) -> str:

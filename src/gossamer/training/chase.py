@@ -48,7 +48,8 @@ class Chase(Exploration):
         scope: "inner" (channels inside a block, and attention heads: as published) or "all" (residual streams too, what
             the paper calls prune skip; the score of such a channel pools all its writers, our extension).
         explore: "global" (one ranking over all layers) or "layer" (each layer by its ERK share of the living network).
-        normalize: "none", or "group" to divide a channel's score by its group's mean before comparing groups.
+        normalize: "group" divides a channel's score by its group's mean before groups are compared; "none" compares
+            the scores as published, which takes nearly all channels from the layers of wide fan-in.
         round_to: prefer widths that are multiples of this many positions (`gossamer.compaction.rounding.step`: a head
             counts as its rows, narrow groups take smaller steps).
         compact_every: cut dead channels out of the network, optimizer and masks in place after every k-th removal
@@ -78,7 +79,7 @@ class Chase(Exploration):
     channel_stop: float = 0.8
     min_width: float = 0.2
     scope: str = "inner"
-    normalize: str = "none"
+    normalize: str = "group"
     round_to: int = 1
     compact_every: int | None = None
     example_inputs: Any = None

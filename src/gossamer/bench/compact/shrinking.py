@@ -31,7 +31,7 @@ def rows(settings: Settings) -> list[dict[str, Any]]:
             if key == "chase":
                 methods[key] = gs.training.Chase(
                     model, optimizer, density=0.1, channel_sparsity=0.5, total_steps=steps, explore_every=steps // 20,
-                    channel_every=steps // 20, compact_every=2, normalize="group", scope="all", round_to=16, seed=0,
+                    channel_every=steps // 20, compact_every=2, scope="all", round_to=16, seed=0,
                     example_inputs=torch.randn(1, *shape, device=settings.device),
                 )  # fmt: skip
             trainers[key] = (model, optimizer)

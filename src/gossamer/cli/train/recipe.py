@@ -72,8 +72,7 @@ def method(config: Train, model: nn.Module, optimizer: Optimizer, total: int, ex
         given = config.channel_sparsity
         options["channel_sparsity"] = CHANNEL_SPARSITY if given is None else given
         options["example_inputs"] = example
-        # Unnormalised scores take nearly all channels from layers of wide fan-in and none from the costly early ones.
-        options |= {"normalize": "group", "round_to": WIDTHS, "scope": config.scope}
+        options |= {"round_to": WIDTHS, "scope": config.scope}
         options["compact_every"] = config.compact_every
     elif config.channel_sparsity is not None or config.scope != "inner" or config.compact_every is not None:
         raise ValueError(

@@ -1,5 +1,7 @@
 """Law: a bad argument raises an error that names it, quotes it and says what was expected; before any work."""
 
+from functools import partial
+
 import pytest
 import torch
 
@@ -102,25 +104,44 @@ def test_an_insisted_backend_does_not_enter_autocast():
         conv2d(X, W, backend="cpu")
 
 
-@pytest.mark.parametrize(
-    "layer", [lambda x: conv2d(x, W), lambda x: linear(x, torch.ones(24, 6), skip="input")], ids=["conv2d", "linear"]
-)
-def test_other_transforms_are_refused(layer):
+LAYERS = {"conv2d": lambda x, skip: conv2d(x, W, skip=skip), "linear": lambda x, skip: linear(x, V, skip=skip)}
+INPUTS = {"conv2d": X, "linear": torch.ones(3, 16)}
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_what_must_skip_refuses_other_transforms(name):
     """A kernel would drop a tangent; a derivative of zero is a wrong number."""
+    layer, x = partial(LAYERS[name], skip="input"), INPUTS[name]
     with torch.autograd.forward_ad.dual_level():
-        dual = torch.autograd.forward_ad.make_dual(X, X)
-        with pytest.raises(RuntimeError, match="has no forward-mode derivative"):
+        dual = torch.autograd.forward_ad.make_dual(x, x)
+        with pytest.raises(RuntimeError, match=r"has no forward-mode derivative.*'auto' or 'never'"):
             layer(dual)
-        layer(X)  # no tangent: as ever
-    with pytest.raises(RuntimeError, match="skip='never'"):
-        torch.func.vmap(layer)(X[None])
-    with pytest.raises(RuntimeError, match="skip='never'"):
-        torch.func.grad(lambda x: layer(x).sum())(X)
+        layer(x)  # no tangent: as ever
+    with pytest.raises(RuntimeError, match=r"transforms of torch\.func"):
+        torch.func.vmap(layer)(x[None])
+    with pytest.raises(RuntimeError, match=r"transforms of torch\.func"):
+        torch.func.grad(lambda x: layer(x).sum())(x)
 
 
-def test_torchs_own_takes_transforms():
-    y = torch.func.vmap(lambda x: conv2d(x, W, skip="never"))(X[None])
-    assert torch.equal(y[0], conv2d(X, W, skip="never"))
+@pytest.mark.parametrize("skip", ["auto", "never"])
+@pytest.mark.parametrize("name", LAYERS)
+def test_what_may_be_torchs_own_takes_them(name, skip):
+    layer, x = partial(LAYERS[name], skip=skip), INPUTS[name]
+    for _ in range(2):
+        layer(x)  # "auto" would skip next
+    assert torch.equal(torch.func.vmap(layer)(x[None])[0], LAYERS[name](x, "never"))
+    for transform in (torch.func.jacrev, torch.func.jacfwd):
+        expected = transform(lambda x: LAYERS[name](x, "never").square())(x)
+        assert torch.equal(transform(lambda x: layer(x).square())(x), expected)
+
+
+@pytest.mark.parametrize("skip", ["auto", "input"])
+@pytest.mark.parametrize("name", LAYERS)
+def test_gradients_of_many_outputs_at_once(name, skip):
+    """The skipping forward ran; backward is torch's own for a batch of gradients."""
+    x = INPUTS[name].clone().requires_grad_()
+    found = torch.autograd.functional.jacobian(lambda x: LAYERS[name](x, skip).square(), x, vectorize=True)
+    assert torch.equal(found, torch.func.jacrev(lambda x: LAYERS[name](x, "never").square())(x))
 
 
 def test_a_bias_in_steps_and_no_columns():

@@ -1,5 +1,6 @@
 """Law: whatever form the arguments have, the numbers are torch's; results that could skip are channels_last."""
 
+import itertools
 from functools import partial
 
 import pytest
@@ -46,6 +47,7 @@ def test_strides_do_not_matter(skip, backend):
         base.transpose(2, 3).contiguous().transpose(2, 3),
         torch.stack([base, base], 4)[..., 0],
         torch.cat([base, base], 1)[:, :16],
+        torch.cat([base, base], 1).contiguous(memory_format=last)[:, :16],
         base[:1].expand(2, -1, -1, -1),
     )
     weights = (
@@ -56,9 +58,39 @@ def test_strides_do_not_matter(skip, backend):
     )
     for x in images:
         for w in weights:
-            y = gs.ops.conv2d(x, w, skip=skip, backend=backend)
-            assert y.is_contiguous(memory_format=last)
-            assert torch.equal(y, F.conv2d(x, w) if x.stride(0) == 0 else expected)
+            y, its = gs.ops.conv2d(x, w, skip=skip, backend=backend), F.conv2d(x, w)
+            assert y.stride() == its.stride()
+            assert torch.equal(y, its if x.stride(0) == 0 else expected)
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("relu", [False, True])
+@pytest.mark.parametrize("skip", ["input", "auto"])
+@pytest.mark.parametrize("kernel", [1, 3])
+def test_results_lie_in_memory_as_torchs_do(kernel, skip, relu, compiled):
+    """So that a view of the output, or of the gradient by x, works after a conversion if it did before."""
+    torch.compiler.reset()
+    layer = partial(gs.ops.conv2d, padding=kernel // 2, skip=skip, relu=relu, site=gs.planner.Site())
+    if compiled:
+        layer = torch.compile(layer, fullgraph=True, backend="aot_eager")
+
+    def torchs(x, weight):
+        y = F.conv2d(x, weight, padding=kernel // 2)
+        return y.relu() if relu else y
+
+    def strides(function, x, weight):
+        seen, inner = [], x * 1
+        inner.register_hook(lambda gradient: seen.append(gradient.stride()))
+        for _ in range(3):  # "auto" takes its paths in turn
+            y = function(inner, weight)
+        y.square().sum().backward()
+        return [y.stride(), *seen]
+
+    orders = torch.contiguous_format, torch.channels_last
+    for x_order, weight_order in itertools.product(orders, orders):
+        x = integers(2, 16, 7, 6).contiguous(memory_format=x_order).requires_grad_()
+        weight = integers(24, 16, kernel, kernel).contiguous(memory_format=weight_order).requires_grad_()
+        assert strides(layer, x, weight) == strides(torchs, x, weight), (x_order, weight_order)
 
 
 LAYOUTS = {

@@ -71,7 +71,7 @@ class Conv2d(nn.Conv2d):
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         # Here, not in forward: torch's own wrappers call it with weights of their making.
         if dozes(self, input):
-            y = super()._conv_forward(input.contiguous(memory_format=torch.channels_last), weight, bias)
+            y = super()._conv_forward(input, weight, bias)
             return y.relu_() if self.relu else y
         if not isinstance(input, Tensor) or leaves_process():  # no tensor: a proxy of torch.fx
             y = super()._conv_forward(input, weight, bias)

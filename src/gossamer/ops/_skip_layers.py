@@ -1,6 +1,7 @@
 """What a convolution and a linear layer are to the skipping kernels: torch's dense operators beside one geometry.
 
-The kernels see pixels [N, H, W, C]; a linear layer is one row of pixels with a 1 x 1 kernel.
+The kernels see pixels [N, H, W, C]; a linear layer is one row of pixels with a 1 x 1 kernel. Results come in the memory
+format in which torch's own operator would give them.
 """
 
 from __future__ import annotations
@@ -16,14 +17,23 @@ LAST = torch.channels_last
 
 
 class Convolution(NamedTuple):
-    """x [N, C, H, W] in channels_last, weight [K, C, R, S]."""
+    """x [N, C, H, W], weight [K, C, R, S]."""
 
     stride: Pair
     padding: Pair
     dilation: Pair
 
     def laid_out(self, x: Tensor) -> Tensor:
+        """x as the kernels read it."""
         return x.contiguous(memory_format=LAST)
+
+    def packed(self, x: Tensor) -> Tensor:
+        """x without gaps or repeats in memory."""
+        return x if x.is_contiguous() else self.laid_out(x)
+
+    def order(self, x: Tensor, weight: Tensor) -> torch.memory_format:
+        """The memory format of y and of the gradient by x: torch's rule."""
+        return LAST if is_last(x) or is_last(weight) else torch.contiguous_format
 
     def images(self, x: Tensor) -> int:
         return x.shape[0]
@@ -68,6 +78,12 @@ class Linear(NamedTuple):
     def laid_out(self, x: Tensor) -> Tensor:
         return x.contiguous()
 
+    def packed(self, x: Tensor) -> Tensor:
+        return x.contiguous()
+
+    def order(self, x: Tensor, weight: Tensor) -> torch.memory_format:
+        return torch.contiguous_format
+
     def images(self, x: Tensor) -> int:
         return 1
 
@@ -100,6 +116,17 @@ class Linear(NamedTuple):
 
 
 Layer = Convolution | Linear
+
+
+def is_last(x: Tensor) -> bool:
+    """Do the strides of x[N, C, H, W] ascend as in channels_last? What torch asks; gaps are allowed."""
+    least = 0
+    for axis in (1, 3, 2, 0):
+        size, step = x.shape[axis], x.stride(axis)
+        if size == 0 or step < least or (axis == 0 and least == x.stride(1)):
+            return False
+        least = step * max(size, 1)
+    return x.stride(1) != 0
 
 
 def layer_of(geometry: Sequence[Any]) -> Layer:

@@ -14,12 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch._subclasses import FakeTensor
-from torch.autograd import forward_ad
 
 from gossamer.ops._packed import KEPT
 from gossamer.ops._register import Backend
 from gossamer.ops._skip_layers import layer_of
 from gossamer.ops._skip_zeros import Gradients, Passes
+from gossamer.ops._skippable import is_transformed
 from gossamer.planner import Site
 from gossamer.planner import site as site_of_key
 from gossamer.planner.learning import Pass
@@ -61,7 +61,7 @@ def _forward(
     site: Tensor | None, keep_packed: bool, backend: str | None,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     passes = _passes(weight, geometry, mode, site, keep_packed, backend)
-    y, bits, nonzeros = passes.forward(passes.layer.laid_out(x), weight, bias, relu)
+    y, bits, nonzeros = passes.forward(x, weight, bias, relu)
     return y, bits, torch.tensor([nonzeros])
 
 
@@ -72,7 +72,7 @@ def _fake_forward(
     layer, out = layer_of(geometry), weight.shape[0]
     rows, cols = layer.out_size(x, weight)
     size = (layer.images(x), rows, cols)
-    y = layer.from_pixels(x.new_empty(*size, out))
+    y = layer.from_pixels(x.new_empty(*size, out)).contiguous(memory_format=layer.order(x, weight))
     bits = x.new_empty((*size, (out + 31) // 32) if relu else (0,), dtype=torch.int32)
     return y, bits, torch.empty(1, dtype=torch.int64)
 
@@ -82,7 +82,7 @@ def _backward(
     site: Tensor | None, keep_packed: bool, backend: str | None, want: Sequence[bool],
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     passes = _passes(weight, geometry, mode, site, keep_packed, backend)
-    found = passes.backward(dy, passes.layer.laid_out(x), weight, bits, int(nonzeros), want)
+    found = passes.backward(dy, x, weight, bits, int(nonzeros), want)
     dx, dw, db = (gradient if gradient is not None else dy.new_empty(0) for gradient in found)
     return dx, dw, db
 
@@ -93,7 +93,7 @@ def _fake_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     layer = layer_of(geometry)
     return (
-        layer.laid_out(torch.empty_like(x)) if want[0] else dy.new_empty(0),
+        x.new_empty(x.shape).contiguous(memory_format=layer.order(x, weight)) if want[0] else dy.new_empty(0),
         torch.empty_like(weight) if want[1] else dy.new_empty(0),
         dy.new_empty(weight.shape[0] if want[2] else 0),
     )
@@ -148,7 +148,7 @@ class SkipZeros(torch.autograd.Function):
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, bits, nonzeros, handle = ctx.saved_tensors
         want = list(ctx.needs_input_grad[:3])
-        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+        if (torch.is_grad_enabled() and not torch.compiler.is_compiling()) or is_transformed(dy):
             found = _differentiable(dy, x, weight, bits, ctx.geometry, want)
         elif ctx.opaque:
             mode, keep_packed, backend = ctx.given
@@ -170,21 +170,6 @@ def _run(
     return torch.ops.gossamer.skip_zeros(x, weight, bias, geometry, mode, relu, site, keep_packed, backend)
 
 
-def check_transforms(name: str, *tensors: Tensor | None) -> None:
-    """Refuse what the kernels would get wrong: dual numbers, and tensors that stand for others (torch.func)."""
-    if torch.compiler.is_compiling():
-        return
-    if torch._C._are_functorch_transforms_active():
-        raise RuntimeError(f"gossamer.ops.{name} cannot be transformed by torch.func or vmap: use skip='never'")
-    if forward_ad._current_level < 0:
-        return
-    for tensor in tensors:
-        if tensor is not None and forward_ad.unpack_dual(tensor).tangent is not None:
-            raise RuntimeError(
-                f"gossamer.ops.{name} has no forward-mode derivative (jvp): differentiate backward, or use skip='never'"
-            )
-
-
 def skip_zeros(
     x: Tensor, weight: Tensor, bias: Tensor | None, geometry: tuple[int, ...], mode: str, relu: bool,
     site: Site | None, keep_packed: bool, backend: Backend | None, brief: torch.Size,
@@ -201,7 +186,7 @@ def skip_zeros(
         passes = _PASSES[with_x, with_weight]
         if mode == "auto" and not saving_is_watched() and place.rests(passes, (x.shape, weight.shape, layer), brief):
             KEPT.drop(weight)
-            y = layer.laid_out(layer.dense(x, weight, bias))
+            y = layer.dense(x, weight, bias)
             return y.relu_() if relu else y
     args = (x, weight, bias, geometry, mode, relu, place, keep_packed, backend)
     if with_x or with_weight or (bias is not None and bias.requires_grad and torch.is_grad_enabled()):

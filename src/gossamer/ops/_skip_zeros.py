@@ -43,15 +43,16 @@ class Passes:
 
     def forward(self, x: Tensor, weight: Tensor, bias: Tensor | None, relu: bool) -> tuple[Tensor, Tensor, int]:
         """y; the bits of the relu (no element without one); how many nonzeros x has, or -1 if nobody counted."""
+        x, order = self.layer.packed(x), self.layer.order(x, weight)
         if x.numel() == 0 or weight.numel() == 0:
-            return *self._rectified(self.layer.dense(x, weight, bias), relu), _UNKNOWN
+            return *self._rectified(self.layer.dense(x, weight, bias), relu, order), _UNKNOWN
         path = self._path("forward", (DENSE, SKIP), x, weight, {"x": x}) if self.chooses else SKIP
         begin = clock.now()
         if path == SKIP:
-            y, bits, nonzeros, density = self._skip_forward(x, weight, bias, relu)
+            y, bits, nonzeros, density = self._skip_forward(x, weight, bias, relu, order)
             self.site.observe("forward", path, clock.now() - begin, {"x": density})
             return y, bits, nonzeros
-        y, bits = self._rectified(self.layer.dense(x, weight, bias), relu)
+        y, bits = self._rectified(self.layer.dense(x, weight, bias), relu, order)
         seconds = clock.now() - begin
         self.site.observe("forward", path, seconds, {"x": _sampled(x)} if self.site.samples("forward") else {})
         return y, bits, _UNKNOWN
@@ -60,7 +61,7 @@ class Passes:
         self, dy: Tensor, x: Tensor, weight: Tensor, bits: Tensor | None, of_x: int, want: Sequence[bool]
     ) -> Gradients:
         """Gradients by x, weight and bias, as far as wanted; `of_x` is forward's count of nonzeros."""
-        dy = self.layer.laid_out(dy)
+        dy, x, order = self.layer.packed(dy), self.layer.packed(x), self.layer.order(x, weight)
         if dy.numel() == 0 or x.numel() == 0 or weight.numel() == 0:
             return self.layer.dense_gradients(self._kept(dy, bits), x, weight, want)
         if bits is not None and (want[2] or torch.are_deterministic_algorithms_enabled()):
@@ -71,11 +72,12 @@ class Passes:
             path = self._path("input", (DENSE, SKIP), x, weight, {"dy": dy}) if self.chooses else SKIP
             begin = clock.now()
             if path == SKIP:
-                dx, of_dy = self._skip_input(dy, x, weight, bits)
+                dy = self.layer.laid_out(dy)
+                dx, of_dy = self._skip_input(dy, x, weight, bits, order)
                 seconds, seen = clock.now() - begin, {"dy": of_dy / dy.numel()}
             else:
                 dy, bits = self._kept(dy, bits), None
-                dx = self._dense(dy, x, weight, 0)
+                dx = self._dense(dy, x, weight, 0).contiguous(memory_format=order)
                 seconds = clock.now() - begin
                 seen = {"dy": _sampled(dy)} if self.site.samples("input") else {}
             self.site.observe("input", path, seconds, seen)
@@ -126,23 +128,26 @@ class Passes:
         return load_kernel(self.backend, module, verb)
 
     def _skip_forward(
-        self, x: Tensor, weight: Tensor, bias: Tensor | None, relu: bool
+        self, x: Tensor, weight: Tensor, bias: Tensor | None, relu: bool, order: torch.memory_format
     ) -> tuple[Tensor, Tensor, int, float]:
         bias = None if bias is None else bias.contiguous()
         if isinstance(self.layer, Linear) and x.shape[0] <= FEW_ROWS and weight.t().is_contiguous():
             y, counts = self._verb("skip_mv", "skip_mv")(x, weight.t(), bias, 0.0)
-            return *self._rectified(y, relu), _UNKNOWN, int(counts[0]) / x.shape[1]
-        y, bits, counts = self._skip(x, weight, bias, None, False, self.layer.out_size(x, weight), relu)
+            return *self._rectified(y, relu, order), _UNKNOWN, int(counts[0]) / x.shape[1]
+        size = self.layer.out_size(x, weight)
+        y, bits, counts = self._skip(self.layer.laid_out(x), weight, bias, None, False, size, relu, order)
         nonzeros = counts.tolist()[0]
         return y, bits, nonzeros, nonzeros / x.numel()
 
-    def _skip_input(self, dy: Tensor, x: Tensor, weight: Tensor, bits: Tensor | None) -> tuple[Tensor, int]:
-        dx, _, counts = self._skip(dy, weight, None, bits, True, self.layer.pixels(x).shape[1:3], False)
+    def _skip_input(
+        self, dy: Tensor, x: Tensor, weight: Tensor, bits: Tensor | None, order: torch.memory_format
+    ) -> tuple[Tensor, int]:
+        dx, _, counts = self._skip(dy, weight, None, bits, True, self.layer.pixels(x).shape[1:3], False, order)
         return dx, counts.tolist()[0]
 
     def _skip(
         self, x: Tensor, weight: Tensor, bias: Tensor | None, bits: Tensor | None, transposed: bool,
-        size: Sequence[int], relu: bool,
+        size: Sequence[int], relu: bool, order: torch.memory_format,
     ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
         layer, pack = self.layer, self._verb("skip_conv", "skip_pack")
 
@@ -159,7 +164,7 @@ class Passes:
             layer.pixels(x), ready, bias, bits, weight.shape[1 if transposed else 0],
             layer.kernel(weight), layer.stride, layer.padding, layer.dilation, transposed, tuple(size), relu,
         )  # fmt: skip
-        return _own(y, layer.from_pixels(y)), ybits, counts
+        return _own(y, layer.from_pixels(y)).contiguous(memory_format=order), ybits, counts
 
     def _skip_weight(
         self, dy: Tensor, x: Tensor, weight: Tensor, bits: Tensor | None, skip: str
@@ -167,30 +172,30 @@ class Passes:
         """dw, and the share of nonzeros among the elements of the skipped operand that were looked at."""
         layer = self.layer
         last = not weight.is_contiguous() and weight.is_contiguous(memory_format=LAST)
+        pixels, gradients = layer.pixels(layer.laid_out(x)), layer.pixels(layer.laid_out(dy))
         dw, counts = self._verb("skip_conv_weight", "skip_conv_weight")(
-            layer.pixels(x), layer.pixels(dy), bits, layer.kernel(weight), layer.stride, layer.padding,
-            layer.dilation, skip, last,
-        )  # fmt: skip
+            pixels, gradients, bits, layer.kernel(weight), layer.stride, layer.padding, layer.dilation, skip, last
+        )
         nonzeros, _, elements = counts.tolist()
         return _laid_out_as(dw.view(weight.shape), weight), nonzeros / max(elements, 1)
 
     def _dense(self, dy: Tensor, x: Tensor, weight: Tensor, which: int) -> Tensor:
         gradient = self.layer.dense_gradients(dy, x, weight, [at == which for at in range(3)])[which]
         assert gradient is not None
-        return self.layer.laid_out(gradient)
+        return gradient
 
-    def _rectified(self, y: Tensor, relu: bool) -> tuple[Tensor, Tensor]:
-        y = self.layer.laid_out(y)
+    def _rectified(self, y: Tensor, relu: bool, order: torch.memory_format) -> tuple[Tensor, Tensor]:
         if not relu:
-            return y, torch.empty(0, dtype=torch.int32, device=y.device)
-        pixels, bits = self._verb("relu_bits", "relu_bits")(self.layer.pixels(y))
-        return _own(pixels, self.layer.from_pixels(pixels)), bits
+            return y.contiguous(memory_format=order), torch.empty(0, dtype=torch.int32, device=y.device)
+        pixels, bits = self._verb("relu_bits", "relu_bits")(self.layer.pixels(self.layer.laid_out(y)))
+        return _own(pixels, self.layer.from_pixels(pixels)).contiguous(memory_format=order), bits
 
     def _kept(self, dy: Tensor, bits: Tensor | None) -> Tensor:
         """dy with zeros where the relu was off."""
         if bits is None:
             return dy
-        return self.layer.from_pixels(self._verb("relu_bits", "keep_bits")(self.layer.pixels(dy), bits))
+        pixels = self.layer.pixels(self.layer.laid_out(dy))
+        return self.layer.from_pixels(self._verb("relu_bits", "keep_bits")(pixels, bits))
 
 
 def _sampled(x: Tensor) -> float:

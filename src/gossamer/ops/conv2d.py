@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gossamer.ops._register import Backend
-from gossamer.ops._skip_op import check_transforms, skip_zeros
-from gossamer.ops._skippable import Skip, check_shapes, check_types, torchs_own
+from gossamer.ops._skip_op import skip_zeros
+from gossamer.ops._skippable import Skip, check_shapes, check_transforms, check_types, torchs_own
 from gossamer.planner import Site
 
 Ints = int | Sequence[int]
@@ -40,8 +40,8 @@ def conv2d(
     converted, and the shares of zeros may change from call to call.
 
     Args:
-        x: [N, C, H, W] or [C, H, W]. float32 on the CPU can skip; the memory format channels_last is used as it is,
-            any other is converted first.
+        x: [N, C, H, W] or [C, H, W]. float32 on the CPU can skip; the memory format channels_last is read as it is, any
+            other is converted in each pass that skips.
         weight: [K, C // groups, R, S] of x's dtype.
         bias: [K].
         stride, padding, dilation: an int or a pair (vertical, horizontal); padding also "same" or "valid".
@@ -61,13 +61,15 @@ def conv2d(
             in `site.refused`; "cpu" or "reference" to insist.
 
     Returns:
-        [N, K, OH, OW] or [K, OH, OW], equal to torch's to rounding, in channels_last unless torch's own operator ran.
+        [N, K, OH, OW] or [K, OH, OW], equal to torch's to rounding and in the same memory format: channels_last if x or
+        the weight is.
         What is zero meets no weight: NaN or infinity of a weight reaches y only through elements that are not zero
         (torch: 0 * inf is NaN). NaN in x is no zero, -0.0 is.
 
     Raises:
         TypeError, ValueError: naming the argument. RuntimeError: kernels that are not installed, an insisted backend
-        under autocast, forward-mode differentiation, torch.func transforms.
+        under autocast; skip="input" under transforms of torch.func or forward-mode differentiation, where "auto" is
+        torch's own.
 
     Source: SparseTrain (PACT 2020), sections on the three passes; the choice per layer and pass is its combined scheme.
 
@@ -90,7 +92,6 @@ def conv2d(
         return y.relu() if relu else y
     check_transforms("conv2d", x, weight, bias)
     batch = x if x.dim() == 4 else x.unsqueeze(0)
-    batch = batch.contiguous(memory_format=torch.channels_last)
     y = skip_zeros(batch, weight, bias, geometry, skip, relu, site, keep_packed, backend, batch.shape)
     return y if x.dim() == 4 else y.squeeze(0)
 

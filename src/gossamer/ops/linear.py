@@ -6,8 +6,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gossamer.ops._register import Backend
-from gossamer.ops._skip_op import check_transforms, skip_zeros
-from gossamer.ops._skippable import Skip, check_shapes, check_types, torchs_own
+from gossamer.ops._skip_op import skip_zeros
+from gossamer.ops._skippable import Skip, check_shapes, check_transforms, check_types, torchs_own
 from gossamer.planner import Site
 
 

@@ -1,9 +1,9 @@
 """Whole networks, training and inference steps, at the densities that SparseTrain's authors measured on ImageNet.
 
-Four copies of one network step in turn: torch in both memory formats; ours, `gs.nn.skip_zeros` and nothing else
-changed; and ours with what it can be asked for, packs kept and weights in channels_last. `calibrate` brought every ReLU
-to its share of zeros; the optimizer has a learning rate of zero, so that its work is done (and kept packs are stale
-after it) but the zeros stay. Hooks tell the convolutions but the first from the rest of a step.
+Five copies of one network step in turn: torch in both memory formats; ours, `gs.nn.skip_zeros` and nothing else changed,
+with the input in either format; and ours with what it can be asked for, packs kept and weights in channels_last.
+`calibrate` brought every ReLU to its share of zeros; the optimizer has a learning rate of zero, so that its work is done
+(and kept packs are stale after it) but the zeros stay. Hooks tell the convolutions but the first from the rest of a step.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from gossamer.bench.conv.images import photographs
 from gossamer.measure import Comparison, Row, clock
 
 OURS = "gs.nn.skip_zeros"
+PLAIN = "gs.nn.skip_zeros, contiguous input"
 ASKED = "gs.nn.skip_zeros, keep_packed and channels_last"
 BATCH = {"vgg16_plain": 4, "resnet34": 8, "resnet50": 8, "fixup_resnet50": 8}
 TOY: dict[str, dict[str, Any]] = {
@@ -63,22 +64,22 @@ def inference_step(model: nn.Module, x: Tensor) -> Step:
 def arms(model: nn.Module, x: Tensor) -> dict[str, tuple[nn.Module, Tensor, Any]]:
     """Name -> network, its input in its layout, and the report of the conversion where there was one."""
     last = x.contiguous(memory_format=torch.channels_last)
-    ours, asked = copy.deepcopy(model), copy.deepcopy(model)
-    report = gs.nn.skip_zeros(ours)
+    ours, plain, asked = (copy.deepcopy(model) for _ in range(3))
+    report, other = gs.nn.skip_zeros(ours), gs.nn.skip_zeros(plain)
     more = gs.nn.skip_zeros(asked, keep_packed=True, channels_last=True)
     moved = copy.deepcopy(model).to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # not in torch's stubs
-    for net in (moved, model, ours, asked):
+    for net in (moved, model, ours, plain, asked):
         split.mark(net)
     return {
         CHANNELS_LAST: (moved, last, None), CONTIGUOUS: (model, x, None),
-        OURS: (ours, last, report), ASKED: (asked, last, more),
+        OURS: (ours, last, report), PLAIN: (plain, x, other), ASKED: (asked, last, more),
     }  # fmt: skip
 
 
 def rounds(steps: dict[str, Step], reps: int, learn: int) -> dict[str, list[dict[str, float]]]:
     """Split times of every step, in turn, every second round backwards; torch's have controls under "(control)"."""
     for name, step in steps.items():
-        for _ in range(learn if name in (OURS, ASKED) else 1):
+        for _ in range(learn if name in (OURS, PLAIN, ASKED) else 1):
             step()
     calls = {**steps, f"{CHANNELS_LAST} (control)": steps[CHANNELS_LAST], f"{CONTIGUOUS} (control)": steps[CONTIGUOUS]}
     names = list(calls)
@@ -101,7 +102,7 @@ def compare(samples: dict[str, list[dict[str, float]]], part: str) -> dict[str, 
     best = min((CHANNELS_LAST, CONTIGUOUS), key=lambda name: rows[name].median)
     control = f"{best} (control)"
     out = {name: Row.of(name, t[0], t, times[best]) for name, t in times.items()}
-    kept = tuple(out[name] for name in (CHANNELS_LAST, CONTIGUOUS, OURS, ASKED) if name in out)
+    kept = tuple(out[name] for name in (CHANNELS_LAST, CONTIGUOUS, OURS, PLAIN, ASKED) if name in out)
     return Comparison(best, kept, out[control]).to_dict()
 
 

@@ -1,9 +1,10 @@
 """Whole networks, training and inference steps, at the densities that SparseTrain's authors measured on ImageNet.
 
-Five copies of one network step in turn: torch in both memory formats; ours, `gs.nn.skip_zeros` and nothing else changed,
-with the input in either format; and ours with what it can be asked for, packs kept and weights in channels_last.
-`calibrate` brought every ReLU to its share of zeros; the optimizer has a learning rate of zero, so that its work is done
-(and kept packs are stale after it) but the zeros stay. Hooks tell the convolutions but the first from the rest of a step.
+Five copies of one network step in turn: torch in both memory formats; ours, `gs.nn.skip_zeros` and nothing else
+changed, with the input in either format; and ours with what it can be asked for, packs kept and weights in
+channels_last. `calibrate` brought every ReLU to its share of zeros; the optimizer has a learning rate of zero, so that
+its work is done (and kept packs are stale after it) but the zeros stay. Hooks tell the convolutions but the first from
+the rest of a step.
 """
 
 from __future__ import annotations

@@ -10,6 +10,7 @@ from typing import Any
 from cells import Rows, entry, milliseconds, ratio, short, table
 
 LAST, CONTIGUOUS, OURS = "torch channels_last", "torch contiguous", "gs.nn.skip_zeros"
+PLAIN = "gs.nn.skip_zeros, contiguous input"
 ASKED = "gs.nn.skip_zeros, keep_packed and channels_last"
 KEPT, PACKED = "pack kept", "packed in the call"
 

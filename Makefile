@@ -6,7 +6,7 @@ PIP     = $(BIN)/pip --disable-pip-version-check
 STAMP   = $(VENV)/.installed
 NATIVE  = $(shell find csrc -type f 2>/dev/null)
 
-.PHONY: help run test test-all lint format bench docs clean
+.PHONY: help run test test-all test-asan lint format bench docs clean
 
 help:           ## this text
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -28,6 +28,17 @@ test: $(STAMP)  ## the test suite (CPU, under 7 minutes on 2 cores)
 
 test-all: $(STAMP)  ## the long tests too
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 -m 'not gpu'
+
+# The sanitizers' runtimes must be there before Python is, and libstdc++ for what torch throws.
+ASAN   ?= build/asan
+RUNTIME = $(foreach name,asan ubsan stdc++,$(shell $(CXX) -print-file-name=lib$(name).so))
+
+test-asan: $(STAMP)  ## random structure, right and broken, to every verb, under the sanitizers of addresses and undefined behaviour
+	PATH="$(abspath $(BIN)):$$PATH" cmake -S . -B $(ASAN) -G Ninja -DGOSSAMER_SANITIZE=ON -DSKBUILD_PROJECT_NAME=gossamer \
+	  -DSKBUILD_PROJECT_VERSION=0 -DPython_EXECUTABLE="$(abspath $(BIN)/python)"
+	PATH="$(abspath $(BIN)):$$PATH" cmake --build $(ASAN)
+	LD_PRELOAD="$(RUNTIME)" ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 UBSAN_OPTIONS=print_stacktrace=1 \
+	  $(BIN)/python tests/native/fuzzed_structure.py --native $(ASAN)/_native*.so
 
 lint: $(STAMP)  ## ruff, mypy, the floors, and that the docs' tables match the committed results
 	$(BIN)/ruff check src tests benchmarks

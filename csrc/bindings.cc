@@ -188,11 +188,32 @@ NB_MODULE(_native, m) {
                                     channels_last, at<int64_t>(counts), at<void>(scratch), threads);
         },
         unlocked);
-  m.def("in_range", [](uintptr_t offsets, int64_t tile_rows, uintptr_t indices, int index_size, int64_t tile_cols,
-                       int64_t capacity) {
-    return active().in_range(at<const int64_t>(offsets), tile_rows, at<const void>(indices), index_size, tile_cols,
-                             capacity);
-  });
+  m.def("in_range",
+        [](uintptr_t offsets, int64_t count, bool from_zero, uintptr_t numbers, int size, int64_t n, int64_t bound,
+           int threads) {
+          return active().in_range(at<const int64_t>(offsets), count, from_zero, at<const void>(numbers), size, n,
+                                   bound, threads);
+        },
+        unlocked);
+  m.def("named_once",
+        [](uintptr_t offsets, int64_t count, uintptr_t numbers, int size, int64_t bound, uintptr_t bits) {
+          return active().named_once(at<const int64_t>(offsets), count, at<const void>(numbers), size, bound,
+                                     at<uint64_t>(bits));
+        },
+        unlocked);
+  m.def("repeated",
+        [](uintptr_t offsets, int64_t tile_rows, uintptr_t indices, int index_size, int64_t tile_cols,
+           uintptr_t bits, int threads) {
+          return active().repeated(at<const int64_t>(offsets), tile_rows, at<const void>(indices), index_size,
+                                   tile_cols, at<uint64_t>(bits), threads);
+        },
+        unlocked);
+  m.def("work_in_range",
+        [](uintptr_t offsets, int64_t tile_rows, uintptr_t work, int64_t segments, uintptr_t bits) {
+          return active().work_in_range(at<const int64_t>(offsets), tile_rows, at<const int64_t>(work), segments,
+                                        at<uint64_t>(bits));
+        },
+        unlocked);
   m.def("transpose",
         [](uintptr_t offsets, uintptr_t indices, int index_size, int64_t tile_rows, int64_t tile_cols,
            int64_t capacity, uintptr_t counts, uintptr_t offsets_t, uintptr_t indices_t, int index_size_t,

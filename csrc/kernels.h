@@ -19,7 +19,13 @@
 //          y[out_rows, n]; weights are [groups, k, n], with flip [groups, n, k]. source, target: entries of 4 or 8
 //          bytes, or null, which is p itself. scratch has grouped_scratch bytes.
 // grouped_outer  dw[g][k, n] = the sum over p of x[source[p]]^T dy[target[p]].
-// in_range  Whether offsets start at 0 and never fall, and the indices that they use, up to capacity, are below tile_cols.
+// in_range  Whether offsets[count + 1] are not negative (start at 0, where from_zero), never fall and end at most at n, and
+//          numbers[n] of 2, 4 or 8 bytes (null: each its place) are in [0, bound) where the offsets use them.
+// named_once  Whether numbers in [0, bound), of 4 or 8 bytes, do not repeat where the offsets use them. `bits` has one for
+//          each number, and so below for each tile column and each slot.
+// repeated  The first tile row that lists a column twice, or -1.
+// work_in_range  How many slots a division of labour names; -1 if a row does not exist, a slot is not in the row that it
+//          is said to be in, or is named twice.
 // mask     Zeroes, by bits, every element of x[n] where mask[n] is false.
 // select   mask[n] = the k highest (or lowest) of scores[n] among those allowed (null: all); equal scores are taken in
 //          order of index. Returns how many were taken, or -1 if an allowed score is NaN. scratch has select_scratch
@@ -80,8 +86,14 @@
        int64_t groups, void* dw, void* scratch, int threads)                                                        \
   VERB(scatter, void, const void* values, int64_t rows, int64_t cols, int element_size, const int64_t* offsets,     \
        const void* indices, int index_size, int64_t bm, int64_t bn, int64_t capacity, void* dense, int threads)     \
-  VERB(in_range, bool, const int64_t* offsets, int64_t tile_rows, const void* indices, int index_size,              \
-       int64_t tile_cols, int64_t capacity)                                                                         \
+  VERB(in_range, bool, const int64_t* offsets, int64_t count, bool from_zero, const void* numbers, int size,        \
+       int64_t n, int64_t bound, int threads)                                                                       \
+  VERB(named_once, bool, const int64_t* offsets, int64_t count, const void* numbers, int size, int64_t bound,       \
+       uint64_t* bits)                                                                                              \
+  VERB(repeated, int64_t, const int64_t* offsets, int64_t tile_rows, const void* indices, int index_size,           \
+       int64_t tile_cols, uint64_t* bits, int threads)                                                              \
+  VERB(work_in_range, int64_t, const int64_t* offsets, int64_t tile_rows, const int64_t* work, int64_t segments,    \
+       uint64_t* bits)                                                                                              \
   VERB(mask, void, void* x, const uint8_t* mask, int64_t n, int element_size, int threads)                          \
   VERB(select_scratch, int64_t, int64_t n, int threads)                                                             \
   VERB(select, int64_t, const float* scores, const uint8_t* allowed, int64_t n, int64_t k, bool largest,            \

@@ -113,8 +113,9 @@ struct Stage {
   int64_t copy;  // floats of it: none where lines are cut from one long row, of which only the bits are staged
   float* x;
   uint16_t* bits;
-  int32_t *taps, *base;        // of columns; first slots of the block's lines
-  int32_t *rows, *uses, *own;  // of slots: the row of x or -1, how many kernel rows of lines meet it, 1 if counted here
+  int64_t* rows;                // of slots: the row of x, over all images, or -1
+  int32_t *uses, *own;          // of slots: how many kernel rows of lines meet it, 1 if counted here
+  int32_t *taps, *base;         // of columns; first slots of the block's lines
 
   Stage(const Conv& conv, const Packing& packing, int64_t lines) {
     lanes = packing.lanes;
@@ -142,7 +143,7 @@ struct Stage {
     }
     bits_part = conv.w * slots * (lanes / kSegment);
     const int64_t words = ceil_div(parts * bits_part + 4, 32) * 32;  // four are read at a time
-    const int64_t ints = ceil_div(conv.w + lines + 3 * slots, 16) * 16;
+    const int64_t ints = ceil_div(conv.w + lines + 4 * slots, 16) * 16;
     copy = conv.flat ? 0 : parts * x_part;
     bytes = copy * 4 + words * 2 + ints * 4;
   }
@@ -150,11 +151,11 @@ struct Stage {
   void place(void* scratch, const Conv& conv, int64_t lines) {
     x = static_cast<float*>(scratch);
     bits = reinterpret_cast<uint16_t*>(x + copy);
-    taps = reinterpret_cast<int32_t*>(bits + ceil_div(parts * bits_part + 4, 32) * 32);
-    base = taps + conv.w;
-    rows = base + lines;
-    uses = rows + slots;
+    rows = reinterpret_cast<int64_t*>(bits + ceil_div(parts * bits_part + 4, 32) * 32);
+    uses = reinterpret_cast<int32_t*>(rows + slots);
     own = uses + slots;
+    taps = own + slots;
+    base = taps + conv.w;
     for (int64_t w = 0; w < conv.w; ++w) taps[w] = int32_t(taps_of_column(conv, w));
   }
 };
@@ -228,7 +229,7 @@ inline void stage_lines(const Conv& conv, const Stage& stage, const float* x, co
     for (int64_t r = 0; r < conv.r; ++r) {
       const int64_t slot = base + r, row = input_row(conv, oh, r);
       if (slot >= slots) {
-        stage.rows[slot] = int32_t(row < 0 ? -1 : n * conv.h + row);
+        stage.rows[slot] = row < 0 ? -1 : n * conv.h + row;
         stage.uses[slot] = stage.own[slot] = 0;
       }
       if (row < 0) continue;

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from gossamer.kernels.cpu import memory
 from gossamer.testing import Clock
 
 # The same examples in every run, and no time limit for one or for drawing them: machines that share cores are slow at
@@ -22,6 +23,7 @@ hypothesis.settings.load_profile("gossamer")
 _EMPTY = torch.empty
 _EMPTY_LIKE = torch.empty_like
 _NEW_EMPTY = torch.Tensor.new_empty
+_LEASED = memory._leased
 
 
 def _poison(tensor: torch.Tensor) -> torch.Tensor:
@@ -46,7 +48,11 @@ def _from_gossamer() -> bool:
 
 
 def poison_empty(monkeypatch: pytest.MonkeyPatch) -> None:
-    """`torch.empty` called from the library returns NaN, so a kernel that leaves a hole cannot pass."""
+    """What the library takes as uninitialised memory holds NaN, so a kernel that leaves a hole cannot pass.
+
+    That goes for `torch.empty` and for the blocks that `kernels/cpu/memory.py` keeps: what was in one last is often the
+    right answer, of another instruction set. No block passes for a new one, which would be zero.
+    """
 
     def empty(*args, **kwargs):
         out = _EMPTY(*args, **kwargs)
@@ -60,6 +66,11 @@ def poison_empty(monkeypatch: pytest.MonkeyPatch) -> None:
         out = _NEW_EMPTY(self, *args, **kwargs)
         return _poison(out) if _from_gossamer() else out
 
+    def leased(size, whole):
+        out, block, _ = _LEASED(size, whole)
+        return out.fill_(0xFF), block, False  # NaN in every float
+
+    monkeypatch.setattr(memory, "_leased", leased)
     monkeypatch.setattr(torch, "empty", empty)
     monkeypatch.setattr(torch, "empty_like", empty_like)
     monkeypatch.setattr(torch.Tensor, "new_empty", new_empty)

@@ -1,9 +1,14 @@
 """Every instruction set in turn, and the one that was active restored."""
 
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 
 from gossamer import _native
+
+sys.path.insert(0, str(Path(__file__).parent))  # modules beside the tests
 
 
 @pytest.fixture(params=_native.built_isas())

@@ -31,7 +31,7 @@ REFUSED = [
     ("dimensions", lambda: cpu.detect(X[0], 1, 1, 1, True), ValueError, r"x must have 2 dimensions, got shape \(4,\)"),
     ("strides", lambda: cpu.detect(X.t(), 1, 1, 1, True), ValueError, r"x must be contiguous.*strides \(1, 4\)"),
     ("tile", lambda: cpu.detect(X, 0, 1, 1, True), ValueError, r"tile must be at least \(1, 1\), got \(0, 1\)"),
-    ("capacity", lambda: cpu.detect(X, 1, 1, -1, True), ValueError, r"capacity must be at least 0, got -1"),
+    ("capacity", lambda: cpu.detect(X, 1, 1, -1, True), ValueError, r"capacity must be at least 0 .*got -1"),
     ("offsets", lambda: cpu.gather(X, OFFSETS[:2], INDICES, 2, 2), ValueError, r"offsets must have 3 entries.*got 2"),
     ("offsets dtype", lambda: cpu.gather(X, OFFSETS.int(), INDICES, 2, 2), TypeError, r"offsets .*int64.*int32"),
     ("indices dtype", lambda: cpu.gather(X, OFFSETS, OFFSETS, 2, 2), TypeError, r"indices .*uint16 or .*int32, got"),
@@ -70,10 +70,10 @@ def test_negated_views_are_refused():
         ([0, 1], [1, 2, 2], r"offsets must start at 0 and never decrease"),
         ([0, 1], [0, 2, 1], r"offsets must start at 0 and never decrease"),
         ([0, 1], [-4, 1, 2], r"offsets must start at 0 and never decrease"),
+        ([0, 1], [0, 2, 4], r"offsets must end at most at the capacity of 2 tiles, got 4"),
     ],
 )
-def test_checked_before_memory_is_touched(monkeypatch, dtype, indices, offsets, message):
-    monkeypatch.setenv("GOSSAMER_CHECK", "1")
+def test_checked_before_memory_is_touched(dtype, indices, offsets, message):
     pattern = torch.tensor(offsets), torch.tensor(indices).to(dtype)
     with pytest.raises(ValueError, match=message):
         cpu.gather(X, *pattern, 2, 2)
@@ -81,15 +81,12 @@ def test_checked_before_memory_is_touched(monkeypatch, dtype, indices, offsets, 
         cpu.scatter(VALUES, *pattern, 3, 4)
 
 
-def test_negative_index_is_caught(monkeypatch):
-    monkeypatch.setenv("GOSSAMER_CHECK", "1")
+def test_negative_index_is_caught():
     with pytest.raises(ValueError, match=r"indices\[0\] is -1"):
         cpu.gather(X, OFFSETS, torch.tensor([-1, 0], dtype=torch.int32), 2, 2)
 
 
-def test_slack_and_overflow_pass_the_check(monkeypatch):
-    """Entries past the pattern may hold anything; offsets may count more tiles than there is room for."""
-    monkeypatch.setenv("GOSSAMER_CHECK", "1")
+def test_slack_passes_the_check():
+    """Entries past the pattern may hold anything."""
     slack = torch.tensor([0, 1, 65535], dtype=torch.uint16)
     assert not cpu.gather(X, OFFSETS, slack, 2, 2)[2].any()
-    assert cpu.gather(X, torch.tensor([0, 2, 4]), INDICES, 2, 2).shape == (2, 2, 2)

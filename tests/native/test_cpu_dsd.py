@@ -13,7 +13,7 @@ REFUSED = [
     ("b float", (V.double(), S, J, None, None, B, 3), TypeError, r"b must have dtype torch.float64, got .*float32"),
     ("b strides", (V, S, J, None, None, torch.ones(8, 6)[::2, ::2], 3), ValueError, r"stride of 1 .*strides \(12, 2\)"),
     ("b dimensions", (V, S, J, None, None, B[0], 3), ValueError, r"b must have 2 dimensions"),
-    ("rows", (V, S, J, None, None, B, -1), ValueError, r"rows must be at least 0, got -1"),
+    ("rows", (V, S, J, None, None, B, -1), ValueError, r"rows must be at least 0 .*got -1"),
     ("offsets", (V, S, J, None, None, B, 5), ValueError, r"offsets must have 4 entries for 5 rows .*, got 3"),
     ("capacity", (V[:1], S, J, None, None, B, 3), ValueError, r"one tile per index: 2 indices, got 1 tiles"),
     ("no scale", (V.to(torch.int8), S, J, None, None, B, 3), ValueError, r"scale must be given for int8"),
@@ -34,8 +34,8 @@ WORK = torch.tensor([[[0, 0, 1], [1, 1, 2]]])
 CONTENT = [
     (S, J.int().add(1).to(torch.uint16), None, None, r"indices\[1\] is 2, expected 0 <= index < 2"),
     (torch.tensor([0, 1, 3]), J, None, None, r"offsets must end at most at the capacity of 2 tiles, got 3"),
-    (S, J, torch.tensor([0, 2]), None, r"order must name tiles in \[0, 2\), got entries from 0 to 2"),
-    (S, J, torch.tensor([-1, 1]), None, r"order must name tiles in \[0, 2\), got entries from -1 to 1"),
+    (S, J, torch.tensor([0, 2]), None, r"order\[1\] is 2, expected 0 <= tile < 2"),
+    (S, J, torch.tensor([-1, 1]), None, r"order\[0\] is -1, expected 0 <= tile < 2"),
     (S, J, None, WORK + torch.tensor([1, 0, 0]), r"work must name tile rows below 2, got 2"),
     (S, J, None, WORK[:, :1], r"work must hold every slot once"),
     (S, J, None, WORK + torch.tensor([0, 0, 1]), r"work must hold every slot once"),
@@ -44,8 +44,7 @@ CONTENT = [
 
 
 @pytest.mark.parametrize(("offsets", "indices", "order", "work", "message"), CONTENT)
-def test_content_is_checked_on_demand(monkeypatch, offsets, indices, order, work, message):
-    monkeypatch.setenv("GOSSAMER_CHECK", "1")
+def test_content_is_checked_at_every_call(offsets, indices, order, work, message):
     assert cpu.dsd(V, S, J, S[:2], None, B, 3, False, False, WORK).eq(2).all()
     with pytest.raises(ValueError, match=message):
         cpu.dsd(V, offsets, indices, order, None, B, 3, False, False, work)

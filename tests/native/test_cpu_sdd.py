@@ -23,7 +23,6 @@ def test_refused(call, error, message):
         call()
 
 
-def test_checked_before_memory_is_touched(monkeypatch):
-    monkeypatch.setenv("GOSSAMER_CHECK", "1")
+def test_checked_before_memory_is_touched():
     with pytest.raises(ValueError, match=r"indices\[1\] is 3, expected 0 <= index < 3 tile columns"):
         cpu.sdd(A, B, OFFSETS, torch.tensor([0, 3]).to(torch.uint16), 2, 2)

@@ -9,12 +9,38 @@ import torch
 
 from gossamer.kernels.cpu import memory
 
+AS_IT_COMES = memory._leased
 LARGE = memory.NEW_MEMORY_BYTES // 4  # float32 numbers
 
 
+POISONED = [
+    lambda: memory.empty((64,), torch.float32),
+    lambda: memory.empty((64,), torch.float64, least=0),
+    lambda: memory.empty((LARGE,), torch.float32),
+    lambda: memory.empty((LARGE,), torch.bfloat16, least=1),
+    lambda: memory.with_slack(4 * memory.PAGE, torch.float32)[0],
+]
+
+
+@pytest.mark.parametrize("room", POISONED)
+def test_the_tests_get_poisoned_memory(room):
+    """Not the answer that lay in it last: every element shows that nobody wrote it, in a block that comes again too."""
+    for _ in range(2):
+        x = room()
+        assert x.isnan().all()
+        x.fill_(1.0)
+        del x
+    room, clear = memory.with_slack(4 * memory.PAGE, torch.int32)
+    clear(3)
+    assert room[:3].eq(-1).all() and not room[3:].any()
+
+
 @pytest.fixture(autouse=True)
-def nothing_kept(monkeypatch):
+def nothing_kept(request, monkeypatch, poisoned_empty):
+    """A pool of this file's own; and memory as it comes, but where the poison itself is looked at."""
     monkeypatch.setattr(memory, "KEPT", memory.Kept(4 * memory.NEW_MEMORY_BYTES))
+    if request.function is not test_the_tests_get_poisoned_memory:
+        monkeypatch.setattr(memory, "_leased", AS_IT_COMES)
 
 
 def test_small_outputs_are_torchs_own():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from gossamer.ops._index import check_pattern
 from gossamer.ops._register import Backend, check_backend
 from gossamer.ops.transpose import Transposed
 from gossamer.pattern import Pattern
@@ -12,11 +13,6 @@ from gossamer.pattern.check import check_matrix
 from gossamer.planner.operands import FLOATS
 
 STORED = (torch.bfloat16, torch.int8)
-
-
-def check_pattern(pattern: Pattern) -> None:
-    if not isinstance(pattern, Pattern):
-        raise TypeError(f"pattern must be a gossamer.Pattern, got {type(pattern).__name__}")
 
 
 def check_factor(name: str, x: Tensor, device: torch.device) -> None:
@@ -62,11 +58,17 @@ def check_transposed(transposed: Transposed | None, pattern: Pattern) -> None:
     if not isinstance(transposed, Transposed):
         raise TypeError(f"transposed must come from gossamer.ops.transpose, got {type(transposed).__name__}")
     other = transposed.pattern
+    check_pattern(other, "transposed.pattern")
     expected = pattern.shape[::-1], pattern.tile[::-1], pattern.capacity, pattern.device
     found = other.shape, other.tile, other.capacity, other.device
     if found != expected:
         raise ValueError(
             f"transposed must belong to the pattern: expected (shape, tile, capacity, device) {expected}, got {found}"
+        )
+    if not isinstance(transposed.order, Tensor) or transposed.order.device != pattern.device:
+        raise ValueError(
+            f"transposed.order must be a tensor on the pattern's device {pattern.device}, got "
+            f"{getattr(transposed.order, 'device', type(transposed.order).__name__)}"
         )
     check_work("transposed.work", transposed.work, pattern)
 

@@ -55,7 +55,8 @@ def index_of(pattern: Pattern, transposed: Transposed | None, work: Tensor | Non
     index = pattern.row_offsets(), pattern.indices.reshape(-1), work
     if transposed is None:
         return *index, None, None, None, None
-    return *index, transposed.pattern.offsets, transposed.pattern.indices, transposed.order, transposed.work
+    other = transposed.pattern
+    return *index, other.row_offsets(), other.indices.reshape(-1), transposed.order, transposed.work
 
 
 def _with_transposed(index: list[Any], tile_cols: int, backend: Backend | None) -> list[Any]:

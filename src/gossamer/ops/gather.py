@@ -8,6 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from gossamer.ops._index import check_pattern
 from gossamer.ops._register import Backend, check_backend, check_transforms
 from gossamer.ops._tiles import Gather, check_operand, gather_on
 from gossamer.pattern import Pattern
@@ -34,6 +35,7 @@ def gather(x: Tensor, pattern: Pattern, *, backend: Backend | None = None) -> Te
     tensor([1., 4.])
     """
     check_matrix("x", x)
+    check_pattern(pattern)
     if tuple(x.shape) != tuple(pattern.shape):
         raise ValueError(f"x must have the pattern's shape {tuple(pattern.shape)}, got {tuple(x.shape)}")
     check_operand("x", x, pattern)

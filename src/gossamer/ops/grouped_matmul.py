@@ -10,6 +10,7 @@ from torch import Tensor
 
 from gossamer.ops._arguments import FLOATS
 from gossamer.ops._grouped import GroupedMm, mm
+from gossamer.ops._index import check_pattern
 from gossamer.ops._register import Backend, check_backend, check_transforms
 from gossamer.pattern import Pattern
 from gossamer.pattern.build import route
@@ -68,10 +69,12 @@ def grouped_matmul(
         _check_index(index, experts, expert_ids)
         offsets, order = index.row_offsets(), index.indices.reshape(-1)
     args = (x, weights, order.to(torch.int32), offsets, repeat, False, backend)
-    if (x.requires_grad or weights.requires_grad) and torch.is_grad_enabled():
-        y = GroupedMm.apply(*args)
-    else:
-        y = mm(*args)
+    try:
+        y = (GroupedMm.apply if (x.requires_grad or weights.requires_grad) and torch.is_grad_enabled() else mm)(*args)
+    except ValueError as error:
+        if index is None:
+            raise
+        raise ValueError(f"index is broken: {error}") from None
     return y if expert_ids.dim() == 1 else y.view(*expert_ids.shape, weights.shape[2])
 
 
@@ -103,11 +106,15 @@ def _check_ids(expert_ids: Tensor, x: Tensor) -> None:
 
 
 def _check_index(index: Pattern, experts: int, expert_ids: Tensor) -> None:
-    if not isinstance(index, Pattern):
-        raise TypeError(f"index must be a gossamer.Pattern, got {type(index).__name__}")
+    check_pattern(index, "index")
     expected = (experts, expert_ids.numel()), (1, 1), expert_ids.device
     if (tuple(index.shape), tuple(index.tile), index.device) != expected:
         raise ValueError(
             f"index must be Pattern.from_ids(expert_ids.flatten(), {experts}), (shape, tile, device) {expected}, "
             f"got {(index.shape, index.tile, index.device)}"
+        )
+    offsets = index.offsets
+    if offsets is not None and offsets.is_cpu and not torch.compiler.is_compiling() and bool(offsets[:1].any()):
+        raise ValueError(
+            f"index must have offsets that start at 0, got {int(offsets[0])}: its first tokens would be lost"
         )

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from gossamer.ops._gathered import GatherMm, gather_mm_on
+from gossamer.ops._index import check_pattern
 from gossamer.ops._register import Backend, check_backend, check_transforms, save
 from gossamer.ops.detect import detect
 from gossamer.ops.transpose import transpose
@@ -156,8 +157,7 @@ def _given(
     index: Pattern, flat: Tensor, sparse: str, tile: Tile | Literal["auto"], axis: Axis, backend: Backend | None
 ) -> Pattern:
     """The index over `flat`, after checking that it is one of the sparse operand and agrees with tile and axis."""
-    if not isinstance(index, Pattern):
-        raise TypeError(f"index must be a gossamer.Pattern, got {type(index).__name__}")
+    check_pattern(index, "index")
     expected = tuple(flat.shape) if sparse == "a" else (flat.shape[1], flat.shape[0])
     if tuple(index.shape) != expected:
         raise ValueError(f"index must have the shape {expected} of the sparse operand {sparse}, got {index.shape}")

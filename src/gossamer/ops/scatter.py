@@ -8,6 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from gossamer.ops._index import check_pattern
 from gossamer.ops._register import Backend, check_backend, check_transforms
 from gossamer.ops._tiles import Scatter, check_operand, scatter_on
 from gossamer.pattern import Pattern
@@ -33,6 +34,7 @@ def scatter(values: Tensor, pattern: Pattern, *, backend: Backend | None = None)
     tensor([[1., 0.],
             [0., 4.]])
     """
+    check_pattern(pattern)
     expected = (pattern.capacity, *pattern.tile)
     if not isinstance(values, Tensor):
         raise TypeError(f"values must be a tensor, got {type(values).__name__}")

@@ -8,7 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from gossamer.ops._arguments import check_factor, check_pattern, check_transposed
+from gossamer.ops._arguments import check_factor, check_transposed
+from gossamer.ops._index import check_pattern
 from gossamer.ops._products import Sdd, index_of, sdd_on
 from gossamer.ops._register import Backend, check_backend, check_transforms
 from gossamer.ops.transpose import Transposed

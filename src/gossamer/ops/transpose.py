@@ -10,6 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from gossamer.ops._index import check_grid, check_pattern
 from gossamer.ops._register import Backend, check_backend, register
 from gossamer.pattern import Pattern
 from gossamer.pattern.build import index_dtype
@@ -61,8 +62,8 @@ def transpose(pattern: Pattern, *, backend: Backend | None = None) -> Transposed
     >>> t.pattern.indices.tolist(), t.order.tolist()
     ([1, 0, 1], [1, 0, 2])
     """
-    if not isinstance(pattern, Pattern):
-        raise TypeError(f"pattern must be a gossamer.Pattern, got {type(pattern).__name__}")
+    check_pattern(pattern)
+    check_grid(pattern)
     check_backend(backend, "pattern", pattern.indices)
     offsets, indices, order = transpose_on(backend)(pattern.row_offsets(), pattern.indices.reshape(-1), pattern.grid[1])
     (rows, cols), (bm, bn) = pattern.shape, pattern.tile

@@ -22,10 +22,21 @@ def slot_rows(offsets: Tensor, capacity: int) -> Tensor:
 
 
 def keys_of(offsets: Tensor, indices: Tensor, tile_cols: int) -> Tensor:
-    """int64[capacity] tile numbers in slot order; `tile_rows * tile_cols` in slack slots."""
+    """int64[capacity] tile numbers in slot order; `tile_rows * tile_cols` in slack slots.
+
+    Raises ValueError, on a CPU, for an index that would name a tile of another row.
+    """
     tile_rows = offsets.shape[0] - 1
+    if tile_rows * tile_cols >= 2**63:
+        raise ValueError(f"shape must have fewer than 2**63 tiles, got {tile_rows} x {tile_cols}")
     row = slot_rows(offsets, indices.numel())
     column = indices.reshape(-1).to(torch.int64)
+    if column.device.type == "cpu" and not torch.compiler.is_compiling() and column.numel():
+        low, high = column.aminmax()
+        if low < 0 or high >= tile_cols:  # perhaps only in the slack
+            outside = column[(row < tile_rows) & ((column < 0) | (column >= tile_cols))]
+            if outside.numel():
+                raise ValueError(f"indices must be below the {tile_cols} tile columns, got {int(outside[0])}")
     return torch.where(row < tile_rows, row * tile_cols + column, tile_rows * tile_cols)
 
 

@@ -20,7 +20,13 @@ from gossamer.pattern.check import require
 
 def index_dtype(tile_cols: int) -> torch.dtype:
     """The narrowest index type that can number `tile_cols` columns."""
-    return torch.uint16 if tile_cols <= 65536 else torch.int32
+    if tile_cols <= 65536:
+        return torch.uint16
+    if tile_cols > 2**31:
+        raise ValueError(
+            f"indices are at most int32, which names 2**31 tile columns, got {tile_cols}: take wider tiles"
+        )
+    return torch.int32
 
 
 def grid_of(shape: tuple[int, int], tile: tuple[int, int]) -> tuple[int, int]:
@@ -69,6 +75,8 @@ def route(ids: Tensor, n: int, name: str = "ids") -> tuple[Tensor, Tensor]:
     """
     tokens, k = ids.shape
     nowhere = n * tokens
+    if nowhere >= 2**63:
+        raise ValueError(f"n must be less than 2**63 / {tokens} for {tokens} tokens, got {n}")
     wide = ids.to(torch.int64)  # before anything else: n need not fit the dtype of the ids
     require(
         (wide < n).all(),

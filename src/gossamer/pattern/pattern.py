@@ -166,8 +166,9 @@ class Pattern:
         """
         shape, tile = check_pair("shape", shape, 0), check_pair("tile", tile, 1)
         rows, cols = build.grid_of(shape, tile)
+        narrow = build.index_dtype(cols)
         offsets = torch.arange(rows + 1, device=device) * cols
-        return cls(offsets, torch.arange(cols, device=device).repeat(rows).to(build.index_dtype(cols)), shape, tile)
+        return cls(offsets, torch.arange(cols, device=device).repeat(rows).to(narrow), shape, tile)
 
     # ---------------------------------------------------------------- size
 

@@ -57,7 +57,7 @@ class Encoded:
 
         `work` divides a product and does not define it: gradients, and products on other devices, go over the whole
         pattern. `dsd(encoded.keep(values), pattern, b, work=encoded.work)` defines it: what was dropped adds nothing to
-        the result nor to the gradient of b, and has gradient zero. GOSSAMER_CHECK=1 refuses to drop what is not zero.
+        the result nor to the gradient of b, and has gradient zero. On a CPU it is refused to drop what is not zero.
         """
         if self.kept is None:
             return values

@@ -111,8 +111,10 @@ def check_count(name: str, value: int) -> None:
 
 
 def on_host(pattern: Pattern) -> np.ndarray:
-    """int64[tile_rows + 1], after checking that the pattern has room for what it says it holds."""
+    """int64[tile_rows + 1], after checking that they are offsets and the pattern has room for what it says it holds."""
     offsets = pattern.row_offsets().cpu().numpy()
+    if offsets[0] != 0 or bool((np.diff(offsets) < 0).any()):
+        raise ValueError(f"pattern must have offsets that start at 0 and never fall, got {offsets[:16].tolist()}")
     if offsets[-1] > pattern.capacity:
         raise ValueError(f"pattern holds {offsets[-1]} tiles but has a capacity of {pattern.capacity}: it overflowed")
     return offsets

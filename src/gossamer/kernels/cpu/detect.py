@@ -15,9 +15,9 @@ def detect(x: Tensor, bm: int, bn: int, capacity: int, ordered: bool) -> tuple[T
     """
     _call.tensor(x, "x", ndim=2, dtypes=_call.FLOATS + _call.INTEGERS)
     _call.tile(bm, bn)
-    if capacity < 0:
-        raise ValueError(f"capacity must be at least 0, got {capacity}")
+    _call.count(capacity, "capacity")
     rows, cols = x.shape
+    bm, bn = min(bm, max(rows, 1)), min(bn, max(cols, 1))
     tile_rows, tile_cols = _call.tiles(rows, cols, bm, bn)
     offsets = torch.empty(tile_rows + 1, dtype=torch.int64)
     dtype = _call.index_dtype(tile_cols)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-
 import torch
 from torch import Tensor
 
@@ -36,8 +34,7 @@ def dsd(
     capacity, bm, bk = values.shape
     if flip:
         bm, bk = bk, bm
-    if rows < 0:
-        raise ValueError(f"rows must be at least 0, got {rows}")
+    _call.count(rows, "rows")
     _call.check_pattern(offsets, indices, rows, k, bm, bk)
     if indices.numel() != capacity:
         raise ValueError(f"values must hold one tile per index: {indices.numel()} indices, got {capacity} tiles")
@@ -47,14 +44,8 @@ def dsd(
         _per_slot(scale, "scale", capacity, (torch.float32,))
     if order is not None:
         _per_slot(order, "order", capacity, (torch.int32, torch.int64))
-    segments = 0
-    if work is not None:
-        _call.tensor(work, "work", ndim=3, dtypes=(torch.int64,))
-        if work.shape[2] != 3:
-            raise ValueError(f"work must have shape [parts, segments, 3], got {tuple(work.shape)}")
-        segments = work.shape[0] * work.shape[1]
-    if os.environ.get("GOSSAMER_CHECK") == "1":
-        _check_content(values, offsets, order, work)
+        _call.check_list(order, "order", offsets, capacity, "tile")
+    segments = 0 if work is None else _call.check_work(work, offsets, order, values)
 
     c = torch.empty((n, rows) if column_major else (rows, n), dtype=dtype)
     storage, threads = STORAGE[values.dtype], torch.get_num_threads()
@@ -77,32 +68,3 @@ def _per_slot(value: Tensor, name: str, capacity: int, dtypes: tuple[torch.dtype
     _call.tensor(value, name, ndim=1, dtypes=dtypes)
     if value.numel() != capacity:
         raise ValueError(f"{name} must have one entry per tile: {capacity} tiles, got {value.numel()} entries")
-
-
-def _check_content(values: Tensor, offsets: Tensor, order: Tensor | None, work: Tensor | None) -> None:
-    """What GOSSAMER_CHECK=1 adds: order and work name tiles that exist, work each once, and leaves out only zeros."""
-    capacity = len(values)
-    used = int(offsets[-1])
-    if used > capacity:
-        raise ValueError(f"offsets must end at most at the capacity of {capacity} tiles, got {used}")
-    if order is not None and used:
-        low, high = (int(v) for v in order[:used].aminmax())
-        if low < 0 or high >= capacity:
-            raise ValueError(f"order must name tiles in [0, {capacity}), got entries from {low} to {high}")
-    if work is not None:
-        row, slot, end = (work.reshape(-1, 3)[work.reshape(-1, 3)[:, 0] >= 0]).unbind(1)
-        first, last = offsets[:-1], offsets[1:]
-        if row.numel() and int(row.max()) >= first.numel():
-            raise ValueError(f"work must name tile rows below {first.numel()}, got {int(row.max())}")
-        inside = bool(((slot >= first[row]) & (slot <= end) & (end <= last[row])).all())
-        change = torch.zeros(used + 1, dtype=torch.int64)
-        if inside:
-            change.index_add_(0, slot, torch.ones_like(slot)).index_add_(0, end, -torch.ones_like(end))
-        times = change.cumsum(0)[:used]
-        left_out = (times == 0).nonzero().squeeze(1)
-        left_out = left_out if order is None else order.long()[left_out]
-        if not inside or bool((times > 1).any()) or bool(values[left_out].any()):
-            raise ValueError(
-                "work must hold every slot once, in segments that lie inside their tile row; only slots whose values "
-                "are zero may be left out (Encoded.keep)"
-            )

@@ -26,6 +26,13 @@ def gather_mm(a: Tensor, offsets: Tensor, indices: Tensor, bm: int, bk: int, b: 
             f"a must be {batch} matrices of whole tiles one below the other, got {rows} rows in tiles of {bm}"
         )
     _call.check_pattern(offsets, indices, rows, k, bm, bk)
+    bm, bk = min(bm, max(rows, 1)), min(bk, max(k, 1))
+    tile_rows, tile_cols = _call.tiles(rows, k, bm, bk)
+    _call.check_no_repeats(
+        offsets, indices, tile_cols
+    )  # it would be multiplied once or twice, as the tile happens to be
+    if tile_rows > 2**31:
+        raise ValueError(f"a must have at most 2**31 rows of tiles, got {tile_rows}: take higher tiles")
     stride, columns = _call.matrix(b[0], "each matrix of b")
     down, along = (1, stride) if columns else (stride, 1)
     c = torch.empty((rows, n), dtype=a.dtype)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-
 import torch
 from torch import Tensor
 
@@ -19,7 +17,8 @@ def grouped_mm(
     """Return `y[out_rows, n]`; see `gossamer.kernels.reference.grouped_mm`. float32 and float64."""
     _call.tensor(x, "x", ndim=2, dtypes=PRODUCT)
     _call.tensor(weights, "weights", ndim=3, dtypes=(x.dtype,))
-    _check_groups(offsets, source, x.shape[0], "source", target, out_rows, "target")
+    _call.count(out_rows, "out_rows")
+    _check_groups(offsets, source, x.shape[0], target, out_rows, once=True)
     groups, inner, n = (weights.shape[0], *(weights.shape[:0:-1] if flip else weights.shape[1:]))
     if groups != offsets.numel() - 1 or inner != x.shape[1]:
         raise ValueError(
@@ -40,7 +39,7 @@ def grouped_outer(x: Tensor, dy: Tensor, source: Tensor | None, target: Tensor |
     """Return `dw[groups, k, n]`; see `gossamer.kernels.reference.grouped_outer`. float32 and float64."""
     _call.tensor(x, "x", ndim=2, dtypes=PRODUCT)
     _call.tensor(dy, "dy", ndim=2, dtypes=(x.dtype,))
-    _check_groups(offsets, source, x.shape[0], "source", target, dy.shape[0], "target")
+    _check_groups(offsets, source, x.shape[0], target, dy.shape[0], once=False)
     groups, k, n = offsets.numel() - 1, x.shape[1], dy.shape[1]
     dw = memory.empty((groups, k, n), x.dtype)
     threads = torch.get_num_threads()
@@ -57,32 +56,13 @@ def _list(places: Tensor | None) -> tuple[int, int]:
 
 
 def _check_groups(
-    offsets: Tensor, source: Tensor | None, sources: int, source_name: str,
-    target: Tensor | None, targets: int, target_name: str,
-) -> None:  # fmt: skip
-    """Shapes and dtypes always; the values of offsets and of the places they use under GOSSAMER_CHECK=1."""
+    offsets: Tensor, source: Tensor | None, sources: int, target: Tensor | None, targets: int, *, once: bool
+) -> None:
+    """Each position of a group names a row of the source and one of the target; `once`: no two the same of these."""
     _call.tensor(offsets, "offsets", ndim=1, dtypes=(torch.int64,))
     if offsets.numel() < 1:
         raise ValueError("offsets must have an entry more than there are groups, got none")
-    if targets < 0:
-        raise ValueError(f"out_rows must be at least 0, got {targets}")
-    checked = os.environ.get("GOSSAMER_CHECK") == "1"
-    if checked and (offsets[0] < 0 or bool((offsets[1:] < offsets[:-1]).any())):
-        raise ValueError(f"offsets must not be negative and never decrease, got {offsets.tolist()[:16]}...")
-    for places, rows, name in ((source, sources, source_name), (target, targets, target_name)):
+    for places, rows, name in ((source, sources, "source"), (target, targets, "target")):
         if places is not None:
             _call.tensor(places, name, ndim=1, dtypes=PLACES)
-        if not checked:
-            continue
-        start, end, room = int(offsets[0]), int(offsets[-1]), rows if places is None else places.numel()
-        if end > room:
-            raise ValueError(f"offsets must end at most at {room}, the positions in {name}, got {end}")
-        used = torch.arange(start, end) if places is None else places[start:end].long()
-        wrong = ((used < 0) | (used >= rows)).nonzero()
-        if len(wrong):
-            at = int(wrong[0])
-            raise ValueError(f"{name}[{start + at}] is {int(used[at])}, expected 0 <= row < {rows}")
-    if checked and target is not None:
-        used = target[int(offsets[0]) : int(offsets[-1])]
-        if used.unique().numel() != used.numel():
-            raise ValueError("target must not name a row twice")
+        _call.check_list(places, name, offsets, rows, once=once and name == "target")

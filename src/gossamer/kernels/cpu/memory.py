@@ -73,9 +73,12 @@ KEPT = Kept(_limit())
 
 def _map(size: int) -> mmap.mmap:
     """New memory, zero, private to this process (Python's default is shared with children), in large pages."""
-    if not hasattr(mmap, "MAP_PRIVATE"):
-        return mmap.mmap(-1, size)
-    memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    try:
+        if not hasattr(mmap, "MAP_PRIVATE"):
+            return mmap.mmap(-1, size)
+        memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    except (OSError, OverflowError) as error:  # what torch says where it has no memory
+        raise RuntimeError(f"not enough memory: tried to map {size} bytes for an output ({error})") from None
     if hasattr(mmap, "MADV_HUGEPAGE"):
         memory.madvise(mmap.MADV_HUGEPAGE)
     return memory

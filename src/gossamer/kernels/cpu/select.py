@@ -21,7 +21,7 @@ def topk_mask(scores: Tensor, k: int, largest: bool = True, allowed: Tensor | No
     mask = torch.empty(n, dtype=torch.bool)
     scratch = torch.empty(_call.native.select_scratch(n, threads), dtype=torch.uint8)
     taken = _call.native.select(
-        scores.data_ptr(), allowed.data_ptr() if allowed is not None else 0, n, k, largest, mask.data_ptr(),
+        scores.data_ptr(), allowed.data_ptr() if allowed is not None else 0, n, min(k, n), largest, mask.data_ptr(),
         scratch.data_ptr(), threads,
     )  # fmt: skip
     if taken < 0:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from math import prod
+
 import torch
 from torch import Tensor
 
@@ -45,6 +47,12 @@ def skip_conv(
     if min(*kernel, *stride, *dilation) < 1 or min(*padding, *size, out) < 0:
         _complain(kernel=(kernel, 1), stride=(stride, 1), padding=(padding, 0), dilation=(dilation, 1), size=(size, 0),
                   out=((out,), 0))  # fmt: skip
+    if max(*kernel, *stride, *padding, *dilation, *size, out) > _SMALL:
+        for axis in (0, 1):
+            reach = size[axis] * stride[axis] + kernel[axis] * dilation[axis] + padding[axis]
+            _call.count(reach, "size * stride + kernel * dilation + padding")
+        _call.count(prod(max(number, 1) for number in (n, *size, out)), "N * OH * OW * out, leaving out zeros,")
+        _call.count(prod(max(number, 1) for number in (out, c, *kernel)), "out * C * R * S, leaving out zeros,")
     expected = _packed_shape(out, c, *kernel)
     if tuple(packed.shape) != expected:
         raise ValueError(
@@ -77,6 +85,7 @@ def skip_conv(
 
 
 _NO_BITS = torch.empty(0, dtype=torch.int32)
+_SMALL = 2**14  # a product of four such numbers is far from overflow
 
 
 def _complain(**given: tuple[tuple[int, ...], int]) -> None:

@@ -44,7 +44,8 @@ def skip_conv_weight(
                 f"dy must be [N, OH, OW, K] with O{n} = {expected} for {n} = {of}, kernel {kernel}, stride {stride}, "
                 f"padding {padding} and dilation {dilation}, got shape {tuple(dy.shape)}"
             )
-        axes.append((of, out, taps, step, pad, apart))
+        _call.count(out * step + taps * apart + pad, f"O{n} * stride + kernel * dilation + padding")
+        axes.append((of, out, taps, step, pad, apart if taps > 1 else 1))
     if dy.shape[0] != images:
         raise ValueError(f"dy must have {images} images, as x has, got shape {tuple(dy.shape)}")
     if bits is not None:

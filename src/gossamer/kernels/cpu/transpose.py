@@ -14,8 +14,7 @@ def transpose(offsets: Tensor, indices: Tensor, tile_cols: int) -> tuple[Tensor,
     tile_rows, capacity = offsets.numel() - 1, indices.numel()
     if tile_rows < 0:
         raise ValueError("offsets must have one entry more than there are tile rows, got 0 entries")
-    if tile_cols < 0:
-        raise ValueError(f"tile_cols must be at least 0, got {tile_cols}")
+    _call.count(tile_cols, "tile_cols")
     _call.check_pattern(offsets, indices, tile_rows, tile_cols, 1, 1)
     if capacity > torch.iinfo(torch.int32).max:
         raise ValueError(f"indices must have fewer than 2^31 entries, the range of order, got {capacity}")

@@ -7,12 +7,36 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 
-def slots(offsets: Tensor, indices: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """(row, column, present) of every slot: int64, int64, bool, each [capacity]; row and column are 0 in the slack."""
+def slots(offsets: Tensor, indices: Tensor, tile_cols: int) -> tuple[Tensor, Tensor, Tensor]:
+    """(row, column, present) of every slot: int64, int64, bool, each [capacity]; row and column are 0 in the slack.
+
+    Raises ValueError where an index of torch would wrap around or stop with another word: see `demand`.
+    """
     slot = torch.arange(indices.numel(), device=indices.device)
+    check_offsets(offsets, indices.numel())
     row = torch.searchsorted(offsets[1:], slot, right=True)
     present = slot < offsets[-1]
-    return torch.where(present, row, 0), torch.where(present, indices.to(torch.int64), 0), present
+    column = indices.to(torch.int64)
+    check_places(column, present, tile_cols, "indices")
+    return torch.where(present, row, 0), torch.where(present, column, 0), present
+
+
+def check_offsets(offsets: Tensor, room: int, first: int | None = 0) -> None:
+    """Offsets start at `first` (None: anywhere), never decrease and end within `room`."""
+    start = offsets[0] >= 0 if first is None else offsets[0] == first
+    demand(start & (offsets.diff() >= 0).all(), f"offsets must start at {first or 0} and never decrease")
+    demand(offsets[-1] <= room, f"offsets must end at most at {room}")
+
+
+def check_places(places: Tensor, used: Tensor, bound: int, name: str) -> None:
+    """Those of the places that are used lie in [0, bound)."""
+    demand((~used | ((places >= 0) & (places < bound))).all(), f"{name} must be at least 0 and below {bound}")
+
+
+def demand(condition: Tensor, rule: str) -> None:
+    """Refuse a broken index on the host; elsewhere looking would be a sync, and under torch.compile a break."""
+    if condition.device.type == "cpu" and not torch.compiler.is_compiling() and not bool(condition):
+        raise ValueError(rule)
 
 
 def inside(row: Tensor, column: Tensor, tile: tuple[int, int], shape: tuple[int, int]) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from gossamer.kernels.reference._slots import accumulator, bands, inside, laid_out, slots, sum_rows
+from gossamer.kernels.reference._slots import accumulator, bands, check_places, inside, laid_out, slots, sum_rows
 
 
 def dsd(
@@ -25,8 +25,11 @@ def dsd(
     The tile of slot s is `values[order[s]] * scale[order[s]]`, transposed if `flip` (values are then [capacity, bk,
     bm]). Only rows of b under a present tile are read. `work` divides labour and changes no number here: ignored.
     """
-    place = torch.arange(indices.numel(), device=b.device) if order is None else order.to(torch.int64)
-    row, column, present = slots(offsets, indices)
+    row, column, present = slots(offsets, indices, -(-b.shape[0] // values.shape[1 if flip else 2]))
+    place = torch.arange(indices.numel(), device=b.device)
+    if order is not None:
+        check_places(order, present, indices.numel(), "order")
+        place = torch.where(present, order.to(torch.int64), 0)
     kind = accumulator(b.dtype)
     tiles = values[place].to(kind)
     if scale is not None:

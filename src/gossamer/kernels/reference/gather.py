@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
 from gossamer.kernels.bits import as_bits
+from gossamer.kernels.reference._slots import slots
 
 
 def gather(x: Tensor, offsets: Tensor, indices: Tensor, bm: int, bn: int) -> Tensor:
@@ -15,9 +15,7 @@ def gather(x: Tensor, offsets: Tensor, indices: Tensor, bm: int, bn: int) -> Ten
     tile_rows, tile_cols = (rows + bm - 1) // bm, (cols + bn - 1) // bn
     if tile_rows * tile_cols == 0:
         return x.new_zeros(indices.numel(), bm, bn)
-    row = torch.searchsorted(offsets[1:], torch.arange(indices.numel(), device=x.device), right=True)
-    present = row < tile_rows
-    column = torch.where(present, indices.to(torch.int64), 0)
+    row, column, present = slots(offsets, indices, tile_cols)
     padded = pad(as_bits(x), (0, tile_cols * bn - cols, 0, tile_rows * bm - rows))
-    tiles = padded.view(tile_rows, bm, tile_cols, bn)[row.clamp(max=tile_rows - 1), :, column, :]
+    tiles = padded.view(tile_rows, bm, tile_cols, bn)[row, :, column, :]
     return (tiles * present.view(-1, 1, 1)).view(x.dtype)

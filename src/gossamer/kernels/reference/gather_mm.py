@@ -14,7 +14,7 @@ def gather_mm(a: Tensor, offsets: Tensor, indices: Tensor, bm: int, bk: int, b: 
 
     With batch > 1, a is `batch` matrices one below the other and no tile row straddles two of them.
     """
-    row, column, present = slots(offsets, indices)
+    row, column, present = slots(offsets, indices, -(-a.shape[1] // bk))
     matrix = torch.div(row * bm, max(a.shape[0] // b.shape[0], 1), rounding_mode="floor")
     kind = accumulator(b.dtype)
     products = gather(a, offsets, indices, bm, bk).to(kind) @ bands(b.to(kind), bk)[matrix, column]

@@ -6,14 +6,15 @@ import torch
 from torch import Tensor
 
 from gossamer.kernels.bits import as_bits
+from gossamer.kernels.reference._slots import slots
 
 
 def scatter(values: Tensor, offsets: Tensor, indices: Tensor, rows: int, cols: int) -> Tensor:
     """values[capacity, bm, bn] -> dense[rows, cols]; absent tiles are zero, slack and ragged padding are dropped."""
-    capacity, bm, bn = values.shape
+    _, bm, bn = values.shape
     tile_rows, tile_cols = (rows + bm - 1) // bm, (cols + bn - 1) // bn
-    row = torch.searchsorted(offsets[1:], torch.arange(capacity, device=values.device), right=True)
-    tile = (row * tile_cols + indices.to(torch.int64)).clamp(max=tile_rows * tile_cols)
+    row, column, present = slots(offsets, indices, tile_cols)
+    tile = torch.where(present, row * tile_cols + column, tile_rows * tile_cols)
     bits = as_bits(values)
     tiles = bits.new_zeros(tile_rows * tile_cols + 1, bm, bn)  # one more, where the slack goes
     tiles[tile] = bits

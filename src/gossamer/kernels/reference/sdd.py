@@ -9,7 +9,7 @@ from gossamer.kernels.reference._slots import accumulator, bands, inside, slots
 
 def sdd(a: Tensor, b: Tensor, offsets: Tensor, indices: Tensor, bm: int, bn: int) -> Tensor:
     """a[m, k], b[k, n] -> values[capacity, bm, bn]; slack and the padding of ragged tiles are zero."""
-    row, column, present = slots(offsets, indices)
+    row, column, present = slots(offsets, indices, -(-b.shape[1] // bn))
     kind = accumulator(a.dtype)
     left = bands(a.to(kind), bm)[row]
     right = bands(b.t().to(kind), bn)[column].transpose(1, 2)

@@ -14,7 +14,7 @@ def transpose(offsets: Tensor, indices: Tensor, tile_cols: int) -> tuple[Tensor,
     Rows ascend within each new row; in the slack the index is 0 and `order[s] = s`.
     """
     tile_rows = offsets.shape[0] - 1
-    row, column, present = slots(offsets, indices)
+    row, column, present = slots(offsets, indices, tile_cols)
     after = tile_rows * tile_cols
     key, order = torch.where(present, column * tile_rows + row, after).sort(stable=True)
     starts = torch.arange(tile_cols + 1, device=offsets.device) * tile_rows

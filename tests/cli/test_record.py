@@ -9,6 +9,7 @@ import torch
 
 import gossamer as gs
 from gossamer.cli.train import checkpoint, record, story
+from gossamer.report.quantity import times
 
 
 def _trained(scope: str, compact_every: int | None = None) -> gs.training.Chase:
@@ -78,3 +79,33 @@ def test_the_summary_tells_when_removed_channels_took_weights_along() -> None:
     )
     assert "10 % of the weights (0.12 % in the end), while 99 %" in story.summary(config, 0.0012, 0.01)
     assert story.summary(config, None, None) == "Trained from scratch by chase with 10 % of the weights."
+
+
+@pytest.mark.parametrize(
+    ("verdict", "value", "label", "note"),
+    [
+        ("faster", None, "the throughput of dense (dense", None),
+        ("slower", None, "slower than dense (dense", "the compact network is slower than the dense one."),
+        (
+            "inconclusive",
+            "no faster",
+            "that could be told: 1.21",
+            "is by no more than the noise faster than the",
+        ),
+    ],
+)
+def test_the_report_claims_no_speed_that_was_not_told(verdict: str, value: str, label: str, note: str | None) -> None:
+    control = {"ratio": 1.0, "ratio_q1": 0.9, "ratio_q3": 1.3}
+    page = {
+        "table": {name: {"accuracy": 0.9, "parameters": 10} for name in ("dense", "sparse", "compact")},
+        "throughput": {"rows": [{"name": "compact", "ratio": 1.21, "verdict": verdict}], "control": control},
+    }
+    config = story.Train(method="chase", density=0.1)
+    (fact,) = [fact for fact in story.facts(page, None) if "dense against itself" in fact["label"]]
+    assert fact["value"] == (value or times(1.21)) and label in fact["label"]
+    said = " ".join(story.notes(page, config, None))
+    assert (note or "") in said and ("On this machine" in said) == (note is not None)
+    assert "removed in the end" not in said
+    assert "Nothing was removed in the end, compact is the sparse network itself: none is dead." in " ".join(
+        story.notes(page, config, "none is dead")
+    )

@@ -134,3 +134,23 @@ def test_what_no_attribute_explains_is_put_back_and_named() -> None:
     assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
     small = gs.compact(half_dead(net, x), x, round_to=None, check_latency=False)
     assert small.report["channels"]["b"]["after"] == 4 and "does not follow smaller tensors" in small.unfit["a"]
+
+
+def test_training_goes_on_with_what_cannot_be_cut(caplog: pytest.LogCaptureFixture) -> None:
+    torch.manual_seed(0)
+    net, x = Stubborn(), torch.randn(3, 4)
+    optimizer = torch.optim.SGD(net.parameters(), 0.1)
+    method = gs.training.Chase(
+        net, optimizer, density=0.5, channel_sparsity=0.5, total_steps=12, explore_every=3, channel_every=3,
+        min_width=0.9, compact_every=1, example_inputs=x, init="random",
+    )  # fmt: skip
+    for _ in range(12):
+        optimizer.zero_grad()
+        net(x).square().mean().backward()
+        optimizer.step()
+    alive = {name: int(left.sum()) for name, left in method.channels().items()}
+    assert alive["a"] < 6 and alive["b"] < 8
+    assert net.a.out_features == 6 and net.b.out_features == alive["b"] and net.c.in_features == alive["b"]
+    assert int((net.a.weight != 0).any(1).sum()) <= alive["a"]  # masked still
+    assert method.removed is not None and "does not follow smaller tensors" in method.removed.stuck["a"]
+    assert caplog.text.count("dead channels of a stay, masked") >= 1

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import json
+import os
 import random
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import safetensors.torch
 import torch
 from compaction_nets import NETS, MiniViT, Residual, Sequence
 from torch import Tensor, nn
 
 import gossamer as gs
+from gossamer import files
 from gossamer.compaction import ChannelGraph, Compact, StoreError, load_compact, shrink_, zero_channels_
-from gossamer.compaction.store import digest_of, save
+from gossamer.compaction.store import save
 
 
 def small(model: nn.Module, x: Tensor) -> Compact:
@@ -95,7 +99,7 @@ def test_saving_again_replaces_and_an_interrupted_save_keeps_the_old(tmp_path: P
     first, second = small(Sequence(), x), small(Sequence((8, 16)), x)
     first.save(tmp_path)
     with monkeypatch.context() as patch:
-        patch.setattr("gossamer.compaction.store.json.dumps", lambda *_, **__: 1 / 0)
+        patch.setattr(files, "write_json", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             second.save(tmp_path)
     assert torch.equal(load_compact(lambda: Sequence().eval(), tmp_path)(x), first.model(x))
@@ -131,6 +135,14 @@ def damaged(folder: Path, how: str) -> None:
         shapes.write_text("{")
     elif how == "other json":
         shapes.write_text("[1]")
+    elif how == "nested":
+        shapes.write_text('{"a":' * 100_000 + "1" + "}" * 100_000)
+    elif how == "pipe":
+        shapes.unlink()
+        os.mkfifo(shapes)
+    elif how == "pipe for weights":
+        weights.unlink()
+        os.mkfifo(weights)
     elif how == "one digit":
         shapes.write_text(shapes.read_text().replace('"out_channels": 5', '"out_channels": 6'))
     else:
@@ -144,9 +156,20 @@ def damaged(folder: Path, how: str) -> None:
             "wrong attribute": {"attributes": {"conv1": {"out_channels": "many"}}},
             "outside": {"weights": {"file": "../x.safetensors", "sha256": ""}},
             "nameless": {"weights": {}},
+            "no name of a file": {"weights": {"file": "weights-\0.safetensors", "sha256": ""}},
+            "old": {"version": True},
+            "list for an object": {"kept": []},
+            "odd axis": {"kept": {"conv1.weight": {"-4": {"of": 8, "positions": [0]}}}},
+            "fractions": {"kept": {"conv1.weight": {"0": {"of": 8, "positions": [0.5, 1.5]}}}},
+            "truth": {"kept": {"conv1.weight": {"0": {"of": True, "positions": [0]}}}},
+            "beyond 64 bits": {"kept": {"conv1.weight": {"0": {"of": 1 << 80, "positions": [1 << 70]}}}},
+            "huge width": {"attributes": {"conv1": {"out_channels": 1 << 60}}},
+            "negative width": {"attributes": {"conv1": {"out_channels": -5}}},
+            "other kind": {"attributes": {"conv1": {"training": 1}}},
+            "unset width": {"attributes": {}},
         }
         record |= changes[how]
-        shapes.write_text(json.dumps(record | {"sha256": digest_of(record)}))
+        shapes.write_text(json.dumps(files.sealed(record)))
 
 
 @pytest.mark.parametrize(
@@ -157,7 +180,12 @@ def damaged(folder: Path, how: str) -> None:
         ("one digit", "altered"), ("newer", "update gossamer"), ("positions", "out of range"),
         ("unordered", "do not increase"), ("other width", "expected 9 on axis 0"), ("missing axis", "another model"),
         ("unknown module", "no module 'nowhere'"), ("wrong attribute", "out_channels"), ("outside", "outside"),
-        ("nameless", "does not name its weights"),
+        ("nameless", "does not name its weights"), ("nested", "not readable JSON"), ("pipe", "a pipe"),
+        ("pipe for weights", "a pipe"), ("no name of a file", "outside its folder"), ("old", "version True"),
+        ("list for an object", "kept is .*expected an object"), ("odd axis", "no number of an axis"),
+        ("fractions", "expected its size and a list"), ("truth", "expected its size"), ("beyond 64 bits", "increase"),
+        ("huge width", "the file has more"), ("negative width", "expected a size"), ("other kind", "the file has 1"),
+        ("unset width", "its tensors have 5"),
     ],
 )  # fmt: skip
 def test_every_damage_is_one_clear_error(how: str, message: str, tmp_path: Path) -> None:
@@ -174,6 +202,22 @@ def test_another_model_is_refused(other, tmp_path: Path) -> None:
         load_compact(other, tmp_path)
     with pytest.raises(TypeError, match="factory must return"):
         load_compact(lambda: 3, tmp_path)
+
+
+def test_weights_of_another_kind_are_refused(tmp_path: Path) -> None:
+    small(Sequence(), image()).save(tmp_path)
+    (path,) = tmp_path.glob("weights-*.safetensors")
+    tensors = safetensors.torch.load_file(path)
+    net = Sequence()
+    whole = {name: value.long() if name == "fc.bias" else value for name, value in tensors.items()}
+    data = safetensors.torch.save(whole)
+    record = json.loads((tmp_path / "compact.json").read_text())
+    record["weights"]["sha256"] = hashlib.sha256(data).hexdigest()
+    path.write_bytes(data)
+    (tmp_path / "compact.json").write_text(json.dumps(files.sealed(record)))
+    with pytest.raises(StoreError, match=r"fc.bias is torch.int64 in the file, torch.float32 in the model"):
+        load_compact(lambda: net, tmp_path)
+    assert net.conv1.out_channels == 8  # nothing was half done
 
 
 def test_random_bytes_never_crash_otherwise(tmp_path: Path) -> None:

@@ -21,7 +21,8 @@ HOSTILE = "</title></style><script>alert(1)</script>\"'&"
 
 def _comparison(dense: float, compact: float) -> dict:
     def row(name: str, t: float) -> dict:
-        return {"name": name, "median": t, "q1": 0.9 * t, "q3": 1.2 * t, "ratio": dense / t}
+        verdict = "faster" if dense / t > 1.5 else "slower" if dense / t < 0.7 else "inconclusive"
+        return {"name": name, "median": t, "q1": 0.9 * t, "q3": 1.2 * t, "ratio": dense / t, "verdict": verdict}
 
     rows = [row("dense", dense), row("sparse", dense), row("compact", compact)]
     return {"baseline": "dense", "rows": rows, "control": row("dense (control)", dense)}
@@ -44,6 +45,23 @@ def _report(text: str = "words") -> dict:
         "environment": {"versions": {text: text}},
         "command": text,
     }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("compact", "cell"),
+    [
+        (1e-3, '<td class="ratio">÷ 2.00</td>'),
+        (1.7e-3, '<td class="quiet">÷ 1.18, within the noise</td>'),
+        (4e-3, '<td class="quiet">÷ 0.50, slower</td>'),
+    ],
+)
+def test_a_gain_that_is_none_is_not_green(compact: float, cell: str, tmp_path: Path) -> None:
+    report = _report() | {"latency": {"batch": 1, **_comparison(2e-3, compact)}}
+    report["table"]["dense"]["latency"], report["table"]["compact"]["latency"] = 2e-3, compact
+    text = gs.report.write(tmp_path, report).read_text(encoding="utf-8")
+    assert cell in text and (
+        '<td class="ratio">÷ 3.00</td>' in text
+    )  # what was counted, the parameters, needs no clock
 
 
 class Page(HTMLParser):

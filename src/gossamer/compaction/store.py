@@ -9,8 +9,6 @@ The JSON names its weight file and is replaced last, in one rename, so a reader 
 from __future__ import annotations
 
 import hashlib
-import json
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,19 +19,12 @@ from torch import Tensor, nn
 from gossamer import files
 from gossamer.wrappers import plain_name, plain_names, unwrap
 
-from .attributes import Changes
+from .attributes import Changes, known_attributes
 from .borrow import refuse_shards
 from .capture import first_names, state_tensors
 from .optimizer import sliced
+from .record import FORMAT, RECORD, VERSION, Record, StoreError, is_weights
 from .rewrite import history, set_data
-
-FORMAT, VERSION = "gossamer.compact", 1
-_SHAPES = "compact.json"
-_OURS = re.compile(r"weights-[0-9a-f]{16}\.safetensors")
-
-
-class StoreError(RuntimeError):
-    """A saved model that cannot be read back."""
 
 
 def _safetensors() -> Any:
@@ -84,24 +75,13 @@ def save(model: nn.Module, directory: str | Path) -> Path:
         },
         "attributes": {plain.get(path, path): values for path, values in past.attributes.items()},
     }
-    shapes["sha256"] = digest_of(shapes)
-    _replace(directory / weights, data)
-    _replace(directory / _SHAPES, json.dumps(shapes, indent=1).encode())
+    with files.replacing(directory / weights) as file:
+        file.write(data)
+    files.write_json(directory / RECORD, files.sealed(shapes))
     for old in directory.glob("weights-*.safetensors"):
-        if old.name != weights and _OURS.fullmatch(old.name):
+        if old.name != weights and is_weights(old.name):
             old.unlink(missing_ok=True)
     return directory
-
-
-def digest_of(record: dict[str, Any]) -> str:
-    """Hash of everything in the JSON but the hash itself: a changed digit would build another network."""
-    rest = {key: value for key, value in record.items() if key != "sha256"}
-    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
-
-
-def _replace(path: Path, data: bytes) -> None:
-    with files.replacing(path) as file:
-        file.write(data)
 
 
 @torch.inference_mode(False)
@@ -132,8 +112,8 @@ def load_compact(factory: Callable[[], nn.Module], directory: str | Path) -> nn.
     """
     reader = _safetensors()
     directory = Path(directory)
-    shapes = _read_shapes(directory)
-    tensors = _read_weights(directory, shapes, reader)
+    record = Record.read(directory)
+    tensors = _read_weights(directory, record, reader)
     if isinstance(factory, nn.Module) or not callable(factory):
         raise TypeError(f"factory must be a function that builds the model, got {type(factory).__name__}")
     model = factory()
@@ -141,19 +121,24 @@ def load_compact(factory: Callable[[], nn.Module], directory: str | Path) -> nn.
         raise TypeError(f"factory must return a torch.nn.Module, got {type(model).__name__}")
     model = unwrap(model)
     refuse_shards(model)
-    positions, attributes = _parsed(shapes, directory)
     own, modules = _by_plain_name(model)
     state = {plain: state_tensors(model)[name] for plain, name in own.items()}
-    _check_fits(model, state, modules, positions, attributes, tensors, shapes, directory)
-    for name, axes in positions.items():
+    other = f"{directory} was saved from another model than factory() builds ({record.model}): "
+    _check_tensors(set(_persistent(model)), state, record, tensors, other)
+    attributes = _checked_attributes(modules, record, other)
+    for name, axes in record.positions.items():
         set_data(state[name], sliced(state[name], {axis: index for axis, (_, index) in axes.items()}))
     for path, values in attributes.items():
         for name, value in values.items():
             setattr(modules[path][1], name, value)
     for name, value in tensors.items():
         set_data(state[name], value.to(state[name].device))
+    for path, (_, module) in modules.items():
+        for name, value in known_attributes(module).items():
+            if getattr(module, name) != value:
+                raise StoreError(f"{other}{path}.{name} is {getattr(module, name)}, its tensors have {value}")
     past = history(model)
-    past.positions = {own[name]: axes for name, axes in positions.items()}
+    past.positions = {own[name]: axes for name, axes in record.positions.items()}
     past.attributes = {modules[path][0]: values for path, values in attributes.items()}
     return model
 
@@ -165,37 +150,14 @@ def _by_plain_name(model: nn.Module) -> tuple[dict[str, str], dict[str, tuple[st
     return {plain_name(plain, name): name for name in state_tensors(model)}, modules
 
 
-def _read_shapes(directory: Path) -> dict[str, Any]:
-    path = directory / _SHAPES
+def _read_weights(directory: Path, record: Record, reader: Any) -> dict[str, Tensor]:
+    path = directory / record.weights
     try:
-        shapes = json.loads(path.read_bytes())
-    except FileNotFoundError as error:
-        raise StoreError(f"{path} does not exist: {directory} holds no saved compact model") from error
+        with files.open_file(path) as file:
+            data = file.read()
     except (OSError, ValueError) as error:
-        raise StoreError(f"{path} is not readable JSON: {error}") from error
-    if not isinstance(shapes, dict) or shapes.get("format") != FORMAT:
-        raise StoreError(f"{path} is not a compact model (no format {FORMAT!r})")
-    version = shapes.get("version")
-    if not isinstance(version, int) or version > VERSION:
-        raise StoreError(f"{path} has version {version!r}, this gossamer reads up to {VERSION}: update gossamer")
-    if shapes.get("sha256") != digest_of(shapes):
-        raise StoreError(f"{path} is altered: its content does not match its hash")
-    return shapes
-
-
-def _read_weights(directory: Path, shapes: dict[str, Any], reader: Any) -> dict[str, Tensor]:
-    try:
-        name, digest = str(shapes["weights"]["file"]), shapes["weights"]["sha256"]
-    except (KeyError, TypeError) as error:
-        raise StoreError(f"{directory / _SHAPES} does not name its weights") from error
-    path = directory / name
-    if path.parent != directory:
-        raise StoreError(f"{directory / _SHAPES} names weights outside its folder: {name!r}")
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise StoreError(f"{path} cannot be read: {error.strerror}") from error
-    if hashlib.sha256(data).hexdigest() != digest:
+        raise StoreError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from None
+    if hashlib.sha256(data).hexdigest() != record.digest:
         raise StoreError(f"{path} is truncated or altered: {len(data)} bytes do not match the recorded hash")
     try:
         return reader.load(data)
@@ -203,60 +165,43 @@ def _read_weights(directory: Path, shapes: dict[str, Any], reader: Any) -> dict[
         raise StoreError(f"{path} is not a safetensors file: {error}") from error
 
 
-Positions = dict[str, dict[int, tuple[int, Any]]]
-
-
-def _parsed(shapes: dict[str, Any], directory: Path) -> tuple[Positions, Changes]:
-    try:
-        positions: Positions = {}
-        for name, axes in shapes["kept"].items():
-            for axis, entry in axes.items():
-                index = torch.tensor(entry["positions"], dtype=torch.int64)
-                size = int(entry["of"])
-                if index.dim() != 1 or not len(index) or int(index.min()) < 0 or int(index.max()) >= size:
-                    raise ValueError(f"{name} axis {axis}: positions out of range")
-                if bool((index.diff() <= 0).any()):
-                    raise ValueError(f"{name} axis {axis}: positions do not increase")
-                positions.setdefault(name, {})[int(axis)] = size, index
-        attributes = {str(path): dict(values) for path, values in shapes["attributes"].items()}
-    except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RuntimeError) as error:
-        raise StoreError(f"{directory / _SHAPES} is damaged: {type(error).__name__}: {error}") from error
-    return positions, attributes
-
-
-def _check_fits(
-    model: nn.Module,
-    state: dict[str, Tensor],
-    modules: dict[str, tuple[str, nn.Module]],
-    positions: Positions,
-    attributes: Changes,
-    tensors: dict[str, Tensor],
-    shapes: dict[str, Any],
-    directory: Path,
+def _check_tensors(
+    expected: set[str], state: dict[str, Tensor], record: Record, tensors: dict[str, Tensor], other: str
 ) -> None:
-    """Compare everything before the first change, so that an error leaves nothing half done."""
-    expected = set(_persistent(model))
-    other = f"{directory} was saved from another model than factory() builds ({shapes.get('model')}): "
+    """Compare the tensors before the first change, so that an error leaves nothing half done."""
     if set(tensors) != expected:
         missing, extra = sorted(expected - set(tensors))[:3], sorted(set(tensors) - expected)[:3]
         raise StoreError(f"{other}factory's {missing} are not in the file, the file's {extra} not in the model")
-    for name, axes in positions.items():
+    for name, axes in record.positions.items():
         for axis, (size, _) in axes.items():
             found = tuple(state[name].shape) if name in state else None
             if found is None or axis >= len(found) or found[axis] != size:
                 raise StoreError(f"{other}{name} has shape {found}, expected {size} on axis {axis}")
     for name, value in tensors.items():
         shape = list(state[name].shape)
-        for axis, (_, index) in positions.get(name, {}).items():
+        for axis, (_, index) in record.positions.get(name, {}).items():
             shape[axis] = len(index)
         if list(value.shape) != shape:
             raise StoreError(f"{other}{name} has shape {list(value.shape)} in the file, {shape} expected")
-    for path, values in attributes.items():
+        own = state[name]
+        if (value.is_floating_point(), value.is_complex()) != (own.is_floating_point(), own.is_complex()):
+            raise StoreError(f"{other}{name} is {value.dtype} in the file, {state[name].dtype} in the model")
+
+
+def _checked_attributes(modules: dict[str, tuple[str, nn.Module]], record: Record, other: str) -> Changes:
+    """The attributes to set, in the types that the modules have; sizes only ever shrink."""
+    found: Changes = {}
+    for path, values in record.attributes.items():
         if path not in modules:
             raise StoreError(f"{other}it has no module {path!r}")
         for name, given in values.items():
-            old = getattr(modules[path][1], name, None)
-            if isinstance(old, tuple) and isinstance(given, list):
-                values[name] = given = tuple(given)
-            if type(old) is not type(given):
+            old: Any = vars(modules[path][1]).get(name)
+            before = list(old) if isinstance(old, (tuple, list)) else [old]
+            sizes = given if isinstance(given, list) else [given]
+            alike = isinstance(given, list) == isinstance(old, (tuple, list)) and len(sizes) == len(before)
+            if not alike or any(type(item) is not int for item in before):
                 raise StoreError(f"{other}{path}.{name} is {old!r}, the file has {given!r}")
+            if any(new > item for new, item in zip(sizes, before, strict=True)):
+                raise StoreError(f"{other}{path}.{name} is {old!r}, the file has more: {given!r}")
+            found.setdefault(path, {})[name] = type(old)(given)
+    return found

@@ -39,9 +39,8 @@ def timed(model: nn.Module, twin: nn.Module, example_inputs: Any) -> dict[str, A
         calls = {"original": lambda: model(*args, **kwargs), "compact": lambda: twin(*args, **kwargs)}
         for _ in range(RUNS):
             comparison = measure.interleave(calls, baseline="original", reps=11, seconds=30.0)
-            faster, slower = comparison.faster("compact"), comparison.slower("compact")
-            found.append("faster" if faster else "slower" if slower else "inconclusive")
-            if found.count(found[-1]) == 2 or (faster and "slower" not in found):
+            found.append(comparison.verdict("compact"))
+            if found.count(found[-1]) == 2 or (found[-1] == "faster" and "slower" not in found):
                 verdict = found[-1]
                 break
         else:

@@ -91,9 +91,13 @@ class Comparison:
         row = self[name]
         return row.ratio_q3 < min(1.0, self.control.ratio_q1)
 
+    def verdict(self, name: str) -> str:
+        """ "faster", "slower", or "inconclusive" where this run cannot tell."""
+        return "faster" if self.faster(name) else "slower" if self.slower(name) else "inconclusive"
+
     def to_dict(self) -> dict[str, Any]:
         """Plain numbers and strings, ready for `json.dump`."""
-        rows = [asdict(row) for row in self.rows]
+        rows = [{**asdict(row), "verdict": self.verdict(row.name)} for row in self.rows]
         return {"baseline": self.baseline, "rows": rows, "control": asdict(self.control)}
 
     def __str__(self) -> str:

@@ -32,11 +32,22 @@ _ROWS = (
 )
 
 
-def _ratio(dense: float | None, compact: float | None, less: bool | None, measured: float | None) -> str:
-    """How compact differs from dense; a measured ratio is the one taken round by round, not that of the medians."""
+_TOLD = {"slower": ", slower", "inconclusive": ", within the noise"}
+
+
+def _measured(comparison: dict[str, Any], less: bool | None) -> tuple[str, str] | None:
+    """How compact differs from dense, taken round by round, and the cell's class; no gain that is none in green."""
+    row = next((row for row in comparison.get("rows", ()) if row["name"] == "compact"), None)
+    if row is None:
+        return None
     sign = "\N{DIVISION SIGN}" if less else "\N{MULTIPLICATION SIGN}"
-    if measured is not None:
-        return f"{sign} {measured:.2f}"
+    verdict = row.get("verdict")
+    return f"{sign} {row['ratio']:.2f}{_TOLD.get(verdict, '')}", "ratio" if verdict == "faster" else "quiet"
+
+
+def _ratio(dense: float | None, compact: float | None, less: bool | None) -> str:
+    """How compact differs from dense by what was counted."""
+    sign = "\N{DIVISION SIGN}" if less else "\N{MULTIPLICATION SIGN}"
     if less is None:
         return (
             ""
@@ -64,11 +75,9 @@ def _table(report: dict[str, Any]) -> Markup:
             for name, entry in table.items()
         ]
         if compared:
-            measured = next(
-                (row["ratio"] for row in report.get(key, {}).get("rows", ()) if row["name"] == "compact"), None
-            )
-            ratio = _ratio(table["dense"].get(key), table["compact"].get(key), less, measured)
-            cells.append(tag("td", ratio, class_="ratio"))
+            counted = _ratio(table["dense"].get(key), table["compact"].get(key), less), "ratio"
+            ratio, kind = _measured(report.get(key, {}), less) or counted
+            cells.append(tag("td", ratio, class_=kind))
         body.append(tag("tr", tag("th", label, scope="row"), cells))
     return tag("div", tag("table", tag("thead", tag("tr", head)), tag("tbody", body)), class_="scroll")
 

@@ -7,6 +7,7 @@ import importlib
 import shlex
 import sys
 import textwrap
+import warnings
 from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
@@ -164,7 +165,7 @@ def _finish(config: Train, splits: data.Splits, stages: list[Stage], arguments: 
     # Without a trained baseline an untrained one still shows the time and the size that are saved.
     dense = stages[0].model if config.dense else recipe.network(config, splits).to(splits.train_x.device)
     sparse.model.eval()
-    small, untraceable = _compact(sparse.model, splits.test_x[: config.measure_batch])
+    small, refused = _compact(sparse.model, splits.test_x[: config.measure_batch])
     networks = {"dense": dense.eval(), "sparse": sparse.model, "compact": small.model if small else sparse.model}
     table = outcome.table(networks, splits, untrained=not config.dense)
     timings = outcome.timings(networks, splits, config) if config.reps else {}
@@ -177,14 +178,14 @@ def _finish(config: Train, splits: data.Splits, stages: list[Stage], arguments: 
         "curves": {stage.name: stage.curve for stage in stages},
         "channels": {"groups": list(sparse.snapshots[-1]["density"]), "snapshots": sparse.snapshots},
         "updates": sparse.method.history,
-        "compaction": small.explain() if small else untraceable,
+        "compaction": small.explain() if small else refused,
         "config": {**config.identity(processes), "device": config.device},
         "environment": measure.environment(),
         "command": shlex.join(["gossamer", "train", *arguments]),
     }
     page["summary"] = story.summary(config, sparse.curve[-1].get("density"), channels)
     page["facts"] = story.facts(page, None if channels is None else 1.0 - channels)
-    page["notes"] = story.notes(page, config, untraceable)
+    page["notes"] = story.notes(page, config, refused)
     try:
         if small:
             small.save(config.out / "compact")
@@ -199,15 +200,20 @@ def _finish(config: Train, splits: data.Splits, stages: list[Stage], arguments: 
     for note in page["notes"]:
         print(textwrap.fill(note, 100, initial_indent="- ", subsequent_indent="  "))
     print(f"\nreport: {written}" + (f"\ncompact network: {config.out / 'compact'}" if small else ""))
+    if refused is not None and config.compact_every is None:
+        print(f"nothing was removed: {refused}")
 
 
 def _compact(model: torch.nn.Module, example: torch.Tensor) -> tuple[compaction.Compact | None, str | None]:
-    """The compact network, or why there is none.
+    """The compact network, if there is one, and why nothing was removed, if so.
 
     Whether it is faster is measured afterwards and said in the report. A network that depended on that would differ
     from machine to machine and between a run and its resumed twin, which are promised the same bits.
     """
     try:
-        return compaction.compact(model, example, round_to=recipe.WIDTHS, check_latency=False), None
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", compaction.CompactWarning)  # the report and the last lines say it
+            small = compaction.compact(model, example, round_to=recipe.WIDTHS, check_latency=False)
+        return small, small.refused
     except compaction.CaptureError as error:
         return None, str(error)

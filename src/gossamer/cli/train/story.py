@@ -56,10 +56,14 @@ def facts(report: dict[str, Any], channels_removed: float | None) -> list[dict[s
         against = f"{gap:.2f} points under" if gap > 0 else f"{-gap:.2f} points over" if gap < 0 else "equal to"
         out.append({"value": percent(compact["accuracy"]), "label": f"test accuracy, {against} dense"})
     if "throughput" in report:
-        ratio = _row(report["throughput"], "compact")["ratio"]
-        told = "the throughput of dense" if report["throughput"]["faster"] else "dense throughput: within the noise"
-        told += f" (dense against itself {times(report['throughput']['control']['ratio'])})"
-        out.append({"value": times(ratio), "label": told})
+        row = _row(report["throughput"], "compact")
+        ratio, verdict = times(row["ratio"]), row["verdict"]
+        itself = f"dense against itself {times(report['throughput']['control']['ratio'])}"
+        if verdict == "inconclusive":
+            out.append({"value": "no faster", "label": f"that could be told: {ratio} dense throughput ({itself})"})
+        else:
+            than = "" if verdict == "faster" else ", slower than dense"
+            out.append({"value": ratio, "label": f"the throughput of dense{than} ({itself})"})
     ratio = dense["parameters"] / compact["parameters"]
     out.append({"value": times(ratio), "label": "fewer parameters than dense"})
     if channels_removed is not None:
@@ -67,24 +71,21 @@ def facts(report: dict[str, Any], channels_removed: float | None) -> list[dict[s
     return out
 
 
-def notes(report: dict[str, Any], config: Train, untraceable: str | None) -> list[str]:
-    """What a reader must know before quoting a number."""
+def notes(report: dict[str, Any], config: Train, refused: str | None) -> list[str]:
+    """What a reader must know before quoting a number; `refused` = why nothing was removed in the end."""
     out = [
         "The sparse network is masked: its zeros lie inside dense tensors and are multiplied like any number, in "
         "training and afterwards. It is no faster than the dense one. Time is saved by removed channels only."
     ]
     if config.compact_every is not None:
         out[0] += " Here most of them were cut out while it trained already: it is shown at the size it had in the end."
-    if untraceable is not None:
-        out.append(f"Nothing was removed, compact is the sparse network itself: {untraceable}")
-    elif config.compact_every is None and (
-        report["table"]["compact"]["parameters"] == report["table"]["sparse"]["parameters"]
-    ):
-        out.append(
-            "No channel was empty in the end, so nothing could be removed: compact is the sparse network itself."
-        )
-    elif "throughput" in report and not report["throughput"]["faster"]:
-        out.append("On this machine the compact network is not faster than the dense one by more than the noise.")
+    if refused is not None:
+        more = "more " if config.compact_every is not None else ""
+        out.append(f"Nothing {more}was removed in the end, compact is the sparse network itself: {refused}.")
+    verdict = _row(report["throughput"], "compact")["verdict"] if "throughput" in report else "faster"
+    if verdict != "faster":
+        told = "slower than" if verdict == "slower" else "by no more than the noise faster than"
+        out.append(f"On this machine the compact network is {told} the dense one.")
     if "throughput" in report:
         control = report["throughput"]["control"]
         out.append(

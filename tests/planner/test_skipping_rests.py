@@ -111,3 +111,28 @@ def test_nobody_rests_before_all_passes_have_settled(deterministic):
     assert not site.rests(("forward", "weight"), "shape") and not site.rests(("forward",), "another")
     torch.use_deterministic_algorithms(True)
     assert not any(site.rests(("forward",), "shape") for _ in range(50))
+
+
+@pytest.mark.parametrize("before", [20, 100, 517, 1500])
+@pytest.mark.parametrize("density", [0.5, 0.3])
+@pytest.mark.parametrize("passes", [("forward",), ("forward", "input")])
+def test_a_large_change_is_noticed_within_32_calls(passes, density, before):
+    """A dense layer whose zeros come to more than 0.2 of its operands tries to skip; one whose zeros go stops."""
+    site, operand = planner.Site(), {"forward": "x", "input": "dy"}
+
+    def call(now):
+        if not site.rests(passes, "shape"):
+            for pass_ in passes:
+                path = site.choose(pass_, PLAIN, "shape")
+                seen = {operand[pass_]: now} if path == "skip" or site.samples(pass_) else {}
+                site.observe(pass_, path, 1.0 if path == "dense" else 0.1 + 1.1 * now, seen)
+
+    for _ in range(before):
+        call(1.0)
+    assert site.stats()["forward"]["path"] == "dense"
+    for now, path in ((density, "skip"), (1.0, "dense")):
+        for _ in range(32):
+            call(now)
+        assert all(one["path"] == path for one in site.stats().values())
+        for _ in range(200):
+            call(now)

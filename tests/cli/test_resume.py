@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 
+from gossamer.cli.stop import catch_signals
 from gossamer.cli.train import checkpoint, record
 
 from .conftest import TINY, same
@@ -142,6 +143,24 @@ def test_a_second_signal_while_saving_leaves_the_checkpoint_of_before(
     assert train("--out", "parts", "--resume") == 0
     for stage in ("dense", "sparse"):
         same(_end("parts", stage), _end("whole", stage))
+
+
+@pytest.mark.parametrize(("run_id", "patience"), [(None, 1), ("a", 2)])
+def test_one_ctrl_c_under_torchrun_is_two_signals(
+    monkeypatch: pytest.MonkeyPatch, run_id: str | None, patience: int
+) -> None:
+    """The terminal signals every process, and torchrun those that it started once more; neither is impatience."""
+    monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
+    if run_id:
+        monkeypatch.setenv("TORCHELASTIC_RUN_ID", run_id)
+    with catch_signals() as stop:
+        for _ in range(patience):
+            os.kill(os.getpid(), signal.SIGINT)
+            assert stop.signal == signal.SIGINT
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stop.signal == signal.SIGINT, "the first one says how the run ended"
 
 
 def test_resume_of_nothing_starts(train: Callable[..., int]) -> None:

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.export import Dim, export
 
+from gossamer.compaction import ChannelGraph
 from gossamer.nn import BlockSparseLinear, Experts, ReLUFeedForward
 from gossamer.nn.tap import Tap
 
@@ -77,3 +78,10 @@ def test_other_modules_are_exported_alike(name: str, strict: bool) -> None:
     for tokens in (5, 1, 33):
         x = torch.randn(tokens, 16)
         torch.testing.assert_close(program.module()(x), module(x))
+
+
+@pytest.mark.parametrize("route", ["export", "fx"])
+def test_networks_of_such_modules_are_captured(route: str) -> None:
+    """Recording a graph, of tensors that hold nothing, asks them nothing."""
+    net = nn.Sequential(*(Block(BODIES[name]()) for name in ("linear", "static linear", "experts")))
+    ChannelGraph.build(net, torch.randn(5, 16), route=route)

@@ -341,10 +341,12 @@ def test_a_copy_of_a_layer_that_is_listened_to_is_not() -> None:
 # ---------------------------------------------------------------- the comparison itself
 
 
-def test_a_snapshot() -> None:
-    x = torch.arange(4)
+@pytest.mark.parametrize("size", [4, 5000])
+def test_a_snapshot(size: int) -> None:
+    """Few bytes and many are compared in two ways."""
+    x = torch.arange(size)
     snapshot = Snapshot(x)
     assert snapshot.is_of(x.clone(), rule="") and not snapshot.is_of(x[:3], rule="")
     assert not snapshot.is_of(x, x, rule="") and not snapshot.is_of(x.to(torch.int32), rule="")
-    x.data[0] = 9
+    x.data[-1] = 9
     assert not snapshot.is_of(x, rule="")

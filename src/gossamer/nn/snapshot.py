@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensor
 
-from gossamer.pattern.check import require
+from gossamer.pattern.check import is_recording, require
+
+_FEW = 8192
 
 
 class Snapshot:
@@ -33,11 +35,18 @@ class Snapshot:
                 if now.device.type == "cpu":
                     require((now == then).all(), lambda: rule, rule)
             return True
+        if is_recording():
+            return True
         return all(
-            isinstance(now, FakeTensor)  # it holds nothing
-            or (torch.equal(now, then) if now.device.type == "cpu" else now is then and _version(now) == version)
+            _equal(now, then) if now.device.type == "cpu" else now is then and _version(now) == version
             for (now, then), version in zip(pairs, self.versions, strict=True)
         )
+
+
+def _equal(x: Tensor, y: Tensor) -> bool:
+    if x.nbytes < _FEW:
+        return torch.equal(x, y)
+    return np.array_equal(x.detach().numpy(), y.numpy())  # starts later, but compares bytes ten times as fast
 
 
 def _version(x: Tensor) -> int | float:

@@ -54,12 +54,18 @@ def check_overflow(overflow: str) -> None:
         raise ValueError(f"overflow must be 'error', 'dense' or 'grow', got {overflow!r}")
 
 
+def is_recording() -> bool:
+    """Is a graph being made, of tensors that hold nothing to look at?"""
+    fake = torch._C._TorchDispatchModeKey.FAKE
+    return torch.compiler.is_compiling() or torch._C._get_dispatch_mode(fake) is not None
+
+
 def require(condition: Tensor, message: Callable[[], str], rule: str, error: type[Exception] = ValueError) -> None:
     """Demand that a one-element boolean tensor is true without making the host wait for an accelerator.
 
     `message()` is only built on the CPU, where it may quote values; `rule` is what a device-side assertion prints.
     """
-    if torch.compiler.is_compiling() or condition.device.type not in ("cpu", "meta"):
+    if is_recording() or condition.device.type not in ("cpu", "meta"):
         torch._assert_async(condition, rule)
     elif condition.device.type == "cpu" and not bool(condition):
         raise error(message())

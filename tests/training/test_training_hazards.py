@@ -327,3 +327,33 @@ def test_unfreezing_during_training_joins_the_updates() -> None:
     model[3].weight.requires_grad_(True)
     run(model, opt, 8)
     assert not torch.equal(mask, sparse.masks["3.weight"])
+
+
+def test_the_transposed_linear_layers_of_gpt2_are_sparse_by_default() -> None:
+    transformers = pytest.importorskip("transformers")
+    sizes = {"n_embd": 16, "n_layer": 1, "n_head": 2, "n_positions": 8, "vocab_size": 32}
+    torch.manual_seed(0)
+    model = transformers.GPT2LMHeadModel(transformers.GPT2Config(**sizes))
+    opt = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    sparse = RigL(model, opt, density=0.25, total_steps=12, update_every=2, stop=1.0)
+    kinds = ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
+    assert list(sparse.masks) == [f"transformer.h.0.{kind}.weight" for kind in kinds]
+    assert sparse.first_mask == "random" and sparse.masks["transformer.h.0.mlp.c_fc.weight"].shape == (16, 64)
+    first = {name: mask.clone() for name, mask in sparse.masks.items()}
+    tokens = torch.randint(32, (4, 8))
+    for _ in range(12):
+        opt.zero_grad()
+        model(tokens, labels=tokens).loss.backward()
+        opt.step()
+    assert sparse.nnz() == round(0.25 * (16 * 48 + 16 * 16 + 2 * 16 * 64))
+    for name, mask in sparse.masks.items():
+        assert not torch.equal(mask, first[name]) and bool((model.get_parameter(name)[~mask] == 0).all())
+    with pytest.raises(ValueError, match=r"c_attn\.weight belongs to Conv1D, the rows of whose weight are inputs"):
+        SRigL(model, torch.optim.SGD(model.parameters(), lr=0.1), total_steps=9, include=["*c_attn.weight"])
+
+
+def test_layers_that_are_only_called_conv1d_are_not_taken_for_it() -> None:
+    own = type("Conv1D", (nn.Module,), {})()
+    own.weight = nn.Parameter(torch.randn(4, 6))
+    model = nn.ModuleList([own, nn.Linear(4, 4)])
+    assert list(Static(model, torch.optim.SGD(model.parameters(), lr=0.1), total_steps=9).masks) == ["1.weight"]

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import nn
-from training_cases import STEPS, build, train
+from training_cases import SETTINGS, STEPS, build, images, run, train
 
 import gossamer as gs
-from gossamer.training import Chase
+from gossamer.training import METHODS, Chase
 
 X = torch.randn(8, 1, 8, 8, generator=torch.Generator().manual_seed(0))
 
@@ -112,3 +112,37 @@ def test_narrow_groups_lose_channels_at_a_coarse_rounding() -> None:
     assert all(4 <= int(alive.sum()) < 16 for alive in narrow.values()) and len(narrow) == 3
     small = gs.compact(model.eval(), x, round_to=16, check_latency=False)
     assert all(small.report["channels"][name]["after"] < 16 for name in narrow)
+
+
+class Fixed(nn.Module):
+    """A width written into the code: its channels cannot go. The block behind it is as any other."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c, self.d = nn.Linear(48, 16), nn.Linear(16, 24), nn.Linear(24, 16), nn.Linear(16, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.a(x.flatten(1)).relu().view(-1, 16)
+        return self.d(self.c(self.b(x).relu()).relu())
+
+
+@pytest.mark.parametrize("method", ["chase", "srigl"])
+@pytest.mark.parametrize("traced", ["at the start", "in the first batch"])
+def test_channels_that_could_never_be_cut_out_are_not_removed(
+    method: str, traced: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    torch.manual_seed(0)
+    model = Fixed()
+    opt = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+    options = {"example_inputs": images()[0]} if traced == "at the start" else {}
+    arguments = {"density": 0.3, "total_steps": 24, **SETTINGS[method], **options}
+    sparse = METHODS[method](model, opt, **arguments)
+    run(model, opt)
+    channels = sparse.channels()
+    assert "a" not in channels and {"b", "c"} <= channels.keys()
+    assert "channels of a stay, they could not be cut out afterwards" in caplog.text
+    assert bool((model.a.weight != 0).any(1).all()) and bool(sparse.masks["a.weight"].any(1).all())
+    small = gs.compact(model.eval(), images()[0], check_latency=False, round_to=1)
+    assert not small.unfit and small.model.a.out_features == 16
+    for name in ("b", "c"):
+        assert getattr(small.model, name).out_features == int(channels[name].sum())

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from gossamer.compaction import ChannelGraph, ChannelGroup
+from gossamer.training.fitting import unfit
 
 if TYPE_CHECKING:
     from gossamer.training.engine import Method
@@ -77,6 +78,13 @@ class Channels:
     def restricted(self, keep: Callable[[ChannelGroup], bool]) -> Channels:
         """The same with fewer groups."""
         return Channels.of(self.network, self.graph, [group for group in self.groups.values() if keep(group)])
+
+    def fitting(self) -> Channels:
+        """The same without the groups that could not be cut out of the network; says so of each."""
+        reasons = unfit(self.network, self.graph, self.groups)
+        for name, reason in reasons.items():
+            logger.warning("channels of %s stay, they could not be cut out afterwards: %s", name, reason)
+        return self.restricted(lambda group: group.name not in reasons) if reasons else self
 
     def full(self) -> dict[str, Tensor]:
         """bool[channels of the original network] per group: which live."""

@@ -105,7 +105,7 @@ class Chase(Exploration):
 
     def _found(self, channels: Channels) -> None:
         kinds = ("inner", "heads") if self.scope == "inner" else ("inner", "heads", "residual")
-        channels = channels.restricted(lambda group: group.kind in kinds)
+        channels = channels.restricted(lambda group: group.kind in kinds).fitting()
         if not channels.groups:
             raise ValueError(
                 f"no channels can be removed with scope={self.scope!r}; pass channel_sparsity=0, or see why:\n"

@@ -82,7 +82,7 @@ class SRigL(RigL):
 
     def _found(self, channels: Channels) -> None:
         alone = {rows[0] for layer in self.layers if (rows := rows_of(channels, layer.tensor.name))}
-        self.removed = channels.restricted(lambda group: group.kind == "inner" and group.name in alone)
+        self.removed = channels.restricted(lambda group: group.kind == "inner" and group.name in alone).fitting()
 
     def handle(self, event: str, t: int) -> tuple[Change, dict[str, Any]]:
         share, kept, kills = self.drop_share(t), {}, {}

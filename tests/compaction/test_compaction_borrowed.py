@@ -113,6 +113,7 @@ class Caching(nn.Module):
         self.seen: list[int] = []
         self.last: Any = None
         self.register_buffer("calls", torch.zeros(()))
+        self.register_buffer("rows", None, persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.b(self.a(x).relu())
@@ -128,11 +129,14 @@ class Caching(nn.Module):
         if y.shape[-1] not in self.table:
             self.table[y.shape[-1]] = torch.arange(float(y.shape[-1]))
             self.seen.append(y.shape[-1])
-        return (y * self.grid + self.table[y.shape[-1]]).mean((2, 3))
+        if self.rows is None:
+            self.rows = torch.ones(y.shape[-1])
+            self.register_buffer("columns", torch.ones(y.shape[-1], 1), persistent=False)
+        return (y * self.grid * self.columns + self.table[y.shape[-1]] * self.rows).mean((2, 3))
 
 
-@pytest.mark.parametrize("warm", [False, True])
-def test_state_built_in_a_forward_is_the_same_program_both_times(warm: bool) -> None:
+@pytest.mark.parametrize(("warm", "route"), [(False, "export"), (True, "export"), (False, "fx"), (True, "fx")])
+def test_state_built_in_a_forward_is_the_same_program_both_times(warm: bool, route: str) -> None:
     torch.manual_seed(0)
     net, x = Caching(), torch.randn(2, 3, 8, 8)
     if warm:
@@ -140,13 +144,14 @@ def test_state_built_in_a_forward_is_the_same_program_both_times(warm: bool) -> 
     before = copy.copy(vars(net))
     table, seen, calls = dict(net.table), list(net.seen), net.calls.clone()
     random = torch.get_rng_state()
-    graph = ChannelGraph.build(net, x)
+    graph = ChannelGraph.build(net, x, route)
     zero_channels_(net, graph, {"a": torch.arange(24) < 7})
-    small = gs.compact(net, x, round_to=None, check_latency=False)
-    assert small.model.a.out_channels == 7
+    small = gs.compact(net, x, round_to=None, check_latency=False, route=route)
+    assert small.model.a.out_channels == 7 and small.graph.route == route
     assert vars(net).keys() == before.keys() and all(vars(net)[key] is before[key] for key in before)
     assert net.table == table and net.seen == seen and torch.equal(net.calls, calls)
     assert torch.equal(random, torch.get_rng_state())
+    assert [name for name, _ in net.named_buffers()] == (["calls", "rows", "columns"] if warm else ["calls"])
     assert torch.equal(small.model.eval()(x).isnan(), net.eval()(x).isnan())
     torch.testing.assert_close(small.model(x), net(x))
 
@@ -203,4 +208,4 @@ def test_what_was_made_under_inference_mode_trains(born: bool, tmp_path: Path) -
     if not born:
         shrink_(net, graph, {"a": torch.arange(24) < 7})
         net.train()(x).square().mean().backward()
-        assert not any(tensor.is_inference() for tensor in (*net.parameters(), *net.buffers()))
+        assert not any(tensor.is_inference() for tensor in (*net.parameters(), net.calls))

@@ -78,6 +78,7 @@ class _Snapshot:
     def __init__(self, module: nn.Module) -> None:
         self.module = module
         self.attributes, self.buffers = attributes_of(module), dict(module._buffers)
+        self.transient = set(module._non_persistent_buffers_set)
         values = [*self.attributes.values(), *self.buffers.values()]
         self.tensors = [(t, t.detach().clone()) for t in values if isinstance(t, Tensor)]
         self.containers = [(c, copy.copy(c)) for c in values if type(c) in _CONTAINERS]
@@ -88,6 +89,8 @@ class _Snapshot:
         vars(self.module).update(self.attributes)
         self.module._buffers.clear()
         self.module._buffers.update(self.buffers)
+        self.module._non_persistent_buffers_set.clear()
+        self.module._non_persistent_buffers_set.update(self.transient)
         for tensor, value in self.tensors:
             if not torch.equal(tensor, value):
                 with torch.no_grad():

@@ -147,6 +147,7 @@ def capture(model: nn.Module, example_inputs: Any, *, route: str = "auto") -> Ca
             raise ValueError(f"{name} has no shape yet (lazy module): run one forward before building the graph")
     args, kwargs = ordinary(call_arguments(example_inputs))
     model = duplicate(model) if from_inference(model) else model
+    own = set(state_tensors(model))
     causes: list[str] = []
     paths: tuple[str, ...] = ("",)
     for name, trace in (("export", _export), ("fx", _fx)):
@@ -159,7 +160,7 @@ def capture(model: nn.Module, example_inputs: Any, *, route: str = "auto") -> Ca
                     torch.manual_seed(0)
                     model(*args, **kwargs)
                 with _traceable():
-                    return trace(model, args, kwargs)
+                    return _without_new(trace(model, args, kwargs), own, model)
         except Exception as error:
             logger.debug("route %s failed", name, exc_info=True)
             paths = paths if causes else _running(model, error)
@@ -169,6 +170,14 @@ def capture(model: nn.Module, example_inputs: Any, *, route: str = "auto") -> Ca
     raise CaptureError(
         f"{name} cannot be captured as one graph, so nothing can be removed safely. {' | '.join(causes)}", causes, paths
     )
+
+
+def _without_new(found: Capture, own: set[str], model: nn.Module) -> Capture:
+    """Buffers that the first forward has registered are constants: the model does not keep them."""
+    state = state_tensors(model)
+    new = {node: state[name].detach().clone() for node, name in found.tensors.items() if name not in own}
+    tensors = {node: name for node, name in found.tensors.items() if node not in new}
+    return dataclasses.replace(found, tensors=tensors, constants={**found.constants, **new})
 
 
 def _running(model: nn.Module, error: BaseException) -> tuple[str, ...]:
@@ -255,7 +264,8 @@ def _fx(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Capt
 
     functional = torch.func.functionalize(forward, remove="mutations_and_views")
     with _naming_modules(model):
-        module = make_fx(functional, tracing_mode="fake")(list(state.values()), [leaves[place] for place in places])
+        trace = make_fx(functional, tracing_mode="fake", _allow_non_fake_inputs=True)  # modules keep real tensors
+        module = trace(list(state.values()), [leaves[place] for place in places])
     module.graph.eliminate_dead_code()
     functional_leftovers(module.graph)
     placeholders = [node for node in module.graph.nodes if node.op == "placeholder"]

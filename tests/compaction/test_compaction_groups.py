@@ -85,7 +85,7 @@ REASONS = {
 @pytest.mark.parametrize("name", REASONS)
 def test_frozen_groups_say_why(name: str) -> None:
     net = NETS[name]
-    graph = ChannelGraph.build(net.build().double(), net.inputs())
+    graph = ChannelGraph.build(net.build().double(), net.inputs(), "export")
     group_name, reason = REASONS[name]
     found = [group for group in graph.groups if group.name.split("#")[0] == group_name]
     reason = reason.replace(" in  ", " ")

@@ -92,7 +92,7 @@ class _Snapshot:
         self.module._non_persistent_buffers_set.clear()
         self.module._non_persistent_buffers_set.update(self.transient)
         for tensor, value in self.tensors:
-            if not torch.equal(tensor, value):
+            if not tensor.is_meta and not torch.equal(tensor, value):
                 with torch.no_grad():
                     tensor.detach().copy_(value)
         for container, content in self.containers:

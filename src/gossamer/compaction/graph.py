@@ -43,7 +43,7 @@ class Member:
 class ChannelGroup:
     """Channels that touch the same tensor axes.
 
-    kind: "inner" (one path), "residual" (writers of several modules joined by an addition) or "heads" (of attention).
+    kind: "inner" (one path), "residual" (writers joined by an addition) or "heads" (attention heads).
     frozen: why none of these channels can be removed; None = removable.
     unit: elements one channel owns on its widest axis (head size, width of a convolution group, H*W of a flatten).
     """
@@ -237,13 +237,18 @@ def _collect(
         if reason is None and len(channels[number]) == 1:
             reason = "all positions are tied into one channel, and one always stays"
         reason = frozen.get(name, reason)
-        owners = {m.tensor.rpartition(".")[0] for m in members if m.role == "writer"}
-        if kind == "residual" and len(owners) == 1 and owners != {""}:
-            kind = "inner"  # the sums are a layer's own: the gates and the state of a recurrent one
+        kind = "inner" if kind == "residual" and _own_sums(flow, members, channels[number]) else kind
         unit = max(member.index.shape[1] for member in members)
         groups.append(ChannelGroup(name, len(channels[number]), members, kind, reason, unit))
         group_roots.append(channels[number])
     return tuple(groups), tuple(group_roots)
+
+
+def _own_sums(flow: Flow, members: tuple[Member, ...], roots: np.ndarray) -> bool:
+    """Whether all that is added is a layer's own, in its own code: the gates and the state of a recurrent one."""
+    owners = {member.tensor.rpartition(".")[0] for member in members if member.role == "writer"} - {""}
+    adders = {path for path, labels in flow.sums if np.isin(flow.labels.find(labels), roots).any()}
+    return len(owners) == 1 and adders == owners
 
 
 def _positions(classes: np.ndarray, roots: np.ndarray) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:

@@ -12,7 +12,7 @@ from torch import fx
 
 from ..labels import FREE, QUIET
 from .contraction import broadcast
-from .table import Axes, Flow, op_name, rule, shape_of
+from .table import Axes, Flow, module_path, op_name, rule, shape_of
 
 SCALING = {"mul", "div", "true_divide", "addcmul", "addcdiv", "_prelu_kernel", "pow"}
 ADDING = {"add", "sub", "rsub", "lerp", "logaddexp"}
@@ -32,7 +32,7 @@ def pointwise(flow: Flow, node: fx.Node, args: dict[str, Any]) -> Any:
             for axis in flow.of(operand):
                 flow.role(axis, "affine" if name in SCALING else "writer")
     if name in ADDING:
-        _mark_residual(flow, operands)
+        _mark_residual(flow, operands, module_path(node))
     axes, shape = flow.of(operands[0]), shape_of(operands[0])
     for operand in operands[1:]:
         axes = broadcast(flow, axes, flow.of(operand), shape, shape_of(operand), flow.where(node))
@@ -45,7 +45,7 @@ def pointwise(flow: Flow, node: fx.Node, args: dict[str, Any]) -> Any:
     return axes
 
 
-def _mark_residual(flow: Flow, operands: list[fx.Node]) -> None:
+def _mark_residual(flow: Flow, operands: list[fx.Node], path: str) -> None:
     """An addition of two activations with different channels is what makes a residual group."""
     moving = [operand for operand in operands if operand not in flow.only_state]
     if len(moving) != 2:
@@ -57,6 +57,7 @@ def _mark_residual(flow: Flow, operands: list[fx.Node]) -> None:
             continue
         if (left != right).any():
             flow.labels.mark("residual", left[left != right])
+            flow.sums.append((path, left[left != right]))
 
 
 @rule("prelu")

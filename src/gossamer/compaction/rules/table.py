@@ -83,6 +83,7 @@ class Flow:
         self.state: dict[tuple[str, int], np.ndarray] = {}  # labels of each parameter or buffer axis
         self.roles: dict[tuple[str, int], str] = {}
         self.only_state: set[fx.Node] = set()  # nodes computed from parameters and buffers alone
+        self.sums: list[tuple[str, np.ndarray]] = []  # module whose code adds two activations, and their labels
         self.composite = False  # an operator of PyTorch without a rule, which the other route may take apart
         self.slices: dict[tuple[fx.Node, int], dict[tuple[int, int], np.ndarray]] = {}
         self._starts: list[int] = []  # first label of each parameter axis, increasing, and whose it is

@@ -370,7 +370,7 @@ void skip_conv(const float* x, int64_t n, int64_t h, int64_t w, int64_t c, const
     Stage stage(conv, packing, plan.block);
     char* const mine_alone = aligned + part * (stage.bytes + plan.sums);
     float* const sums = reinterpret_cast<float*>(mine_alone);
-    stage.place(mine_alone + plan.sums, conv, plan.block);
+    stage.place(mine_alone + plan.sums, conv);
     for (int64_t line = first_line; line < last_line; line += plan.block) {
       const int64_t end = least(last_line, line + plan.block);
       if (conv.flat) stage.x = const_cast<float*>(x + line * conv.w * conv.c);  // never written

@@ -148,7 +148,7 @@ struct Stage {
     bytes = copy * 4 + words * 2 + ints * 4;
   }
 
-  void place(void* scratch, const Conv& conv, int64_t lines) {
+  void place(void* scratch, const Conv& conv) {
     x = static_cast<float*>(scratch);
     bits = reinterpret_cast<uint16_t*>(x + copy);
     rows = reinterpret_cast<int64_t*>(bits + ceil_div(parts * bits_part + 4, 32) * 32);

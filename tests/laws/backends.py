@@ -54,6 +54,11 @@ class Backend:
         return self.name == "triton-interpreted"
 
     @property
+    def compiles(self) -> bool:
+        """Triton compiles every kernel again for strides of another kind."""
+        return self.kernels == "triton"
+
+    @property
     def few_dtypes(self) -> bool:
         """The C++ products are of float32 and float64."""
         return self.kernels == "cpu"
@@ -89,7 +94,7 @@ def on(backends: Iterable[Backend], name: str = "", cases: Iterable[Any] = (), *
 
     The ids are "cpu-avx2-ragged"; a case of several values is a tuple.
     """
-    params = []
+    params, cases = [], list(cases)
     for backend in backends:
         marks = [pytest.mark.gpu] if backend.device == "cuda" else []
         if not name:

@@ -41,6 +41,16 @@ def test_groups_of_nothing(backend, shape):
         assert dw.shape == (groups, k, n) and int(dw.sum()) == (tokens * k * n if groups else 0)
 
 
+@on(EVERY)
+def test_places_before_the_first_group_belong_to_nobody(backend):
+    """Offsets need not start at zero, and there are no more rows of y than places."""
+    offsets, x, weights = torch.tensor([4, 9, 12]), numbers(12, 30), numbers(2, 30, 40, seed=1)
+    y = backend("grouped_mm", x, None, None, offsets, weights, False, 12)
+    assert not y[:4].any()
+    assert_same_numbers(y[4:9], x[4:9].double() @ weights[0].double())
+    assert_same_numbers(y[9:], x[9:].double() @ weights[1].double())
+
+
 @on((REFERENCE, *CPU))
 def test_offsets_past_the_capacity_are_refused(backend):
     """They may count more tiles than a detector had room for; no kernel multiplies a part and says nothing."""

@@ -11,7 +11,9 @@ timeout 80 python3 -m pip install --quiet --no-build-isolation --no-deps . || ex
 python3 -c 'import gossamer as gs; print(gs.doctor.text(gs.doctor.report()))' | tee "$OUT/doctor.txt"
 # Most of the tests' time is Triton compiling, one kernel per tile and dtype: several processes where pytest-xdist is.
 workers=$(python3 -c 'import xdist; print("-n 6")' 2>/dev/null || true)
-timeout 210 python3 -m pytest -q -m gpu $workers tests 2>&1 | tee "$OUT/tests.txt"
+# Only files that hold such tests are collected, by every process; the laws of tests/laws mark theirs in one place.
+timeout 210 python3 -m pytest -q -m gpu $workers tests/laws $(grep -rl --include='test_*.py' mark.gpu tests) 2>&1 |
+    tee "$OUT/tests.txt"
 tests=${PIPESTATUS[0]}
 
 # Called from Python, not through the command line: a GPU machine need not have the extra that parses flags.

@@ -21,6 +21,8 @@ VERBS = {
     "ops.matmul": lambda x: ops.matmul(x, D, axis="m"),
     "ops.matmul, planned": lambda x: ops.matmul(x, D),
     "ops.grouped_matmul": lambda x: ops.grouped_matmul(x, W, IDS),
+    "ops.skip_mv": lambda x: ops.skip_mv(x, D, threshold=0.1),
+    "ops.gated_mv": lambda x: ops.gated_mv(x, D, D),
     "nn.BlockSparseLinear": gs.nn.BlockSparseLinear(4, 4, block=2, density=1.0),
     "nn.Experts": gs.nn.Experts(4, 4, experts=2),
     "ops.matmul, in a module": gs.nn.ReLUFeedForward(4, 4),

@@ -18,6 +18,7 @@ from gossamer.nn.memory_order import reorder_
 from gossamer.nn.thresholded import Thresholded, check_threshold
 from gossamer.nn.traced import leaves_process
 from gossamer.ops._mv import skip_on
+from gossamer.ops._register import is_transformed
 
 Prefill = Literal["dense", "threshold"]
 
@@ -148,7 +149,7 @@ def is_few(x: Tensor) -> bool:
 
 def skips(x: Tensor, *linears: nn.Linear) -> bool:
     """Is there a kernel that skips for these? If not, the dense product of shrunken inputs gives the same numbers."""
-    if torch.is_autocast_enabled(x.device.type) or forward_ad._current_level >= 0:
+    if torch.is_autocast_enabled(x.device.type) or forward_ad._current_level >= 0 or is_transformed(x):
         return False
     weights = [linear.weight for linear in linears]
     if any(weight.dtype != x.dtype for weight in weights):

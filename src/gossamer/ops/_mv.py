@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gossamer.ops._register import Backend, check_backend, register
+from gossamer.ops._register import Backend, check_backend, check_transforms, register
 from gossamer.pattern.check import check_matrix
 from gossamer.planner.graph_input import graph_input
 
@@ -116,6 +116,7 @@ class SkipMv(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        check_transforms("gossamer.ops.skip_mv", grad)
         x, w, threshold = ctx.saved_tensors
         dropped = within(x.detach(), threshold)
         kept, used = (~dropped).to(x.dtype), x.masked_fill(dropped, 0)
@@ -140,6 +141,7 @@ class GatedMv(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        check_transforms("gossamer.ops.gated_mv", grad)
         x, w, bias, gate = ctx.saved_tensors
         grad_x = grad_w = grad_bias = grad_gate = None
         inner = grad * gate

@@ -84,23 +84,41 @@ def check_transforms(name: str, *tensors: Tensor | None) -> None:
     """Refuse what kernels would get wrong: tensors that stand for others (torch.func, vmap), and dual numbers."""
     if torch.compiler.is_compiling():
         return
-    top = _functorch.peek_interpreter_stack()
-    transform: Any = None if top is None else top.key()
-    if transform == _functorch.TransformType.Functionalize:  # a way to record operators, which they are
-        transform = None
+    transform = _transform()
     _check_tangents(name, tensors, known=transform == _functorch.TransformType.Jvp)
-    if transform is not None or any(isinstance(x, Tensor) and _functorch.is_legacy_batchedtensor(x) for x in tensors):
+    if transform is not None or _is_batch(tensors):
         raise RuntimeError(
             f"{name} cannot be transformed by torch.func (vmap, grad, jacrev, ...) nor differentiated for a batch of "
             "gradients at once (is_grads_batched, vectorize=True): use torch.autograd, one gradient at a time"
         )
 
 
+def is_transformed(*tensors: Tensor | None) -> bool:
+    """Whether `check_transforms` would refuse: for what can leave the work to torch's own operators."""
+    if torch.compiler.is_compiling():
+        return False
+    return _transform() is not None or _is_batch(tensors) or _has_tangent(tensors)
+
+
+def _transform() -> Any:
+    top = _functorch.peek_interpreter_stack()
+    transform: Any = None if top is None else top.key()
+    # Functionalisation is a way to record operators, which these are.
+    return None if transform == _functorch.TransformType.Functionalize else transform
+
+
+def _is_batch(args: tuple[Any, ...]) -> bool:
+    return any(isinstance(arg, Tensor) and _functorch.is_legacy_batchedtensor(arg) for arg in args)
+
+
+def _has_tangent(args: tuple[Any, ...]) -> bool:
+    if forward_ad._current_level < 0:
+        return False
+    return any(isinstance(arg, Tensor) and forward_ad.unpack_dual(arg).tangent is not None for arg in args)
+
+
 def _check_tangents(name: str, args: tuple[Any, ...], known: bool = False) -> None:
-    if forward_ad._current_level >= 0:
-        duals = (arg for arg in args if isinstance(arg, Tensor))
-        known = known or any(forward_ad.unpack_dual(dual).tangent is not None for dual in duals)
-    if known:
+    if known or _has_tangent(args):
         raise RuntimeError(f"{name} has no forward-mode derivative (jvp): differentiate backward")
 
 

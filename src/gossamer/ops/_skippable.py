@@ -8,11 +8,10 @@ import torch
 from torch import Tensor
 from torch._subclasses import FakeTensor
 from torch._subclasses.functional_tensor import FunctionalTensor
-from torch.autograd import forward_ad
 
 from gossamer.ops._arguments import FLOATS
 from gossamer.ops._constant import constant_in_graphs
-from gossamer.ops._register import Backend, check_backend
+from gossamer.ops._register import Backend, check_backend, is_transformed
 from gossamer.planner import Site
 from gossamer.planner import site as site_of_key
 
@@ -99,29 +98,13 @@ def why_dense(x: Tensor, weight: Tensor, bias: Tensor | None, groups: int, skip:
     return "autocast" if torch.is_autocast_enabled("cpu") else None
 
 
-def check_transforms(name: str, *tensors: Tensor | None) -> None:
+def refuse_transforms(name: str, *tensors: Tensor | None) -> None:
     """Refuse what the kernels would get wrong."""
     if is_transformed(*tensors):
         raise RuntimeError(
             f"gossamer.ops.{name} with skip='input' has no forward-mode derivative and no rule for transforms of "
             f"torch.func (vmap, grad, ...): differentiate backward, or let skip be 'auto' or 'never'"
         )
-
-
-def is_transformed(*tensors: Tensor | None) -> bool:
-    """Would the kernels get these wrong: dual numbers, and tensors that stand for others (torch.func)?"""
-    if torch.compiler.is_compiling():
-        return False
-    if torch._C._are_functorch_transforms_active() or any(map(_is_batch, tensors)):
-        return True
-    if forward_ad._current_level < 0:
-        return False
-    return any(tensor is not None and forward_ad.unpack_dual(tensor).tangent is not None for tensor in tensors)
-
-
-def _is_batch(tensor: Tensor | None) -> bool:
-    """One of many at once, as in vectorised jacobians: autograd's own vmap, which is no transform of torch.func."""
-    return tensor is not None and torch._C._functorch.is_legacy_batchedtensor(tensor)
 
 
 def _check_backend_can(

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from gossamer.ops._register import Backend
 from gossamer.ops._skip_op import skip_zeros
-from gossamer.ops._skippable import Skip, check_shapes, check_transforms, check_types, torchs_own
+from gossamer.ops._skippable import Skip, check_shapes, check_types, refuse_transforms, torchs_own
 from gossamer.planner import Site
 
 Ints = int | Sequence[int]
@@ -90,7 +90,7 @@ def conv2d(
     if torchs_own("conv2d", x, weight, bias, groups, skip, site, backend):
         y = F.conv2d(x, weight, bias, geometry[:2], geometry[2:4], geometry[4:], groups)
         return y.relu() if relu else y
-    check_transforms("conv2d", x, weight, bias)
+    refuse_transforms("conv2d", x, weight, bias)
     batch = x if x.dim() == 4 else x.unsqueeze(0)
     y = skip_zeros(batch, weight, bias, geometry, skip, relu, site, keep_packed, backend, batch.shape)
     return y if x.dim() == 4 else y.squeeze(0)

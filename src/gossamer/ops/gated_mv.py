@@ -8,7 +8,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from gossamer.ops._mv import check_bias, check_operands, gated
-from gossamer.ops._register import Backend
+from gossamer.ops._register import Backend, check_transforms
 
 
 def gated_mv(
@@ -52,5 +52,6 @@ def gated_mv(
         raise TypeError(f"gate must have x's dtype {x.dtype}, got {gate.dtype}")
     if gate.device != x.device:
         raise ValueError(f"gate must be on x's device {x.device}, got {gate.device}")
+    check_transforms("gossamer.ops.gated_mv", x, w, bias, gate)
     y = gated(rows, w, bias, gate if x.dim() == 2 else gate.unsqueeze(0), backend)
     return y if x.dim() == 2 else y.squeeze(0)

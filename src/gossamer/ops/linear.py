@@ -7,7 +7,7 @@ from torch import Tensor
 
 from gossamer.ops._register import Backend
 from gossamer.ops._skip_op import skip_zeros
-from gossamer.ops._skippable import Skip, check_shapes, check_transforms, check_types, torchs_own
+from gossamer.ops._skippable import Skip, check_shapes, check_types, refuse_transforms, torchs_own
 from gossamer.planner import Site
 
 
@@ -52,7 +52,7 @@ def linear(
     if torchs_own("linear", x, weight, bias, 1, skip, site, backend):
         y = F.linear(x, weight, bias)
         return y.relu() if relu else y
-    check_transforms("linear", x, weight, bias)
+    refuse_transforms("linear", x, weight, bias)
     rows = x.flatten(0, -2) if x.dim() > 1 else x.unsqueeze(0)  # reshape(-1, 0) is no shape
     y = skip_zeros(rows.contiguous(), weight, bias, (), skip, relu, site, keep_packed, backend, x.shape)
     return y if x.dim() == 2 else y.view(*x.shape[:-1], weight.shape[0])

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from gossamer.ops._mv import check_bias, check_operands, skip
-from gossamer.ops._register import Backend
+from gossamer.ops._register import Backend, check_transforms
 
 
 def skip_mv(
@@ -51,5 +51,6 @@ def skip_mv(
         raise TypeError(f"threshold must be a number, got {type(threshold).__name__}")
     if not threshold >= 0:
         raise ValueError(f"threshold must be at least 0, got {threshold}")
+    check_transforms("gossamer.ops.skip_mv", x, w, bias)
     y = skip(rows, w, bias, torch.tensor(float(threshold), dtype=torch.float64, device="cpu"), backend)
     return y if x.dim() == 2 else y.squeeze(0)

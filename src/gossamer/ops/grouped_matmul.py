@@ -14,7 +14,7 @@ from gossamer.ops._index import check_pattern
 from gossamer.ops._register import Backend, check_backend, check_transforms
 from gossamer.pattern import Pattern
 from gossamer.pattern.build import route
-from gossamer.pattern.check import check_matrix
+from gossamer.pattern.check import check_matrix, is_recording
 
 
 def grouped_matmul(
@@ -114,7 +114,7 @@ def _check_index(index: Pattern, experts: int, expert_ids: Tensor) -> None:
             f"got {(index.shape, index.tile, index.device)}"
         )
     offsets = index.offsets
-    if offsets is not None and offsets.is_cpu and not torch.compiler.is_compiling() and bool(offsets[:1].any()):
+    if offsets is not None and offsets.is_cpu and not is_recording() and bool(offsets[:1].any()):
         raise ValueError(
             f"index must have offsets that start at 0, got {int(offsets[0])}: its first tokens would be lost"
         )

@@ -231,10 +231,12 @@ class _FirstForward:
         self.handle: Any = None
 
     def __call__(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
-        if self.method is None or self.use is None or torch.is_inference_mode_enabled():
-            return  # a trace made in inference mode could not serve training: the next forward comes
+        if self.method is None or self.use is None:
+            return
         if torch.compiler.is_compiling():
             raise RuntimeError("a compiled model needs example_inputs: pass them to the training method")
+        if torch.is_inference_mode_enabled():
+            return  # a trace made in inference mode could not serve training: the next forward comes
         if args and kwargs:
             raise ValueError("the model takes positional and keyword arguments: pass example_inputs to the method")
         method, use, self.method = self.method, self.use, None

@@ -12,6 +12,7 @@ import torch
 from training_cases import NETWORKS, OPTIMIZERS, SETTINGS, build, images, loss, run
 
 from gossamer.training import METHODS, Chase, RigL
+from gossamer.training.fields import is_finite
 
 
 def through_a_file(state: Any) -> Any:
@@ -222,3 +223,21 @@ def test_copies_and_pickles_of_the_model_carry_no_hooks(method: str) -> None:
 def test_every_method_is_in_the_table() -> None:
     assert set(METHODS) == set(SETTINGS) and len(NETWORKS) == 6
     assert Chase.name == "chase" and all(cls.name == name for name, cls in METHODS.items())
+
+
+@pytest.mark.parametrize(
+    ("value", "fits"),
+    [
+        (0, True),
+        (-1.5, True),
+        (float("nan"), False),
+        (float("inf"), False),
+        (True, False),
+        (10**400, False),
+        ("1", False),
+    ],
+    ids=["zero", "float", "nan", "infinity", "bool", "a thousand bits", "text"],
+)
+def test_a_number_of_a_state_is_one_that_a_float_holds(value, fits):
+    """An int beyond that is one clear error too, where math.isfinite would raise another."""
+    assert is_finite(value) is fits

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -61,7 +62,7 @@ def check_sizes(state: Mapping[str, Any], method: Method) -> None:
     for field, entries in every.items():
         _expect(prunable <= entries.keys(), field, sorted(entries), f"all of {sorted(prunable)}")
     for field, mine in method.extra_state().items():
-        kind, expected = (_whole, "a whole number") if type(mine) is int else (_tensors, "tensors by name")
+        kind, expected = (is_whole, "a whole number") if type(mine) is int else (_tensors, "tensors by name")
         _expect(kind(state["extra"].get(field)), f"extra.{field}", state["extra"].get(field), expected)
 
 
@@ -86,19 +87,20 @@ def _by_parameter(state: Mapping[str, Any]) -> Iterator[tuple[str, str, Any]]:
 
 
 def _check_bits(entry: Any, place: str, shape: Any) -> None:
-    whole = isinstance(shape, list) and all(_whole(size) for size in shape)
+    whole = isinstance(shape, list) and all(is_whole(size) for size in shape)
     _expect(whole, f"{place}.shape", shape, "a list of sizes")
     bits, count = entry.get("bits"), -(-math.prod(shape) // 8)
     fits = isinstance(bits, Tensor) and bits.dtype == torch.uint8 and bits.shape == (count,)
     _expect(fits, f"{place}.bits", bits, f"{count} bytes for a mask of shape {shape}")
 
 
-def _whole(value: object) -> bool:
+def is_whole(value: object) -> bool:
     return type(value) is int and value >= 0
 
 
-def _finite(value: object) -> bool:
-    return type(value) in (int, float) and math.isfinite(value)  # type: ignore[arg-type]
+def is_finite(value: object) -> bool:
+    """A number that a float can hold: a file may also have an int of a thousand digits."""
+    return isinstance(value, (int, float)) and type(value) is not bool and abs(value) <= sys.float_info.max
 
 
 def _dict(of: Callable[[object], bool]) -> Callable[[object], bool]:
@@ -116,19 +118,19 @@ def _is(kind: type) -> Callable[[object], bool]:
 _LATER = ("owed", "kept")  # not in the first states of this format
 _tensors = _dict(_is(Tensor))
 _KINDS: dict[str, tuple[Callable[[object], bool], str]] = {
-    "shapes": (_dict(_list(_whole)), "sizes by name"),
+    "shapes": (_dict(_list(is_whole)), "sizes by name"),
     "config": (_is(dict), "the method's arguments"),
-    "step": (_whole, "a whole number of steps"),
+    "step": (is_whole, "a whole number of steps"),
     "masks": (_dict(_is(dict)), "packed masks by name"),
     "channels": (lambda value: value is None or _dict(_is(dict))(value), "None, or numbers of channels by group"),
     "ever_active": (
-        lambda value: isinstance(value, dict) and _tensors(value.get("bits")) and _dict(_whole)(value.get("removed")),
+        lambda value: isinstance(value, dict) and _tensors(value.get("bits")) and _dict(is_whole)(value.get("removed")),
         "bits and removed, each by name",
     ),
-    "churn": (_dict(_finite), "finite numbers by name"),
+    "churn": (_dict(is_finite), "finite numbers by name"),
     "pending": (_list(_is(str)), "names of events"),
     "window": (_tensors, "tensors by name"),
-    "window_steps": (_whole, "a whole number of steps"),
+    "window_steps": (is_whole, "a whole number of steps"),
     "owed": (_list(_is(str)), "names of parameters"),
     "kept": (_tensors, "tensors by name"),
     "warmup": (_tensors, "tensors by name"),

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from gossamer.cli.train.loop import Stage
+from gossamer.training.fields import is_finite, is_whole
 
 # What the optimizers of `recipe` keep of a parameter.
 _STATE = {torch.optim.SGD: {"momentum_buffer"}, torch.optim.AdamW: {"step", "exp_avg", "exp_avg_sq"}}
@@ -29,8 +30,8 @@ def restore(stage: Stage, saved: dict[str, Any], *, total: int) -> None:
     if lacking:
         raise ValueError(f"it lacks {', '.join(lacking)}")
     _expect(saved["stage"] == stage.name, "stage", saved["stage"], repr(stage.name))
-    _expect(_whole(saved["step"]) and saved["step"] <= total, "step", saved["step"], f"a whole number to {total}")
-    _expect(_finite(saved["loss_sum"]), "loss_sum", saved["loss_sum"], "a finite number")
+    _expect(is_whole(saved["step"]) and saved["step"] <= total, "step", saved["step"], f"a whole number to {total}")
+    _expect(is_finite(saved["loss_sum"]), "loss_sum", saved["loss_sum"], "a finite number")
     _check_curve(saved["curve"])
     _check_snapshots(saved["snapshots"])
     if stage.method is None:
@@ -63,29 +64,21 @@ def _short(value: object) -> str:
     return " ".join(repr(value).split())[:80]
 
 
-def _whole(value: object) -> bool:
-    return type(value) is int and value >= 0
-
-
-def _finite(value: object) -> bool:
-    return type(value) in (int, float) and abs(value) < math.inf  # type: ignore[arg-type]
-
-
 def _check_curve(curve: object) -> None:
     expected = "a list of points with step, epoch and accuracy, all of them finite numbers"
     _expect(isinstance(curve, list), "curve", curve, expected)
     for i, point in enumerate(curve):  # type: ignore[arg-type, var-annotated]
         fits = isinstance(point, dict) and {"step", "epoch", "accuracy"} <= point.keys()
-        _expect(fits and all(_finite(value) for value in point.values()), f"curve[{i}]", point, expected)
+        _expect(fits and all(is_finite(value) for value in point.values()), f"curve[{i}]", point, expected)
 
 
 def _check_snapshots(snapshots: object) -> None:
     expected = "a list of steps with the density of each channel"
     _expect(isinstance(snapshots, list), "snapshots", snapshots, expected)
     for i, shot in enumerate(snapshots):  # type: ignore[arg-type, var-annotated]
-        fits = isinstance(shot, dict) and _whole(shot.get("step")) and isinstance(shot.get("density"), dict)
+        fits = isinstance(shot, dict) and is_whole(shot.get("step")) and isinstance(shot.get("density"), dict)
         fits = fits and all(
-            isinstance(name, str) and isinstance(cells, list) and all(cell is None or _finite(cell) for cell in cells)
+            isinstance(name, str) and isinstance(cells, list) and all(cell is None or is_finite(cell) for cell in cells)
             for name, cells in shot["density"].items()
         )
         _expect(fits, f"snapshots[{i}]", shot, expected)
@@ -123,12 +116,14 @@ def _check_optimizer(optimizer: torch.optim.Optimizer, saved: object) -> None:
         )
         for key, value in mine.items():
             # The learning rate is set anew before each step; the other settings are those of the run.
-            fits = _finite(group[key]) if key == "lr" else repr(group[key]) == repr(value)
+            fits = is_finite(group[key]) if key == "lr" else repr(group[key]) == repr(value)
             _expect(fits, f"optimizer.param_groups[{i}].{key}", group[key], repr(value)[:80])
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     for index, entry in saved["state"].items():
         field = f"optimizer.state[{index!r}]"
-        _expect(_whole(index) and index < len(parameters), field, entry, f"a parameter from 0 to {len(parameters) - 1}")
+        _expect(
+            is_whole(index) and index < len(parameters), field, entry, f"a parameter from 0 to {len(parameters) - 1}"
+        )
         names = _STATE[type(optimizer)]
         _expect(isinstance(entry, dict) and entry.keys() == names, field, entry, ", ".join(sorted(names)))
         for name, value in entry.items():

@@ -10,7 +10,7 @@ from torch.export import Dim, export
 
 from gossamer.compaction import ChannelGraph
 from gossamer.nn import BlockSparseLinear, Experts, ReLUFeedForward
-from gossamer.nn.tap import Tap
+from gossamer.nn.block_sparse.gradient_capture import Tap
 
 BODIES = {
     "torch": lambda: nn.Sequential(nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 16)),

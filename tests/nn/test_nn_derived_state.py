@@ -19,9 +19,9 @@ from gossamer.nn import (
     StatisticalTopK,
     Unpadded,
 )
-from gossamer.nn.block_sparse_attention import block_sparse_attention
+from gossamer.nn.block_sparse.attention import block_sparse_attention
+from gossamer.nn.block_sparse.gradient_capture import Tap
 from gossamer.nn.snapshot import Snapshot
-from gossamer.nn.tap import Tap
 
 TOKENS = torch.arange(16)
 X = torch.randn(2, 16, 16)

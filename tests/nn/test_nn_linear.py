@@ -13,8 +13,8 @@ from torch._dynamo.testing import CompileCounterWithBackend
 
 import gossamer as gs
 from gossamer.nn import BlockSparseLinear, moved
-from gossamer.nn.moves import sources
-from gossamer.nn.tiles import inside, of_tiles, tile_areas, tile_means
+from gossamer.nn.block_sparse.slot_remapping import sources
+from gossamer.nn.block_sparse.tiles import inside, of_tiles, tile_areas, tile_means
 from gossamer.testing import assert_no_recompile, assert_within, gamma
 
 D = torch.float64

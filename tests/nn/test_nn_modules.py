@@ -9,8 +9,8 @@ from torch.nn.functional import scaled_dot_product_attention
 
 import gossamer as gs
 from gossamer.nn import AttentionIndex, BlockSparseAttention, Experts, ReLUFeedForward, Unpadded, block_sparse_attention
+from gossamer.nn.block_sparse.tiles import of_tiles
 from gossamer.nn.experts import ACTIVATIONS, balance_loss
-from gossamer.nn.tiles import of_tiles
 
 D = torch.float64
 

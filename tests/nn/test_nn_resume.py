@@ -22,7 +22,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from gossamer.nn import BlockSparseLinear
-from gossamer.nn.tiles import of_tiles
+from gossamer.nn.block_sparse.tiles import of_tiles
 from gossamer.training import RigL
 
 

@@ -26,7 +26,7 @@ from torch import nn
 import gossamer as gs
 import gossamer.training.tiles
 from gossamer.nn import BlockSparseLinear
-from gossamer.nn.tiles import of_tiles, tile_means
+from gossamer.nn.block_sparse.tiles import of_tiles, tile_means
 from gossamer.training import METHODS, RigL
 from gossamer.training.tiles import TileLayer, candidate_scores
 

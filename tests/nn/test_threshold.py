@@ -12,7 +12,7 @@ from threshold_models import Tower, snapshot
 from torch import nn
 
 import gossamer as gs
-from gossamer.nn.magnitudes import Magnitudes
+from gossamer.nn.threshold.magnitudes import Magnitudes
 
 
 @pytest.mark.parametrize("draw", [

@@ -1,20 +1,52 @@
-"""Modules on the verbs: parameters are numbers, buffers are structure. May import ops, planner, pattern and kernels."""
+"""Modules on the ops: parameters are numbers, buffers are structure. May import ops, planner, pattern and kernels."""
 
-from gossamer.nn.block_sparse_attention import AttentionIndex, BlockSparseAttention, block_sparse_attention
-from gossamer.nn.block_sparse_linear import BlockSparseLinear
-from gossamer.nn.conv2d import Conv2d
+from gossamer.nn.block_sparse import (
+    AttentionIndex,
+    BlockSparseAttention,
+    BlockSparseLinear,
+    block_sparse_attention,
+    moved,
+)
 from gossamer.nn.experts import Experts, balance_loss
-from gossamer.nn.gated_feed_forward import GatedFeedForward, gated
-from gossamer.nn.linear import Linear
-from gossamer.nn.moves import moved
 from gossamer.nn.relu_feed_forward import ReLUFeedForward
-from gossamer.nn.skip_report import SkipReport
-from gossamer.nn.skip_zeros import skip_zeros, unskip_zeros
+from gossamer.nn.skip import Conv2d, Linear, SkipReport, skip_zeros, unskip_zeros
 from gossamer.nn.statistical_topk import StatisticalTopK
-from gossamer.nn.threshold import apply_thresholds, threshold
-from gossamer.nn.threshold_linear import ThresholdLinear
-from gossamer.nn.threshold_report import ThresholdReport
+from gossamer.nn.threshold import (
+    GatedFeedForward,
+    ThresholdLinear,
+    ThresholdReport,
+    apply_thresholds,
+    gated,
+    threshold,
+)
 from gossamer.nn.unpadded import Unpadded
+from gossamer.renamed import keep_old_names
+
+keep_old_names(
+    __name__,
+    {
+        "block_sparse_attention": "block_sparse.attention",
+        "block_sparse_linear": "block_sparse.linear",
+        "conv2d": "skip.conv2d",
+        "evaluating": "threshold.evaluating",
+        "gated_feed_forward": "threshold.gated_feed_forward",
+        "linear": "skip.linear",
+        "magnitudes": "threshold.magnitudes",
+        "memory_order": "skip.memory_order",
+        "moves": "block_sparse.slot_remapping",
+        "skip_report": "skip.report",
+        "skip_zeros": "skip.conversion",
+        "storage": "block_sparse.quantization",
+        "tap": "block_sparse.gradient_capture",
+        "threshold_allocation": "threshold.allocation",
+        "threshold_linear": "threshold.linear",
+        "threshold_report": "threshold.report",
+        "threshold_sites": "threshold.places",
+        "thresholded": "threshold.thresholded",
+        "tiled": "block_sparse.tiled",
+        "tiles": "block_sparse.tiles",
+    },
+)
 
 __all__ = [
     "AttentionIndex",

@@ -20,8 +20,8 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from gossamer.nn import BlockSparseLinear
-from gossamer.nn.tap import Tap
-from gossamer.nn.tiles import inside, of_tiles, tile_areas, tile_means
+from gossamer.nn.block_sparse.gradient_capture import Tap
+from gossamer.nn.block_sparse.tiles import inside, of_tiles, tile_areas, tile_means
 from gossamer.pattern import Pattern
 from gossamer.training import distributed, optimizer_state
 from gossamer.training.random import uniform

@@ -18,7 +18,7 @@ from torch import nn
 
 import gossamer as gs
 from gossamer.bench import Settings
-from gossamer.nn.threshold_linear import store_by_input
+from gossamer.nn.threshold.linear import store_by_input
 
 LOG = logging.getLogger(__name__)
 CONTEXT, TOKENS = 32, 16

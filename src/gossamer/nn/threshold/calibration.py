@@ -9,21 +9,21 @@ from typing import Any, Literal, get_args
 
 from torch import Tensor, nn
 
-from gossamer.nn.evaluating import evaluating
-from gossamer.nn.gated_feed_forward import GatedFeedForward, check_sparsity
-from gossamer.nn.magnitudes import Magnitudes
-from gossamer.nn.memory_order import reorder_
-from gossamer.nn.threshold_allocation import Block, blocks_of, greedy, kept
-from gossamer.nn.threshold_linear import (
+from gossamer.nn.skip.memory_order import reorder_
+from gossamer.nn.threshold.allocation import Block, blocks_of, greedy, kept
+from gossamer.nn.threshold.evaluating import evaluating
+from gossamer.nn.threshold.gated_feed_forward import GatedFeedForward, check_sparsity
+from gossamer.nn.threshold.linear import (
     Prefill,
     ThresholdLinear,
     check_prefill,
     check_reorder,
     store_by_input,
 )
-from gossamer.nn.threshold_report import Row, ThresholdReport
-from gossamer.nn.threshold_sites import Layers, Site, checked, sites
-from gossamer.nn.thresholded import Thresholded, check_threshold, shrink
+from gossamer.nn.threshold.magnitudes import Magnitudes
+from gossamer.nn.threshold.places import Layers, Site, checked, sites
+from gossamer.nn.threshold.report import Row, ThresholdReport
+from gossamer.nn.threshold.thresholded import Thresholded, check_threshold, shrink
 
 Allocation = Literal["uniform", "greedy"]
 Forward = Callable[[nn.Module, Any], Any]

@@ -8,11 +8,11 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from gossamer.nn.evaluating import evaluating
-from gossamer.nn.linear import Linear
-from gossamer.nn.magnitudes import Magnitudes
-from gossamer.nn.threshold_linear import by_input, check_reorder, is_few, skip_few, skips, store_by_input
-from gossamer.nn.thresholded import Thresholded, check_threshold
+from gossamer.nn.skip.linear import Linear
+from gossamer.nn.threshold.evaluating import evaluating
+from gossamer.nn.threshold.linear import by_input, check_reorder, is_few, skip_few, skips, store_by_input
+from gossamer.nn.threshold.magnitudes import Magnitudes
+from gossamer.nn.threshold.thresholded import Thresholded, check_threshold
 from gossamer.ops._mv import ZERO, gated_on
 
 Activation = Literal["relu", "silu", "gelu"]

@@ -9,8 +9,8 @@ from typing import Any
 
 from torch import nn
 
-from gossamer.nn.gated_feed_forward import GatedFeedForward
-from gossamer.nn.threshold_linear import ThresholdLinear
+from gossamer.nn.threshold.gated_feed_forward import GatedFeedForward
+from gossamer.nn.threshold.linear import ThresholdLinear
 
 
 @dataclass(frozen=True)

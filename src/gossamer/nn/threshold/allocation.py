@@ -15,9 +15,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from gossamer.nn.magnitudes import Magnitudes
-from gossamer.nn.threshold_sites import Site
-from gossamer.nn.thresholded import shrink
+from gossamer.nn.threshold.magnitudes import Magnitudes
+from gossamer.nn.threshold.places import Site
+from gossamer.nn.threshold.thresholded import shrink
 
 _CAP = 0.95
 """No linear loses more than this unless the whole is asked to."""

@@ -18,11 +18,11 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from gossamer import ops
-from gossamer.nn.moves import move_, sources, states_of
-from gossamer.nn.storage import Storage, check_storage, dequantised, quantised
-from gossamer.nn.tap import Tapped
-from gossamer.nn.tiled import Tiled, check_fits
-from gossamer.nn.tiles import best_tiles, generator_of, inside, random_tiles, tile_means
+from gossamer.nn.block_sparse.gradient_capture import Tapped
+from gossamer.nn.block_sparse.quantization import Storage, check_storage, dequantised, quantised
+from gossamer.nn.block_sparse.slot_remapping import move_, sources, states_of
+from gossamer.nn.block_sparse.tiled import Tiled, check_fits
+from gossamer.nn.block_sparse.tiles import best_tiles, generator_of, inside, random_tiles, tile_means
 from gossamer.ops._arguments import STORED
 from gossamer.ops._register import HALF, check_transforms
 from gossamer.pattern import Pattern
@@ -53,7 +53,8 @@ class BlockSparseLinear(Tiled):
     Attributes:
         values: Parameter [capacity, bm, bn]. Slots past the tiles present, and padding, are zero.
         bias: Parameter [out_features] or None.
-        offsets, indices: the pattern (`pattern` has it as a `gossamer.Pattern`); see `gossamer.nn.tiled.Tiled`.
+        offsets, indices: the pattern (`pattern` has it as a `gossamer.Pattern`); see
+            `gossamer.nn.block_sparse.tiled.Tiled`.
 
     Raises:
         ValueError: sizes, block, density, capacity, mode or pattern that do not fit, naming the value.
@@ -311,7 +312,7 @@ class BlockSparseLinear(Tiled):
         return self
 
     def listen(self, ticket: Tensor | None) -> None:
-        """Hand the factors of the weight's gradient to the `gossamer.nn.tap.Tap` with this ticket; None: to nobody."""
+        """Hand the factors of the weight's gradient to the `gradient_capture.Tap` with this ticket; None: to nobody."""
         self._ticket = ticket
 
     # ------------------------------------------------------------------ inside

@@ -18,10 +18,10 @@ from itertools import pairwise
 import torch
 from torch import nn
 
-from gossamer.nn.conv2d import Conv2d, Skip, adopt, disown
-from gossamer.nn.linear import Linear
-from gossamer.nn.memory_order import reorder_
-from gossamer.nn.skip_report import SkipReport
+from gossamer.nn.skip.conv2d import Conv2d, Skip, adopt, disown
+from gossamer.nn.skip.linear import Linear
+from gossamer.nn.skip.memory_order import reorder_
+from gossamer.nn.skip.report import SkipReport
 from gossamer.ops._skippable import why_dense
 
 _log = logging.getLogger(__name__)

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gossamer import ops
-from gossamer.nn.conv2d import Skip, adopt, dozes, options
+from gossamer.nn.skip.conv2d import Skip, adopt, dozes, options
 from gossamer.nn.traced import leaves_process
 from gossamer.planner import Site
 

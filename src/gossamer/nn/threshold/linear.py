@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
-from gossamer.nn.memory_order import reorder_
-from gossamer.nn.thresholded import Thresholded, check_threshold
+from gossamer.nn.skip.memory_order import reorder_
+from gossamer.nn.threshold.thresholded import Thresholded, check_threshold
 from gossamer.nn.traced import leaves_process
 from gossamer.ops._mv import skip_on
 from gossamer.ops._register import is_transformed

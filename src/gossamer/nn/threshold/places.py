@@ -10,9 +10,9 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from gossamer.nn.gated_feed_forward import GatedFeedForward
-from gossamer.nn.linear import Linear
-from gossamer.nn.threshold_linear import ThresholdLinear, by_input
+from gossamer.nn.skip.linear import Linear
+from gossamer.nn.threshold.gated_feed_forward import GatedFeedForward
+from gossamer.nn.threshold.linear import ThresholdLinear, by_input
 
 Layers = Iterable[str] | Callable[[str, nn.Module], bool] | None
 

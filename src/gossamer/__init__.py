@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     )
     from gossamer.compaction.compact import compact
     from gossamer.compaction.store import load_compact
-    from gossamer.ops.detect import detect
+    from gossamer.ops.tiles import detect
     from gossamer.pattern import Pattern
 
 try:

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 import torch.utils.checkpoint
 
 import gossamer as gs
-from gossamer.ops._skip_zeros import Passes, _sampled
+from gossamer.ops.skipping.passes import Passes, sampled
 
 
 def integers(*shape):
@@ -157,7 +157,7 @@ def test_a_sample_is_spread_over_the_memory():
     x = torch.zeros(4, 64, 500)
     x[:2] = 1
     share = pytest.approx(0.5, abs=1 / 11)  # of eleven pieces one may lie on either side
-    assert _sampled(x) == share and _sampled(x.flip(0)) == share
+    assert sampled(x) == share and sampled(x.flip(0)) == share
 
 
 def test_a_layer_whose_savings_are_compared_does_not_rest(monkeypatch):
@@ -239,7 +239,7 @@ def test_deterministic_mode_repeats_itself(mode):
 
 
 def test_calls_without_a_site_share_one_per_geometry():
-    from gossamer.ops._skip_op import shared_site
+    from gossamer.ops.skipping.operators import shared_site
 
     x, weight = integers(1, 16, 5, 5), integers(17, 16, 3, 3)
     for padding in (0, 1, 1):

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 import gossamer as gs
-from gossamer.ops import _skip_zeros
+from gossamer.ops.skipping import passes
 
 backends = pytest.mark.parametrize("backend", ["reference", "cpu"])
 
@@ -108,11 +108,9 @@ def test_a_weights_gradient_has_its_strides(layout, kernel, path, compiled, monk
     """And is what the kernel wrote, where it writes that layout; torch's own may write channels_last for x's sake."""
     torch.compiler.reset()
     made = []
-    laid_out_as = _skip_zeros._laid_out_as
-    monkeypatch.setattr(
-        _skip_zeros, "_laid_out_as", lambda dw, weight: made.append(dw.data_ptr()) or laid_out_as(dw, weight)
-    )
-    monkeypatch.setattr(_skip_zeros.Passes, "_path", lambda self, pass_, *_: path if pass_ == "weight" else "dense")
+    laid_out_as = passes.laid_out_as
+    monkeypatch.setattr(passes, "laid_out_as", lambda dw, weight: made.append(dw.data_ptr()) or laid_out_as(dw, weight))
+    monkeypatch.setattr(passes.Passes, "_path", lambda self, pass_, *_: path if pass_ == "weight" else "dense")
     weight = LAYOUTS[layout](integers(24, 16, kernel, kernel)).requires_grad_()
     layer = partial(gs.ops.conv2d, site=gs.planner.Site())
     if compiled:

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gossamer import ops
-from gossamer.ops._register import check_transforms
+from gossamer.ops.transforms import check_transforms
 from gossamer.pattern import Pattern
 from gossamer.pattern.build import route
 from gossamer.pattern.check import require

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from gossamer import ops
-from gossamer.ops.statistical_topk import check_k
+from gossamer.ops.gemv import check_k
 
 
 class StatisticalTopK(nn.Module):

@@ -1,20 +1,13 @@
-"""The verbs on tensors and a Pattern: schema, dispatch by device, autograd. May import pattern and kernels."""
+"""The ops on tensors and a Pattern: schema, dispatch by device, autograd. May import planner, pattern and kernels."""
 
-from gossamer.ops._register import Backend
-from gossamer.ops.conv2d import conv2d
-from gossamer.ops.dds import dds
-from gossamer.ops.detect import detect
-from gossamer.ops.dsd import dsd
-from gossamer.ops.gated_mv import gated_mv
-from gossamer.ops.gather import gather
-from gossamer.ops.grouped_matmul import grouped_matmul
-from gossamer.ops.linear import linear
+from gossamer.ops.gemv import gated_mv, skip_mv, statistical_topk
+from gossamer.ops.grouped import grouped_matmul
 from gossamer.ops.matmul import matmul
-from gossamer.ops.scatter import scatter
-from gossamer.ops.sdd import sdd
-from gossamer.ops.skip_mv import skip_mv
-from gossamer.ops.statistical_topk import statistical_topk
-from gossamer.ops.transpose import Transposed, transpose
+from gossamer.ops.products import dds, dsd, sdd
+from gossamer.ops.registration import Backend
+from gossamer.ops.skipping.conv2d import conv2d
+from gossamer.ops.skipping.linear import linear
+from gossamer.ops.tiles import Transposed, detect, gather, scatter, transpose
 
 __all__ = [
     "Backend",

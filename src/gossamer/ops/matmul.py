@@ -11,11 +11,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from gossamer.ops._gathered import GatherMm, gather_mm_on
-from gossamer.ops._index import check_pattern
-from gossamer.ops._register import Backend, check_backend, check_transforms, save
-from gossamer.ops.detect import detect
-from gossamer.ops.transpose import transpose
+from gossamer.ops.autograd import save
+from gossamer.ops.gathered import GatherMm, gather_mm_on
+from gossamer.ops.index import check_pattern
+from gossamer.ops.registration import Backend, check_backend
+from gossamer.ops.tiles import detect, transpose
+from gossamer.ops.transforms import check_transforms
 from gossamer.pattern import Pattern
 from gossamer.pattern.check import check_pair
 from gossamer.planner import Plan, Planner

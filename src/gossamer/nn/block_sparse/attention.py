@@ -19,7 +19,8 @@ from torch import Tensor, nn
 
 from gossamer import ops
 from gossamer.nn.snapshot import Snapshot
-from gossamer.ops._register import HALF, check_transforms
+from gossamer.ops.registration import HALF
+from gossamer.ops.transforms import check_transforms
 from gossamer.pattern import Pattern
 from gossamer.pattern.algebra import slot_rows
 from gossamer.pattern.build import index_dtype

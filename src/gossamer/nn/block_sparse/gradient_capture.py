@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from gossamer.ops._register import save
+from gossamer.ops.autograd import save
 
 _tickets = itertools.count()
 _taps: weakref.WeakValueDictionary[int, Tap] = weakref.WeakValueDictionary()

@@ -23,8 +23,9 @@ from gossamer.nn.block_sparse.quantization import Storage, check_storage, dequan
 from gossamer.nn.block_sparse.slot_remapping import move_, sources, states_of
 from gossamer.nn.block_sparse.tiled import Tiled, check_fits
 from gossamer.nn.block_sparse.tiles import best_tiles, generator_of, inside, random_tiles, tile_means
-from gossamer.ops._arguments import STORED
-from gossamer.ops._register import HALF, check_transforms
+from gossamer.ops.arguments import STORED
+from gossamer.ops.registration import HALF
+from gossamer.ops.transforms import check_transforms
 from gossamer.pattern import Pattern
 
 Mode = Literal["dynamic", "static"]

@@ -22,7 +22,7 @@ from gossamer.nn.skip.conv2d import Conv2d, Skip, adopt, disown
 from gossamer.nn.skip.linear import Linear
 from gossamer.nn.skip.memory_order import reorder_
 from gossamer.nn.skip.report import SkipReport
-from gossamer.ops._skippable import why_dense
+from gossamer.ops.skipping.refusals import why_dense
 
 _log = logging.getLogger(__name__)
 

@@ -13,7 +13,7 @@ from gossamer.nn.threshold.evaluating import evaluating
 from gossamer.nn.threshold.linear import by_input, check_reorder, is_few, skip_few, skips, store_by_input
 from gossamer.nn.threshold.magnitudes import Magnitudes
 from gossamer.nn.threshold.thresholded import Thresholded, check_threshold
-from gossamer.ops._mv import ZERO, gated_on
+from gossamer.ops.gemv import ZERO, gated_on
 
 Activation = Literal["relu", "silu", "gelu"]
 _ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "silu": nn.SiLU, "gelu": nn.GELU}

@@ -17,8 +17,8 @@ from torch.autograd import forward_ad
 from gossamer.nn.skip.memory_order import reorder_
 from gossamer.nn.threshold.thresholded import Thresholded, check_threshold
 from gossamer.nn.traced import leaves_process
-from gossamer.ops._mv import skip_on
-from gossamer.ops._register import is_transformed
+from gossamer.ops.gemv import skip_on
+from gossamer.ops.transforms import is_transformed
 
 Prefill = Literal["dense", "threshold"]
 

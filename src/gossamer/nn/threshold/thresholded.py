@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gossamer.nn.traced import leaves_process
-from gossamer.ops._mv import within
+from gossamer.ops.gemv import within
 from gossamer.planner.graph_input import graph_input
 
 

@@ -15,11 +15,12 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from gossamer.ops._grouped import GroupedOuter
-from gossamer.ops._products import Dsd, Sdd
-from gossamer.ops._register import Backend, check_transforms, in_float32, register, save
-from gossamer.ops._tiles import Gather, Scatter
-from gossamer.ops.transpose import transpose_on
+from gossamer.ops.autograd import save
+from gossamer.ops.grouped import GroupedOuter
+from gossamer.ops.products import Dsd, Sdd
+from gossamer.ops.registration import Backend, in_float32, register
+from gossamer.ops.tiles import Gather, Scatter, transpose_on
+from gossamer.ops.transforms import check_transforms
 from gossamer.pattern.algebra import slot_rows
 from gossamer.pattern.build import index_dtype
 

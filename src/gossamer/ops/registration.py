@@ -1,4 +1,4 @@
-"""One registration for every verb: schema, fake, and a launcher per device that imports its kernels when first called.
+"""One registration for every op: schema, fake, and a launcher per device that imports its kernels when first called.
 
 Choosing a kernel is the dispatcher's work, by the device of the tensors. Asking for one by name (`backend=`) either
 gets it or raises; nothing falls back.
@@ -9,17 +9,17 @@ from __future__ import annotations
 import functools
 import importlib
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor
-from torch._C import _functorch
 from torch.autograd import forward_ad
 
-from gossamer.kernels import reference
+from gossamer.ops.transforms import check_tangents
 
 Backend = Literal["reference", "cpu", "triton"]
 HALF = (torch.bfloat16, torch.float16)
+F = TypeVar("F", bound=Callable[..., object])
 _DEVICE_OF = {"cpu": "cpu", "triton": "cuda"}
 _NEEDS = {
     "cpu": "the compiled extension gossamer._native (reinstall gossamer with a C++ compiler at hand)",
@@ -80,55 +80,6 @@ def in_float32(like: int, stored: int | None = None) -> Callable[[Callable[..., 
     return of
 
 
-def check_transforms(name: str, *tensors: Tensor | None) -> None:
-    """Refuse what kernels would get wrong: tensors that stand for others (torch.func, vmap), and dual numbers."""
-    if torch.compiler.is_compiling():
-        return
-    transform = _transform()
-    _check_tangents(name, tensors, known=transform == _functorch.TransformType.Jvp)
-    if transform is not None or _is_batch(tensors):
-        raise RuntimeError(
-            f"{name} cannot be transformed by torch.func (vmap, grad, jacrev, ...) nor differentiated for a batch of "
-            "gradients at once (is_grads_batched, vectorize=True): use torch.autograd, one gradient at a time"
-        )
-
-
-def is_transformed(*tensors: Tensor | None) -> bool:
-    """Whether `check_transforms` would refuse: for what can leave the work to torch's own operators."""
-    if torch.compiler.is_compiling():
-        return False
-    return _transform() is not None or _is_batch(tensors) or _has_tangent(tensors)
-
-
-def _transform() -> Any:
-    top = _functorch.peek_interpreter_stack()
-    transform: Any = None if top is None else top.key()
-    # Functionalisation is a way to record operators, which these are.
-    return None if transform == _functorch.TransformType.Functionalize else transform
-
-
-def _is_batch(args: tuple[Any, ...]) -> bool:
-    return any(isinstance(arg, Tensor) and _functorch.is_legacy_batchedtensor(arg) for arg in args)
-
-
-def _has_tangent(args: tuple[Any, ...]) -> bool:
-    if forward_ad._current_level < 0:
-        return False
-    return any(isinstance(arg, Tensor) and forward_ad.unpack_dual(arg).tangent is not None for arg in args)
-
-
-def _check_tangents(name: str, args: tuple[Any, ...], known: bool = False) -> None:
-    if known or _has_tangent(args):
-        raise RuntimeError(f"{name} has no forward-mode derivative (jvp): differentiate backward")
-
-
-def save(ctx: Any, *tensors: Tensor | None) -> None:
-    """Save for backward, of what was made under inference_mode a copy: an index made there serves training too."""
-    if not torch.compiler.is_compiling():
-        tensors = tuple(x.clone() if x is not None and x.is_inference() else x for x in tensors)
-    ctx.save_for_backward(*tensors)
-
-
 def register(
     verb: str,
     schema: str,
@@ -150,7 +101,8 @@ def register(
     torch.library.impl(name, "CUDA", _launcher(lambda: load_kernel("triton", file, verb), strided))
     torch.library.register_fake(name, fake)
     op = getattr(torch.ops.gossamer, verb).default
-    oracle = _launcher(lambda: getattr(reference, verb), strided)
+    reference = load_kernel("reference", file, verb)  # now, since torch.compile traces through it and cannot import
+    oracle = _launcher(lambda: reference, strided)
 
     def on(backend: Backend | None) -> Callable[..., Any]:
         kernel = oracle if backend == "reference" else op
@@ -159,7 +111,7 @@ def register(
 
         def launch(*args: Any) -> Any:
             # A kernel would drop a tangent, and a derivative of zero is a wrong number.
-            _check_tangents(f"gossamer.ops.{verb}", args)
+            check_tangents(f"gossamer.ops.{verb}", args)
             return kernel(*args)
 
         return launch
@@ -175,3 +127,12 @@ def check_backend(backend: Backend | None, name: str, x: Tensor) -> None:
         raise ValueError(f"backend must be None, 'reference', 'cpu' or 'triton', got {backend!r}")
     if x.device.type != _DEVICE_OF[backend]:
         raise ValueError(f"backend={backend!r} needs {name} on {_DEVICE_OF[backend]}, got {name} on {x.device}")
+
+
+def constant_in_graphs(function: F) -> F:
+    """Under torch.compile the function runs once, while the graph is made, and its result is a constant of it.
+
+    torch.compiler.assume_constant_result without what it imports: with it, `import gossamer.ops` would bring triton.
+    """
+    vars(function)["_dynamo_marked_constant"] = True
+    return function

@@ -15,10 +15,11 @@ import torch
 from torch import Tensor
 from torch._subclasses import FakeTensor
 
-from gossamer.ops._packed import KEPT
-from gossamer.ops._register import Backend, is_transformed
-from gossamer.ops._skip_layers import layer_of
-from gossamer.ops._skip_zeros import Gradients, Passes
+from gossamer.ops.registration import Backend
+from gossamer.ops.skipping.geometry import layer_of
+from gossamer.ops.skipping.packs import KEPT
+from gossamer.ops.skipping.passes import Gradients, Passes
+from gossamer.ops.transforms import is_transformed
 from gossamer.planner import Site
 from gossamer.planner import site as site_of_key
 from gossamer.planner.learning import Pass

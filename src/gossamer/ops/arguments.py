@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from gossamer.ops._index import check_pattern
-from gossamer.ops._register import Backend, check_backend
-from gossamer.ops.transpose import Transposed
+from gossamer.ops.index import check_pattern
+from gossamer.ops.registration import Backend, check_backend
+from gossamer.ops.tiles import Transposed
 from gossamer.pattern import Pattern
 from gossamer.pattern.check import check_matrix
 from gossamer.planner.operands import FLOATS

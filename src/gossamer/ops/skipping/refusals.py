@@ -9,9 +9,9 @@ from torch import Tensor
 from torch._subclasses import FakeTensor
 from torch._subclasses.functional_tensor import FunctionalTensor
 
-from gossamer.ops._arguments import FLOATS
-from gossamer.ops._constant import constant_in_graphs
-from gossamer.ops._register import Backend, check_backend, is_transformed
+from gossamer.ops.arguments import FLOATS
+from gossamer.ops.registration import Backend, check_backend, constant_in_graphs
+from gossamer.ops.transforms import is_transformed
 from gossamer.planner import Site
 from gossamer.planner import site as site_of_key
 

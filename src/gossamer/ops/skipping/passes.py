@@ -18,9 +18,9 @@ import torch
 from torch import Tensor
 
 from gossamer.measure import clock
-from gossamer.ops._packed import KEPT
-from gossamer.ops._register import load_kernel
-from gossamer.ops._skip_layers import LAST, Layer, Linear, layer_of
+from gossamer.ops.registration import load_kernel
+from gossamer.ops.skipping.geometry import LAST, Layer, Linear, layer_of
+from gossamer.ops.skipping.packs import KEPT
 from gossamer.planner import Site
 
 DENSE, SKIP, SKIP_X, SKIP_DY = "dense", "skip", "skip_x", "skip_dy"
@@ -54,7 +54,7 @@ class Passes:
             return y, bits, nonzeros
         y, bits = self._rectified(self.layer.dense(x, weight, bias), relu, order)
         seconds = clock.now() - begin
-        self.site.observe("forward", path, seconds, {"x": _sampled(x)} if self.site.samples("forward") else {})
+        self.site.observe("forward", path, seconds, {"x": sampled(x)} if self.site.samples("forward") else {})
         return y, bits, _UNKNOWN
 
     def backward(
@@ -79,7 +79,7 @@ class Passes:
                 dy, bits = self._kept(dy, bits), None
                 dx = self._dense(dy, x, weight, 0).contiguous(memory_format=order)
                 seconds = clock.now() - begin
-                seen = {"dy": _sampled(dy)} if self.site.samples("input") else {}
+                seen = {"dy": sampled(dy)} if self.site.samples("input") else {}
             self.site.observe("input", path, seconds, seen)
         if want[1]:
             if self.chooses:
@@ -90,9 +90,9 @@ class Passes:
             if path == DENSE:
                 dy, bits = self._kept(dy, bits), None
                 dw, db = self.layer.dense_gradients(dy, x, weight, (False, True, want[2]))[1:]
-                dw = _laid_out_as(dw, weight)
+                dw = laid_out_as(dw, weight)
                 seconds = clock.now() - begin
-                seen = {"x": _sampled(x), "dy": _sampled(dy)} if self.site.samples("weight") else {}
+                seen = {"x": sampled(x), "dy": sampled(dy)} if self.site.samples("weight") else {}
             else:
                 side = "x" if path == SKIP_X else "dy"
                 dw, density = self._skip_weight(dy, x, weight, bits, side)
@@ -177,7 +177,7 @@ class Passes:
             pixels, gradients, bits, layer.kernel(weight), layer.stride, layer.padding, layer.dilation, skip, last
         )
         nonzeros, _, elements = counts.tolist()
-        return _laid_out_as(dw.view(weight.shape), weight), nonzeros / max(elements, 1)
+        return laid_out_as(dw.view(weight.shape), weight), nonzeros / max(elements, 1)
 
     def _dense(self, dy: Tensor, x: Tensor, weight: Tensor, which: int) -> Tensor:
         gradient = self.layer.dense_gradients(dy, x, weight, [at == which for at in range(3)])[which]
@@ -198,7 +198,7 @@ class Passes:
         return self.layer.from_pixels(self._verb("relu_bits", "keep_bits")(pixels, bits))
 
 
-def _sampled(x: Tensor) -> float:
+def sampled(x: Tensor) -> float:
     """The share of nonzeros in a few pieces of a tensor's memory."""
     count = x.numel()
     if count > _PIECES * _PIECE:
@@ -216,7 +216,7 @@ def _own(new: Tensor, view: Tensor) -> Tensor:
     return whole.set_(view.untyped_storage(), view.storage_offset(), view.shape, view.stride())
 
 
-def _laid_out_as(gradient: Tensor | None, weight: Tensor) -> Tensor:
+def laid_out_as(gradient: Tensor | None, weight: Tensor) -> Tensor:
     """The gradient with the strides of a new tensor like the weight: autograd would copy any other."""
     assert gradient is not None
     strides = torch.empty_like(weight, device="meta").stride()

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
-from gossamer.ops._register import Backend
-from gossamer.ops._skip_op import skip_zeros
-from gossamer.ops._skippable import Skip, check_shapes, check_types, refuse_transforms, torchs_own
+from gossamer.ops.registration import Backend
+from gossamer.ops.skipping.operators import skip_zeros
+from gossamer.ops.skipping.refusals import Skip, check_shapes, check_types, refuse_transforms, torchs_own
 from gossamer.planner import Site
 
 

@@ -10,9 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gossamer.ops._register import Backend
-from gossamer.ops._skip_op import skip_zeros
-from gossamer.ops._skippable import Skip, check_shapes, check_types, refuse_transforms, torchs_own
+from gossamer.ops.registration import Backend
+from gossamer.ops.skipping.operators import skip_zeros
+from gossamer.ops.skipping.refusals import Skip, check_shapes, check_types, refuse_transforms, torchs_own
 from gossamer.planner import Site
 
 Ints = int | Sequence[int]

@@ -1,0 +1,53 @@
+"""What kernels would get wrong, and ops therefore refuse: torch.func, vmap, forward-mode derivatives (jvp)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._C import _functorch
+from torch.autograd import forward_ad
+
+
+def check_transforms(name: str, *tensors: Tensor | None) -> None:
+    """Refuse what kernels would get wrong: tensors that stand for others (torch.func, vmap), and dual numbers."""
+    if torch.compiler.is_compiling():
+        return
+    transform = _transform()
+    check_tangents(name, tensors, known=transform == _functorch.TransformType.Jvp)
+    if transform is not None or _is_batch(tensors):
+        raise RuntimeError(
+            f"{name} cannot be transformed by torch.func (vmap, grad, jacrev, ...) nor differentiated for a batch of "
+            "gradients at once (is_grads_batched, vectorize=True): use torch.autograd, one gradient at a time"
+        )
+
+
+def is_transformed(*tensors: Tensor | None) -> bool:
+    """Whether `check_transforms` would refuse: for what can leave the work to torch's own operators."""
+    if torch.compiler.is_compiling():
+        return False
+    return _transform() is not None or _is_batch(tensors) or _has_tangent(tensors)
+
+
+def _transform() -> Any:
+    top = _functorch.peek_interpreter_stack()
+    transform: Any = None if top is None else top.key()
+    # Functionalisation is a way to record operators, which these are.
+    return None if transform == _functorch.TransformType.Functionalize else transform
+
+
+def _is_batch(args: tuple[Any, ...]) -> bool:
+    return any(isinstance(arg, Tensor) and _functorch.is_legacy_batchedtensor(arg) for arg in args)
+
+
+def _has_tangent(args: tuple[Any, ...]) -> bool:
+    if forward_ad._current_level < 0:
+        return False
+    return any(isinstance(arg, Tensor) and forward_ad.unpack_dual(arg).tangent is not None for arg in args)
+
+
+def check_tangents(name: str, args: tuple[Any, ...], known: bool = False) -> None:
+    """Refuse dual numbers: a kernel would drop the tangent, and a derivative of zero is a wrong number."""
+    if known or _has_tangent(args):
+        raise RuntimeError(f"{name} has no forward-mode derivative (jvp): differentiate backward")

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from gossamer import (
         bench,
         compaction,
+        compile,
         data,
         doctor,
         integrations,
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
         report,
         testing,
         training,
+        tuning,
     )
     from gossamer.compaction.compact import compact
     from gossamer.compaction.store import load_compact
@@ -53,8 +55,8 @@ except PackageNotFoundError:  # a source tree on PYTHONPATH that was never insta
     __version__ = "0+source"
 
 _MODULES = (
-    "bench", "compaction", "data", "doctor", "integrations", "kernels", "measure", "models", "nn", "ops", "pattern",
-    "planner", "report", "testing", "training",
+    "bench", "compaction", "compile", "data", "doctor", "integrations", "kernels", "measure", "models", "nn", "ops",
+    "pattern", "planner", "report", "testing", "training", "tuning",
 )  # fmt: skip
 _NAMES = {
     "Pattern": "gossamer.pattern",
@@ -69,6 +71,7 @@ __all__ = [
     "bench",
     "compact",
     "compaction",
+    "compile",
     "data",
     "detect",
     "doctor",
@@ -84,6 +87,7 @@ __all__ = [
     "report",
     "testing",
     "training",
+    "tuning",
 ]
 
 

@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 import gossamer as gs
-from gossamer.planner import learning
+from gossamer.planner.tuner import learning
 
 STEPS = 50
 

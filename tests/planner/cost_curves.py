@@ -6,10 +6,10 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from gossamer.planner.coverage import covered
-from gossamer.planner.curve import Curve
-from gossamer.planner.database import Database, Key, Shape
-from gossamer.planner.database import machine_of as machine
+from gossamer.planner.costs.cache import Database, Key, Shape
+from gossamer.planner.costs.cache import machine_of as machine
+from gossamer.planner.costs.curve import Curve
+from gossamer.planner.costs.occupancy import covered
 from gossamer.planner.plan import TILES
 from gossamer.planner.tiles import Tile, resolve
 
@@ -33,12 +33,12 @@ def database(wobble: Callable[[float], float] = lambda seconds: seconds, tiles: 
     """What tuning such a machine would give, each time passed through `wobble`."""
     out = Database(machine(), measured="a formula")
     densities = (0.0, 0.05, 0.1, 0.25, 0.5, 0.75, 1.0)
-    out.curves[Key("dense", (0, 0), "float32", SHAPE)] = Curve((1.0,), (DENSE,))
-    out.curves[Key("copy", (0, 0), "float32", SHAPE)] = Curve((1.0,), (1e-3,))
+    out.curves[Key("matmul", "dense", SHAPE, "float32")] = Curve((1.0,), (DENSE,))
+    out.curves[Key("copy", "", SHAPE, "float32")] = Curve((1.0,), (1e-3,))
     for tile in tiles:
         times = [wobble(_product(tile, density)) for density in densities]
-        out.curves[Key("product", tile, "float32", SHAPE)] = Curve.fit(densities, times)
-        out.curves[Key("detect", tile, "float32", SHAPE)] = Curve((0.0,), (DETECT,))
+        out.curves[Key("matmul", str(tile), SHAPE, "float32")] = Curve.fit(densities, times)
+        out.curves[Key("detect", str(tile), SHAPE, "float32")] = Curve((0.0,), (DETECT,))
     return out
 
 

@@ -16,9 +16,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gossamer import files
-from gossamer.planner import database as database_module
-from gossamer.planner.curve import Curve, isotonic
-from gossamer.planner.database import (
+from gossamer.planner.costs import cache as cache_module
+from gossamer.planner.costs.cache import (
     LIMIT,
     Database,
     Key,
@@ -29,6 +28,7 @@ from gossamer.planner.database import (
     machine_of,
     text_of,
 )
+from gossamer.planner.costs.curve import Curve, isotonic
 
 VALUES = st.lists(st.floats(0.001, 1000.0), min_size=1, max_size=12)
 
@@ -137,6 +137,7 @@ BROKEN = {
     "not text": lambda text: b"\xff\xfe\x00\x01",
     "a list": lambda text: "[]",
     "newer format": _break(lambda c: c.update(format=99)),
+    "the format before keys of any op": _break(lambda c: c.update(format=2)),
     **{f"another {key}": _break(lambda c, key=key: c["machine"].update({key: "other"})) for key in machine_of()},
     "no machine": _break(lambda c: c.pop("machine")),
     "no curves": _break(lambda c: c.pop("curves")),
@@ -144,9 +145,9 @@ BROKEN = {
     "negative seconds": _break(lambda c: c["curves"][0].update(seconds=[-1.0])),
     "NaN": _break(lambda c: c["curves"][0].update(seconds=[float("nan")])),
     "seconds as text": _break(lambda c: c["curves"][0].update(seconds=["1"])),
-    "unknown verb": _break(lambda c: c["curves"][0].update(verb="guess")),
-    "three extents": _break(lambda c: c["curves"][0].update(tile=[1, 2, 3])),
-    "no tile": _break(lambda c: c["curves"][0].pop("tile")),
+    "an op without a name": _break(lambda c: c["curves"][0].update(op=None)),
+    "a negative extent": _break(lambda c: c["curves"][0].update(shape=[1, -2, 3])),
+    "no alternative": _break(lambda c: c["curves"][0].pop("alternative")),
     "a curve that is a number": _break(lambda c: c["curves"].append(3)),
 }
 
@@ -196,11 +197,11 @@ def test_another_version_or_machine_has_other_curves(cache, monkeypatch, what):
     """The name of the file and its content both say what the times depend on; each is enough to keep them apart."""
     path, content = database().save(), files.parse_json(database().save().read_bytes())
     if what in ("isa", "threads"):
-        monkeypatch.setattr(*{"isa": (database_module, "_isa", lambda: "other"),
+        monkeypatch.setattr(*{"isa": (cache_module, "_isa", lambda: "other"),
                               "threads": (torch, "get_num_threads", lambda: 99)}[what])  # fmt: skip
     else:
-        fixed = database_module._fixed()
-        monkeypatch.setattr(database_module, "_fixed", lambda: {**fixed, what: "other"})
+        fixed = cache_module._fixed()
+        monkeypatch.setattr(cache_module, "_fixed", lambda: {**fixed, what: "other"})
     forget()
     assert current().curves == {} and current().problem is None and file_for(machine_of()) != path
     with pytest.raises(ValueError, match="measured on another machine or version"):
@@ -245,8 +246,9 @@ def test_merge_replaces_and_keeps():
 
 def test_only_shapes_with_every_curve_are_offered():
     db = database()
-    assert db.shapes([("dense", (0, 0)), ("product", (32, 1))], "float32") == [(512, 512, 64)]
-    assert db.shapes([("product", (4, 4))], "float32") == []
-    assert db.shapes([("dense", (0, 0))], "bfloat16") == []
+    assert db.shapes([("matmul", "dense"), ("matmul", "(32, 1)")], "float32", "cpu") == [(512, 512, 64)]
+    assert db.shapes([("matmul", "(4, 4)")], "float32", "cpu") == []
+    assert db.shapes([("matmul", "dense")], "bfloat16", "cpu") == []
+    assert db.shapes([("matmul", "dense")], "float32", "cuda") == []
     assert text_of(db.machine) == text_of(machine_of())
-    assert Key("dense", (0, 0), "float32", (512, 512, 64)) in db.curves
+    assert Key("matmul", "dense", (512, 512, 64), "float32") in db.curves

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gossamer.pattern import Pattern
-from gossamer.planner.buckets import Buckets
-from gossamer.planner.partition import partition
+from gossamer.planner.work.buckets import Buckets
+from gossamer.planner.work.partition import partition
 from gossamer.testing import strategies
 
 

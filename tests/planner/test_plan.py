@@ -10,11 +10,10 @@ import cost_curves as known
 import pytest
 import torch
 
-from gossamer.planner.database import Database
-from gossamer.planner.execute import execute
-from gossamer.planner.hysteresis import Planner
+from gossamer.planner.costs.cache import Database
 from gossamer.planner.plan import TILES, plan
-from gossamer.planner.regret import regret
+from gossamer.planner.tuner.hysteresis import Planner
+from gossamer.tuning.regret import regret
 
 ROWS, K, N = known.SHAPE
 B = torch.ones(K, N)
@@ -178,7 +177,7 @@ def test_costs_follow_the_curves():
     base, a = known.database(), _rows(0.25)
     assert plan(a, B, database=base).kind == "m"
     for key, curve in base.curves.items():  # as many curves as before
-        if key.verb == "dense":
+        if key.alternative == "dense":
             base.curves[key] = replace(curve, seconds=tuple(1e-9 for _ in curve.seconds))
     assert plan(a, B, database=base).kind == "dense"
 
@@ -206,7 +205,7 @@ def test_small_products_are_dense_unseen_and_tuning_may_change_that():
     slow = Database(UNTUNED.machine)
     for key, curve in known.database().curves.items():
         where = (128, 128, 16)
-        slow.curves[type(key)(key.verb, key.tile, key.dtype, where)] = curve
+        slow.curves[replace(key, shape=where)] = curve
     once = plan(a, b, database=UNTUNED)
     assert once.kind == "dense" and "not looked at" in once.explain()
     planner = Planner(every=1, database=UNTUNED)
@@ -229,20 +228,6 @@ def test_regret_over_held_out_masks(wobble):
     for case in result.cases:
         assert min(case.seconds, known.DENSE + known.DETECT) <= (1.1 + wobble) * case.dense_seconds
     assert "median" in str(result) and len(result.to_dict()["rows"]) == 16
-
-
-@pytest.mark.parametrize("shape_a, shape_b", [((37, 50), (50, 9)), ((4, 32, 24), (4, 24, 9)), ((4, 32, 24), (24, 9))])
-@pytest.mark.parametrize("sparse", ["a", "b"])
-def test_execution_of_any_choice_is_the_product(shape_a, shape_b, sparse):
-    torch.manual_seed(3)
-    a, b = torch.randint(-3, 4, shape_a).float(), torch.randint(-3, 4, shape_b).float()
-    (a if sparse == "a" else b).mul_(torch.rand(shape_a if sparse == "a" else shape_b) < 0.2)
-    for tile in (None, (1, 1), (8, 1), (1, 0), (2, 4)):
-        if sparse == "b" and tile is not None:
-            tile = (tile[1], tile[0])
-        if tile is not None and len(shape_a) == len(shape_b) == 3 and sparse == "b" and tile[1] > 1:
-            continue  # 9 columns a matrix: only tiles of one column straddle none
-        assert torch.equal(execute(tile, a, b, sparse), a @ b)
 
 
 BAD = [

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from gossamer import planner
-from gossamer.planner.learning import BREAK_EVEN, DENSE_FROM, EXPLORATION
+from gossamer.planner.tuner.learning import BREAK_EVEN, DENSE_FROM, EXPLORATION
 
 PLAIN = ("dense", "skip")
 WEIGHT = ("dense", "skip_x", "skip_dy")

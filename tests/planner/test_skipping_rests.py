@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from gossamer import planner
-from gossamer.planner.learning import CALL
+from gossamer.planner.tuner.learning import CALL
 
 PLAIN = ("dense", "skip")
 

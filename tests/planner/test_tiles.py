@@ -1,4 +1,4 @@
-"""Micro-tiles, covers in closed form, and covered fractions: exact, sampled, averaged."""
+"""Occupied fractions: in closed form, exact, sampled, averaged."""
 
 from __future__ import annotations
 
@@ -10,31 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gossamer.pattern import Pattern
-from gossamer.planner.coverage import Window, covered, sample
-from gossamer.planner.tiles import (
-    CACHE_LINE,
-    SECTOR,
-    axis_of,
-    expected_cover,
-    micro_tiles,
-    resolve,
-)
+from gossamer.planner.costs.occupancy import Window, covered, expected_cover, sample
+from gossamer.planner.tiles import axis_of, resolve
 from gossamer.testing import strategies
-
-
-def test_micro_tiles_are_the_dense_tile_with_one_axis_set_to_one():
-    m, k = micro_tiles(32, 64, 16)
-    assert (m.axis, m.tile, m.order) == ("m", (1, 64), "row")
-    assert (k.axis, k.tile, k.order) == ("k", (32, 1), "column")
-    k, n = micro_tiles(32, 64, 16, sparse="B")
-    assert (k.tile, k.order, n.tile, n.order) == ((1, 16), "row", (64, 1), "column")
-    assert [u.order for u in micro_tiles(1, 8, 1)] == ["row", None]
-
-
-def test_a_micro_tile_fills_a_transaction_or_says_that_it_does_not():
-    eight = micro_tiles(8, 8, 8)[0]
-    assert eight.fills(4, SECTOR) and not eight.fills(2, SECTOR) and not eight.fills(4, CACHE_LINE)
-    assert micro_tiles(8, 16, 8)[0].fills(4, CACHE_LINE)
 
 
 def test_names_of_axes():
@@ -134,7 +112,6 @@ def test_window_is_the_mean_of_the_last():
 
 
 @pytest.mark.parametrize("call, said", [
-    (lambda: micro_tiles(0, 8, 8), "bm must be at least 1, got 0"),
     (lambda: expected_cover(1.5, (1, 1), (1, 1)), "density must lie in [0, 1], got 1.5"),
     (lambda: expected_cover(0.5, (0, 1), (1, 1)), "granule must be a pair of ints of at least 1, got (0, 1)"),
     (lambda: resolve((-1, 2), (4, 4)), "tile must be a pair of ints of at least 0, got (-1, 2)"),

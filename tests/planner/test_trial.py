@@ -2,7 +2,7 @@
 
 import pytest
 
-from gossamer.planner.trial import Trial
+from gossamer.planner.tuner.trial import Trial
 
 PLAIN = ("skip", "dense")
 

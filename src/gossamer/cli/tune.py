@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 import torch
 
 from gossamer import files
-from gossamer.planner import database as costs_file
-from gossamer.planner.database import Database, Key
-from gossamer.planner.tune import tune
+from gossamer.planner.costs import cache as costs_file
+from gossamer.planner.costs.cache import Database, Key
+from gossamer.tuning.tune import tune
 
 
 @dataclass(frozen=True)
@@ -63,24 +63,24 @@ def run(config: Tune) -> None:
 def table(database: Database) -> str:
     """Speed of every product over dense, and the density at which it breaks even, searching included."""
     lines = ["  ".join(f"{name} {value}" for name, value in database.machine.items() if value is not None)]
-    for shape in dict.fromkeys(key.shape for key in database.curves):
-        for dtype in dict.fromkeys(key.dtype for key in database.curves if key.shape == shape):
-            lines += _shape_table(database, shape, dtype)
+    for shape, dtype, device in dict.fromkeys((key.shape, key.dtype, key.device) for key in database.curves):
+        lines += _shape_table(database, shape, dtype, device)
     return "\n".join(lines)
 
 
-def _shape_table(database: Database, shape: tuple[int, int, int], dtype: str) -> list[str]:
+def _shape_table(database: Database, shape: tuple[int, ...], dtype: str, device: str) -> list[str]:
     rows, k, n = shape
-    dense = database.curves[Key("dense", (0, 0), dtype, shape)](1.0)
-    lines = ["", f"{rows} x {k} @ {k} x {n}, {dtype}: dense {dense * 1e3:.3f} ms; speed-up with the search, at covered"]
+    dense = database.curves[Key("matmul", "dense", shape, dtype, device)](1.0)
+    title = f"{rows} x {k} @ {k} x {n}, {dtype}: dense {dense * 1e3:.3f} ms"
+    lines = ["", f"{title}; speed-up with the search, at occupied fraction"]
     columns = (0.0, 1 / 32, 1 / 8, 1 / 4, 1 / 2, 3 / 4, 1.0)
     lines.append(f"  {'tile':>12}" + "".join(f"{column:>8.2f}" for column in columns) + "  break-even")
     for key, product in database.curves.items():
-        if key.verb != "product" or (key.shape, key.dtype) != (shape, dtype):
+        if key.op != "matmul" or key.alternative == "dense" or (key.shape, key.dtype) != (shape, dtype):
             continue
-        detect = database.curves[Key("detect", key.tile, dtype, shape)]
+        detect = database.curves[replace(key, op="detect")]
         speed = "".join(f"{dense / (product(x) + detect(x)):>8.2f}" for x in columns)
         even = product.reaches(max(dense - detect(1.0), 0.0))
-        name = f"({key.tile[0] or 'm'}, {key.tile[1] or 'k'})"
+        name = key.alternative.replace("(0,", "(m,").replace(" 0)", " k)")
         lines.append(f"  {name:>12}{speed}{even:>12.2f}")
     return lines

@@ -1,46 +1,52 @@
-"""Which kernel at this density and shape, on this machine: measured curves, dense among the candidates, a reason.
+"""Which alternative is fastest on this shape, these zeros and this machine; dense is always one, and a reason is given.
 
-May import pattern, kernels and measure.
+costs/ cost curves, their cache, prices of a product | work/ partitions of a pattern | tuner/ the one online tuner |
+plans of products with zeros in one operand. May import pattern, kernels and measure.
 """
 
-from gossamer.planner.axes import Analysis, Axis, analyse
-from gossamer.planner.buckets import Buckets, Encoded
-from gossamer.planner.coverage import Window, covered, sample
-from gossamer.planner.curve import Curve
-from gossamer.planner.database import Database, Key
-from gossamer.planner.hysteresis import Planner
-from gossamer.planner.partition import Partition, partition, static_work
+import importlib
+import warnings
+from typing import Any
+
+from gossamer.planner.costs.cache import Database, Key
+from gossamer.planner.costs.curve import Curve
+from gossamer.planner.costs.occupancy import Window, covered, expected_cover, sample
 from gossamer.planner.plan import Candidate, Plan, plan
-from gossamer.planner.regret import Regret, regret
-from gossamer.planner.skipping import Site, site
-from gossamer.planner.tiles import MicroTile, expected_cover, micro_tiles
-from gossamer.planner.tune import tune
+from gossamer.planner.tuner.hysteresis import Planner
+from gossamer.planner.tuner.skipping import Site, site
+from gossamer.planner.work.buckets import Buckets, Encoded
+from gossamer.planner.work.partition import Partition, partition, static_work
 
 __all__ = [
-    "Analysis",
-    "Axis",
     "Buckets",
     "Candidate",
     "Curve",
     "Database",
     "Encoded",
     "Key",
-    "MicroTile",
     "Partition",
     "Plan",
     "Planner",
-    "Regret",
     "Site",
     "Window",
-    "analyse",
     "covered",
     "expected_cover",
-    "micro_tiles",
     "partition",
     "plan",
-    "regret",
     "sample",
     "site",
     "static_work",
-    "tune",
 ]
+
+_MOVED = {
+    **dict.fromkeys(("Analysis", "Axis", "MicroTile", "analyse", "micro_tiles"), "gossamer.compile"),
+    **dict.fromkeys(("Regret", "regret", "tune"), "gossamer.tuning"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MOVED:
+        raise AttributeError(f"module 'gossamer.planner' has no attribute {name!r}")
+    place = _MOVED[name]
+    warnings.warn(f"gossamer.planner.{name} is now {place}.{name}", DeprecationWarning, stacklevel=2)
+    return getattr(importlib.import_module(place), name)

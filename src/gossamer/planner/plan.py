@@ -15,9 +15,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from gossamer.planner import database as costs_file
-from gossamer.planner.costs import Costs, costs
-from gossamer.planner.coverage import Window, sample
+from gossamer.planner.costs import cache as costs_file
+from gossamer.planner.costs.occupancy import Window, sample
+from gossamer.planner.costs.prices import Costs, costs
 from gossamer.planner.operands import check_operands
 from gossamer.planner.tiles import Tile, axis_of, resolve
 

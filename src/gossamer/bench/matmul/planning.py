@@ -17,7 +17,7 @@ from gossamer.planner import Database
 
 @cache
 def _costs(device: str, quick: bool, threads: int) -> Database:
-    return gs.planner.tune(device, quick=quick)
+    return gs.tuning.tune(device, quick=quick)
 
 
 def costs(settings: Settings) -> Database:
@@ -38,7 +38,7 @@ def explain(settings: Settings) -> list[dict[str, Any]]:
 def regret(settings: Settings) -> list[dict[str, Any]]:
     """One row per held-out mask, then one with the median and the worst."""
     shape = (256, 256, 64) if settings.quick else (2048, 2048, 256)
-    found = gs.planner.regret(shape, device=settings.device, database=costs(settings)).to_dict()
+    found = gs.tuning.regret(shape, device=settings.device, database=costs(settings)).to_dict()
     cases = found.pop("rows")
     return [
         {"shape": list(shape), **{("mask" if k == "name" else k): v for k, v in case.items()}} for case in cases

@@ -22,7 +22,7 @@ from gossamer.ops.skipping.passes import Gradients, Passes
 from gossamer.ops.transforms import is_transformed
 from gossamer.planner import Site
 from gossamer.planner import site as site_of_key
-from gossamer.planner.learning import Pass
+from gossamer.planner.tuner.learning import Pass
 
 _MOST_SITES = 256
 _PASSES: dict[tuple[bool, bool], tuple[Pass, ...]] = {

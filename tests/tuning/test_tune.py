@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from gossamer.cli.__main__ import main
-from gossamer.planner.database import current, forget
+from gossamer.planner.costs.cache import current, forget
 from gossamer.planner.plan import TILES, plan
-from gossamer.planner.regret import masks, regret
-from gossamer.planner.tune import QUICK, tune
+from gossamer.tuning.regret import masks, regret
+from gossamer.tuning.tune import QUICK, tune
 
 SHAPE = (64, 96, 16)
 
@@ -31,8 +31,8 @@ def test_what_is_tuned_is_what_plans_use(cache):
     said = []
     database = tune("cpu", shapes=[SHAPE], quick=True, progress=lambda *step: said.append(step))
     assert said[0][:2] == (0, len(TILES) + 1) and said[-1] == (len(TILES) + 1, len(TILES) + 1, "done")
-    assert {(key.verb, key.tile) for key in database.curves} == {
-        ("dense", (0, 0)), ("copy", (0, 0)), *((verb, tile) for verb in ("product", "detect") for tile in TILES)
+    assert {(key.op, key.alternative) for key in database.curves} == {
+        ("matmul", "dense"), ("copy", ""), *((op, str(tile)) for op in ("matmul", "detect") for tile in TILES)
     }  # fmt: skip
     assert all(0.0 <= x <= 1.0 for curve in database.curves.values() for x in curve.densities)
     assert current().curves == {}
@@ -102,7 +102,7 @@ def test_a_busy_machine_is_named(cache, caplog, monkeypatch):
     """When the same product takes two different times, the costs are kept and called rough."""
     from importlib import import_module
 
-    module = import_module("gossamer.planner.tune")
+    module = import_module("gossamer.tuning.tune")
     honest = module.interleave
 
     def busy(*args, **kwargs):

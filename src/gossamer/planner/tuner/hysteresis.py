@@ -15,8 +15,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from gossamer.planner import database as costs_file
-from gossamer.planner.coverage import Window
+from gossamer.planner.costs import cache as costs_file
+from gossamer.planner.costs.occupancy import Window
 from gossamer.planner.plan import Axis, Plan, Sparse, choose, decide, look
 from gossamer.planner.tiles import Tile
 

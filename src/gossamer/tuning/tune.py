@@ -16,11 +16,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gossamer import ops
 from gossamer.measure import interleave
-from gossamer.planner import database as costs_file
-from gossamer.planner.curve import Curve
-from gossamer.planner.database import Database, Key, Shape
-from gossamer.planner.execute import find, kernel
+from gossamer.planner.costs import cache as costs_file
+from gossamer.planner.costs.cache import Database, Key, Shape
+from gossamer.planner.costs.curve import Curve
 from gossamer.planner.plan import TILES
 from gossamer.planner.tiles import Tile, resolve
 
@@ -62,8 +62,6 @@ def tune(
     Raises:
         RuntimeError: no kernels for the device.
     """
-    for verb in ("detect", "gather_mm"):
-        kernel(device, verb)
     if shapes is None:
         shapes = (QUICK if quick else SHAPES)[device]
     dtypes = DTYPES[device] if dtypes is None else dtypes
@@ -131,28 +129,28 @@ def _copy(shape: Shape, dtype: str, device: str) -> dict[Key, Curve]:
     times = _rounds(
         _name(shape, dtype, None), {"dense": partial(torch.matmul, s, d), "copy": lambda: s.t().contiguous()}
     )
-    return {Key(verb, (0, 0), dtype, shape): Curve((1.0,), (time,)) for verb, time in times.items()}
+    names = {"dense": ("matmul", "dense"), "copy": ("copy", "")}
+    return {Key(*names[name], shape, dtype, device): Curve((1.0,), (time,)) for name, time in times.items()}
 
 
 def _tile(tile: Tile, shape: Shape, dtype: str, device: str, densities: Sequence[float]) -> dict[Key, Curve]:
     s, d = _operands(shape, dtype, device)
-    multiply, wide = kernel(device, "gather_mm"), d.unsqueeze(0)
+    elements = resolve(tile, (s.shape[0], s.shape[1]))
     calls: dict[str, Callable[[], Any]] = {"dense": partial(torch.matmul, s, d)}
-    found: dict[float, list[float]] = {}
+    found: dict[float, float] = {}
     for density in densities:
         thin = _thinned(s, tile, density)
-        index = find(thin, tile)
-        tiles = index[1].numel()
-        # What is really covered: a few tiles drawn at random are seldom the share asked for.
-        found[density] = [float(index[0][-1]) / max(tiles, 1)]
-        calls[f"product {density}"] = partial(multiply, thin, *index, wide, False)
-        calls[f"detect {density}"] = partial(find, thin, tile)
+        index = ops.detect(thin, elements)
+        # What is really occupied: of a few tiles drawn at random it is seldom the share asked for.
+        found[density] = index.nnz / max(math.prod(index.grid), 1)
+        calls[f"matmul {density}"] = partial(ops.matmul, thin, d, index=index)
+        calls[f"detect {density}"] = partial(ops.detect, thin, elements)
     times = _rounds(_name(shape, dtype, tile), calls)
     out: dict[Key, Curve] = {}
-    for verb in ("product", "detect"):
+    for op in ("matmul", "detect"):
         points: dict[float, list[float]] = {}
         for density in densities:
-            points.setdefault(found[density][0], []).append(times[f"{verb} {density}"])
+            points.setdefault(found[density], []).append(times[f"{op} {density}"])
         xs = sorted(points)
-        out[Key(verb, tile, dtype, shape)] = Curve.fit(xs, [min(points[x]) for x in xs])
+        out[Key(op, str(tile), shape, dtype, device)] = Curve.fit(xs, [min(points[x]) for x in xs])
     return out

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from gossamer.pattern import Pattern
-from gossamer.planner.partition import check_count, check_pattern, on_host
+from gossamer.planner.work.partition import check_count, check_pattern, on_host
 
 Policy = Literal["error", "dense", "grow", "drop"]
 _POLICIES = ("error", "dense", "grow", "drop")

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from gossamer.pattern import Pattern
 from gossamer.pattern.build import any_in_tile, grid_of
-from gossamer.pattern.check import check_matrix
+from gossamer.pattern.check import check_matrix, check_pair
 from gossamer.planner.tiles import Tile, resolve
 
 _WORD = {8: np.uint8, 16: np.uint16, 32: np.uint32, 64: np.uint64}
@@ -158,3 +158,28 @@ class Window:
     def mean(self) -> tuple[float, ...]:
         """Of the samples in the window; () without any."""
         return tuple(sum(column) / len(self.samples) for column in zip(*self.samples, strict=True))
+
+
+def expected_cover(density: float, granule: Tile, tile: Tile) -> float:
+    """The fraction of tiles that hold a nonzero when granules are nonzero independently with this probability.
+
+    `1 - (1 - density) ** g` for g granules under a tile, averaged over the positions of tiles relative to granules.
+
+    >>> round(1 - expected_cover(0.05, (2, 1), (32, 1)), 4)
+    0.4401
+    """
+    if not 0.0 <= density <= 1.0:
+        raise ValueError(f"density must lie in [0, 1], got {density}")
+    check_pair("granule", granule, 1), check_pair("tile", tile, 1)
+    total, places = 0.0, 0
+    for rows in _touched(granule[0], tile[0]):
+        for cols in _touched(granule[1], tile[1]):
+            total += 1.0 - (1.0 - density) ** (rows * cols)
+            places += 1
+    return total / places
+
+
+def _touched(granule: int, tile: int) -> list[int]:
+    """How many granules the tiles 0, 1, ... of one period meet along one dimension."""
+    tiles = math.lcm(granule, tile) // tile
+    return [(i * tile + tile - 1) // granule - i * tile // granule + 1 for i in range(tiles)]

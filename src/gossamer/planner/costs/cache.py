@@ -1,7 +1,7 @@
 """Cost curves of one machine: what they are measured for, and the JSON file that keeps them.
 
     $GOSSAMER_CACHE (or ~/.cache/gossamer) / costs-amd-epyc-...-avx512-2-threads-1f0c9a33.json
-    {"format": 2, "machine": {...}, "measured": "...", "curves": [{"verb": "product", "tile": [32, 1], ...}], ...}
+    {"format": 3, "machine": {...}, "curves": [{"op": "matmul", "alternative": "(32, 1)", "shape": [...], ...}], ...}
 
 The file's name and its `machine` are everything that the times depend on: the processor or GPU, the instruction set,
 the threads, the versions and the build of the kernels. A file that says anything else is not used, and says why; so
@@ -18,7 +18,7 @@ import math
 import os
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,30 +26,28 @@ import torch
 
 from gossamer import files
 from gossamer.measure import environment
-from gossamer.planner.curve import Curve
-from gossamer.planner.tiles import Tile
+from gossamer.planner.costs.curve import Curve
 
-FORMAT = 2
+FORMAT = 3
 LIMIT = 1 << 24  # bytes; a full tuning writes some 100 KB
-VERBS = ("dense", "product", "detect", "copy")
 _log = logging.getLogger(__name__)
 
-Shape = tuple[int, int, int]
+Shape = tuple[int, ...]
 
 
 @dataclass(frozen=True)
 class Key:
-    """What a curve is the cost of.
+    """What a curve is the cost of: one alternative of any op, at one shape, dtype and device.
 
-    `verb`: "dense" (torch's product), "product" (`gather_mm` at the tiles covered), "detect" (finding them), "copy"
-    (making a transposed operand contiguous). `tile` is of the sparse operand, 0 for a whole dimension; (0, 0) for the
-    verbs that have none. `shape` is (rows, k, n) of the product.
+    Of a planned product, with `shape` (rows, k, n): "matmul" with "dense" or a tile of the sparse operand as text, such
+    as "(32, 1)"; "detect" with a tile; "copy" (making a transposed operand contiguous) with "".
     """
 
-    verb: str
-    tile: Tile
-    dtype: str
+    op: str
+    alternative: str
     shape: Shape
+    dtype: str
+    device: str = "cpu"
 
 
 @dataclass
@@ -63,20 +61,14 @@ class Database:
     prices: dict[Any, Any] = field(default_factory=dict, repr=False, compare=False)  # what `costs` made of
     priced: dict[Key, Curve] = field(default_factory=dict, repr=False, compare=False)  # these curves
 
-    def shapes(self, needed: Iterable[tuple[str, Tile]], dtype: str) -> list[Shape]:
-        """The measured shapes for which every (verb, tile) needed has a curve."""
+    def shapes(self, needed: Iterable[tuple[str, str]], dtype: str, device: str) -> list[Shape]:
+        """The measured shapes for which every (op, alternative) needed has a curve."""
         needed = list(needed)
-        shapes = dict.fromkeys(key.shape for key in self.curves if key.dtype == dtype)
-        return [s for s in shapes if all(Key(verb, tile, dtype, s) in self.curves for verb, tile in needed)]
+        shapes = dict.fromkeys(key.shape for key in self.curves if (key.dtype, key.device) == (dtype, device))
+        return [s for s in shapes if all(Key(*pair, s, dtype, device) in self.curves for pair in needed)]
 
     def to_json(self) -> dict[str, Any]:
-        curves = [
-            {
-                "verb": key.verb, "tile": list(key.tile), "dtype": key.dtype, "shape": list(key.shape),
-                "densities": list(curve.densities), "seconds": list(curve.seconds),
-            }
-            for key, curve in self.curves.items()
-        ]  # fmt: skip
+        curves = [{**asdict(key), **asdict(curve)} for key, curve in self.curves.items()]
         return files.sealed({"format": FORMAT, "machine": self.machine, "measured": self.measured, "curves": curves})
 
     @classmethod
@@ -117,13 +109,13 @@ class Database:
 
 def _curve(entry: Any) -> tuple[Key, Curve]:
     try:
-        tile, shape = entry["tile"], entry["shape"]
+        key = Key(entry["op"], entry["alternative"], tuple(entry["shape"]), entry["dtype"], entry["device"])
         densities, seconds = entry["densities"], entry["seconds"]
-        whole = all(type(n) is int and n >= 0 for n in (*tile, *shape)) and len(tile) == 2 and len(shape) == 3
+        words = all(type(word) is str for word in (key.op, key.alternative, key.dtype, key.device))
+        whole = all(type(n) is int and n >= 0 for n in key.shape)
         numbers = all(type(x) in (int, float) and math.isfinite(x) for x in (*densities, *seconds))
-        if not (whole and numbers and entry["verb"] in VERBS and isinstance(entry["dtype"], str)):
+        if not (words and whole and numbers):
             raise ValueError("a field is of the wrong kind")
-        key = Key(entry["verb"], (tile[0], tile[1]), entry["dtype"], (shape[0], shape[1], shape[2]))
         return key, Curve(tuple(map(float, densities)), tuple(map(float, seconds)))
     except (KeyError, TypeError, ValueError, IndexError, OverflowError) as error:
         raise ValueError(f"the curve {str(entry)[:80]} is malformed: {error}") from None

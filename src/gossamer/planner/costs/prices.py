@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from gossamer.planner.curve import Curve
-from gossamer.planner.database import Database, Key, Shape
+from gossamer.planner.costs.cache import Database, Key, Shape
+from gossamer.planner.costs.curve import Curve
 from gossamer.planner.tiles import Tile
 
 FAR = 5.0
@@ -58,12 +58,12 @@ def costs(database: Database, tiles: Sequence[Tile], shape: Shape, dtype: str, d
 
 
 def _costs(database: Database, tiles: Sequence[Tile], shape: Shape, dtype: str, device: str) -> Costs:
-    needed = [("dense", (0, 0)), ("copy", (0, 0)), *((v, tile) for tile in tiles for v in ("product", "detect"))]
-    known = database.shapes(needed, dtype)
+    needed = [("matmul", "dense"), ("copy", ""), *((op, str(tile)) for tile in tiles for op in ("matmul", "detect"))]
+    known = database.shapes(needed, dtype, device)
     if known:
         nearest = min(known, key=lambda other: _doublings(shape, other))
         if _doublings(shape, nearest) <= FAR:
-            return _measured(database, tiles, shape, nearest, dtype)
+            return _measured(database, tiles, shape, nearest, dtype, device)
     return _prior(database, tiles, shape, dtype, device)
 
 
@@ -75,18 +75,23 @@ def _scaled(curve: Curve, factor: float) -> Curve:
     return Curve(curve.densities, tuple(time * factor for time in curve.seconds))
 
 
-def _measured(database: Database, tiles: Sequence[Tile], shape: Shape, nearest: Shape, dtype: str) -> Costs:
+def _measured(
+    database: Database, tiles: Sequence[Tile], shape: Shape, nearest: Shape, dtype: str, device: str
+) -> Costs:
     (rows, k, n), (rows_then, k_then, n_then) = shape, nearest
     product = rows * k * n / (rows_then * k_then * n_then)
     matrix = rows * k / (rows_then * k_then)
-    of = {key: curve for key, curve in database.curves.items() if key.dtype == dtype and key.shape == nearest}
+
+    def of(op: str, alternative: str) -> Curve:
+        return database.curves[Key(op, alternative, nearest, dtype, device)]
+
     basis = f"on this machine, {database.measured}, at {_times(nearest)}"
     return Costs(
         shape, dtype, "measured", basis if shape == nearest else f"{basis}, scaled by the work",
-        dense=of[Key("dense", (0, 0), dtype, nearest)](1.0) * product,
-        products={tile: _scaled(of[Key("product", tile, dtype, nearest)], product) for tile in tiles},
-        detects={tile: _scaled(of[Key("detect", tile, dtype, nearest)], matrix) for tile in tiles},
-        copy=of[Key("copy", (0, 0), dtype, nearest)](1.0) * matrix,
+        dense=of("matmul", "dense")(1.0) * product,
+        products={tile: _scaled(of("matmul", str(tile)), product) for tile in tiles},
+        detects={tile: _scaled(of("detect", str(tile)), matrix) for tile in tiles},
+        copy=of("copy", "")(1.0) * matrix,
     )  # fmt: skip
 
 

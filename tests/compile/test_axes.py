@@ -12,8 +12,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gossamer.planner.axes import analyse
-from gossamer.planner.expression import parse
+from gossamer.compile.axes import analyse
+from gossamer.compile.expression import parse
 
 # expression, absent value, permutable axes, axes skippable for A
 TABLE = [

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from statistics import median
 from typing import Any, Literal
 
-from gossamer.planner.trial import DENSE, Trial
+from gossamer.planner.tuner.trial import DENSE, Trial
 
 Pass = Literal["forward", "input", "weight"]
 

@@ -22,8 +22,8 @@ from weakref import WeakValueDictionary
 import torch
 
 from gossamer.planner.graph_input import graph_input
-from gossamer.planner.learning import LOOK_EVERY, Layer, Learner, Pass, Shape
-from gossamer.planner.trial import DENSE
+from gossamer.planner.tuner.learning import LOOK_EVERY, Layer, Learner, Pass, Shape
+from gossamer.planner.tuner.trial import DENSE
 
 _PASSES = get_args(Pass)
 _READ_EVERY = 16  # steps

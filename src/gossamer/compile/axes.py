@@ -16,7 +16,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from gossamer.planner.expression import Expression, parse
+from gossamer.compile.expression import Expression, parse
 
 Kind = Literal["spatial", "reduction", "derived", "along"]
 
@@ -79,7 +79,7 @@ def analyse(expression: str, sparse: str = "A", *, absent: float = 0.0) -> Analy
     """Judge every axis of an expression.
 
     Args:
-        expression: such as "C[m,n] += A[m,k] * B[k,n]"; the grammar is in `gossamer.planner.expression`.
+        expression: such as "C[m,n] += A[m,k] * B[k,n]"; the grammar is in `gossamer.compile.expression`.
         sparse: the operand whose elements may be absent.
         absent: the value that an absent element stands for: 0, or `-math.inf` for masked scores.
 

@@ -16,6 +16,7 @@ from gossamer.planner.tuner.hysteresis import Planner
 from gossamer.planner.tuner.skipping import Site, site
 from gossamer.planner.work.buckets import Buckets, Encoded
 from gossamer.planner.work.partition import Partition, partition, static_work
+from gossamer.renamed import keep_old_names
 
 __all__ = [
     "Buckets",
@@ -42,6 +43,24 @@ _MOVED = {
     **dict.fromkeys(("Analysis", "Axis", "MicroTile", "analyse", "micro_tiles"), "gossamer.compile"),
     **dict.fromkeys(("Regret", "regret", "tune"), "gossamer.tuning"),
 }
+keep_old_names(
+    "gossamer",
+    {
+        "planner.axes": "compile.axes",
+        "planner.buckets": "planner.work.buckets",
+        "planner.coverage": "planner.costs.occupancy",
+        "planner.curve": "planner.costs.curve",
+        "planner.database": "planner.costs.cache",
+        "planner.expression": "compile.expression",
+        "planner.hysteresis": "planner.tuner.hysteresis",
+        "planner.learning": "planner.tuner.learning",
+        "planner.partition": "planner.work.partition",
+        "planner.regret": "tuning.regret",
+        "planner.skipping": "planner.tuner.skipping",
+        "planner.trial": "planner.tuner.trial",
+        "planner.tune": "tuning.tune",
+    },
+)
 
 
 def __getattr__(name: str) -> Any:

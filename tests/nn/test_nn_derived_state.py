@@ -115,6 +115,10 @@ def test_a_compiled_attention_follows_assignments_and_refuses_a_pattern_written_
     torch.testing.assert_close(compiled(X), attend(layer, X))
     layer.pattern = window(9)
     torch.testing.assert_close(compiled(X), attend(layer, X))
+    layer.pattern = [window(2).with_capacity(20), window(9)]  # with slack between the heads
+    torch.testing.assert_close(compiled(X), attend(layer, X))
+    layer.pattern = window(9)
+    torch.testing.assert_close(compiled(X), attend(layer, X))
     layer.pattern.copy_(window(2))
     with pytest.raises(RuntimeError, match="a pattern must not be written"):
         compiled(X)

@@ -14,7 +14,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 import gossamer as gs
 from gossamer.nn import BlockSparseLinear, moved
 from gossamer.nn.block_sparse.slot_remapping import sources
-from gossamer.nn.block_sparse.tiles import inside, of_tiles, tile_areas, tile_means
+from gossamer.pattern.build import tile_areas, tile_means
 from gossamer.testing import assert_no_recompile, assert_within, gamma
 
 D = torch.float64
@@ -28,7 +28,7 @@ def of_count(layer: BlockSparseLinear, count: int, seed: int) -> gs.Pattern:
     grid = layer.pattern.grid
     chosen = torch.randperm(math.prod(grid), generator=torch.Generator().manual_seed(seed))[:count]
     mask = torch.zeros(math.prod(grid), dtype=torch.bool).index_fill_(0, chosen, True)
-    return of_tiles(mask.view(grid), layer.shape, layer.tile)
+    return gs.Pattern.from_tile_mask(mask.view(grid), layer.tile, shape=layer.shape)
 
 
 def through_a_file(state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -61,7 +61,7 @@ def test_it_is_the_linear_with_its_weight(wide: int, high: int, block, density: 
     flat_dy, flat_x = dy.flatten(0, 1).abs(), x.detach().flatten(0, 1).abs()
     in_tiles = layer.pattern.pack(dense.weight.grad), layer.pattern.pack(flat_dy.t() @ flat_x)
     assert_within(layer.values.grad, in_tiles[0], 2 * gamma(terms, D) * in_tiles[1])
-    assert bool((layer.values.grad[~inside(layer.pattern)] == 0).all())
+    assert bool((layer.values.grad[~layer.pattern.value_mask()] == 0).all())
     if bias:
         assert_within(layer.bias.grad, dense.bias.grad, 2 * gamma(terms, D) * flat_dy.sum(0))
 
@@ -187,7 +187,7 @@ def test_tiles_keep_their_values_and_new_ones_are_zero() -> None:
         layer.update_pattern(of_count(layer, layer.capacity - seed % 3, seed))
         now = layer.pattern.to_mask()
         assert torch.equal(layer.to_dense(), torch.where(old & now, before, 0))
-        assert bool((layer.values[~inside(layer.pattern)] == 0).all())
+        assert bool((layer.values[~layer.pattern.value_mask()] == 0).all())
         with torch.no_grad():
             layer.values.copy_(layer.pattern.pack(torch.randn(29, 37, dtype=D)))
 
@@ -212,9 +212,9 @@ def test_given_values_and_zeros() -> None:
     dense = torch.randn(6, 10)
     layer.update_pattern(pattern, values=pattern.pack(dense) + 0)
     assert torch.equal(layer.to_dense(), dense * pattern.to_mask())
-    given = torch.full_like(layer.values, 2.0).masked_fill(~inside(pattern), float("nan"))
+    given = torch.full_like(layer.values, 2.0).masked_fill(~pattern.value_mask(), float("nan"))
     layer.update_pattern(pattern, values=given)  # padding is not taken over
-    assert torch.equal(layer.values, 2.0 * inside(pattern))
+    assert torch.equal(layer.values, 2.0 * pattern.value_mask())
     layer.update_pattern(pattern, values="zeros")
     assert not bool(layer.values.any())
 

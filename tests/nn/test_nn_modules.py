@@ -9,7 +9,6 @@ from torch.nn.functional import scaled_dot_product_attention
 
 import gossamer as gs
 from gossamer.nn import AttentionIndex, BlockSparseAttention, Experts, ReLUFeedForward, Unpadded, block_sparse_attention
-from gossamer.nn.block_sparse.tiles import of_tiles
 from gossamer.nn.experts import ACTIVATIONS, balance_loss
 
 D = torch.float64
@@ -217,7 +216,7 @@ def test_attention_is_masked_attention(queries: int, keys: int, tile: tuple[int,
     tiles = torch.rand(3, *grid) < 0.5
     tiles[0, 0] = False  # queries that see nothing
     tiles[1:, :, 0] = True
-    heads = [of_tiles(head, (queries, keys), tile) for head in tiles]
+    heads = [gs.Pattern.from_tile_mask(head, tile, shape=(queries, keys)) for head in tiles]
     q, k, v = (
         torch.randn(2, 3, tokens, width, dtype=D, requires_grad=True)
         for tokens, width in ((queries, 5), (keys, 5), (keys, 6))
@@ -268,7 +267,7 @@ def test_attention_module_and_its_index() -> None:
 
 
 def test_attention_visits_only_present_tiles() -> None:
-    index = AttentionIndex.of(of_tiles(torch.eye(4).bool(), (16, 16), (4, 4)), 6)
+    index = AttentionIndex.of(gs.Pattern.from_tile_mask(torch.eye(4).bool(), (4, 4)), 6)
     assert index.seen.shape == (24, 4, 4) and index.pattern.grid == (24, 24)
 
 

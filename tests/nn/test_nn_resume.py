@@ -22,7 +22,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from gossamer.nn import BlockSparseLinear
-from gossamer.nn.block_sparse.tiles import of_tiles
+from gossamer.pattern import Pattern
 from gossamer.training import RigL
 
 
@@ -75,7 +75,7 @@ def test_tiles_changed_by_hand_are_noticed() -> None:
     net, opt, _ = make()
     steps(net, opt, 0, 1)
     tiles = net[0].pattern.to_tile_mask().flip(0)
-    net[0].update_pattern(of_tiles(tiles, net[0].shape, net[0].tile))
+    net[0].update_pattern(Pattern.from_tile_mask(tiles, net[0].tile, shape=net[0].shape))
     with pytest.raises(RuntimeError, match="leave update_pattern to the method"):
         steps(net, opt, 1, 2)
 

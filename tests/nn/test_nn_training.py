@@ -26,7 +26,7 @@ from torch import nn
 import gossamer as gs
 import gossamer.training.tiles
 from gossamer.nn import BlockSparseLinear
-from gossamer.nn.block_sparse.tiles import of_tiles, tile_means
+from gossamer.pattern.build import tile_means
 from gossamer.training import METHODS, RigL
 from gossamer.training.tiles import TileLayer, candidate_scores
 
@@ -98,7 +98,9 @@ def test_optimizer_state_moves_with_its_tile() -> None:
     pointers = [state["exp_avg"].data_ptr(), layer.values.data_ptr()]
     tiles = torch.zeros(24, dtype=torch.bool)
     tiles[torch.randperm(24)[:12]] = True
-    source = layer.update_pattern(of_tiles(tiles.view(4, 6), layer.shape, layer.tile), optimizer=opt)
+    source = layer.update_pattern(
+        gs.Pattern.from_tile_mask(tiles.view(4, 6), layer.tile, shape=layer.shape), optimizer=opt
+    )
     kept = old & layer.pattern.to_mask()
     assert 0 < int(kept.sum()) < int(layer.pattern.to_mask().sum()) and (source >= 0).any()
     after = {key: layer.pattern.unpack(value) for key, value in state.items() if value.dim()}

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gossamer.pattern import Pattern
+from gossamer.pattern import Pattern, block_diagonal
 from gossamer.testing import CASES, assert_same_tiles, case, ids, strategies
 
 every_case = pytest.mark.parametrize("c", CASES, ids=ids())
@@ -14,6 +14,45 @@ every_case = pytest.mark.parametrize("c", CASES, ids=ids())
 @every_case
 def test_from_mask_finds_the_tiles(c):
     assert_same_tiles(Pattern.from_mask(c.mask(), c.tile), c.tiles(), ordered=True)
+
+
+@every_case
+def test_from_tile_mask_is_the_way_back_from_to_tile_mask(c):
+    p = Pattern.from_tile_mask(c.tiles(), c.tile, shape=c.shape)
+    assert_same_tiles(p, c.tiles(), ordered=True)
+    assert torch.equal(p.to_tile_mask(), c.tiles()) and p.shape == c.shape
+
+
+@every_case
+def test_value_mask_says_which_values_are_elements(c):
+    p = Pattern.from_mask(c.mask(), c.tile)
+    p = p.with_capacity(p.capacity + 2)
+    expected = p.pack(torch.ones(c.shape)) != 0
+    assert torch.equal(p.value_mask(), expected)
+
+
+@every_case
+def test_block_diagonal_is_the_block_diagonal_matrix(c):
+    masks = [c.tiles(0), c.tiles(1), torch.zeros(c.grid, dtype=torch.bool)]
+    heads = [Pattern.from_tile_mask(mask, c.tile, shape=c.shape) for mask in masks]
+    heads[0] = heads[0].with_capacity(heads[0].capacity + 3)  # slack between two heads has to go
+    found = block_diagonal(heads, copies=2)
+    expected = torch.block_diag(*[mask.int() for mask in masks * 2]).bool()
+    assert found.capacity == found.nnz and found.grid == expected.shape
+    assert_same_tiles(found, expected, ordered=True)
+    assert_same_tiles(block_diagonal(heads, copies=2, capacity=found.nnz + 5), expected, ordered=True)
+
+
+def test_block_diagonal_takes_fan_in_and_no_copies_and_refuses_what_does_not_fit():
+    one = Pattern.from_topk(torch.rand(3, 4), 2)
+    assert torch.equal(block_diagonal([one]).to_mask(), one.to_mask())
+    assert block_diagonal([one], copies=0).shape == (0, 0)
+    with pytest.raises(ValueError, match="agree in shape, tile and device"):
+        block_diagonal([one, Pattern.full((3, 5))])
+    with pytest.raises(ValueError, match="one or more"):
+        block_diagonal([])
+    with pytest.raises(RuntimeError, match="capacity=3 is too small: 6 tiles"):
+        block_diagonal([one], capacity=3)
 
 
 @every_case

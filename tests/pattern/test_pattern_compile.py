@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.utils._pytree as pytree
 
-from gossamer.pattern import Pattern
+from gossamer.pattern import Pattern, block_diagonal
 from gossamer.testing import assert_no_recompile, assert_same_bits, case
 
 C = case("ragged")
@@ -51,6 +51,8 @@ BUILD = {
     "from_mask": lambda x: Pattern.from_mask(x > 0, (2, 3), capacity=50),
     "from_dense": lambda x: Pattern.from_dense(x.relu(), (2, 3), capacity=7, overflow="error"),
     "from_ids": lambda x: Pattern.from_ids(x.argsort(dim=1)[:, :2], 12),
+    "from_tile_mask": lambda x: Pattern.from_tile_mask(x > 0, (2, 3), capacity=100),
+    "block_diagonal": lambda x: block_diagonal([Pattern.from_topk(x, 3), Pattern.from_topk(-x, 3)], capacity=90),
     "from_topk": lambda x: Pattern.from_topk(x, 3),
     "full": lambda x: Pattern.full((5, 7), (2, 2)),
     "transpose": lambda x: Pattern.from_mask(x > 0, capacity=120).transpose(),

@@ -44,7 +44,6 @@ keep_old_names(
         "threshold_sites": "threshold.places",
         "thresholded": "threshold.thresholded",
         "tiled": "block_sparse.tiled",
-        "tiles": "block_sparse.tiles",
     },
 )
 

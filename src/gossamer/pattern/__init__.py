@@ -2,9 +2,10 @@
 
 from gossamer.pattern import pickling, pytree
 from gossamer.pattern.check import Overflow
+from gossamer.pattern.diagonal import block_diagonal
 from gossamer.pattern.pattern import Pattern
 
 pickling.register()
 pytree.register()
 
-__all__ = ["Overflow", "Pattern"]
+__all__ = ["Overflow", "Pattern", "block_diagonal"]

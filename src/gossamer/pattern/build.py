@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from gossamer.pattern.check import require
+from gossamer.pattern.check import check_pair, require
 
 
 def index_dtype(tile_cols: int) -> torch.dtype:
@@ -34,6 +34,17 @@ def grid_of(shape: tuple[int, int], tile: tuple[int, int]) -> tuple[int, int]:
     return (shape[0] + tile[0] - 1) // tile[0], (shape[1] + tile[1] - 1) // tile[1]
 
 
+def shape_of(name: str, x: Tensor, tile: tuple[int, int], shape: tuple[int, int] | None) -> tuple[int, int]:
+    """The shape in elements of a matrix that has one tile for each entry of x; None for whole tiles."""
+    grid = (x.shape[0], x.shape[1])
+    if shape is None:
+        return grid[0] * tile[0], grid[1] * tile[1]
+    shape = check_pair("shape", shape, 0)
+    if grid_of(shape, tile) != grid:
+        raise ValueError(f"{name} must have one entry per tile, {grid_of(shape, tile)}, got {grid}")
+    return shape
+
+
 def any_in_tile(mask: Tensor, tile: tuple[int, int]) -> Tensor:
     """bool[rows, cols] -> bool[tile_rows, tile_cols]: is any element of the tile true?"""
     if tile == (1, 1):
@@ -42,6 +53,42 @@ def any_in_tile(mask: Tensor, tile: tuple[int, int]) -> Tensor:
     tile_rows, tile_cols = grid_of((rows, cols), tile)
     padded = pad(mask, (0, tile_cols * bn - cols, 0, tile_rows * bm - rows))
     return padded.view(tile_rows, bm, tile_cols, bn).any(dim=3).any(dim=1)
+
+
+def tile_areas(shape: tuple[int, int], tile: tuple[int, int], device: torch.device | str = "cpu") -> Tensor:
+    """int64[tile_rows, tile_cols]: elements of each tile inside the matrix; one number [1, 1] when none is ragged.
+
+    >>> tile_areas((3, 4), (2, 2)).tolist(), tile_areas((4, 4), (2, 2)).tolist()
+    ([[4, 4], [2, 2]], [[4]])
+    """
+    if shape[0] % tile[0] == 0 and shape[1] % tile[1] == 0:
+        return torch.tensor([[tile[0] * tile[1]]], device=device)
+    sides = []
+    for size, side in zip(shape, tile, strict=True):
+        first = torch.arange(0, size, side, device=device)
+        sides.append((size - first).clamp(max=side))
+    return torch.outer(*sides)
+
+
+def tile_means(x: Tensor, tile: tuple[int, int]) -> Tensor:
+    """x[rows, cols] -> [tile_rows, tile_cols], the mean over the elements that each tile really has; x for tile (1, 1).
+
+    >>> tile_means(torch.tensor([[1.0, 3.0, 5.0]]), (1, 2)).tolist()
+    [[2.0, 5.0]]
+    """
+    if tile == (1, 1):
+        return x
+    (rows, cols), (bm, bn) = x.shape, tile
+    if rows % bm or cols % bn:
+        x = pad(x, (0, -cols % bn, 0, -rows % bm))
+    sums = x.view(x.shape[0] // bm, bm, x.shape[1] // bn, bn).sum((1, 3))
+    return sums / tile_areas((rows, cols), tile, x.device)
+
+
+def full(tile_rows: int, tile_cols: int, device: torch.device | str | None) -> tuple[Tensor, Tensor]:
+    """(offsets, indices) of every tile."""
+    columns = torch.arange(tile_cols, device=device).repeat(tile_rows)
+    return torch.arange(tile_rows + 1, device=device) * tile_cols, columns.to(index_dtype(tile_cols))
 
 
 def count_rows(tiles: Tensor) -> Tensor:
@@ -66,6 +113,15 @@ def from_keys(keys: Tensor, tile_rows: int, tile_cols: int, dtype: torch.dtype |
     """
     starts = torch.arange(tile_rows + 1, device=keys.device) * tile_cols
     return torch.searchsorted(keys, starts), (keys % max(tile_cols, 1)).to(dtype or index_dtype(tile_cols))
+
+
+def check_ids(ids: Tensor, n: int) -> None:
+    if not isinstance(ids, Tensor) or ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool:
+        raise TypeError(f"ids must be an integer tensor, got {getattr(ids, 'dtype', type(ids).__name__)}")
+    if ids.dim() not in (1, 2):
+        raise ValueError(f"ids must have shape [tokens] or [tokens, k], got {tuple(ids.shape)}")
+    if n < 0:
+        raise ValueError(f"n must be at least 0, got {n}")
 
 
 def route(ids: Tensor, n: int, name: str = "ids") -> tuple[Tensor, Tensor]:

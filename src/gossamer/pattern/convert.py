@@ -47,6 +47,15 @@ def tile_areas(keys: Tensor, shape: tuple[int, int], tile: tuple[int, int]) -> T
     return height * width  # a slack key lies one row below the grid: height 0
 
 
+def value_mask(keys: Tensor, grid: tuple[int, int], shape: tuple[int, int], tile: tuple[int, int]) -> Tensor:
+    """bool[capacity, bm, bn]: which numbers of the values are elements of the matrix."""
+    tile_cols = max(grid[1], 1)
+    row = (keys // tile_cols * tile[0]).view(-1, 1) + torch.arange(tile[0], device=keys.device)
+    column = (keys % tile_cols * tile[1]).view(-1, 1) + torch.arange(tile[1], device=keys.device)
+    row_inside = (row < shape[0]) & (keys < grid[0] * grid[1]).view(-1, 1)
+    return row_inside.unsqueeze(2) & (column < shape[1]).unsqueeze(1)
+
+
 def from_bsr(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """`torch.sparse_bsr` -> (offsets, indices, values)."""
     if not isinstance(matrix, Tensor) or matrix.layout != torch.sparse_bsr:

@@ -75,12 +75,39 @@ class Pattern:
         if mask.dtype != torch.bool:
             raise TypeError(f"mask must be torch.bool, got {mask.dtype}; use from_dense for numbers")
         tile = check_pair("tile", tile, 1)
-        tiles = build.any_in_tile(mask, tile)
+        shape = (mask.shape[0], mask.shape[1])
+        return cls.from_tile_mask(
+            build.any_in_tile(mask, tile), tile, shape=shape, capacity=capacity, overflow=overflow
+        )
+
+    @classmethod
+    def from_tile_mask(
+        cls,
+        tiles: Tensor,
+        tile: tuple[int, int] = (1, 1),
+        *,
+        shape: tuple[int, int] | None = None,
+        capacity: int | None = None,
+        overflow: Overflow = "error",
+    ) -> Pattern:
+        """Exactly the tiles of bool[tile_rows, tile_cols]: what `to_tile_mask` gives back.
+
+        Args:
+            shape: of the matrix in elements; None for whole tiles, `tiles.shape * tile`.
+            capacity, overflow: as in `from_mask`.
+
+        >>> Pattern.from_tile_mask(torch.tensor([[False, True]]), (2, 2), shape=(2, 3)).to_mask().int().tolist()
+        [[0, 0, 1], [0, 0, 1]]
+        """
+        check_matrix("tiles", tiles)
+        if tiles.dtype != torch.bool:
+            raise TypeError(f"tiles must be torch.bool, got {tiles.dtype}")
+        tile = check_pair("tile", tile, 1)
+        shape = build.shape_of("tiles", tiles, tile, shape)
         offsets = build.count_rows(tiles)
         room, dense = room_for(offsets[-1], capacity, overflow, tiles.numel())
-        shape = (mask.shape[0], mask.shape[1])
         if dense:
-            return cls.full(shape, tile, device=mask.device)
+            return cls.full(shape, tile, device=tiles.device)
         return cls(offsets, build.columns_of(tiles, room), shape, tile)
 
     @classmethod
@@ -111,12 +138,7 @@ class Pattern:
         >>> p.offsets.tolist(), p.indices.tolist()
         ([0, 1, 3, 3], [1, 0, 2, 0])
         """
-        if not isinstance(ids, Tensor) or ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool:
-            raise TypeError(f"ids must be an integer tensor, got {getattr(ids, 'dtype', type(ids).__name__)}")
-        if ids.dim() not in (1, 2):
-            raise ValueError(f"ids must have shape [tokens] or [tokens, k], got {tuple(ids.shape)}")
-        if n < 0:
-            raise ValueError(f"n must be at least 0, got {n}")
+        build.check_ids(ids, n)
         offsets, indices = build.route(ids if ids.dim() == 2 else ids.unsqueeze(1), n)
         return cls(offsets, indices.to(build.index_dtype(ids.shape[0])), (n, ids.shape[0]), (1, 1))
 
@@ -135,12 +157,9 @@ class Pattern:
         """
         check_matrix("scores", scores)
         tile = check_pair("tile", tile, 1)
-        grid = (scores.shape[0], scores.shape[1])
-        shape = (grid[0] * tile[0], grid[1] * tile[1]) if shape is None else check_pair("shape", shape, 0)
-        if build.grid_of(shape, tile) != grid:
-            raise ValueError(f"scores must have one entry per tile, {build.grid_of(shape, tile)}, got {grid}")
-        if not 0 <= k <= grid[1]:
-            raise ValueError(f"k must be between 0 and the {grid[1]} tile columns, got {k}")
+        shape = build.shape_of("scores", scores, tile, shape)
+        if not 0 <= k <= scores.shape[1]:
+            raise ValueError(f"k must be between 0 and the {scores.shape[1]} tile columns, got {k}")
         return cls(None, build.largest(scores, k), shape, tile)
 
     @classmethod
@@ -165,10 +184,7 @@ class Pattern:
         [0, 1, 2, 0, 1, 2]
         """
         shape, tile = check_pair("shape", shape, 0), check_pair("tile", tile, 1)
-        rows, cols = build.grid_of(shape, tile)
-        narrow = build.index_dtype(cols)
-        offsets = torch.arange(rows + 1, device=device) * cols
-        return cls(offsets, torch.arange(cols, device=device).repeat(rows).to(narrow), shape, tile)
+        return cls(*build.full(*build.grid_of(shape, tile), device), shape, tile)
 
     # ---------------------------------------------------------------- size
 
@@ -253,6 +269,14 @@ class Pattern:
         True
         """
         return convert.to_bsr(values, self.keys(), self.grid, self.shape, self.tile)
+
+    def value_mask(self) -> Tensor:
+        """bool[capacity, bm, bn]: which numbers of a values tensor are elements of the matrix, not slack or padding.
+
+        >>> Pattern.full((1, 3), (1, 2)).value_mask().flatten().tolist()
+        [True, True, True, False]
+        """
+        return convert.value_mask(self.keys(), self.grid, self.shape, self.tile)
 
     # ---------------------------------------------------------------- masks
 
@@ -361,12 +385,12 @@ class Pattern:
         tensor([[False,  True]])
         """
         self._check_grid(other)
-        if self.offsets is None:
-            if other.offsets is not None or other.indices.shape != self.indices.shape:
-                raise ValueError(f"other must be fan-in with indices {tuple(self.indices.shape)}, got {other!r}")
+        if self.offsets is not None:
+            take_over(self.offsets, self.indices, other.row_offsets(), other.indices)
+        elif other.offsets is None and other.indices.shape == self.indices.shape:
             self.indices.copy_(other.indices)
-            return self
-        take_over(self.offsets, self.indices, other.row_offsets(), other.indices)
+        else:
+            raise ValueError(f"other must be fan-in with indices {tuple(self.indices.shape)}, got {other!r}")
         return self
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Pattern:

@@ -21,8 +21,8 @@ from torch.optim import Optimizer
 
 from gossamer.nn import BlockSparseLinear
 from gossamer.nn.block_sparse.gradient_capture import Tap
-from gossamer.nn.block_sparse.tiles import inside, of_tiles, tile_areas, tile_means
 from gossamer.pattern import Pattern
+from gossamer.pattern.build import tile_areas, tile_means
 from gossamer.training import distributed, optimizer_state
 from gossamer.training.random import uniform
 from gossamer.training.select import mask_, topk
@@ -65,7 +65,7 @@ class TileValues(Masked):
         return padded[self.module.pattern.keys()].view(-1, 1, 1)
 
     def pattern(self, tile: tuple[int, int]) -> Pattern:
-        return of_tiles(self.mask, self.module.shape, self.module.tile)
+        return Pattern.from_tile_mask(self.mask, self.module.tile, shape=self.module.shape)
 
     def listen(self, wanted: bool) -> None:
         wanted = wanted and not self.frozen
@@ -99,7 +99,7 @@ class TileValues(Masked):
             return  # no slack, and padding began at zero
         if not torch.equal(self.module.pattern.to_tile_mask(), self.mask):
             return  # a state was loaded, that of the network is still to come (`check` sees to it)
-        tiles = inside(self.module.pattern)
+        tiles = self.module.pattern.value_mask()
         for tensor in (self.parameter.data, *states):
             mask_(tensor, tiles)
 
@@ -164,7 +164,7 @@ class TileLayer(Layer):
 
     def start(self, units: Tensor, optimizer: Optimizer, *, seed: int, fresh: bool) -> None:
         module = self.tensor.module
-        new = (self._rewire(units, optimizer) < 0).view(-1, 1, 1) & inside(module.pattern)
+        new = (self._rewire(units, optimizer) < 0).view(-1, 1, 1) & module.pattern.value_mask()
         if fresh and bool(new.any()):
             n, device = module.values.numel(), module.values.device
             noise = uniform(n, seed=seed, name=self.name, step=0, purpose="value", device=device).view_as(new)
@@ -183,7 +183,7 @@ class TileLayer(Layer):
                 f"{self.name} needs {count} tiles and has a capacity of {module.capacity}, which cannot grow inside "
                 f"DistributedDataParallel: build the layer with capacity={count} or more"
             )
-        pattern = of_tiles(units.view(self.grid), module.shape, module.tile)
+        pattern = Pattern.from_tile_mask(units.view(self.grid), module.tile, shape=module.shape, capacity=count)
         source = module.update_pattern(pattern, optimizer=optimizer, overflow="grow")
         self.tensor.mask.copy_(units.view(self.grid))
         return source

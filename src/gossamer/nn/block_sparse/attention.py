@@ -21,9 +21,8 @@ from gossamer import ops
 from gossamer.nn.snapshot import Snapshot
 from gossamer.ops.registration import HALF
 from gossamer.ops.transforms import check_transforms
-from gossamer.pattern import Pattern
+from gossamer.pattern import Pattern, block_diagonal
 from gossamer.pattern.algebra import slot_rows
-from gossamer.pattern.build import index_dtype
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,7 +32,7 @@ class AttentionIndex:
     Attributes:
         pattern: [heads * queries, heads * keys] in whole tiles: queries and keys are padded to them.
         transposed: its transposed index.
-        row: int64[capacity], the tile row of each slot.
+        row: int64[capacity], the tile row of each slot; in slack slots the number of tile rows.
         seen: bool[capacity, bm, bn], the scores that take part.
         tokens: (queries, keys) before padding. heads: how many.
     """
@@ -48,7 +47,7 @@ class AttentionIndex:
     @classmethod
     @torch.inference_mode(False)  # what is made there serves training too
     def of(cls, patterns: Pattern | Sequence[Pattern], copies: int, *, causal: bool = False) -> AttentionIndex:
-        """Index `copies` times the given heads, as in a batch. Reads counts on the host: build it once.
+        """Index `copies` times the given heads, as in a batch. Build it once: counting the tiles waits for the device.
 
         Args:
             patterns: bool structure of [queries, keys] for all heads (one head), or one for each.
@@ -58,32 +57,18 @@ class AttentionIndex:
             ValueError: patterns of different shapes or tiles.
         """
         heads = _each(patterns)
-        if len({(tuple(p.shape), tuple(p.tile), p.device) for p in heads}) != 1:
-            raise ValueError(f"patterns must agree in shape, tile and device, got {heads}")
         (queries, keys), (bm, bn), (rows, cols) = heads[0].shape, heads[0].tile, heads[0].grid
-        one, heads = heads[0], heads * copies
-        n = len(heads)
-        counts = [pattern.nnz for pattern in heads]
-        starts = [sum(counts[:i]) for i in range(n + 1)]
-        offsets = [pattern.row_offsets()[:-1] + start for pattern, start in zip(heads, starts, strict=False)]
-        columns = [p.indices.reshape(-1)[:count].to(torch.int64) for p, count in zip(heads, counts, strict=True)]
-        # Nothing at all for no heads, as in an empty batch.
-        indices = torch.cat(
-            [one.indices.new_empty(0, dtype=torch.int64), *(c + i * cols for i, c in enumerate(columns))]
-        )
-        pattern = Pattern(
-            torch.cat([*offsets, one.row_offsets().new_full((1,), starts[-1])]),
-            indices.to(index_dtype(n * cols)),
-            (n * rows * bm, n * cols * bn),
-            (bm, bn),
-        )
+        # A graph cannot depend on the count: there the slack of the heads stays.
+        room = copies * sum(head.capacity for head in heads) if torch.compiler.is_compiling() else None
+        pattern = block_diagonal(heads, copies=copies, capacity=room)
         row = slot_rows(pattern.row_offsets(), pattern.capacity)
         query = (row % max(rows, 1) * bm).view(-1, 1, 1) + torch.arange(bm, device=row.device).view(1, -1, 1)
-        key = (indices % max(cols, 1) * bn).view(-1, 1, 1) + torch.arange(bn, device=row.device)
-        seen = (query < queries) & (key < keys)
+        column = pattern.indices.to(torch.int64) % max(cols, 1)
+        key = (column * bn).view(-1, 1, 1) + torch.arange(bn, device=row.device)
+        seen = (query < queries) & (key < keys) & (row < pattern.grid[0]).view(-1, 1, 1)
         if causal:
             seen = seen & (key <= query)
-        return cls(pattern, ops.transpose(pattern), row, seen, (queries, keys), n)
+        return cls(pattern, ops.transpose(pattern), row, seen, (queries, keys), len(heads) * copies)
 
 
 def block_sparse_attention(
@@ -165,7 +150,7 @@ def _row_max(scores: Tensor, index: AttentionIndex) -> Tensor:
     """[capacity, bm, 1]: the largest score of each row of the matrix, 0 where it sees nothing."""
     rows, side = index.pattern.grid[0], index.pattern.tile[0]
     row = index.row.unsqueeze(1).expand(-1, side)
-    best = scores.new_full((rows, side), -math.inf).scatter_reduce_(0, row, scores.amax(2), "amax")
+    best = scores.new_full((rows + 1, side), -math.inf).scatter_reduce_(0, row, scores.amax(2), "amax")
     return best.masked_fill_(best == -math.inf, 0)[index.row].unsqueeze(2)
 
 

@@ -18,15 +18,16 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from gossamer import ops
+from gossamer.nn.block_sparse.first_pattern import best_tiles, generator_of, random_tiles
 from gossamer.nn.block_sparse.gradient_capture import Tapped
 from gossamer.nn.block_sparse.quantization import Storage, check_storage, dequantised, quantised
 from gossamer.nn.block_sparse.slot_remapping import move_, sources, states_of
 from gossamer.nn.block_sparse.tiled import Tiled, check_fits
-from gossamer.nn.block_sparse.tiles import best_tiles, generator_of, inside, random_tiles, tile_means
 from gossamer.ops.arguments import STORED
 from gossamer.ops.registration import HALF
 from gossamer.ops.transforms import check_transforms
 from gossamer.pattern import Pattern
+from gossamer.pattern.build import tile_means
 
 Mode = Literal["dynamic", "static"]
 
@@ -144,7 +145,7 @@ class BlockSparseLinear(Tiled):
             if parameter is not None and not parameter.is_meta:
                 parameter.copy_(torch.empty(parameter.shape).uniform_(-bound, bound, generator=generator))
         if not self.values.is_meta:
-            self.values.masked_fill_(~inside(self.pattern), 0)
+            self.values.masked_fill_(~self.pattern.value_mask(), 0)
 
     @property
     def bound(self) -> float:
@@ -205,7 +206,7 @@ class BlockSparseLinear(Tiled):
             if tensor is not None:
                 move_(tensor, source)
         if isinstance(values, Tensor):
-            self.values.copy_(values.masked_fill(~inside(new), 0))
+            self.values.copy_(values.masked_fill(~new.value_mask(), 0))
         elif values == "zeros":
             self.values.zero_()
         self._set_index(new)
@@ -282,7 +283,7 @@ class BlockSparseLinear(Tiled):
             pattern = ops.detect(weight, tile)
         elif pattern is None:
             assert density is not None
-            pattern = best_tiles(tile_means(weight.abs(), tile), weight.shape, tile, density)
+            pattern = best_tiles(tile_means(weight.abs(), tile), (weight.shape[0], weight.shape[1]), tile, density)
         else:
             tile = pattern.tile
         storage = options.pop("storage", "float32")

@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 import gossamer as gs
-from gossamer.planner.tuner import learning
+from gossamer.planner.tuner import question
 
 STEPS = 50
 
@@ -66,7 +66,7 @@ def test_batch_norm_makes_gradients_dense_and_auto_notices():
 
 
 def test_without_batch_norm_skipping_the_gradient_is_tried(monkeypatch):
-    monkeypatch.setattr(learning, "CALL", 0.0)  # so small a network could not gain
+    monkeypatch.setattr(question, "CALL", 0.0)  # so small a network could not gain
     net = network()
     report = gs.nn.skip_zeros(net)
     train(net, 12)

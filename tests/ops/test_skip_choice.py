@@ -160,10 +160,10 @@ def test_a_sample_is_spread_over_the_memory():
     assert sampled(x) == share and sampled(x.flip(0)) == share
 
 
-def test_a_layer_whose_savings_are_compared_does_not_rest(monkeypatch):
+def test_a_layer_whose_savings_are_compared_is_not_bypassed(monkeypatch):
     """Checkpointing runs a layer again and expects what it saved the first time."""
     asked, weight = [], W.clone().requires_grad_()
-    monkeypatch.setattr(gs.planner.Site, "rests", lambda *_: asked.append(1) or False)
+    monkeypatch.setattr(gs.planner.Site, "bypass", lambda *_: asked.append(1) or False)
     with torch.autograd.graph.saved_tensors_hooks(lambda t: t, lambda t: t):
         gs.ops.conv2d(X, weight)
     assert not asked
@@ -295,16 +295,16 @@ def test_checkpointing_sees_the_same_tensors_saved_again():
             layers(x, weight, matrix).sum().backward()
 
 
-def test_what_wakes_a_layer_that_rests():
-    """Another shape, zeros in the data at the next look, and deterministic mode, which asks at every call."""
+def test_what_ends_a_bypass():
+    """Another shape, zeros in the data at the next sample, and deterministic mode, which asks at every call."""
     site, weight = gs.planner.Site(), torch.randn(16, 16, 3, 3)
     full = torch.ones(2, 16, 6, 6)
     empty = full * (torch.rand(full.shape) < 0.1)
     for _ in range(40):
         gs.ops.conv2d(full, weight, site=site)
-    assert site.dozes(full.shape) and not site.dozes((1, 16, 6, 6))
+    assert site.is_bypassed(full.shape) and not site.is_bypassed((1, 16, 6, 6))
     calls = site.stats()["forward"]["calls"]["dense"]
-    assert calls == 41, "a call that dozes counts"
+    assert calls == 41, "a bypassed call counts"
     torch.use_deterministic_algorithms(True)
     try:
         gs.ops.conv2d(empty, weight, site=site)

@@ -9,7 +9,7 @@ import torch
 from gossamer.planner.costs.cache import Database, Key, Shape
 from gossamer.planner.costs.cache import machine_of as machine
 from gossamer.planner.costs.curve import Curve
-from gossamer.planner.costs.occupancy import covered
+from gossamer.planner.costs.occupancy import occupied_fraction
 from gossamer.planner.plan import TILES
 from gossamer.planner.tiles import Tile, resolve
 
@@ -45,4 +45,4 @@ def database(wobble: Callable[[float], float] = lambda seconds: seconds, tiles: 
 def measure(tiles: Sequence[Tile | None], a: torch.Tensor, b: torch.Tensor) -> list[float]:
     """The true costs at the exact coverage of a."""
     names = {resolve(tile, (a.shape[0], a.shape[1])): tile for tile in RATES}
-    return [seconds(None, 1.0) if tile is None else seconds(names[tile], covered(a, tile)) for tile in tiles]
+    return [seconds(None, 1.0) if tile is None else seconds(names[tile], occupied_fraction(a, tile)) for tile in tiles]

@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from gossamer import planner
-from gossamer.planner.tuner.learning import BREAK_EVEN, DENSE_FROM, EXPLORATION
+from gossamer.planner.tuner.question import DENSE_FROM, EXPLORATION
+from gossamer.planner.tuner.site import BREAK_EVEN
 
 PLAIN = ("dense", "skip")
 WEIGHT = ("dense", "skip_x", "skip_dy")
@@ -192,7 +193,7 @@ def test_new_shapes_all_the_time_do_not_explore_all_the_time():
         path = site.choose("forward", PLAIN, shape)
         site.observe("forward", path, 1.0 if path == "dense" else 5.0, {"x": 0.4})
         paths.append(path)
-    assert len(site._layer.passes["forward"].shapes) < 100
+    assert len(site._shared.questions["forward"].situations) < 100
     assert sum(4.0 for path in paths[12:] if path == "skip") < 0.02 * 2000
 
 
@@ -344,7 +345,7 @@ def test_threads_share_a_site():
 
 def test_bad_arguments_are_named():
     site = planner.Site()
-    with pytest.raises(ValueError, match=r"pass_ must .* 'backward'"):
+    with pytest.raises(ValueError, match=r"question must .* 'backward'"):
         site.choose("backward", PLAIN, "shape")
     with pytest.raises(ValueError, match=r"candidates must hold 'dense'"):
         site.choose("forward", ("skip",), "shape")

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gossamer.pattern import Pattern
-from gossamer.planner.costs.occupancy import Window, covered, expected_cover, sample
+from gossamer.planner.costs.occupancy import Window, expected_occupancy, occupied_fraction, sample
 from gossamer.planner.tiles import axis_of, resolve
 from gossamer.testing import strategies
 
@@ -27,7 +27,7 @@ def test_names_of_axes():
     ((32, 1), 0.9, (32, 1), 0.9), ((32, 1), 0.9, (8, 1), 0.9), ((1, 1), 0.5, (1, 1), 0.5),
 ])  # fmt: skip
 def test_closed_form(granule, sparsity, tile, left):
-    assert 1.0 - expected_cover(1.0 - sparsity, granule, tile) == pytest.approx(left, abs=1e-4)
+    assert 1.0 - expected_occupancy(1.0 - sparsity, granule, tile) == pytest.approx(left, abs=1e-4)
 
 
 @pytest.mark.parametrize("granule, tile", [((2, 1), (32, 1)), ((3, 2), (4, 5)), ((8, 8), (3, 3)), ((1, 1), (1, 16))])
@@ -38,10 +38,10 @@ def test_closed_form_is_the_mean_of_drawn_masks(granule, tile):
         generator = torch.Generator().manual_seed(seed)
         drawn = torch.rand(rows // granule[0], cols // granule[1], generator=generator) < density
         mask = drawn.repeat_interleave(granule[0], 0).repeat_interleave(granule[1], 1)
-        fractions.append(covered(mask[: rows // tile[0] * tile[0], : cols // tile[1] * tile[1]], tile))
+        fractions.append(occupied_fraction(mask[: rows // tile[0] * tile[0], : cols // tile[1] * tile[1]], tile))
     mean = sum(fractions) / len(fractions)
     spread = torch.tensor(fractions).std().item() / len(fractions) ** 0.5
-    assert abs(mean - expected_cover(density, granule, tile)) < 5 * spread + 1e-3
+    assert abs(mean - expected_occupancy(density, granule, tile)) < 5 * spread + 1e-3
 
 
 def _loop(mask: torch.Tensor, tile: tuple[int, int]) -> float:
@@ -57,12 +57,12 @@ TILES = st.tuples(st.integers(0, 9), st.integers(0, 9))
 def test_covered_is_the_count(case, seed, tile):
     x = case.dense(seed=seed)
     want = _loop(x != 0, tile)
-    assert covered(x, tile) == pytest.approx(want, abs=1e-6)
-    assert covered(x != 0, tile) == pytest.approx(want, abs=1e-6)
+    assert occupied_fraction(x, tile) == pytest.approx(want, abs=1e-6)
+    assert occupied_fraction(x != 0, tile) == pytest.approx(want, abs=1e-6)
     pattern = Pattern.from_mask(x != 0, case.tile)
-    assert covered(pattern, tile) == pytest.approx(_loop(pattern.to_mask(), tile), abs=1e-6)
+    assert occupied_fraction(pattern, tile) == pytest.approx(_loop(pattern.to_mask(), tile), abs=1e-6)
     twice = (2 * case.tile[0], 3 * case.tile[1])
-    assert covered(pattern, twice) == pytest.approx(_loop(pattern.to_mask(), twice), abs=1e-6)
+    assert occupied_fraction(pattern, twice) == pytest.approx(_loop(pattern.to_mask(), twice), abs=1e-6)
 
 
 @given(strategies.cases(70, 150), st.integers(0, 99), st.lists(TILES, min_size=1, max_size=3), st.booleans())
@@ -98,8 +98,8 @@ def test_turns_read_other_bands_and_their_mean_is_the_truth():
     assert len(set(turns)) > 1
     for place, tile in enumerate(tiles):
         fractions = [fraction[place] for fraction in turns]
-        assert sum(fractions) / 32 == pytest.approx(covered(x, tile), abs=0.02)
-        assert max(abs(fraction - covered(x, tile)) for fraction in fractions) <= 1 / 8 + 1e-6
+        assert sum(fractions) / 32 == pytest.approx(occupied_fraction(x, tile), abs=0.02)
+        assert max(abs(fraction - occupied_fraction(x, tile)) for fraction in fractions) <= 1 / 8 + 1e-6
 
 
 def test_window_is_the_mean_of_the_last():
@@ -112,10 +112,10 @@ def test_window_is_the_mean_of_the_last():
 
 
 @pytest.mark.parametrize("call, said", [
-    (lambda: expected_cover(1.5, (1, 1), (1, 1)), "density must lie in [0, 1], got 1.5"),
-    (lambda: expected_cover(0.5, (0, 1), (1, 1)), "granule must be a pair of ints of at least 1, got (0, 1)"),
+    (lambda: expected_occupancy(1.5, (1, 1), (1, 1)), "density must lie in [0, 1], got 1.5"),
+    (lambda: expected_occupancy(0.5, (0, 1), (1, 1)), "granule must be a pair of ints of at least 1, got (0, 1)"),
     (lambda: resolve((-1, 2), (4, 4)), "tile must be a pair of ints of at least 0, got (-1, 2)"),
-    (lambda: covered(torch.zeros(3), (1, 1)), "x must have 2 dimensions"),
+    (lambda: occupied_fraction(torch.zeros(3), (1, 1)), "x must have 2 dimensions"),
     (lambda: Window(0), "length must be at least 1, got 0"),
 ])  # fmt: skip
 def test_bad_input(call, said):

@@ -41,7 +41,7 @@ def test_what_is_tuned_is_what_plans_use(cache):
         database.save()
         forget()
         choice = plan(torch.zeros(SHAPE[:2]), torch.ones(SHAPE[1:]))
-        assert ("not looked at" not in choice.explain()) == looked
+        assert ("not sampled" not in choice.explain()) == looked
         assert choice.source == "measured" and choice.problem in choice.explain()
 
 

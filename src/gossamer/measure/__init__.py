@@ -5,6 +5,6 @@ May import torch and `gossamer._native` only.
 
 from gossamer.measure.count import Counts, count
 from gossamer.measure.environment import environment
-from gossamer.measure.interleave import Comparison, Row, interleave
+from gossamer.measure.interleave import GAIN, Comparison, Row, interleave, is_faster
 
-__all__ = ["Comparison", "Counts", "Row", "count", "environment", "interleave"]
+__all__ = ["GAIN", "Comparison", "Counts", "Row", "count", "environment", "interleave", "is_faster"]

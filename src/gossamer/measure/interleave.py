@@ -19,6 +19,21 @@ import torch
 
 from gossamer.measure import clock
 
+GAIN = 0.05
+"""How far apart two equal things may seem where no A/A control was run."""
+
+
+def is_faster(ratio: float, control: float = 1.0 + GAIN, *, low: float = math.inf) -> bool:
+    """The one rule: is something faster whose `ratio` is that of the present time to its own?
+
+    The ratio must lie above 1 and above what two equal things differ by, and its lower quartile, where there is one,
+    above 1.
+
+    >>> is_faster(1.2), is_faster(1.02), is_faster(1.2, 1.3), is_faster(1.2, low=0.9)
+    (True, False, False, False)
+    """
+    return low > 1.0 and ratio > max(1.0, control)
+
 
 def _quantile(values: list[float], q: float) -> float:
     """Linear-interpolated quantile of a non-empty list."""
@@ -81,7 +96,7 @@ class Comparison:
         The candidate's lower quartile must lie above 1 and its median above the control's upper quartile.
         """
         row = self[name]
-        return row.ratio_q1 > 1.0 and row.ratio > max(1.0, self.control.ratio_q3)
+        return is_faster(row.ratio, self.control.ratio_q3, low=row.ratio_q1)
 
     def slower(self, name: str) -> bool:
         """True when `name` is clearly slower: its upper quartile lies below 1 and below the control's lower quartile.

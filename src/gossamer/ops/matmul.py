@@ -208,7 +208,7 @@ def _missed(index: Pattern, plan: Plan) -> bool:
     """
     if index.device.type != "cpu" or torch.compiler.is_compiling():
         return False
-    return not plan.pays(index.nnz / max(math.prod(index.grid), 1))
+    return not plan.is_profitable(index.nnz / max(math.prod(index.grid), 1))
 
 
 def _planned(a: Tensor, b: Tensor, sparse: Literal["a", "b"], plan: Plan | Planner | None) -> tuple[Tile, Plan] | None:

@@ -8,12 +8,13 @@ import importlib
 import warnings
 from typing import Any
 
+from gossamer.planner.call_sites import Planner
 from gossamer.planner.costs.cache import Database, Key
 from gossamer.planner.costs.curve import Curve
-from gossamer.planner.costs.occupancy import Window, covered, expected_cover, sample
+from gossamer.planner.costs.occupancy import Window, expected_occupancy, occupied_fraction, sample
 from gossamer.planner.plan import Candidate, Plan, plan
-from gossamer.planner.tuner.hysteresis import Planner
-from gossamer.planner.tuner.skipping import Site, site
+from gossamer.planner.tuner import Tuner
+from gossamer.planner.tuner.site import Site, site
 from gossamer.planner.work.buckets import Buckets, Encoded
 from gossamer.planner.work.partition import Partition, partition, static_work
 from gossamer.renamed import keep_old_names
@@ -29,9 +30,10 @@ __all__ = [
     "Plan",
     "Planner",
     "Site",
+    "Tuner",
     "Window",
-    "covered",
-    "expected_cover",
+    "expected_occupancy",
+    "occupied_fraction",
     "partition",
     "plan",
     "sample",
@@ -40,8 +42,10 @@ __all__ = [
 ]
 
 _MOVED = {
-    **dict.fromkeys(("Analysis", "Axis", "MicroTile", "analyse", "micro_tiles"), "gossamer.compile"),
-    **dict.fromkeys(("Regret", "regret", "tune"), "gossamer.tuning"),
+    **{name: ("gossamer.compile", name) for name in ("Analysis", "Axis", "MicroTile", "analyse", "micro_tiles")},
+    **{name: ("gossamer.tuning", name) for name in ("Regret", "regret", "tune")},
+    "covered": ("gossamer.planner", "occupied_fraction"),
+    "expected_cover": ("gossamer.planner", "expected_occupancy"),
 }
 keep_old_names(
     "gossamer",
@@ -52,11 +56,11 @@ keep_old_names(
         "planner.curve": "planner.costs.curve",
         "planner.database": "planner.costs.cache",
         "planner.expression": "compile.expression",
-        "planner.hysteresis": "planner.tuner.hysteresis",
-        "planner.learning": "planner.tuner.learning",
+        "planner.hysteresis": "planner.call_sites",
+        "planner.learning": "planner.tuner.question",
         "planner.partition": "planner.work.partition",
         "planner.regret": "tuning.regret",
-        "planner.skipping": "planner.tuner.skipping",
+        "planner.skipping": "planner.tuner.site",
         "planner.trial": "planner.tuner.trial",
         "planner.tune": "tuning.tune",
     },
@@ -66,6 +70,6 @@ keep_old_names(
 def __getattr__(name: str) -> Any:
     if name not in _MOVED:
         raise AttributeError(f"module 'gossamer.planner' has no attribute {name!r}")
-    place = _MOVED[name]
-    warnings.warn(f"gossamer.planner.{name} is now {place}.{name}", DeprecationWarning, stacklevel=2)
-    return getattr(importlib.import_module(place), name)
+    place, now = _MOVED[name]
+    warnings.warn(f"gossamer.planner.{name} is now {place}.{now}", DeprecationWarning, stacklevel=2)
+    return getattr(importlib.import_module(place), now)

@@ -1,6 +1,6 @@
 """One decision: the cheapest way to multiply when one operand holds zeros, with every alternative's predicted cost.
 
-    cost(tile) = copy + detect(tile) + product(tile, covered fraction)        dense = one product
+    cost(tile) = copy + detect(tile) + product(tile, occupied fraction)       dense = one product
     chosen     = the least of them
 
 Dense is always among them, so a wrong decision costs at most the search for tiles.
@@ -8,6 +8,7 @@ Dense is always among them, so a wrong decision costs at most the search for til
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -35,9 +36,9 @@ _LEAST_ROWS, _MOST_ROWS = 128, 1024
 _MATRICES = 4
 _SAMPLE_SHARE = 0.01  # of the dense product's time
 _SAMPLE_BYTES_PER_SECOND = 1.2e10
-LOOK = 2.5e-4
-"""Seconds that a look at an operand takes, about, with the caches full of something else."""
-_LEAST_LOOKS = 8  # a product of less than so many looks is dense unseen
+_SAMPLE_SECONDS = 2.5e-4  # about what one takes, with the caches full of something else
+LEAST_WORK = 8 * _SAMPLE_SECONDS
+"""Seconds of dense products below which an operand is not sampled."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ class Candidate:
 
     kind: str
     tile: Tile | None
-    covered: float | None
+    occupied: float | None
     copy: float
     detect: float
     product: float
@@ -64,8 +65,8 @@ class Plan:
     Attributes:
         kind: "dense", or what is skipped along: "m", "k", "n", "block".
         tile: (rows, columns) of the sparse operand, for `gs.ops.matmul(tile=...)`; None when dense.
-        covered: the predicted fraction of tiles that hold a nonzero; None when dense.
-        break_even: the covered fraction at which, the tiles once found, dense would be as fast; 1 when dense.
+        occupied: the predicted fraction of tiles that hold a nonzero; None when dense.
+        break_even: the occupied fraction at which, the tiles once found, dense would be as fast; 1 when dense.
         candidates: all of them, the cheapest first.
         source: "measured" or "prior": where the costs come from. `basis` says it in words.
         notes: what else a reader should know: why candidates are missing, why a cheaper one was not taken.
@@ -73,7 +74,7 @@ class Plan:
 
     kind: str
     tile: Tile | None
-    covered: float | None
+    occupied: float | None
     break_even: float
     candidates: tuple[Candidate, ...]
     source: str
@@ -81,29 +82,40 @@ class Plan:
     problem: str
     notes: tuple[str, ...] = ()
 
-    def pays(self, covered: float) -> bool:
+    def is_profitable(self, occupied: float) -> bool:
         """With the tiles found, is the sparse product still the faster one? False for a dense plan.
 
         >>> pairs = Plan("m", (1, 8), 0.2, 0.8, (), "prior", "", "")
-        >>> pairs.pays(0.5), pairs.pays(0.9)
+        >>> pairs.is_profitable(0.5), pairs.is_profitable(0.9)
         (True, False)
         """
-        return self.tile is not None and covered <= self.break_even
+        return self.tile is not None and occupied <= self.break_even
+
+    @property
+    def covered(self) -> float | None:
+        """Deprecated: `occupied`."""
+        warnings.warn("Plan.covered is now Plan.occupied", DeprecationWarning, stacklevel=2)
+        return self.occupied
+
+    def pays(self, covered: float) -> bool:
+        """Deprecated: `is_profitable`."""
+        warnings.warn("Plan.pays is now Plan.is_profitable", DeprecationWarning, stacklevel=2)
+        return self.is_profitable(covered)
 
     def explain(self) -> str:
         """The decision as text for a person."""
         chosen = "dense" if self.tile is None else f"{self.kind}, tile {_text(self.tile)}"
         lines = [f"{self.problem}", f"chosen: {chosen}", ""]
-        lines.append(f"  {'':16}{'covered':>8}{'copy':>11}{'detect':>11}{'product':>11}{'total':>11}")
+        lines.append(f"  {'':16}{'occupied':>10}{'copy':>11}{'detect':>11}{'product':>11}{'total':>11}")
         for candidate in self.candidates:
             name = "dense" if candidate.tile is None else f"{candidate.kind} {_text(candidate.tile)}"
-            share = "" if candidate.covered is None else f"{candidate.covered:.1%}"
+            share = "" if candidate.occupied is None else f"{candidate.occupied:.1%}"
             times = (candidate.copy, candidate.detect, candidate.product, candidate.total)
             mark = "  <-" if (candidate.kind, candidate.tile) == (self.kind, self.tile) else ""
-            lines.append(f"  {name:16}{share:>8}" + "".join(f"{_time(time):>11}" for time in times) + mark)
+            lines.append(f"  {name:16}{share:>10}" + "".join(f"{_time(time):>11}" for time in times) + mark)
         lines += ["", f"costs: {self.source}: {self.basis}"]
         if self.tile is not None:
-            lines.append(f"dense is as fast once {self.break_even:.0%} of the tiles are covered")
+            lines.append(f"dense is as fast once {self.break_even:.0%} of the tiles are occupied")
         return "\n".join([*lines, *self.notes])
 
     __str__ = explain
@@ -170,7 +182,7 @@ class Problem:
         return out, notes
 
     def sample(self, tiles: Sequence[Tile], dense: float, turn: int) -> tuple[float, ...]:
-        """Covered fractions at tiles of s, from a sample that costs about one percent of the dense product."""
+        """Occupied fractions at tiles of s, from a sample that costs about one percent of the dense product."""
         per_row = self.k * self.s.element_size() / _SAMPLE_BYTES_PER_SECOND
         rows = int(min(max(_SAMPLE_SHARE * dense / max(per_row, 1e-12), _LEAST_ROWS), _MOST_ROWS))
         if self.s.dim() == 2:
@@ -188,16 +200,28 @@ def check_axis(axis: str, sparse: str) -> None:
 
 
 @dataclass(frozen=True)
-class Seen:
-    """A look at one product: what each usable tile (of s) would cost, and how much of it is covered in a sample."""
+class Observation:
+    """One sample of one product: what each usable tile (of s) would cost, and the occupied fractions in the sample."""
 
     problem: Problem
     prices: Costs
     fractions: tuple[float, ...]
     notes: tuple[str, ...]
 
+    def candidate(self, tile: Tile | None, occupied: float | None) -> Candidate:
+        """What the product costs at a tile, of which such a fraction is occupied; None is dense."""
+        prices, problem = self.prices, self.problem
+        if tile is None or occupied is None:
+            return Candidate("dense", None, None, 0.0, 0.0, prices.dense, 1.0)
+        own, curve = problem.own(resolve(tile, (problem.rows, problem.k))), prices.products[tile]
+        return Candidate(
+            axis_of(own, (0, 0), problem.sparse), own, occupied,
+            copy=prices.copy if problem.copied else 0.0,
+            detect=prices.detects[tile](occupied), product=curve(occupied), break_even=curve.reaches(prices.dense),
+        )  # fmt: skip
 
-def look(
+
+def observe(
     a: Tensor,
     b: Tensor,
     sparse: Sparse,
@@ -206,8 +230,8 @@ def look(
     database: costs_file.Database | None,
     turn: int,
     calls: int = 1,
-) -> Seen:
-    """Check the operands, price the candidates, take a sample; one look serves `calls` products."""
+) -> Observation:
+    """Check the operands, price the candidates, take a sample; one sample serves `calls` products."""
     problem = Problem.of(a, b, sparse)
     check_axis(axis, sparse)
     usable, notes = problem.candidates(TILES if tiles is None else [problem.own(tile) for tile in tiles], axis)
@@ -216,36 +240,25 @@ def look(
         notes = [*notes, database.problem]
     dtype = str(a.dtype).removeprefix("torch.")
     prices = costs(database, usable, (problem.rows, problem.k, problem.n), dtype, a.device.type)
-    if usable and prices.dense * calls < _LEAST_LOOKS * LOOK:
-        notes = [*notes, f"not looked at: dense takes {_time(prices.dense)}, and a look some {_time(LOOK)}"]
+    if usable and prices.dense * calls < LEAST_WORK:
+        notes = [*notes, f"not sampled: dense takes {_time(prices.dense)}, and a sample some {_time(_SAMPLE_SECONDS)}"]
         usable, prices = [], replace(prices, products={}, detects={})
     fractions = problem.sample(usable, prices.dense, turn) if usable else ()
-    return Seen(problem, prices, fractions, tuple(notes))
+    return Observation(problem, prices, fractions, tuple(notes))
 
 
-def decide(seen: Seen, fractions: Sequence[float]) -> Plan:
-    """The cheapest candidate at these covered fractions; ties go to dense."""
-    problem, prices = seen.problem, seen.prices
-    all_of = [Candidate("dense", None, None, 0.0, 0.0, prices.dense, 1.0)]
-    shape = (problem.rows, problem.k)
-    for (tile, curve), fraction in zip(prices.products.items(), fractions, strict=True):
-        own = problem.own(resolve(tile, shape))
-        all_of.append(
-            Candidate(
-                axis_of(own, (0, 0), problem.sparse), own, fraction,
-                copy=prices.copy if problem.copied else 0.0,
-                detect=prices.detects[tile](fraction), product=curve(fraction), break_even=curve.reaches(prices.dense),
-            )
-        )  # fmt: skip
-    all_of.sort(key=lambda candidate: candidate.total)
-    plan = Plan("dense", None, None, 1.0, tuple(all_of), prices.source, prices.basis, problem.text, seen.notes)
-    return choose(plan, all_of[0])
+def decide(seen: Observation, candidates: list[Candidate]) -> Plan:
+    """The cheapest candidate; ties go to the first, which is dense."""
+    candidates.sort(key=lambda candidate: candidate.total)
+    plan = Plan("dense", None, None, 1.0, tuple(candidates), seen.prices.source, seen.prices.basis, seen.problem.text,
+                seen.notes)  # fmt: skip
+    return choose(plan, candidates[0])
 
 
 def choose(plan: Plan, candidate: Candidate, *notes: str) -> Plan:
     """The same plan with this candidate chosen."""
     return replace(
-        plan, kind=candidate.kind, tile=candidate.tile, covered=candidate.covered, break_even=candidate.break_even,
+        plan, kind=candidate.kind, tile=candidate.tile, occupied=candidate.occupied, break_even=candidate.break_even,
         notes=plan.notes + notes,
     )  # fmt: skip
 
@@ -263,8 +276,8 @@ def plan(
 ) -> Plan:
     """Choose between the dense product and skipping the zero tiles of one operand.
 
-    Looks at a sample of the sparse operand that costs about a hundredth of the dense product. A call site that
-    multiplies again and again should hold a `Planner` instead, which looks less often.
+    Reads a sample of the sparse operand that costs about a hundredth of the dense product. A call site that multiplies
+    again and again should hold a `Planner` instead, which samples less often.
 
     Args:
         a, b: the operands of `gs.ops.matmul`, which refuses the same: [m, k] and [k, n], or batched; strided, of one
@@ -286,8 +299,10 @@ def plan(
     >>> a[::4] = 1.0
     >>> untuned = costs_file.Database({"threads": 2, "isa": "avx2"})
     >>> choice = plan(a, torch.ones(1024, 1024), axis="m", database=untuned)
-    >>> choice.kind, choice.tile, choice.covered
+    >>> choice.kind, choice.tile, choice.occupied
     ('m', (1, 1024), 0.25)
     """
-    seen = look(a, b, sparse, tiles, axis, database, turn)
-    return decide(seen, seen.fractions if window is None else window.add(seen.fractions))
+    seen = observe(a, b, sparse, tiles, axis, database, turn)
+    fractions = seen.fractions if window is None else window.add(seen.fractions)
+    found = [seen.candidate(tile, share) for tile, share in zip(seen.prices.products, fractions, strict=True)]
+    return decide(seen, [seen.candidate(None, None), *found])

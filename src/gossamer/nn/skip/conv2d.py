@@ -70,7 +70,7 @@ class Conv2d(nn.Conv2d):
 
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         # Here, not in forward: torch's own wrappers call it with weights of their making.
-        if dozes(self, input):
+        if is_bypassed(self, input):
             y = super()._conv_forward(input, weight, bias)
             return y.relu_() if self.relu else y
         if not isinstance(input, Tensor) or leaves_process():  # no tensor: a proxy of torch.fx
@@ -110,16 +110,16 @@ def disown(module: nn.Module) -> None:
         delattr(module, attribute)
 
 
-def dozes(module: Conv2d | nn.Linear, input: Tensor) -> bool:
+def is_bypassed(module: Conv2d | nn.Linear, input: Tensor) -> bool:
     """Whether a call may be torch's own at once. In few steps: after a layer's work all Python comes from far away."""
     site: Any = module.site
     return (
         not torch.compiler.is_compiling()
-        and site.resting
+        and site.bypassing
         and isinstance(input, Tensor)
         and module.skip == "auto"
         and not saving_is_watched()
-        and site.dozes(input.shape)
+        and site.is_bypassed(input.shape)
     )
 
 

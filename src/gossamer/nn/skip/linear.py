@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gossamer import ops
-from gossamer.nn.skip.conv2d import Skip, adopt, dozes, options
+from gossamer.nn.skip.conv2d import Skip, adopt, is_bypassed, options
 from gossamer.nn.traced import leaves_process
 from gossamer.planner import Site
 
@@ -52,7 +52,7 @@ class Linear(nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         """x[..., in_features] -> [..., out_features]."""
-        if dozes(self, input):
+        if is_bypassed(self, input):
             y = super().forward(input)
             return y.relu_() if self.relu else y
         if not isinstance(input, Tensor) or leaves_process():  # no tensor: a proxy of torch.fx

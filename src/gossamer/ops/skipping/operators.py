@@ -22,7 +22,7 @@ from gossamer.ops.skipping.passes import Gradients, Passes
 from gossamer.ops.transforms import is_transformed
 from gossamer.planner import Site
 from gossamer.planner import site as site_of_key
-from gossamer.planner.tuner.learning import Pass
+from gossamer.planner.tuner.site import Pass
 
 _MOST_SITES = 256
 _PASSES: dict[tuple[bool, bool], tuple[Pass, ...]] = {
@@ -174,7 +174,7 @@ def skip_zeros(
     x: Tensor, weight: Tensor, bias: Tensor | None, geometry: tuple[int, ...], mode: str, relu: bool,
     site: Site | None, keep_packed: bool, backend: Backend | None, brief: torch.Size,
 ) -> Tensor:  # fmt: skip
-    """The layer `geometry` of checked arguments, differentiable; `brief` is what a module asks `site.dozes` about."""
+    """The layer `geometry` of checked arguments, differentiable; a module asks `site.is_bypassed` about `brief`."""
     place: Site | Tensor | None
     with_x = x.requires_grad and torch.is_grad_enabled()
     with_weight = weight.requires_grad and torch.is_grad_enabled()
@@ -184,7 +184,7 @@ def skip_zeros(
         place = site if site is not None else shared_site(weight.shape, geometry)
         layer = layer_of(geometry)
         passes = _PASSES[with_x, with_weight]
-        if mode == "auto" and not saving_is_watched() and place.rests(passes, (x.shape, weight.shape, layer), brief):
+        if mode == "auto" and not saving_is_watched() and place.bypass(passes, (x.shape, weight.shape, layer), brief):
             KEPT.drop(weight)
             y = layer.dense(x, weight, bias)
             return y.relu_() if relu else y

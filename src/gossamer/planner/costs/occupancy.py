@@ -1,8 +1,8 @@
-"""Covered fraction: of the tiles of a matrix, how many hold a nonzero. Exactly, or from a few bands of rows.
+"""Occupied fraction: of the tiles of a matrix, how many hold a nonzero. Exactly, or from a few bands of rows.
 
     8 x 8, nonzeros in one column        tile (1, 1): 8/64      tile (8, 1): 1/8      tile (1, 8): 8/8
 
-The sample reads bands of whole rows, evenly spaced, once: one bit for each element. The coverage at every candidate
+The sample reads bands of whole rows, evenly spaced, once: one bit for each element. The fraction at every candidate
 tile then comes from those bits, which are few, so that many candidates cost little more than one.
 """
 
@@ -26,7 +26,7 @@ _popcount = getattr(np, "bitwise_count", None)  # NumPy 2
 _GOLDEN = (math.sqrt(5.0) - 1.0) / 2.0
 
 
-def covered(x: Tensor | Pattern, tile: Tile) -> float:
+def occupied_fraction(x: Tensor | Pattern, tile: Tile) -> float:
     """The exact fraction of tiles that hold a nonzero (-0.0 is zero, NaN is not).
 
     Args:
@@ -38,8 +38,8 @@ def covered(x: Tensor | Pattern, tile: Tile) -> float:
 
     >>> x = torch.zeros(8, 8)
     >>> x[:, 3] = 1
-    >>> covered(x, (1, 1)), covered(x, (8, 1)), covered(x, (1, 0))
-    (0.125, 0.125, 1.0)
+    >>> [occupied_fraction(x, tile) for tile in ((1, 1), (8, 1), (1, 0))]
+    [0.125, 0.125, 1.0]
     """
     if isinstance(x, Pattern):
         shape, inner = x.shape, x.tile
@@ -58,11 +58,11 @@ def _mean(tiles: Tensor) -> float:
 
 
 def sample(x: Tensor, tiles: Sequence[Tile], *, rows: int = 256, turn: int = 0) -> tuple[float, ...]:
-    """Estimate `covered` at several tiles from about `rows` of the rows.
+    """Estimate `occupied_fraction` at several tiles from about `rows` of the rows.
 
     Args:
         x: [rows, cols], in any layout: of a transposed view only the bands are copied. On a GPU a device sync.
-        tiles: as in `covered`. Tiles as tall as the sample or taller make the sample taller.
+        tiles: as in `occupied_fraction`. Tiles as tall as the sample or taller make the sample taller.
         rows: rows to read, in bands as tall as the tallest tile, 32 at least.
         turn: samples with turns 0, 1, 2, ... read different bands.
 
@@ -160,12 +160,12 @@ class Window:
         return tuple(sum(column) / len(self.samples) for column in zip(*self.samples, strict=True))
 
 
-def expected_cover(density: float, granule: Tile, tile: Tile) -> float:
+def expected_occupancy(density: float, granule: Tile, tile: Tile) -> float:
     """The fraction of tiles that hold a nonzero when granules are nonzero independently with this probability.
 
     `1 - (1 - density) ** g` for g granules under a tile, averaged over the positions of tiles relative to granules.
 
-    >>> round(1 - expected_cover(0.05, (2, 1), (32, 1)), 4)
+    >>> round(1 - expected_occupancy(0.05, (2, 1), (32, 1)), 4)
     0.4401
     """
     if not 0.0 <= density <= 1.0:

@@ -138,8 +138,8 @@ def test_deterministic_choices_see_what_the_relu_cut():
 
 @pytest.mark.parametrize(("rows", "calls"), [(1, 1), (8, 1), (9, 0)])
 def test_few_rows_read_only_the_rows_of_the_weight_that_they_need(rows, calls, monkeypatch):
-    real, seen = Passes._verb, []
-    monkeypatch.setattr(Passes, "_verb", lambda self, *verb: seen.append(verb) or real(self, *verb))
+    real, seen = Passes._kernel, []
+    monkeypatch.setattr(Passes, "_kernel", lambda self, *name: seen.append(name) or real(self, *name))
     x, weight = torch.randn(rows, 32).relu(), torch.randn(32, 24).t()
     y = gs.ops.linear(x, weight, skip="input")
     assert seen.count(("skip_mv", "skip_mv")) == calls
@@ -195,7 +195,7 @@ def test_a_dense_gradient_is_seen_and_not_skipped():
     assert stats["forward"]["density"]["x"] == pytest.approx(0.5, abs=0.05)
 
 
-def test_dense_calls_look_now_and_then():
+def test_dense_calls_sample_now_and_then():
     """Zeros that appear later are noticed: a site that runs dense counts those of a part of its operands."""
     torch.use_deterministic_algorithms(True)  # decisions by densities, so that the machine's load has no say
     try:

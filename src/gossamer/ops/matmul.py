@@ -30,7 +30,7 @@ BAND = 32
 """Rows that share one list of columns when zeros are skipped along k: tile (32, 1)."""
 
 SITES = Planner()
-"""Plans of calls that bring none. A look at an operand costs several percent of a product, so not every call looks."""
+"""Plans of calls that bring none. A sample of an operand costs percents of a product: few calls take one."""
 
 
 def matmul(
@@ -61,10 +61,10 @@ def matmul(
         index: the tiles to multiply, of the sparse operand (a batched a: of `a.flatten(0, 1)`). What it
             leaves out takes no part even if it is not zero.
         plan: what to do when tile, axis and index are left open: a `gossamer.planner.plan(...)` made before, or a
-            `gossamer.planner.Planner` of your own. None asks one that all such calls share: it looks at a sample of the
+            `gossamer.planner.Planner` of your own. None asks one that all such calls share: it samples the
             operand (on the host: a device sync) at the first call of each call site and at every 16th, so that the
-            same operands may be multiplied in another order later; under `torch.use_deterministic_algorithms` it looks
-            at every call, and the choice depends on the operands alone.
+            same operands may be multiplied in another order later; under `torch.use_deterministic_algorithms` it
+            samples at every call, and the choice depends on the operands alone.
         backend: None for the kernels of a's device; "cpu", "triton" or "reference" to insist.
 
     Returns:
@@ -216,7 +216,7 @@ def _planned(a: Tensor, b: Tensor, sparse: Literal["a", "b"], plan: Plan | Plann
     if not isinstance(plan, Plan):
         if torch.compiler.is_compiling():
             raise RuntimeError(
-                "matmul must look at its operand on the host to plan, which torch.compile cannot do: "
+                "matmul must read its operand on the host to plan, which torch.compile cannot do: "
                 "give tile, axis, index, or a plan made outside"
             )
         if plan is not None and not isinstance(plan, Planner):

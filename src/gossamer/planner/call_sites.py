@@ -132,11 +132,11 @@ class Planner:
 
         tuner.alternatives[_PRODUCT].update({name: name for name in tiles})
         occupied = dict(zip(tiles, seen.fractions, strict=True))
-        chosen = tuner.evaluate(_PRODUCT, (DENSE, *tiles), self.axis, occupied, price)
+        chosen, why = tuner.evaluate(_PRODUCT, (DENSE, *tiles), self.axis, occupied, price)
         best = decide(seen, list(found.values()))
         if best.candidates[0] is found[chosen]:
             return best
-        return choose(best, found[chosen], tuner.why(_PRODUCT))
+        return choose(best, found[chosen], why)
 
 
 def _key(a: Tensor, b: Tensor, sparse: Sparse) -> tuple[object, ...]:

@@ -1,4 +1,4 @@
-"""One decision: the cheapest way to multiply when one operand holds zeros, with every alternative's predicted cost.
+"""One decision: how to multiply when one operand holds zeros, with every alternative's predicted cost.
 
     cost(tile) = copy + detect(tile) + product(tile, occupied fraction)       dense = one product
     chosen     = the least of them
@@ -43,7 +43,7 @@ LEAST_WORK = 8 * _SAMPLE_SECONDS
 
 @dataclass(frozen=True)
 class Candidate:
-    """One way to do the product. `kind` is "dense" or the axis skipped ("m", "k", "n", "block"); times are seconds."""
+    """One alternative. `kind` is "dense" or the axis skipped ("m", "k", "n", "block"); times are seconds."""
 
     kind: str
     tile: Tile | None

@@ -145,8 +145,8 @@ def regret(
         start = clock.now()
         choice = plan(a, b, tiles=tiles, database=database)
         decide = clock.now() - start
-        ways = [candidate.tile for candidate in sorted(choice.candidates, key=lambda c: c.tile is not None)]
-        seconds = dict(zip(ways, measure(ways, a, b), strict=True))
+        ran = [candidate.tile for candidate in sorted(choice.candidates, key=lambda c: c.tile is not None)]
+        seconds = dict(zip(ran, measure(ran, a, b), strict=True))
         best = min(seconds, key=lambda tile: seconds[tile])
         out.append(
             Case(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from textwrap import indent
 from typing import Any
 
 from torch import nn
@@ -43,6 +44,11 @@ class SkipReport:
             if site.refused:
                 out[name]["refused"] = site.refused
         return out
+
+    def explain(self) -> str:
+        """What each layer's passes take, why, and from which observations: see `gossamer.planner.Tuner.explain`."""
+        sites: dict[str, Any] = {name or "(the model)": module.site for name, module in self._modules.items()}
+        return "\n".join(f"{name}\n{indent(site.explain(), '  ')}" for name, site in sites.items())
 
     @property
     def saved(self) -> float:

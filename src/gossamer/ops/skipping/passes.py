@@ -124,15 +124,15 @@ class Passes:
             of_dy = int(torch.count_nonzero(self._kept(dy, bits)))
         return SKIP_X if of_x * dy.numel() < of_dy * x.numel() else SKIP_DY
 
-    def _verb(self, module: str, verb: str) -> Any:
-        return load_kernel(self.backend, module, verb)
+    def _kernel(self, module: str, name: str) -> Any:
+        return load_kernel(self.backend, module, name)
 
     def _skip_forward(
         self, x: Tensor, weight: Tensor, bias: Tensor | None, relu: bool, order: torch.memory_format
     ) -> tuple[Tensor, Tensor, int, float]:
         bias = None if bias is None else bias.contiguous()
         if isinstance(self.layer, Linear) and x.shape[0] <= FEW_ROWS and weight.t().is_contiguous():
-            y, counts = self._verb("skip_mv", "skip_mv")(x, weight.t(), bias, 0.0)
+            y, counts = self._kernel("skip_mv", "skip_mv")(x, weight.t(), bias, 0.0)
             return *self._rectified(y, relu, order), _UNKNOWN, int(counts[0]) / x.shape[1]
         size = self.layer.out_size(x, weight)
         y, bits, counts = self._skip(self.layer.laid_out(x), weight, bias, None, False, size, relu, order)
@@ -149,18 +149,18 @@ class Passes:
         self, x: Tensor, weight: Tensor, bias: Tensor | None, bits: Tensor | None, transposed: bool,
         size: Sequence[int], relu: bool, order: torch.memory_format,
     ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-        layer, pack = self.layer, self._verb("skip_conv", "skip_pack")
+        layer, pack = self.layer, self._kernel("skip_conv", "skip_pack")
 
         def packed(weight: Tensor) -> Tensor:
             filters = layer.filters(weight)
             return pack(filters.transpose(0, 1) if transposed else filters)
 
         if self.keep_packed:
-            isa = self._verb("_call", "native").isa() if self.backend == "cpu" else ""
+            isa = self._kernel("_call", "native").isa() if self.backend == "cpu" else ""
             ready = KEPT.get(weight, f"{self.backend} {isa} {'transposed' if transposed else 'forward'}", packed)
         else:
             ready = packed(weight.detach())
-        y, ybits, counts = self._verb("skip_conv", "skip_conv")(
+        y, ybits, counts = self._kernel("skip_conv", "skip_conv")(
             layer.pixels(x), ready, bias, bits, weight.shape[1 if transposed else 0],
             layer.kernel(weight), layer.stride, layer.padding, layer.dilation, transposed, tuple(size), relu,
         )  # fmt: skip
@@ -169,11 +169,11 @@ class Passes:
     def _skip_weight(
         self, dy: Tensor, x: Tensor, weight: Tensor, bits: Tensor | None, skip: str
     ) -> tuple[Tensor, float]:
-        """dw, and the share of nonzeros among the elements of the skipped operand that were looked at."""
+        """dw, and the share of nonzeros among the elements of the skipped operand that were read."""
         layer = self.layer
         last = not weight.is_contiguous() and weight.is_contiguous(memory_format=LAST)
         pixels, gradients = layer.pixels(layer.laid_out(x)), layer.pixels(layer.laid_out(dy))
-        dw, counts = self._verb("skip_conv_weight", "skip_conv_weight")(
+        dw, counts = self._kernel("skip_conv_weight", "skip_conv_weight")(
             pixels, gradients, bits, layer.kernel(weight), layer.stride, layer.padding, layer.dilation, skip, last
         )
         nonzeros, _, elements = counts.tolist()
@@ -187,7 +187,7 @@ class Passes:
     def _rectified(self, y: Tensor, relu: bool, order: torch.memory_format) -> tuple[Tensor, Tensor]:
         if not relu:
             return y.contiguous(memory_format=order), torch.empty(0, dtype=torch.int32, device=y.device)
-        pixels, bits = self._verb("relu_bits", "relu_bits")(self.layer.pixels(self.layer.laid_out(y)))
+        pixels, bits = self._kernel("relu_bits", "relu_bits")(self.layer.pixels(self.layer.laid_out(y)))
         return _own(pixels, self.layer.from_pixels(pixels)).contiguous(memory_format=order), bits
 
     def _kept(self, dy: Tensor, bits: Tensor | None) -> Tensor:
@@ -195,7 +195,7 @@ class Passes:
         if bits is None:
             return dy
         pixels = self.layer.pixels(self.layer.laid_out(dy))
-        return self.layer.from_pixels(self._verb("relu_bits", "keep_bits")(pixels, bits))
+        return self.layer.from_pixels(self._kernel("relu_bits", "keep_bits")(pixels, bits))
 
 
 def sampled(x: Tensor) -> float:

@@ -1,4 +1,4 @@
-"""A cost curve: seconds against the fraction of tiles covered, never falling.
+"""A cost curve: seconds against the fraction of tiles that are occupied, never falling.
 
 Measured times wobble; a kernel does not get faster by doing more. The pool-adjacent-violators algorithm gives the
 nearest never-falling sequence in least squares; between the points the curve is linear, beyond them constant.

@@ -1,4 +1,4 @@
-"""Seconds of one way to do a product: from curves measured on this machine, else from a roofline.
+"""Seconds of each alternative to do a product: from curves measured on this machine, else from a roofline.
 
 Measured times are taken from the nearest measured shape and scaled by the work. Dense and every candidate come from
 the same shape and the same source, because only their ratios decide.

@@ -167,25 +167,33 @@ class Tuner:
             return now.chosen if now.trial is None else now.trial.next()
 
     def evaluate(
-        self, question: str, candidates: Sequence[str], key: Hashable, densities: Mapping[str, float], prior: Prior
-    ) -> str:
-        """The alternative to take now and in the next calls, by the costs of a prior at sampled densities.
+        self,
+        question: str,
+        candidates: Sequence[str],
+        key: Hashable,
+        densities: Mapping[str, float],
+        prior: Prior | None = None,
+    ) -> tuple[str, str]:
+        """The alternative to take now and in the next calls by the costs of a prior at sampled densities, and why.
 
         Call it where `is_bypassed(key)` says no: at first, at every `every`-th call, and at the next one while a change
-        waits to be confirmed.
+        waits to be confirmed. `prior` is for this call; None is the tuner's own.
         """
-        candidates = self._check(question, candidates)
+        candidates, prior = self._check(question, candidates), prior or self.prior
+        if prior is None:
+            raise ValueError("prior must be given here or to the tuner, got None")
         with self._lock:
             own = self._question(question)
             self._read()
             now = own.situation(candidates, (key, candidates, torch.get_num_threads()))
             if torch._C._get_deterministic_algorithms():
-                return own.settle_by(prior, now, densities)
+                return own.settle_by(prior, now, densities), now.why
             self._shared.note_samples(densities, self.window)
             own.settle_by_patience(prior, now, self.patience)
+            own.bypassed(now, 1)
             # A pending change is confirmed or dropped at the next call, not `every` calls later.
             self._bypass = None if now.streak else _Bypass((key,), key, [(own, now)], self.every)
-            return now.chosen
+            return now.chosen, now.why
 
     def observe(self, question: str, choice: str, seconds: float, densities: dict[str, float]) -> None:
         """Report a call: what was taken, its seconds (without those for counting zeros), densities as far as known."""
@@ -266,10 +274,6 @@ class Tuner:
         due = shared.calls - max(len(shared.questions), 1) * SAMPLE_EVERY
         return any(shared.sampled.get(name, due) <= due for name in own.watched)
 
-    def density(self, name: str) -> float:
-        """The mean of what was sampled lately; 1 before any."""
-        return self._shared.densities.get(name, 1.0)
-
     def stats(self) -> dict[str, dict[str, Any]]:
         """For each question that was asked: what was seen and decided.
 
@@ -286,11 +290,6 @@ class Tuner:
         with self._lock:
             self._read()
             return "\n".join(own.explain() for own in self._shared.questions.values()) or "nothing was asked yet"
-
-    def why(self, question: str) -> str:
-        """The reason of the latest choice."""
-        own = self._shared.questions.get(question)
-        return "" if own is None or own.last is None else own.last.why
 
     def _check(self, question: str, candidates: Sequence[str]) -> tuple[str, ...]:
         known = self.alternatives.get(question)

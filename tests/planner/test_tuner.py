@@ -1,4 +1,4 @@
-"""A site learns from times, on synthetic kernels whose costs are known: right, soon, cheaply, whatever the noise."""
+"""A tuner learns from times, on synthetic kernels whose costs are known: right, soon, cheaply, whatever the noise."""
 
 import copy
 import gc
@@ -101,20 +101,20 @@ def test_densities_may_jump_at_any_call():
         )  # fmt: skip
 
 
-def test_an_operand_without_zeros_is_never_skipped_and_looked_at_now_and_then():
+def test_an_operand_without_zeros_is_never_skipped_and_sampled_now_and_then():
     run = Run(skipping(0.0, 0.1), lambda call: {"x": 1.0})
     assert set(run.paths) == {"dense"}
     stats = run.site.stats()["forward"]
     assert stats["density"] == {"x": 1.0} and stats["saved"] == 0.0
 
 
-def test_looks_at_a_dense_operand_are_rare():
-    site, looks = planner.Site(), 0
+def test_samples_of_a_dense_operand_are_rare():
+    site, samples = planner.Site(), 0
     for _ in range(1000):
         path = site.choose("input", PLAIN, "shape")
-        looks += site.samples("input")
+        samples += site.samples("input")
         site.observe("input", path, 1.0, {"dy": 1.0} if site.samples("input") else {})
-    assert 10 <= looks <= 100
+    assert 10 <= samples <= 100
 
 
 def test_a_density_that_falls_makes_the_site_skip_and_one_that_rises_makes_it_stop():
@@ -272,7 +272,7 @@ def test_deterministic_choices_follow_densities_and_never_times(deterministic, p
                 site.observe(pass_, path, 9.0 if path == slow else 1.0, {operand: 0.5 if call % 2 else density})
 
 
-def test_deterministic_without_foreknowledge_looks_first(deterministic):
+def test_deterministic_without_foreknowledge_samples_first(deterministic):
     site = planner.Site()
     assert site.choose("forward", PLAIN, "shape") == "dense" and site.samples("forward")
     site.observe("forward", "dense", 1.0, {"x": 0.2})
@@ -350,6 +350,40 @@ def test_bad_arguments_are_named():
     with pytest.raises(ValueError, match=r"candidates must hold 'dense'"):
         site.choose("forward", ("skip",), "shape")
     assert site.stats() == {}
+
+
+def test_the_reason_names_what_was_observed():
+    site = Run(skipping(0.15, 0.85), lambda call: {"x": 0.5}, calls=40, noise=lambda random: 1.0).site
+    text = site.explain()
+    for word in ("forward: skip", "by a trial of", "skip takes 0.5", "of dense", "50% of x nonzero", "calls, median"):
+        assert word in text, word
+    assert "no zeros to skip" in Run(skipping(0.0, 0.1), lambda call: {"x": 1.0}, calls=40).site.explain()
+    idle = Run(lambda path, d: 1e-5, lambda call: {"x": 0.1}, calls=40).site
+    assert "too little work for any gain" in idle.explain()
+    assert planner.Site().explain() == "nothing was asked yet"
+
+
+def test_a_prior_needs_no_trials_and_the_tuner_can_be_asked_anything():
+    """Attention that is block-sparse where its pattern is sparse enough: no times, costs known beforehand."""
+    cost = {"dense": lambda tiles: 1.0, "blocks": lambda tiles: 0.1 + 1.5 * tiles}
+    tuner = planner.Tuner({"attention": {"blocks": "tiles"}}, lambda _, one, at: cost[one](at.get("tiles")), every=4)
+    found = []
+    for call in range(24):
+        if not tuner.is_bypassed("shape"):
+            density = 0.2 if call < 12 else 0.9
+            found.append((call, tuner.evaluate("attention", ("dense", "blocks"), "shape", {"tiles": density})[0]))
+    assert found == [
+        (0, "blocks"),
+        (4, "blocks"),
+        (8, "blocks"),
+        (12, "blocks"),
+        (13, "dense"),
+        (17, "dense"),
+        (21, "dense"),
+    ]
+    assert sum(tuner.stats()["attention"]["calls"].values()) == 24
+    with pytest.raises(ValueError, match="prior must be given"):
+        planner.Tuner({"attention": {}}).evaluate("attention", ("dense",), "shape", {})
 
 
 def test_limits_are_in_order():

@@ -1,4 +1,4 @@
-"""A layer that is dense in all passes rests: hardly anybody asks, everything is counted, and it wakes up in time."""
+"""A layer that is dense in all passes is bypassed: hardly a call asks, all are counted, and a change is noticed."""
 
 import itertools
 
@@ -19,23 +19,23 @@ def deterministic():
 
 
 def dense_layer(calls, keys=("shape",), cost=3.0, site=None):
-    """A layer with two passes, both faster dense; the calls that did not rest."""
-    site, awake = site or planner.Site(), []
+    """A layer with two passes, both faster dense; the calls that were not bypassed."""
+    site, asked = site or planner.Site(), []
     for call in range(calls):
         key = keys[call % len(keys)]
         if not site.bypass(("forward", "input"), key):
-            awake.append(call)
+            asked.append(call)
             for pass_, operand in (("forward", "x"), ("input", "dy")):
                 path = site.choose(pass_, PLAIN, key)
                 seen = {operand: 0.5} if path == "skip" or site.samples(pass_) else {}
                 site.observe(pass_, path, 1.0 if path == "dense" else cost, seen)
-    return site, awake
+    return site, asked
 
 
 @pytest.mark.parametrize("keys", [("shape",), ("a", "b")])
-def test_a_layer_that_is_dense_for_good_rests_and_is_counted_all_the_same(keys):
-    site, awake = dense_layer(3000, keys)
-    assert len(awake) < 250 and max(b - a for a, b in itertools.pairwise(awake)) <= 32
+def test_a_layer_that_is_dense_for_good_is_bypassed_and_counted_all_the_same(keys):
+    site, asked = dense_layer(3000, keys)
+    assert len(asked) < 250 and max(b - a for a, b in itertools.pairwise(asked)) <= 32
     stats = site.stats()
     assert all(sum(one["calls"].values()) == 3000 for one in stats.values())
     assert all(one["calls"]["skip"] > 5 for one in stats.values())  # it goes on trying
@@ -43,13 +43,13 @@ def test_a_layer_that_is_dense_for_good_rests_and_is_counted_all_the_same(keys):
 
 @pytest.mark.parametrize(("seconds", "few"), [(0.9 * CALL, True), (1e-2, False)])
 def test_work_too_small_for_any_gain_is_left_alone(seconds, few):
-    site, paths, awake = planner.Site(), [], 0
+    site, paths, asked = planner.Site(), [], 0
     for _ in range(2500):
         if not site.bypass(("forward",), "shape"):
-            awake += 1
+            asked += 1
             paths.append(site.choose("forward", PLAIN, "shape"))
             site.observe("forward", paths[-1], seconds * (1.0 if paths[-1] == "dense" else 5.0), {"x": 0.1})
-    assert (awake < 10 and "skip" not in paths) if few else (awake > 75 and "skip" in paths)
+    assert (asked < 10 and "skip" not in paths) if few else (asked > 75 and "skip" in paths)
 
 
 def test_what_pays_in_inference_must_pay_for_three_passes_in_training():
@@ -66,7 +66,7 @@ def test_what_pays_in_inference_must_pay_for_three_passes_in_training():
 
 
 @pytest.mark.parametrize(("weight", "right"), [(3 * CALL, "dense"), (30 * CALL, "skip")])
-def test_a_layer_that_is_awake_for_one_pass_takes_the_small_gains_of_the_others_too(weight, right):
+def test_a_layer_that_is_asked_for_one_pass_takes_the_small_gains_of_the_others_too(weight, right):
     """Forward gains half of what three passes cost beyond their kernels; by weight gains nothing, or ten times that."""
     site, dense = planner.Site(), 10 * CALL
     for _ in range(60):
@@ -79,20 +79,20 @@ def test_a_layer_that_is_awake_for_one_pass_takes_the_small_gains_of_the_others_
     assert stats["forward"]["path"] == right and stats["input"]["path"] == "dense"
 
 
-def test_a_small_shape_in_between_does_not_send_a_large_one_to_sleep():
-    site, awake = planner.Site(), {"small": 0, "large": 0}
+def test_a_small_shape_in_between_does_not_bypass_a_large_one_for_long():
+    site, asked = planner.Site(), {"small": 0, "large": 0}
     for call in range(2000):
         key = ("small", "large")[call % 2]
         if not site.bypass(("forward",), key):
-            awake[key] += 1
+            asked[key] += 1
             path = site.choose("forward", PLAIN, key)
             site.observe(
                 "forward", path, (0.5 * CALL if key == "small" else 1.0) * (path == "dense" or 3.0), {"x": 0.5}
             )
-    assert awake["small"] + awake["large"] > 60
+    assert asked["small"] + asked["large"] > 60
 
 
-def test_who_rests_wakes_up_for_a_change():
+def test_a_bypass_ends_for_a_change():
     site, _ = dense_layer(500)
     for density in (0.5, 0.05):
         for _ in range(300):
@@ -103,10 +103,10 @@ def test_who_rests_wakes_up_for_a_change():
     assert not any(site.bypass(("forward",), "shape") for _ in range(50))
 
 
-def test_nobody_rests_before_all_passes_have_settled(deterministic):
+def test_nothing_is_bypassed_before_all_passes_have_settled(deterministic):
     torch.use_deterministic_algorithms(False)
-    site, awake = dense_layer(6)
-    assert awake == list(range(6))
+    site, asked = dense_layer(6)
+    assert asked == list(range(6))
     site, _ = dense_layer(100)
     assert not site.bypass(("forward", "weight"), "shape") and not site.bypass(("forward",), "another")
     torch.use_deterministic_algorithms(True)

@@ -204,14 +204,21 @@ def test_an_address_that_is_used_again_is_another_site_and_a_view_is_the_same():
     assert planner(_rows(1.0), second).kind == "dense" and planner.evaluations == 2
 
 
-def test_new_memory_is_sampled_at_once_only_where_that_pays_for_one_call():
-    """Else products of half a millisecond with operands that are new in each call would take a sample each time."""
+@pytest.mark.parametrize(("faster", "first"), [(1, "m"), (20, "dense")])
+def test_operands_that_live_for_one_call_are_one_site(faster, first):
+    """As activations do. Where one product is not worth a sample, the second call takes it, for those to come."""
     costs = known.database()
     for key, curve in costs.curves.items():
-        costs.curves[key] = replace(curve, seconds=tuple(seconds / 20 for seconds in curve.seconds))
-    planner = Planner(database=costs)
-    assert [planner(_rows(0.25), B).kind for _ in range(3)] == ["dense", "m", "m"] and planner.evaluations == 2
-    assert {planner(_rows(0.25), B.clone()).kind for _ in range(3)} == {"dense"}
+        costs.curves[key] = replace(curve, seconds=tuple(seconds / faster for seconds in curve.seconds))
+    planner, a = Planner(database=costs), _rows(0.25)
+    kinds = [planner(a, torch.ones(K, N)).kind for _ in range(33)]
+    assert kinds == [first, *["m"] * 32] and planner.evaluations == 3
+    layers = [torch.ones(K, N) for _ in range(3)]  # at once: they are told apart
+    planner, full = Planner(database=costs), _rows(1.0)
+    for _ in range(4):
+        layers = [torch.ones(K, N) for _ in layers]
+        kinds = [planner(x, layer).kind for x, layer in zip((a, full, a), layers, strict=True)]
+    assert kinds == ["m", "dense", "m"]
 
 
 def test_threads_share_a_planner():
@@ -245,7 +252,7 @@ def test_forgotten_sites_are_decided_anew():
     others = [torch.ones(K, N) for _ in range(3)]
     for other in (*others, others[2]):
         assert planner(_rows(0.25), other).kind == "m"
-    assert planner.evaluations == 3 and len(planner._sites) <= 2
+    assert planner.evaluations == 3 and sum(map(len, planner._sites.values())) <= 2
 
 
 def test_small_products_are_dense_unseen_and_tuning_may_change_that():

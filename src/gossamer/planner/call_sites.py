@@ -8,7 +8,6 @@ decision    A      A          A: B gains    B: again      B
 from __future__ import annotations
 
 import threading
-from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -26,23 +25,28 @@ from gossamer.planner.tuner.tuner import Tuner
 _PRODUCT = "product"
 
 
-class _Site:
+class _CallSite:
     """One call site: its tuner, the plan in force, and the memory of b that it belongs to."""
 
-    def __init__(self, b: Tensor, tuner: Tuner) -> None:
-        # While it is held, no other storage gets this one's address, so that the address in the key is the object's.
-        self.memory = StorageWeakRef(b.untyped_storage())
+    def __init__(self, tuner: Tuner) -> None:
         self.tuner = tuner
         self.plan: Plan | None = None
         self.turn = 0
+
+    def moved_to(self, b: Tensor) -> _CallSite:
+        """The same call site at other memory."""
+        # While it is held, no other storage gets this one's address, so that the address is the storage's name.
+        self.memory = StorageWeakRef(b.untyped_storage())
+        self.calls = 0
+        return self
 
 
 class Planner:
     """Plans for the products of one or more call sites, decided from samples taken every so many calls.
 
-    A site is told from others by the shapes, strides and dtype of the operands, the memory of `b` (which tells layers
-    apart that are alike but for their weights; memory that was freed and is used again is another), and the number of
-    threads.
+    A site is told from others by the shapes, strides and dtype of the operands, the number of threads, and the memory
+    of `b`, which tells layers apart that are alike but for their weights. Memory that is used again, at the same
+    address, is another's. Operands that live for one call, such as activations, follow one another as one site.
 
     Args:
         tiles, axis: as in `plan`.
@@ -50,7 +54,7 @@ class Planner:
         gain: a new choice must be cheaper than the present one by more than this fraction ...
         patience: ... in this many evaluations in a row. While a change is pending every call evaluates.
         window: samples whose mean is used.
-        most_sites: sites remembered; the ones used longest ago are forgotten first.
+        most_sites: sites remembered; when there are more, all are forgotten.
 
     >>> planner = Planner(axis="m", database=costs_file.Database({"threads": 2, "isa": "avx2"}))
     >>> a, b = torch.zeros(1024, 1024), torch.ones(1024, 1024)
@@ -78,13 +82,14 @@ class Planner:
         self.tiles, self.axis, self.every, self.gain, self.patience = tiles, axis, every, gain, patience
         self.window, self.most_sites, self.database = window, most_sites, database
         self.evaluations = 0
-        self._sites: OrderedDict[object, _Site] = OrderedDict()
+        self._sites: dict[object, dict[object, _CallSite]] = {}  # by shapes, and by memory
         self._lock = threading.RLock()
 
     def __call__(self, a: Tensor, b: Tensor, sparse: Sparse = "a") -> Plan:
         """The plan for a @ b now: the one in force, or that of a fresh sample of the operand."""
-        site = self._sites.get(_key(a, b, sparse))
+        site = self._site(a, b, sparse)
         if site is not None and site.plan is not None and site.tuner.is_bypassed(self.axis):
+            site.calls += 1
             return site.plan
         with self._lock:
             return self._evaluate(a, b, sparse)
@@ -94,32 +99,54 @@ class Planner:
 
         `gs.ops.matmul` says so. Such an operand is another one than before.
         """
-        site = self._sites.get(_key(a, b, sparse))
+        site = self._site(a, b, sparse)
         if site is not None:
             site.tuner.forget()
 
     def explain(self) -> str:
         """The plan in force at each call site, for a person."""
-        return "\n\n".join(str(site.plan) for site in list(self._sites.values())) or "no product was planned yet"
+        with self._lock:
+            plans = [str(site.plan) for alike in self._sites.values() for site in alike.values()]
+        return "\n\n".join(plans) or "no product was planned yet"
+
+    def _site(self, a: Tensor, b: Tensor, sparse: Sparse) -> _CallSite | None:
+        alike = self._sites.get(_shapes(a, b, sparse))
+        return None if alike is None else alike.get(_memory(b))
 
     def _evaluate(self, a: Tensor, b: Tensor, sparse: Sparse) -> Plan:
-        key = _key(a, b, sparse)
-        site = self._sites.get(key)
+        site = self._site(a, b, sparse) or self._successor(a, b, sparse)
+        if site is not None and site.plan is not None and site.tuner.is_bypassed(self.axis):
+            site.calls += 1
+            return site.plan
         # One sample serves `every` calls, if they come: of memory that is new nobody knows.
         calls = 1 if site is None else self.every
         seen = observe(a, b, sparse, self.tiles, self.axis, self.database, site.turn if site else 0, calls)
         self.evaluations += 1
         if site is None:
+            if sum(map(len, self._sites.values())) >= self.most_sites:
+                self._sites.clear()
             options: dict[str, Any] = {x: getattr(self, x) for x in ("every", "gain", "patience", "window")}
-            site = self._sites[key] = _Site(b, Tuner({_PRODUCT: {}}, **options))
-            while len(self._sites) > self.most_sites:
-                self._sites.popitem(last=False)
-        self._sites.move_to_end(key)
+            site = _CallSite(Tuner({_PRODUCT: {}}, **options)).moved_to(b)
+            self._sites.setdefault(_shapes(a, b, sparse), {})[_memory(b)] = site
         site.turn += 1
+        site.calls += 1
         site.plan = self._settle(site.tuner, seen)
-        if not seen.fractions and seen.prices.dense * self.every >= LEAST_WORK:
-            site.tuner.forget()  # dense for now; a second call on this memory is worth a sample
+        if not seen.fractions and calls == 1 and seen.prices.dense * self.every >= LEAST_WORK:
+            site.tuner.forget()  # dense for now; a second call is worth a sample
         return site.plan
+
+    def _successor(self, a: Tensor, b: Tensor, sparse: Sparse) -> _CallSite | None:
+        """The call site of an operand that lived for one call and is gone, for the next one of its shape.
+
+        The oldest first, so that layers that are alike go on in their order.
+        """
+        alike = self._sites.get(_shapes(a, b, sparse), {})
+        gone = next((memory for memory, site in alike.items() if site.memory.expired()), None)
+        site = alike.pop(gone, None)
+        if site is None or site.calls > 1:
+            return None
+        alike[_memory(b)] = site
+        return site.moved_to(b)
 
     def _settle(self, tuner: Tuner, seen: Observation) -> Plan:
         """The cheapest candidate at the mean of the latest samples, or the present one at its new price."""
@@ -139,6 +166,9 @@ class Planner:
         return choose(best, found[chosen], why)
 
 
-def _key(a: Tensor, b: Tensor, sparse: Sparse) -> tuple[object, ...]:
-    memory = b.untyped_storage()._cdata, b.storage_offset()
-    return (sparse, a.shape, a.stride(), b.shape, b.stride(), a.dtype, memory, torch.get_num_threads())
+def _shapes(a: Tensor, b: Tensor, sparse: Sparse) -> tuple[object, ...]:
+    return sparse, a.shape, a.stride(), b.shape, b.stride(), a.dtype, torch.get_num_threads()
+
+
+def _memory(b: Tensor) -> tuple[object, object]:
+    return b.untyped_storage()._cdata, b.storage_offset()

@@ -10,13 +10,13 @@ from torch.export import Dim, export
 
 from gossamer.compaction import ChannelGraph
 from gossamer.nn import BlockSparseLinear, Experts, ReLUFeedForward
-from gossamer.nn.block_sparse.gradient_capture import Tap
+from gossamer.nn.block_sparse.gradient_capture import GradientCapture
 
 BODIES = {
     "torch": lambda: nn.Sequential(nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 16)),
     "linear": lambda: BlockSparseLinear(16, 16, block=4, density=0.5),
     "static linear": lambda: BlockSparseLinear(16, 16, block=4, density=0.5, mode="static"),
-    "linear that is listened to": lambda: BlockSparseLinear(16, 16, block=4, density=0.5),
+    "linear whose gradient is captured": lambda: BlockSparseLinear(16, 16, block=4, density=0.5),
     "experts": lambda: Experts(16, 8, experts=3, top_k=2),
     "feed-forward": lambda: ReLUFeedForward(16, 32, tile=(4, 1)),
 }
@@ -36,10 +36,10 @@ def test_twelve_blocks_share_two_graphs(name: str) -> None:
     """One for the input of the network, which wants no gradient, and one for all other blocks."""
     torch._dynamo.reset()
     net = nn.Sequential(*(Block(BODIES[name]()) for _ in range(12)))
-    taps = [Tap(block.body.values) for block in net] if "listened" in name else []
-    for block, tap in zip(net, taps, strict=False):
-        tap.open()
-        block.body.listen(tap.ticket)
+    captures = [GradientCapture(block.body.values) for block in net] if "captured" in name else []
+    for block, capture in zip(net, captures, strict=False):
+        capture.open()
+        block.body.capture_gradient(capture.handle)
     x = torch.randn(2, 5, 16)
     expected = net(x)
     counter = CompileCounterWithBackend("aot_eager")
@@ -49,7 +49,7 @@ def test_twelve_blocks_share_two_graphs(name: str) -> None:
         y = net(x)
         y.sum().backward()
     torch.testing.assert_close(y, expected)
-    assert counter.frame_count == 2 and all(len(tap.pairs) == 2 for tap in taps)
+    assert counter.frame_count == 2 and all(len(capture.pairs) == 2 for capture in captures)
 
 
 def test_feed_forward_says_what_to_give_it() -> None:

@@ -20,7 +20,7 @@ from gossamer.nn import (
     Unpadded,
 )
 from gossamer.nn.block_sparse.attention import block_sparse_attention
-from gossamer.nn.block_sparse.gradient_capture import Tap
+from gossamer.nn.block_sparse.gradient_capture import GradientCapture
 from gossamer.nn.snapshot import Snapshot
 
 TOKENS = torch.arange(16)
@@ -331,15 +331,15 @@ def test_copies_after_use(name: str, copied) -> None:
     assert torch.equal(train(copied(module), args), y)
 
 
-def test_a_copy_of_a_layer_that_is_listened_to_is_not() -> None:
+def test_a_copy_of_a_layer_whose_gradient_is_captured_is_not() -> None:
     layer = BlockSparseLinear(16, 16, block=4, density=0.5)
-    tap = Tap(layer.values)
-    tap.open()
-    layer.listen(tap.ticket)
+    capture = GradientCapture(layer.values)
+    capture.open()
+    layer.capture_gradient(capture.handle)
     train(copy.deepcopy(layer), (X,))
-    assert not tap._this_pass
+    assert not capture._this_pass
     train(layer, (X,))
-    assert len(tap.pairs) == 1
+    assert len(capture.pairs) == 1
 
 
 # ---------------------------------------------------------------- the comparison itself

@@ -123,20 +123,20 @@ def test_candidate_scores_are_means_of_the_dense_gradient(tile: tuple[int, int],
         torch.testing.assert_close(candidate_scores(pairs, tile), expected, rtol=1e-12, atol=1e-13)
 
 
-def test_only_the_steps_of_updates_are_listened_to() -> None:
+def test_gradients_are_captured_in_the_steps_of_updates_only() -> None:
     net, opt, method = make()
-    tapped = []
+    captured = []
     for t in range(24):
-        tapped.append(net[0]._ticket is not None)
+        captured.append(net[0]._capture_handle is not None)
         steps(net, opt, t, t + 1)
-    assert [t + 1 for t in range(24) if tapped[t]] == [event["step"] for event in method.history] == [4, 8, 12, 16]
+    assert [t + 1 for t in range(24) if captured[t]] == [event["step"] for event in method.history] == [4, 8, 12, 16]
     net, opt, method = make(name="set")
     steps(net, opt, 0, 24)
-    assert all(net[i]._ticket is None for i in (0, 2)) and method.history  # grows at random: never
+    assert all(net[i]._capture_handle is None for i in (0, 2)) and method.history  # grows at random: never
     net, opt, method = make()
     steps(net, opt, 0, 3)
     method.detach()
-    assert net[0]._ticket is None
+    assert net[0]._capture_handle is None
 
 
 def test_gradients_that_add_up_before_a_step_are_scored_as_one() -> None:

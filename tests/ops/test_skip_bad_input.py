@@ -157,5 +157,5 @@ def test_a_site_that_is_gone():
     site = gs.planner.Site()
     handle = site.handle
     del site
-    with pytest.raises(ValueError, match="key must be that of a living Site"):
+    with pytest.raises(ValueError, match="handle must be that of a living Site"):
         torch.ops.gossamer.skip_zeros(X, W, None, [1, 1, 0, 0, 1, 1], "auto", False, handle, False, None)

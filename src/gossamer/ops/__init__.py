@@ -8,6 +8,19 @@ from gossamer.ops.registration import Backend
 from gossamer.ops.skipping.conv2d import conv2d
 from gossamer.ops.skipping.linear import linear
 from gossamer.ops.tiles import Transposed, detect, gather, scatter, transpose
+from gossamer.renamed import keep_old_names
+
+keep_old_names(
+    __name__,
+    {
+        **dict.fromkeys(("dds", "dsd", "sdd"), "products"),
+        **dict.fromkeys(("detect", "gather", "scatter", "transpose"), "tiles"),
+        **dict.fromkeys(("gated_mv", "skip_mv", "statistical_topk"), "gemv"),
+        "grouped_matmul": "grouped",
+        "conv2d": "skipping.conv2d",
+        "linear": "skipping.linear",
+    },
+)
 
 __all__ = [
     "Backend",

@@ -15,12 +15,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from gossamer.ops.autograd import save
+from gossamer.ops.autograd import Differentiable, save
 from gossamer.ops.grouped import GroupedOuter
 from gossamer.ops.products import Dsd, Sdd
 from gossamer.ops.registration import Backend, in_float32, register
 from gossamer.ops.tiles import Gather, Scatter, transpose_on
-from gossamer.ops.transforms import check_transforms
 from gossamer.pattern.algebra import slot_rows
 from gossamer.pattern.build import index_dtype
 
@@ -39,8 +38,17 @@ gather_mm_on = register(
 )
 
 
-class GatherMm(torch.autograd.Function):
+class GatherMm(Differentiable):
     """a[rows, k], b[batch, k, n] -> c[rows, n]; a is `batch` matrices one below the other."""
+
+    name, operands = "matmul", (0, 5)
+
+    @staticmethod
+    def compute(
+        a: Tensor, offsets: Tensor, indices: Tensor, bm: int, bk: int, b: Tensor, column_major: bool,
+        backend: Backend | None,
+    ) -> Tensor:  # fmt: skip
+        return gather_mm_on(backend)(a, offsets, indices, bm, bk, b, column_major)
 
     @staticmethod
     def forward(
@@ -49,11 +57,10 @@ class GatherMm(torch.autograd.Function):
     ) -> Tensor:  # fmt: skip
         save(ctx, a, offsets, indices, b)
         ctx.tile, ctx.backend = (bm, bk), backend
-        return gather_mm_on(backend)(a, offsets, indices, bm, bk, b, column_major)
+        return GatherMm.compute(a, offsets, indices, bm, bk, b, column_major, backend)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        check_transforms("gossamer.ops.matmul", grad)
         a, offsets, indices, b = ctx.saved_tensors
         whole_rows = ctx.tile[0] == 1 and ctx.tile[1] >= a.shape[1] > 0 and min(a.shape[0], b.shape[2]) > 0
         gradients = _by_rows if whole_rows else _by_tiles
@@ -69,12 +76,12 @@ def _by_rows(
 ) -> tuple[Tensor | None, Tensor | None]:  # fmt: skip
     grad_a = grad_b = None
     if need_a:
-        grad_a = GatherMm.apply(grad, offsets, indices, 1, b.shape[2], b.mT, False, backend)
+        grad_a = GatherMm.call(grad, offsets, indices, 1, b.shape[2], b.mT, False, backend)
     if need_b:
         # The one column of the grid lists its tiles, which are the rows present, matrix after matrix.
         present = transpose_on(backend)(offsets, indices, 1)[1]
         starts = offsets[:: max(a.shape[0] // b.shape[0], 1)]
-        grad_b = GroupedOuter.apply(a, grad, present.to(torch.int32), starts, 1, backend)
+        grad_b = GroupedOuter.call(a, grad, present.to(torch.int32), starts, 1, backend)
     return grad_a, grad_b
 
 
@@ -93,11 +100,11 @@ def _by_tiles(
     index = offsets, placed, None
     grad_a = grad_b = None
     if need_a:
-        values = Sdd.apply(grad, stacked.t(), bm, bk, backend, *index, None, None, None, None)
-        grad_a = Scatter.apply(values, offsets, indices, rows, k, backend)
+        values = Sdd.call(grad, stacked.t(), bm, bk, backend, *index, None, None, None, None)
+        grad_a = Scatter.call(values, offsets, indices, rows, k, backend)
     if need_b:
         transposed = transpose_on(backend)(offsets, placed, batch * tile_cols)
-        values = Gather.apply(a, offsets, indices, bm, bk, backend)
-        below = Dsd.apply(values, grad, None, rows, batch * height, True, False, backend, *index, *transposed, None)
+        values = Gather.call(a, offsets, indices, bm, bk, backend)
+        below = Dsd.call(values, grad, None, rows, batch * height, True, False, backend, *index, *transposed, None)
         grad_b = below.view(batch, height, b.shape[2])[:, :k]
     return grad_a, grad_b

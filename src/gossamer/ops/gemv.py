@@ -24,10 +24,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gossamer.handles import graph_input
+from gossamer.ops.autograd import Differentiable, wants_gradient
 from gossamer.ops.registration import Backend, check_backend, constant_in_graphs, register
-from gossamer.ops.transforms import check_transforms
 from gossamer.pattern.check import check_matrix
-from gossamer.planner.graph_input import graph_input
 
 
 def _fake_skip(x: Tensor, w: Tensor, bias: Tensor | None, threshold: Tensor) -> tuple[Tensor, Tensor]:
@@ -94,26 +94,14 @@ def within(x: Tensor, threshold: Tensor) -> Tensor:
     return (wide.abs() <= threshold) & (threshold > 0)
 
 
-def _wanted(*operands: Tensor | None) -> bool:
-    return torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in operands)
-
-
-def skip(x: Tensor, w: Tensor, bias: Tensor | None, threshold: Tensor, backend: Backend | None) -> Tensor:
-    """y[B, K], through autograd where an operand wants it."""
-    if _wanted(x, w, bias):
-        return SkipMv.apply(x, w, bias, threshold, backend)
-    return skip_on(backend)(x, w, bias, threshold)[0]
-
-
-def gated(x: Tensor, w: Tensor, bias: Tensor | None, gate: Tensor, backend: Backend | None) -> Tensor:
-    """y[B, K], through autograd where an operand wants it."""
-    if _wanted(x, w, bias, gate):
-        return GatedMv.apply(x, w, bias, gate, backend)
-    return gated_on(backend)(x, w, bias, gate)
-
-
-class SkipMv(torch.autograd.Function):
+class SkipMv(Differentiable):
     """x[B, C], w[C, K], bias[K] or None -> y[B, K]."""
+
+    name, operands = "skip_mv", (0, 1, 2)
+
+    @staticmethod
+    def compute(x: Tensor, w: Tensor, bias: Tensor | None, threshold: Tensor, backend: Backend | None) -> Tensor:
+        return skip_on(backend)(x, w, bias, threshold)[0]
 
     @staticmethod
     def forward(
@@ -122,47 +110,51 @@ class SkipMv(torch.autograd.Function):
         ctx.save_for_backward(x, w, threshold)
         ctx.backend = backend
         ctx.bias_dtype = None if bias is None else bias.dtype
-        return skip_on(backend)(x, w, bias, threshold)[0]
+        return SkipMv.compute(x, w, bias, threshold, backend)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        check_transforms("gossamer.ops.skip_mv", grad)
         x, w, threshold = ctx.saved_tensors
         dropped = within(x.detach(), threshold)
         kept, used = (~dropped).to(x.dtype), x.masked_fill(dropped, 0)
         grad_x = grad_w = grad_bias = None
         if ctx.needs_input_grad[0]:
-            grad_x = gated(grad, w, None, kept, ctx.backend)
+            grad_x = GatedMv.call(grad, w, None, kept, ctx.backend)
         if ctx.needs_input_grad[1]:
-            grad_w = skip(used.t(), grad, None, ZERO, ctx.backend).to(w.dtype)
+            grad_w = SkipMv.call(used.t(), grad, None, ZERO, ctx.backend).to(w.dtype)
         if ctx.needs_input_grad[2]:
             grad_bias = grad.sum(0).to(ctx.bias_dtype)
         return grad_x, grad_w, grad_bias, None, None
 
 
-class GatedMv(torch.autograd.Function):
+class GatedMv(Differentiable):
     """x[B, C], w[K, C], bias[K] or None, gate[B, K] -> y[B, K]."""
+
+    name, operands = "gated_mv", (0, 1, 2, 3)
+
+    @staticmethod
+    def compute(x: Tensor, w: Tensor, bias: Tensor | None, gate: Tensor, backend: Backend | None) -> Tensor:
+        return gated_on(backend)(x, w, bias, gate)
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, w: Tensor, bias: Tensor | None, gate: Tensor, backend: Backend | None) -> Tensor:
         ctx.save_for_backward(x, w, bias, gate)
         ctx.backend = backend
-        return gated_on(backend)(x, w, bias, gate)
+        return GatedMv.compute(x, w, bias, gate, backend)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        check_transforms("gossamer.ops.gated_mv", grad)
         x, w, bias, gate = ctx.saved_tensors
         grad_x = grad_w = grad_bias = grad_gate = None
         inner = grad * gate
         if ctx.needs_input_grad[0]:
-            grad_x = skip(inner, w, None, ZERO, ctx.backend)
+            grad_x = SkipMv.call(inner, w, None, ZERO, ctx.backend)
         if ctx.needs_input_grad[1]:
-            grad_w = skip(inner.t(), x, None, ZERO, ctx.backend).to(w.dtype)
+            grad_w = SkipMv.call(inner.t(), x, None, ZERO, ctx.backend).to(w.dtype)
         if ctx.needs_input_grad[2]:
             grad_bias = inner.sum(0).to(bias.dtype)
         if ctx.needs_input_grad[3]:
-            grad_gate = gated(x, w, bias, grad, ctx.backend).to(gate.dtype)
+            grad_gate = GatedMv.call(x, w, bias, grad, ctx.backend).to(gate.dtype)
         return grad_x, grad_w, grad_bias, grad_gate, None
 
 
@@ -205,8 +197,7 @@ def skip_mv(
         raise TypeError(f"threshold must be a number, got {type(threshold).__name__}")
     if not threshold >= 0:
         raise ValueError(f"threshold must be at least 0, got {threshold}")
-    check_transforms("gossamer.ops.skip_mv", x, w, bias)
-    y = skip(rows, w, bias, torch.tensor(float(threshold), dtype=torch.float64, device="cpu"), backend)
+    y = SkipMv.call(rows, w, bias, torch.tensor(float(threshold), dtype=torch.float64, device="cpu"), backend)
     return y if x.dim() == 2 else y.squeeze(0)
 
 
@@ -251,8 +242,7 @@ def gated_mv(
         raise TypeError(f"gate must have x's dtype {x.dtype}, got {gate.dtype}")
     if gate.device != x.device:
         raise ValueError(f"gate must be on x's device {x.device}, got {gate.device}")
-    check_transforms("gossamer.ops.gated_mv", x, w, bias, gate)
-    y = gated(rows, w, bias, gate if x.dim() == 2 else gate.unsqueeze(0), backend)
+    y = GatedMv.call(rows, w, bias, gate if x.dim() == 2 else gate.unsqueeze(0), backend)
     return y if x.dim() == 2 else y.squeeze(0)
 
 
@@ -302,7 +292,7 @@ def statistical_topk(x: Tensor, k: int, *, dim: int = -1) -> Tensor:
     # A norm is one vectorised pass; torch.std takes eight times as long. Both have the gradient 0 at 0.
     deviation = torch.linalg.vector_norm(centred, dim=dim, keepdim=True)
     shift = deviation * (_quantile(k, d) / math.sqrt(d - 1))
-    if torch.is_grad_enabled() and x.requires_grad:
+    if wants_gradient(x):
         return (centred - shift).relu().to(x.dtype)
     return centred.sub_(shift).relu_().to(x.dtype)
 

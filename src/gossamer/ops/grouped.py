@@ -20,10 +20,9 @@ import torch
 from torch import Tensor
 
 from gossamer.ops.arguments import FLOATS
-from gossamer.ops.autograd import save
+from gossamer.ops.autograd import Differentiable, save
 from gossamer.ops.index import check_pattern
 from gossamer.ops.registration import HALF, Backend, check_backend, in_float32, register
-from gossamer.ops.transforms import check_transforms
 from gossamer.pattern import Pattern
 from gossamer.pattern.build import route
 from gossamer.pattern.check import check_matrix, is_recording
@@ -79,15 +78,16 @@ def _row(order: Tensor, repeat: int) -> Tensor:
     return order if repeat <= 1 else order // repeat  # no entry at all if 0
 
 
-def mm(
-    x: Tensor, weights: Tensor, order: Tensor, offsets: Tensor, repeat: int, flip: bool, backend: Backend | None
-) -> Tensor:
-    """`GroupedMm` without autograd."""
-    return mm_on(backend)(x, _row(order, repeat), order, offsets, weights, flip, x.shape[0] * repeat)
-
-
-class GroupedMm(torch.autograd.Function):
+class GroupedMm(Differentiable):
     """x[t, k], weights[groups, k, n] (or [groups, n, k] and `flip`) -> y[t * repeat, n]."""
+
+    name = "grouped_matmul"
+
+    @staticmethod
+    def compute(
+        x: Tensor, weights: Tensor, order: Tensor, offsets: Tensor, repeat: int, flip: bool, backend: Backend | None
+    ) -> Tensor:
+        return mm_on(backend)(x, _row(order, repeat), order, offsets, weights, flip, x.shape[0] * repeat)
 
     @staticmethod
     def forward(
@@ -96,24 +96,29 @@ class GroupedMm(torch.autograd.Function):
     ) -> Tensor:  # fmt: skip
         save(ctx, x, weights, order, offsets)
         ctx.repeat, ctx.flip, ctx.backend = repeat, flip, backend
-        return mm(x, weights, order, offsets, repeat, flip, backend)
+        return GroupedMm.compute(x, weights, order, offsets, repeat, flip, backend)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        check_transforms("gossamer.ops.grouped_matmul", grad)
         x, weights, order, offsets = ctx.saved_tensors
         grad_x = grad_weights = None
         if ctx.needs_input_grad[0]:
-            entries = GroupedMm.apply(grad, weights, order, offsets, 1, not ctx.flip, ctx.backend)
+            entries = GroupedMm.call(grad, weights, order, offsets, 1, not ctx.flip, ctx.backend)
             grad_x = _folded(entries, x.shape[0], ctx.repeat)
         if ctx.needs_input_grad[1]:
-            outer = GroupedOuter.apply(x, grad, order, offsets, ctx.repeat, ctx.backend)
+            outer = GroupedOuter.call(x, grad, order, offsets, ctx.repeat, ctx.backend)
             grad_weights = outer.transpose(1, 2) if ctx.flip else outer
         return grad_x, grad_weights, None, None, None, None, None
 
 
-class GroupedOuter(torch.autograd.Function):
+class GroupedOuter(Differentiable):
     """x[t, k], dy[t * repeat, n] -> dw[groups, k, n]."""
+
+    name = "grouped_matmul"
+
+    @staticmethod
+    def compute(x: Tensor, dy: Tensor, order: Tensor, offsets: Tensor, repeat: int, backend: Backend | None) -> Tensor:
+        return outer_on(backend)(x, dy, _row(order, repeat), order, offsets)
 
     @staticmethod
     def forward(
@@ -121,17 +126,16 @@ class GroupedOuter(torch.autograd.Function):
     ) -> Tensor:
         save(ctx, x, dy, order, offsets)
         ctx.repeat, ctx.backend = repeat, backend
-        return outer_on(backend)(x, dy, _row(order, repeat), order, offsets)
+        return GroupedOuter.compute(x, dy, order, offsets, repeat, backend)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        check_transforms("gossamer.ops.grouped_matmul", grad)
         x, dy, order, offsets = ctx.saved_tensors
         grad_x = grad_dy = None
         if ctx.needs_input_grad[0]:
-            grad_x = _folded(GroupedMm.apply(dy, grad, order, offsets, 1, True, ctx.backend), x.shape[0], ctx.repeat)
+            grad_x = _folded(GroupedMm.call(dy, grad, order, offsets, 1, True, ctx.backend), x.shape[0], ctx.repeat)
         if ctx.needs_input_grad[1]:
-            grad_dy = GroupedMm.apply(x, grad, order, offsets, ctx.repeat, False, ctx.backend)
+            grad_dy = GroupedMm.call(x, grad, order, offsets, ctx.repeat, False, ctx.backend)
         return grad_x, grad_dy, None, None, None, None
 
 
@@ -173,7 +177,6 @@ def grouped_matmul(
     >>> grouped_matmul(x, weights, torch.tensor([1, 0, -1]), backend="reference").flatten()
     tensor([100.,  20.,   0.])
     """
-    check_transforms("gossamer.ops.grouped_matmul", x, weights)
     check_matrix("x", x)
     if x.dtype not in FLOATS:
         raise TypeError(f"x must be float64, float32, bfloat16 or float16, got {x.dtype}")
@@ -186,9 +189,8 @@ def grouped_matmul(
     else:
         _check_index(index, experts, expert_ids)
         offsets, order = index.row_offsets(), index.indices.reshape(-1)
-    args = (x, weights, order.to(torch.int32), offsets, repeat, False, backend)
     try:
-        y = (GroupedMm.apply if (x.requires_grad or weights.requires_grad) and torch.is_grad_enabled() else mm)(*args)
+        y = GroupedMm.call(x, weights, order.to(torch.int32), offsets, repeat, False, backend)
     except ValueError as error:
         if index is None:
             raise

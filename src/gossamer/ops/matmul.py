@@ -11,8 +11,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from gossamer.ops.autograd import save
-from gossamer.ops.gathered import GatherMm, gather_mm_on
+from gossamer.ops.autograd import Differentiable, save
+from gossamer.ops.gathered import GatherMm
 from gossamer.ops.index import check_pattern
 from gossamer.ops.registration import Backend, check_backend
 from gossamer.ops.tiles import detect, transpose
@@ -105,8 +105,7 @@ def matmul(
     chosen = None
     if planned:
         chosen = _planned(a, b, sparse, plan)
-        if torch.is_grad_enabled() and (a if sparse == "a" else b).requires_grad:
-            a, b = (AtNonzeros.apply(a), b) if sparse == "a" else (a, AtNonzeros.apply(b))
+        a, b = (AtNonzeros.call(a), b) if sparse == "a" else (a, AtNonzeros.call(b))
         if chosen is None:
             return _dense(a, b)
     s, d = (a, b) if sparse == "a" else (b.mT, a.mT)  # c or c^T = s @ d, with zeros in s
@@ -129,18 +128,20 @@ def matmul(
     if d.shape[0] == 0:
         return _dense(a, b)  # a batch of no matrices
     column_major = sparse == "b" and s.dim() == 2
-    args: tuple[Any, ...] = (flat, index.row_offsets(), index.indices.reshape(-1), *index.tile, d, column_major)
-    if (flat.requires_grad or d.requires_grad) and torch.is_grad_enabled():
-        c = GatherMm.apply(*args, backend)
-    else:
-        c = gather_mm_on(backend)(*args)
+    c = GatherMm.call(flat, index.row_offsets(), index.indices.reshape(-1), *index.tile, d, column_major, backend)
     if s.dim() == 3:
         c = c.unflatten(0, s.shape[:2])
     return c if sparse == "a" else c.mT
 
 
-class AtNonzeros(torch.autograd.Function):
+class AtNonzeros(Differentiable):
     """x itself; its gradient only where x is not zero."""
+
+    name, operands = "matmul", (0,)
+
+    @staticmethod
+    def compute(x: Tensor) -> Tensor:
+        return x
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
@@ -149,7 +150,7 @@ class AtNonzeros(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Tensor:
-        check_transforms("gossamer.ops.matmul", grad)
+        check_transforms("gossamer.ops.matmul", grad)  # no op that would
         (x,) = ctx.saved_tensors
         return grad.masked_fill(x == 0, 0)
 

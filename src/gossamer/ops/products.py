@@ -18,11 +18,10 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from gossamer.ops.arguments import check_factor, check_product, check_transposed
-from gossamer.ops.autograd import save
+from gossamer.ops.autograd import Differentiable, save
 from gossamer.ops.index import check_pattern
 from gossamer.ops.registration import Backend, check_backend, in_float32, register
 from gossamer.ops.tiles import Transposed, transpose, transpose_on
@@ -78,8 +77,20 @@ def is_column_major(x: Tensor) -> bool:
     return x.stride(-2) == 1 and x.stride(-1) != 1
 
 
-class Dsd(torch.autograd.Function):
+class Dsd(Differentiable):
     """S @ b, or S^T @ b where `transposed`; S is [rows, cols]."""
+
+    name = "dsd"
+
+    @staticmethod
+    def compute(
+        values: Tensor, b: Tensor, scale: Tensor | None, rows: int, cols: int, transposed: bool, column_major: bool,
+        backend: Backend | None, *index: Tensor | None,
+    ) -> Tensor:  # fmt: skip
+        offsets, indices, work, offsets_t, indices_t, order, work_t = index
+        if transposed:
+            return dsd_on(backend)(values, offsets_t, indices_t, order, scale, b, cols, True, column_major, work_t)
+        return dsd_on(backend)(values, offsets, indices, None, scale, b, rows, False, column_major, work)
 
     @staticmethod
     def forward(
@@ -88,29 +99,34 @@ class Dsd(torch.autograd.Function):
     ) -> Tensor:  # fmt: skip
         save(ctx, values, b, scale, *index)
         ctx.sizes, ctx.transposed, ctx.backend = (rows, cols), transposed, backend
-        return product(values, b, scale, rows, cols, transposed, column_major, backend, *index)
+        return Dsd.compute(values, b, scale, rows, cols, transposed, column_major, backend, *index)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        check_transforms("gossamer.ops.dsd", grad)
         values, b, scale, *index = ctx.saved_tensors
         (rows, cols), backend, (bm, bn) = ctx.sizes, ctx.backend, values.shape[1:]
         grad_values = grad_b = None
         if ctx.needs_input_grad[0]:
             left, right = (b, grad.t()) if ctx.transposed else (grad, b.t())
-            grad_values = Sdd.apply(left, right, bm, bn, backend, *index)
+            grad_values = Sdd.call(left, right, bm, bn, backend, *index)
             if scale is not None:
                 grad_values = grad_values * scale.view(-1, 1, 1)
             grad_values = grad_values.to(values.dtype)
         if ctx.needs_input_grad[1]:
             if not ctx.transposed:
                 index = _with_transposed(index, (cols + bn - 1) // bn, backend)
-            grad_b = Dsd.apply(values, grad, scale, rows, cols, not ctx.transposed, is_column_major(b), backend, *index)
+            grad_b = Dsd.call(values, grad, scale, rows, cols, not ctx.transposed, is_column_major(b), backend, *index)
         return grad_values, grad_b, *[None] * 13
 
 
-class Sdd(torch.autograd.Function):
+class Sdd(Differentiable):
     """The tiles of a @ b."""
+
+    name = "sdd"
+
+    @staticmethod
+    def compute(a: Tensor, b: Tensor, bm: int, bn: int, backend: Backend | None, *index: Tensor | None) -> Tensor:
+        return sdd_on(backend)(a, b, *index[:2], bm, bn)
 
     @staticmethod
     def forward(
@@ -118,39 +134,20 @@ class Sdd(torch.autograd.Function):
     ) -> Tensor:
         save(ctx, a, b, *index)
         ctx.tile, ctx.backend = (bm, bn), backend
-        return sdd_on(backend)(a, b, *index[:2], bm, bn)
+        return Sdd.compute(a, b, bm, bn, backend, *index)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        check_transforms("gossamer.ops.sdd", grad)
         a, b, *index = ctx.saved_tensors
         backend, (_, bn) = ctx.backend, ctx.tile
         sizes = a.shape[0], b.shape[1]
         grad_a = grad_b = None
         if ctx.needs_input_grad[0]:
-            grad_a = Dsd.apply(grad, b.t(), None, *sizes, False, is_column_major(a), backend, *index)
+            grad_a = Dsd.call(grad, b.t(), None, *sizes, False, is_column_major(a), backend, *index)
         if ctx.needs_input_grad[1]:
             index = _with_transposed(index, (sizes[1] + bn - 1) // bn, backend)
-            grad_b = Dsd.apply(grad, a, None, *sizes, True, not is_column_major(b), backend, *index).t()
+            grad_b = Dsd.call(grad, a, None, *sizes, True, not is_column_major(b), backend, *index).t()
         return grad_a, grad_b, *[None] * 10
-
-
-def product(
-    values: Tensor, b: Tensor, scale: Tensor | None, rows: int, cols: int, transposed: bool, column_major: bool,
-    backend: Backend | None, *index: Tensor | None,
-) -> Tensor:  # fmt: skip
-    """`Dsd` without autograd."""
-    offsets, indices, work, offsets_t, indices_t, order, work_t = index
-    if transposed:
-        return dsd_on(backend)(values, offsets_t, indices_t, order, scale, b, cols, True, column_major, work_t)
-    return dsd_on(backend)(values, offsets, indices, None, scale, b, rows, False, column_major, work)
-
-
-def dsd_of(values: Tensor, b: Tensor, *args: Any) -> Tensor:
-    """`Dsd`, through autograd only where something asks for a gradient."""
-    if (values.requires_grad or b.requires_grad) and torch.is_grad_enabled():
-        return Dsd.apply(values, b, *args)
-    return product(values, b, *args)
 
 
 def dsd(
@@ -198,10 +195,9 @@ def dsd(
     tensor([[2., 6.],
             [0., 0.]])
     """
-    check_transforms("gossamer.ops.dsd", values, b)
     check_product("b", b, values, pattern, transposed, work, scale, backend)
     index = index_of(pattern, transposed, work)
-    return dsd_of(values, b, scale, *pattern.shape, False, column_major, backend, *index)
+    return Dsd.call(values, b, scale, *pattern.shape, False, column_major, backend, *index)
 
 
 def dds(
@@ -243,7 +239,7 @@ def dds(
     if transposed is None:
         transposed = transpose(pattern, backend=backend)
     index = index_of(pattern, transposed, work)
-    return dsd_of(values, a.t(), scale, *pattern.shape, True, True, backend, *index).t()
+    return Dsd.call(values, a.t(), scale, *pattern.shape, True, True, backend, *index).t()
 
 
 def sdd(
@@ -288,8 +284,4 @@ def sdd(
         raise ValueError(f"pattern must have the product's shape {(a.shape[0], b.shape[1])}, got {pattern.shape}")
     check_transposed(transposed, pattern)
     check_backend(backend, "a", a)
-    check_transforms("gossamer.ops.sdd", a, b)
-    index = index_of(pattern, transposed, None)
-    if (a.requires_grad or b.requires_grad) and torch.is_grad_enabled():
-        return Sdd.apply(a, b, *pattern.tile, backend, *index)
-    return sdd_on(backend)(a, b, *index[:2], *pattern.tile)
+    return Sdd.call(a, b, *pattern.tile, backend, *index_of(pattern, transposed, None))

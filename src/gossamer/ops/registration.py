@@ -1,7 +1,11 @@
-"""One registration for every op: schema, fake, and a launcher per device that imports its kernels when first called.
+"""One registration for every op: schema, fake, and its kernels, `gossamer.kernels.BACKEND.MODULE`, loaded when needed.
 
-Choosing a kernel is the dispatcher's work, by the device of the tensors. Asking for one by name (`backend=`) either
-gets it or raises; nothing falls back.
+    dsd_on = register("dsd", schema, fake)      kernels of each device; dsd_on(backend) is called on raw tensors
+    append_on = register("append", "(Tensor(a!) pool, Tensor rows, Tensor places) -> ()")          writes into pool
+    capture = register_opaque("capture", schema, run, fake)      Python that no graph may look into, on any device
+
+The dispatcher chooses a kernel by the device of the tensors. Asking for one by name (`backend=`) either gets it or
+raises; nothing falls back.
 """
 
 from __future__ import annotations
@@ -15,11 +19,16 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from gossamer.ops.mutation import Writes, guard, refuse_gradients, writes_of
 from gossamer.ops.transforms import check_tangents
 
 Backend = Literal["reference", "cpu", "triton"]
 HALF = (torch.bfloat16, torch.float16)
 F = TypeVar("F", bound=Callable[..., object])
+MODULES: dict[str, str] = {}
+"""The file of the kernels of every op, in each folder of `gossamer.kernels` that has them."""
+
+_LIBRARY = torch.library.Library("gossamer", "FRAGMENT")
 _DEVICE_OF = {"cpu": "cpu", "triton": "cuda"}
 _NEEDS = {
     "cpu": "the compiled extension gossamer._native (reinstall gossamer with a C++ compiler at hand)",
@@ -28,31 +37,37 @@ _NEEDS = {
 
 
 @functools.cache
-def load_kernel(backend: str, module: str, verb: str) -> Callable[..., Any]:
+def load_kernel(backend: str, module: str, op: str) -> Callable[..., Any]:
     try:
-        return getattr(importlib.import_module(f"gossamer.kernels.{backend}.{module}"), verb)
+        return getattr(importlib.import_module(f"gossamer.kernels.{backend}.{module}"), op)
     except ImportError as error:
-        raise RuntimeError(f"gossamer.ops.{verb} with backend={backend!r} needs {_NEEDS.get(backend)}") from error
+        raise RuntimeError(f"gossamer.ops.{op} with backend={backend!r} needs {_NEEDS.get(backend)}") from error
 
 
-def readable(x: Tensor) -> Tensor:
-    """x itself if each matrix of it is row-major or column-major (a gap between rows is fine), else a copy that is."""
+def is_readable(x: Tensor) -> bool:
+    """Whether each matrix of x is row-major or column-major; a gap between rows is fine."""
     high, wide = x.shape[-2:]
     down, along = x.stride()[-2:]
-    if (along == 1 and (down >= wide or high == 1)) or (down == 1 and (along >= high or wide == 1)):
-        return x
-    return x.contiguous()
+    return (along == 1 and (down >= wide or high == 1)) or (down == 1 and (along >= high or wide == 1))
 
 
-def _launcher(kernel: Callable[[], Callable[..., Any]], strided: tuple[int, ...]) -> Callable[..., Any]:
+def _launcher(kernel: Callable[[], Callable[..., Any]], strided: tuple[int, ...], writes: Writes) -> Callable[..., Any]:
     """A function that looks its kernel up when called and hands it tensors laid out as it wants them."""
 
+    def laid_out(at: int, x: Any) -> Any:
+        if isinstance(x, (list, tuple)):
+            return [laid_out(at, each) for each in x]
+        if not isinstance(x, Tensor) or (is_readable(x) if at in strided else x.is_contiguous()):
+            return x
+        if at in writes.written:  # what is written into a copy is lost
+            raise ValueError(
+                f"{writes.arguments[at]} must be contiguous, for gossamer.ops.{writes.op} writes it in place, got "
+                f"shape {tuple(x.shape)} with strides {x.stride()}"
+            )
+        return x.contiguous()
+
     def launch(*args: Any) -> Any:
-        laid_out = [
-            (readable(arg) if at in strided else arg.contiguous()) if isinstance(arg, Tensor) else arg
-            for at, arg in enumerate(args)
-        ]
-        return kernel()(*laid_out)
+        return kernel()(*[laid_out(at, arg) for at, arg in enumerate(args)])
 
     return launch
 
@@ -80,43 +95,78 @@ def in_float32(like: int, stored: int | None = None) -> Callable[[Callable[..., 
     return of
 
 
+def _define(op: str, schema: str, fake: Callable[..., Any] | None) -> tuple[torch._ops.OpOverload, Writes]:
+    """The op, and which arguments it writes. `fake` may be None for an op that returns nothing."""
+    _LIBRARY.define(op + schema)
+    overload: torch._ops.OpOverload = getattr(torch.ops.gossamer, op).default
+    writes = writes_of(overload)
+    if fake is None and overload._schema.returns:
+        raise ValueError(f"fake must say what {op} returns")
+    torch.library.register_fake(overload, fake or (lambda *_: None), lib=_LIBRARY)
+    if writes.written:
+        guard(_LIBRARY, overload, writes)
+    return overload, writes
+
+
 def register(
-    verb: str,
+    op: str,
     schema: str,
-    fake: Callable[..., Any],
+    fake: Callable[..., Any] | None = None,
     *,
     strided: tuple[int, ...] = (),
     module: str | None = None,
-    half: Callable[[Callable[..., Any]], Callable[..., Any]] = lambda kernel: kernel,
+    half: Callable[[Callable[..., Any]], Callable[..., Any]] | None = None,
 ) -> Callable[[Backend | None], Callable[..., Any]]:
-    """Define `gossamer::verb` and return the function that maps a backend to something callable on raw tensors.
+    """Define `gossamer::op` and return the function that maps a backend to something callable on raw tensors.
 
-    Kernels get contiguous tensors, but the arguments at the positions `strided` as row-major or transposed matrices.
-    `module` is the file of the kernels where it is not named like the verb; `half` makes the CPU's take half floats.
+    Args:
+        schema: arguments and results; `Tensor(a!)` is written in place (`mutation.py`).
+        fake: shapes and dtypes of the results; None where there are none.
+        strided: positions of arguments that kernels get as row-major or transposed matrices; others are contiguous.
+        module: the file of the kernels where it is not named like the op.
+        half: makes the CPU's kernel take half floats, see `in_float32`; not of an op that writes.
     """
-    file = module or verb
-    name = f"gossamer::{verb}"
-    torch.library.define(name, schema)
-    torch.library.impl(name, "CPU", half(_launcher(lambda: load_kernel("cpu", file, verb), strided)))
-    torch.library.impl(name, "CUDA", _launcher(lambda: load_kernel("triton", file, verb), strided))
-    torch.library.register_fake(name, fake)
-    op = getattr(torch.ops.gossamer, verb).default
-    reference = load_kernel("reference", file, verb)  # now, since torch.compile traces through it and cannot import
-    oracle = _launcher(lambda: reference, strided)
+    file = MODULES[op] = module or op
+    overload, writes = _define(op, schema, fake)
+    if half is not None and writes.written:
+        raise ValueError(f"half must be None for {op}, which writes {writes.names}: a copy would be lost")
+    on_cpu = _launcher(lambda: load_kernel("cpu", file, op), strided, writes)
+    _LIBRARY.impl(op, on_cpu if half is None else half(on_cpu), "CPU")
+    _LIBRARY.impl(op, _launcher(lambda: load_kernel("triton", file, op), strided, writes), "CUDA")
+    reference = load_kernel("reference", file, op)  # now, since torch.compile traces through it and cannot import
+    plain = _launcher(lambda: reference, strided, writes)
+
+    def oracle(*args: Any) -> Any:
+        refuse_gradients(writes, args)
+        return plain(*args)
 
     def on(backend: Backend | None) -> Callable[..., Any]:
-        kernel = oracle if backend == "reference" else op
+        kernel: Callable[..., Any] = overload
+        if backend == "reference":
+            kernel = oracle if writes.written else plain
         if forward_ad._current_level < 0:
             return kernel
 
         def launch(*args: Any) -> Any:
             # A kernel would drop a tangent, and a derivative of zero is a wrong number.
-            check_tangents(f"gossamer.ops.{verb}", args)
+            check_tangents(f"gossamer.ops.{op}", args)
             return kernel(*args)
 
         return launch
 
     return on
+
+
+def register_opaque(
+    op: str, schema: str, run: Callable[..., Any], fake: Callable[..., Any] | None = None
+) -> Callable[..., Any]:
+    """Define `gossamer::op` as `run` on any device: Python that a compiled graph calls and does not look into.
+
+    What it needs beside tensors and numbers comes by its handle (`gossamer.handles`).
+    """
+    overload, _ = _define(op, schema, fake)
+    _LIBRARY.impl(op, run, "CompositeExplicitAutograd")
+    return overload
 
 
 def check_backend(backend: Backend | None, name: str, x: Tensor) -> None:

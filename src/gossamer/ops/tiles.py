@@ -15,10 +15,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from gossamer.ops.autograd import save
+from gossamer.ops.autograd import Differentiable, save
 from gossamer.ops.index import check_grid, check_pattern
 from gossamer.ops.registration import Backend, check_backend, register
-from gossamer.ops.transforms import check_transforms
 from gossamer.pattern import Overflow, Pattern
 from gossamer.pattern.build import grid_of, index_dtype
 from gossamer.pattern.check import check_capacity, check_matrix, check_overflow, check_pair, room_for
@@ -114,38 +113,42 @@ scatter_on = register(
 )
 
 
-# `forward(ctx, ...)` rather than `setup_context`: torch binds the latter's arguments by signature at every call, which
-# costs 24 us of the 30 us that the boundary then takes. The price is that torch.func transforms are refused.
-class Gather(torch.autograd.Function):
+class Gather(Differentiable):
+    name, operands = "gather", (0,)
+
     @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, offsets: Tensor, indices: Tensor, bm: int, bn: int, backend: Backend | None
-    ) -> Tensor:
-        save(ctx, offsets, indices)
-        ctx.shape, ctx.backend = x.shape, backend
+    def compute(x: Tensor, offsets: Tensor, indices: Tensor, bm: int, bn: int, backend: Backend | None) -> Tensor:
         return gather_on(backend)(x, offsets, indices, bm, bn)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        check_transforms("gossamer.ops.gather", grad)
-        offsets, indices = ctx.saved_tensors
-        return Scatter.apply(grad, offsets, indices, *ctx.shape, ctx.backend), None, None, None, None, None
-
-
-class Scatter(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any, values: Tensor, offsets: Tensor, indices: Tensor, rows: int, cols: int, backend: Backend | None
-    ) -> Tensor:
+    def forward(ctx: Any, x: Tensor, offsets: Tensor, indices: Tensor, *rest: Any) -> Tensor:
         save(ctx, offsets, indices)
-        ctx.tile, ctx.backend = values.shape[1:], backend
+        ctx.shape, ctx.backend = x.shape, rest[-1]
+        return Gather.compute(x, offsets, indices, *rest)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        return Scatter.call(grad, *ctx.saved_tensors, *ctx.shape, ctx.backend), *[None] * 5
+
+
+class Scatter(Differentiable):
+    name, operands = "scatter", (0,)
+
+    @staticmethod
+    def compute(
+        values: Tensor, offsets: Tensor, indices: Tensor, rows: int, cols: int, backend: Backend | None
+    ) -> Tensor:
         return scatter_on(backend)(values, offsets, indices, rows, cols)
 
     @staticmethod
+    def forward(ctx: Any, values: Tensor, offsets: Tensor, indices: Tensor, *rest: Any) -> Tensor:
+        save(ctx, offsets, indices)
+        ctx.tile, ctx.backend = values.shape[1:], rest[-1]
+        return Scatter.compute(values, offsets, indices, *rest)
+
+    @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        check_transforms("gossamer.ops.scatter", grad)
-        offsets, indices = ctx.saved_tensors
-        return Gather.apply(grad, offsets, indices, *ctx.tile, ctx.backend), None, None, None, None, None
+        return Gather.call(grad, *ctx.saved_tensors, *ctx.tile, ctx.backend), *[None] * 5
 
 
 def check_operand(name: str, x: Tensor, pattern: Pattern) -> None:
@@ -181,11 +184,7 @@ def gather(x: Tensor, pattern: Pattern, *, backend: Backend | None = None) -> Te
         raise ValueError(f"x must have the pattern's shape {tuple(pattern.shape)}, got {tuple(x.shape)}")
     check_operand("x", x, pattern)
     check_backend(backend, "x", x)
-    check_transforms("gossamer.ops.gather", x)
-    args = (x, pattern.row_offsets(), pattern.indices.reshape(-1), *pattern.tile)
-    if x.requires_grad and torch.is_grad_enabled():
-        return Gather.apply(*args, backend)
-    return gather_on(backend)(*args)
+    return Gather.call(x, pattern.row_offsets(), pattern.indices.reshape(-1), *pattern.tile, backend)
 
 
 def scatter(values: Tensor, pattern: Pattern, *, backend: Backend | None = None) -> Tensor:
@@ -216,11 +215,7 @@ def scatter(values: Tensor, pattern: Pattern, *, backend: Backend | None = None)
         raise ValueError(f"values must have shape [capacity, bm, bn] = {expected}, got {tuple(values.shape)}")
     check_operand("values", values, pattern)
     check_backend(backend, "values", values)
-    check_transforms("gossamer.ops.scatter", values)
-    args = (values, pattern.row_offsets(), pattern.indices.reshape(-1), *pattern.shape)
-    if values.requires_grad and torch.is_grad_enabled():
-        return Scatter.apply(*args, backend)
-    return scatter_on(backend)(*args)
+    return Scatter.call(values, pattern.row_offsets(), pattern.indices.reshape(-1), *pattern.shape, backend)
 
 
 class Transposed(NamedTuple):

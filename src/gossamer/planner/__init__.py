@@ -56,6 +56,7 @@ keep_old_names(
         "planner.curve": "planner.costs.curve",
         "planner.database": "planner.costs.cache",
         "planner.expression": "compile.expression",
+        "planner.graph_input": "handles",
         "planner.hysteresis": "planner.call_sites",
         "planner.learning": "planner.tuner.question",
         "planner.partition": "planner.work.partition",

@@ -4,7 +4,7 @@ A unit is a tile and the mask is the grid of tiles. What a masked dense weight d
 a new choice of tiles is `update_pattern` at constant capacity, which takes values, gradient and optimizer state along.
 
 Growth needs the mean |dense gradient| of absent tiles. The layer hands over the factors of the gradient during the
-backward pass of an update's step (`gossamer.nn.tap`), and the product dy^T x is formed a band of tile rows at a time,
+backward pass of an update's step (`GradientCapture`), and the product dy^T x is formed a band of tile rows at a time,
 summed over the backward passes of the step and over ranks, and reduced to one number per tile.
 """
 
@@ -20,7 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from gossamer.nn import BlockSparseLinear
-from gossamer.nn.block_sparse.gradient_capture import Tap
+from gossamer.nn.block_sparse.gradient_capture import GradientCapture
 from gossamer.pattern import Pattern
 from gossamer.pattern.build import tile_areas, tile_means
 from gossamer.training import distributed, optimizer_state
@@ -50,7 +50,7 @@ class TileValues(Masked):
     reduce: bool = False
 
     def __post_init__(self) -> None:
-        self.tap = Tap(self.parameter)
+        self.capture = GradientCapture(self.parameter)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -69,19 +69,19 @@ class TileValues(Masked):
 
     def listen(self, wanted: bool) -> None:
         wanted = wanted and not self.frozen
-        if wanted == self.tap.is_open:
+        if wanted == self.capture.is_open:
             return
         if wanted:
-            self.tap.open()
+            self.capture.open()
         else:
-            self.tap.close()
-        self.module.listen(self.tap.ticket if wanted else None)
+            self.capture.close()
+        self.module.capture_gradient(self.capture.handle if wanted else None)
 
     def gradient(self) -> Tensor | None:
         """float[tile_rows, tile_cols]: the mean |dense gradient| of each tile."""
-        if not self.tap.pairs:
+        if not self.capture.pairs:
             return None
-        return candidate_scores(self.tap.pairs, self.module.tile, reduce=self.reduce)
+        return candidate_scores(self.capture.pairs, self.module.tile, reduce=self.reduce)
 
     def hide(self) -> None:
         """There is nothing outside: the gradient of the values is zero in slack and padding."""

@@ -19,7 +19,7 @@ from torch.optim import Optimizer
 
 from gossamer import ops
 from gossamer.nn.block_sparse.first_pattern import best_tiles, generator_of, random_tiles
-from gossamer.nn.block_sparse.gradient_capture import Tapped
+from gossamer.nn.block_sparse.gradient_capture import Captured
 from gossamer.nn.block_sparse.quantization import Storage, check_storage, dequantised, quantised
 from gossamer.nn.block_sparse.slot_remapping import move_, sources, states_of
 from gossamer.nn.block_sparse.tiled import Tiled, check_fits
@@ -114,7 +114,7 @@ class BlockSparseLinear(Tiled):
         self.in_features, self.out_features = in_features, out_features
         self.mode, self.overflow = mode, overflow
         self.storage: Storage = "float32"
-        self._ticket: Tensor | None = None
+        self._capture_handle: Tensor | None = None
         self.values = nn.Parameter(torch.empty(capacity, *tile, device=device, dtype=dtype))
         self.bias = nn.Parameter(torch.empty(out_features, device=device, dtype=dtype)) if bias else None
         self.register_buffer("scale", None)
@@ -232,8 +232,8 @@ class BlockSparseLinear(Tiled):
             self.values, self.pattern, flat.t(),
             transposed=transposed, work=work, scale=self.scale, column_major=True,
         ).t()  # fmt: skip
-        if self._ticket is not None and torch.is_grad_enabled() and y.requires_grad:
-            y = Tapped.apply(y, flat, self._ticket)
+        if self._capture_handle is not None and torch.is_grad_enabled() and y.requires_grad:
+            y = Captured.apply(y, flat, self._capture_handle)
         if self.bias is not None:
             y = y + self.bias
         return y.view(*x.shape[:-1], self.out_features)
@@ -313,9 +313,9 @@ class BlockSparseLinear(Tiled):
             self.values, self.storage = nn.Parameter(values, requires_grad=False), storage
         return self
 
-    def listen(self, ticket: Tensor | None) -> None:
-        """Hand the factors of the weight's gradient to the `gradient_capture.Tap` with this ticket; None: to nobody."""
-        self._ticket = ticket
+    def capture_gradient(self, handle: Tensor | None) -> None:
+        """Hand the factors of the weight's gradient to the `GradientCapture` with this handle; None: to nobody."""
+        self._capture_handle = handle
 
     # ------------------------------------------------------------------ inside
 
@@ -340,7 +340,7 @@ class BlockSparseLinear(Tiled):
         return self
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_ticket": None}  # nobody listens to a copy
+        return {**self.__dict__, "_capture_handle": None}  # nobody captures a copy's gradient
 
     @torch.inference_mode(False)
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:

@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from gossamer.handles import graph_input
 from gossamer.nn.traced import leaves_process
 from gossamer.ops.gemv import within
-from gossamer.planner.graph_input import graph_input
 
 
 class Thresholded(nn.Module):

@@ -15,13 +15,14 @@ import torch
 from torch import Tensor
 from torch._subclasses import FakeTensor
 
-from gossamer.ops.registration import Backend
+from gossamer.handles import owner_of
+from gossamer.ops.autograd import wants_gradient
+from gossamer.ops.registration import Backend, register_opaque
 from gossamer.ops.skipping.geometry import layer_of
 from gossamer.ops.skipping.packs import KEPT
 from gossamer.ops.skipping.passes import Gradients, Passes
 from gossamer.ops.transforms import is_transformed
 from gossamer.planner import Site
-from gossamer.planner import site as site_of_key
 from gossamer.planner.tuner.site import Pass
 
 _MOST_SITES = 256
@@ -52,7 +53,7 @@ def shared_site(weight_shape: Sequence[int], geometry: Sequence[int]) -> Site:
 def _passes(
     weight: Tensor, geometry: Sequence[int], mode: str, site: Tensor | None, keep_packed: bool, backend: str | None
 ) -> Passes:
-    place = shared_site(weight.shape, geometry) if site is None else site_of_key(int(site))
+    place = shared_site(weight.shape, geometry) if site is None else owner_of(site, Site)
     return Passes(tuple(geometry), mode, place, keep_packed, backend)
 
 
@@ -99,26 +100,20 @@ def _fake_backward(
     )
 
 
-_SCHEMAS = (
-    (
-        "skip_zeros",
-        "(Tensor x, Tensor weight, Tensor? bias, SymInt[] geometry, str mode, bool relu, Tensor? site, "
-        "bool keep_packed, str? backend) -> (Tensor, Tensor, Tensor)",
-        _forward,
-        _fake_forward,
-    ),
-    (
-        "skip_zeros_backward",
-        "(Tensor dy, Tensor x, Tensor weight, Tensor? bits, Tensor nonzeros, SymInt[] geometry, str mode, Tensor? site,"
-        " bool keep_packed, str? backend, bool[] want) -> (Tensor, Tensor, Tensor)",
-        _backward,
-        _fake_backward,
-    ),
+opaque_forward = register_opaque(
+    "skip_zeros",
+    "(Tensor x, Tensor weight, Tensor? bias, SymInt[] geometry, str mode, bool relu, Tensor? site, bool keep_packed, "
+    "str? backend) -> (Tensor, Tensor, Tensor)",
+    _forward,
+    _fake_forward,
 )
-for _name, _schema, _real, _fake in _SCHEMAS:
-    torch.library.define(f"gossamer::{_name}", _schema)
-    torch.library.impl(f"gossamer::{_name}", "CompositeExplicitAutograd", _real)
-    torch.library.register_fake(f"gossamer::{_name}", _fake)
+opaque_backward = register_opaque(
+    "skip_zeros_backward",
+    "(Tensor dy, Tensor x, Tensor weight, Tensor? bits, Tensor nonzeros, SymInt[] geometry, str mode, Tensor? site, "
+    "bool keep_packed, str? backend, bool[] want) -> (Tensor, Tensor, Tensor)",
+    _backward,
+    _fake_backward,
+)
 
 
 class SkipZeros(torch.autograd.Function):
@@ -136,9 +131,7 @@ class SkipZeros(torch.autograd.Function):
             y, bits, ctx.nonzeros = ctx.passes.forward(x, weight, bias, relu)
         else:
             handle = site
-            y, bits, counted = torch.ops.gossamer.skip_zeros(
-                x, weight, bias, geometry, mode, relu, handle, keep_packed, backend
-            )
+            y, bits, counted = opaque_forward(x, weight, bias, geometry, mode, relu, handle, keep_packed, backend)
             ctx.given = mode, keep_packed, backend
         ctx.save_for_backward(x, weight, bits if relu else None, counted, handle)
         ctx.geometry, ctx.opaque = geometry, counted is not None
@@ -152,7 +145,7 @@ class SkipZeros(torch.autograd.Function):
             found = _differentiable(dy, x, weight, bits, ctx.geometry, want)
         elif ctx.opaque:
             mode, keep_packed, backend = ctx.given
-            found = torch.ops.gossamer.skip_zeros_backward(
+            found = opaque_backward(
                 dy, x, weight, bits, nonzeros, ctx.geometry, mode, handle, keep_packed, backend, want
             )
         else:
@@ -167,7 +160,7 @@ def _run(
 ) -> tuple[Tensor, Tensor, Tensor | int]:  # fmt: skip
     if isinstance(site, Site):
         return Passes(geometry, mode, site, keep_packed, backend).forward(x, weight, bias, relu)
-    return torch.ops.gossamer.skip_zeros(x, weight, bias, geometry, mode, relu, site, keep_packed, backend)
+    return opaque_forward(x, weight, bias, geometry, mode, relu, site, keep_packed, backend)
 
 
 def skip_zeros(
@@ -176,20 +169,18 @@ def skip_zeros(
 ) -> Tensor:  # fmt: skip
     """The layer `geometry` of checked arguments, differentiable; a module asks `site.is_bypassed` about `brief`."""
     place: Site | Tensor | None
-    with_x = x.requires_grad and torch.is_grad_enabled()
-    with_weight = weight.requires_grad and torch.is_grad_enabled()
     if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() or isinstance(x, FakeTensor):
         place = None if site is None else site.handle
     else:
         place = site if site is not None else shared_site(weight.shape, geometry)
         layer = layer_of(geometry)
-        passes = _PASSES[with_x, with_weight]
+        passes = _PASSES[wants_gradient(x), wants_gradient(weight)]
         if mode == "auto" and not saving_is_watched() and place.bypass(passes, (x.shape, weight.shape, layer), brief):
             KEPT.drop(weight)
             y = layer.dense(x, weight, bias)
             return y.relu_() if relu else y
     args = (x, weight, bias, geometry, mode, relu, place, keep_packed, backend)
-    if with_x or with_weight or (bias is not None and bias.requires_grad and torch.is_grad_enabled()):
+    if wants_gradient(x, weight, bias):
         return SkipZeros.apply(*args)
     return _run(*args)[0]
 

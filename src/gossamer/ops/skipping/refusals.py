@@ -9,11 +9,11 @@ from torch import Tensor
 from torch._subclasses import FakeTensor
 from torch._subclasses.functional_tensor import FunctionalTensor
 
+from gossamer.handles import owner_of
 from gossamer.ops.arguments import FLOATS
 from gossamer.ops.registration import Backend, check_backend, constant_in_graphs
 from gossamer.ops.transforms import is_transformed
 from gossamer.planner import Site
-from gossamer.planner import site as site_of_key
 
 Skip = Literal["auto", "input", "never"]
 
@@ -133,5 +133,5 @@ def _check_backend_can(
 def _refuse(handle: Tensor, reason: str) -> bool:
     """Tell the site, also while a graph is being made: a reason is one of shapes, dtypes and options. Of layers that
     share a graph only the one from which it is made hears of it."""
-    site_of_key(int(handle)).refuse(reason)
+    owner_of(handle, Site).refuse(reason)
     return True

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal
 
+from gossamer.handles import owner_of
 from gossamer.planner.tuner.trial import DENSE
-from gossamer.planner.tuner.tuner import Tuner, tuner_of
+from gossamer.planner.tuner.tuner import Tuner
 
 Pass = Literal["forward", "input", "weight"]
 
@@ -67,4 +68,4 @@ def site(key: int) -> Site:
     >>> site(own.key) is own
     True
     """
-    return tuner_of(key, Site)
+    return owner_of(key, Site, "key")

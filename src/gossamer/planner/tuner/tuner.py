@@ -16,35 +16,17 @@ from collections import deque
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import count
-from typing import Any, TypeVar
-from weakref import WeakValueDictionary
+from typing import Any
 
 import torch
 
+from gossamer.handles import Handled
 from gossamer.measure import GAIN
-from gossamer.planner.graph_input import graph_input
 from gossamer.planner.tuner.question import SAMPLE_EVERY, Prior, Question, Shared, Situation
 from gossamer.planner.tuner.trial import DENSE
 
 _READ_EVERY = 16  # steps
 _LONG_BYPASS = 1000
-
-_keys = count(1)
-_living: WeakValueDictionary[int, Tuner] = WeakValueDictionary()
-T = TypeVar("T", bound="Tuner")
-
-
-def tuner_of(key: int, kind: type[T]) -> T:
-    """The living tuner of this key and kind.
-
-    Raises:
-        ValueError: there is none: the key is 0, or its owner is gone.
-    """
-    found = _living.get(key)
-    if not isinstance(found, kind):
-        raise ValueError(f"key must be that of a living {kind.__name__}, got {key}: it is gone, or it never was one")
-    return found
 
 
 @dataclass
@@ -58,7 +40,7 @@ class _Bypass:
     uncounted: int = 0
 
 
-class Tuner:
+class Tuner(Handled):
     """Chooses between "dense" and its alternatives, for each question of one object, such as the passes of a layer.
 
     Ask before the work and report after it, in the same thread:
@@ -84,8 +66,8 @@ class Tuner:
             a row.
 
     Attributes:
-        key: int, for opaque ops that cannot carry an object; `tuner_of(key, Tuner)` gives the tuner back.
-        handle: the key as a tensor (`gossamer.planner.graph_input`).
+        handle: int64[] on the CPU, for opaque ops that cannot carry an object (`gossamer.handles`).
+        key: the handle as an int.
 
     >>> tuner = Tuner({"product": {"skip": "x"}})
     >>> for _ in range(20):
@@ -110,14 +92,15 @@ class Tuner:
     ) -> None:
         self.alternatives, self.prior, self.name = alternatives, prior, name
         self.every, self.gain, self.patience, self.window = every, gain, patience, window
-        self.key = next(_keys)
-        self.handle = graph_input(self.key)
         self._lock = threading.Lock()
         self._asked = threading.local()
         self._shared = Shared()
         self._reports: deque[tuple[Question, Situation, str, float, dict[str, float]]] = deque()
         self._bypass: _Bypass | None = None
-        _living[self.key] = self
+
+    @property
+    def key(self) -> int:
+        return int(self.handle)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.name!r})"

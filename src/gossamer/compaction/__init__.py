@@ -3,11 +3,12 @@
 May import `gossamer.measure` from below; torch and numpy otherwise, safetensors only when saving or loading.
 """
 
-from .capture import CaptureError
-from .compact import Compact, compact
+from .captured import CaptureError
+from .compact import compact
 from .equality import InexactError
 from .graph import ChannelGraph, ChannelGroup, Member
 from .liveness import dead
+from .result import Compact
 from .rewrite import Kept, shrink_
 from .store import StoreError, load_compact
 from .structure import StructureError

@@ -22,42 +22,13 @@ from torch.utils import _pytree as pytree
 from gossamer.wrappers import seen_through
 
 from .borrow import duplicate, evaluating, from_inference, ordinary, refuse_shards, undisturbed
+from .captured import Capture, CaptureError
+from .functional import functional_leftovers, made_functional
+from .names import first_names, state_tensors
 
 logger = logging.getLogger(__name__)
 
 ROUTES = ("auto", "export", "fx")
-
-
-class CaptureError(RuntimeError):
-    """The model could not be traced into one graph.
-
-    `causes` has one line per route tried; `paths` = the modules that were running at the first cause, innermost first.
-    """
-
-    def __init__(self, message: str, causes: list[str], paths: tuple[str, ...] = ("",)) -> None:
-        super().__init__(message)
-        self.causes, self.paths = causes, paths
-
-
-@dataclasses.dataclass(frozen=True)
-class Capture:
-    """An ATen graph.
-
-    `tensors` maps nodes to state names, `constants` to tensors that are neither state nor input; `writes` = (node,
-    state name) of buffers that the forward pass assigns.
-    """
-
-    graph: fx.Graph
-    tensors: dict[fx.Node, str]
-    constants: dict[fx.Node, Tensor]
-    inputs: dict[fx.Node, str]
-    outputs: tuple[fx.Node, ...]
-    writes: tuple[tuple[fx.Node, str], ...]
-    route: str
-
-    @property
-    def calls(self) -> list[fx.Node]:
-        return [node for node in self.graph.nodes if node.op == "call_function"]
 
 
 def call_arguments(example_inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -87,20 +58,6 @@ def tensor_leaves(output: Any) -> list[Tensor]:
     else:
         return [leaf for leaf in pytree.tree_leaves(output) if isinstance(leaf, Tensor)]
     return [leaf for value in values for leaf in tensor_leaves(value)]
-
-
-def state_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """Parameters and buffers by their first name; a tensor shared by several modules appears once."""
-    named: dict[str, Tensor] = dict(model.named_parameters())
-    named.update(model.named_buffers())
-    return named
-
-
-def first_names(model: nn.Module) -> dict[str, str]:
-    """Every state name, shared ones included -> the first name of the same tensor."""
-    names: dict[int, str] = {id(tensor): name for name, tensor in reversed(state_tensors(model).items())}
-    every = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
-    return {name: names[id(tensor)] for name, tensor in every}
 
 
 @contextlib.contextmanager
@@ -194,8 +151,6 @@ def _running(model: nn.Module, error: BaseException) -> tuple[str, ...]:
 
 
 def _export(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Capture:
-    from .functional import made_functional
-
     program = torch.export.export(model, args, kwargs, strict=False)
     if not made_functional(program.graph):
         program = program.run_decompositions({})
@@ -245,8 +200,6 @@ def _naming_modules(model: nn.Module) -> Iterator[None]:
 
 def _fx(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Capture:
     from torch.fx.experimental.proxy_tensor import make_fx
-
-    from .functional import functional_leftovers
 
     state = state_tensors(model)
     leaves, spec = pytree.tree_flatten((args, kwargs))

@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,45 +21,11 @@ from .fold import fold_
 from .graph import ChannelGraph
 from .liveness import Liveness, analyse
 from .optimizer import check_state, copied
+from .result import Compact
 from .rewrite import Kept, kept_positions, shrink_
 from .rounding import preferred_multiple, rounded, step
 from .structure import StructureError
 from .verdict import CompactWarning, timed, told, why_nothing
-
-
-@dataclass
-class Compact:
-    """A compacted model and how it came about.
-
-    model: the smaller model, without wrappers (an unchanged copy when `refused`). optimizer: its optimizer, if one was
-    given. kept: {tensor: {axis: kept positions}}. refused: why nothing was removed, or None when something was.
-    report: plain numbers, ready for JSON: "parameters", "bytes", "flops" and per group "channels", each with
-    "before" and "after"; "error" = the largest relative difference of the outputs; "latency" = the comparison made,
-    with its "verdict": "faster", "slower" (then `refused` says so) or "inconclusive".
-    """
-
-    model: nn.Module
-    kept: Kept
-    report: dict[str, Any]
-    optimizer: torch.optim.Optimizer | None
-    refused: str | None
-    graph: ChannelGraph = field(repr=False)
-    keep: dict[str, Tensor] = field(repr=False)
-    dead: dict[str, Tensor] = field(repr=False)
-    constants: dict[str, Tensor] = field(repr=False)
-    unfit: dict[str, str] = field(repr=False)
-
-    def explain(self) -> str:
-        """What each group lost and why the rest stays."""
-        from .explain import explain_compact
-
-        return explain_compact(self)
-
-    def save(self, directory: str | Path) -> Path:
-        """Write the model (safetensors) and its shapes (JSON) into `directory`; read back by `load_compact`."""
-        from .store import save
-
-        return save(self.model, directory)
 
 
 @torch.inference_mode(False)

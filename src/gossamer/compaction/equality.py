@@ -13,7 +13,8 @@ from torch.utils import _pytree as pytree
 from gossamer.wrappers import seen_through
 
 from .borrow import duplicate, evaluating, ordinary, undisturbed
-from .capture import Capture, call_arguments, tensor_leaves
+from .capture import call_arguments, tensor_leaves
+from .captured import Capture
 
 # Sums in another order differ by about eps * sqrt(terms); measured 1.5e-7 (float32) and 2.8e-16 (float64) on
 # convolution networks. The bounds leave two to three decimal digits for depth.

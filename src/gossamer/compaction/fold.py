@@ -14,9 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
-from .capture import state_tensors
 from .constants import CONVOLUTIONS
 from .liveness import Liveness
+from .names import state_tensors
 from .rules.table import Flow, arguments, op_name
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from .capture import state_tensors
+from .names import state_tensors
 from .optimizer import sliced
 from .rewrite import history, set_data
 

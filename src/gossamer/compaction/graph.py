@@ -20,13 +20,16 @@ from torch import LongTensor, Tensor, nn
 from gossamer.wrappers import plain_name, plain_names, unwrap
 
 from .borrow import ordinary
-from .capture import Capture, CaptureError, capture, state_tensors
+from .capture import capture
+from .captured import Capture, CaptureError
+from .names import state_tensors
 from .rules import Flow, propagate
 
 logger = logging.getLogger(__name__)
 
 Key = tuple[str, int]
 KINDS = ("inner", "residual", "heads")
+_VERBS = {"writer": "made by", "reader": "read by", "affine": "scaled by", "stat": "counted in"}
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,9 @@ class Member:
     axis: int
     role: str
     index: LongTensor
+
+    def __str__(self) -> str:
+        return f"    {_VERBS[self.role]:10s} {self.tensor} axis {self.axis}"
 
 
 @dataclass(frozen=True)
@@ -54,6 +60,17 @@ class ChannelGroup:
     kind: str
     frozen: str | None
     unit: int
+
+    def explain(self) -> str:
+        """The tensor axes the group touches; a frozen one adds its reason."""
+        lines = [f"{self}, stays: {self.frozen}" if self.frozen is not None else str(self)]
+        for member in self.members:
+            each = member.index.shape[1]
+            lines.append(f"{member}, {each} positions a channel" if each > 1 else str(member))
+        return "\n".join(lines)
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.channels} channels, {self.kind}"
 
 
 @dataclass(frozen=True)
@@ -127,10 +144,9 @@ class ChannelGraph:
         raise KeyError(f"no channel group named {name!r}; groups are {[group.name for group in self.groups]}")
 
     def explain(self) -> str:
-        """A receipt: every group with the tensor axes it touches, and why the frozen ones stay."""
-        from .explain import explain_graph
-
-        return explain_graph(self)
+        """A receipt: removable groups with the tensor axes they touch, then the frozen ones and why they stay."""
+        groups = sorted(self.groups, key=lambda group: group.frozen is not None)
+        return "\n".join(group.explain() for group in groups)
 
 
 def _freeze_shared_storage(flow: Flow, state: dict[str, Tensor]) -> None:

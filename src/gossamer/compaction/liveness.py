@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from gossamer.wrappers import unwrap
 
-from .capture import state_tensors
 from .graph import ChannelGraph
+from .names import state_tensors
 from .reads import Reads
 from .values import Interpreter
 

@@ -16,8 +16,8 @@ from torch import LongTensor, Tensor, nn
 from gossamer.wrappers import unwrap, wrapped_as
 
 from .attributes import Changes, known_attributes, proposals
-from .capture import state_tensors
 from .graph import ChannelGraph, ChannelGroup
+from .names import state_tensors
 from .optimizer import check_state, slice_state, sliced
 from .rules import Flow
 from .search import search

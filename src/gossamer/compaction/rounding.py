@@ -7,8 +7,8 @@ import math
 import torch
 from torch import Tensor, nn
 
-from .capture import state_tensors
 from .graph import ChannelGroup
+from .names import state_tensors
 
 
 def preferred_multiple(device: torch.device) -> int:

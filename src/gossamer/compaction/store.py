@@ -21,7 +21,7 @@ from gossamer.wrappers import plain_name, plain_names, unwrap
 
 from .attributes import Changes, known_attributes
 from .borrow import refuse_shards
-from .capture import first_names, state_tensors
+from .names import first_names, state_tensors
 from .optimizer import sliced
 from .record import FORMAT, RECORD, VERSION, Record, StoreError, is_weights
 from .rewrite import history, set_data

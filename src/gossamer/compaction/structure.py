@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, fx, nn
 
 from .attributes import shape_after
-from .capture import CaptureError, capture
+from .capture import capture
+from .captured import CaptureError
 from .graph import ChannelGraph
 from .rules import propagate
 from .rules.table import Flow, arguments, module_path, op_name

@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx
 
-from .capture import Capture
+from .captured import Capture
 from .rules.reduction import SPATIAL
 from .rules.table import arguments, is_pointwise, op_name, shape_of
 

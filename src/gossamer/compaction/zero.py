@@ -7,8 +7,8 @@ from torch import Tensor, nn
 
 from gossamer.wrappers import unwrap
 
-from .capture import state_tensors
 from .graph import ChannelGraph
+from .names import state_tensors
 from .rewrite import kept_positions
 
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, fx
 
 from ..labels import QUIET
+from .pointwise import pointwise
 from .table import Axes, Flow, Result, op_name, rule, shape_of
 
 # Operators that act on the trailing k axes only and treat every leading position alike.
@@ -43,8 +44,6 @@ def spatial(flow: Flow, node: fx.Node, args: dict[str, Any]) -> Result:
 def reduce(flow: Flow, node: fx.Node, args: dict[str, Any]) -> Result:
     source = node.all_input_nodes[0]
     if len(node.all_input_nodes) > 1:  # max.other, min.other
-        from .pointwise import pointwise
-
         return pointwise(flow, node, args)
     x = flow.of(source)
     dims = args.get("dim", args.get("dims"))

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, fx
 
-from ..capture import Capture
+from ..captured import Capture
 from ..labels import QUIET, Axis, Fixed, Free, Labels
 
 Axes = list[Axis]

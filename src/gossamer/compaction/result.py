@@ -1,39 +1,49 @@
-"""Receipts in plain text: what removing a channel of each group takes with it, and why other channels stay."""
+"""What `compact` returns, and its receipt in plain text: what each removed channel took along, why others stay."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from .graph import ChannelGraph, ChannelGroup
+from .rewrite import Kept
+from .store import save
 from .verdict import told
 
-if TYPE_CHECKING:
-    from .compact import Compact
-    from .graph import ChannelGraph, ChannelGroup, Member
 
-_VERBS = {"writer": "made by", "reader": "read by", "affine": "scaled by", "stat": "counted in"}
+@dataclass
+class Compact:
+    """A compacted model and how it came about.
 
+    model: the smaller model, without wrappers (an unchanged copy when `refused`). optimizer: its optimizer, if one was
+    given. kept: {tensor: {axis: kept positions}}. refused: why nothing was removed, or None when something was.
+    report: plain numbers, ready for JSON: "parameters", "bytes", "flops" and per group "channels", each with
+    "before" and "after"; "error" = the largest relative difference of the outputs; "latency" = the comparison made,
+    with its "verdict": "faster", "slower" (then `refused` says so) or "inconclusive".
+    """
 
-def _line(member: Member) -> str:
-    each = member.index.shape[1]
-    size = f", {each} positions a channel" if each > 1 else ""
-    return f"    {_VERBS[member.role]:10s} {member.tensor} axis {member.axis}{size}"
+    model: nn.Module
+    kept: Kept
+    report: dict[str, Any]
+    optimizer: torch.optim.Optimizer | None
+    refused: str | None
+    graph: ChannelGraph = field(repr=False)
+    keep: dict[str, Tensor] = field(repr=False)
+    dead: dict[str, Tensor] = field(repr=False)
+    constants: dict[str, Tensor] = field(repr=False)
+    unfit: dict[str, str] = field(repr=False)
 
+    def explain(self) -> str:
+        """What each group lost and why the rest stays."""
+        return _explained(self)
 
-def explain_group(group: ChannelGroup) -> str:
-    """The tensor axes one group touches; a frozen group adds its reason."""
-    head = f"{group.name}: {group.channels} channels, {group.kind}"
-    if group.frozen is not None:
-        head += f", stays: {group.frozen}"
-    return "\n".join([head, *[_line(member) for member in group.members]])
-
-
-def explain_graph(graph: ChannelGraph) -> str:
-    """Removable groups first, then the frozen ones."""
-    groups = sorted(graph.groups, key=lambda group: group.frozen is not None)
-    return "\n".join(explain_group(group) for group in groups)
+    def save(self, directory: str | Path) -> Path:
+        """Write the model (safetensors) and its shapes (JSON) into `directory`; read back by `load_compact`."""
+        return save(self.model, directory)
 
 
 def _numbers(mask: Tensor) -> str:
@@ -47,7 +57,7 @@ def _removed(group: ChannelGroup, keep: Tensor) -> list[str]:
     for member in group.members:
         each = member.index.shape[1]
         lost, size = int(gone.sum()) * each, member.index.numel()
-        lines.append(f"    {_VERBS[member.role]:10s} {member.tensor} axis {member.axis} loses {lost} of {size}")
+        lines.append(f"{member} loses {lost} of {size}")
     return lines
 
 
@@ -69,7 +79,7 @@ def _stays(result: Compact, group: ChannelGroup) -> list[str]:
     return lines
 
 
-def explain_compact(result: Compact) -> str:
+def _explained(result: Compact) -> str:
     """Groups that shrank, groups that could have, groups that cannot."""
     lines = []
     report = result.report
@@ -85,6 +95,6 @@ def explain_compact(result: Compact) -> str:
             lines += [*_removed(group, result.keep[group.name]), *_stays(result, group)]
     for group in groups:
         if group.frozen is None and group.name not in result.keep:
-            lines += [f"{group.name}: {group.channels} channels, {group.kind}, none removed", *_stays(result, group)]
+            lines += [f"{group}, none removed", *_stays(result, group)]
     lines += [f"{group.name}: {group.channels} channels stay: {group.frozen}" for group in groups if group.frozen]
     return "\n".join(lines)

@@ -83,7 +83,7 @@ def test_example_of_steps_between_compactions() -> None:
 
 
 @pytest.mark.parametrize("network", ["conv", "residual", "mobile", "concat"])
-def test_what_chase_kills_compaction_proves_dead(network: str) -> None:
+def test_what_chase_prunes_compaction_proves_dead(network: str) -> None:
     """The other side's judgement, from values alone."""
     model, opt, sparse = chase(network, scope="all")
     run(model, opt, STEPS)
@@ -121,12 +121,13 @@ def test_a_removed_channel_is_zero_in_every_tensor_that_has_it(network: str) -> 
 class OutputOnly(Channels):
     """The mutant: only the rows that make a channel are masked, as in the reference code of SRigL."""
 
-    def kill(self, method: Any, name: str, channels: torch.Tensor) -> None:
+    def prune(self, name: str, channels: torch.Tensor, track: Any) -> list[Any]:
         group = self.groups[name]
         weights = tuple(m for m in group.members if m.role == "writer" and m.tensor.endswith("weight"))
         self.groups[name] = replace(group, members=weights)
-        super().kill(method, name, channels)
+        touched = super().prune(name, channels, track)
         self.groups[name] = group
+        return touched
 
 
 def test_masking_outputs_only_leaks_through_batch_norm(monkeypatch: pytest.MonkeyPatch) -> None:

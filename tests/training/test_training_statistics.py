@@ -10,7 +10,7 @@ import pytest
 import torch
 from training_cases import SETTINGS, build, images, train
 
-from gossamer.training.statistics import pack, unpack
+from gossamer.training.ever_active import pack, unpack
 
 
 @pytest.mark.parametrize("method", SETTINGS)

@@ -1,6 +1,6 @@
-"""Which channels of a network live, over the groups of a `gossamer.compaction.ChannelGraph`; scoring and killing them.
+"""Which channels of a network live, over the groups of a `gossamer.compaction.ChannelGraph`; scoring, pruning them.
 
-Killing channel c of a group zeroes, for good, every slice that makes, carries or reads it: rows and biases of its
+Pruning channel c of a group zeroes, for good, every slice that makes, carries or reads it: rows and biases of its
 writers, scale and shift of its norms, columns of its readers, and their optimizer state. The channel's activation is
 then exactly zero and the network computes what the network without it computes, in training and in evaluation.
 """
@@ -10,16 +10,14 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from gossamer.compaction import ChannelGraph, ChannelGroup
 from gossamer.training.fitting import unfit
-
-if TYPE_CHECKING:
-    from gossamer.training.engine import Method
+from gossamer.training.weights import Masked
 
 logger = logging.getLogger(__name__)
 
@@ -30,7 +28,7 @@ class Channels:
 
     Attributes:
         graph: the graph of the network as it is now (compaction replaces it); first_graph that of the original.
-        groups: the groups whose channels may be killed, by their name in the original graph.
+        groups: the groups whose channels may be pruned, by their name in the original graph.
         alive: bool[channels of the group now] per group.
         origin: int64[channels of the group now] per group: the channel's number in the original network.
         original: channels per group of the original network.
@@ -119,15 +117,18 @@ class Channels:
         names = {m.tensor for m in self.groups[name].members if m.role != "stat"}
         return bool(names & blind) or not all(self.network.get_parameter(n).requires_grad for n in names)
 
-    @torch.no_grad()
-    def kill(self, method: Method, name: str, channels: Tensor) -> None:
-        """Remove channels (int64, present numbers) of one group from every tensor they touch."""
+    def prune(self, name: str, channels: Tensor, track: Callable[[str], Masked]) -> list[Masked]:
+        """Remove channels (int64, present numbers) of a group from the masks of every tensor they touch: those.
+
+        Args:
+            track: gives the mask of a parameter by its name.
+        """
         self.alive[name][channels] = False
         touched = []
         for member in self.groups[name].members:
             if member.role == "stat":
                 continue  # running statistics of a zero channel have no effect
-            tensor = method.track(member.tensor)
+            tensor = track(member.tensor)
             size = tensor.parameter.shape[member.axis]
             vector = tensor.axes.setdefault(member.axis, torch.ones(size, dtype=torch.bool, device=tensor.mask.device))
             vector[member.index[channels].reshape(-1).to(vector.device)] = False
@@ -136,7 +137,7 @@ class Channels:
             alive = tensor.alive()
             assert alive is not None
             tensor.mask &= alive
-            method.apply_mask(tensor)
+        return touched
 
     def present(self) -> dict[str, Tensor]:
         """bool[channels of the original network] per group: which are still in the tensors, dead or alive."""
@@ -186,72 +187,6 @@ class Channels:
     def set_alive(self, numbers: dict[str, Tensor]) -> None:
         """Let exactly the channels with these original numbers live."""
         self.alive = {name: torch.isin(origin, numbers[name]) for name, origin in self.origin.items()}
-
-
-def find(method: Method, example_inputs: Any) -> Channels:
-    """The channels of the method's network that may be removed and are trained.
-
-    Groups with a member that is frozen (requires_grad=False) or outside the optimizer are left out.
-    """
-    graph = ChannelGraph.build(method.network, example_inputs)
-    held = {id(p) for group in method.optimizer.param_groups for p in group["params"]}
-    groups = []
-    for group in graph.removable:
-        parameters = {m.tensor: method.network.get_parameter(m.tensor) for m in group.members if m.role != "stat"}
-        outside = [n for n, p in parameters.items() if not p.requires_grad or id(p) not in held]
-        if outside:
-            logger.info("channels of %s stay: %s are not trained by this optimizer", group.name, outside)
-        else:
-            groups.append(group)
-    return Channels.of(method.network, graph, groups)
-
-
-def watch(method: Method, example_inputs: Any, use: Callable[[Channels], None]) -> None:
-    """Call `use` with the network's channels: now, or at the first forward when there are no example inputs.
-
-    Raises:
-        ValueError: a compiled model without example inputs, as compiled code cannot call back.
-    """
-    if example_inputs is not None:
-        use(find(method, example_inputs))
-        return
-    if type(method.model).__name__ == "OptimizedModule":
-        raise ValueError(
-            "a compiled model needs example_inputs: its channels cannot be traced from inside compiled code"
-        )
-    handle = method.network.register_forward_pre_hook(_FirstForward(method, use), with_kwargs=True)
-    method.network.__dict__["_forward_pre_hooks"][handle.id].handle = handle
-
-
-class _FirstForward:
-    """A forward hook that traces the network once; copies and pickles of the network carry an inert one."""
-
-    def __init__(self, method: Method | None = None, use: Callable[[Channels], None] | None = None) -> None:
-        self.method, self.use = method, use
-        self.handle: Any = None
-
-    def __call__(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
-        if self.method is None or self.use is None:
-            return
-        if torch.compiler.is_compiling():
-            raise RuntimeError("a compiled model needs example_inputs: pass them to the training method")
-        if torch.is_inference_mode_enabled():
-            return  # a trace made in inference mode could not serve training: the next forward comes
-        if args and kwargs:
-            raise ValueError("the model takes positional and keyword arguments: pass example_inputs to the method")
-        method, use, self.method = self.method, self.use, None
-        self.handle.remove()
-        use(find(method, args or kwargs))
-        if method.saved_channels is not None and method.removed is not None:
-            method.removed.check_state_dict(method.saved_channels)
-            method.removed.set_alive({name: entry["alive"] for name, entry in method.saved_channels.items()})
-            method.saved_channels = None
-
-    def __reduce__(self) -> tuple[type, tuple]:
-        return _FirstForward, ()
-
-    def __deepcopy__(self, memo: dict) -> _FirstForward:
-        return _FirstForward()
 
 
 def widths(

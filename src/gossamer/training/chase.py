@@ -1,4 +1,4 @@
-"""Chase: explore globally under a soft memory bound while whole channels, drained by the exploration, are removed."""
+"""Chase: explore globally under a soft memory bound while whole channels, emptied by the exploration, are removed."""
 
 from __future__ import annotations
 
@@ -8,12 +8,13 @@ from typing import Any, ClassVar
 
 from gossamer.compaction.rounding import step
 from gossamer.training import shrinking
-from gossamer.training.channels import Channels, lowest, watch, widths
+from gossamer.training.channels import Channels, lowest, widths
 from gossamer.training.distribution import allocate
-from gossamer.training.engine import Change
 from gossamer.training.exploration import Exploration
+from gossamer.training.rewiring import Change
 from gossamer.training.schedule import Schedule
 from gossamer.training.settings import count, fraction, one_of
+from gossamer.training.tracing import watch
 
 logger = logging.getLogger(__name__)
 
@@ -160,7 +161,7 @@ class Chase(Exploration):
             ranked = {name: score for name, score in scores.items() if self.kinds[name] == kind}
             keep = widths(ranked, alive, floors=floors, remove=remove, steps=self.steps)
             for name, width in keep.items():
-                self.removed.kill(self, name, lowest(scores[name], alive[name], width))
+                self.prune_channels(name, lowest(scores[name], alive[name], width))
         self.removals += 1
         return {}, {"removed": going, "channels": sum(left.values()) - going}
 

@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from gossamer.training.statistics import pack
+from gossamer.training.ever_active import pack
 from gossamer.training.weights import Masked
 
 

@@ -11,91 +11,44 @@ layer keeps (`handle`); nothing is written before all of an event is decided.
 from __future__ import annotations
 
 import logging
-import math
-import weakref
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, ClassVar
+from collections.abc import Iterator, Mapping
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from gossamer.training import checkpoint, distributed, first_mask, followers, optimizer_state, statistics, tiles
-from gossamer.training.channels import Channels
+from gossamer.pattern import Pattern
+from gossamer.training import checkpoint, distributed, first_mask, followers, optimizer_state, statistics, tile_rules
 from gossamer.training.commit import commit
-from gossamer.training.discover import check_ownership, discover, unwrap
-from gossamer.training.distribution import budgets
-from gossamer.training.gradients import Gradients, check_finite
-from gossamer.training.random import uniform
-from gossamer.training.settings import Settings, real
-from gossamer.training.statistics import EverActive
-from gossamer.training.warmup import Warmup
-from gossamer.training.weights import Layer, Masked
-
-if TYPE_CHECKING:
-    from gossamer.compaction import ChannelGraph
-    from gossamer.pattern import Pattern
+from gossamer.training.discover import check_ownership
+from gossamer.training.rewiring import Change
+from gossamer.training.state import State
+from gossamer.training.weights import Layer
 
 logger = logging.getLogger(__name__)
-Change = dict[Layer, Tensor]  # the units (bool[layer.units]) that layers have from now on
 
 
-class Method(Settings):
-    """Base of all training methods. See `Settings` for the arguments and the subclasses for what each method does.
+class Method(State):
+    """Base of all training methods: a run (`State`) and what happens when.
 
-    Attributes:
-        step: optimizer steps seen.
-        layers: what is rewired, in the order of `named_parameters`.
-        tensors: every masked parameter by name, biases and norm weights of removed channels included.
-        budget: units each layer keeps by the distribution at the target density.
-        history: one dict per event: step, kind, nnz, density, dropped, grown, and what the method adds.
-        pending: events that are due and wait for gradients.
-        removed: channels and which of them live, for methods that remove channels.
-        first_mask, signs: "random" or "magnitude", and what spoke for a trained network if `init` is None.
-        blind: trained parameters that the events of this step have no gradient of; they keep their places.
+    See `Settings` for the arguments and the subclasses for what each method does.
     """
 
-    name: ClassVar[str]
     needs_dense: ClassVar[str] = ""  # why it cannot rewire layers that have memory for their tiles only
 
     @torch.inference_mode(False)  # what is made here serves training, wherever the method is made
     def __post_init__(self, density: float) -> None:
-        real("density", density)
-        if not 0.0 < density <= 1.0:  # first, as other arguments are measured against it
-            raise ValueError(f"density must be in (0, 1], got {density}")
-        self.target_density = density
-        self.validate()
-        optimizer_state.refuse(self.optimizer)
-        self.network = unwrap(self.model)
-        self.layers = discover(
-            self.network, include=self.include, exclude=tuple(self.exclude), tile=(self.tile[0], self.tile[1]),
-            optimizer=self.optimizer,
-        )  # fmt: skip
-        self.tensors = {layer.tensor.name: layer.tensor for layer in self.layers}
-        tiles.prepare(self)
-        self.shapes = {name: list(tensor.shape) for name, tensor in self.tensors.items()}
-        self.sizes = {name: math.prod(tensor.shape) for name, tensor in self.tensors.items()}
-        self.units = sum(layer.units for layer in self.layers)
-        self.budget = self.budgets(density)
+        super().__post_init__(density)
+        others = sorted(kind.name for kind in _kinds(Method) if not kind.needs_dense)
+        tile_rules.prepare(self, self.needs_dense, others)
         self._check_ownership()
-        self.step = 0
-        self.pending: list[str] = []
-        self.history: list[dict[str, Any]] = []
-        self.ever_active = EverActive()
-        self.churn = dict.fromkeys(self.tensors, 0.0)
-        self.gradients = Gradients(self.grad_window)
-        self.warmup = Warmup(self.grow_warmup)
-        self.blind: set[str] = set()
         self._due: list[str] = []
         self._skipped = False
         self._stash: list[tuple[nn.Parameter, Tensor]] = []
         self._versions: dict[str, int] = {}
         self._reloaded = True
         self._begun = False  # whether a step was taken, or a state loaded
-        self.followers: weakref.WeakSet[nn.Module] = weakref.WeakSet()
-        self.removed: Channels | None = None
-        self.saved_channels: dict[str, Any] | None = None
-        self.signs: list[str] = []
         self.first_mask = first_mask.choose(self)
         first_mask.notice_resume(self, within=False)
         units = self.initial_units()
@@ -125,7 +78,7 @@ class Method(Settings):
 
     def initial_units(self) -> Change:
         """The units of the first masks."""
-        return first_mask.units(self)
+        return first_mask.units(self, self.first_budget())
 
     def events(self, t: int) -> tuple[str, ...]:
         """Names of what happens at optimizer step t (1 is the first)."""
@@ -154,23 +107,6 @@ class Method(Settings):
 
     # ------------------------------------------------------------------ what a method uses
 
-    @property
-    def first_step(self) -> int:
-        return max(1, round(self.start * self.total_steps))
-
-    @property
-    def last_step(self) -> int:
-        return round(self.stop * self.total_steps)
-
-    def progress(self, t: int) -> float:
-        """0 at the first step of the schedule, 1 at the last."""
-        first = round(self.start * self.total_steps)
-        return (t - first) / max(self.last_step - first, 1)
-
-    def trained(self) -> list[Layer]:
-        """Layers whose parameter is trained at present. The others keep their places."""
-        return [layer for layer in self.layers if not layer.tensor.frozen]
-
     def dynamic(self) -> list[Layer]:
         """Layers that may change now: trained ones, and in an event that reads gradients those that it can score."""
         return [layer for layer in self.trained() if layer.tensor.name not in self.blind]
@@ -179,73 +115,17 @@ class Method(Settings):
         """Whether there is a gradient to score this parameter by."""
         return name in self.gradients.now
 
-    def budgets(self, density: float) -> list[int]:
-        """Units per layer at a density, by the distribution."""
-        names, shapes, units, kinds = zip(*((x.name, x.full_shape, x.units, x.tile) for x in self.layers), strict=True)
-        return budgets(names, shapes, units, density=density, distribution=self.distribution, tiles=kinds)
-
-    def magnitude(self, layer: Layer) -> Tensor:
-        """Drop score |w| per unit.
-
-        Raises:
-            RuntimeError: weights that are not finite.
-        """
-        scores = layer.scores(layer.tensor.parameter.detach().abs())
-        check_finite(scores, layer.name, "weights", self.step)
-        return scores
-
-    def gradient(self, layer: Layer) -> Tensor:
-        """Grow score |dense gradient| per unit, of this update's step or window."""
-        return layer.growth(self.gradients.now[layer.tensor.name])
-
-    def random(self, layer: Layer, purpose: str) -> Tensor:
-        """Uniform numbers per unit, the same for the same seed, layer and step."""
-        device = layer.tensor.parameter.device
-        return uniform(layer.units, seed=self.seed, name=layer.name, step=self.step, purpose=purpose, device=device)
-
-    def track(self, name: str) -> Masked:
-        """The mask of a parameter by any of its names; parameters that are not prunable begin with a mask of ones."""
-        parameter = self.network.get_parameter(name)
-        for tensor in self.tensors.values():
-            if tensor.parameter is parameter:
-                return tensor
-        return self.tensors.setdefault(name, Masked.full(name, parameter, prunable=False))
-
     # ------------------------------------------------------------------ what a user calls
 
     def __repr__(self) -> str:
         total = sum(self.sizes.values())
         return f"{type(self).__name__}(step {self.step} of {self.total_steps}, {self.nnz():,} of {total:,} weights)"
 
-    @property
-    def masks(self) -> dict[str, Tensor]:
-        """Masks of the prunable weights by parameter name: bool in the parameter's shape, or bool[tile_rows, tile_cols]
-        for the tiles of a BlockSparseLinear."""
-        return {name: tensor.mask for name, tensor in self.tensors.items() if tensor.prunable}
-
-    def nnz(self) -> int:
-        """Number of weights present."""
-        return sum(tensor.weights(tensor.mask) for tensor in self.tensors.values() if tensor.prunable)
-
-    def density(self) -> float:
-        """Weights present / weights of the original network (prunable ones)."""
-        return self.nnz() / sum(self.sizes.values())
-
     @torch.inference_mode(False)
     def patterns(self) -> dict[str, Pattern]:
         """The masks as `gossamer.pattern.Pattern` of the 2-D view [out, in * kernel], in tiles of `tile`."""
         tile = self.tile[0], self.tile[1]
         return {name: tensor.pattern(tile) for name, tensor in self.tensors.items() if tensor.prunable}
-
-    @torch.inference_mode(False)
-    def channels(self) -> dict[str, Tensor]:
-        """bool[channels of the original network] per channel group: which live. Empty for methods that remove none."""
-        return self.removed.full() if self.removed else {}
-
-    @property
-    def graph(self) -> ChannelGraph | None:
-        """The channel graph of the original network that `channels` refers to."""
-        return self.removed.first_graph if self.removed else None
 
     def stats(self) -> dict[str, Any]:
         """Numbers for a report.
@@ -256,12 +136,6 @@ class Method(Settings):
             alive, total}.
         """
         return statistics.summary(self)
-
-    @torch.no_grad()
-    def apply(self) -> None:
-        """Zero weights and optimizer states outside the masks, exactly."""
-        for tensor in self.tensors.values():
-            self.apply_mask(tensor)
 
     @torch.inference_mode(False)
     @torch.no_grad()
@@ -290,7 +164,7 @@ class Method(Settings):
     @torch.inference_mode(False)
     def state_dict(self) -> dict[str, Any]:
         """All a resumed run needs, as tensors, numbers, strings, lists and dicts; masks take one bit a weight."""
-        return checkpoint.save(self)
+        return checkpoint.save(self, self.extra_state())
 
     @torch.inference_mode(False)
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -299,8 +173,11 @@ class Method(Settings):
         Raises:
             ValueError: the state belongs to another method, other arguments, or another network; nothing is changed.
         """
-        checkpoint.load(self, state)
-        self._begun = True
+        checkpoint.load(self, state, self.extra_state())
+        self.load_extra_state(state["extra"])
+        self._begun = self._reloaded = True
+        self.apply()
+        self.listen()
 
     def detach(self) -> None:
         """Remove the hooks: masks stay readable; training goes on dense, or on the tiles there are."""
@@ -342,7 +219,7 @@ class Method(Settings):
         due, waiting = self.events(t), self.pending
         runnable = [*waiting, *(event for event in due if event not in waiting)]
         reads = [event for event in runnable if self.needs_gradient(event)]
-        self.gradients.read(self, t, reads=bool(reads), follows=type(self).observe is not Method.observe)
+        self._read_gradients(t, ranks=bool(reads))
         names = {layer.tensor.name for layer in self.trained()}
         self.blind = {name for name in names if not self.scored(name)} if reads else set()
         waits = bool(names) and self.blind == names  # no gradient at all, as in a step without a backward pass
@@ -364,7 +241,7 @@ class Method(Settings):
                 tensor.check(t)
                 self.apply_mask(tensor)  # somebody else wrote to the weight: load_state_dict, an EMA swap, ...
             tensor.hide()
-        self.warmup.hold(self)
+        self.warmup.hold(self.tensors)
 
     @torch.no_grad()
     def _after_step(self, optimizer: Optimizer, args: tuple, kwargs: dict) -> None:
@@ -373,7 +250,7 @@ class Method(Settings):
         for parameter, gradient in self._stash:
             parameter.grad = gradient
         self._stash = []
-        self.warmup.clamp(self)
+        self.warmup.clamp(self.tensors, optimizer)
         self.step += 1
         if self._reloaded or not optimizer_state.keeps_zeros(optimizer):
             self.apply()
@@ -401,13 +278,14 @@ class Method(Settings):
 
     # ------------------------------------------------------------------ inside
 
-    def apply_mask(self, tensor: Masked) -> None:
-        """Zero one weight and its optimizer states outside the mask."""
-        tensor.apply(self.optimizer)
-
-    def is_distributed(self) -> bool:
-        """Whether masks are agreed on with other ranks."""
-        return distributed.ranks() > 1 if self.distributed is None else self.distributed
+    def _read_gradients(self, t: int, *, ranks: bool) -> None:
+        """Read what step t needs: for its own events (`ranks`), a window, an average, the next update."""
+        follows = type(self).observe is not Method.observe
+        soon = range(t, t + self.grad_window)
+        every = ranks or follows or any(self.needs_gradient(event) for s in soon for event in self.events(s))
+        present = self.gradients.read(self.tensors.values(), self.optimizer, t, every=every, ranks=ranks)
+        if every:
+            self.observe(present)
 
     def _check_ownership(self) -> None:
         if self.distributed and distributed.ranks() == 1:
@@ -416,3 +294,11 @@ class Method(Settings):
         owners = [getattr(hook, "__self__", None) for hook in hooks]
         taken = {id(x.parameter) for method in owners if isinstance(method, Method) for x in method.tensors.values()}
         check_ownership(self.tensors, self.optimizer, taken)
+
+
+def _kinds(base: type[Method]) -> Iterator[type[Method]]:
+    """The methods there are: classes with a name of their own."""
+    for kind in base.__subclasses__():
+        if "name" in vars(kind):
+            yield kind
+        yield from _kinds(kind)

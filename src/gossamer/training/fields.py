@@ -5,28 +5,27 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from gossamer.training.engine import Method
+from gossamer.training.state import State
 
 
-def check(state: Mapping[str, Any], names: Mapping[str, Any]) -> None:
-    """Raise ValueError for a field of `state` that is missing or of another kind than the methods write.
+def check(saved: Mapping[str, Any], names: Mapping[str, Any]) -> None:
+    """Raise ValueError for a field of `saved` that is missing or of another kind than the methods write.
 
     Args:
-        state: of any content.
+        saved: of any content.
         names: a state of the method that it is for, which has the fields.
     """
     for field in names:
-        _expect(field in state or field in _LATER, field, "missing", "a field of every state")
+        _expect(field in saved or field in _LATER, field, "missing", "a field of every state")
     for field, (kind, expected) in _KINDS.items():
-        if field in state:
-            _expect(kind(state[field]), field, state[field], expected)
-    for name, entry in state["masks"].items():
+        if field in saved:
+            _expect(kind(saved[field]), field, saved[field], expected)
+    for name, entry in saved["masks"].items():
         _check_bits(entry, f"masks[{name!r}]", entry.get("shape"))
         _expect(isinstance(entry.get("axes"), Mapping), f"masks[{name!r}].axes", entry.get("axes"), "a dict")
         for axis, vector in entry["axes"].items():
@@ -35,7 +34,7 @@ def check(state: Mapping[str, Any], names: Mapping[str, Any]) -> None:
             _expect(known and isinstance(vector, Mapping), place, vector, "an axis of the mask")
             _expect(vector.get("size") == entry["shape"][int(axis)], f"{place}.size", vector.get("size"), "its length")
             _check_bits(vector, place, [vector["size"]])
-    for name, entry in (state["channels"] or {}).items():
+    for name, entry in (saved["channels"] or {}).items():
         for part in ("alive", "here"):
             numbers = entry.get(part)
             fits = isinstance(numbers, Tensor) and numbers.dtype == torch.int64 and numbers.dim() == 1
@@ -43,44 +42,44 @@ def check(state: Mapping[str, Any], names: Mapping[str, Any]) -> None:
             _expect(fits, f"channels[{name!r}].{part}", numbers, "numbers of channels")
 
 
-def check_sizes(state: Mapping[str, Any], method: Method) -> None:
-    """Raise ValueError unless every tensor of `state` is of a parameter of the method's network, in its size."""
-    masks = {name: _shape_of_mask(method, name) for name in state["masks"]}
-    for name, entry in state["masks"].items():
+def check_sizes(saved: Mapping[str, Any], state: State, extra: Mapping[str, Any]) -> None:
+    """Raise ValueError unless every tensor of `saved` is of a parameter of the run's network, in its size."""
+    masks = {name: _shape_of_mask(state, name) for name in saved["masks"]}
+    for name, entry in saved["masks"].items():
         _expect(entry["shape"] == masks[name], f"masks[{name!r}].shape", entry["shape"], str(masks[name]))
-    for field, name, value in _by_parameter(state):
+    for field, name, value in _by_parameter(saved):
         place = f"{field}[{name!r}]"
         _expect(name in masks, place, value, "a parameter that has a mask")
         if field == "ever_active.bits":
             _check_bits({"bits": value}, place, masks[name])
         elif isinstance(value, Tensor):
-            own = list(method.network.get_parameter(name).shape)
-            sizes = own, masks[name], list(method.tensors[name].shape) if name in method.tensors else own
+            own = list(state.network.get_parameter(name).shape)
+            sizes = own, masks[name], list(state.tensors[name].shape) if name in state.tensors else own
             _expect(value.layout == torch.strided and list(value.shape) in sizes, place, value, f"a tensor {own}")
-    prunable = {name for name, tensor in method.tensors.items() if tensor.prunable}
-    every = {"masks": state["masks"], "ever_active.bits": state["ever_active"]["bits"], "churn": state["churn"]}
+    prunable = {name for name, tensor in state.tensors.items() if tensor.prunable}
+    every = {"masks": saved["masks"], "ever_active.bits": saved["ever_active"]["bits"], "churn": saved["churn"]}
     for field, entries in every.items():
         _expect(prunable <= entries.keys(), field, sorted(entries), f"all of {sorted(prunable)}")
-    for field, mine in method.extra_state().items():
+    for field, mine in extra.items():
         kind, expected = (is_whole, "a whole number") if type(mine) is int else (_tensors, "tensors by name")
-        _expect(kind(state["extra"].get(field)), f"extra.{field}", state["extra"].get(field), expected)
+        _expect(kind(saved["extra"].get(field)), f"extra.{field}", saved["extra"].get(field), expected)
 
 
-def _shape_of_mask(method: Method, name: str) -> list[int] | None:
+def _shape_of_mask(state: State, name: str) -> list[int] | None:
     """Of the parameter with this name; None if there is none."""
     try:
-        parameter = method.network.get_parameter(name)
+        parameter = state.network.get_parameter(name)
     except AttributeError:
         return None
-    found = [tensor.mask.shape for tensor in method.tensors.values() if tensor.parameter is parameter]
+    found = [tensor.mask.shape for tensor in state.tensors.values() if tensor.parameter is parameter]
     return list(found[0] if found else parameter.shape)
 
 
-def _by_parameter(state: Mapping[str, Any]) -> Iterator[tuple[str, str, Any]]:
-    fields = {"window": state["window"], "warmup": state["warmup"], "churn": state["churn"]}
-    fields |= {"kept": state.get("kept", {}), "owed": dict.fromkeys(state.get("owed", ()))}
-    fields |= {f"ever_active.{part}": state["ever_active"][part] for part in ("bits", "removed")}
-    fields |= {f"extra.{name}": value for name, value in state["extra"].items() if isinstance(value, Mapping)}
+def _by_parameter(saved: Mapping[str, Any]) -> Iterator[tuple[str, str, Any]]:
+    fields = {"window": saved["window"], "warmup": saved["warmup"], "churn": saved["churn"]}
+    fields |= {"kept": saved.get("kept", {}), "owed": dict.fromkeys(saved.get("owed", ()))}
+    fields |= {f"ever_active.{part}": saved["ever_active"][part] for part in ("bits", "removed")}
+    fields |= {f"extra.{name}": value for name, value in saved["extra"].items() if isinstance(value, Mapping)}
     for field, entries in fields.items():
         for name, value in entries.items():
             yield field, name, value

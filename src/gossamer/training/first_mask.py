@@ -19,20 +19,17 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextvars import ContextVar
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from gossamer.training.discover import frozen_weights
+from gossamer.training.rewiring import Change
 from gossamer.training.select import topk
-from gossamer.training.tiles import TileLayer
-
-if TYPE_CHECKING:
-    from gossamer.training.engine import Change, Method
-    from gossamer.training.weights import Layer
+from gossamer.training.state import State
+from gossamer.training.weights import Layer
 
 logger = logging.getLogger(__name__)
 
@@ -42,10 +39,10 @@ _ZEROS = 0.1  # share of exact zeros that no initialisation and no dense trainin
 _resuming: ContextVar[bool] = ContextVar("resuming", default=False)
 
 
-def signs(method: Method) -> list[str]:
+def signs(state: State) -> list[str]:
     """What speaks for a network that was trained before; empty: nothing does."""
     found = []
-    network, parameters = method.network, [layer.tensor.parameter for layer in method.layers]
+    network, parameters = state.network, [layer.tensor.parameter for layer in state.layers]
     if frozen := frozen_weights(network):
         found.append(f"{len(frozen)} weights are frozen ({frozen[0]}, ...)")
     if any(int(count) > 0 for name, count in network.named_buffers() if name.endswith("num_batches_tracked")):
@@ -54,9 +51,9 @@ def signs(method: Method) -> list[str]:
         found.append("its norms differ from channel to channel")
     if any(_beyond(module) for module in network.modules()):
         found.append("its biases are larger than they begin")
-    if any(method.optimizer.state.get(p) for p in parameters):
+    if any(state.optimizer.state.get(p) for p in parameters):
         found.append("the optimizer has state")
-    name = next((layer.name for layer in method.layers if _structured(layer.tensor.parameter)), None)
+    name = next((layer.name for layer in state.layers if _structured(layer.tensor.parameter)), None)
     if name is not None:
         found.append(f"{name} is not drawn at random")
     return found
@@ -91,40 +88,40 @@ def _structured(weight: Tensor) -> bool:
     return False
 
 
-def choose(method: Method) -> str:
+def choose(state: State) -> str:
     """The kind of first mask: what `init` asks for, or what fits the network."""
-    if method.init is not None:
-        return method.init
-    method.signs = signs(method)
-    if not method.signs:
+    if state.init is not None:
+        return state.init
+    state.signs = signs(state)
+    if not state.signs:
         return "random"
     logger.warning(
         "%s: the network looks trained (%s): the first mask keeps its largest weights; init='random' or "
         "init='magnitude' chooses by hand",
-        method.name, "; ".join(method.signs),
+        state.name, "; ".join(state.signs),
     )  # fmt: skip
     return "magnitude"
 
 
-def scores(method: Method, layer: Layer) -> Tensor:
+def scores(state: State, layer: Layer) -> Tensor:
     """The largest of these are in the first mask. Weights of one size (a LoRA's zeros) say nothing: drawn then."""
-    if method.first_mask == "magnitude":
-        found = method.magnitude(layer)
+    if state.first_mask == "magnitude":
+        found = state.magnitude(layer)
         if bool((found != found[0]).any()):
             return found
-    return method.random(layer, "init")
+    return state.random(layer, "init")
 
 
-def units(method: Method) -> Change:
-    """The first units of every layer, as many as `first_budget` says; equal weights are chosen among at random."""
+def units(state: State, budget: Sequence[int]) -> Change:
+    """The first units of every layer, `budget` of them; equal weights are chosen among at random."""
     chosen = {}
-    for layer, count in zip(method.layers, method.first_budget(), strict=True):
-        found = scores(method, layer)
+    for layer, count in zip(state.layers, budget, strict=True):
+        found = scores(state, layer)
         best = layer.initial(found, count)
-        if method.first_mask == "magnitude" and not isinstance(layer, TileLayer) and 0 < count < layer.units:
+        if state.first_mask == "magnitude" and layer.is_masked and 0 < count < layer.units:
             least = found[best].min()
             equal, sure = found == least, found > least
-            best = sure | topk(method.random(layer, "init"), count - int(torch.count_nonzero(sure)), allowed=equal)
+            best = sure | topk(state.random(layer, "init"), count - int(torch.count_nonzero(sure)), allowed=equal)
         chosen[layer] = best
     return chosen
 
@@ -139,15 +136,15 @@ def resuming() -> Iterator[None]:
         _resuming.reset(token)
 
 
-def notice_resume(method: Method, *, within: bool) -> None:
-    """Warn of weights or an optimizer that come from a sparse run, while the masks of `method` are new.
+def notice_resume(state: State, *, within: bool) -> None:
+    """Warn of weights or an optimizer that come from a sparse run, while the masks of the run are new.
 
     Args:
         within: look for zeros inside the masks only (weights that were loaded after the method was built).
     """
     if _resuming.get():
         return
-    dense = [layer.tensor for layer in method.layers if not isinstance(layer, TileLayer)]
+    dense = [layer.tensor for layer in state.layers if layer.is_masked]
     zeros = total = 0
     for tensor in dict.fromkeys(dense):
         weight = tensor.parameter.detach()
@@ -158,11 +155,11 @@ def notice_resume(method: Method, *, within: bool) -> None:
     found = []
     if total and zeros > _ZEROS * total:
         found.append(f"{zeros / total:.0%} of the weights are exactly zero")
-    if any(method.optimizer.state.get(layer.tensor.parameter) for layer in method.layers):
+    if any(state.optimizer.state.get(layer.tensor.parameter) for layer in state.layers):
         found.append("the optimizer has already taken steps")
     if found:
         logger.warning(
             "%s begins with new masks, but %s. To resume a run, build the method over a fresh network, then call "
             "method.load_state_dict(saved), and after it load_state_dict of the network and of the optimizer",
-            method.name, " and ".join(found),
+            state.name, " and ".join(found),
         )  # fmt: skip

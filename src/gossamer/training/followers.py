@@ -8,16 +8,13 @@ brings the average to the shapes of the network first. Other copies are named by
 from __future__ import annotations
 
 import functools
-from typing import TYPE_CHECKING
 
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
 from gossamer.compaction.follow import compacted, follow_
 from gossamer.training.discover import unwrap
-
-if TYPE_CHECKING:
-    from gossamer.training.engine import Method
+from gossamer.training.state import State
 
 _update = AveragedModel.update_parameters
 
@@ -36,29 +33,29 @@ def follow_averages() -> None:
         AveragedModel.update_parameters = _follow_and_update  # type: ignore[method-assign]
 
 
-def add(method: Method, copy: nn.Module) -> nn.Module:
+def add(state: State, copy: nn.Module) -> nn.Module:
     """See `Method.follow`."""
     found = unwrap(copy)
-    follow_(found, method.network)
-    for tensor in method.tensors.values():
+    follow_(found, state.network)
+    for tensor in state.tensors.values():
         tensor.check_copy(found)
-    method.followers.add(copy)
+    state.followers.add(copy)
     return copy
 
 
-def bring(method: Method) -> None:
+def bring(state: State) -> None:
     """Bring every copy to the shapes of the network, which has just been compacted."""
     follow_averages()
-    for copy in method.followers:
-        follow_(unwrap(copy), method.network)
+    for copy in state.followers:
+        follow_(unwrap(copy), state.network)
 
 
-def apply_to(method: Method, copy: nn.Module) -> nn.Module:
+def apply_to(state: State, copy: nn.Module) -> nn.Module:
     """See `Method.apply_to`."""
     found = unwrap(copy)
-    follow_(found, method.network)
-    for tensor in method.tensors.values():
+    follow_(found, state.network)
+    for tensor in state.tensors.values():
         tensor.check_copy(found)
-    for tensor in method.tensors.values():
+    for tensor in state.tensors.values():
         tensor.apply_to(found)
     return copy

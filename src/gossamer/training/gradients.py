@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,9 +12,6 @@ from torch.optim import Optimizer
 
 from gossamer.training.optimizer_state import gradient_scale
 from gossamer.training.weights import Masked
-
-if TYPE_CHECKING:
-    from gossamer.training.engine import Method
 
 logger = logging.getLogger(__name__)
 
@@ -77,25 +74,28 @@ class Gradients:
         self._late = {name: gradient for name, gradient in self.kept.items() if name not in held}
         self.now = held | self._late
 
-    def read(self, method: Method, t: int, *, reads: bool, follows: bool) -> None:
-        """Take from the tensors what step t needs: for its own events (`reads`), a window, an average, the next update.
+    def read(
+        self, tensors: Iterable[Masked], optimizer: Optimizer, step: int, *, every: bool, ranks: bool
+    ) -> dict[str, Tensor]:
+        """Take from the tensors what a step needs, and return what they had.
+
+        Args:
+            every: all gradients are wanted, not only those that are awaited.
+            ranks: an event of this step ranks by them.
 
         Raises:
-            RuntimeError: a gradient that an event reads is not finite.
+            RuntimeError: a gradient that an event ranks by is not finite.
         """
-        soon = range(t, t + self.length)
-        every = reads or follows or any(method.needs_gradient(event) for s in soon for event in method.events(s))
-        tensors = [x for x in method.tensors.values() if every or self.awaited(x.name)]
-        present = dense(tensors, method.optimizer)
-        if reads:
+        present = dense([x for x in tensors if every or self.awaited(x.name)], optimizer)
+        if ranks:
             for name, gradient in present.items():
-                check_finite(gradient, name, "gradient", t)
+                check_finite(gradient, name, "gradient", step)
         if every:
-            method.observe(present)
             self.add(present)
         self.keep(present)
-        if reads:
-            self.hold(present, t)
+        if ranks:
+            self.hold(present, step)
+        return present
 
     def close(self, trained: Iterable[str], step: int) -> None:
         """An update has read everything; `trained` are the parameters it could have changed."""

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from gossamer.training.distribution import allocate
-from gossamer.training.engine import Change, Method
+from gossamer.training.engine import Method
+from gossamer.training.rewiring import Change
 from gossamer.training.select import rewire
 from gossamer.training.settings import fraction
 from gossamer.training.weights import Layer

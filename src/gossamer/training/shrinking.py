@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,38 +11,36 @@ from torch import Tensor
 from gossamer.compaction import StructureError, shrink_
 from gossamer.compaction.rounding import rounded
 from gossamer.training import followers
+from gossamer.training.channels import Channels
 from gossamer.training.distributed import ranks
+from gossamer.training.state import State
 from gossamer.training.weights import Masked
-
-if TYPE_CHECKING:
-    from gossamer.training.channels import Channels
-    from gossamer.training.engine import Method
 
 logger = logging.getLogger(__name__)
 
 
-def refuse(method: Method) -> None:
+def refuse(state: State) -> None:
     """Raise ValueError where parameters cannot change their shape during training."""
-    distributed = {type(module).__name__ for module in method.model.modules()} & {"DistributedDataParallel"}
+    distributed = {type(module).__name__ for module in state.model.modules()} & {"DistributedDataParallel"}
     if ranks() > 1 or distributed:
         raise ValueError("compact_every does not work with DistributedDataParallel: its buckets keep the first shapes")
-    if tuple(method.tile) != (1, 1):
-        raise ValueError(f"compact_every needs tile (1, 1), got {method.tile}: removed channels would move the tiles")
+    if tuple(state.tile) != (1, 1):
+        raise ValueError(f"compact_every needs tile (1, 1), got {state.tile}: removed channels would move the tiles")
 
 
 @torch.no_grad()
-def shrink(method: Method, steps: dict[str, int] | None = None) -> None:
-    """Remove the dead channels of `method.removed` from everything that has them. Parameters stay the same objects.
+def shrink(state: State, steps: dict[str, int] | None = None) -> None:
+    """Remove the dead channels of `state.removed` from everything that has them. Parameters stay the same objects.
 
     With `steps` a group keeps so many dead channels that its width is a multiple of its step; where nothing else would
     go, nothing is done. Groups whose removal the model's code does not follow keep theirs, and `channels.stuck` says
     why; without `steps` they raise StructureError.
     """
-    channels = method.removed
+    channels = state.removed
     assert channels is not None
     stay = {name: alive for name, alive in channels.alive.items() if not bool(alive.all())}
     if steps is not None:
-        network = method.network
+        network = state.network
         stay = {name: rounded(channels.groups[name], alive, steps[name], network) for name, alive in stay.items()}
         stay = {name: mask for name, mask in stay.items() if not bool(mask.all())}
     if not stay:
@@ -50,17 +48,17 @@ def shrink(method: Method, steps: dict[str, int] | None = None) -> None:
     for name in stay:  # before shapes change: a method that has just been made tracks prunable weights only
         for member in channels.groups[name].members:
             if member.role != "stat":
-                method.track(member.tensor)
-    stuck = _cut(method, channels, stay, whole=steps is None)
+                state.track(member.tensor)
+    stuck = _cut(state, channels, stay, whole=steps is None)
     for name, reason in stuck.items():
         if channels.stuck.get(name) != reason:
-            logger.warning("step %d: dead channels of %s stay, masked: %s", method.step, name, reason)
+            logger.warning("step %d: dead channels of %s stay, masked: %s", state.step, name, reason)
     channels.stuck = stuck
-    followers.bring(method)
-    logger.info("step %d: compacted to %s channels", method.step, {n: len(a) for n, a in channels.alive.items()})
+    followers.bring(state)
+    logger.info("step %d: compacted to %s channels", state.step, {n: len(a) for n, a in channels.alive.items()})
 
 
-def _cut(method: Method, channels: Channels, stay: dict[str, Tensor], *, whole: bool) -> dict[str, str]:
+def _cut(state: State, channels: Channels, stay: dict[str, Tensor], *, whole: bool) -> dict[str, str]:
     """Cut all but the channels `stay` out of the groups it names; the groups that cannot shrink, with the reason.
 
     What does not go in one is tried in halves: a cut that fails leaves everything as it was. A `whole` cut (a resumed
@@ -68,7 +66,7 @@ def _cut(method: Method, channels: Channels, stay: dict[str, Tensor], *, whole: 
     """
     keep = {channels.groups[name].name: mask for name, mask in stay.items()}
     try:
-        kept = shrink_(method.network, channels.graph, keep, optimizer=method.optimizer)
+        kept = shrink_(state.network, channels.graph, keep, optimizer=state.optimizer)
     except StructureError as error:
         if whole:
             raise
@@ -77,26 +75,26 @@ def _cut(method: Method, channels: Channels, stay: dict[str, Tensor], *, whole: 
         names = list(stay)
         stuck: dict[str, str] = {}
         for half in (names[: len(names) // 2], names[len(names) // 2 :]):
-            stuck |= _cut(method, channels, {name: stay[name] for name in half}, whole=False)
+            stuck |= _cut(state, channels, {name: stay[name] for name in half}, whole=False)
         return stuck
-    parameters = dict(method.network.named_parameters())
+    parameters = dict(state.network.named_parameters())
     for name, positions in kept.items():
         if name in parameters:
-            _slice(method, method.track(name), positions)
+            _slice(state, state.track(name), positions)
     assert kept.graph is not None
     channels.slice(kept.graph, stay)
     return {}
 
 
-def _slice(method: Method, tensor: Masked, positions: dict[int, Any]) -> None:
+def _slice(state: State, tensor: Masked, positions: dict[int, Any]) -> None:
     kept = torch.ones_like(tensor.mask, memory_format=torch.contiguous_format)
     for axis, index in positions.items():
         gone = torch.ones(kept.shape[axis], dtype=torch.bool, device=kept.device).index_fill_(
             0, index.to(kept.device), False
         )
         kept.index_fill_(axis, gone.nonzero().squeeze(1), False)
-    if tensor.name in method.ever_active.bits:
-        method.ever_active.slice(tensor, kept)
+    if tensor.name in state.ever_active.bits:
+        state.ever_active.slice(tensor, kept)
 
     def sliced(x: Tensor) -> Tensor:
         for axis, index in positions.items():
@@ -108,9 +106,9 @@ def _slice(method: Method, tensor: Masked, positions: dict[int, Any]) -> None:
     for axis, index in positions.items():
         if axis in tensor.axes:
             tensor.axes[axis] = tensor.axes[axis][index.to(tensor.axes[axis].device)]
-    for records in (method.gradients.window, method.gradients.kept, method.warmup.left):
+    for records in (state.gradients.window, state.gradients.kept, state.warmup.left):
         if tensor.name in records:
             records[tensor.name] = sliced(records[tensor.name])
-    for layer in method.layers:
+    for layer in state.layers:
         if layer.tensor is tensor and 0 in positions:
             layer.last = tensor.parameter.shape[0]

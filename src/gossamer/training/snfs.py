@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from gossamer.training.distribution import allocate
-from gossamer.training.engine import Change
 from gossamer.training.gradients import check_finite
+from gossamer.training.rewiring import Change
 from gossamer.training.select import rewire
 from gossamer.training.set import SET
 from gossamer.training.settings import fraction, one_of
@@ -29,7 +29,7 @@ class SNFS(SET):
     Args (beyond `SET`; `grow` is fixed):
         momentum: decay of the average, in [0, 1).
         redistribute: "momentum" (as published: dropped weights go to the layers of largest mean |m|) or "none" (each
-            layer grows what it dropped). Nothing in the published rule keeps a layer from being drained: a layer whose
+            layer grows what it dropped). Nothing in the published rule keeps a layer from being emptied: a layer whose
             mean |m| stays small loses a part of its weights in every update, and with hardly any left no gradient
             passes it. Seen at densities around 1 %; use "none" there.
 

@@ -9,12 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from gossamer.training import first_mask
-from gossamer.training.channels import Channels, rows_of, watch
+from gossamer.training.channels import Channels, rows_of
 from gossamer.training.discover import is_conv1d
-from gossamer.training.engine import Change
 from gossamer.training.fan_in import fill_rows
+from gossamer.training.rewiring import Change, room
 from gossamer.training.rigl import RigL
-from gossamer.training.select import room, topk
+from gossamer.training.select import topk
+from gossamer.training.tracing import watch
 from gossamer.training.weights import Layer
 
 
@@ -85,15 +86,14 @@ class SRigL(RigL):
         self.removed = channels.restricted(lambda group: group.kind == "inner" and group.name in alone).fitting()
 
     def handle(self, event: str, t: int) -> tuple[Change, dict[str, Any]]:
-        share, kept, kills = self.drop_share(t), {}, {}
+        share, kept, ablated = self.drop_share(t), {}, {}
         for layer in self.dynamic():
             kept[layer], salient = self._salient(layer, share)
-            kills.update(self._unimportant(layer, salient))
-        for group, channels in kills.items():
-            assert self.removed is not None
-            self.removed.kill(self, group, channels)
+            ablated.update(self._unimportant(layer, salient))
+        for group, channels in ablated.items():
+            self.prune_channels(group, channels)
         changes = {layer: self._filled(layer, units, self.gradient(layer)) for layer, units in kept.items()}
-        return changes, {"drop_fraction": share, "ablated": sum(len(channels) for channels in kills.values())}
+        return changes, {"drop_fraction": share, "ablated": sum(len(channels) for channels in ablated.values())}
 
     def initial_units(self) -> Change:
         none = {layer: torch.zeros_like(layer.active()) for layer in self.layers}
@@ -118,10 +118,10 @@ class SRigL(RigL):
         name, rows = found
         alive, counts = self.removed.alive[name], salient.cpu()[rows]
         fan_in = int(layer.active().view(layer.grid).sum(1).max())
-        doomed = alive & (counts < (self.min_salient * fan_in if self.min_salient < 1 else self.min_salient))
-        if torch.equal(doomed, alive):
-            doomed[int(torch.where(alive, counts, -1).argmax())] = False
-        return {name: doomed.nonzero().squeeze(1)} if bool(doomed.any()) else {}
+        pruned = alive & (counts < (self.min_salient * fan_in if self.min_salient < 1 else self.min_salient))
+        if torch.equal(pruned, alive):
+            pruned[int(torch.where(alive, counts, -1).argmax())] = False
+        return {name: pruned.nonzero().squeeze(1)} if bool(pruned.any()) else {}
 
     def _filled(self, layer: Layer, kept: Tensor, growth: Tensor) -> Tensor:
         """bool[units] with the same number of weights in every living row."""

@@ -11,12 +11,10 @@ summed over the backward passes of the step and over ranks, and reduced to one n
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from gossamer.nn import BlockSparseLinear
@@ -27,9 +25,6 @@ from gossamer.training import distributed, optimizer_state
 from gossamer.training.random import uniform
 from gossamer.training.select import mask_, topk
 from gossamer.training.weights import Layer, Masked
-
-if TYPE_CHECKING:
-    from gossamer.training.engine import Method
 
 # Rows of the dense gradient formed at once hold about this many numbers: 1 MiB, so that a band stays in a cache.
 _BAND = 1 << 18
@@ -136,6 +131,10 @@ class TileLayer(Layer):
         return cls(name, values, 0, module.out_features, module.tile)
 
     @property
+    def is_masked(self) -> bool:
+        return False
+
+    @property
     def shape(self) -> tuple[int, int]:
         return self.tensor.module.shape
 
@@ -216,31 +215,3 @@ def candidate_scores(pairs: list[tuple[Tensor, Tensor]], tile: tuple[int, int], 
         scores[first // tile[0] :][: len(means)] = means
     assert scores is not None
     return scores
-
-
-def prepare(method: Method) -> None:
-    """Tell the layers of tiles where they run.
-
-    Raises:
-        TypeError, ValueError: a method or an argument that has no meaning for tiles, which come and go whole.
-    """
-    layers = [layer for layer in method.layers if isinstance(layer, TileLayer)]
-    if not layers:
-        return
-    names = [layer.name for layer in layers]
-    if method.needs_dense:
-        from gossamer.training import METHODS
-
-        others = ", ".join(name for name, kind in METHODS.items() if not kind.needs_dense)
-        raise TypeError(
-            f"{type(method).__name__} {method.needs_dense}, so it needs dense weights, and {names} of "
-            f"BlockSparseLinear exist only in their tiles: exclude={names} leaves them alone, "
-            f"and these methods move tiles: {others}"
-        )
-    if method.grad_window != 1:
-        raise ValueError(f"grad_window must be 1 for the tiles of {names}, got {method.grad_window}")
-    if method.grow_init != "zeros":
-        raise ValueError(f"grow_init must be 'zeros' for the tiles of {names}, got {method.grow_init!r}")
-    wrapped = any(isinstance(module, DistributedDataParallel) for module in method.model.modules())
-    for layer in layers:
-        layer.tensor.fixed, layer.tensor.reduce = wrapped, method.is_distributed()

@@ -10,15 +10,13 @@ where a weight trained from the start moves by lr.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-if TYPE_CHECKING:
-    from gossamer.training.engine import Method
-    from gossamer.training.weights import Masked
+from gossamer.training.weights import Masked
 
 _ADAMS = ("Adam", "AdamW", "NAdam", "RAdam")
 
@@ -37,17 +35,17 @@ class Warmup:
             left = self.left.setdefault(tensor.name, torch.zeros_like(tensor.mask, dtype=torch.int32))
             left.masked_fill_(fresh, self.steps)
 
-    def hold(self, method: Method) -> None:
+    def hold(self, tensors: Mapping[str, Masked]) -> None:
         """Before a step: remember the weights that may move by lr only."""
         for name in self.left:
-            self._before[name] = method.tensors[name].parameter.detach().clone()
+            self._before[name] = tensors[name].parameter.detach().clone()
 
-    def clamp(self, method: Method) -> None:
+    def clamp(self, tensors: Mapping[str, Masked], optimizer: Optimizer) -> None:
         """After it: shorten their steps."""
         for name, before in self._before.items():
-            tensor, left = method.tensors[name], self.left[name]
+            tensor, left = tensors[name], self.left[name]
             parameter = tensor.parameter
-            group = next(g for g in method.optimizer.param_groups if any(p is parameter for p in g["params"]))
+            group = next(g for g in optimizer.param_groups if any(p is parameter for p in g["params"]))
             rate = float(group["lr"])
             short = before + (parameter.detach() - before).clamp(-rate, rate)
             parameter.data.copy_(torch.where(tensor.spread(left > 0), short, parameter.detach()))

@@ -131,6 +131,11 @@ class Layer:
     tile: tuple[int, int] = (1, 1)
 
     @property
+    def is_masked(self) -> bool:
+        """Whether absent weights are zeros in memory, rather than not there at all."""
+        return True
+
+    @property
     def shape(self) -> tuple[int, int]:
         parameter = self.tensor.parameter
         return self.last - self.first, parameter.numel() // parameter.shape[0]

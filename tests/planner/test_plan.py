@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 import random
 import re
 import threading
@@ -219,6 +221,15 @@ def test_operands_that_live_for_one_call_are_one_site(faster, first):
         layers = [torch.ones(K, N) for _ in layers]
         kinds = [planner(x, layer).kind for x, layer in zip((a, full, a), layers, strict=True)]
     assert kinds == ["m", "dense", "m"]
+
+
+@pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda planner: pickle.loads(pickle.dumps(planner))])
+def test_a_copy_of_a_planner_has_its_settings_and_knows_no_site(duplicate):
+    planner = Planner(every=4, window=1, database=known.database())
+    assert planner(_rows(0.25), B).kind == "m"
+    other = duplicate(planner)
+    assert (other.every, other.window, other.evaluations) == (4, 1, 0) and "no product" in other.explain()
+    assert other(_rows(0.25), B).kind == "m" and planner.evaluations == other.evaluations == 1
 
 
 def test_threads_share_a_planner():

@@ -319,6 +319,8 @@ def test_a_copy_is_a_site_of_its_own_that_knows_nothing(duplicate):
     other = duplicate(site)
     assert other.name == "layer" and other.key != site.key and planner.site(other.key) is other
     assert other.stats() == {} and site.stats() != {}
+    tuner = duplicate(planner.Tuner({"product": {"skip": "x"}}, name="own", every=4))
+    assert (tuner.name, tuner.every, tuner.alternatives) == ("own", 4, {"product": {"skip": "x"}})
 
 
 def test_threads_share_a_site():

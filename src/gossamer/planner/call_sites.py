@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -84,6 +85,11 @@ class Planner:
         self.evaluations = 0
         self._sites: dict[object, dict[object, _CallSite]] = {}  # by shapes, and by memory
         self._lock = threading.RLock()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """A copy, or one read back from a file, knows no call site."""
+        names = ("tiles", "axis", "every", "gain", "patience", "window", "most_sites", "database")
+        return partial(Planner, **{name: getattr(self, name) for name in names}), ()
 
     def __call__(self, a: Tensor, b: Tensor, sparse: Sparse = "a") -> Plan:
         """The plan for a @ b now: the one in force, or that of a fresh sample of the operand."""

@@ -272,6 +272,13 @@ def test_deterministic_choices_follow_densities_and_never_times(deterministic, p
                 site.observe(pass_, path, 9.0 if path == slow else 1.0, {operand: 0.5 if call % 2 else density})
 
 
+def test_deterministic_without_a_prior_is_dense(deterministic):
+    tuner = planner.Tuner({"product": {"skip": "x"}})
+    for _ in range(20):
+        assert tuner.choose("product", PLAIN, "shape") == "dense"
+        tuner.observe("product", "dense", 1.0, {"x": 0.01})
+
+
 def test_deterministic_without_foreknowledge_samples_first(deterministic):
     site = planner.Site()
     assert site.choose("forward", PLAIN, "shape") == "dense" and site.samples("forward")

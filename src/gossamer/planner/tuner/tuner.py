@@ -52,10 +52,10 @@ class Tuner(Handled):
     The first calls of a shape try every alternative in turn, three to five times; one that is clearly slower goes
     first. Later trials come after 50, 100, ... 1000 calls, or when a density has moved far; they lose about 1 % of the
     time at most. Where costs are known beforehand, `evaluate` asks a prior instead of trials. Under
-    `torch.use_deterministic_algorithms` the prior and the densities alone decide.
+    `torch.use_deterministic_algorithms` the prior and the densities alone decide, and without a prior all is dense.
 
-    Each object has its own. Threads may share one. A copy, or one read back from a file, has a key of its own and knows
-    nothing: it may live on another machine.
+    Each object has its own. Threads may share one. A copy, or one read back from a file, has a handle of its own and
+    knows nothing: it may live on another machine.
 
     Args:
         alternatives: question -> alternative -> the density that its work grows with. "dense" is always one more.
@@ -141,8 +141,8 @@ class Tuner(Handled):
             self._read()
             own = self._question(question)
             now = vars(self._asked)[question] = own.situation(candidates, (key, candidates, torch.get_num_threads()))
-            if deterministic and self.prior is not None:
-                return own.settle_by(self.prior, now, densities or {})
+            if deterministic:  # without a prior nothing speaks against dense
+                return own.settle_by(self.prior or (lambda *_: 1.0), now, densities or {})
             if densities:
                 self._shared.note(densities)
             if now.trial is None:

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounterWithBackend
 
 import gossamer as gs
-from gossamer.nn import BlockSparseLinear, moved
-from gossamer.nn.block_sparse.slot_remapping import sources
+from gossamer.nn import BlockSparseLinear, remapped
+from gossamer.nn.block_sparse.slot_remapping import slot_sources
 from gossamer.pattern.build import tile_areas, tile_means
 from gossamer.testing import assert_no_recompile, assert_within, gamma
 
@@ -200,10 +200,10 @@ def test_sources_by_brute_force() -> None:
         new = torch.randperm(absent, generator=g)[:m]
         old[-1], new[-1] = absent, absent  # slack
         expected = [old.tolist().index(k) if k in old.tolist() and k != absent else -1 for k in new.tolist()]
-        source = sources(old, new, absent)
+        source = slot_sources(old, new, absent)
         assert source.tolist() == expected
         x = torch.randn(n, 2)
-        assert torch.equal(moved(x, source), torch.stack([x[s] if s >= 0 else torch.zeros(2) for s in expected]))
+        assert torch.equal(remapped(x, source), torch.stack([x[s] if s >= 0 else torch.zeros(2) for s in expected]))
 
 
 def test_given_values_and_zeros() -> None:

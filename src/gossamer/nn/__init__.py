@@ -5,7 +5,7 @@ from gossamer.nn.block_sparse import (
     BlockSparseAttention,
     BlockSparseLinear,
     block_sparse_attention,
-    moved,
+    remapped,
 )
 from gossamer.nn.experts import Experts, balance_loss
 from gossamer.nn.relu_feed_forward import ReLUFeedForward
@@ -20,7 +20,7 @@ from gossamer.nn.threshold import (
     threshold,
 )
 from gossamer.nn.unpadded import Unpadded
-from gossamer.renamed import keep_old_names
+from gossamer.renamed import keep_old_names, old_attributes
 
 keep_old_names(
     __name__,
@@ -45,7 +45,16 @@ keep_old_names(
         "thresholded": "threshold.thresholded",
         "tiled": "block_sparse.tiled",
     },
+    {
+        "Tap": "GradientCapture",
+        "dequantised": "dequantize",
+        "move_": "remap_",
+        "moved": "remapped",
+        "quantised": "quantize",
+        "sources": "slot_sources",
+    },
 )
+__getattr__ = old_attributes(__name__, {"moved": "remapped"})
 
 __all__ = [
     "AttentionIndex",
@@ -65,7 +74,7 @@ __all__ = [
     "balance_loss",
     "block_sparse_attention",
     "gated",
-    "moved",
+    "remapped",
     "skip_zeros",
     "threshold",
     "unskip_zeros",

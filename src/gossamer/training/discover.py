@@ -11,7 +11,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from gossamer import wrappers
-from gossamer.nn import BlockSparseLinear
+from gossamer.nn.rewirable import Rewirable
 from gossamer.training.tiles import TileLayer
 from gossamer.training.weights import Layer, Masked
 
@@ -41,8 +41,8 @@ def _candidates(module: nn.Module) -> Sequence[str]:
     """Attribute names of a module that hold weights sparse by default. Embeddings are never among them."""
     if isinstance(module, nn.MultiheadAttention):
         return ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")
-    if isinstance(module, BlockSparseLinear):
-        return ("values",) if _rewirable(module) else ()
+    if (tiles := _rewirable(module)) is not None:
+        return (tiles.rewired,) if tiles.why_fixed() is None else ()
     return ("weight",) if isinstance(module, (nn.Linear, *_CONVOLUTIONS)) or is_conv1d(module) else ()
 
 
@@ -51,8 +51,9 @@ def is_conv1d(module: nn.Module) -> bool:
     return any(f"{cls.__module__}.{cls.__name__}" == _CONV1D for cls in type(module).__mro__)
 
 
-def _rewirable(module: BlockSparseLinear) -> bool:
-    return module.mode == "dynamic" and module.storage == "float32"
+def _rewirable(module: nn.Module) -> Rewirable | None:
+    """The module, if it has tiles of its own. What torch.compile wraps shows those of the module inside."""
+    return module if isinstance(module, Rewirable) and module.rewired in module._parameters else None
 
 
 def _matches(names: Sequence[str], globs: Sequence[str]) -> bool:
@@ -113,7 +114,7 @@ def discover(
     """The layers of `model` (already unwrapped) that will be sparse, in the order of `named_parameters`.
 
     By default the weights of Linear, Conv1d/2d/3d, ConvTranspose1d/2d/3d, MultiheadAttention and transformers' Conv1D,
-    and the tiles of BlockSparseLinear in dynamic mode, as far as they are trained: what is frozen, or not in
+    and the tiles of a BlockSparseLinear or another `Rewirable`, as far as they are trained: what is frozen, or not in
     `optimizer`, is left alone. A weight shared with an Embedding is left dense. `include` replaces that choice
     by every parameter whose name matches one of the globs (embeddings, plain and frozen parameters too); `exclude` then
     takes away. Tied weights appear once, under their first name, and match globs by any of their names.
@@ -187,7 +188,7 @@ def _layers(
     tile: tuple[int, int],
     owners: Mapping[int, Sequence[tuple[nn.Parameter, str]]],
 ) -> list[Layer]:
-    """What is rewired of one parameter: itself, its q, k and v parts, or the tiles of a BlockSparseLinear."""
+    """What is rewired of one parameter: itself, its q, k and v parts, or the tiles of a `Rewirable`."""
     parameter = module._parameters[attribute]
     assert parameter is not None
     if parameter.numel() == 0:
@@ -198,10 +199,10 @@ def _layers(
             f"{name} and {others[0]} share memory but are different Parameters: "
             "tie weights by assigning the same Parameter object"
         )
-    if isinstance(module, BlockSparseLinear):
-        if not _rewirable(module):
-            raise ValueError(f"{name} cannot be rewired: {module} is static, or stored for inference")
-        return [TileLayer.of(name, module)]
+    if (tiles := _rewirable(module)) is not None and attribute == tiles.rewired:
+        if (reason := tiles.why_fixed()) is not None:
+            raise ValueError(f"{name} cannot be rewired: {module}: {reason}")
+        return [TileLayer.of(name, tiles, parameter)]
     tensor = Masked.full(name, parameter)
     if attribute == "in_proj_weight" and isinstance(module, nn.MultiheadAttention):
         rows = parameter.shape[0] // len(_PACKED)

@@ -4,7 +4,7 @@
     after  optimizer.step()   count the step, run the updates that are due, zero weights and states outside the masks
 
 By then gradients are final: reduced over ranks, accumulated, unscaled and clipped. The user's loop does not change.
-A method says when something happens (`events`), whether it looks at gradients (`needs_gradient`), and which units each
+A method says when something happens (`events`), whether it reads gradients (`needs_gradient`), and which units each
 layer keeps (`handle`); nothing is written before all of an event is decided.
 """
 
@@ -65,7 +65,7 @@ class Method(State):
             self.optimizer.register_step_post_hook(self._after_step),
             self.optimizer.register_load_state_dict_post_hook(self._after_load),
         ]
-        self.listen()
+        self._want_gradients()
 
     # ------------------------------------------------------------------ what a method defines
 
@@ -177,20 +177,14 @@ class Method(State):
         self.load_extra_state(state["extra"])
         self._begun = self._reloaded = True
         self.apply()
-        self.listen()
+        self._want_gradients()
 
     def detach(self) -> None:
         """Remove the hooks: masks stay readable; training goes on dense, or on the tiles there are."""
         for handle in self._handles:
             handle.remove()
         for tensor in self.tensors.values():
-            tensor.listen(False)
-
-    def listen(self) -> None:
-        """Tell the tensors whether the next step reads their dense gradients."""
-        wanted = any(self.needs_gradient(event) for event in (*self.pending, *self.events(self.step + 1)))
-        for name, tensor in self.tensors.items():
-            tensor.listen(wanted or self.gradients.awaited(name))
+            tensor.want_gradient(False)
 
     # ------------------------------------------------------------------ hooks
 
@@ -271,12 +265,18 @@ class Method(State):
         self.settle()
         self._due, self.blind, self.gradients.now = [], set(), {}
         self._versions = {name: tensor.parameter._version for name, tensor in self.tensors.items()}
-        self.listen()
+        self._want_gradients()
 
     def _after_load(self, optimizer: Optimizer) -> None:
         self._reloaded = True
 
     # ------------------------------------------------------------------ inside
+
+    def _want_gradients(self) -> None:
+        """Tell the tensors whether the next step reads their dense gradients."""
+        wanted = any(self.needs_gradient(event) for event in (*self.pending, *self.events(self.step + 1)))
+        for name, tensor in self.tensors.items():
+            tensor.want_gradient(wanted or self.gradients.awaited(name))
 
     def _read_gradients(self, t: int, *, ranks: bool) -> None:
         """Read what step t needs: for its own events (`ranks`), a window, an average, the next update."""

@@ -1,4 +1,4 @@
-"""The knobs every training method shares; methods add their own by subclassing.
+"""The arguments that all training methods share; methods add their own by subclassing.
 
 Times are counted in optimizer steps that really happened: a step that GradScaler skips does not count.
 """

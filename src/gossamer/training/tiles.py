@@ -1,4 +1,4 @@
-"""Training on the tiles of a BlockSparseLinear: the engine's questions, answered by a layer that stores nothing else.
+"""Training on the tiles of a `Rewirable` module: the engine's questions, answered by a layer that stores nothing else.
 
 A unit is a tile and the mask is the grid of tiles. What a masked dense weight does with zeros, this does by moving:
 a new choice of tiles is `update_pattern` at constant capacity, which takes values, gradient and optimizer state along.
@@ -17,8 +17,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from gossamer.nn import BlockSparseLinear
 from gossamer.nn.block_sparse.gradient_capture import GradientCapture
+from gossamer.nn.rewirable import Rewirable
 from gossamer.pattern import Pattern
 from gossamer.pattern.build import tile_areas, tile_means
 from gossamer.training import distributed, optimizer_state
@@ -32,7 +32,7 @@ _BAND = 1 << 18
 
 @dataclass(eq=False)
 class TileValues(Masked):
-    """The values of a BlockSparseLinear; `mask` is bool[tile_rows, tile_cols].
+    """The values of a `Rewirable` module; `mask` is bool[tile_rows, tile_cols].
 
     Attributes:
         module: the layer.
@@ -40,7 +40,7 @@ class TileValues(Masked):
         reduce: whether gradients are those of a mean over ranks.
     """
 
-    module: BlockSparseLinear = field(kw_only=True)
+    module: Rewirable = field(kw_only=True)
     fixed: bool = False
     reduce: bool = False
 
@@ -62,7 +62,7 @@ class TileValues(Masked):
     def pattern(self, tile: tuple[int, int]) -> Pattern:
         return Pattern.from_tile_mask(self.mask, self.module.tile, shape=self.module.shape)
 
-    def listen(self, wanted: bool) -> None:
+    def want_gradient(self, wanted: bool) -> None:
         wanted = wanted and not self.frozen
         if wanted == self.capture.is_open:
             return
@@ -90,7 +90,7 @@ class TileValues(Masked):
 
     def apply(self, optimizer: Optimizer) -> None:
         states = optimizer_state.tensors(optimizer, self.parameter, self.name)
-        if optimizer_state.keeps_zeros(optimizer) and int(self.module.offsets[-1]) == self.module.capacity:
+        if optimizer_state.keeps_zeros(optimizer) and self.module.pattern.nnz == self.module.capacity:
             return  # no slack, and padding began at zero
         if not torch.equal(self.module.pattern.to_tile_mask(), self.mask):
             return  # a state was loaded, that of the network is still to come (`check` sees to it)
@@ -103,22 +103,24 @@ class TileValues(Masked):
             found = copy.get_submodule(self.name.rpartition(".")[0])
         except AttributeError:
             found = None
-        same = isinstance(found, BlockSparseLinear) and (found.shape, found.tile) == (self.shape, self.module.tile)
+        same = isinstance(found, Rewirable) and (found.shape, found.tile) == (self.shape, self.module.tile)
         if not same:
             raise ValueError(f"copy has {found} at {self.name}, expected {self.module}")
 
     def apply_to(self, copy: nn.Module) -> None:
         """Bring the tiles of a copy to where this layer's are; a tile the copy did not have is zero there."""
         found = copy.get_submodule(self.name.rpartition(".")[0])
-        assert isinstance(found, BlockSparseLinear)
-        found.update_pattern(self.module.pattern.to(found.values.device), overflow="grow")
+        assert isinstance(found, Rewirable)
+        found.update_pattern(self.module.pattern.to(found.pattern.device), overflow="grow")
 
 
 @dataclass(eq=False)
 class TileLayer(Layer):
-    """A BlockSparseLinear as what a method rewires.
+    """A `Rewirable` module as what a method rewires.
 
-    >>> layer = TileLayer.of("fc.values", BlockSparseLinear(64, 32, block=16, density=0.5))
+    >>> from gossamer.nn import BlockSparseLinear
+    >>> module = BlockSparseLinear(64, 32, block=16, density=0.5)
+    >>> layer = TileLayer.of("fc.values", module, module.values)
     >>> layer.shape, layer.grid, int(layer.active().sum())
     ((32, 64), (2, 4), 4)
     """
@@ -126,9 +128,9 @@ class TileLayer(Layer):
     tensor: TileValues
 
     @classmethod
-    def of(cls, name: str, module: BlockSparseLinear) -> TileLayer:
-        values = TileValues(name, module.values, module.pattern.to_tile_mask(), module=module)
-        return cls(name, values, 0, module.out_features, module.tile)
+    def of(cls, name: str, module: Rewirable, parameter: nn.Parameter) -> TileLayer:
+        values = TileValues(name, parameter, module.pattern.to_tile_mask(), module=module)
+        return cls(name, values, 0, module.shape[0], module.tile)
 
     @property
     def is_masked(self) -> bool:
@@ -162,13 +164,13 @@ class TileLayer(Layer):
         return kept | topk(scores, count - int(torch.count_nonzero(kept)), allowed=~present)
 
     def start(self, units: Tensor, optimizer: Optimizer, *, seed: int, fresh: bool) -> None:
-        module = self.tensor.module
+        module, values = self.tensor.module, self.tensor.parameter
         new = (self._rewire(units, optimizer) < 0).view(-1, 1, 1) & module.pattern.value_mask()
         if fresh and bool(new.any()):
-            n, device = module.values.numel(), module.values.device
+            n, device = values.numel(), values.device
             noise = uniform(n, seed=seed, name=self.name, step=0, purpose="value", device=device).view_as(new)
-            drawn = ((2 * noise - 1) * module.bound).to(module.values.dtype)
-            module.values.data.copy_(torch.where(new, drawn, module.values.data))
+            drawn = ((2 * noise - 1) * module.bound).to(values.dtype)
+            values.data.copy_(torch.where(new, drawn, values.data))
 
     def take(self, units: Tensor, optimizer: Optimizer, value: Tensor | None = None) -> int:
         gained = self.tensor.weights(units.view(self.grid) & ~self.tensor.mask)

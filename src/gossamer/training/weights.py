@@ -63,8 +63,8 @@ class Masked:
         """The mask as a pattern of the 2-D view."""
         return Pattern.from_mask(self.mask.reshape(len(self.mask), -1), tile)
 
-    def listen(self, wanted: bool) -> None:
-        """Whether the next optimizer step reads `gradient`."""
+    def want_gradient(self, wanted: bool) -> None:
+        """Say whether the next optimizer step reads `gradient`."""
 
     def gradient(self) -> Tensor | None:
         """What growth is scored by: the dense gradient, in the parameter's shape. None: there is none.

@@ -2,6 +2,6 @@
 
 from gossamer.nn.block_sparse.attention import AttentionIndex, BlockSparseAttention, block_sparse_attention
 from gossamer.nn.block_sparse.linear import BlockSparseLinear
-from gossamer.nn.block_sparse.slot_remapping import moved
+from gossamer.nn.block_sparse.slot_remapping import remapped
 
-__all__ = ["AttentionIndex", "BlockSparseAttention", "BlockSparseLinear", "block_sparse_attention", "moved"]
+__all__ = ["AttentionIndex", "BlockSparseAttention", "BlockSparseLinear", "block_sparse_attention", "remapped"]

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -20,8 +20,8 @@ from torch.optim import Optimizer
 from gossamer import ops
 from gossamer.nn.block_sparse.first_pattern import best_tiles, generator_of, random_tiles
 from gossamer.nn.block_sparse.gradient_capture import Captured
-from gossamer.nn.block_sparse.quantization import Storage, check_storage, dequantised, quantised
-from gossamer.nn.block_sparse.slot_remapping import move_, sources, states_of
+from gossamer.nn.block_sparse.quantization import Storage, check_storage, dequantize, quantize
+from gossamer.nn.block_sparse.slot_remapping import remap_, slot_sources, states_of
 from gossamer.nn.block_sparse.tiled import Tiled, check_fits
 from gossamer.ops.arguments import STORED
 from gossamer.ops.registration import HALF
@@ -43,8 +43,8 @@ class BlockSparseLinear(Tiled):
         density: share of the tiles that are present at first, in (0, 1]: round(density * tiles) of them, at random.
             Not used with `pattern`.
         pattern: which tiles are present at first, of shape (out_features, in_features) and tile `block`.
-        mode: "dynamic": the pattern may change (`update_pattern`). "static": it never does, and the division of
-            labour is planned once where that gains (`gossamer.planner.static_work`); values are trained as usual.
+        mode: "dynamic": the pattern may change (`update_pattern`). "static": it never does, and its work
+            is partitioned once where that gains (`gossamer.planner.static_work`); values are trained as usual.
         capacity: number of tiles there is memory for; None for those present at first.
         overflow: what `update_pattern` does with more tiles than `capacity`: "error", or "grow" (takes new memory, and
             compiled code is compiled again).
@@ -72,6 +72,8 @@ class BlockSparseLinear(Tiled):
     >>> layer(torch.randn(3, 64)).shape, tuple(layer.values.shape)
     (torch.Size([3, 128]), (8, 16, 16))
     """
+
+    rewired: ClassVar[str] = "values"
 
     values: nn.Parameter
     bias: nn.Parameter | None
@@ -153,6 +155,14 @@ class BlockSparseLinear(Tiled):
         share = 1.0 if self.offsets.is_meta else self.density
         return 1.0 / math.sqrt(max(self.in_features * share, 1.0))
 
+    def why_fixed(self) -> str | None:
+        """Why the pattern cannot be changed; None if it can."""
+        if self.mode == "static":
+            return "a static layer keeps its pattern: build it with mode='dynamic' to change it"
+        if self.storage != "float32":
+            return f"storage={self.storage!r} is for inference: update the pattern first, then store"
+        return None
+
     @torch.inference_mode(False)
     @torch.no_grad()
     def update_pattern(
@@ -175,7 +185,7 @@ class BlockSparseLinear(Tiled):
             overflow: in place of the layer's own.
 
         Returns:
-            int64[capacity]: the old slot of each new slot's tile, -1 for new tiles and slack. `gossamer.nn.moved(x,
+            int64[capacity]: the old slot of each new slot's tile, -1 for new tiles and slack. `gossamer.nn.remapped(x,
             source)` brings any tensor [capacity, ...] of yours along.
 
         Raises:
@@ -186,10 +196,8 @@ class BlockSparseLinear(Tiled):
         >>> layer.update_pattern(Pattern.from_mask(torch.tensor([[1, 0, 0, 1]] * 4).bool(), (2, 2)), overflow="grow")
         tensor([ 0, -1, -1,  1])
         """
-        if self.mode == "static":
-            raise RuntimeError("a static layer keeps its pattern: build it with mode='dynamic' to change it")
-        if self.storage != "float32":
-            raise RuntimeError(f"storage={self.storage!r} is for inference: update the pattern first, then store")
+        if (reason := self.why_fixed()) is not None:
+            raise RuntimeError(reason)
         self._check_pattern(pattern)
         if overflow not in (None, "error", "grow"):
             raise ValueError(f"overflow must be 'error', 'grow' or None, got {overflow!r}")
@@ -200,11 +208,11 @@ class BlockSparseLinear(Tiled):
         if isinstance(values, Tensor) and tuple(values.shape) != (capacity, *self.tile):
             raise ValueError(f"values must have shape {(capacity, *self.tile)}, got {tuple(values.shape)}")
         new = pattern.with_capacity(capacity)
-        source = sources(self.pattern.keys(), new.keys(), math.prod(new.grid))
+        source = slot_sources(self.pattern.keys(), new.keys(), math.prod(new.grid))
         followers = [] if optimizer is None else states_of(optimizer, self.values)
         for tensor in (*followers, self.values.grad, self.values):
             if tensor is not None:
-                move_(tensor, source)
+                remap_(tensor, source)
         if isinstance(values, Tensor):
             self.values.copy_(values.masked_fill(~new.value_mask(), 0))
         elif values == "zeros":
@@ -240,7 +248,7 @@ class BlockSparseLinear(Tiled):
 
     def to_dense(self) -> Tensor:
         """W[out_features, in_features] with zeros in absent tiles. Differentiable."""
-        values = self.values if self.storage == "float32" else dequantised(self.values, self.scale)
+        values = self.values if self.storage == "float32" else dequantize(self.values, self.scale)
         return ops.scatter(values, self.pattern)
 
     @torch.inference_mode(False)
@@ -309,7 +317,7 @@ class BlockSparseLinear(Tiled):
         if self.storage != "float32":
             raise RuntimeError(f"the values are already stored as {self.storage}")
         if storage != "float32":
-            values, self.scale = quantised(self.values.detach(), storage)
+            values, self.scale = quantize(self.values.detach(), storage)
             self.values, self.storage = nn.Parameter(values, requires_grad=False), storage
         return self
 

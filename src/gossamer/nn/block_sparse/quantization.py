@@ -15,12 +15,12 @@ def check_storage(storage: str) -> None:
         raise ValueError(f"storage must be one of {list(get_args(Storage))}, got {storage!r}")
 
 
-def quantised(values: Tensor, storage: Storage) -> tuple[Tensor, Tensor | None]:
+def quantize(values: Tensor, storage: Storage) -> tuple[Tensor, Tensor | None]:
     """values[capacity, bm, bn] -> (narrow values, scale float32[capacity] or None).
 
     int8 is symmetric: scale = max |tile| / 127, so an element is off by at most half a scale.
 
-    >>> quantised(torch.tensor([[[127.0, -1.4]]]), "int8")
+    >>> quantize(torch.tensor([[[127.0, -1.4]]]), "int8")
     (tensor([[[127,  -1]]], dtype=torch.int8), tensor([1.]))
     """
     if storage == "bfloat16":
@@ -30,8 +30,8 @@ def quantised(values: Tensor, storage: Storage) -> tuple[Tensor, Tensor | None]:
     return steps.round().to(torch.int8), scale
 
 
-def dequantised(values: Tensor, scale: Tensor | None) -> Tensor:
-    """The numbers that `quantised` stands for; float32 from narrow types."""
+def dequantize(values: Tensor, scale: Tensor | None) -> Tensor:
+    """The numbers that `quantize` stands for; float32 from narrow types."""
     if scale is None:
         return values.float() if values.dtype == torch.bfloat16 else values
     return values.float() * scale.view(-1, 1, 1)

@@ -12,13 +12,13 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 
-def sources(old: Tensor, new: Tensor, absent: int) -> Tensor:
+def slot_sources(old: Tensor, new: Tensor, absent: int) -> Tensor:
     """For each slot of the new index the slot of the same tile in the old one, -1 for tiles that were not there.
 
     Args:
         old, new: int64 tile numbers in slot order (`Pattern.keys`), `absent` in slack slots.
 
-    >>> sources(torch.tensor([5, 0, 7, 9]), torch.tensor([0, 3, 7, 9]), 9).tolist()
+    >>> slot_sources(torch.tensor([5, 0, 7, 9]), torch.tensor([0, 3, 7, 9]), 9).tolist()
     [1, -1, 2, -1]
     """
     if old.numel() == 0:
@@ -30,10 +30,10 @@ def sources(old: Tensor, new: Tensor, absent: int) -> Tensor:
     return torch.where((ordered[place] == new) & (new < absent), place if slot is None else slot[place], -1)
 
 
-def moved(x: Tensor, source: Tensor) -> Tensor:
+def remapped(x: Tensor, source: Tensor) -> Tensor:
     """x[capacity, ...] in the order of the new slots, zero where a tile is new.
 
-    >>> moved(torch.tensor([1.0, 2.0]), torch.tensor([1, -1, 0])).tolist()
+    >>> remapped(torch.tensor([1.0, 2.0]), torch.tensor([1, -1, 0])).tolist()
     [2.0, 0.0, 1.0]
     """
     if x.shape[0] == 0:
@@ -43,9 +43,9 @@ def moved(x: Tensor, source: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def move_(x: Tensor, source: Tensor) -> Tensor:
-    """`moved` in place; a tensor of another capacity takes new memory."""
-    new = moved(x, source)
+def remap_(x: Tensor, source: Tensor) -> Tensor:
+    """`remapped` in place; a tensor of another capacity takes new memory."""
+    new = remapped(x, source)
     if new.shape == x.shape:
         return x.copy_(new)
     x.data = new

@@ -22,7 +22,7 @@ class Tiled(nn.Module):
 
     Args:
         pattern: the tiles, of the shape and tile that this module has for good.
-        static: the pattern never changes, so that the division of labour is planned once, where that gains.
+        static: the pattern never changes, so that its work is partitioned once, where that gains.
 
     Attributes:
         shape: (out, in) of the weight.
@@ -30,7 +30,7 @@ class Tiled(nn.Module):
         offsets, indices: the pattern. `indices` holds the bytes of uint16 or int32 numbers, because process groups send
             bytes but not uint16.
         offsets_t, indices_t, order: the index of the transposed weight, derived from the pattern and not saved.
-        work, work_t: divisions of labour, or None.
+        work, work_t: work partitions, or None.
 
     `update_pattern` is the way to change a pattern, but what is derived follows whoever writes the buffers: it is made
     again before it is next read. Inside torch.compile it cannot be, and an assertion fails instead; on an accelerator
@@ -89,7 +89,7 @@ class Tiled(nn.Module):
                 raise type(error)(f"pattern is broken: {error}") from None
 
     def _index_for(self, wants_gradient: bool) -> tuple[ops.Transposed | None, Tensor | None]:
-        """The transposed index and the division of labour for a product, as far as it will read them."""
+        """The transposed index and the work partition of a product, as far as it will read them."""
         if not (wants_gradient or self._static) or self.offsets_t is None:  # none on the meta device
             return None, None
         return self.transposed, self.work
@@ -105,7 +105,7 @@ class Tiled(nn.Module):
         self._index_changed()
 
     def _follow(self) -> None:
-        """Derive again if somebody wrote the pattern, or labour is to be divided among another number of threads."""
+        """Derive again if somebody wrote the pattern, or the work is for another number of threads."""
         rule = "offsets and indices must not be written but by update_pattern, where the layer is compiled"
         kept = self._derived_from is not None and self._derived_from.is_of(self.offsets, self.indices, rule=rule)
         if self._static and not torch.compiler.is_compiling():

@@ -16,7 +16,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from gossamer.nn.threshold.magnitudes import Magnitudes
-from gossamer.nn.threshold.places import Site
+from gossamer.nn.threshold.places import Place
 from gossamer.nn.threshold.thresholded import shrink
 
 _CAP = 0.95
@@ -25,30 +25,30 @@ _CAP = 0.95
 
 @dataclass
 class Block:
-    """A repeated part of the model, the sites in it, and calls it got."""
+    """A repeated part of the model, the places in it, and calls it got."""
 
     name: str
     module: nn.Module
-    sites: list[Site]
+    places: list[Place]
     calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = field(default_factory=list)
 
     def run(self) -> list[Tensor]:
         return [_tensor(self.module(*_fresh(args), **_fresh(kwargs))) for args, kwargs in self.calls]
 
 
-def blocks_of(model: nn.Module, places: list[Site]) -> list[Block]:
-    """Sites by the entry of an nn.ModuleList around them, else of an nn.Sequential, else by the whole model."""
+def blocks_of(model: nn.Module, places: list[Place]) -> list[Block]:
+    """Places by the entry of an nn.ModuleList around them, else of an nn.Sequential, else by the whole model."""
     found: dict[str, Block] = {}
-    for site in places:
-        name = _block_name(model, site.name)
+    for place in places:
+        name = _block_name(model, place.name)
         block = found.setdefault(name, Block(name, model.get_submodule(name), []))
-        block.sites.append(site)
+        block.places.append(place)
     return list(found.values())
 
 
-def _block_name(model: nn.Module, site: str) -> str:
-    """The outermost entry of a list of modules on the way to the site."""
-    parts = site.split(".")
+def _block_name(model: nn.Module, place: str) -> str:
+    """The outermost entry of a list of modules on the way to the place."""
+    parts = place.split(".")
     for kind in (nn.ModuleList, nn.Sequential):
         for depth in range(len(parts) - 1):
             if isinstance(model.get_submodule(".".join(parts[:depth])), kind):
@@ -57,30 +57,30 @@ def _block_name(model: nn.Module, site: str) -> str:
 
 
 def greedy(block: Block, seen: Mapping[str, Magnitudes], sparsity: float, step: float) -> dict[str, float]:
-    """The sparsity of each site of a block, `sparsity` of their bytes together; never worse there than uniform."""
-    uniform = {site.name: sparsity for site in block.sites}
-    if len(block.sites) < 2 or not block.calls or not sparsity:
+    """The sparsity of each place of a block, `sparsity` of their bytes together; never worse there than uniform."""
+    uniform = {place.name: sparsity for place in block.places}
+    if len(block.places) < 2 or not block.calls or not sparsity:
         return uniform
     expected = block.run()
 
     def error(share: Mapping[str, float]) -> float:
         with ExitStack() as hooks:
-            for site in block.sites:
-                threshold = seen[site.name].threshold(share[site.name]) if share[site.name] else 0.0
-                hooks.callback(site.hook(functools.partial(shrink, threshold=threshold)).remove)
+            for place in block.places:
+                threshold = seen[place.name].threshold(share[place.name]) if share[place.name] else 0.0
+                hooks.callback(place.hook(functools.partial(shrink, threshold=threshold)).remove)
             pairs = zip(block.run(), expected, strict=True)
             return sum(float((found.double() - right.double()).square().sum()) for found, right in pairs)
 
-    total = sum(site.bytes for site in block.sites)
+    total = sum(place.bytes for place in block.places)
     cap = max(_CAP, (1 + sparsity) / 2)
     share = dict.fromkeys(uniform, 0.0)
     missing, now = sparsity * total, 0.0
     while missing > 1e-9 * total:
         tries = []
-        for at, site in enumerate(block.sites):
-            taken = min(step * total, missing, (cap - share[site.name]) * site.bytes)
+        for at, place in enumerate(block.places):
+            taken = min(step * total, missing, (cap - share[place.name]) * place.bytes)
             if taken > 1e-9 * total:
-                more = {**share, site.name: share[site.name] + taken / site.bytes}
+                more = {**share, place.name: share[place.name] + taken / place.bytes}
                 then = error(more)
                 tries.append(((then - now) / taken, at, taken, then, more))  # per byte: a step may be a short one
         _, _, taken, now, share = min(tries, key=lambda entry: entry[:2])

@@ -21,7 +21,7 @@ from gossamer.nn.threshold.linear import (
     store_by_input,
 )
 from gossamer.nn.threshold.magnitudes import Magnitudes
-from gossamer.nn.threshold.places import Layers, Site, checked, sites
+from gossamer.nn.threshold.places import Layers, Place, checked, places_of
 from gossamer.nn.threshold.report import Row, ThresholdReport
 from gossamer.nn.threshold.thresholded import Thresholded, check_threshold, shrink
 
@@ -102,25 +102,25 @@ def threshold(
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be an nn.Module, got {type(model).__name__}")
     layers = checked(model, layers)
-    places, left = sites(model, layers)
+    places, left = places_of(model, layers)
     batches = _batches(data)
     blocks = blocks_of(model, places) if allocation == "greedy" else []
 
     with evaluating(model), _dense(places):
-        seen = _look(model, batches, places, forward, blocks=blocks)
-        for site in places:
-            if not seen[site.name].total:
-                left[site.name] = "the data never reached it"
-        places = [site for site in places if seen[site.name].total]
+        seen = _observe(model, batches, places, forward, blocks=blocks)
+        for place in places:
+            if not seen[place.name].total:
+                left[place.name] = "the data never reached it"
+        places = [place for place in places if seen[place.name].total]
         if not places:
             raise ValueError("data never reached an nn.Linear of the model")
-        share = {site.name: float(sparsity) for site in places}
+        share = {place.name: float(sparsity) for place in places}
         for block in blocks:
-            block.sites = [site for site in block.sites if site.name in share]
+            block.places = [place for place in block.places if place.name in share]
             share |= greedy(block, seen, sparsity, step)
         values = _values(seen, share)
         for _ in range(passes - 1):
-            seen = _look(model, batches, places, forward, values=values)
+            seen = _observe(model, batches, places, forward, values=values)
             values = _values(seen, share)
     report = apply_thresholds(model, values, prefill=prefill, reorder=reorder)
     report.rows = tuple(replace(row, sparsity=seen[row.name].share(row.threshold)) for row in report.rows)
@@ -157,16 +157,16 @@ def apply_thresholds(
     for name, value in thresholds.items():
         check_threshold(f"thresholds[{name!r}]", value)
     checked(model, thresholds)
-    places, left = sites(model, lambda name, module: name in thresholds)
+    places, left = places_of(model, lambda name, module: name in thresholds)
     if left:
         raise ValueError("".join(f"thresholds names {name!r}, which stays dense: {why}" for name, why in left.items()))
     undo: list[Callable[[], object]] = []
-    for site in places:
-        undo.append(_set(site.module, float(thresholds[site.name]), prefill, reorder))
+    for place in places:
+        undo.append(_set(place.module, float(thresholds[place.name]), prefill, reorder))
     rows = tuple(
-        Row(site.name, float(thresholds[site.name]), float("nan"), site.bytes, site.skippable) for site in places
+        Row(place.name, float(thresholds[place.name]), float("nan"), place.bytes, place.skippable) for place in places
     )
-    return ThresholdReport(rows, {}, {site.name: site.module for site in places}, undo)
+    return ThresholdReport(rows, {}, {place.name: place.module for place in places}, undo)
 
 
 def _set(module: nn.Module, value: float, prefill: Prefill, reorder: bool) -> Callable[[], object]:
@@ -240,31 +240,31 @@ class _NaN(Exception):
     """Found in an activation while the model runs."""
 
 
-def _look(
+def _observe(
     model: nn.Module,
     batches: list[Any],
-    places: list[Site],
+    places: list[Place],
     forward: Forward | None,
     *,
     values: Mapping[str, float] | None = None,
     blocks: Iterable[Block] = (),
 ) -> dict[str, Magnitudes]:
     """Run the data, with these thresholds in force; the magnitudes at each place, and the calls of each block."""
-    seen = {site.name: Magnitudes() for site in places}
+    seen = {place.name: Magnitudes() for place in places}
 
-    def watch(site: Site) -> Callable[[Tensor], Tensor | None]:
+    def watch(place: Place) -> Callable[[Tensor], Tensor | None]:
         def change(x: Tensor) -> Tensor | None:
             try:
-                seen[site.name].add(x)
+                seen[place.name].add(x)
             except ValueError as error:
-                raise _NaN(f"{site.name!r}: {error}") from None
-            return shrink(x, values[site.name]) if values is not None else None
+                raise _NaN(f"{place.name!r}: {error}") from None
+            return shrink(x, values[place.name]) if values is not None else None
 
         return change
 
     with ExitStack() as hooks:
-        for site in places:
-            hooks.callback(site.hook(watch(site)).remove)
+        for place in places:
+            hooks.callback(place.hook(watch(place)).remove)
         for block in blocks:
             hooks.callback(block.module.register_forward_pre_hook(_recorder(block), with_kwargs=True).remove)
         for at, batch in enumerate(batches):
@@ -284,9 +284,9 @@ def _values(seen: Mapping[str, Magnitudes], share: Mapping[str, float]) -> dict[
 
 
 @contextmanager
-def _dense(places: list[Site]) -> Any:
+def _dense(places: list[Place]) -> Any:
     """Thresholds that are in the model already, switched off."""
-    modules = [site.module for site in places if isinstance(site.module, Thresholded)]
+    modules = [place.module for place in places if isinstance(place.module, Thresholded)]
     values = [module.threshold for module in modules]
     for module in modules:
         module.threshold = 0.0

@@ -18,7 +18,7 @@ Layers = Iterable[str] | Callable[[str, nn.Module], bool] | None
 
 
 @dataclass(frozen=True)
-class Site:
+class Place:
     """One activation that a threshold applies to, and the bytes of weights that wait for it."""
 
     name: str
@@ -45,7 +45,7 @@ class Site:
         return self.module.register_forward_pre_hook(before, with_kwargs=True)
 
 
-def sites(model: nn.Module, layers: Layers) -> tuple[list[Site], dict[str, str]]:
+def places_of(model: nn.Module, layers: Layers) -> tuple[list[Place], dict[str, str]]:
     """The places of a model that `layers` names, and what stays dense with the reason.
 
     Raises:
@@ -56,13 +56,13 @@ def sites(model: nn.Module, layers: Layers) -> tuple[list[Site], dict[str, str]]
     wanted = _wanted(layers)
     head = getattr(model, "get_output_embeddings", lambda: None)()
     shared = _shared(model)
-    found: list[Site] = []
+    found: list[Place] = []
     left: dict[str, str] = {}
     for name, module in model.named_modules():
         if module in inside or not isinstance(module, (nn.Linear, GatedFeedForward)) or not wanted(name, module):
             continue
         if isinstance(module, GatedFeedForward):
-            found.append(Site(name, module, _bytes(module.up_proj) + _bytes(module.down_proj)))
+            found.append(Place(name, module, _bytes(module.up_proj) + _bytes(module.down_proj)))
         elif type(module) is Linear:
             left[name] = "it skips zeros (gs.nn.Linear); gs.nn.unskip_zeros first"
         elif type(module) not in (nn.Linear, ThresholdLinear):
@@ -74,7 +74,7 @@ def sites(model: nn.Module, layers: Layers) -> tuple[list[Site], dict[str, str]]
         elif id(module.weight) in shared:
             left[name] = f"its weight is also used by {shared[id(module.weight)]!r}, which reads it by rows"
         else:
-            found.append(Site(name, module, _bytes(module)))
+            found.append(Place(name, module, _bytes(module)))
     if not found:
         reasons = "".join(f"; {name!r} stays dense: {reason}" for name, reason in left.items())
         raise ValueError(f"model has no nn.Linear to threshold{' among layers' if layers is not None else ''}{reasons}")

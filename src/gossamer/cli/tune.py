@@ -63,7 +63,9 @@ def run(config: Tune) -> None:
 def table(database: Database) -> str:
     """Speed of every product over dense, and the density at which it breaks even, searching included."""
     lines = ["  ".join(f"{name} {value}" for name, value in database.machine.items() if value is not None)]
-    for shape, dtype, device in dict.fromkeys((key.shape, key.dtype, key.device) for key in database.curves):
+    for shape, dtype, device in dict.fromkeys(
+        (key.shape, key.dtype, key.device) for key in database.curves if key.op == "matmul"
+    ):
         lines += _shape_table(database, shape, dtype, device)
     return "\n".join(lines)
 

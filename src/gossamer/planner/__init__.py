@@ -20,26 +20,9 @@ from gossamer.planner.work.partition import Partition, partition, static_work
 from gossamer.renamed import keep_old_names
 
 __all__ = [
-    "Buckets",
-    "Candidate",
-    "Curve",
-    "Database",
-    "Encoded",
-    "Key",
-    "Partition",
-    "Plan",
-    "Planner",
-    "Site",
-    "Tuner",
-    "Window",
-    "expected_occupancy",
-    "occupied_fraction",
-    "partition",
-    "plan",
-    "sample",
-    "site",
-    "static_work",
-]
+    "Buckets", "Candidate", "Curve", "Database", "Encoded", "Key", "Partition", "Plan", "Planner", "Site", "Tuner",
+    "Window", "expected_occupancy", "occupied_fraction", "partition", "plan", "sample", "site", "static_work",
+]  # fmt: skip
 
 _MOVED = {
     **{name: ("gossamer.compile", name) for name in ("Analysis", "Axis", "MicroTile", "analyse", "micro_tiles")},

@@ -7,6 +7,7 @@ Measured over masks that the curves were not made from: correlated, clustered, s
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -51,8 +52,7 @@ class Regret:
 
     @property
     def median(self) -> float:
-        values = sorted(case.regret for case in self.cases)
-        return (values[(len(values) - 1) // 2] + values[len(values) // 2]) / 2
+        return statistics.median(case.regret for case in self.cases)
 
     @property
     def max(self) -> float:

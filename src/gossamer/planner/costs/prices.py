@@ -34,8 +34,6 @@ _SIZE = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
 class Costs:
     """Costs at one shape (rows, k, n) and dtype. `source` is "measured" or "prior"; `basis` says it in words."""
 
-    shape: Shape
-    dtype: str
     source: Literal["measured", "prior"]
     basis: str
     dense: float
@@ -87,7 +85,7 @@ def _measured(
 
     basis = f"on this machine, {database.measured}, at {_times(nearest)}"
     return Costs(
-        shape, dtype, "measured", basis if shape == nearest else f"{basis}, scaled by the work",
+        "measured", basis if shape == nearest else f"{basis}, scaled by the work",
         dense=of("matmul", "dense")(1.0) * product,
         products={tile: _scaled(of("matmul", str(tile)), product) for tile in tiles},
         detects={tile: _scaled(of("detect", str(tile)), matrix) for tile in tiles},
@@ -132,8 +130,7 @@ def _prior(database: Database, tiles: Sequence[Tile], shape: Shape, dtype: str, 
     matrix = launch + rows * k * size / bandwidth
     output = launch + size * rows * n / bandwidth
     return Costs(
-        shape, dtype, "prior",
-        "a roofline estimate; `gossamer tune` measures this machine in seconds",
+        "prior", "a roofline estimate; `gossamer tune` measures this machine in seconds",
         dense=dense,
         products={tile: _line(output + dense * fixed_share(tile), dense) for tile in tiles},
         detects={tile: Curve((0.0,), (matrix,)) for tile in tiles},

@@ -16,6 +16,7 @@ from statistics import median
 from typing import Any
 
 from gossamer.measure import GAIN, is_faster
+from gossamer.planner.costs.occupancy import Window
 from gossamer.planner.tuner.trial import DENSE, Trial
 
 Prior = Callable[[str, str, Mapping[str, float]], float]
@@ -73,24 +74,23 @@ class Shared:
         self.calls = 0
         self.seconds = 0.0
         self.lost = 0.0
-        self._samples: dict[str, int] = {}
+        self._windows: dict[str, Window] = {}
 
     def note(self, densities: Mapping[str, float]) -> None:
         """Into moving averages, which forget by the call, not by the sample: dense calls sample but now and then."""
         for name, density in densities.items():
             steps = max(self.calls - self.sampled.get(name, 0), 1) / max(len(self.questions), 1)
-            self._blend(name, density, 1.0 - DECAY**steps)
+            kept = DECAY**steps
+            self.densities[name] = kept * self.densities.get(name, density) + (1.0 - kept) * density
             self.sampled[name] = self.calls
 
     def note_samples(self, densities: Mapping[str, float], window: int) -> None:
         """Into means of the last `window` samples; one that is far from the mean starts anew."""
         for name, density in densities.items():
-            leaps = abs(density - self.densities.get(name, density)) > CHANGE
-            self._samples[name] = 1 if leaps else min(self._samples.get(name, 0) + 1, window)
-            self._blend(name, density, 1.0 / self._samples[name])
-
-    def _blend(self, name: str, density: float, weight: float) -> None:
-        self.densities[name] = (1.0 - weight) * self.densities.get(name, density) + weight * density
+            mean = self.densities.get(name)
+            if mean is None or abs(density - mean) > CHANGE:
+                self._windows[name] = Window(window)
+            (self.densities[name],) = self._windows[name].add((density,))
 
     def overhead(self, besides: Question) -> float:
         """Seconds of an object that is not bypassed, as far as the gains of other questions do not outweigh them."""
@@ -188,7 +188,7 @@ class Question:
         """The least by a prior, if that is faster than what is chosen and was so `patience` times in a row."""
         cost = {one: prior(self.name, one, self.shared.densities) for one in now.candidates}
         best = min(cost, key=lambda one: cost[one])
-        gain = cost[now.chosen] / cost[best] if now.decided and now.chosen in cost else None
+        gain = cost[now.chosen] / max(cost[best], 1e-12) if now.decided and now.chosen in cost else None
         now.streak = now.streak + 1 if gain is not None and is_faster(gain, 1.0 + self.margin) else 0
         if gain is None or best == now.chosen or now.streak >= patience:
             self._settle(now, best, "", counts=now.decided)

@@ -1,6 +1,6 @@
 """Who computes: every law holds on each of these, over the same table of cases.
 
-`kernels/{reference,cpu,triton}` hold the same functions with the same signatures, so a backend is called by verb:
+`kernels/{reference,cpu,triton}` hold the same functions with the same signatures, so a backend is called by op:
 
     offsets, indices = backend("detect", x, 8, 16, capacity, True)
 """
@@ -15,16 +15,17 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import message
 import pytest
 import torch
+from calls import kernel_results
 from hypothesis import HealthCheck, settings
 
 from gossamer import _native
+from gossamer.ops.registration import MODULES
 
 # The backend is the same for all examples of a test.
 examples = settings(max_examples=50, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
@@ -39,14 +40,18 @@ class Backend:
     isa: str | None = None
     device: str = "cpu"
 
-    def __call__(self, verb: str, *args: Any) -> Any:
+    def __call__(self, op: str, *args: Any) -> Any:
         """What the kernel returns for these arguments, on the CPU."""
-        module = f"gossamer.kernels.{self.kernels}"
+        results = self.results(op, args)
+        return results[0] if len(results) == 1 else tuple(results)
+
+    def results(self, op: str, args: tuple[Any, ...], writes: tuple[int, ...] = ()) -> list[torch.Tensor]:
+        """What the kernel returns, and what the arguments at the positions `writes` hold after it, on the CPU."""
+        module = f"gossamer.kernels.{self.kernels}.{MODULES[op]}"
         if self.name == "triton-interpreted":
-            return _interpreter()(module, verb, args)
-        there = [arg.to(self.device) if isinstance(arg, torch.Tensor) else arg for arg in args]
-        result = getattr(import_module(module), verb)(*there)
-        return result.cpu() if isinstance(result, torch.Tensor) else tuple(each.cpu() for each in result)
+            return interpreted("calls", "kernel_results", module, op, args, writes)
+        there = tuple(arg.to(self.device) if isinstance(arg, torch.Tensor) else arg for arg in args)
+        return [each.cpu() for each in kernel_results(module, op, there, writes)]
 
     @property
     def slow(self) -> bool:

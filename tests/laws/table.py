@@ -1,0 +1,160 @@
+"""The table of ops: one row for each. `test_every_op.py` holds the laws of all rows; an op is added here by its row.
+
+A row says what the kernels get and what that means, in plain torch, exact for integers:
+
+    Row("dds", lambda d: (d(d.rows, d.k), ...), lambda a, ...: a.double() @ ...)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from oracles import gathered, index_of, numbers, scattered, shuffled, tiles_of
+from torch import Tensor
+from torch.nn.functional import pad
+
+from gossamer.handles import graph_input
+
+TILE = (3, 5)
+SIZES = [(37, 53, 20), (1, 1, 1), (3, 5, 1), (0, 5, 4), (5, 0, 4), (5, 4, 0)]
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """Operands of an op: integers whose sums are exact, or normal numbers."""
+
+    rows: int
+    k: int
+    n: int
+    real: bool = False
+
+    def __call__(self, *shape: int, zeros: float = 0.0) -> Tensor:
+        x = torch.randn(shape) if self.real else numbers(*shape, seed=sum(shape))
+        return x.where(torch.rand(shape) >= zeros, 0)
+
+    @cached_property
+    def index(self) -> tuple[Tensor, Tensor]:
+        """The tiles of a matrix [rows, k]: slots in random order, slack that is no address."""
+        return shuffled(torch.rand(-(-self.rows // TILE[0]), self.tile_cols) < 0.5)
+
+    @property
+    def tile_cols(self) -> int:
+        return -(-self.k // TILE[1])
+
+    @cached_property
+    def groups(self) -> tuple[Tensor, Tensor]:
+        """The rows in any order, and where each of four groups begins; one is empty."""
+        cut = self.rows // 3
+        return torch.randperm(self.rows), torch.tensor([0, cut, cut, 2 * cut, self.rows])
+
+
+@dataclass(frozen=True)
+class Row:
+    """An op: its arguments, and what they mean: the results, then what the arguments at `writes` hold after it."""
+
+    op: str
+    arguments: Callable[[Drawn], tuple[Any, ...]]
+    meaning: Callable[..., Any]
+    writes: tuple[int, ...] = ()
+
+    @property
+    def name(self) -> str:
+        return self.op
+
+
+def transposed(offsets: Tensor, indices: Tensor, tile_cols: int) -> tuple[Tensor, Tensor, Tensor]:
+    owner = torch.repeat_interleave(torch.arange(len(offsets) - 1), offsets.diff())
+    used, column = len(owner), indices[: len(owner)].long()
+    order = torch.arange(len(indices))
+    order[:used] = (column * len(offsets) + owner).argsort()
+    row = pad(owner[order[:used]], (0, len(indices) - used))
+    return pad(column.bincount(minlength=tile_cols).cumsum(0), (1, 0)), row.to(torch.uint16), order.int()
+
+
+def tiles_at(shape: tuple[int, int], offsets: Tensor, indices: Tensor, tile: tuple[int, int]) -> Tensor:
+    """bool[rows, cols]: the elements in a tile."""
+    return scattered(torch.ones(len(indices), *tile), offsets, indices, shape) != 0
+
+
+def grouped(x: Tensor, source: Tensor, target: Tensor, offsets: Tensor, weights: Tensor, flip: bool, rows: int) -> Any:
+    y = torch.zeros(rows, weights.shape[2], dtype=torch.float64)
+    group = torch.repeat_interleave(torch.arange(len(weights)), offsets.diff())
+    for place, g in enumerate(group.tolist()):
+        y[target[place]] = x[source[place]].double() @ weights[g].double()
+    return y
+
+
+def outer(x: Tensor, dy: Tensor, source: Tensor, target: Tensor, offsets: Tensor) -> Tensor:
+    dw = torch.zeros(len(offsets) - 1, x.shape[1], dy.shape[1], dtype=torch.float64)
+    group = torch.repeat_interleave(torch.arange(len(dw)), offsets.diff())
+    for place, g in enumerate(group.tolist()):
+        dw[g] += x[source[place]].double().outer(dy[target[place]].double())
+    return dw
+
+
+def skipped(x: Tensor, w: Tensor, bias: Tensor, threshold: Tensor) -> tuple[Tensor, Tensor]:
+    kept = x.double().where(x.abs() > threshold, 0)
+    return kept @ w.double() + bias.double(), (x.abs() > threshold).sum().view(1)
+
+
+ROWS = (
+    Row(
+        "detect",
+        lambda d: (d(d.rows, d.k, zeros=0.9), *TILE, d.rows * d.k + 2, True),
+        lambda x, bm, bn, capacity, ordered: index_of(tiles_of(x, (bm, bn)), capacity),
+    ),
+    Row(
+        "gather",
+        lambda d: (d(d.rows, d.k), *d.index, *TILE),
+        lambda x, offsets, indices, *tile: gathered(x, offsets, indices, tile),
+    ),
+    Row(
+        "scatter",
+        lambda d: (d(len(d.index[1]), *TILE), *d.index, d.rows, d.k),
+        lambda values, offsets, indices, *shape: scattered(values, offsets, indices, shape),
+    ),
+    Row("transpose", lambda d: (*d.index, d.tile_cols), transposed),
+    Row(
+        "dsd",
+        lambda d: (d(len(d.index[1]), *TILE), *d.index, None, None, d(d.k, d.n), d.rows, False, False, None),
+        lambda values, offsets, indices, order, scale, b, rows, *_: (
+            scattered(values.double(), offsets, indices, (rows, len(b))) @ b.double()
+        ),
+    ),
+    Row(
+        "sdd",
+        lambda d: (d(d.rows, d.n), d(d.n, d.k), *d.index, *TILE),
+        lambda a, b, offsets, indices, *tile: gathered(a.double() @ b.double(), offsets, indices, tile),
+    ),
+    Row(
+        "gather_mm",
+        lambda d: (d(d.rows, d.k), *d.index, *TILE, d(1, d.k, d.n), False),
+        lambda a, offsets, indices, bm, bk, b, column_major: (
+            a.double().where(tiles_at(tuple(a.shape), offsets, indices, (bm, bk)), 0) @ b[0].double()
+        ),
+    ),
+    Row(
+        "grouped_mm",
+        lambda d: (d(d.rows, d.k), d.groups[0], d.groups[0].flip(0), d.groups[1], d(4, d.k, d.n), False, d.rows),
+        grouped,
+    ),
+    Row(
+        "grouped_outer",
+        lambda d: (d(d.rows, d.k), d(d.rows, d.n), d.groups[0], d.groups[0].flip(0), d.groups[1]),
+        outer,
+    ),
+    Row(
+        "skip_mv",
+        lambda d: (d(d.rows, d.k, zeros=0.6), d(d.k, d.n), d(d.n), graph_input(0.7)),
+        skipped,
+    ),
+    Row(
+        "gated_mv",
+        lambda d: (d(d.rows, d.k), d(d.n, d.k), d(d.n), d(d.rows, d.n, zeros=0.6)),
+        lambda x, w, bias, gate: gate.double() * (x.double() @ w.double().t() + bias.double()),
+    ),
+)

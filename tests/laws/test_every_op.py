@@ -1,0 +1,75 @@
+"""Laws of every op in the table: its numbers, its operands' safety, its schema and fake, its bits in any team."""
+
+import itertools
+from importlib.util import find_spec
+
+import pytest
+import torch
+from backends import CPU, EVERY, on
+from calls import results
+from oracles import assert_same_numbers
+from table import ROWS, SIZES, Drawn
+
+from gossamer.ops.registration import MODULES
+from gossamer.testing import assert_same_bits
+
+EACH = list(itertools.product(ROWS, SIZES))
+
+
+def copied(args, writes):
+    """The arguments, with copies of those that an op writes."""
+    return tuple(arg.clone() if at in writes else arg for at, arg in enumerate(args))
+
+
+def tensors(args):
+    return [arg for arg in args if isinstance(arg, torch.Tensor)]
+
+
+def test_every_op_has_a_row():
+    ops = {op for op, module in MODULES.items() if find_spec(f"gossamer.kernels.reference.{module}").has_location}
+    assert {row.op for row in ROWS} == ops
+
+
+@on(EVERY, "row, size", EACH)
+def test_numbers(backend, row, size):
+    """To the last bit, of integers; and an operand that is not to be written stays as it is."""
+    args = row.arguments(Drawn(*size))
+    before = [arg.clone() for arg in tensors(args)]
+    found = backend.results(row.op, copied(args, row.writes), row.writes)
+    for got, exact in zip(found, results(row.meaning, args), strict=True):
+        (assert_same_numbers if got.is_floating_point() else assert_same_bits)(got, exact)
+    for arg, was in zip(tensors(args), before, strict=True):
+        assert_same_bits(arg, was)
+
+
+@on(CPU, "row", ROWS)
+def test_bits_do_not_depend_on_the_team_or_the_run(backend, row):
+    args = row.arguments(Drawn(150, 211, 40, real=True))
+    first = None
+    for threads in (1, 2, 3, 7, 1):
+        torch.set_num_threads(threads)
+        found = backend.results(row.op, copied(args, row.writes), row.writes)
+        for got, expected in zip(found, first or found, strict=True):
+            assert_same_bits(got, expected)
+        first = first or found
+
+
+@pytest.mark.parametrize("row, size", [pytest.param(*each, id=f"{each[0].op}-{each[1]}") for each in EACH])
+def test_schema_and_fake(row, size):
+    torch.library.opcheck(getattr(torch.ops.gossamer, row.op).default, row.arguments(Drawn(*size)))
+
+
+@pytest.mark.parametrize("row", ROWS, ids=[row.op for row in ROWS])
+def test_operands_may_lie_anyhow(row):
+    """As every second column of a wider tensor, whose other columns are NaN."""
+    op, args = getattr(torch.ops.gossamer, row.op).default, row.arguments(Drawn(*SIZES[0]))
+    apart = [
+        torch.stack([arg, torch.full_like(arg, torch.nan if arg.is_floating_point() else 77)], -1)[..., 0]
+        if isinstance(arg, torch.Tensor) and arg.dim() and at not in row.writes
+        else arg
+        for at, arg in enumerate(args)
+    ]
+    assert any(not arg.is_contiguous() for arg in tensors(apart))
+    expected = results(op, copied(args, row.writes), row.writes)
+    for got, exact in zip(results(op, copied(apart, row.writes), row.writes), expected, strict=True):
+        assert_same_bits(got, exact)

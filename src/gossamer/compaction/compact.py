@@ -117,15 +117,20 @@ def compact(
         refused = f"latency would rise: {told(latency)}"
         final, kept, error = {}, Kept({}), 0.0
         twin, twin_optimizer = copies(model)
-    name = type(model).__name__
-    if refused is not None:
-        warnings.warn(f"{name} was not compacted, nothing was removed: {refused}", CompactWarning, stacklevel=3)
-    elif latency is not None and latency["verdict"] == "inconclusive":
-        warnings.warn(
-            f"{name} is compact, but no faster that could be told: {told(latency)}", CompactWarning, stacklevel=3
-        )
+    _warn(type(model).__name__, refused, latency)
     report = _report(source, twin, graph.example_inputs, graph, final, error, latency)
     return Compact(twin, kept, report, twin_optimizer, refused, graph, final, liveness.dead, liveness.constants, unfit)
+
+
+def _warn(name: str, refused: str | None, latency: dict[str, Any] | None) -> None:
+    """Say that nothing was removed, or that it could not be told whether it was worth it."""
+    text = None
+    if refused is not None:
+        text = f"{name} was not compacted, nothing was removed: {refused}"
+    elif latency is not None and latency["verdict"] == "inconclusive":
+        text = f"{name} is compact, but no faster that could be told: {told(latency)}"
+    if text is not None:
+        warnings.warn(text, CompactWarning, stacklevel=4)  # at the call of `compact`, through inference_mode's wrapper
 
 
 Result = tuple[nn.Module, torch.optim.Optimizer | None, Kept, float]

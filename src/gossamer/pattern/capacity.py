@@ -21,8 +21,11 @@ def resized(
     return offsets.clone(), pad(kept, (0, room - kept.numel()))
 
 
-def take_over(offsets: Tensor, indices: Tensor, new_offsets: Tensor, new_indices: Tensor) -> None:
+def take_over(offsets: Tensor | None, indices: Tensor, new_offsets: Tensor, new_indices: Tensor) -> None:
     """Write another index into these buffers, or raise RuntimeError, having changed nothing, if it has no room."""
+    if offsets is None:  # fan-in, whose rows have their places
+        indices.copy_(new_indices)
+        return
     capacity = indices.numel()
     require(
         new_offsets[-1] <= capacity,

@@ -47,6 +47,13 @@ def tile_areas(keys: Tensor, shape: tuple[int, int], tile: tuple[int, int]) -> T
     return height * width  # a slack key lies one row below the grid: height 0
 
 
+def widened(tiles: Tensor, shape: tuple[int, int], tile: tuple[int, int]) -> Tensor:
+    """bool[tile_rows, tile_cols] -> bool[rows, cols]: every tile's elements."""
+    (rows, cols), (bm, bn) = tiles.shape, tile
+    wide = tiles.view(rows, 1, cols, 1).expand(rows, bm, cols, bn).reshape(rows * bm, cols * bn)
+    return wide[: shape[0], : shape[1]].contiguous()
+
+
 def value_mask(keys: Tensor, grid: tuple[int, int], shape: tuple[int, int], tile: tuple[int, int]) -> Tensor:
     """bool[capacity, bm, bn]: which numbers of the values are elements of the matrix."""
     tile_cols = max(grid[1], 1)

@@ -292,9 +292,7 @@ class Pattern:
         >>> Pattern.full((1, 3), (2, 2)).to_mask()
         tensor([[True, True, True]])
         """
-        rows, cols = self.grid
-        wide = self.to_tile_mask().view(rows, 1, cols, 1).expand(rows, self.tile[0], cols, self.tile[1])
-        return wide.reshape(rows * self.tile[0], cols * self.tile[1])[: self.shape[0], : self.shape[1]].contiguous()
+        return convert.widened(self.to_tile_mask(), self.shape, self.tile)
 
     def to_block_mask(self, mask_mod: Callable[..., Tensor] | None = None) -> BlockMask:
         """A FlexAttention `BlockMask` (batch 1, head 1, broadcast) with rows as queries and columns as keys.
@@ -385,12 +383,9 @@ class Pattern:
         tensor([[False,  True]])
         """
         self._check_grid(other)
-        if self.offsets is not None:
-            take_over(self.offsets, self.indices, other.row_offsets(), other.indices)
-        elif other.offsets is None and other.indices.shape == self.indices.shape:
-            self.indices.copy_(other.indices)
-        else:
+        if self.offsets is None and (other.offsets is not None or other.indices.shape != self.indices.shape):
             raise ValueError(f"other must be fan-in with indices {tuple(self.indices.shape)}, got {other!r}")
+        take_over(self.offsets, self.indices, other.row_offsets(), other.indices)
         return self
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Pattern:
@@ -420,6 +415,5 @@ class Pattern:
 
     def __str__(self) -> str:
         """A header and a drawing of at most 32 lines of 64 characters. A device sync."""
-        rows, cols = self.grid
-        count = f"{self.nnz} of {rows * cols} tiles, density {self.density:.2%}"
+        count = f"{self.nnz} of {self.grid[0] * self.grid[1]} tiles, density {self.density:.2%}"
         return f"{self!r}\n{count}\n{draw(self.keys(), self.grid)}"

@@ -110,7 +110,7 @@ def test_a_weights_gradient_has_its_strides(layout, kernel, path, compiled, monk
     made = []
     laid_out_as = passes.laid_out_as
     monkeypatch.setattr(passes, "laid_out_as", lambda dw, weight: made.append(dw.data_ptr()) or laid_out_as(dw, weight))
-    monkeypatch.setattr(passes.Passes, "_path", lambda self, pass_, *_: path if pass_ == "weight" else "dense")
+    monkeypatch.setattr(passes.Passes, "_algorithm", lambda self, pass_, *_: path if pass_ == "weight" else "dense")
     weight = LAYOUTS[layout](integers(24, 16, kernel, kernel)).requires_grad_()
     layer = partial(gs.ops.conv2d, site=gs.planner.Site())
     if compiled:

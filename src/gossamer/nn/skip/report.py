@@ -20,7 +20,7 @@ class SkipReport:
         left: name -> reason, for the layers that stay torch's.
 
     `str(report)` is a table: per layer the share of zeros in its input x and in the gradient dy of its output, the
-    path of each pass and how many times faster than dense it is, and the seconds saved so far.
+    algorithm of each pass and how many times faster than dense it is, and the seconds saved so far.
     """
 
     def __init__(self, converted: Mapping[str, nn.Module], fused: tuple[str, ...], left: Mapping[str, str]) -> None:
@@ -86,19 +86,19 @@ def _row(name: str, passes: dict[str, Any]) -> list[str]:
     seen = [passes[each]["density"] for each in _PASSES if each in passes]
     density = {operand: value for one in seen for operand, value in one.items()}
     zeros = [f"{1.0 - density[operand]:.0%}" if operand in density else "" for operand in ("x", "dy")]
-    paths = [_path(passes[each]) if each in passes else "" for each in _PASSES]
-    if passes.get("refused") and not any(paths):
+    algorithms = [_algorithm(passes[each]) if each in passes else "" for each in _PASSES]
+    if passes.get("refused") and not any(algorithms):
         return [name, "", "", *[f"torch's: {', '.join(passes['refused'])}", "", ""], ""]
-    saved = _time(sum(passes[each]["saved"] for each in _PASSES if each in passes)) if any(paths) else ""
-    return [name, *zeros, *paths, saved]
+    saved = _time(sum(passes[each]["saved"] for each in _PASSES if each in passes)) if any(algorithms) else ""
+    return [name, *zeros, *algorithms, saved]
 
 
-def _path(one: dict[str, Any]) -> str:
-    """The path, and how many times faster than dense it is where both were timed."""
-    path, seconds = one["path"], one["seconds"]
-    text = str(path).replace("_", " ")
-    if path != "dense" and path in seconds and "dense" in seconds:
-        return f"{text} {seconds['dense'] / seconds[path]:.2f}x"
+def _algorithm(one: dict[str, Any]) -> str:
+    """The algorithm, and how many times faster than dense it is where both were timed."""
+    name, seconds = one["path"], one["seconds"]
+    text = str(name).replace("_", " ")
+    if name != "dense" and name in seconds and "dense" in seconds:
+        return f"{text} {seconds['dense'] / seconds[name]:.2f}x"
     return text
 
 

@@ -1,10 +1,10 @@
-"""The three passes of a layer that may skip zeros: which path, run it, say what was seen. One pair of opaque operators.
+"""The three passes of a layer that may skip zeros: which algorithm, run it, report it. One pair of opaque ops.
 
     forward   y  = x * w      skip zeros of x
     input     dx = dy * w^T   skip zeros of dy
     weight    dw = dy * x     skip zeros of either
 
-A choice depends on what earlier calls saw, so it is made where torch.compile does not look: inside the operators
+A choice depends on what earlier calls saw, so it is made where torch.compile does not look: inside the ops
 gossamer::skip_zeros and gossamer::skip_zeros_backward, which carry a site's handle. Eager calls on plain tensors run
 the same functions directly, for the microseconds.
 """
@@ -46,15 +46,15 @@ class Passes:
         x, order = self.layer.packed(x), self.layer.order(x, weight)
         if x.numel() == 0 or weight.numel() == 0:
             return *self._rectified(self.layer.dense(x, weight, bias), relu, order), _UNKNOWN
-        path = self._path("forward", (DENSE, SKIP), x, weight, {"x": x}) if self.chooses else SKIP
+        algorithm = self._algorithm("forward", (DENSE, SKIP), x, weight, {"x": x}) if self.chooses else SKIP
         begin = clock.now()
-        if path == SKIP:
+        if algorithm == SKIP:
             y, bits, nonzeros, density = self._skip_forward(x, weight, bias, relu, order)
-            self.site.observe("forward", path, clock.now() - begin, {"x": density})
+            self.site.observe("forward", algorithm, clock.now() - begin, {"x": density})
             return y, bits, nonzeros
         y, bits = self._rectified(self.layer.dense(x, weight, bias), relu, order)
         seconds = clock.now() - begin
-        self.site.observe("forward", path, seconds, {"x": sampled(x)} if self.site.samples("forward") else {})
+        self.site.observe("forward", algorithm, seconds, {"x": sampled(x)} if self.site.samples("forward") else {})
         return y, bits, _UNKNOWN
 
     def backward(
@@ -69,9 +69,9 @@ class Passes:
         dx = dw = db = None
         of_dy = _UNKNOWN
         if want[0]:
-            path = self._path("input", (DENSE, SKIP), x, weight, {"dy": dy}) if self.chooses else SKIP
+            algorithm = self._algorithm("input", (DENSE, SKIP), x, weight, {"dy": dy}) if self.chooses else SKIP
             begin = clock.now()
-            if path == SKIP:
+            if algorithm == SKIP:
                 dy = self.layer.laid_out(dy)
                 dx, of_dy = self._skip_input(dy, x, weight, bits, order)
                 seconds, seen = clock.now() - begin, {"dy": of_dy / dy.numel()}
@@ -80,25 +80,25 @@ class Passes:
                 dx = self._dense(dy, x, weight, 0).contiguous(memory_format=order)
                 seconds = clock.now() - begin
                 seen = {"dy": sampled(dy)} if self.site.samples("input") else {}
-            self.site.observe("input", path, seconds, seen)
+            self.site.observe("input", algorithm, seconds, seen)
         if want[1]:
             if self.chooses:
-                path = self._path("weight", (DENSE, SKIP_X, SKIP_DY), x, weight, {"x": x, "dy": dy})
+                algorithm = self._algorithm("weight", (DENSE, SKIP_X, SKIP_DY), x, weight, {"x": x, "dy": dy})
             else:
-                path = self._sparser(dy, x, bits, of_dy, of_x)
+                algorithm = self._sparser(dy, x, bits, of_dy, of_x)
             begin = clock.now()
-            if path == DENSE:
+            if algorithm == DENSE:
                 dy, bits = self._kept(dy, bits), None
                 dw, db = self.layer.dense_gradients(dy, x, weight, (False, True, want[2]))[1:]
                 dw = laid_out_as(dw, weight)
                 seconds = clock.now() - begin
                 seen = {"x": sampled(x), "dy": sampled(dy)} if self.site.samples("weight") else {}
             else:
-                side = "x" if path == SKIP_X else "dy"
+                side = "x" if algorithm == SKIP_X else "dy"
                 dw, density = self._skip_weight(dy, x, weight, bits, side)
                 db = self._sum(dy) if want[2] else None  # dense makes it in passing
                 seconds, seen = clock.now() - begin, {side: density}
-            self.site.observe("weight", path, seconds, seen)
+            self.site.observe("weight", algorithm, seconds, seen)
         if want[2] and db is None:
             db = self._sum(dy)
         return dx, dw, db
@@ -106,7 +106,7 @@ class Passes:
     def _sum(self, dy: Tensor) -> Tensor:
         return self.layer.pixels(dy).sum((0, 1, 2))
 
-    def _path(
+    def _algorithm(
         self, pass_: Literal["forward", "input", "weight"], candidates: tuple[str, ...], x: Tensor, weight: Tensor,
         operands: dict[str, Tensor],
     ) -> str:  # fmt: skip

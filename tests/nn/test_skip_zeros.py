@@ -260,6 +260,9 @@ def test_the_report_reads_well(caplog):
     row = next(line for line in lines if line.startswith("9.3"))
     assert "%" in row and row.split()[-1] in ("ms", "s")
     assert len(repr(report).splitlines()) == 1
+    reasons = report.explain()
+    assert all(f"\n{name}\n  forward: " in f"\n{reasons}" for name in report.converted)
+    assert "of x nonzero" in reasons and "torch's own operator: autocast" in other.explain()
 
 
 def test_stats_by_layer_and_pass():

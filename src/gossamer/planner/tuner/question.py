@@ -303,7 +303,9 @@ class Question:
         if not now.ratios:
             return "no zeros to skip" if self.large(now) else "too little work for any gain"
         found = ", ".join(f"{one} takes {ratio * self._load(one):.2f} of dense" for one, ratio in now.ratios.items())
-        return f"by a trial of {trial.rounds} rounds: {found}"
+        asking = self.shared.overhead(self) / now.dense if now.dense else 0.0
+        extra = f", asking {asking:.2f} more" if asking >= 0.005 else ""
+        return f"by a trial of {trial.rounds} rounds: {found}{extra}"
 
     def _settle(self, now: Situation, choice: str, why: str, counts: bool = True) -> None:
         if choice != now.chosen:

@@ -51,6 +51,10 @@ class Site(Tuner):
     def __reduce__(self) -> tuple[Any, ...]:
         return Site, (self.name,)
 
+    def explain(self) -> str:
+        """As of `Tuner`, and why torch's own operator ran instead."""
+        return super().explain() + "".join(f"\ntorch's own operator: {reason}" for reason in self.refused)
+
     def refuse(self, reason: str) -> None:
         """Record why torch's own operator ran."""
         with self._lock:

@@ -23,20 +23,20 @@ def small(monkeypatch):
 
     monkeypatch.setattr(chosen, "load", few)
     monkeypatch.setattr(chosen, "NETWORKS", ("convnet",))
-    monkeypatch.setattr(chosen, "CELLS", (("resnet20", "group", "all"),))
+    monkeypatch.setattr(chosen, "CELLS", (("resnet20", "cost", "all"),))
 
 
 def test_scoring_compares_both_ways_on_the_same_networks():
     rows = chosen.scoring(Settings(seeds=(0, 1), quick=True))
-    kinds = ["dense", "none", "group"]
+    kinds = ["dense", "none", "group", "cost"]
     assert [(row["seed"], row["normalize"]) for row in rows] == [(s, k) for s in (0, 1, "mean") for k in kinds]
     for row in rows:
         assert (row["flops"] == 1.0) == (row["normalize"] == "dense") and 0 <= row["accuracy"] <= 1
-    group, none = rows[-1], rows[-2]
-    assert group["flops"] < none["flops"] < 1.0
-    assert group["accuracy"] == pytest.approx((rows[2]["accuracy"] + rows[5]["accuracy"]) / 2)
+    none, group, cost = rows[-3:]
+    assert group["flops"] < none["flops"] < 1.0 and cost["flops"] < none["flops"]
+    assert group["accuracy"] == pytest.approx((rows[2]["accuracy"] + rows[6]["accuracy"]) / 2)
     text = tables.scoring(rows)
-    assert text.count("\n") == 2 + len(kinds) and "seed 0 %" in text and '`"group"`' in text and "mean %" in text
+    assert text.count("\n") == 2 + len(kinds) and "seed 0 %" in text and '`"cost"`' in text and "mean %" in text
 
 
 def test_trained_rows_hold_the_channels_that_chase_left():
@@ -55,4 +55,4 @@ def test_the_suite_has_its_sections_and_the_default_is_what_it_found():
     assert {"scoring", "trained", "throughput"} <= SECTIONS.keys()
     model = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.ReLU(), torch.nn.Linear(4, 2))
     method = gs.training.Chase(model, torch.optim.SGD(model.parameters(), lr=0.1), density=0.5, total_steps=9)
-    assert method.normalize == "group"
+    assert method.normalize == "cost"

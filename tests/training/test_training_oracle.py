@@ -10,9 +10,9 @@ from training_cases import NETWORKS, build, images, loss, run, train
 
 from gossamer.kernels.reference.select import topk_mask as reference_topk
 from gossamer.training import SET, Chase, RigL
-from gossamer.training.channels import lowest, widths
 from gossamer.training.fan_in import fill_rows
 from gossamer.training.random import uniform
+from gossamer.training.ranking import lowest, widths
 from gossamer.training.select import rewire, topk
 from gossamer.training.tracing import find
 

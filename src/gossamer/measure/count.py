@@ -42,6 +42,21 @@ def call(model: nn.Module, example_inputs: Any) -> Any:
     )
 
 
+def flops_by_module(model: nn.Module, example_inputs: Any) -> dict[str, int]:
+    """Floating point operations of one forward inside each module that makes some, by its path; "" is the model."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    counter = FlopCounterMode(display=False)
+    with counter:
+        call(model, example_inputs)
+    # FlopCounterMode names modules from the class of the root: "ResNet.layer1.0.conv1".
+    root = type(model).__name__
+    found = {
+        path.removeprefix(root).removeprefix("."): sum(by.values()) for path, by in counter.get_flop_counts().items()
+    }
+    return {**found, "": counter.get_total_flops()}
+
+
 def count(model: nn.Module, example_inputs: Any) -> Counts:
     """Count one forward of `model` in eval mode on `example_inputs`.
 
@@ -61,24 +76,17 @@ def count(model: nn.Module, example_inputs: Any) -> Counts:
     >>> counts.parameters, counts.flops
     (36, 192)
     """
-    from torch.utils.flop_counter import FlopCounterMode
-
     probe = copy.deepcopy(model).eval()
-    counter = FlopCounterMode(display=False)
-    with counter, torch.no_grad():
-        call(probe, example_inputs)
-    flops = counter.get_total_flops()
-
-    by_module = counter.get_flop_counts()
+    with torch.no_grad():
+        by_module = flops_by_module(probe, example_inputs)
+    flops = by_module[""]
     skipped = 0.0
     for name, module in probe.named_modules():
         weight = getattr(module, "weight", None)
         if not isinstance(weight, torch.Tensor) or weight.dim() < 2 or weight.numel() == 0:
             continue
-        # FlopCounterMode names modules from the class of the root: "ResNet.layer1.0.conv1".
-        here = sum(by_module.get(f"{type(probe).__name__}.{name}" if name else type(probe).__name__, {}).values())
         density = torch.count_nonzero(weight).item() / weight.numel()
-        skipped += here * (1.0 - density)
+        skipped += by_module.get(name, 0) * (1.0 - density)
 
     parameters = list(probe.parameters())
     return Counts(

@@ -33,6 +33,7 @@ class Channels:
         origin: int64[channels of the group now] per group: the channel's number in the original network.
         original: channels per group of the original network.
         entries: weights one channel has in its writers, in the original network: |W_c|.
+        costs: what one channel of a group costs (`gossamer.training.ranking`), where a method asked for it.
         stuck: why the dead channels of some groups could not be cut out while training; they stay masked.
     """
 
@@ -44,6 +45,7 @@ class Channels:
     origin: dict[str, Tensor]
     original: dict[str, int]
     entries: dict[str, int]
+    costs: dict[str, float] = field(default_factory=dict)
     stuck: dict[str, str] = field(default_factory=dict)
 
     @classmethod
@@ -64,14 +66,19 @@ class Channels:
         found = [(self.network.get_parameter(m.tensor), m) for m in group.members if m.role == "writer"]
         return [(weight.detach(), m.axis, m.index) for weight, m in found if weight.ndim > 1]
 
-    def kinds(self) -> dict[str, tuple[str, int]]:
-        """Per group, (kind, rows that a channel pools): channels of one kind have scores that can be compared.
+    def kinds(self) -> dict[str, tuple[str, int, int]]:
+        """Per group, (kind, rows that a channel pools, dimensions of its weights): what can be ranked together.
 
         The mean over many rows hardly varies: heads of 32 rows all score within a few percent of each other, neurons
-        within tens of percent. In one ranking no head would ever be among the lowest.
+        within tens of percent. In one ranking no head would ever be among the lowest. Neurons of linear layers and
+        channels of convolutions differ a hundredfold in what they cost.
         """
-        rows = {name: [index.shape[1] for *_, index in self.writers(group)] for name, group in self.groups.items()}
-        return {name: (group.kind, max(rows[name], default=1)) for name, group in self.groups.items()}
+        result = {}
+        for name, group in self.groups.items():
+            writers = self.writers(group)
+            rows = max((index.shape[1] for *_, index in writers), default=1)
+            result[name] = group.kind, rows, max((weight.ndim for weight, *_ in writers), default=2)
+        return result
 
     def restricted(self, keep: Callable[[ChannelGroup], bool]) -> Channels:
         """The same with fewer groups."""
@@ -169,10 +176,14 @@ class Channels:
         self.groups, self.graph = found, graph
 
     def state_dict(self) -> dict[str, Any]:
-        """The numbers, in the original network, of the channels that live and of those that are still there."""
-        return {
+        """Of each group: the numbers, in the original network, of the channels that live and of those that are still
+        there, and what one costs, where that was asked."""
+        state: dict[str, dict[str, Any]] = {
             name: {"alive": self.origin[name][alive], "here": self.origin[name]} for name, alive in self.alive.items()
         }
+        for name, cost in self.costs.items():
+            state[name]["cost"] = cost
+        return state
 
     def check_state_dict(self, state: dict[str, Any]) -> None:
         """Raise ValueError unless the state has these groups and no channel that was cut out here."""
@@ -184,73 +195,14 @@ class Channels:
                     f"the network has lost channels of {name} that the state still has: use a fresh network"
                 )
 
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over a checked state: the channels that live, and the costs that a run began with."""
+        self.set_alive({name: entry["alive"] for name, entry in state.items()})
+        self.costs = {name: entry["cost"] for name, entry in state.items() if "cost" in entry}
+
     def set_alive(self, numbers: dict[str, Tensor]) -> None:
         """Let exactly the channels with these original numbers live."""
         self.alive = {name: torch.isin(origin, numbers[name]) for name, origin in self.origin.items()}
-
-
-def widths(
-    scores: dict[str, Tensor],
-    alive: dict[str, Tensor],
-    *,
-    floors: dict[str, int],
-    remove: int,
-    steps: dict[str, int] | None = None,
-) -> dict[str, int]:
-    """How many channels each group keeps when `remove` channels of smallest score go, over all groups.
-
-    The channels are walked in the order (score, group, channel); one whose group is at its floor is passed over. With
-    `steps` the width of each group moves to a multiple of its step, those nearest below first, and the number removed
-    stays exact: at most one group keeps an odd width (more only where floors or the original widths are odd).
-
-    Raises:
-        ValueError: the floors do not allow that many.
-
-    Example:
-        >>> scores = {"a": torch.tensor([0.1, 0.5, 0.2]), "b": torch.tensor([0.3, 0.05])}
-        >>> alive = {name: torch.ones(len(s), dtype=torch.bool) for name, s in scores.items()}
-        >>> widths(scores, alive, floors={"a": 1, "b": 1}, remove=3)
-        {'a': 1, 'b': 1}
-    """
-    names = list(scores)
-    result = {name: int(alive[name].sum()) for name in names}
-    most = sum(result[name] - floors[name] for name in names)
-    if remove > most:
-        raise ValueError(f"cannot remove {remove} channels: the floors {floors} of widths {result} allow {most}")
-    owner = torch.cat([torch.full((int(alive[name].sum()),), i) for i, name in enumerate(names)])
-    values = torch.cat([scores[name][alive[name]] for name in names])
-    left = remove
-    for place in torch.argsort(values, stable=True).tolist():
-        if not left:
-            break
-        name = names[int(owner[place])]
-        if result[name] > floors[name]:
-            result[name] -= 1
-            left -= 1
-    return _rounded(result, {n: int(alive[n].sum()) for n in names}, floors, steps) if steps else result
-
-
-def _rounded(
-    result: dict[str, int], present: dict[str, int], floors: dict[str, int], steps: dict[str, int]
-) -> dict[str, int]:
-    up = {name: min(present[name], -(-width // steps[name]) * steps[name]) for name, width in result.items()}
-    excess = sum(up.values()) - sum(result.values())
-    for name in sorted(result, key=lambda name: result[name] % steps[name]):
-        down = max(result[name] // steps[name] * steps[name], floors[name])
-        step = min(max(up[name] - down, 0), excess)
-        up[name] -= step
-        excess -= step
-    for name in up:  # floors kept every group from its lower multiple: take what is left anywhere
-        step = min(up[name] - floors[name], excess)
-        up[name] -= step
-        excess -= step
-    return up
-
-
-def lowest(scores: Tensor, alive: Tensor, keep: int) -> Tensor:
-    """Numbers (int64) of the living channels of smallest score that go when `keep` stay."""
-    places = alive.nonzero().squeeze(1)
-    return places[torch.argsort(scores[places], stable=True)[: len(places) - keep]].sort().values
 
 
 def rows_of(channels: Channels, tensor: str) -> tuple[str, Tensor] | None:

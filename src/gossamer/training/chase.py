@@ -8,9 +8,10 @@ from typing import Any, ClassVar
 
 from gossamer.compaction.rounding import step
 from gossamer.training import shrinking
-from gossamer.training.channels import Channels, lowest, widths
+from gossamer.training.channels import Channels
 from gossamer.training.distribution import allocate
 from gossamer.training.exploration import Exploration
+from gossamer.training.ranking import COMPARISONS, comparable, costs, lowest, widths
 from gossamer.training.rewiring import Change
 from gossamer.training.schedule import Schedule
 from gossamer.training.settings import count, fraction, one_of
@@ -31,11 +32,11 @@ class Chase(Exploration):
     Removal, every `channel_every` steps and half an exploration period later, until `channel_stop` (T_c): after each
     event exactly round(C * S(t)) of the C channels are gone, S(t) = channel_sparsity * (1 - (1 - t / T_c)^3), those of
     smallest UMM = mean |w| over all entries of the channel (`Channels.umm`). Removed channels never return. A group
-    keeps at least max(1, floor(C_g * (1 - channel_sparsity) * min_width)) channels. Each kind of channel (single rows
-    inside a block, residual channels, attention heads, convolution groups; `Channels.kinds`) loses its share S(t), as
-    far as the floors let it, and is ranked by itself: the mean over a head's many rows varies so little that no head
-    would ever be the lowest beside single neurons. (Fang et al., "Isomorphic pruning for vision models", 2024, rank
-    sub-structures of one form by themselves for the same reason.) The published networks have one kind.
+    keeps at least max(1, floor(C_g * (1 - channel_sparsity) * min_width)) channels. Each kind of channel (rows of
+    linear layers, of convolutions, residual channels, attention heads, convolution groups; `Channels.kinds`) loses its
+    share S(t), as far as the floors let it, and is ranked by itself: the mean over a head's many rows varies so little
+    that no head would ever be the lowest beside single neurons. (Fang et al., "Isomorphic pruning for vision models",
+    2024, rank sub-structures of one form by themselves for the same reason.) The published networks have one kind.
 
     Args (beyond `Settings`; `update_every`, `start`, `stop`, `replace_step` and `regrow_dropped` do not apply):
         channel_sparsity: fraction of the channels of all removable groups that is removed, in [0, 1].
@@ -49,8 +50,10 @@ class Chase(Exploration):
         scope: "inner" (channels inside a block, and attention heads: as published) or "all" (residual streams too, what
             the paper calls prune skip; the score of such a channel pools all its writers, our extension).
         explore: "global" (one ranking over all layers) or "layer" (each layer by its ERK share of the living network).
-        normalize: "group" divides a channel's score by its group's mean before groups are compared; "none" compares
-            the scores as published, which takes nearly all channels from the layers of wide fan-in.
+        normalize: how channels of different groups are compared. "cost": each group loses its channels of smallest UMM,
+            and a share of them that grows with the square root of what one costs in operations and weights
+            (`gossamer.training.ranking`). "group" ranks UMM over the group's mean. "none" ranks UMM as published, which
+            takes nearly all channels from the layers of wide fan-in.
         round_to: prefer widths that are multiples of this many positions (`gossamer.compaction.rounding.step`: a head
             counts as its rows, narrow groups take smaller steps).
         compact_every: cut dead channels out of the network, optimizer and masks in place after every k-th removal
@@ -80,7 +83,7 @@ class Chase(Exploration):
     channel_stop: float = 0.8
     min_width: float = 0.2
     scope: str = "inner"
-    normalize: str = "group"
+    normalize: str = "cost"
     round_to: int = 1
     compact_every: int | None = None
     example_inputs: Any = None
@@ -94,7 +97,7 @@ class Chase(Exploration):
         for name in ("channel_every", "round_to", *(["compact_every"] if self.compact_every is not None else [])):
             count(name, getattr(self, name))
         one_of("scope", self.scope, ("inner", "all"))
-        one_of("normalize", self.normalize, ("none", "group"))
+        one_of("normalize", self.normalize, COMPARISONS)
 
     def prepare(self) -> None:
         self.last_removal = round(self.channel_stop * self.total_steps)
@@ -124,6 +127,8 @@ class Chase(Exploration):
                 f"floors {self.floors} leave only {most} to remove: lower channel_sparsity or min_width"
             )
         self.kinds = channels.kinds()
+        if self.normalize == "cost":  # of the first example: a resumed run goes on with those that it began with
+            channels.costs = costs(channels)
         self.steps = {name: step(group, self.round_to) for name, group in channels.groups.items()}
         self.removed = channels
 
@@ -148,9 +153,8 @@ class Chase(Exploration):
             return super().handle(event, t)
         if self.removed is None:
             raise RuntimeError("no forward pass of the model was seen: pass example_inputs to trace its channels")
-        alive, scores = self.removed.alive, self.removed.umm()
-        if self.normalize == "group":
-            scores = {name: s / s[alive[name]].mean().clamp_min(1e-300) for name, s in scores.items()}
+        alive, original = self.removed.alive, self.removed.original
+        scores = comparable(self.removed.umm(), alive, self.normalize, original=original, costs=self.removed.costs)
         left = {name: int(a.sum()) for name, a in alive.items()}
         floors = {name: n if self.removed.held(name) else min(self.floors[name], n) for name, n in left.items()}
         wanted = max(self.removed_by(t) - (self.total_channels - sum(left.values())), 0)
@@ -165,7 +169,7 @@ class Chase(Exploration):
         self.removals += 1
         return {}, {"removed": going, "channels": sum(left.values()) - going}
 
-    def _quotas(self, going: int, t: int, floors: dict[str, int]) -> dict[tuple[str, int], int]:
+    def _quotas(self, going: int, t: int, floors: dict[str, int]) -> dict[tuple[str, int, int], int]:
         """How many channels of each kind go now: what each lacks to its share, adding up to `going`."""
         assert self.removed is not None
         share = self._removed_share(t)

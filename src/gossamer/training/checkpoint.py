@@ -84,7 +84,7 @@ def load(state: State, saved: Mapping[str, Any], extra: dict[str, Any]) -> None:
         shrinking.shrink(state)  # a run that was compacted goes on in the network it had become
         if cut:  # only now has the network the sizes of the state
             fields.check_sizes(saved, state, extra)
-        state.removed.set_alive({name: entry["alive"] for name, entry in channels.items()})
+        state.removed.load_state_dict(channels)
     else:
         fields.check_sizes(saved, state, extra)
         state.saved_channels = channels

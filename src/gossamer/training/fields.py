@@ -40,6 +40,8 @@ def check(saved: Mapping[str, Any], names: Mapping[str, Any]) -> None:
             fits = isinstance(numbers, Tensor) and numbers.dtype == torch.int64 and numbers.dim() == 1
             fits = fits and bool((numbers >= 0).all()) and (part == "alive" or len(numbers) > 0)
             _expect(fits, f"channels[{name!r}].{part}", numbers, "numbers of channels")
+        cost = entry.get("cost", 1.0)
+        _expect(is_finite(cost) and cost > 0, f"channels[{name!r}].cost", cost, "a positive number")
 
 
 def check_sizes(saved: Mapping[str, Any], state: State, extra: Mapping[str, Any]) -> None:

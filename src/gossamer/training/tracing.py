@@ -72,7 +72,7 @@ class _FirstForward:
         use(find(state, args or kwargs))
         if state.saved_channels is not None and state.removed is not None:
             state.removed.check_state_dict(state.saved_channels)
-            state.removed.set_alive({name: entry["alive"] for name, entry in state.saved_channels.items()})
+            state.removed.load_state_dict(state.saved_channels)
             state.saved_channels = None
 
     def __reduce__(self) -> tuple[type, tuple]:

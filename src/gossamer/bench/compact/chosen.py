@@ -24,11 +24,12 @@ NETWORKS = ("convnet", "resnet20")
 CELLS = (  # network, how channels are compared, scope
     ("vgg16", "none", "inner"),
     ("vgg16", "group", "inner"),
+    ("vgg16", "cost", "inner"),
     ("resnet50", "none", "inner"),
-    ("resnet50", "group", "inner"),
-    ("resnet50", "group", "all"),
+    ("resnet50", "cost", "inner"),
+    ("resnet50", "cost", "all"),
 )
-NORMALIZE = ("none", "group")
+NORMALIZE = ("none", "group", "cost")
 SHARE = 0.4
 ROUND = 16
 EPOCHS = 6

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import gossamer as gs
 from gossamer.nn import AttentionIndex, BlockSparseAttention, Experts, ReLUFeedForward, Unpadded, block_sparse_attention
@@ -269,6 +272,28 @@ def test_attention_module_and_its_index() -> None:
 def test_attention_visits_only_present_tiles() -> None:
     index = AttentionIndex.of(gs.Pattern.from_tile_mask(torch.eye(4).bool(), (4, 4)), 6)
     assert index.seen.shape == (24, 4, 4) and index.pattern.grid == (24, 24)
+
+
+class Reads(TorchDispatchMode):
+    """Counts the numbers that the host reads from tensors: each is a wait for an accelerator."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += func is torch.ops.aten._local_scalar_dense.default
+        return func(*args, **(kwargs or {}))
+
+
+def test_heads_are_joined_without_waiting_for_each() -> None:
+    def reads(heads: int) -> int:
+        patterns = [gs.Pattern.from_mask(torch.rand(8, 8) < 0.5, (2, 2)) for _ in range(heads)]
+        with Reads() as seen:
+            AttentionIndex.of(patterns, 3)
+        return seen.count
+
+    assert reads(2) == reads(9) > 0
 
 
 def test_autocast_keeps_the_dtype_of_the_weights() -> None:

@@ -9,6 +9,7 @@ from gossamer.nn.block_sparse import (
 )
 from gossamer.nn.experts import Experts, balance_loss
 from gossamer.nn.relu_feed_forward import ReLUFeedForward
+from gossamer.nn.rewirable import Rewirable
 from gossamer.nn.skip import Conv2d, Linear, SkipReport, skip_zeros, unskip_zeros
 from gossamer.nn.statistical_topk import StatisticalTopK
 from gossamer.nn.threshold import (
@@ -65,6 +66,7 @@ __all__ = [
     "GatedFeedForward",
     "Linear",
     "ReLUFeedForward",
+    "Rewirable",
     "SkipReport",
     "StatisticalTopK",
     "ThresholdLinear",

@@ -1,4 +1,4 @@
-"""Is the graph that is being made meant for elsewhere? Then it must hold torch's own operators."""
+"""Is the graph that is being made meant for another process? Then it must hold torch's own operators."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import torch
 
 
 def leaves_process() -> bool:
-    """True under torch.export, torch.jit.trace and make_fx: a site's key means nothing to whom the graph is for."""
+    """True under torch.export, torch.jit.trace and make_fx: handles mean nothing where that graph goes."""
     if torch.compiler.is_compiling():
         return torch.compiler.is_exporting()
     if torch.jit.is_tracing():

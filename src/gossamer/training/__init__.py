@@ -15,6 +15,7 @@ from gossamer.training.rigl import RigL
 from gossamer.training.set import SET
 from gossamer.training.snfs import SNFS
 from gossamer.training.srigl import SRigL
+from gossamer.training.state import State
 from gossamer.training.static import Static
 
 METHODS: dict[str, type[Method]] = {
@@ -32,5 +33,6 @@ __all__ = [
     "Method",
     "RigL",
     "SRigL",
+    "State",
     "Static",
 ]  # fmt: skip

@@ -93,19 +93,22 @@ class Planner:
 
     def __call__(self, a: Tensor, b: Tensor, sparse: Sparse = "a") -> Plan:
         """The plan for a @ b now: the one in force, or that of a fresh sample of the operand."""
-        site = self._site(a, b, sparse)
+        shapes, memory = _key(a, b, sparse)
+        alike = self._sites.get(shapes)
+        site = None if alike is None else alike.get(memory) or self._successor(alike, memory, b)
         if site is not None and site.plan is not None and site.tuner.is_bypassed(self.axis):
             site.calls += 1
             return site.plan
         with self._lock:
-            return self._evaluate(a, b, sparse)
+            return self._evaluate(a, b, sparse, self._sites.get(shapes, {}).get(memory))
 
     def reconsider(self, a: Tensor, b: Tensor, sparse: Sparse = "a") -> None:
         """Sample again at the next call, and forget the samples: for callers that found more tiles than they promised.
 
         `gs.ops.matmul` says so. Such an operand is another one than before.
         """
-        site = self._site(a, b, sparse)
+        shapes, memory = _key(a, b, sparse)
+        site = self._sites.get(shapes, {}).get(memory)
         if site is not None:
             site.tuner.forget()
 
@@ -115,15 +118,7 @@ class Planner:
             plans = [str(site.plan) for alike in self._sites.values() for site in alike.values()]
         return "\n\n".join(plans) or "no product was planned yet"
 
-    def _site(self, a: Tensor, b: Tensor, sparse: Sparse) -> _CallSite | None:
-        alike = self._sites.get(_shapes(a, b, sparse))
-        return None if alike is None else alike.get(_memory(b))
-
-    def _evaluate(self, a: Tensor, b: Tensor, sparse: Sparse) -> Plan:
-        site = self._site(a, b, sparse) or self._successor(a, b, sparse)
-        if site is not None and site.plan is not None and site.tuner.is_bypassed(self.axis):
-            site.calls += 1
-            return site.plan
+    def _evaluate(self, a: Tensor, b: Tensor, sparse: Sparse, site: _CallSite | None) -> Plan:
         # One sample serves `every` calls, if they come: of memory that is new nobody knows.
         calls = 1 if site is None else self.every
         seen = observe(a, b, sparse, self.tiles, self.axis, self.database, site.turn if site else 0, calls)
@@ -133,7 +128,8 @@ class Planner:
                 self._sites.clear()
             options: dict[str, Any] = {x: getattr(self, x) for x in ("every", "gain", "patience", "window")}
             site = _CallSite(Tuner({_PRODUCT: {}}, **options)).moved_to(b)
-            self._sites.setdefault(_shapes(a, b, sparse), {})[_memory(b)] = site
+            shapes, memory = _key(a, b, sparse)
+            self._sites.setdefault(shapes, {})[memory] = site
         site.turn += 1
         site.calls += 1
         site.plan = self._settle(site.tuner, seen)
@@ -141,18 +137,18 @@ class Planner:
             site.tuner.forget()  # dense for now; a second call is worth a sample
         return site.plan
 
-    def _successor(self, a: Tensor, b: Tensor, sparse: Sparse) -> _CallSite | None:
+    def _successor(self, alike: dict[object, _CallSite], memory: object, b: Tensor) -> _CallSite | None:
         """The call site of an operand that lived for one call and is gone, for the next one of its shape.
 
         The oldest first, so that layers that are alike go on in their order.
         """
-        alike = self._sites.get(_shapes(a, b, sparse), {})
-        gone = next((memory for memory, site in alike.items() if site.memory.expired()), None)
-        site = alike.pop(gone, None)
-        if site is None or site.calls > 1:
-            return None
-        alike[_memory(b)] = site
-        return site.moved_to(b)
+        with self._lock:
+            gone = next((old for old, site in alike.items() if site.memory.expired()), None)
+            site = alike.pop(gone, None)
+            if site is None or site.calls > 1:
+                return None
+            alike[memory] = site
+            return site.moved_to(b)
 
     def _settle(self, tuner: Tuner, seen: Observation) -> Plan:
         """The cheapest candidate at the mean of the latest samples, or the present one at its new price."""
@@ -172,9 +168,6 @@ class Planner:
         return choose(best, found[chosen], why)
 
 
-def _shapes(a: Tensor, b: Tensor, sparse: Sparse) -> tuple[object, ...]:
-    return sparse, a.shape, a.stride(), b.shape, b.stride(), a.dtype, torch.get_num_threads()
-
-
-def _memory(b: Tensor) -> tuple[object, object]:
-    return b.untyped_storage()._cdata, b.storage_offset()
+def _key(a: Tensor, b: Tensor, sparse: Sparse) -> tuple[object, object]:
+    shapes = (sparse, a.shape, a.stride(), b.shape, b.stride(), a.dtype, torch.get_num_threads())
+    return shapes, (b.untyped_storage()._cdata, b.storage_offset())

@@ -115,7 +115,6 @@ def is_bypassed(module: Conv2d | nn.Linear, input: Tensor) -> bool:
     site: Any = module.site
     return (
         not torch.compiler.is_compiling()
-        and site.bypassing
         and isinstance(input, Tensor)
         and module.skip == "auto"
         and not saving_is_watched()

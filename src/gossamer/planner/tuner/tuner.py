@@ -224,11 +224,6 @@ class Tuner(Handled):
             bypass.uncounted += 1
             return True
 
-    @property
-    def bypassing(self) -> bool:
-        """Whether `is_bypassed` is worth asking."""
-        return self._bypass is not None
-
     def is_bypassed(self, brief: Hashable) -> bool:
         """Whether this call may take what the last one took: a short question, for callers to whom microseconds matter.
 

@@ -65,7 +65,7 @@ class AttentionIndex:
         query = (row % max(rows, 1) * bm).view(-1, 1, 1) + torch.arange(bm, device=row.device).view(1, -1, 1)
         column = pattern.indices.to(torch.int64) % max(cols, 1)
         key = (column * bn).view(-1, 1, 1) + torch.arange(bn, device=row.device)
-        seen = (query < queries) & (key < keys) & (row < pattern.grid[0]).view(-1, 1, 1)
+        seen = (query < queries) & (row < pattern.grid[0]).view(-1, 1, 1) & (key < keys)
         if causal:
             seen = seen & (key <= query)
         return cls(pattern, ops.transpose(pattern), row, seen, (queries, keys), len(heads) * copies)

@@ -6,7 +6,7 @@ PIP     = $(BIN)/pip --disable-pip-version-check
 STAMP   = $(VENV)/.installed
 NATIVE  = $(shell find csrc -type f 2>/dev/null)
 
-.PHONY: help run test test-all test-asan lint format bench docs clean
+.PHONY: help run test test-all test-asan lint format bench docs stub clean
 
 help:           ## this text
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -33,7 +33,7 @@ test-all: $(STAMP)  ## the long tests too
 ASAN   ?= build/asan
 RUNTIME = $(foreach name,asan ubsan stdc++,$(shell $(CXX) -print-file-name=lib$(name).so))
 
-test-asan: $(STAMP)  ## random structure, right and broken, to every verb, under the sanitizers of addresses and undefined behaviour
+test-asan: $(STAMP)  ## random structure, right and broken, to every op, under the sanitizers of addresses and undefined behaviour
 	PATH="$(abspath $(BIN)):$$PATH" cmake -S . -B $(ASAN) -G Ninja -DGOSSAMER_SANITIZE=ON -DSKBUILD_PROJECT_NAME=gossamer \
 	  -DSKBUILD_PROJECT_VERSION=0 -DPython_EXECUTABLE="$(abspath $(BIN)/python)"
 	PATH="$(abspath $(BIN)):$$PATH" cmake --build $(ASAN)
@@ -50,6 +50,10 @@ lint: $(STAMP)  ## ruff, mypy, the floors, and that the docs' tables match the c
 format: $(STAMP)  ## ruff's formatter and its safe fixes
 	$(BIN)/ruff check --fix src tests benchmarks
 	$(BIN)/ruff format src tests benchmarks
+
+stub: $(STAMP)  ## write _native.pyi from the extension
+	$(BIN)/python -m nanobind.stubgen -q -m gossamer._native -o src/gossamer/_native.pyi
+	$(BIN)/ruff format src/gossamer/_native.pyi
 
 bench: $(STAMP) ## measure on this machine and rewrite the docs' tables
 	$(BIN)/gossamer bench detect --json benchmarks/results/cpu/detect.json

@@ -4,22 +4,20 @@
 
 #include <atomic>
 
+#include "tiers.h"
+
 namespace gossamer {
+
+#define GOSSAMER_ENTRY(name, ...) name,
+#define GOSSAMER_TABLE(isa, cpu_runs_it)                           \
+  namespace isa {                                                  \
+  GOSSAMER_FOR_EACH_OP(GOSSAMER_DECLARE)                           \
+  const Kernels table = {GOSSAMER_FOR_EACH_OP(GOSSAMER_ENTRY)};    \
+  }
+#define GOSSAMER_NO_TABLE(isa)
+GOSSAMER_FOR_EACH_TIER(GOSSAMER_TABLE, GOSSAMER_NO_TABLE)
+
 namespace {
-
-#define GOSSAMER_ENTRY_scalar(name, result, ...) scalar::name,
-#define GOSSAMER_ENTRY_avx2(name, result, ...) avx2::name,
-#define GOSSAMER_ENTRY_avx512(name, result, ...) avx512::name,
-
-const Kernels kScalar = {GOSSAMER_FOR_EACH_VERB(GOSSAMER_ENTRY_scalar)};
-#ifdef GOSSAMER_HAS_AVX2
-const Kernels kAvx2 = {GOSSAMER_FOR_EACH_VERB(GOSSAMER_ENTRY_avx2)};
-#endif
-#ifdef GOSSAMER_HAS_AVX512
-const Kernels kAvx512 = {GOSSAMER_FOR_EACH_VERB(GOSSAMER_ENTRY_avx512)};
-#endif
-
-bool cpu_always() { return true; }
 
 struct Isa {
   const char* name;
@@ -27,28 +25,9 @@ struct Isa {
   bool (*cpu_runs_it)();
 };
 
-// The lists of features are those of the compiler flags in CMakeLists.txt.
-const Isa kIsas[] = {
-    {"scalar", &kScalar, cpu_always},
-#ifdef GOSSAMER_HAS_AVX2
-    {"avx2", &kAvx2, [] {
-       return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi") &&
-              __builtin_cpu_supports("bmi2") && __builtin_cpu_supports("popcnt");
-     }},
-#else
-    {"avx2", nullptr, cpu_always},
-#endif
-#ifdef GOSSAMER_HAS_AVX512
-    {"avx512", &kAvx512, [] {
-       return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-              __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
-              __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi") && __builtin_cpu_supports("bmi2") &&
-              __builtin_cpu_supports("popcnt");
-     }},
-#else
-    {"avx512", nullptr, cpu_always},
-#endif
-};
+#define GOSSAMER_BUILT(isa, cpu_runs_it) {#isa, &isa::table, [] { return bool(cpu_runs_it); }},
+#define GOSSAMER_NOT_BUILT(isa) {#isa, nullptr, nullptr},
+const Isa kIsas[] = {GOSSAMER_FOR_EACH_TIER(GOSSAMER_BUILT, GOSSAMER_NOT_BUILT)};
 constexpr int kCount = sizeof(kIsas) / sizeof(kIsas[0]);
 
 std::atomic<const Isa*> g_active{&kIsas[0]};

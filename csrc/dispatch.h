@@ -4,10 +4,15 @@
 
 namespace gossamer {
 
+#define GOSSAMER_POINTER(name, result, ...) result (*name)(__VA_ARGS__);
+struct Kernels {
+  GOSSAMER_FOR_EACH_OP(GOSSAMER_POINTER)
+};
+
 enum class IsaStatus { kOk, kUnknown, kNotBuilt, kNotSupported };
 
 const Kernels& active();          // the table every binding calls through
-const char* active_name();        // "scalar", "avx2" or "avx512"
+const char* active_name();
 IsaStatus select_isa(const char* name);
 void select_best();               // by CPUID
 

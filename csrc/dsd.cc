@@ -5,7 +5,6 @@
 // is that of the slots, whatever the panel and the thread.
 #include "dsd_elements.h"
 #include "dsd_tiles.h"
-#include "kernels.h"
 
 namespace gossamer::GOSSAMER_ISA {
 namespace {
@@ -27,7 +26,7 @@ struct Segments {
   int64_t count;
 
   Segment at(int64_t i) const {
-    if (work == nullptr) return {i, least(s.offsets[i], s.capacity), least(s.offsets[i + 1], s.capacity)};
+    if (work == nullptr) return {i, s.offsets[i], s.offsets[i + 1]};
     return {work[3 * i], work[3 * i + 1], work[3 * i + 2]};
   }
   // Unused, or without tiles: rows that no segment writes are zeroed in the end.
@@ -38,6 +37,36 @@ struct Segments {
   bool partial(const Segment& segment) const {
     return work != nullptr && !skipped(segment) &&
            (segment.slot != s.offsets[segment.row] || segment.end != s.offsets[segment.row + 1]);
+  }
+  // Whether they name every slot once, in ascending order, each within its tile row.
+  bool ascend() const {
+    bool right = true;
+    int64_t named = 0;
+    for (int64_t i = 0; i < count; ++i) {
+      const Segment segment = at(i);
+      if (segment.row < 0) continue;
+      if (segment.row >= s.tile_rows) return false;
+      right &= (segment.slot == named) & (segment.end >= named) & (segment.slot >= s.offsets[segment.row]) &
+               (segment.end <= s.offsets[segment.row + 1]);
+      named = segment.end;
+    }
+    return right & (named == s.used());
+  }
+  // Whether what segments [i, end) name exists. Slots that follow one another are looked at together.
+  bool exist(int64_t i, int64_t end) const {
+    if (work == nullptr) return tiles_exist(s, s.offsets[i], s.offsets[end]);
+    bool right = true;
+    int64_t from = 0, to = 0;
+    for (; i < end; ++i) {
+      const Segment segment = at(i);
+      if (skipped(segment)) continue;
+      if (segment.slot != to) {
+        right &= tiles_exist(s, from, to);
+        from = segment.slot;
+      }
+      to = segment.end;
+    }
+    return right & tiles_exist(s, from, to);
   }
   int64_t slots() const {
     int64_t sum = 0;
@@ -50,13 +79,13 @@ struct Segments {
     return sum;
   }
   int64_t cost(const Segment& segment) const {
-    return skipped(segment) ? 0 : (segment.end - segment.slot) * s.bk + kRowCost;
+    return skipped(segment) ? 0 : (segment.end - segment.slot) * s.bn + kRowCost;
   }
-  // The cost of the first i segments.
-  int64_t cost_before(int64_t i) const {
-    if (work == nullptr) return least(s.offsets[i], s.capacity) * s.bk + i * kRowCost;
+  // The cost of segments [i, end).
+  int64_t cost(int64_t i, int64_t end) const {
+    if (work == nullptr) return (s.offsets[end] - s.offsets[i]) * s.bn + (end - i) * kRowCost;
     int64_t sum = 0;
-    for (int64_t j = 0; j < i; ++j) sum += cost(at(j));
+    for (; i < end; ++i) sum += cost(at(i));
     return sum;
   }
   // The first segment that begins at or beyond this cost.
@@ -69,7 +98,7 @@ struct Segments {
     int64_t low = 0, high = count;
     while (low < high) {
       const int64_t middle = low + (high - low) / 2;
-      if (cost_before(middle) < target) low = middle + 1;
+      if (cost(0, middle) < target) low = middle + 1;
       else high = middle;
     }
     return low;
@@ -85,8 +114,10 @@ struct Product {
   bool b_transposed;
   T* c;
   bool column_major;
-  T* scratch;  // a panel for each thread, then the partial sums, each bm rows of whole vectors
+  T* workspace;  // a panel for each thread, then the partial sums, each bm rows of whole vectors
   int threads;
+  Verdict& verdict;
+  int64_t whole;     // the cost of all segments
 
   // Panels, as wide as registers allow, are taken in groups that fit in L2 together, so that tiles are read less often.
   static int64_t panels(const Tiles& s, int64_t n) {
@@ -94,7 +125,7 @@ struct Product {
     return ceil_div(ceil_div(n, kLanes<T>), vectors);
   }
   static int64_t groups(const Tiles& s, int64_t n) {
-    const int64_t count = panels(s, n), bytes = ceil_div(s.k * n * int64_t(sizeof(T)), count);
+    const int64_t count = panels(s, n), bytes = ceil_div(s.cols * n * int64_t(sizeof(T)), count);
     const int64_t fit = s.bm == 1 ? 1 : least(kMostPanels, kGroupBytes / (bytes + 1));
     return ceil_div(count, fit > 0 ? fit : 1);
   }
@@ -104,16 +135,16 @@ struct Product {
   int64_t vectors_before(int64_t g) const { return panel_begin(group_begin(g)); }
   static int64_t panel_elements(const Tiles& s, int64_t n) {
     const int64_t count = panels(s, n), vectors = ceil_div(ceil_div(n, kLanes<T>), count);
-    return s.k * vectors * kLanes<T> * ceil_div(count, groups(s, n));
+    return s.cols * vectors * kLanes<T> * ceil_div(count, groups(s, n));
   }
-  static int64_t scratch_elements(const Tiles& s, const Segments& segments, int64_t n, int threads) {
+  static int64_t workspace_elements(const Tiles& s, const Segments& segments, int64_t n, int threads) {
     const int64_t partials = segments.partials_before(segments.count) * s.bm * ceil_div(n, kLanes<T>) * kLanes<T>;
     return (n == 0 ? 0 : threads * panel_elements(s, n)) + partials;
   }
 
   // Where `part` begins: a group of panels and a segment in it. Parts have equal shares of the multiplications.
   void cut(int64_t part, int64_t* group, int64_t* segment) const {
-    const int64_t whole = segments.cost_before(segments.count), count = groups(s, n);
+    const int64_t count = groups(s, n);
     int64_t target = part_begin(whole * vectors_before(count), part, threads), g = 0;
     for (; g < count && target >= whole * (vectors_before(g + 1) - vectors_before(g)); ++g)
       target -= whole * (vectors_before(g + 1) - vectors_before(g));
@@ -125,13 +156,13 @@ struct Product {
   Panel<T> pack(T* to, int64_t left, int64_t width, int vectors) const {
     const int64_t stride = vectors * kLanes<T>;
     if (b_transposed) {
-      transpose(b + left * b_stride, b_stride, to, stride, width, s.k);
-      for (int64_t i = 0; i < s.k && width < stride; ++i)
+      transpose(b + left * b_stride, b_stride, to, stride, width, s.cols);
+      for (int64_t i = 0; i < s.cols && width < stride; ++i)
         memset(to + i * stride + width, 0, size_t(stride - width) * sizeof(T));
     } else {
-      for (int64_t i = 0; i < s.k; ++i) {
+      for (int64_t i = 0; i < s.cols; ++i) {
         const T* const row = b + i * b_stride + left;
-        if (i + kAhead < s.k)
+        if (i + kAhead < s.cols)
           for (int64_t j = 0; j < width; j += kLine<T>) __builtin_prefetch(row + kAhead * b_stride + j);
         for (int v = 0; v < vectors; ++v) {
           const int64_t inside = width - v * kLanes<T>;
@@ -153,7 +184,7 @@ struct Product {
         *panels = {b + left, b_stride, vectors};
       } else {
         *panels = pack(to, left, width, vectors);
-        to += s.k * stride;
+        to += s.cols * stride;
       }
     }
   }
@@ -165,11 +196,12 @@ struct Product {
     cut(part + 1, &last_group, &last_segment);
     for (; g < last_group || (g == last_group && i < last_segment); ++g, i = 0) {
       const int64_t end = g == last_group ? last_segment : segments.count;
+      if (!verdict.add(segments.exist(i, end))) return;
       const int64_t count = group_begin(g + 1) - group_begin(g), left = vectors_before(g) * kLanes<T>;
       const int64_t stride = vectors_before(g + 1) * kLanes<T> - left, width = least(n - left, stride);
       Panel<T> panels[kMostPanels];
-      pack_group(g, segments.cost_before(end) - segments.cost_before(i) < 2 * s.k,
-                 scratch + part * panel_elements(s, n), panels);
+      pack_group(g, segments.cost(i, end) < 2 * s.cols,
+                 workspace + part * panel_elements(s, n), panels);
       const bool direct = !column_major && width == stride;
       const int64_t stage_rows = kStageElements / stride / 8 * 8;
       int64_t stage_top = 0, staged = 0;  // rows of the result that the stage holds
@@ -182,7 +214,8 @@ struct Product {
         }
         staged = 0;
       };
-      for (int64_t partials = segments.partials_before(i); i < end; ++i) {
+      int64_t partials = segments.partials_before(i);
+      for (; i < end; ++i) {
         const Segment segment = segments.at(i);
         if (segments.skipped(segment)) continue;
         const int64_t bottom = least(s.rows, (segment.row + 1) * s.bm);
@@ -208,7 +241,7 @@ struct Product {
   }
 
   int64_t padded() const { return ceil_div(n, kLanes<T>) * kLanes<T>; }
-  T* partial_sum(int64_t i) const { return scratch + threads * panel_elements(s, n) + i * s.bm * padded(); }
+  T* partial_sum(int64_t i) const { return workspace + threads * panel_elements(s, n) + i * s.bm * padded(); }
 
   // Zeroes the rows that no segment wrote, and adds up those that several did, in order of the segments.
   void finish(int64_t part) const {
@@ -235,70 +268,72 @@ struct Product {
                       int64_t out_stride) const {
     if (s.bm > 1 && !as_is(s))
       return multiply_converted(s, segment.slot, segment.end, top, height, panel, out, out_stride);
-    const int64_t row = s.flip ? 1 : s.bk, col = s.flip ? s.bm : 1;
-    const Run<T> run = {static_cast<const T*>(s.values) + top * row, s.bm * s.bk, row, col, 0, s.order != nullptr,
-                        segment.slot, segment.end, 0, s.bk, false};
+    const int64_t row = s.transposed ? 1 : s.bn, col = s.transposed ? s.bm : 1;
+    const Run<T> run = {static_cast<const T*>(s.values) + top * row, s.bm * s.bn, row, col, 0, s.order != nullptr,
+                        segment.slot, segment.end, 0, s.bn, false};
     if (s.bm == 1) return multiply_row_of<T>(panel.vectors, s.index_size)(s, run, panel, out, out_stride);
     multiply_rows(s, run, height, panel, out, out_stride);
   }
 };
 
-int64_t used_slots(const Tiles& s) { return least(s.offsets[ceil_div(s.rows, s.bm)], s.capacity); }
-
 // Elements of tiles that are copied into the order of slots first; a whole number of vectors.
 int64_t copied_elements(const Tiles& s, bool in_place) {
-  return s.bm > 1 || in_place ? 0 : ceil_div(used_slots(s) * s.bk, 64) * 64;
+  return s.bm > 1 || in_place ? 0 : ceil_div(s.used() * s.bn, 64) * 64;
 }
 
 template <class T>
-void product(Tiles s, const T* b, int64_t n, int64_t b_stride, bool b_transposed, T* c, bool column_major,
-             const int64_t* work, int64_t count, T* scratch, int threads) {
-  const int64_t used = used_slots(s), tile_rows = ceil_div(s.rows, s.bm);
-  threads = useful_threads((s.rows * n + used * s.bm * s.bk * n / 16) * int64_t(sizeof(T)), threads);
-  if (s.bm == 1 && !(as_is(s) && s.order == nullptr)) {
-    T* const copy = scratch;
-    scratch += copied_elements(s, false);
-    parallel(threads, threads, [&](int64_t part) {
-      in_order(s, part_begin(used, part, threads), part_begin(used, part + 1, threads), copy);
+bool product(Tiles s, const Operand& b, int64_t n, T* c, bool column_major, const int64_t* work, int64_t count,
+             T* workspace, int threads) {
+  const int64_t used = s.used();
+  threads = useful_threads((s.rows * n + used * s.bm * s.bn * n / 16) * int64_t(sizeof(T)), threads);
+  Verdict verdict;
+  const bool copies = s.bm == 1 && !(as_is(s) && s.order == nullptr);
+  if (copies) {
+    T* const copy = workspace;
+    workspace += copied_elements(s, false);
+    parallel(threads, threads, [&, threads](int64_t part) {
+      const int64_t slot = part_begin(used, part, threads), end = part_begin(used, part + 1, threads);
+      if (verdict.add(values_exist(s, slot, end))) in_order(s, slot, end, copy);
     });
+    if (!verdict.right()) return false;
     s.values = copy;
     s.storage = sizeof(T) == 8 ? Storage::kDouble : Storage::kFloat;
     s.scale = nullptr;
     s.order = nullptr;
   }
-  const Segments segments = {s, work, work == nullptr ? tile_rows : count};
+  const Segments segments = {s, work, work == nullptr ? s.tile_rows : count};
   if (work != nullptr && segments.slots() != used)  // tiles were dropped, perhaps whole rows of them
     for (int64_t i = 0; i < s.rows * n; ++i) c[i] = T(0);
-  const Product<T> p = {s, segments, b, n, b_stride, b_transposed, c, column_major, scratch, threads};
+  const Product<T> p = {s, segments, static_cast<const T*>(b.address), n, b.stride, b.transposed != 0, c, column_major,
+                        workspace, threads, verdict, segments.cost(0, segments.count)};
   parallel(threads, threads, [&p](int64_t part) { p.run(part); });
+  if (!verdict.right()) return false;
   if (work != nullptr) parallel(threads, threads, [&p](int64_t part) { p.finish(part); });
+  return true;
 }
 
 }  // namespace
 
-int64_t dsd_scratch(int storage, bool in_place, const int64_t* offsets, int64_t capacity, int64_t bm, int64_t bk,
-                    int64_t rows, int64_t k, int64_t n, const int64_t* work, int64_t segments, int threads) {
-  const Tiles s = {nullptr, Storage(storage), nullptr, offsets, nullptr, 2, nullptr, 4, capacity, bm, bk, false, rows,
-                   k};
+int64_t dsd_workspace(int storage, bool in_place, const Index& index, int64_t n, const int64_t* work, int64_t segments,
+                      bool work_checked, int threads) {
+  const Tiles s = {Slots(index), nullptr, Storage(storage), nullptr, nullptr, 4, false};
+  if (!s.offsets_are_right()) return -1;
   const Segments all = {s, work, work == nullptr ? 0 : segments};
+  if (work != nullptr && !work_checked && !all.ascend()) return -2;
   if (s.storage == Storage::kDouble)
-    return 8 * (copied_elements(s, in_place) + Product<double>::scratch_elements(s, all, n, threads));
-  return 4 * (copied_elements(s, in_place) + Product<float>::scratch_elements(s, all, n, threads));
+    return 8 * (copied_elements(s, in_place) + Product<double>::workspace_elements(s, all, n, threads));
+  return 4 * (copied_elements(s, in_place) + Product<float>::workspace_elements(s, all, n, threads));
 }
 
-void dsd(const void* values, int storage, const float* scale, const int64_t* offsets, const void* indices,
-         int index_size, const void* order, int order_size, int64_t capacity, int64_t bm, int64_t bk, bool flip,
-         int64_t rows, int64_t k, const void* b, int64_t n, int64_t b_stride, bool b_transposed, void* c,
-         bool column_major, const int64_t* work, int64_t segments, void* scratch, int threads) {
-  if (rows == 0 || n == 0) return;
-  const Tiles s = {values, Storage(storage), scale, offsets, indices, index_size, order, order_size, capacity, bm, bk,
-                   flip, rows, k};
-  if (s.storage == Storage::kDouble)
-    product(s, static_cast<const double*>(b), n, b_stride, b_transposed, static_cast<double*>(c), column_major, work,
-            segments, static_cast<double*>(scratch), threads);
-  else
-    product(s, static_cast<const float*>(b), n, b_stride, b_transposed, static_cast<float*>(c), column_major, work,
-            segments, static_cast<float*>(scratch), threads);
+bool dsd(const void* values, int storage, const float* scale, const Index& index, const void* order, int order_size,
+         bool transposed, const Operand& b, int64_t n, void* c, bool column_major, const int64_t* work, int64_t segments,
+         void* workspace, int threads) {
+  const Tiles s = {Slots(index), values, Storage(storage), scale, order, order_size, transposed};
+  if (s.rows == 0 || n == 0) return tiles_exist(s, 0, s.used());
+  const auto run = [&]<class T>(T* out) {
+    return product(s, b, n, out, column_major, work, segments, static_cast<T*>(workspace), threads);
+  };
+  return s.storage == Storage::kDouble ? run(static_cast<double*>(c)) : run(static_cast<float*>(c));
 }
 
 }  // namespace gossamer::GOSSAMER_ISA

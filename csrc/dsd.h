@@ -1,6 +1,7 @@
-// One product of sparse tiles with a dense matrix, as the files of this verb see it.
+// One product of sparse tiles with a dense matrix, as the files of this op see it.
 #pragma once
 #include "lanes.h"
+#include "slots.h"
 
 namespace gossamer::GOSSAMER_ISA {
 namespace {
@@ -9,23 +10,21 @@ enum class Storage { kFloat, kDouble, kBFloat16, kInt8 };
 
 // The tiles of S and where they go. A segment is a run of slots of one tile row; the sum of the segments of a row is the
 // row of the product.
-struct Tiles {
+struct Tiles : Slots {
   const void* values;
   Storage storage;
   const float* scale;  // null: none
-  const int64_t* offsets;
-  const void* indices;
-  int index_size;
-  const void* order;  // null: values are in the order of slots
+  const void* order;   // null: values are in the order of slots
   int order_size;
-  int64_t capacity, bm, bk;
-  bool flip;
-  int64_t rows, k;
+  bool transposed;     // tiles are stored as bn x bm
 };
 
-inline int64_t index_of(const Tiles& s, int64_t slot) {
-  return s.index_size == 2 ? int64_t(static_cast<const uint16_t*>(s.indices)[slot])
-                           : int64_t(static_cast<const int32_t*>(s.indices)[slot]);
+// Whether the values of slots [slot, end) exist; and their tile columns.
+inline bool values_exist(const Tiles& s, int64_t slot, int64_t end) {
+  return s.order == nullptr || all_below(s.order, s.order_size, slot, end, s.capacity);
+}
+inline bool tiles_exist(const Tiles& s, int64_t slot, int64_t end) {
+  return s.columns_exist(slot, end) && values_exist(s, slot, end);
 }
 
 inline int64_t source_of(const Tiles& s, int64_t slot) {

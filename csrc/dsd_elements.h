@@ -17,7 +17,7 @@ void multiply_row(const Tiles& s, const Run<T>& run, Panel<T> panel, T* out, int
     for (int v = 0; v < kV; ++v) sum[half][v] = fma(w, load_lanes(b + v * kLanes<T>), sum[half][v]);
   };
   int64_t slot = run.slot;
-  if (s.bk == 1) {
+  if (s.bn == 1) {
     for (; slot + 2 <= run.end; slot += 2) {
       add(0, run.a[slot], panel.b + int64_t(indices[slot]) * panel.stride);
       add(1, run.a[slot + 1], panel.b + int64_t(indices[slot + 1]) * panel.stride);
@@ -25,8 +25,8 @@ void multiply_row(const Tiles& s, const Run<T>& run, Panel<T> panel, T* out, int
     if (slot < run.end) add(0, run.a[slot], panel.b + int64_t(indices[slot]) * panel.stride);
   } else {
     for (; slot < run.end; ++slot) {
-      const int64_t left = int64_t(indices[slot]) * s.bk, inside = least(s.bk, s.k - left);
-      const T* const a = run.a + slot * s.bk;
+      const int64_t left = int64_t(indices[slot]) * s.bn, inside = least(s.bn, s.cols - left);
+      const T* const a = run.a + slot * s.bn;
       const T* b = panel.b + left * panel.stride;
       int64_t i = 0;
       for (; i + 2 <= inside; i += 2, b += 2 * panel.stride) {
@@ -50,7 +50,7 @@ Multiply<T> multiply_row_of(int vectors, int index_size) {
 
 template <class T, class Stored>
 void in_order_of(const Tiles& s, const Stored* values, int64_t slot, int64_t end, T* out) {
-  if (s.bk == 1 && s.scale == nullptr && s.order_size == 4 && s.order != nullptr) {
+  if (s.bn == 1 && s.scale == nullptr && s.order_size == 4 && s.order != nullptr) {
     // Few instructions, so that many of these reads from far away are under way at once.
     const int32_t* const order = static_cast<const int32_t*>(s.order);
     for (; slot < end; ++slot) out[slot] = T(widen(values[order[slot]]));
@@ -59,7 +59,7 @@ void in_order_of(const Tiles& s, const Stored* values, int64_t slot, int64_t end
   for (; slot < end; ++slot) {
     const int64_t source = source_of(s, slot);
     const T scale = s.scale != nullptr ? T(s.scale[source]) : T(1);
-    for (int64_t i = 0; i < s.bk; ++i) out[slot * s.bk + i] = T(widen(values[source * s.bk + i])) * scale;
+    for (int64_t i = 0; i < s.bn; ++i) out[slot * s.bn + i] = T(widen(values[source * s.bn + i])) * scale;
   }
 }
 

@@ -90,8 +90,8 @@ void listed(const Product<W>& p, int64_t begin, int64_t end) {
 
 template <class W>
 void multiply(const float* x, int64_t batch, int64_t c, const W* w, int64_t k, const float* bias, const float* gate,
-              float* y, void* scratch, int threads) {
-  int64_t* const place = static_cast<int64_t*>(scratch);
+              float* y, void* workspace, int threads) {
+  int64_t* const place = static_cast<int64_t*>(workspace);
   uint8_t* const who = reinterpret_cast<uint8_t*>(place + k);
   memset(y, 0, size_t(batch * k) * sizeof(float));
   for (int64_t first = 0; first < batch; first += kBatch) {
@@ -108,12 +108,12 @@ void multiply(const float* x, int64_t batch, int64_t c, const W* w, int64_t k, c
 
 }  // namespace
 
-int64_t gated_mv_scratch(int64_t k) { return k * int64_t(sizeof(int64_t) + sizeof(uint8_t)); }
+int64_t gated_mv_workspace(int64_t k) { return k * int64_t(sizeof(int64_t) + sizeof(uint8_t)); }
 
 void gated_mv(const float* x, int64_t batch, int64_t c, const void* w, bool bfloat16, int64_t k, const float* bias,
-              const float* gate, float* y, void* scratch, int threads) {
-  if (bfloat16) multiply(x, batch, c, static_cast<const BFloat16*>(w), k, bias, gate, y, scratch, threads);
-  else multiply(x, batch, c, static_cast<const float*>(w), k, bias, gate, y, scratch, threads);
+              const float* gate, float* y, void* workspace, int threads) {
+  if (bfloat16) multiply(x, batch, c, static_cast<const BFloat16*>(w), k, bias, gate, y, workspace, threads);
+  else multiply(x, batch, c, static_cast<const float*>(w), k, bias, gate, y, workspace, threads);
 }
 
 }  // namespace gossamer::GOSSAMER_ISA

@@ -8,6 +8,7 @@
 // nothing more. An element of C is one chain of fused multiply-adds in order of k, starting from zero or from what C
 // holds; so its bits depend neither on blocks nor on threads.
 #pragma once
+#include "kernels.h"
 #include "lanes.h"
 
 namespace gossamer::GOSSAMER_ISA {
@@ -133,10 +134,14 @@ inline int64_t next_share(int64_t left, int64_t most, int64_t grain) {
 
 // A matrix with a unit stride in one of its dimensions.
 template <class T>
-struct Operand {
+struct Matrix {
   const T* p;
   int64_t row, col;  // strides in elements
 };
+template <class T>
+inline Matrix<T> matrix(const Operand& x) {
+  return {static_cast<const T*>(x.address), x.transposed ? 1 : x.stride, x.transposed ? x.stride : 1};
+}
 
 // Packs `depth` rows of `cols` elements, row j at row_of(j), in panels of kTileCols columns, the last one filled up with
 // zeros: out[panel][depth][kTileCols].
@@ -162,7 +167,7 @@ inline void pack_rows(T* out, const RowOf& row_of, int64_t depth, int64_t cols) 
 
 // Packs b[first, first + depth) x [from, from + cols) likewise.
 template <class T>
-void pack_panels(T* out, const Operand<T>& b, int64_t first, int64_t depth, int64_t from, int64_t cols) {
+void pack_panels(T* out, const Matrix<T>& b, int64_t first, int64_t depth, int64_t from, int64_t cols) {
   constexpr int64_t kCols = kTileCols<T>;
   const T* const in = b.p + first * b.row + from * b.col;
   if (b.col == 1) return pack_rows(out, [=](int64_t j) { return in + j * b.row; }, depth, cols);
@@ -175,7 +180,7 @@ void pack_panels(T* out, const Operand<T>& b, int64_t first, int64_t depth, int6
 }
 
 template <class T>
-constexpr int64_t kBlockScratch = kBlockBytes / int64_t(sizeof(T)) + kTileCols<T> * kDepth;  // elements, a thread
+constexpr int64_t kBlockWorkspace = kBlockBytes / int64_t(sizeof(T)) + kTileCols<T> * kDepth;  // elements, a thread
 
 // C[rows, from..to) += (or =) A[rows, k] @ B[k, from..to).
 //     pack_a(out, i, count, first, depth)      puts A[i, i + count) x [first, first + depth) where kOrder says
@@ -183,7 +188,7 @@ constexpr int64_t kBlockScratch = kBlockBytes / int64_t(sizeof(T)) + kTileCols<T
 //     row_of_c(i)                              the address of row i of C
 template <class T, Order kOrder, class PackA, class PackB, class RowOfC>
 void multiply(int64_t rows, int64_t k, const PackA& pack_a, const PackB& pack_b, int64_t from, int64_t to,
-              const RowOfC& row_of_c, bool add, T* scratch) {
+              const RowOfC& row_of_c, bool add, T* workspace) {
   constexpr int64_t kCols = kTileCols<T>;
   alignas(64) T a[kOrder == Order::kRows ? kTileRows * kRowStride<T> : kTileRows * kDepth];
   if (rows == 0) return;
@@ -192,14 +197,14 @@ void multiply(int64_t rows, int64_t k, const PackA& pack_a, const PackB& pack_b,
     int64_t first = 0;
     do {  // once where k is 0: C becomes zero
       const int64_t depth = next_share(k - first, kDepth, 1);
-      pack_b(scratch, first, depth, col, width);
+      pack_b(workspace, first, depth, col, width);
       for (int64_t i = 0, count = 0; i < rows; i += count) {
         count = next_share(rows - i, kTileRows, 1);
         T* c[kTileRows];
         for (int64_t r = 0; r < count; ++r) c[r] = row_of_c(i + r);
         pack_a(a, i, count, first, depth);
         for (int64_t j = 0; j < width; j += kCols)
-          multiply_tile<T, kOrder, false>(count, a, {scratch + j * depth, kCols, nullptr}, depth, c, col + j,
+          multiply_tile<T, kOrder, false>(count, a, {workspace + j * depth, kCols, nullptr}, depth, c, col + j,
                                           least(kCols, width - j), add || first > 0);
       }
       first += depth;
@@ -207,7 +212,7 @@ void multiply(int64_t rows, int64_t k, const PackA& pack_a, const PackB& pack_b,
   }
 }
 
-// Row numbers of 4 or 8 bytes; none: the place itself.
+// Row numbers of 4 or 8 bytes; none: the position itself.
 struct Rows {
   const void* list;
   int size;

@@ -1,6 +1,6 @@
 // Products of groups of rows, each with a matrix of its own: the experts of a mixture, forward and backward.
 #include "gemm.h"
-#include "kernels.h"
+#include "slots.h"
 
 namespace gossamer::GOSSAMER_ISA {
 namespace {
@@ -12,8 +12,8 @@ struct Groups {
 };
 
 template <class T>
-void grouped_mm_of(const T* x, int64_t k, Rows source, Rows target, Groups groups, const T* weights, bool flip,
-                   int64_t n, T* y, int64_t out_rows, T* scratch, int threads) {
+void grouped_mm_of(const T* x, int64_t k, Rows source, Rows target, Groups groups, const T* weights, bool transposed,
+                   int64_t n, T* y, int64_t out_rows, T* workspace, int threads) {
   const int64_t positions = groups.offsets[groups.count] - groups.offsets[0];
   threads = useful_threads(positions * (k + n) * int64_t(sizeof(T)), threads);
   if (positions < out_rows) {  // rows that nobody names are zero
@@ -28,7 +28,7 @@ void grouped_mm_of(const T* x, int64_t k, Rows source, Rows target, Groups group
     share_products<T>(groups.count, n, part, threads, size, work,
                       [=](int64_t g, int64_t row, int64_t last_row, int64_t col, int64_t last_col) {
       const int64_t base = groups.offsets[g] + row;
-      const Operand<T> b = {weights + g * k * n, flip ? 1 : n, flip ? k : 1};
+      const Matrix<T> b = {weights + g * k * n, transposed ? 1 : n, transposed ? k : 1};
       const auto pack_a = [=](T* out, int64_t i, int64_t count, int64_t first, int64_t depth) {
         for (int64_t r = 0; r < count; ++r)
           memcpy(out + r * kRowStride<T>, x + source[base + i + r] * k + first, size_t(depth) * sizeof(T));
@@ -38,14 +38,14 @@ void grouped_mm_of(const T* x, int64_t k, Rows source, Rows target, Groups group
       };
       multiply<T, Order::kRows>(last_row - row, k, pack_a, pack_b, col, last_col,
                                 [=](int64_t i) { return y + target[base + i] * n; }, false,
-                                scratch + part * kBlockScratch<T>);
+                                workspace + part * kBlockWorkspace<T>);
     });
   });
 }
 
 template <class T>
 void grouped_outer_of(const T* x, int64_t k, const T* dy, int64_t n, Rows source, Rows target, Groups groups, T* dw,
-                      T* scratch, int threads) {
+                      T* workspace, int threads) {
   threads = useful_threads(groups.count * k * n * int64_t(sizeof(T)), threads);
   parallel(threads, threads, [=](int64_t part) {
     share_products<T>(groups.count, n, part, threads, [=](int64_t) { return k; },
@@ -62,37 +62,65 @@ void grouped_outer_of(const T* x, int64_t k, const T* dy, int64_t n, Rows source
       };
       multiply<T, Order::kColumns>(last_row - row, groups.size(g), pack_a, pack_b, col, last_col,
                                    [=](int64_t i) { return dw + (g * k + row + i) * n; }, false,
-                                   scratch + part * kBlockScratch<T>);
+                                   workspace + part * kBlockWorkspace<T>);
     });
   });
 }
 
+// Whether every position of the groups names a row below `bound`.
+bool are_rows(const Groups& groups, Rows rows, int64_t bound) {
+  const int64_t first = groups.offsets[0], end = groups.offsets[groups.count];
+  return rows.list == nullptr ? end <= bound : all_below(rows.list, rows.size, first, end, bound);
+}
+
+// Whether no row is named twice; `named` has a byte for each.
+bool differ(const Groups& groups, Rows rows, int64_t bound, uint8_t* named) {
+  if (rows.list == nullptr) return true;
+  const int64_t first = groups.offsets[0], end = groups.offsets[groups.count];
+  memset(named, 0, size_t(bound));
+  for (int64_t p = first; p < end; ++p) named[rows[p]] = 1;
+  int64_t found = 0;
+  for (int64_t row = 0; row < bound; ++row) found += named[row];
+  return found == end - first;
+}
+
 }  // namespace
 
-int64_t grouped_scratch(int element_size, int threads) {
-  return threads * (element_size == 4 ? kBlockScratch<float> * 4 : kBlockScratch<double> * 8);
+int64_t grouped_workspace(int element_size, int64_t out_rows, int threads) {
+  return threads * (element_size == 4 ? kBlockWorkspace<float> * 4 : kBlockWorkspace<double> * 8) + out_rows;
 }
 
-void grouped_mm(const void* x, int element_size, int64_t k, const void* source, int source_size, const void* target,
-                int target_size, const int64_t* offsets, int64_t groups, const void* weights, bool flip, int64_t n,
-                void* y, int64_t out_rows, void* scratch, int threads) {
+bool grouped_mm(const void* x, int element_size, int64_t x_rows, int64_t k, const void* source, int source_size,
+                const void* target, int target_size, int64_t positions, const int64_t* offsets, int64_t groups,
+                const void* weights, bool transposed, int64_t n, void* y, int64_t out_rows, void* workspace, int threads) {
+  const Groups all = {offsets, groups};
+  const Rows from = {source, source_size}, to = {target, target_size};
+  if (!are_offsets(offsets, groups, false, positions) || !are_rows(all, from, x_rows) || !are_rows(all, to, out_rows) ||
+      !differ(all, to, out_rows, static_cast<uint8_t*>(workspace)))
+    return false;
   const auto run = [&]<class T>(T* out) {
-    grouped_mm_of(static_cast<const T*>(x), k, {source, source_size}, {target, target_size}, {offsets, groups},
-                  static_cast<const T*>(weights), flip, n, out, out_rows, static_cast<T*>(scratch), threads);
+    grouped_mm_of(static_cast<const T*>(x), k, from, to, all, static_cast<const T*>(weights), transposed, n, out,
+                  out_rows, static_cast<T*>(workspace), threads);
   };
   if (element_size == 4) run(static_cast<float*>(y));
-  if (element_size == 8) run(static_cast<double*>(y));
+  else run(static_cast<double*>(y));
+  return true;
 }
 
-void grouped_outer(const void* x, int element_size, int64_t k, const void* dy, int64_t n, const void* source,
-                   int source_size, const void* target, int target_size, const int64_t* offsets, int64_t groups,
-                   void* dw, void* scratch, int threads) {
+bool grouped_outer(const void* x, int element_size, int64_t x_rows, int64_t k, const void* dy, int64_t dy_rows, int64_t n,
+                   const void* source, int source_size, const void* target, int target_size, int64_t positions,
+                   const int64_t* offsets, int64_t groups, void* dw, void* workspace, int threads) {
+  const Groups all = {offsets, groups};
+  const Rows from = {source, source_size}, to = {target, target_size};
+  if (!are_offsets(offsets, groups, false, positions) || !are_rows(all, from, x_rows) || !are_rows(all, to, dy_rows))
+    return false;
   const auto run = [&]<class T>(T* out) {
-    grouped_outer_of(static_cast<const T*>(x), k, static_cast<const T*>(dy), n, {source, source_size},
-                     {target, target_size}, {offsets, groups}, out, static_cast<T*>(scratch), threads);
+    grouped_outer_of(static_cast<const T*>(x), k, static_cast<const T*>(dy), n, from, to, all, out,
+                     static_cast<T*>(workspace), threads);
   };
   if (element_size == 4) run(static_cast<float*>(dw));
-  if (element_size == 8) run(static_cast<double*>(dw));
+  else run(static_cast<double*>(dw));
+  return true;
 }
 
 }  // namespace gossamer::GOSSAMER_ISA

@@ -1,4 +1,4 @@
-// Threads: the only door to OpenMP, so that the verbs are compiled without it.
+// Threads: the only door to OpenMP, so that the ops are compiled without it.
 #pragma once
 #include <stdint.h>
 

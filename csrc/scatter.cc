@@ -1,22 +1,28 @@
 // SWrite: packed tiles back in their places, zero where no tile is.
-#include "kernels.h"
 #include "tiles.h"
 
 namespace gossamer::GOSSAMER_ISA {
 
-void scatter(const void* values, int64_t rows, int64_t cols, int element_size, const int64_t* offsets,
-             const void* indices, int index_size, int64_t bm, int64_t bn, int64_t capacity, void* dense, int threads) {
-  const int64_t tile_rows = ceil_div(rows, bm), row_bytes = cols * element_size, width = bn * element_size;
+bool scatter(const void* values, int element_size, const Index& index, void* dense, int threads) {
+  const Slots s(index);
+  if (!s.offsets_are_right()) return false;
+  const int64_t row_bytes = s.cols * element_size, width = s.bn * element_size;
   char* const source = static_cast<char*>(const_cast<void*>(values));  // move_tiles<false> only reads it
-  threads = useful_threads(rows * row_bytes, threads);
+  threads = useful_threads(s.rows * row_bytes, threads);
+  Verdict verdict;
 
   // A row of tiles is zeroed and filled by one thread, so it is filled while still in cache.
-  parallel(tile_rows, threads, [=](int64_t i) {
-    char* const matrix = static_cast<char*>(dense) + i * bm * row_bytes;
-    const Strip strip = {matrix, least(bm, rows - i * bm), row_bytes, bm, width};
-    memset(matrix, 0, size_t(strip.height * row_bytes));
-    move_tiles<false>(strip, source, indices, index_size, offsets[i], least(offsets[i + 1], capacity));
+  parallel(threads, threads, [&, threads](int64_t part) {
+    const int64_t first = part_begin(s.tile_rows, part, threads), last = part_begin(s.tile_rows, part + 1, threads);
+    if (!verdict.add(s.columns_exist(s.offsets[first], s.offsets[last]))) return;
+    for (int64_t i = first; i < last; ++i) {
+      char* const matrix = static_cast<char*>(dense) + i * s.bm * row_bytes;
+      const Strip strip = {matrix, least(s.bm, s.rows - i * s.bm), row_bytes, s.bm, width};
+      memset(matrix, 0, size_t(strip.height * row_bytes));
+      move_tiles<false>(strip, source, s, s.offsets[i], s.offsets[i + 1]);
+    }
   });
+  return verdict.right();
 }
 
 }  // namespace gossamer::GOSSAMER_ISA

@@ -2,7 +2,6 @@
 #include "sdd.h"
 
 #include "dots.h"
-#include "kernels.h"
 
 namespace gossamer::GOSSAMER_ISA {
 namespace {
@@ -47,23 +46,26 @@ void tile(const Piece<T>& p, int64_t rows, int64_t cols) {
 }
 
 template <class T>
-void tiles(const Sampled<T>& s, int threads) {
-  parallel(threads, threads, [&](int64_t part) {
+bool tiles(const Sampled<T>& s, int threads) {
+  Verdict verdict;
+  parallel(threads, threads, [&, threads](int64_t part) {
+    const int64_t begin = part_begin(s.used(), part, threads), end = part_begin(s.used(), part + 1, threads);
+    if (!verdict.add(s.columns_exist(begin, end))) return;
     for_each_piece<T>(s.k, [&](int64_t from, int64_t k) {
       const auto visit = [&](int64_t i, int64_t slot, int64_t stop) {
-        const int64_t height = least(s.bm, s.m - i * s.bm);
+        const int64_t height = least(s.bm, s.rows - i * s.bm);
         for (; slot < stop; ++slot) {
-          const int64_t j = index_at(s.indices, s.index_size, slot) * s.bn, width = least(s.bn, s.n - j);
+          const int64_t j = s.column(slot) * s.bn, width = least(s.bn, s.cols - j);
           T* const out = s.values + slot * s.bm * s.bn;
           if (from == 0 && (height < s.bm || width < s.bn)) memset(out, 0, size_t(s.bm * s.bn) * sizeof(T));
           const T *const a = s.a + i * s.bm * s.a_stride + from, *const b = s.b + j * s.b_stride + from;
           tile(Piece<T>{a, b, s.a_stride, s.b_stride, k, out, s.bn, from > 0}, height, width);
         }
       };
-      for_each_row(s.offsets, ceil_div(s.m, s.bm), part_begin(s.used, part, threads),
-                   part_begin(s.used, part + 1, threads), visit);
+      s.for_each_row(begin, end, visit);
     });
   });
+  return verdict.right();
 }
 
 // Rows that are asked for before they are transposed: nothing else foresees such a stride.
@@ -88,43 +90,41 @@ void pack_columns(const T* x, int64_t stride, int64_t k, int64_t columns, T* out
 }
 
 template <class T>
-void sampled(Sampled<T> s, bool pack_a, bool pack_b, T* packed, int64_t capacity, int threads) {
-  const int64_t tile_bytes = s.bm * s.bn * int64_t(sizeof(T));
-  threads = useful_threads(s.used * tile_bytes * (s.k / 8), threads);
-  memset(s.values + s.used * s.bm * s.bn, 0, size_t((capacity - s.used) * tile_bytes));
-  if (s.used == 0) return;
+bool sampled(Sampled<T> s, bool pack_a, bool pack_b, T* packed, int threads) {
+  const int64_t used = s.used(), tile_bytes = s.bm * s.bn * int64_t(sizeof(T));
+  threads = useful_threads(used * tile_bytes * (s.k / 8), threads);
+  memset(s.values + used * s.bm * s.bn, 0, size_t((s.capacity - used) * tile_bytes));
+  if (used == 0) return true;
   if (s.k == 0) {
-    memset(s.values, 0, size_t(s.used * tile_bytes));
-    return;
+    memset(s.values, 0, size_t(used * tile_bytes));
+    return s.columns_exist(0, used);
   }
   if (pack_a) {
-    pack_columns(s.a, s.a_stride, s.k, s.m, packed, threads);
+    pack_columns(s.a, s.a_stride, s.k, s.rows, packed, threads);
     s.a = packed;
     s.a_stride = s.k;
-    packed += s.m * s.k;
+    packed += s.rows * s.k;
   }
   if (pack_b) {
-    pack_columns(s.b, s.b_stride, s.k, s.n, packed, threads);
+    pack_columns(s.b, s.b_stride, s.k, s.cols, packed, threads);
     s.b = packed;
     s.b_stride = s.k;
   }
-  if (s.bm == 1 || s.bn == 1) sdd_elements(s, threads);
-  else tiles(s, threads);
+  return s.bm == 1 || s.bn == 1 ? sdd_elements(s, threads) : tiles(s, threads);
 }
 
 }  // namespace
 
-void sdd(const void* a, int64_t a_stride, bool a_transposed, const void* b, int64_t b_stride, bool b_transposed,
-         int64_t m, int64_t k, int64_t n, int element_size, const int64_t* offsets, const void* indices, int index_size,
-         int64_t bm, int64_t bn, int64_t capacity, void* values, void* packed, int64_t* next, int threads) {
-  const int64_t used = least(offsets[ceil_div(m, bm)], capacity);
-  const auto run = [&]<class T>(T) {
-    const Sampled<T> s = {static_cast<const T*>(a), a_stride, m, static_cast<const T*>(b), b_stride, n, k,
-                          offsets, indices, index_size, bm, bn, used, static_cast<T*>(values), next};
-    sampled(s, a_transposed, !b_transposed, static_cast<T*>(packed), capacity, threads);
+bool sdd(const Operand& a, const Operand& b, int64_t k, int element_size, const Index& index, void* values, void* packed,
+         int64_t* next, int threads) {
+  const Slots slots(index);
+  if (!slots.offsets_are_right()) return false;
+  const auto run = [&]<class T>(T* out) {
+    const Sampled<T> s = {slots, static_cast<const T*>(a.address), a.stride, static_cast<const T*>(b.address), b.stride,
+                          k, out, next};
+    return sampled(s, a.transposed, !b.transposed, static_cast<T*>(packed), threads);
   };
-  if (element_size == 4) run(float());
-  else run(double());
+  return element_size == 4 ? run(static_cast<float*>(values)) : run(static_cast<double*>(values));
 }
 
 }  // namespace gossamer::GOSSAMER_ISA

@@ -92,7 +92,7 @@ template <class T>
 void row_tiles(const Sampled<T>& s, int64_t from, int64_t k, int64_t i, int64_t slot, int64_t stop) {
   Batch<T> batch(s.a + i * s.a_stride + from, k, from > 0, s.values + slot * s.bn);
   for (; slot < stop; ++slot) {
-    const int64_t j = index_at(s.indices, s.index_size, slot) * s.bn, width = least(s.bn, s.n - j);
+    const int64_t j = s.column(slot) * s.bn, width = least(s.bn, s.cols - j);
     for (int64_t c = 0; c < width; ++c) batch.push(s.b + (j + c) * s.b_stride + from);
     if (width == s.bn) continue;
     batch.flush();
@@ -105,9 +105,9 @@ void row_tiles(const Sampled<T>& s, int64_t from, int64_t k, int64_t i, int64_t 
 // Tiles [bm, 1]: a row of b with rows of a.
 template <class T>
 void column_tiles(const Sampled<T>& s, int64_t from, int64_t k, int64_t i, int64_t slot, int64_t stop) {
-  const int64_t height = least(s.bm, s.m - i * s.bm);
+  const int64_t height = least(s.bm, s.rows - i * s.bm);
   for (; slot < stop; ++slot) {
-    const T* const one = s.b + index_at(s.indices, s.index_size, slot) * s.b_stride + from;
+    const T* const one = s.b + s.column(slot) * s.b_stride + from;
     T* const tile = s.values + slot * s.bm;
     Batch<T> batch(one, k, from > 0, tile);
     for (int64_t r = 0; r < height; ++r) batch.push(s.a + (i * s.bm + r) * s.a_stride + from);
@@ -120,16 +120,18 @@ void column_tiles(const Sampled<T>& s, int64_t from, int64_t k, int64_t i, int64
 constexpr int64_t kStayBytes = 524288;
 
 template <class T>
-void elements(const Sampled<T>& s, int threads) {
+bool elements(const Sampled<T>& s, int threads) {
   constexpr int64_t kLine = 64 / int64_t(sizeof(T));
   const bool single = s.bm == 1 && s.bn == 1;
   const auto visit = single ? (s.index_size == 2 ? row_elements<T, uint16_t> : row_elements<T, int32_t>)
                      : s.bm == 1 ? row_tiles<T> : column_tiles<T>;
-  parallel(threads, threads, [&](int64_t part) {
+  Verdict verdict;
+  parallel(threads, threads, [&, threads](int64_t part) {
+    if (!verdict.add(s.columns_exist(part_begin(s.used(), part, threads), part_begin(s.used(), part + 1, threads)))) return;
     for_each_piece<T>(s.k, [&](int64_t from, int64_t k) {
       const int64_t width = kStayBytes / (k * s.bn * int64_t(sizeof(T))) + 1;
       for_each_visit(s, part, threads, width, [&](int64_t i, int64_t slot, int64_t stop) {
-        if (s.bm == 1 && i + 1 < s.m) {  // the next row comes from L3, and its first product would wait for all of it
+        if (s.bm == 1 && i + 1 < s.rows) {  // the next row comes from L3, and its first product would wait for all of it
           const T* const next = s.a + (i + 1) * s.a_stride + from;
           for (int64_t p = 0; p < k; p += kLine) __builtin_prefetch(next + p);
         }
@@ -137,11 +139,12 @@ void elements(const Sampled<T>& s, int threads) {
       });
     });
   });
+  return verdict.right();
 }
 
 }  // namespace
 
-void sdd_elements(const Sampled<float>& s, int threads) { elements(s, threads); }
-void sdd_elements(const Sampled<double>& s, int threads) { elements(s, threads); }
+bool sdd_elements(const Sampled<float>& s, int threads) { return elements(s, threads); }
+bool sdd_elements(const Sampled<double>& s, int threads) { return elements(s, threads); }
 
 }  // namespace gossamer::GOSSAMER_ISA

@@ -106,13 +106,13 @@ inline void store_bools(uint8_t* to, uint64_t bits) {
 
 }  // namespace
 
-int64_t select_scratch(int64_t n, int threads) { return part_count(n, threads) * int64_t(sizeof(Histogram)); }
+int64_t select_workspace(int64_t n, int threads) { return part_count(n, threads) * int64_t(sizeof(Histogram)); }
 
 int64_t select(const float* scores, const uint8_t* allowed, int64_t n, int64_t k, bool largest, uint8_t* mask,
-               void* scratch, int threads) {
+               void* workspace, int threads) {
   const int64_t parts = part_count(n, threads);
   const uint32_t order = largest ? ~kSign : kSign;
-  Histogram* const histograms = static_cast<Histogram*>(scratch);
+  Histogram* const histograms = static_cast<Histogram*>(workspace);
   uint32_t kth = 0;
   int64_t total = 0, before = 0;  // allowed scores; those that rank before every candidate for the k-th
   for (int d = 0; d < kDigits; ++d) {

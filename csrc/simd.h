@@ -1,6 +1,6 @@
 // One width-agnostic vocabulary for every instruction set: vectors of kWidth bytes and blocks of 64 lanes as 64 bits.
 //
-// A verb's source is compiled once per instruction set with GOSSAMER_ISA naming its namespace. Everything here is in an
+// A op's source is compiled once per instruction set with GOSSAMER_ISA naming its namespace. Everything here is in an
 // anonymous namespace inside it: nothing compiled for AVX-512 may be the copy that the scalar path calls.
 #pragma once
 #include <stdint.h>
@@ -43,6 +43,16 @@ inline void end_stream() { _mm_sfence(); }
 inline void stream(void* p, Vec v) { store(p, v); }
 inline void end_stream() {}
 #endif
+
+inline bool any_bit(Vec v) {
+#if defined(GOSSAMER_AVX512)
+  return _mm512_test_epi64_mask((__m512i)v, (__m512i)v) != 0;
+#elif defined(GOSSAMER_AVX2)
+  return !_mm256_testz_si256((__m256i)v, (__m256i)v);
+#else
+  return (v[0] | v[1]) != 0;
+#endif
+}
 
 template <class Lane>
 constexpr int kVecs = 64 * int(sizeof(Lane)) / kWidth;  // vectors in a block of 64 lanes

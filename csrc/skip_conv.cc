@@ -7,8 +7,6 @@
 // weights, 16 channels at a time.
 #include "skip_conv_stage.h"
 
-#include "kernels.h"
-
 namespace gossamer::GOSSAMER_ISA {
 namespace {
 
@@ -27,13 +25,13 @@ struct Sweep {
 // Calls f for the sweeps of a line, those of a class of outputs one after the other.
 template <class F>
 void for_each_sweep(const Conv& conv, const F& f) {
-  const int64_t stride = conv.stride_w, dil = conv.dil_w, pad = conv.pad_w;
+  const int64_t stride = conv.along.stride, dil = conv.along.dilation, pad = conv.along.padding;
   const bool by_dilation = stride == 1 && dil > 1;
   // Taps whose places differ by `step` are neighbours in a class; where those are uneven, each tap is alone.
-  const int64_t step = by_dilation || stride == 1 ? 1 : dil == 1 ? stride : conv.s;
+  const int64_t step = by_dilation || stride == 1 ? 1 : dil == 1 ? stride : conv.along.taps;
   const int most = step == 1 ? kMostTaps : step == 2 ? 2 : 1;
   const auto run = [&](Sweep sweep, int64_t first_tap, int64_t chunks, int64_t* done, auto shift_of) {
-    int64_t left = ceil_div(conv.s - first_tap, step);
+    int64_t left = ceil_div(conv.along.taps - first_tap, step);
     sweep.step = int(step);
     for (int64_t t = first_tap; left > 0; ++*done) {
       sweep.taps = int(least(left, most));
@@ -47,14 +45,14 @@ void for_each_sweep(const Conv& conv, const F& f) {
     }
   };
   const auto chunks_of = [&](int64_t first_tap) {
-    return first_tap < conv.s ? ceil_div(ceil_div(conv.s - first_tap, step), most) : int64_t(0);
+    return first_tap < conv.along.taps ? ceil_div(ceil_div(conv.along.taps - first_tap, step), most) : int64_t(0);
   };
   Sweep sweep = {};
   sweep.x_step = sweep.y_step = 1;
   if (by_dilation) {  // classes of both sides
-    for (int64_t y0 = 0; y0 < dil && y0 < conv.ow; ++y0) {
+    for (int64_t y0 = 0; y0 < dil && y0 < conv.along.out; ++y0) {
       const int64_t x0 = remainder(conv.transposed ? y0 + pad : y0 - pad, dil);
-      const int64_t columns = x0 < conv.w ? ceil_div(conv.w - x0, dil) : 0, outs = ceil_div(conv.ow - y0, dil);
+      const int64_t columns = x0 < conv.along.in ? ceil_div(conv.along.in - x0, dil) : 0, outs = ceil_div(conv.along.out - y0, dil);
       sweep = {0, 0, 0, x0, dil, columns, y0, dil, outs, 0, false, false};
       int64_t shift = (conv.transposed ? x0 - pad - y0 : x0 + pad - y0) / dil;
       if (conv.transposed) {
@@ -68,20 +66,20 @@ void for_each_sweep(const Conv& conv, const F& f) {
     }
   } else if (!conv.transposed) {  // classes of input columns; all write all outputs
     int64_t chunks = 0, done = 0;
-    const int64_t classes = least(conv.s, step);  // by their first tap
+    const int64_t classes = least(conv.along.taps, step);  // by their first tap
     for (int64_t tap = 0; tap < classes; ++tap) chunks += chunks_of(tap);
     for (int64_t tap = 0; tap < classes; ++tap) {
       const int64_t x0 = remainder(tap * dil - pad, stride);
-      const int64_t columns = x0 < conv.w ? ceil_div(conv.w - x0, stride) : 0;
-      sweep = {0, 0, 0, x0, stride, columns, 0, 1, conv.ow, 0, false, false};
+      const int64_t columns = x0 < conv.along.in ? ceil_div(conv.along.in - x0, stride) : 0;
+      sweep = {0, 0, 0, x0, stride, columns, 0, 1, conv.along.out, 0, false, false};
       run(sweep, tap, chunks, &done, [=](int64_t t) { return (x0 + pad - t * dil) / stride; });
     }
   } else {  // classes of output columns; all read all columns of the input
-    for (int64_t y0 = 0; y0 < stride && y0 < conv.ow; ++y0) {
-      const int64_t outs = ceil_div(conv.ow - y0, stride), columns = conv.w;
+    for (int64_t y0 = 0; y0 < stride && y0 < conv.along.out; ++y0) {
+      const int64_t outs = ceil_div(conv.along.out - y0, stride), columns = conv.along.in;
       sweep = {1, 1, 0, columns - 1, -1, columns, y0 + (outs - 1) * stride, -stride, outs, 0, true, true};
       int64_t chunks = 0, done = 0;
-      const int64_t classes = least(conv.s, step);
+      const int64_t classes = least(conv.along.taps, step);
       for (int64_t tap = 0; tap < classes; ++tap)
         if (remainder(tap * dil - y0 - pad, stride) == 0) chunks += chunks_of(tap);
       for (int64_t tap = 0; tap < classes; ++tap)
@@ -132,17 +130,17 @@ int64_t groups_together(const Conv& conv, const Packing& packing) {
 // The nonzeros of the rows that no line meets: a stride or a wide kernel leaves them out.
 int64_t count_rest(const Conv& conv, const float* x, const uint16_t* bits, int threads) {
   bool rest = false;
-  for (int64_t h = 0; h < conv.h && !rest; ++h) rest = !row_is_met(conv, h);
+  for (int64_t h = 0; h < conv.down.in && !rest; ++h) rest = !row_is_met(conv, h);
   if (!rest) return 0;
   int64_t total = 0;
-  const int64_t words = ceil_div(conv.c, 32) * 2;
+  const int64_t words = ceil_div(conv.channels, 32) * 2;
   parallel(threads, threads, [&, threads](int64_t part) {
     int64_t count = 0;
-    for (int64_t h = 0; h < conv.h; ++h) {
+    for (int64_t h = 0; h < conv.down.in; ++h) {
       if (row_is_met(conv, h)) continue;
-      for (int64_t n = part_begin(conv.n, part, threads); n < part_begin(conv.n, part + 1, threads); ++n)
-        for (int64_t pixel = (n * conv.h + h) * conv.w; pixel < (n * conv.h + h + 1) * conv.w; ++pixel)
-          count += count_pixel(x + pixel * conv.c, bits == nullptr ? nullptr : bits + pixel * words, conv.c);
+      for (int64_t n = part_begin(conv.images, part, threads); n < part_begin(conv.images, part + 1, threads); ++n)
+        for (int64_t pixel = (n * conv.down.in + h) * conv.along.in; pixel < (n * conv.down.in + h + 1) * conv.along.in; ++pixel)
+          count += count_pixel(x + pixel * conv.channels, bits == nullptr ? nullptr : bits + pixel * words, conv.channels);
     }
     __atomic_fetch_add(&total, count, __ATOMIC_RELAXED);
   });
@@ -171,11 +169,11 @@ struct Next {
 void run_sweep(const Conv& conv, const Tensors& t, const Packing& packing, const Stage& stage, const Sweep& sweep,
                int64_t group, int64_t groups, int64_t last_group, int64_t begin, int64_t end, float* sums, Next* next) {
   const SweepLine kernel = sweep_line_of<1, kMostVectors>(sweep.taps, sweep.step, groups, packing.vectors);
-  const int64_t each = packing.lanes / kSegment, segments = each * conv.r;  // of a part
+  const int64_t each = packing.lanes / kSegment, segments = each * conv.down.taps;  // of a part
   const int64_t together = least(segments, segments_of(int(sweep.taps * groups * packing.vectors)));
   const int64_t some = ceil_div(segments, together), panels = packing.parts > 0 ? packing.parts * some : 1;
-  const int64_t at = group * packing.outs, outs = groups * packing.outs, width = conv.out - at;
-  const int64_t y_step = sweep.y_step * conv.out, y_bytes = ceil_div(conv.out, 32) * 4;
+  const int64_t at = group * packing.outs, outs = groups * packing.outs, width = conv.outputs - at;
+  const int64_t y_step = sweep.y_step * conv.outputs, y_bytes = ceil_div(conv.outputs, 32) * 4;
   const bool straight = width >= outs && !t.relu;  // from the registers into y
   alignas(64) float bias[kMostGroups * kMostVectors * kF] = {};
   if (t.bias != nullptr) memcpy(bias, t.bias + at, size_t(least(width, outs)) * sizeof(float));
@@ -183,7 +181,7 @@ void run_sweep(const Conv& conv, const Tensors& t, const Packing& packing, const
   line.x_step = sweep.x_step * stage.x_column;
   line.bits_step = sweep.x_step * stage.bits_column;
   line.shift = sweep.shift;
-  line.w_row = conv.s * packing.outs;
+  line.w_row = conv.along.taps * packing.outs;
   line.w_group = packing.parts * segments * kSegment * line.w_row;
   const float* const weights = t.w + group * line.w_group + sweep.tap * packing.outs;
   for (int64_t panel = 0; panel < panels; ++panel) {
@@ -205,7 +203,7 @@ void run_sweep(const Conv& conv, const Tensors& t, const Packing& packing, const
       const int64_t l = sweep.x_step > 0 ? i : begin + end - 1 - i, base = stage.base[l - begin];
       line.columns = sweep.columns;
       line.outs = sweep.outs;
-      if (conv.pixels < conv.h * conv.w) line.columns = line.outs = least(conv.w, conv.pixels - l * conv.w);
+      if (conv.pixels < conv.down.in * conv.along.in) line.columns = line.outs = least(conv.along.in, conv.pixels - l * conv.along.in);
       bool any = false;
       for (int64_t r = first / each; r <= (first + count - 1) / each; ++r) any |= stage.rows[base + r] >= 0;
       if (!any || packing.parts == 0) {
@@ -214,9 +212,9 @@ void run_sweep(const Conv& conv, const Tensors& t, const Packing& packing, const
       }
       line.x = x + base * stage.x_slot;
       line.bits = bits + base * stage.bits_slot;
-      const int64_t out = l * conv.ow + sweep.y0;
-      float* const y = t.y + out * conv.out + at;
-      float* const kept = sums + (l - begin) * conv.ow * outs;
+      const int64_t out = l * conv.along.out + sweep.y0;
+      float* const y = t.y + out * conv.outputs + at;
+      float* const kept = sums + (l - begin) * conv.along.out * outs;
       line.from = is_first ? bias : kept;
       line.to = is_last && straight ? y : kept;
       line.x_next = next->x;
@@ -300,65 +298,60 @@ namespace {
 struct Plan {
   Conv conv;
   Packing packing;
-  int64_t lines, unit, units, block, sums;  // sums: bytes of scratch of a thread
+  int64_t lines, unit, units, block, sums;  // sums: bytes of workspace of a thread
   int threads;
   bool by_groups;
 
-  Plan(const Conv& given, int most_threads) : conv(given), packing(given.out, given.c, given.r) {
-    threads = useful_threads(4 * conv.n * (conv.h * conv.w * conv.c + conv.oh * conv.ow * conv.out), most_threads);
-    conv.pixels = conv.n * conv.h * conv.w;
-    conv.flat = conv.r == 1 && conv.s == 1 && conv.stride_h == 1 && conv.stride_w == 1 && conv.pad_h == 0 &&
-                conv.pad_w == 0 && conv.oh == conv.h && conv.ow == conv.w;
+  Plan(const Conv& given, int most_threads) : conv(given), packing(given.outputs, given.channels, given.down.taps) {
+    threads = useful_threads(4 * conv.images * (conv.down.in * conv.along.in * conv.channels + conv.down.out * conv.along.out * conv.outputs), most_threads);
+    conv.pixels = conv.images * conv.down.in * conv.along.in;
+    conv.flat = conv.down.taps == 1 && conv.along.taps == 1 && conv.down.stride == 1 && conv.along.stride == 1 && conv.down.padding == 0 &&
+                conv.along.padding == 0 && conv.down.out == conv.down.in && conv.along.out == conv.along.in;
     if (conv.flat && conv.pixels > 0) {  // pixels know nothing of rows
-      conv.n = 1;
-      conv.w = conv.ow = least(kFlatColumns, conv.pixels);
-      conv.h = conv.oh = ceil_div(conv.pixels, conv.w);
-      conv.dil_h = conv.dil_w = 1;
+      conv.images = 1;
+      conv.along.in = conv.along.out = least(kFlatColumns, conv.pixels);
+      conv.down.in = conv.down.out = ceil_div(conv.pixels, conv.along.in);
+      conv.down.dilation = conv.along.dilation = 1;
       conv.transposed = false;
     }
-    lines = conv.n * conv.oh;
+    lines = conv.images * conv.down.out;
     unit = groups_together(conv, packing);  // never divided: they decide the order of additions
     units = ceil_div(packing.groups, unit);
     // By groups every thread stages all of x, by lines every thread reads all of the weights.
-    by_groups = units >= threads && units % threads == 0 && 8 * conv.n * conv.h * conv.w < conv.r * conv.s * conv.out;
-    const int64_t x_floats = slots_apart(conv) * conv.w * packing.parts * packing.lanes;
-    const int64_t line_bytes = 4 * (x_floats + conv.ow * unit * packing.outs);
+    by_groups = units >= threads && units % threads == 0 && 8 * conv.images * conv.down.in * conv.along.in < conv.down.taps * conv.along.taps * conv.outputs;
+    const int64_t x_floats = slots_apart(conv) * conv.along.in * packing.parts * packing.lanes;
+    const int64_t line_bytes = 4 * (x_floats + conv.along.out * unit * packing.outs);
     const int64_t of_part = by_groups ? lines : ceil_div(lines, threads);
     int64_t fit = line_bytes > 0 ? kBlockBytes / line_bytes : 1;
     if (conv.flat) fit = fit / 4 > 2 ? fit / 4 : 2;  // the next block's x arrives beside it; a panel serves 128 pixels
     block = of_part > 0 ? ceil_div(of_part, ceil_div(of_part, fit > 0 ? fit : 1)) : 1;
-    sums = ceil_div(block * conv.ow * unit * packing.outs * 4, 64) * 64;
+    sums = ceil_div(block * conv.along.out * unit * packing.outs * 4, 64) * 64;
   }
 };
 
 }  // namespace
 
-int64_t skip_conv_scratch(int64_t n, int64_t h, int64_t w, int64_t c, int64_t out, int64_t r, int64_t s,
-                          int64_t stride_h, int64_t stride_w, int64_t pad_h, int64_t pad_w, int64_t dil_h,
-                          int64_t dil_w, bool transposed, int64_t oh, int64_t ow, int threads) {
-  if (out == 0 || n * oh * ow == 0) return 0;
-  const Conv whole = {n, h, w, c, oh, ow, out, r, s, stride_h, stride_w, pad_h, pad_w, dil_h, dil_w, transposed};
-  const Plan plan(whole, threads);
+int64_t skip_conv_workspace(const Convolution& whole, bool transposed, int threads) {
+  if (whole.outputs == 0 || whole.images * whole.down.out * whole.along.out == 0) return 0;
+  const Plan plan({whole, transposed}, threads);
   return plan.threads * (Stage(plan.conv, plan.packing, plan.block).bytes + plan.sums) + 64;
 }
 
-void skip_conv(const float* x, int64_t n, int64_t h, int64_t w, int64_t c, const float* packed, const float* bias,
-               const void* bits, int64_t out, int64_t r, int64_t s, int64_t stride_h, int64_t stride_w, int64_t pad_h,
-               int64_t pad_w, int64_t dil_h, int64_t dil_w, bool transposed, int64_t oh, int64_t ow, bool relu, float* y,
-               void* y_bits, int64_t* counts, void* scratch, int threads) {
+void skip_conv(const float* x, const float* packed, const float* bias, const void* bits, const Convolution& whole,
+               bool transposed, bool relu, float* y, void* y_bits, int64_t* counts, void* workspace, int threads) {
   const Tensors t = {x, packed, bias, static_cast<const uint16_t*>(bits), y, static_cast<uint8_t*>(y_bits), relu};
   counts[0] = counts[1] = 0;
-  if (out == 0 || n * oh * ow == 0) {
-    for (int64_t pixel = 0; pixel < n * h * w; ++pixel)
-      counts[0] += count_pixel(x + pixel * c, bits == nullptr ? nullptr : t.bits + pixel * ceil_div(c, 32) * 2, c);
+  if (whole.outputs == 0 || whole.images * whole.down.out * whole.along.out == 0) {
+    const int64_t c = whole.channels, words = ceil_div(c, 32) * 2;
+    for (int64_t pixel = 0; pixel < whole.images * whole.down.in * whole.along.in; ++pixel)
+      counts[0] += count_pixel(x + pixel * c, bits == nullptr ? nullptr : t.bits + pixel * words, c);
     return;
   }
-  const Conv whole = {n, h, w, c, oh, ow, out, r, s, stride_h, stride_w, pad_h, pad_w, dil_h, dil_w, transposed};
-  const Plan plan(whole, threads);
+  const Plan plan({whole, transposed}, threads);
   const Conv& conv = plan.conv;
   const Packing& packing = plan.packing;
   if (!conv.flat) counts[0] = count_rest(conv, x, t.bits, plan.threads);
-  char* const aligned = reinterpret_cast<char*>((reinterpret_cast<uintptr_t>(scratch) + 63) / 64 * 64);
+  char* const aligned = reinterpret_cast<char*>((reinterpret_cast<uintptr_t>(workspace) + 63) / 64 * 64);
   parallel(plan.threads, plan.threads, [&](int64_t part) {
     Counts mine;
     const bool by_groups = plan.by_groups;
@@ -373,14 +366,14 @@ void skip_conv(const float* x, int64_t n, int64_t h, int64_t w, int64_t c, const
     stage.place(mine_alone + plan.sums, conv);
     for (int64_t line = first_line; line < last_line; line += plan.block) {
       const int64_t end = least(last_line, line + plan.block);
-      if (conv.flat) stage.x = const_cast<float*>(x + line * conv.w * conv.c);  // never written
+      if (conv.flat) stage.x = const_cast<float*>(x + line * conv.along.in * conv.channels);  // never written
       stage_lines(conv, stage, x, t.bits, line, end, &mine);
       Next next = {};
       if (conv.flat) {
-        const int64_t after = least(last_line, end + plan.block) * conv.w;
-        next.x = x + end * conv.w * conv.c;
-        next.end = x + least(after, conv.pixels) * conv.c;
-        const int64_t steps = (last_unit - first_unit) * packing.parts * (end - line) * conv.w;
+        const int64_t after = least(last_line, end + plan.block) * conv.along.in;
+        next.x = x + end * conv.along.in * conv.channels;
+        next.end = x + least(after, conv.pixels) * conv.channels;
+        const int64_t steps = (last_unit - first_unit) * packing.parts * (end - line) * conv.along.in;
         next.step = steps > 0 ? ceil_div(next.end - next.x, steps * 16) * 16 : 0;
       }
       for (int64_t group = first_unit * plan.unit; group < last_group; group += plan.unit)
@@ -391,7 +384,7 @@ void skip_conv(const float* x, int64_t n, int64_t h, int64_t w, int64_t c, const
     }
     if (first_unit == 0) {
       __atomic_fetch_add(&counts[0], mine.nonzeros, __ATOMIC_RELAXED);
-      __atomic_fetch_add(&counts[1], mine.products * out, __ATOMIC_RELAXED);
+      __atomic_fetch_add(&counts[1], mine.products * conv.outputs, __ATOMIC_RELAXED);
     }
   });
 }

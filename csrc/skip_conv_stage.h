@@ -4,19 +4,16 @@
 // before them into slots: line l finds the rows of its kernel rows, in order, in slots base(l), base(l) + 1, ..., and a
 // column of these lies together, so that one load brings the bits of a panel and a bit's number is its scalar's place.
 #pragma once
+#include "kernels.h"
 #include "skip_conv.h"
 
 namespace gossamer::GOSSAMER_ISA {
 namespace {
 
-struct Conv {
-  int64_t n, h, w, c;  // x
-  int64_t oh, ow, out;
-  int64_t r, s;  // the kernel
-  int64_t stride_h, stride_w, pad_h, pad_w, dil_h, dil_w;
+struct Conv : Convolution {
   bool transposed;
-  int64_t pixels = 0;  // of x: fewer than n * h * w only where lines are cut from one long row
-  bool flat = false;  // they are: a 1x1 kernel at every pixel
+  int64_t pixels = 0;  // of x: fewer than images * down.in * along.in only where lines are cut from one long row
+  bool flat = false;   // they are: a 1x1 kernel at every pixel
 };
 
 // Groups of equally many vectors of outputs, and channels in parts of `lanes`: weights are
@@ -39,51 +36,45 @@ struct Packing {
 inline int64_t input_row(const Conv& conv, int64_t oh, int64_t r) {
   int64_t row;
   if (conv.transposed) {
-    row = oh + conv.pad_h - r * conv.dil_h;
-    if (row % conv.stride_h != 0) return -1;
-    row /= conv.stride_h;
+    row = oh + conv.down.padding - r * conv.down.dilation;
+    if (row % conv.down.stride != 0) return -1;
+    row /= conv.down.stride;
   } else {
-    row = oh * conv.stride_h - conv.pad_h + r * conv.dil_h;
+    row = oh * conv.down.stride - conv.down.padding + r * conv.down.dilation;
   }
-  return row >= 0 && row < conv.h ? row : -1;
+  return row >= 0 && row < conv.down.in ? row : -1;
 }
 
 // Whether output row oh is the first that meets input row input_row(oh, r).
 inline bool meets_first(const Conv& conv, int64_t oh, int64_t r) {
-  if (conv.transposed) return r == 0 || oh - conv.dil_h < 0;
-  int64_t a = conv.stride_h, b = conv.dil_h;
+  if (conv.transposed) return r == 0 || oh - conv.down.dilation < 0;
+  int64_t a = conv.down.stride, b = conv.down.dilation;
   while (b != 0) {
     const int64_t rest = a % b;
     a = b;
     b = rest;
   }
-  return r + conv.stride_h / a >= conv.r || oh - conv.dil_h / a < 0;
+  return r + conv.down.stride / a >= conv.down.taps || oh - conv.down.dilation / a < 0;
 }
 
-// How many taps take a row or column of x to one of y, along a dimension with so many taps and outputs.
-inline int64_t taps_of(bool transposed, int64_t at, int64_t taps, int64_t stride, int64_t pad, int64_t dil, int64_t outs) {
+// How many taps take a row or column of x to one of y.
+inline int64_t taps_of(bool transposed, const Axis& axis, int64_t at) {
   int64_t count = 0;
-  for (int64_t tap = 0; tap < taps; ++tap) {
+  for (int64_t tap = 0; tap < axis.taps; ++tap) {
     int64_t o;
     if (transposed) {
-      o = at * stride - pad + tap * dil;
+      o = at * axis.stride - axis.padding + tap * axis.dilation;
     } else {
-      o = at + pad - tap * dil;
-      if (o % stride != 0) continue;
-      o /= stride;
+      o = at + axis.padding - tap * axis.dilation;
+      if (o % axis.stride != 0) continue;
+      o /= axis.stride;
     }
-    count += o >= 0 && o < outs;
+    count += o >= 0 && o < axis.out;
   }
   return count;
 }
 
-inline bool row_is_met(const Conv& conv, int64_t h) {
-  return taps_of(conv.transposed, h, conv.r, conv.stride_h, conv.pad_h, conv.dil_h, conv.oh) > 0;
-}
-
-inline int64_t taps_of_column(const Conv& conv, int64_t w) {
-  return taps_of(conv.transposed, w, conv.s, conv.stride_w, conv.pad_w, conv.dil_w, conv.ow);
-}
+inline bool row_is_met(const Conv& conv, int64_t row) { return taps_of(conv.transposed, conv.down, row) > 0; }
 
 inline int64_t count_pixel(const float* x, const uint16_t* bits, int64_t c) {
   int64_t count = 0;
@@ -101,8 +92,8 @@ constexpr int64_t kBlockBytes = 786432, kAhead = 1024;
 
 // Slots from a line to the next of the same image: their rows are the same but for so many.
 inline int64_t slots_apart(const Conv& conv) {
-  if (conv.dil_h != 1 || (conv.transposed && conv.stride_h != 1)) return conv.r;
-  return least(conv.stride_h, conv.r);
+  if (conv.down.dilation != 1 || (conv.transposed && conv.down.stride != 1)) return conv.down.taps;
+  return least(conv.down.stride, conv.down.taps);
 }
 
 // How x is staged for `lines` lines. Sizes in floats, or in bits words of kSegment; an odd number of lines of the cache
@@ -121,42 +112,42 @@ struct Stage {
     lanes = packing.lanes;
     parts = packing.parts;
     shift = slots_apart(conv);
-    slots = least(lines * conv.r, lines * shift + (lines / conv.oh + 2) * (conv.r - shift));
+    slots = least(lines * conv.down.taps, lines * shift + (lines / conv.down.out + 2) * (conv.down.taps - shift));
     if (conv.flat) {
-      x_column = conv.c;
-      x_slot = conv.w * conv.c;
+      x_column = conv.channels;
+      x_slot = conv.along.in * conv.channels;
       x_part = lanes;
       bits_column = lanes / kSegment;
-      bits_slot = conv.w * bits_column;
-    } else if (conv.r == 1) {
+      bits_slot = conv.along.in * bits_column;
+    } else if (conv.down.taps == 1) {
       x_column = lanes;
-      x_slot = conv.w * lanes;
+      x_slot = conv.along.in * lanes;
       x_part = (slots * x_slot) | kSegment;
       bits_column = lanes / kSegment;
-      bits_slot = conv.w * bits_column;
+      bits_slot = conv.along.in * bits_column;
     } else {
       x_slot = lanes;
       x_column = (slots * lanes) | kSegment;
-      x_part = (conv.w * x_column) | kSegment;
+      x_part = (conv.along.in * x_column) | kSegment;
       bits_slot = lanes / kSegment;
       bits_column = slots * bits_slot;
     }
-    bits_part = conv.w * slots * (lanes / kSegment);
+    bits_part = conv.along.in * slots * (lanes / kSegment);
     const int64_t words = ceil_div(parts * bits_part + 4, 32) * 32;  // four are read at a time
-    const int64_t ints = ceil_div(conv.w + lines + 4 * slots, 16) * 16;
+    const int64_t ints = ceil_div(conv.along.in + lines + 4 * slots, 16) * 16;
     copy = conv.flat ? 0 : parts * x_part;
     bytes = copy * 4 + words * 2 + ints * 4;
   }
 
-  void place(void* scratch, const Conv& conv) {
-    x = static_cast<float*>(scratch);
+  void place(void* workspace, const Conv& conv) {
+    x = static_cast<float*>(workspace);
     bits = reinterpret_cast<uint16_t*>(x + copy);
     rows = reinterpret_cast<int64_t*>(bits + ceil_div(parts * bits_part + 4, 32) * 32);
     uses = reinterpret_cast<int32_t*>(rows + slots);
     own = uses + slots;
     taps = own + slots;
-    base = taps + conv.w;
-    for (int64_t w = 0; w < conv.w; ++w) taps[w] = int32_t(taps_of_column(conv, w));
+    base = taps + conv.along.in;
+    for (int64_t w = 0; w < conv.along.in; ++w) taps[w] = int32_t(taps_of(conv.transposed, conv.along, w));
   }
 };
 
@@ -168,13 +159,13 @@ struct Counts {
 template <bool kBits, bool kCopy>
 [[gnu::noinline]] void stage_row(const Conv& conv, const Stage& stage, const float* x, const uint16_t* bits,
                                  int64_t row, int64_t slot, Counts* counts) {
-  const int64_t words = ceil_div(conv.c, 32) * 2, whole = conv.c / kSegment, each = stage.lanes / kSegment;
-  const int64_t pixel = row * conv.w, columns = least(conv.w, conv.pixels - pixel);
+  const int64_t words = ceil_div(conv.channels, 32) * 2, whole = conv.channels / kSegment, each = stage.lanes / kSegment;
+  const int64_t pixel = row * conv.along.in, columns = least(conv.along.in, conv.pixels - pixel);
   for (int64_t w = 0; w < columns; ++w) {
-    const float* const from = x + (pixel + w) * conv.c;
+    const float* const from = x + (pixel + w) * conv.channels;
     const uint16_t* const kept = kBits ? bits + (pixel + w) * words : nullptr;
     if (stage.taps[w] == 0) {  // only counted
-      counts->nonzeros += count_pixel(from, kept, conv.c);
+      counts->nonzeros += count_pixel(from, kept, conv.channels);
       continue;
     }
     float* to = stage.x + w * stage.x_column + slot * stage.x_slot;
@@ -200,11 +191,11 @@ template <bool kBits, bool kCopy>
         if (b + i < whole) {
           set = nonzero_bits<kSegment>(p);
           for (int k = 0; kCopy && k < kSegment; k += kF) store_lanes(to + i * kSegment + k, load_lanes(p + k));
-        } else if (b + i == whole && conv.c % kSegment != 0) {
-          set = nonzero_bits_first(p, int(conv.c % kSegment));
-          if (kCopy) memcpy(to + i * kSegment, p, size_t(conv.c % kSegment) * sizeof(float));
+        } else if (b + i == whole && conv.channels % kSegment != 0) {
+          set = nonzero_bits_first(p, int(conv.channels % kSegment));
+          if (kCopy) memcpy(to + i * kSegment, p, size_t(conv.channels % kSegment) * sizeof(float));
         }
-        if (kBits && b + i < ceil_div(conv.c, kSegment)) set &= kept[b + i];
+        if (kBits && b + i < ceil_div(conv.channels, kSegment)) set &= kept[b + i];
         to_bits[i] = uint16_t(set);
         nonzeros += __builtin_popcountll(set);
       }
@@ -222,21 +213,21 @@ inline void stage_lines(const Conv& conv, const Stage& stage, const float* x, co
   const int64_t shift = stage.shift;
   int64_t slots = 0, last = -1;
   for (int64_t i = 0; i < end - begin; ++i) {
-    const int64_t line = conv.transposed ? end - 1 - i : begin + i, n = line / conv.oh, oh = line % conv.oh;
-    const int64_t base = n == last ? slots - conv.r + shift : slots;
+    const int64_t line = conv.transposed ? end - 1 - i : begin + i, n = line / conv.down.out, oh = line % conv.down.out;
+    const int64_t base = n == last ? slots - conv.down.taps + shift : slots;
     last = n;
     stage.base[line - begin] = int32_t(base);
-    for (int64_t r = 0; r < conv.r; ++r) {
+    for (int64_t r = 0; r < conv.down.taps; ++r) {
       const int64_t slot = base + r, row = input_row(conv, oh, r);
       if (slot >= slots) {
-        stage.rows[slot] = row < 0 ? -1 : n * conv.h + row;
+        stage.rows[slot] = row < 0 ? -1 : n * conv.down.in + row;
         stage.uses[slot] = stage.own[slot] = 0;
       }
       if (row < 0) continue;
       ++stage.uses[slot];
       if (meets_first(conv, oh, r)) stage.own[slot] = 1;
     }
-    slots = base + conv.r;
+    slots = base + conv.down.taps;
   }
   const int64_t each = stage.lanes / kSegment;
   for (int64_t slot = 0; slot < slots; ++slot) {
@@ -250,7 +241,7 @@ inline void stage_lines(const Conv& conv, const Stage& stage, const float* x, co
     } else {
       for (int64_t part = 0; part < stage.parts; ++part) {
         uint16_t* const first = stage.bits + part * stage.bits_part + slot * stage.bits_slot;
-        for (int64_t w = 0; w < conv.w; ++w) memset(first + w * stage.bits_column, 0, size_t(each) * 2);
+        for (int64_t w = 0; w < conv.along.in; ++w) memset(first + w * stage.bits_column, 0, size_t(each) * 2);
       }
     }
   }

@@ -12,7 +12,7 @@ namespace {
 
 // Copies `kV` vectors of channels of every place, and one place of zeros after them.
 template <int kV>
-void copy_places(const Operand& from, const Places& places, int64_t channel, float* to, int64_t pitch) {
+void copy_places(const Pixels& from, const Places& places, int64_t channel, float* to, int64_t pitch) {
   const int64_t* const pixels = places.dense;
   const bool whole = from.bits == nullptr && channel + kV * kL <= from.channels;
   const float* const data = from.data + channel;
@@ -36,7 +36,7 @@ void copy_places(const Operand& from, const Places& places, int64_t channel, flo
 }
 
 template <int kV = most_vectors(1)>
-void copy_tile(int vectors, const Operand& from, const Places& places, int64_t channel, float* to, int64_t pitch) {
+void copy_tile(int vectors, const Pixels& from, const Places& places, int64_t channel, float* to, int64_t pitch) {
   if constexpr (kV > 1) {
     if (vectors < kV) return copy_tile<kV - 1>(vectors, from, places, channel, to, pitch);
   }
@@ -219,10 +219,10 @@ struct Pass {
 
   // Sums are [vector of dense channels][sparse channel, tap][lane]; the gradient is [k, c, tap], or [k, tap, c].
   void put_down(int64_t v) const {
-    const int64_t taps = p.taps(), channels = p.flip ? p.dense.channels : p.sparse.channels, row = channels * taps;
+    const int64_t taps = p.taps(), channels = p.skip_dy ? p.dense.channels : p.sparse.channels, row = channels * taps;
     const int64_t lanes = least(kL, block.dense_count - v * kL), channel = block.dense + v * kL;
     const float* const sums = room.sums + v * block.vector;
-    if (p.flip) {
+    if (p.skip_dy) {
       for (int64_t k = 0; k < block.sparse_count; ++k) {
         float* const to = p.dw + (block.sparse + k) * row;
         if (!p.channels_last) transpose(sums + k * taps * kL, kL, to + channel * taps, taps, taps, lanes);
@@ -255,19 +255,19 @@ int64_t places_of(const Line& line) {
   return count;
 }
 
-Problem problem_of(const Convolution& conv, const float* x, const float* dy, const uint32_t* bits, float* dw,
+Problem problem_of(const Convolution& conv, bool skip_dy, const float* x, const float* dy, const uint32_t* bits, float* dw,
                    bool channels_last) {
   Problem p;
-  const Operand a = {x, conv.channels, nullptr, 0}, b = {dy, conv.outputs, bits, ceil_div(conv.outputs, 32)};
-  p.flip = conv.skip_dy;
-  p.sparse = p.flip ? b : a;
-  p.dense = p.flip ? a : b;
+  const Pixels a = {x, conv.channels, nullptr, 0}, b = {dy, conv.outputs, bits, ceil_div(conv.outputs, 32)};
+  p.skip_dy = skip_dy;
+  p.sparse = p.skip_dy ? b : a;
+  p.dense = p.skip_dy ? a : b;
   p.images = conv.images;
   p.dw = dw;
   p.channels_last = channels_last;
-  const auto line = [&](const int64_t(&of)[6]) {
-    const auto [in, out, taps, stride, padding, dilation] = of;
-    return Line{p.flip ? out : in, p.flip ? in : out, taps, stride, padding, dilation, p.flip};
+  const auto line = [skip_dy](const Axis& of) {
+    const int64_t sparse = skip_dy ? of.out : of.in, dense = skip_dy ? of.in : of.out;
+    return Line{sparse, dense, of.taps, of.stride, of.padding, of.dilation, skip_dy};
   };
   p.down = line(conv.down);
   p.along = line(conv.along);
@@ -289,8 +289,8 @@ int threads_for(const Problem& p, int threads) {
 
 }  // namespace
 
-int64_t skip_conv_weight_scratch(const Convolution& conv, int threads) {
-  const Problem p = problem_of(conv, nullptr, nullptr, nullptr, nullptr, false);
+int64_t skip_conv_weight_workspace(const Convolution& conv, bool skip_dy, int threads) {
+  const Problem p = problem_of(conv, skip_dy, nullptr, nullptr, nullptr, nullptr, false);
   threads = threads_for(p, threads);
   const Division d = divide(p, threads);
   Room room;
@@ -298,16 +298,16 @@ int64_t skip_conv_weight_scratch(const Convolution& conv, int threads) {
   return own + (d.stretches > 1 ? d.items() * sums_of(p, d) * 4 : 0) + 64;
 }
 
-void skip_conv_weight(const float* x, const float* dy, const uint32_t* bits, const Convolution& conv, float* dw,
-                      bool channels_last, int64_t* counts, void* scratch, int threads) {
-  Problem p = problem_of(conv, x, dy, bits, dw, channels_last);
+void skip_conv_weight(const float* x, const float* dy, const uint32_t* bits, const Convolution& conv, bool skip_dy,
+                      float* dw, bool channels_last, int64_t* counts, void* workspace, int threads) {
+  Problem p = problem_of(conv, skip_dy, x, dy, bits, dw, channels_last);
   p.points = are_points(p);
   threads = threads_for(p, threads);
   const Division division = divide(p, threads);
   const int64_t stretches = division.stretches, blocks = division.sparse_blocks * division.dense_blocks;
   Room none;
   const int64_t size = Room::place(p, division, nullptr, none) - static_cast<char*>(nullptr);
-  char* const base = reinterpret_cast<char*>(ceil_div(int64_t(reinterpret_cast<uintptr_t>(scratch)), 64) * 64);
+  char* const base = reinterpret_cast<char*>(ceil_div(int64_t(reinterpret_cast<uintptr_t>(workspace)), 64) * 64);
   float* const all_sums = reinterpret_cast<float*>(base + threads * size);
   const int64_t apart = sums_of(p, division);
   const auto room_of = [&](int64_t thread) {

@@ -1,4 +1,4 @@
-// What a gradient by weights is divided into, for the threads and for the caches, and the scratch that a thread needs.
+// What a gradient by weights is divided into, for the threads and for the caches, and the workspace that a thread needs.
 #pragma once
 #include "skip_conv_weight.h"
 #include "skip_conv_weight_lists.h"
@@ -7,10 +7,10 @@ namespace gossamer::GOSSAMER_ISA {
 namespace {
 
 struct Problem {
-  Operand sparse, dense;
+  Pixels sparse, dense;
   int64_t images;
   Line down, along;
-  bool flip;  // dy is the sparse one
+  bool skip_dy;  // dy is the sparse one
   float* dw;
   bool points = false;  // one tap, few nonzeros
   bool channels_last;  // dw is [k, taps, c], else [k, c, taps]
@@ -91,7 +91,7 @@ struct Table {  // Places of a tile
 // Floats of sums of a block.
 inline int64_t sums_of(const Problem& p, const Division& d) { return d.sparse_block * d.dense_block * p.taps(); }
 
-struct Room {  // one thread's scratch
+struct Room {  // one thread's workspace
   float* sums;
   Lists lists;
   char* tile;

@@ -9,7 +9,7 @@ using Floats = Lanes<float>;
 using Ints = Lanes<int32_t>;
 constexpr int kL = kLanes<float>;
 
-struct Operand {  // [pixels, channels]; an element whose bit is 0 counts as zero
+struct Pixels {  // [pixels, channels]; an element whose bit is 0 counts as zero
   const float* data;
   int64_t channels;
   const uint32_t* bits;  // null: all count
@@ -37,7 +37,7 @@ inline Floats load_where(const float* p, uint32_t bits) {
 }
 
 // Channels [c, c + kL) of a pixel, zero where there is no channel or no bit.
-inline Floats load_channels(const Operand& a, int64_t pixel, int64_t c) {
+inline Floats load_channels(const Pixels& a, int64_t pixel, int64_t c) {
   uint32_t bits = lanes_below(a.channels - c);
   if (a.bits != nullptr) bits &= a.bits[pixel * a.words + (c >> 5)] >> (c & 31);
   return load_where(a.data + pixel * a.channels + c, bits);
@@ -155,7 +155,7 @@ constexpr int64_t kAhead = 32;    // places between what is asked for and what i
 
 // Makes the lists of channels [first, first + count), count <= kListed; there is room up to a multiple of kL. Returns
 // how many nonzeros there are, and adds to `products` the sum of their `valid`.
-inline int64_t make_lists(const Operand& a, int64_t first, int64_t count, const Places& places, const Lists& lists,
+inline int64_t make_lists(const Pixels& a, int64_t first, int64_t count, const Places& places, const Lists& lists,
                           int64_t& products) {
   const int64_t words = ceil_div(places.count, 64), room = ceil_div(count, kL) * kL;
   float* const values = lists.values;

@@ -19,8 +19,8 @@ constexpr int64_t kPointAhead = 6;  // pixels between what is asked for and what
 constexpr double kPointDensity = 0.27;
 
 struct Points {
-  const Operand& sparse;
-  const Operand& dense;
+  const Pixels& sparse;
+  const Pixels& dense;
   const Table& table;
   int64_t channel, channels;  // of the sparse operand, at most kPointChannels
   int64_t dense_channel;
@@ -32,7 +32,7 @@ struct Points {
 // that its sums move once. Returns how many nonzeros there are.
 template <int kV, int kPixels>
 int64_t add_points(const Points& job) {
-  const Operand &a = job.sparse, &b = job.dense;
+  const Pixels &a = job.sparse, &b = job.dense;
   const bool whole = b.bits == nullptr && job.dense_channel + kV * kL <= b.channels;
   const int64_t count = job.table.count, vector = job.vector;
   const float* const dense = b.data + job.dense_channel;

@@ -87,8 +87,8 @@ void columns(const Product<W>& p, int64_t begin, int64_t end) {
 
 template <class W>
 void multiply(const float* x, int64_t batch, int64_t c, const W* w, int64_t k, const float* bias, float threshold,
-              float* y, int64_t* counts, void* scratch, int threads) {
-  int64_t* const place = static_cast<int64_t*>(scratch);
+              float* y, int64_t* counts, void* workspace, int threads) {
+  int64_t* const place = static_cast<int64_t*>(workspace);
   uint8_t* const who = reinterpret_cast<uint8_t*>(place + c);
   counts[0] = 0;
   for (int64_t first = 0; first < batch; first += kBatch) {
@@ -104,14 +104,14 @@ void multiply(const float* x, int64_t batch, int64_t c, const W* w, int64_t k, c
 
 }  // namespace
 
-int64_t skip_mv_scratch(int64_t c) { return c * int64_t(sizeof(int64_t) + sizeof(uint8_t)); }
+int64_t skip_mv_workspace(int64_t c) { return c * int64_t(sizeof(int64_t) + sizeof(uint8_t)); }
 
 void skip_mv(const float* x, int64_t batch, int64_t c, const void* w, bool bfloat16, int64_t k, const float* bias,
-             float threshold, float* y, int64_t* counts, void* scratch, int threads) {
+             float threshold, float* y, int64_t* counts, void* workspace, int threads) {
   if (bfloat16)
-    multiply(x, batch, c, static_cast<const BFloat16*>(w), k, bias, threshold, y, counts, scratch, threads);
+    multiply(x, batch, c, static_cast<const BFloat16*>(w), k, bias, threshold, y, counts, workspace, threads);
   else
-    multiply(x, batch, c, static_cast<const float*>(w), k, bias, threshold, y, counts, scratch, threads);
+    multiply(x, batch, c, static_cast<const float*>(w), k, bias, threshold, y, counts, workspace, threads);
 }
 
 }  // namespace gossamer::GOSSAMER_ISA

@@ -66,8 +66,7 @@ inline void move_ragged(const Strip& strip, char* tile, int64_t left, int64_t wi
 
 // Packs (zeroing the padding of ragged tiles) or unpacks the tiles of slots [slot, end), all in this row of tiles.
 template <bool kPack>
-inline void move_tiles(const Strip& strip, char* values, const void* indices, int index_size, int64_t slot,
-                       int64_t end) {
+inline void move_tiles(const Strip& strip, char* values, const Slots& slots, int64_t slot, int64_t end) {
   const int64_t tile_bytes = strip.bm * strip.width;
   const int64_t batch = batch_size<kPack>(strip.bm, strip.width);
   int64_t lefts[kMostTiles];
@@ -75,7 +74,7 @@ inline void move_tiles(const Strip& strip, char* values, const void* indices, in
     char* const tiles = values + slot * tile_bytes;
     int64_t count = 0, inside = strip.width;
     while (count < batch && slot < end && inside == strip.width) {
-      lefts[count] = index_at(indices, index_size, slot) * strip.width;
+      lefts[count] = slots.column(slot) * strip.width;
       inside = least(strip.width, strip.row_bytes - lefts[count]);
       ++count;
       ++slot;

@@ -1,5 +1,4 @@
 // The index of the transposed pattern, by a counting sort of the slots by tile column.
-#include "kernels.h"
 #include "slots.h"
 
 namespace gossamer::GOSSAMER_ISA {
@@ -9,14 +8,18 @@ namespace {
 // column c knows where its first entry goes: after those of the columns before c, and of the parts before p in c. So
 // slots of one column keep their order, rows ascending, whatever the number of parts.
 template <class Column, class Row>
-void sort_slots(const int64_t* offsets, int64_t tile_rows, int64_t tile_cols, const Column* indices, int64_t used,
-                uint32_t* counts, int64_t parts, int64_t* offsets_t, Row* indices_t, int32_t* order) {
-  parallel(parts, int(parts), [=](int64_t part) {
+bool sort_slots(const Slots& s, int64_t parts, uint32_t* counts, int64_t* offsets_t, Row* indices_t, int32_t* order) {
+  const Column* const indices = static_cast<const Column*>(s.indices);
+  const int64_t used = s.used(), tile_cols = s.tile_cols;
+  Verdict verdict;
+  parallel(parts, int(parts), [&](int64_t part) {
     uint32_t* const mine = counts + part * tile_cols;
     memset(mine, 0, size_t(tile_cols) * sizeof(uint32_t));
     const int64_t end = part_begin(used, part + 1, parts);
+    if (!verdict.add(s.columns_exist(part_begin(used, part, parts), end))) return;
     for (int64_t slot = part_begin(used, part, parts); slot < end; ++slot) ++mine[indices[slot]];
   });
+  if (!verdict.right()) return false;
   uint32_t sum = 0;
   for (int64_t c = 0; c < tile_cols; ++c) {
     offsets_t[c] = int64_t(sum);
@@ -27,37 +30,39 @@ void sort_slots(const int64_t* offsets, int64_t tile_rows, int64_t tile_cols, co
     }
   }
   offsets_t[tile_cols] = int64_t(sum);
-  parallel(parts, int(parts), [=](int64_t part) {
+  parallel(parts, int(parts), [&](int64_t part) {
     uint32_t* const next = counts + part * tile_cols;
-    for_each_row(offsets, tile_rows, part_begin(used, part, parts), part_begin(used, part + 1, parts),
-                 [=](int64_t i, int64_t slot, int64_t end) {
-                   for (; slot < end; ++slot) {
-                     const uint32_t to = next[indices[slot]]++;
-                     indices_t[to] = Row(i);
-                     order[to] = int32_t(slot);
-                   }
-                 });
+    s.for_each_row(part_begin(used, part, parts), part_begin(used, part + 1, parts),
+                   [=](int64_t i, int64_t slot, int64_t end) {
+                     for (; slot < end; ++slot) {
+                       const uint32_t to = next[indices[slot]]++;
+                       indices_t[to] = Row(i);
+                       order[to] = int32_t(slot);
+                     }
+                   });
   });
+  return true;
 }
 
 }  // namespace
 
-void transpose(const int64_t* offsets, const void* indices, int index_size, int64_t tile_rows, int64_t tile_cols,
-               int64_t capacity, uint32_t* counts, int64_t* offsets_t, void* indices_t, int index_size_t,
+bool transpose(const Index& index, uint32_t* counts, int64_t* offsets_t, void* indices_t, int index_size_t,
                int32_t* order, int threads) {
-  const int64_t used = least(offsets[tile_rows], capacity);
+  const Slots s(index);
+  if (!s.offsets_are_right()) return false;
+  const int64_t used = s.used();
   // A part pays for clearing and summing its own counts, and random stores are some ten times as slow as streams.
-  const int64_t parts = used < 2 * tile_cols ? 1 : useful_threads(used * 16, threads);
+  const int64_t parts = used < 2 * s.tile_cols ? 1 : useful_threads(used * 16, threads);
   const auto sort = [&]<class Column, class Row>(Column, Row) {
-    sort_slots(offsets, tile_rows, tile_cols, static_cast<const Column*>(indices), used, counts, parts, offsets_t,
-               static_cast<Row*>(indices_t), order);
+    return sort_slots<Column>(s, parts, counts, offsets_t, static_cast<Row*>(indices_t), order);
   };
-  if (index_size == 2 && index_size_t == 2) sort(uint16_t(), uint16_t());
-  if (index_size == 2 && index_size_t == 4) sort(uint16_t(), int32_t());
-  if (index_size == 4 && index_size_t == 2) sort(int32_t(), uint16_t());
-  if (index_size == 4 && index_size_t == 4) sort(int32_t(), int32_t());
-  memset(static_cast<char*>(indices_t) + used * index_size_t, 0, size_t((capacity - used) * index_size_t));
-  for (int64_t slot = used; slot < capacity; ++slot) order[slot] = int32_t(slot);
+  const bool right = s.index_size == 2
+                         ? index_size_t == 2 ? sort(uint16_t(), uint16_t()) : sort(uint16_t(), int32_t())
+                         : index_size_t == 2 ? sort(int32_t(), uint16_t()) : sort(int32_t(), int32_t());
+  if (!right) return false;
+  memset(static_cast<char*>(indices_t) + used * index_size_t, 0, size_t((s.capacity - used) * index_size_t));
+  for (int64_t slot = used; slot < s.capacity; ++slot) order[slot] = int32_t(slot);
+  return true;
 }
 
 }  // namespace gossamer::GOSSAMER_ISA

@@ -1,4 +1,4 @@
-"""Calls every native verb on buffers that end, then begin, at an inaccessible page: one byte outside is a crash.
+"""Calls every native op on buffers that end, then begin, at an inaccessible page: one byte outside is a crash.
 
 Run as a program: `python guarded_memory.py ISA`. Prints the number of calls made.
 """
@@ -51,36 +51,38 @@ def tiles(draw: random.Random, at_end: bool) -> None:
     _native.detect(
         source, rows, cols, size, False, bm, bn, capacity, flags, offsets, indices, index_size, False, threads
     )
-    values = guarded(size * bm * bn * capacity, at_end)
-    _native.gather(source, rows, cols, size, offsets, indices, index_size, bm, bn, capacity, values, threads)
+    index = (offsets, indices, index_size, capacity, rows, cols, bm, bn)
+    values, dense = guarded(size * bm * bn * capacity, at_end), guarded(size * rows * cols, at_end)
+    fits = number(offsets + 8 * tile_rows) <= capacity  # else every op refuses it before it reads an index
+    assert _native.gather(source, size, index, values, threads) == fits
     counts, offsets_t = guarded(4 * threads * tile_cols, at_end), guarded(8 * (tile_cols + 1), at_end)
     indices_t, order = guarded(index_size * capacity, at_end), guarded(4 * capacity, at_end)
-    _native.transpose(
-        offsets, indices, index_size, tile_rows, tile_cols, capacity, counts, offsets_t, indices_t, index_size,
-        order, threads,
-    )  # fmt: skip
-    pattern = (offsets, indices, index_size, 0, 4, capacity, bm, bn, False, rows, cols)
-    transposed = (offsets_t, indices_t, index_size, order, 4, capacity, bn, bm, True, cols, rows)
-    for product in (pattern, transposed):
-        dsd(draw, size, values, product, threads, at_end)
-    dense = guarded(size * rows * cols, at_end)
-    _native.scatter(values, rows, cols, size, offsets, indices, index_size, bm, bn, capacity, dense, threads)
+    assert _native.transpose(index, counts, offsets_t, indices_t, index_size, order, threads) == fits
+    assert _native.scatter(values, size, index, dense, threads) == fits
+    if fits:
+        dsd(draw, size, values, index, 0, threads, at_end)
+        index_t = (offsets_t, indices_t, index_size, capacity, cols, rows, bn, bm)
+        dsd(draw, size, values, index_t, order, threads, at_end)
 
 
-def dsd(draw: random.Random, size: int, values: int, pattern: tuple[int, ...], threads: int, at_end: bool) -> None:
-    offsets, _, _, order, _, capacity, bm, bk, _, rows, k = pattern
+def number(address: int) -> int:
+    return ctypes.c_int64.from_address(address).value
+
+
+def dsd(
+    draw: random.Random, size: int, values: int, index: tuple[int, ...], order: int, threads: int, at_end: bool
+) -> None:
+    _, _, _, capacity, rows, k, _, _ = index
     storage, width = {1: 3, 2: 2, 4: 0, 8: 1}[size], 8 if size == 8 else 4
     n = draw.choice((0, 1, 7, 16, 33, 200))
     scale = guarded(4 * capacity, at_end) if size == 1 else 0
     work = guarded(content(torch.tensor([-1, 0, 0, 0, 0, 0])), at_end) if draw.random() < 0.5 else 0
-    room = _native.dsd_scratch(
-        storage, size >= 4 and not order, offsets, capacity, bm, bk, rows, k, n, work, 2 if work else 0, threads
-    )
+    room = _native.dsd_workspace(storage, size >= 4 and not order, index, n, work, 2 if work else 0, True, threads)
     for stride, columns in ((n, False), (k, True)):
         b, c = guarded(width * k * n, at_end), guarded(width * rows * n, at_end)
-        _native.dsd(
-            values, storage, scale, *pattern, b, n, stride, columns, c, draw.random() < 0.5, work, 2 if work else 0,
-            guarded(room, at_end), threads,
+        assert _native.dsd(
+            values, storage, scale, index, order, 4, order != 0, (b, stride, columns), n, c, draw.random() < 0.5, work,
+            2 if work else 0, guarded(room, at_end), threads,
         )  # fmt: skip
 
 
@@ -93,16 +95,15 @@ def sdd(draw: random.Random, at_end: bool) -> None:
     mask = torch.rand(tile_rows, tile_cols) < draw.choice((0.1, 0.5, 1))
     offsets = guarded(content(torch.nn.functional.pad(mask.sum(1).cumsum(0), (1, 0))), at_end)
     indices = guarded(content(mask.nonzero()[:, 1].int()), at_end)
-    capacity = max(0, int(mask.sum()) + draw.choice((-1, 0)))
+    capacity = int(mask.sum())
     left, right = draw.choice((False, True)), draw.choice((False, True))
     a, b = (guarded(content(torch.randn(count, dtype=dtype)), at_end) for count in (m * k, k * n))
     values = guarded(size * bm * bn * capacity, at_end)
     packed = guarded(size * k * (m * left + n * (not right)), at_end)
     following = guarded(8 * (tile_rows + 1 + threads), at_end)
-    _native.sdd(
-        a, m if left else k, left, b, k if right else n, right, m, k, n, size, offsets, indices, 4, bm, bn, capacity,
-        values, packed, following, threads,
-    )  # fmt: skip
+    operands = (a, m if left else k, left), (b, k if right else n, right)
+    index = (offsets, indices, 4, capacity, m, n, bm, bn)
+    assert _native.sdd(*operands, k, size, index, values, packed, following, threads)
 
 
 def gather_mm(draw: random.Random, at_end: bool) -> None:
@@ -114,15 +115,15 @@ def gather_mm(draw: random.Random, at_end: bool) -> None:
     mask = torch.rand(-(-rows // bm), -(-k // bk)) < draw.choice((0.1, 0.5, 1))
     offsets = guarded(content(torch.nn.functional.pad(mask.sum(1).cumsum(0), (1, 0))), at_end)
     indices = guarded(content(mask.nonzero()[:, 1].int()), at_end)
-    capacity = max(0, int(mask.sum()) + draw.choice((-1, 0)))
+    capacity = int(mask.sum())
     a, b = (guarded(content(torch.randn(count, dtype=dtype)), at_end) for count in (rows * k, batch * k * n))
-    room = _native.gather_mm_scratch(size, rows, k, capacity, bk, batch, n, threads)
-    for strides in ((n, 1), (1, k)):
+    index = (offsets, indices, 4, capacity, rows, k, bm, bk)
+    room = _native.gather_mm_workspace(size, index, batch, n, threads)
+    for stride, columns in ((n, False), (k, True)):
         c, transposed = guarded(size * rows * n, at_end), draw.choice((0, guarded(size * rows * n, at_end)))
-        _native.gather_mm(
-            a, size, rows, k, offsets, indices, 4, bm, bk, capacity, b, batch, k * n, *strides, n, c, transposed,
-            guarded(room, at_end), threads,
-        )  # fmt: skip
+        assert _native.gather_mm(
+            a, size, index, (b, stride, columns), batch, k * n, n, c, transposed, guarded(room, at_end), threads
+        )
 
 
 def grouped(draw: random.Random, at_end: bool) -> None:
@@ -133,11 +134,12 @@ def grouped(draw: random.Random, at_end: bool) -> None:
     offsets = guarded(content(torch.nn.functional.pad(ends, (1, 0))), at_end)
     source, target = (guarded(content(torch.randperm(tokens).int()), at_end) for _ in range(2))
     x, w, dy = (guarded(content(torch.randn(c, dtype=dtype)), at_end) for c in (tokens * k, count * k * n, tokens * n))
-    scratch = guarded(_native.grouped_scratch(size, threads), at_end)
+    workspace = guarded(_native.grouped_workspace(size, tokens, threads), at_end)
+    lists = (source, 4, target, 4, tokens, offsets, count)
     y, dw = guarded(size * tokens * n, at_end), guarded(size * count * k * n, at_end)
     for flip in (False, True):
-        _native.grouped_mm(x, size, k, source, 4, target, 4, offsets, count, w, flip, n, y, tokens, scratch, threads)
-    _native.grouped_outer(x, size, k, dy, n, source, 4, target, 4, offsets, count, dw, scratch, threads)
+        assert _native.grouped_mm(x, size, tokens, k, *lists, w, flip, n, y, tokens, workspace, threads)
+    assert _native.grouped_outer(x, size, tokens, k, dy, tokens, n, *lists, dw, workspace, threads)
 
 
 def elements(draw: random.Random, at_end: bool) -> None:
@@ -147,10 +149,10 @@ def elements(draw: random.Random, at_end: bool) -> None:
     _native.mask(guarded(n * size, at_end), mask, n, size, threads)
     _native.read(guarded(n * size, at_end), n * size, threads)
     scores = guarded(content(torch.randn(n)), at_end)
-    scratch = guarded(_native.select_scratch(n, threads), at_end)
+    workspace = guarded(_native.select_workspace(n, threads), at_end)
     for allowed in (0, mask):
         for k in (0, n // 3, n):
-            _native.select(scores, allowed, n, k, True, guarded(n, at_end), scratch, threads)
+            _native.select(scores, allowed, n, k, True, guarded(n, at_end), workspace, threads)
 
 
 def few_rows(draw: random.Random, at_end: bool) -> None:
@@ -160,10 +162,10 @@ def few_rows(draw: random.Random, at_end: bool) -> None:
     x, gate = (torch.randn(batch, n) * (torch.rand(batch, n) < draw.choice((0, 0.3, 1))) for n in (c, k))
     x, gate, w = (guarded(content(value), at_end) for value in (x, gate, torch.randn(c * k).to(dtype)))
     bias, y = draw.choice((0, guarded(content(torch.randn(k)), at_end))), guarded(4 * batch * k, at_end)
-    counts, scratch = guarded(8, at_end), guarded(_native.skip_mv_scratch(c), at_end)
-    _native.skip_mv(x, batch, c, w, short, k, bias, 0.5, y, counts, scratch, threads)
-    scratch = guarded(_native.gated_mv_scratch(k), at_end)
-    _native.gated_mv(x, batch, c, w, short, k, bias, gate, y, scratch, threads)
+    counts, workspace = guarded(8, at_end), guarded(_native.skip_mv_workspace(c), at_end)
+    _native.skip_mv(x, batch, c, w, short, k, bias, 0.5, y, counts, workspace, threads)
+    workspace = guarded(_native.gated_mv_workspace(k), at_end)
+    _native.gated_mv(x, batch, c, w, short, k, bias, gate, y, workspace, threads)
 
 
 def skip_conv(draw: random.Random, at_end: bool) -> None:
@@ -185,10 +187,11 @@ def skip_conv(draw: random.Random, at_end: bool) -> None:
         _native.skip_pack(weight, out, channels, *kernel, channels * taps, taps, kernel[1], 1, packed, threads)
         bits = draw.choice((0, guarded(4 * pixels * words, at_end)))
         bias, relu = draw.choice((0, guarded(4 * out, at_end))), draw.choice((False, True))
-        geometry = (out, *kernel, *stride, *padding, *dilation, bool(transposed), *out_size)
-        room = _native.skip_conv_scratch(n, *in_size, channels, *geometry, threads)
+        down, along = zip(in_size, out_size, kernel, stride, padding, dilation, strict=True)
+        conv = (n, channels, out, *down, *along)
+        room = _native.skip_conv_workspace(conv, bool(transposed), threads)
         _native.skip_conv(
-            guarded(content(x), at_end), n, *in_size, channels, packed, bias, bits, *geometry, relu,
+            guarded(content(x), at_end), packed, bias, bits, conv, bool(transposed), relu,
             guarded(4 * outs * out, at_end), guarded(4 * outs * out_words, at_end) if relu else 0, guarded(16, at_end),
             guarded(room, at_end), threads,
         )  # fmt: skip
@@ -233,11 +236,11 @@ def weight_gradient(
     )
     bits = torch.randint(-99, 99, (n * oh * ow * -(-outputs // 32),), dtype=torch.int32)
     for skip_dy in (False, True):
-        of = (n, channels, outputs, *axes, skip_dy)
+        conv = (n, channels, outputs, *axes[0], *axes[1])
         _native.skip_conv_weight(
             guarded(content(x), at_end), guarded(content(dy), at_end), draw.choice((0, guarded(content(bits), at_end))),
-            *of, guarded(4 * outputs * channels * r * s, at_end), draw.choice((False, True)), guarded(24, at_end),
-            guarded(_native.skip_conv_weight_scratch(*of, threads), at_end), threads,
+            conv, skip_dy, guarded(4 * outputs * channels * r * s, at_end), draw.choice((False, True)),
+            guarded(24, at_end), guarded(_native.skip_conv_weight_workspace(conv, skip_dy, threads), at_end), threads,
         )  # fmt: skip
 
 

@@ -41,7 +41,7 @@ def test_autocast_leaves_the_dtype_whatever_a_plan_chose():
     lambda: gs.ops.matmul(torch.ones(2, 4), B, index=TWICE),
 ])  # fmt: skip
 def test_check_refuses_a_tile_that_is_named_twice(call, monkeypatch):
-    monkeypatch.setenv("GOSSAMER_CHECK", "1")
+    monkeypatch.setattr("gossamer.kernels.cpu._call.CHECK_REPEATS", True)
     with pytest.raises(ValueError, match="must not repeat a tile: tile row 0 lists column 1 more than once"):
         call()
 
@@ -50,7 +50,7 @@ def test_check_refuses_a_tile_that_is_named_twice(call, monkeypatch):
 @pytest.mark.parametrize("column_major", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_dropped_tiles_add_nothing_and_have_no_gradient(dtype, column_major, backend, monkeypatch):
-    monkeypatch.setenv("GOSSAMER_CHECK", "1")
+    monkeypatch.setattr("gossamer.kernels.cpu._call.CHECK_REPEATS", True)
     pattern = gs.Pattern.full((8, 8), (2, 2))
     encoded = gs.planner.Buckets(4, 4, 2, oversize=0.0, policy="drop").encode(pattern)
     # Whole rows of tiles are left out.
@@ -72,7 +72,7 @@ def test_dropped_tiles_add_nothing_and_have_no_gradient(dtype, column_major, bac
 
 
 def test_what_is_dropped_must_be_zero(monkeypatch):
-    monkeypatch.setenv("GOSSAMER_CHECK", "1")
+    monkeypatch.setattr("gossamer.kernels.cpu._call.CHECK_REPEATS", True)
     pattern = gs.Pattern.full((8, 8), (2, 2))
     encoded = gs.planner.Buckets(4, 4, 2, oversize=0.0, policy="drop").encode(pattern)
     with pytest.raises(ValueError, match="only slots whose values are zero may be left out"):

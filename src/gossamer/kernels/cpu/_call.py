@@ -2,15 +2,17 @@
 
 Rules: CPU, strided, contiguous, the promised number of dimensions; nothing is copied or converted behind the caller's
 back. Whatever becomes an address or ends a loop is checked at every call, for the tensors that hold it may have been
-written, or loaded from a file, since the last: offsets, indices, lists of rows, divisions of labour, and that no
-product of sizes overflows. That costs one stream over an index (csrc/in_range.cc). That no tile repeats is checked
-where a kernel counts on it, and everywhere with the environment variable GOSSAMER_CHECK=1.
+written, or loaded from a file, since the last: offsets, indices, lists of rows, work partitions, and that no product of
+sizes overflows. The numbers are checked by the kernel itself, before it uses them (csrc/slots.h); if it answers False,
+what is wrong is looked for here. That no tile repeats is checked where a kernel counts on it, and everywhere if the
+environment variable GOSSAMER_CHECK is 1 when gossamer is imported.
 """
 
 from __future__ import annotations
 
 import os
 from math import prod
+from typing import NoReturn
 
 import torch
 from torch import Tensor
@@ -22,21 +24,27 @@ __all__ = [
     "FLOATS",
     "INTEGERS",
     "check_list",
-    "check_no_repeats",
+    "check_numbers",
     "check_pattern",
     "check_work",
     "count",
     "index_dtype",
     "matrix",
     "native",
+    "refuse_changed",
+    "refuse_pattern",
     "tensor",
     "tile",
+    "tile_columns",
     "tiles",
 ]
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 INTEGERS = (torch.bool, torch.int8, torch.uint8, torch.int16, torch.int32, torch.int64)
 ELEMENT_SIZES = (1, 2, 4, 8)
+CHECK_REPEATS = os.environ.get("GOSSAMER_CHECK") == "1"
+Index = tuple[int, int, int, int, int, int, int, int]
+"""Addresses of offsets and indices, bytes of an index, capacity, rows, cols, bm, bn: `Index` in csrc/kernels.h."""
 MOST = 2**56
 """Elements of anything. More cannot be stored; numbers up to here can be multiplied by a few others within 64 bits."""
 
@@ -73,14 +81,14 @@ def tensor(
     return value
 
 
-def matrix(value: Tensor, name: str, *, dtypes: tuple[torch.dtype, ...] = ()) -> tuple[int, bool]:
-    """(stride, transposed) of a matrix with a unit stride: elements from a row (transposed: column) to the next."""
+def matrix(value: Tensor, name: str, *, dtypes: tuple[torch.dtype, ...] = ()) -> tuple[int, int, bool]:
+    """(address, stride, transposed) of a matrix with a unit stride: `Operand` in csrc/kernels.h."""
     tensor(value, name, ndim=2, dtypes=dtypes, contiguous=False)
     (rows, cols), (down, along) = value.shape, value.stride()
     if along == 1 or cols <= 1:
-        return (down if rows > 1 else cols), False
+        return value.data_ptr(), (down if rows > 1 else cols), False
     if down == 1 or rows <= 1:
-        return along, True
+        return value.data_ptr(), along, True
     raise ValueError(
         f"{name} must have a stride of 1 along its rows or its columns, got shape {tuple(value.shape)} "
         f"with strides {value.stride()}; call .contiguous() first"
@@ -112,8 +120,11 @@ def index_dtype(tile_cols: int) -> torch.dtype:
     return torch.uint16 if tile_cols <= 65536 else torch.int32
 
 
-def check_pattern(offsets: Tensor, indices: Tensor, rows: int, cols: int, bm: int, bn: int) -> None:
-    """Shapes, dtypes, the ranges of offsets and of the indices that they use; with GOSSAMER_CHECK=1 also repeats."""
+def check_pattern(offsets: Tensor, indices: Tensor, rows: int, cols: int, bm: int, bn: int) -> Index:
+    """Shapes and dtypes of a pattern; returns it as the kernels take it (`Index` in csrc/kernels.h).
+
+    Its numbers are checked by the kernel that reads them: what answers False is explained by `refuse_pattern`.
+    """
     tile(bm, bn)
     tensor(offsets, "offsets", ndim=1, dtypes=(torch.int64,))
     tensor(indices, "indices", ndim=1, dtypes=(torch.uint16, torch.int32))
@@ -130,26 +141,43 @@ def check_pattern(offsets: Tensor, indices: Tensor, rows: int, cols: int, bm: in
         raise ValueError(
             f"offsets must have {tile_rows + 1} entries for {rows} rows in tiles of {bm}, got {offsets.numel()}"
         )
-    if not native.in_range(
-        offsets.data_ptr(), tile_rows, True, indices.data_ptr(), indices.itemsize, capacity, tile_cols,
-        torch.get_num_threads(),
-    ):  # fmt: skip
-        if offsets[0] != 0 or bool((offsets[1:] < offsets[:-1]).any()):
-            raise ValueError(f"offsets must start at 0 and never decrease, got {offsets.tolist()[:16]}")
-        if offsets[-1] > capacity:
-            raise ValueError(f"offsets must end at most at the capacity of {capacity} tiles, got {int(offsets[-1])}")
-        _complain("indices", "index", indices[: int(offsets[-1])], 0, tile_cols, " tile columns")
-    if os.environ.get("GOSSAMER_CHECK") == "1":
-        check_no_repeats(offsets, indices, tile_cols)
+    index = (offsets.data_ptr(), indices.data_ptr(), indices.itemsize, capacity, rows, cols, bm, bn)
+    if CHECK_REPEATS:
+        check_numbers(offsets, indices, tile_cols)
+        check_no_repeats(offsets, indices, index)
+    return index
 
 
-def check_no_repeats(offsets: Tensor, indices: Tensor, tile_cols: int) -> None:
+def check_numbers(offsets: Tensor, indices: Tensor, tile_cols: int) -> None:
+    """Refuse offsets that are none of this capacity, and indices that they use and that name no tile column."""
+    capacity = indices.numel()
+    if offsets[0] != 0 or bool((offsets[1:] < offsets[:-1]).any()):
+        raise ValueError(f"offsets must start at 0 and never decrease, got {offsets.tolist()[:16]}")
+    if offsets[-1] > capacity:
+        raise ValueError(f"offsets must end at most at the capacity of {capacity} tiles, got {int(offsets[-1])}")
+    check_bounds("indices", "index", indices[: int(offsets[-1])], 0, tile_cols, " tile columns")
+
+
+def refuse_pattern(offsets: Tensor, indices: Tensor, index: Index, *, once: bool = False) -> NoReturn:
+    """Say what a kernel found wrong with the numbers of a pattern, of which `once`: no tile may be named twice."""
+    check_numbers(offsets, indices, tile_columns(index))
+    if once:
+        check_no_repeats(offsets, indices, index)
+    refuse_changed("offsets and indices")
+
+
+def refuse_changed(names: str) -> NoReturn:
+    raise RuntimeError(f"{names} must not change while a kernel reads them; they did, for they are right now")
+
+
+def tile_columns(index: Index) -> int:
+    return -(-index[5] // index[7])
+
+
+def check_no_repeats(offsets: Tensor, indices: Tensor, index: Index) -> None:
     """Refuse a tile row of a checked pattern that lists a column twice."""
-    bits = torch.empty(-(-tile_cols // 64), dtype=torch.int64)
-    row = native.repeated(
-        offsets.data_ptr(), offsets.numel() - 1, indices.data_ptr(), indices.itemsize, tile_cols, bits.data_ptr(),
-        torch.get_num_threads(),
-    )  # fmt: skip
+    bits = torch.empty(-(-tile_columns(index) // 64), dtype=torch.int64)
+    row = native.repeated(index, bits.data_ptr(), torch.get_num_threads())
     if row < 0:
         return
     columns = indices[int(offsets[row]) : int(offsets[row + 1])].to(torch.int32).sort().values
@@ -164,42 +192,41 @@ def check_list(
 
     None stands for the positions themselves.
     """
-    address, size, room = (0, 0, bound) if places is None else (places.data_ptr(), places.itemsize, places.numel())
-    at, groups = offsets.data_ptr(), offsets.numel() - 1
-    if not native.in_range(at, groups, False, address, size, room, bound, torch.get_num_threads()):
-        first, end = int(offsets[0]), int(offsets[-1])
-        if first < 0 or bool((offsets[1:] < offsets[:-1]).any()):
-            raise ValueError(f"offsets must not be negative and never decrease, got {offsets.tolist()[:16]}...")
-        if end > room or places is None:
-            raise ValueError(f"offsets must end at most at {room}, the positions in {name}, got {end}")
-        _complain(name, what, places[first:end], first, bound)
-    if once and places is not None:
-        bits = torch.empty(-(-bound // 64), dtype=torch.int64)
-        if not native.named_once(at, groups, address, size, bound, bits.data_ptr()):
-            used = places[int(offsets[0]) : int(offsets[-1])].sort().values
-            twice = int(used[1:][used[1:] == used[:-1]][0])
-            raise ValueError(f"{name} must not name a {what} twice, got {what} {twice} more than once")
+    room = bound if places is None else places.numel()
+    first, end = int(offsets[0]), int(offsets[-1])
+    if first < 0 or bool((offsets[1:] < offsets[:-1]).any()):
+        raise ValueError(f"offsets must not be negative and never decrease, got {offsets.tolist()[:16]}...")
+    if end > room:
+        raise ValueError(f"offsets must end at most at {room}, the positions in {name}, got {end}")
+    if places is None:
+        return
+    check_bounds(name, what, places[first:end], first, bound)
+    if once:
+        used = places[first:end].sort().values
+        twice = used[1:][used[1:] == used[:-1]].tolist()
+        if twice:
+            raise ValueError(f"{name} must not name a {what} twice, got {what} {twice[0]} more than once")
 
 
-def _complain(name: str, what: str, used: Tensor, first: int, bound: int, unit: str = "") -> None:
+def check_bounds(name: str, what: str, used: Tensor, first: int, bound: int, unit: str = "") -> None:
+    """Refuse a number of a list, of which `used` begins at position `first`, that is outside [0, bound)."""
     wide = used.to(torch.int64)
-    at = int(((wide < 0) | (wide >= bound)).nonzero()[0])
-    raise ValueError(f"{name}[{first + at}] is {int(wide[at])}, expected 0 <= {what} < {bound}{unit}")
+    outside = ((wide < 0) | (wide >= bound)).nonzero()
+    if outside.numel():
+        at = int(outside[0])
+        raise ValueError(f"{name}[{first + at}] is {int(wide[at])}, expected 0 <= {what} < {bound}{unit}")
 
 
-def check_work(work: Tensor, offsets: Tensor, order: Tensor | None, values: Tensor) -> int:
-    """Refuse a division of labour that is not one of this checked pattern; return its number of segments.
+def check_work(work: Tensor, index: Index, offsets: Tensor, order: Tensor | None, values: Tensor) -> None:
+    """Refuse a work partition that is not one of this pattern, whose numbers have been checked.
 
     It names each slot once, in segments that lie inside their tile row. Slots whose values are zero may be left out.
     """
-    tensor(work, "work", ndim=3, dtypes=(torch.int64,))
-    if work.shape[2] != 3:
-        raise ValueError(f"work must have shape [parts, segments, 3], got {tuple(work.shape)}")
     segments, tile_rows, used = work.shape[0] * work.shape[1], offsets.numel() - 1, int(offsets[-1])
     bits = torch.empty(-(-used // 64), dtype=torch.int64)
-    named = native.work_in_range(offsets.data_ptr(), tile_rows, work.data_ptr(), segments, bits.data_ptr())
+    named = native.work_in_range(index, work.data_ptr(), segments, bits.data_ptr())
     if named == used:
-        return segments
+        return
     if named < 0:
         row = work[..., 0].max()
         if row >= tile_rows:
@@ -207,7 +234,7 @@ def check_work(work: Tensor, offsets: Tensor, order: Tensor | None, values: Tens
     else:
         left_out = ((bits.unsqueeze(1) >> torch.arange(64)) & 1).flatten()[:used].logical_not().nonzero().squeeze(1)
         if not values[left_out if order is None else order[left_out].long()].any():
-            return segments
+            return
     raise ValueError(
         "work must hold every slot once, in segments that lie inside their tile row; only slots whose values are zero "
         "may be left out (Encoded.keep)"

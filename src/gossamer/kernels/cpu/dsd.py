@@ -29,13 +29,13 @@ def dsd(
     """
     _call.tensor(values, "values", ndim=3, dtypes=tuple(STORAGE))
     dtype = torch.float64 if values.dtype == torch.float64 else torch.float32
-    b_stride, b_transposed = _call.matrix(b, "b", dtypes=(dtype,))
+    right = _call.matrix(b, "b", dtypes=(dtype,))
     k, n = b.shape
     capacity, bm, bk = values.shape
     if flip:
         bm, bk = bk, bm
     _call.count(rows, "rows")
-    _call.check_pattern(offsets, indices, rows, k, bm, bk)
+    index = _call.check_pattern(offsets, indices, rows, k, bm, bk)
     if indices.numel() != capacity:
         raise ValueError(f"values must hold one tile per index: {indices.numel()} indices, got {capacity} tiles")
     if values.dtype == torch.int8 and scale is None:
@@ -44,24 +44,35 @@ def dsd(
         _per_slot(scale, "scale", capacity, (torch.float32,))
     if order is not None:
         _per_slot(order, "order", capacity, (torch.int32, torch.int64))
-        _call.check_list(order, "order", offsets, capacity, "tile")
-    segments = 0 if work is None else _call.check_work(work, offsets, order, values)
+    if work is not None:
+        _call.tensor(work, "work", ndim=3, dtypes=(torch.int64,))
+        if work.shape[2] != 3:
+            raise ValueError(f"work must have shape [parts, segments, 3], got {tuple(work.shape)}")
 
     c = torch.empty((n, rows) if column_major else (rows, n), dtype=dtype)
-    storage, threads = STORAGE[values.dtype], torch.get_num_threads()
-    work_at = 0 if work is None else work.data_ptr()
     in_place = order is None and scale is None and values.dtype == dtype
-    scratch_bytes = _call.native.dsd_scratch(
-        storage, in_place, offsets.data_ptr(), capacity, bm, bk, rows, k, n, work_at, segments, threads
-    )
-    scratch = torch.empty(scratch_bytes, dtype=torch.uint8)
-    _call.native.dsd(
-        values.data_ptr(), storage, 0 if scale is None else scale.data_ptr(), offsets.data_ptr(), indices.data_ptr(),
-        indices.itemsize, 0 if order is None else order.data_ptr(), 0 if order is None else order.itemsize, capacity,
-        bm, bk, flip, rows, k, b.data_ptr(), n, b_stride, b_transposed, c.data_ptr(), column_major, work_at, segments,
-        scratch.data_ptr(), threads,
-    )  # fmt: skip
+    partition = (0, 0) if work is None else (work.data_ptr(), work.shape[0] * work.shape[1])
+    storage, threads = STORAGE[values.dtype], torch.get_num_threads()
+    size = _call.native.dsd_workspace(storage, in_place, index, n, *partition, False, threads)
+    if size == -2 and work is not None:  # not the usual partition: look closer, at all that it may leave out
+        _check_numbers(offsets, indices, order, index)
+        _call.check_work(work, index, offsets, order, values)
+        size = _call.native.dsd_workspace(storage, in_place, index, n, *partition, True, threads)
+    workspace = torch.empty(max(size, 0), dtype=torch.uint8)
+    if size < 0 or not _call.native.dsd(
+        values.data_ptr(), storage, 0 if scale is None else scale.data_ptr(), index,
+        0 if order is None else order.data_ptr(), 0 if order is None else order.itemsize, flip, right, n, c.data_ptr(),
+        column_major, *partition, workspace.data_ptr(), threads,
+    ):  # fmt: skip
+        _check_numbers(offsets, indices, order, index)
+        _call.refuse_changed("offsets, indices and order")
     return c.t() if column_major else c
+
+
+def _check_numbers(offsets: Tensor, indices: Tensor, order: Tensor | None, index: _call.Index) -> None:
+    _call.check_numbers(offsets, indices, _call.tile_columns(index))
+    if order is not None:
+        _call.check_list(order, "order", offsets, indices.numel(), "tile")
 
 
 def _per_slot(value: Tensor, name: str, capacity: int, dtypes: tuple[torch.dtype, ...]) -> None:

@@ -12,10 +12,8 @@ def gather(x: Tensor, offsets: Tensor, indices: Tensor, bm: int, bn: int) -> Ten
     """Return `values[capacity, bm, bn]`; see `gossamer.kernels.reference.gather`."""
     _call.tensor(x, "x", ndim=2)
     rows, cols = x.shape
-    _call.check_pattern(offsets, indices, rows, cols, bm, bn)
+    index = _call.check_pattern(offsets, indices, rows, cols, bm, bn)
     values = torch.empty((indices.numel(), bm, bn), dtype=x.dtype)
-    _call.native.gather(
-        x.data_ptr(), rows, cols, x.itemsize, offsets.data_ptr(), indices.data_ptr(), indices.itemsize, bm, bn,
-        indices.numel(), values.data_ptr(), torch.get_num_threads(),
-    )  # fmt: skip
+    if not _call.native.gather(x.data_ptr(), x.itemsize, index, values.data_ptr(), torch.get_num_threads()):
+        _call.refuse_pattern(offsets, indices, index)
     return values

@@ -25,24 +25,19 @@ def gather_mm(a: Tensor, offsets: Tensor, indices: Tensor, bm: int, bk: int, b: 
         raise ValueError(
             f"a must be {batch} matrices of whole tiles one below the other, got {rows} rows in tiles of {bm}"
         )
-    _call.check_pattern(offsets, indices, rows, k, bm, bk)
-    bm, bk = min(bm, max(rows, 1)), min(bk, max(k, 1))
-    tile_rows, tile_cols = _call.tiles(rows, k, bm, bk)
-    _call.check_no_repeats(
-        offsets, indices, tile_cols
-    )  # it would be multiplied once or twice, as the tile happens to be
-    if tile_rows > 2**31:
-        raise ValueError(f"a must have at most 2**31 rows of tiles, got {tile_rows}: take higher tiles")
-    stride, columns = _call.matrix(b[0], "each matrix of b")
-    down, along = (1, stride) if columns else (stride, 1)
+    _call.tile(bm, bk)
+    index = _call.check_pattern(offsets, indices, rows, k, min(bm, max(rows, 1)), min(bk, max(k, 1)))
+    if offsets.numel() > 2**31:
+        raise ValueError(f"a must have at most 2**31 rows of tiles, got {offsets.numel() - 1}: take higher tiles")
+    right = _call.matrix(b[0], "each matrix of b")
     c = torch.empty((rows, n), dtype=a.dtype)
     transposed = torch.empty((n, rows), dtype=a.dtype) if column_major else None
     threads = torch.get_num_threads()
-    room = _call.native.gather_mm_scratch(a.itemsize, rows, k, indices.numel(), bk, batch, n, threads)
-    scratch = torch.empty(room, dtype=torch.uint8)
-    _call.native.gather_mm(
-        a.data_ptr(), a.itemsize, rows, k, offsets.data_ptr(), indices.data_ptr(), indices.itemsize, bm, bk,
-        indices.numel(), b.data_ptr(), batch, b.stride(0), down, along, n, c.data_ptr(),
-        transposed.data_ptr() if transposed is not None else 0, scratch.data_ptr(), threads,
-    )  # fmt: skip
+    size = _call.native.gather_mm_workspace(a.itemsize, index, batch, n, threads)
+    workspace = torch.empty(size, dtype=torch.uint8)
+    if not _call.native.gather_mm(
+        a.data_ptr(), a.itemsize, index, right, batch, b.stride(0), n, c.data_ptr(),
+        transposed.data_ptr() if transposed is not None else 0, workspace.data_ptr(), threads,
+    ):  # fmt: skip
+        _call.refuse_pattern(offsets, indices, index, once=True)  # a tile named twice has no one sum
     return c if transposed is None else transposed.t()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NoReturn
+
 import torch
 from torch import Tensor
 
@@ -18,7 +20,7 @@ def grouped_mm(
     _call.tensor(x, "x", ndim=2, dtypes=PRODUCT)
     _call.tensor(weights, "weights", ndim=3, dtypes=(x.dtype,))
     _call.count(out_rows, "out_rows")
-    _check_groups(offsets, source, x.shape[0], target, out_rows, once=True)
+    positions = _positions(offsets, source, x.shape[0], target, out_rows)
     groups, inner, n = (weights.shape[0], *(weights.shape[:0:-1] if flip else weights.shape[1:]))
     if groups != offsets.numel() - 1 or inner != x.shape[1]:
         raise ValueError(
@@ -27,11 +29,13 @@ def grouped_mm(
         )
     y = memory.empty((out_rows, n), x.dtype)
     threads = torch.get_num_threads()
-    scratch = torch.empty(_call.native.grouped_scratch(x.itemsize, threads), dtype=torch.uint8)
-    _call.native.grouped_mm(
-        x.data_ptr(), x.itemsize, inner, *_list(source), *_list(target), offsets.data_ptr(), groups,
-        weights.data_ptr(), flip, n, y.data_ptr(), out_rows, scratch.data_ptr(), threads,
-    )  # fmt: skip
+    size = _call.native.grouped_workspace(x.itemsize, 0 if target is None else out_rows, threads)
+    workspace = torch.empty(size, dtype=torch.uint8)
+    if not _call.native.grouped_mm(
+        x.data_ptr(), x.itemsize, x.shape[0], inner, *_list(source), *_list(target), positions, offsets.data_ptr(),
+        groups, weights.data_ptr(), flip, n, y.data_ptr(), out_rows, workspace.data_ptr(), threads,
+    ):  # fmt: skip
+        _refuse(offsets, source, x.shape[0], target, out_rows, once=True)
     return y
 
 
@@ -39,15 +43,16 @@ def grouped_outer(x: Tensor, dy: Tensor, source: Tensor | None, target: Tensor |
     """Return `dw[groups, k, n]`; see `gossamer.kernels.reference.grouped_outer`. float32 and float64."""
     _call.tensor(x, "x", ndim=2, dtypes=PRODUCT)
     _call.tensor(dy, "dy", ndim=2, dtypes=(x.dtype,))
-    _check_groups(offsets, source, x.shape[0], target, dy.shape[0], once=False)
+    positions = _positions(offsets, source, x.shape[0], target, dy.shape[0])
     groups, k, n = offsets.numel() - 1, x.shape[1], dy.shape[1]
     dw = memory.empty((groups, k, n), x.dtype)
     threads = torch.get_num_threads()
-    scratch = torch.empty(_call.native.grouped_scratch(x.itemsize, threads), dtype=torch.uint8)
-    _call.native.grouped_outer(
-        x.data_ptr(), x.itemsize, k, dy.data_ptr(), n, *_list(source), *_list(target), offsets.data_ptr(), groups,
-        dw.data_ptr(), scratch.data_ptr(), threads,
-    )  # fmt: skip
+    workspace = torch.empty(_call.native.grouped_workspace(x.itemsize, 0, threads), dtype=torch.uint8)
+    if not _call.native.grouped_outer(
+        x.data_ptr(), x.itemsize, x.shape[0], k, dy.data_ptr(), dy.shape[0], n, *_list(source), *_list(target),
+        positions, offsets.data_ptr(), groups, dw.data_ptr(), workspace.data_ptr(), threads,
+    ):  # fmt: skip
+        _refuse(offsets, source, x.shape[0], target, dy.shape[0], once=False)
     return dw
 
 
@@ -55,14 +60,21 @@ def _list(places: Tensor | None) -> tuple[int, int]:
     return (0, 0) if places is None else (places.data_ptr(), places.itemsize)
 
 
-def _check_groups(
-    offsets: Tensor, source: Tensor | None, sources: int, target: Tensor | None, targets: int, *, once: bool
-) -> None:
-    """Each position of a group names a row of the source and one of the target; `once`: no two the same of these."""
+def _positions(offsets: Tensor, source: Tensor | None, sources: int, target: Tensor | None, targets: int) -> int:
+    """How many positions have a row of the source and one of the target: groups end there at the latest."""
     _call.tensor(offsets, "offsets", ndim=1, dtypes=(torch.int64,))
     if offsets.numel() < 1:
         raise ValueError("offsets must have an entry more than there are groups, got none")
-    for places, rows, name in ((source, sources, "source"), (target, targets, "target")):
+    for places, name in ((source, "source"), (target, "target")):
         if places is not None:
             _call.tensor(places, name, ndim=1, dtypes=PLACES)
-        _call.check_list(places, name, offsets, rows, once=once and name == "target")
+    return min(sources if source is None else source.numel(), targets if target is None else target.numel())
+
+
+def _refuse(
+    offsets: Tensor, source: Tensor | None, sources: int, target: Tensor | None, targets: int, *, once: bool
+) -> NoReturn:
+    """Say what a kernel found wrong with the groups; `once`: no two positions may name the same row of the target."""
+    _call.check_list(source, "source", offsets, sources)
+    _call.check_list(target, "target", offsets, targets, once=once)
+    _call.refuse_changed("offsets, source and target")

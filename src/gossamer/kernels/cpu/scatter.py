@@ -14,12 +14,10 @@ def scatter(values: Tensor, offsets: Tensor, indices: Tensor, rows: int, cols: i
     _, bm, bn = values.shape
     if rows < 0 or cols < 0:
         raise ValueError(f"rows and cols must be at least 0, got {rows} and {cols}")
-    _call.check_pattern(offsets, indices, rows, cols, bm, bn)
+    index = _call.check_pattern(offsets, indices, rows, cols, bm, bn)
     if values.shape[0] != indices.numel():
         raise ValueError(f"values must hold one tile per index: {indices.numel()} indices, got {values.shape[0]} tiles")
     dense = torch.empty((rows, cols), dtype=values.dtype)
-    _call.native.scatter(
-        values.data_ptr(), rows, cols, values.itemsize, offsets.data_ptr(), indices.data_ptr(), indices.itemsize,
-        bm, bn, indices.numel(), dense.data_ptr(), torch.get_num_threads(),
-    )  # fmt: skip
+    if not _call.native.scatter(values.data_ptr(), values.itemsize, index, dense.data_ptr(), torch.get_num_threads()):
+        _call.refuse_pattern(offsets, indices, index)
     return dense

@@ -12,21 +12,20 @@ def sdd(a: Tensor, b: Tensor, offsets: Tensor, indices: Tensor, bm: int, bn: int
     """Return `values[capacity, bm, bn]`; see `gossamer.kernels.reference.sdd`.
 
     Each of a [m, k] and b [k, n] is row-major or a transposed view of a row-major matrix. One whose elements do not
-    follow one another along k is transposed into scratch memory first.
+    follow one another along k is transposed into workspace first.
     """
-    a_stride, a_transposed = _call.matrix(a, "a", dtypes=(torch.float32, torch.float64))
-    b_stride, b_transposed = _call.matrix(b, "b", dtypes=(a.dtype,))
+    left = _call.matrix(a, "a", dtypes=(torch.float32, torch.float64))
+    right = _call.matrix(b, "b", dtypes=(a.dtype,))
     (m, k), n = a.shape, b.shape[1]
     if b.shape[0] != k:
         raise ValueError(f"b must have {k} rows, as many as a has columns, got shape {tuple(b.shape)}")
-    _call.check_pattern(offsets, indices, m, n, bm, bn)
+    index = _call.check_pattern(offsets, indices, m, n, bm, bn)
     values = torch.empty((indices.numel(), bm, bn), dtype=a.dtype)
     threads = torch.get_num_threads()
-    packed = torch.empty(k * (m * a_transposed + n * (not b_transposed)), dtype=a.dtype)
+    packed = torch.empty(k * (m * left[2] + n * (not right[2])), dtype=a.dtype)
     following = torch.empty(offsets.numel() + threads, dtype=torch.int64)
-    _call.native.sdd(
-        a.data_ptr(), a_stride, a_transposed, b.data_ptr(), b_stride, b_transposed, m, k, n, a.itemsize,
-        offsets.data_ptr(), indices.data_ptr(), indices.itemsize, bm, bn, indices.numel(), values.data_ptr(),
-        packed.data_ptr(), following.data_ptr(), threads,
-    )  # fmt: skip
+    if not _call.native.sdd(
+        left, right, k, a.itemsize, index, values.data_ptr(), packed.data_ptr(), following.data_ptr(), threads
+    ):
+        _call.refuse_pattern(offsets, indices, index)
     return values

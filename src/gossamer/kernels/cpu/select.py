@@ -19,10 +19,10 @@ def topk_mask(scores: Tensor, k: int, largest: bool = True, allowed: Tensor | No
             raise ValueError(f"allowed must have {scores.numel()} entries like scores, got {allowed.numel()}")
     n, threads = scores.numel(), torch.get_num_threads()
     mask = torch.empty(n, dtype=torch.bool)
-    scratch = torch.empty(_call.native.select_scratch(n, threads), dtype=torch.uint8)
+    workspace = torch.empty(_call.native.select_workspace(n, threads), dtype=torch.uint8)
     taken = _call.native.select(
         scores.data_ptr(), allowed.data_ptr() if allowed is not None else 0, n, min(k, n), largest, mask.data_ptr(),
-        scratch.data_ptr(), threads,
+        workspace.data_ptr(), threads,
     )  # fmt: skip
     if taken < 0:
         raise ValueError("scores must not contain NaN where allowed: NaN has no rank")

@@ -72,14 +72,12 @@ def skip_conv(
     y_bits = torch.empty((n, oh, ow, -(-out // 32)), dtype=torch.int32) if relu else _NO_BITS
     counts = torch.empty(2, dtype=torch.int64)
     threads = torch.get_num_threads()
-    room = _call.native.skip_conv_scratch(
-        n, h, w, c, out, *kernel, *stride, *padding, *dilation, transposed, oh, ow, threads
-    )
-    scratch = torch.empty(room, dtype=torch.uint8)
+    down, along = zip((h, w), size, kernel, stride, padding, dilation, strict=True)
+    conv = (n, c, out, *down, *along)
+    workspace = torch.empty(_call.native.skip_conv_workspace(conv, transposed, threads), dtype=torch.uint8)
     _call.native.skip_conv(
-        x.data_ptr(), n, h, w, c, packed.data_ptr(), 0 if bias is None else bias.data_ptr(),
-        0 if bits is None else bits.data_ptr(), out, *kernel, *stride, *padding, *dilation, transposed, oh, ow, relu,
-        y.data_ptr(), y_bits.data_ptr(), counts.data_ptr(), scratch.data_ptr(), threads,
+        x.data_ptr(), packed.data_ptr(), 0 if bias is None else bias.data_ptr(), 0 if bits is None else bits.data_ptr(),
+        conv, transposed, relu, y.data_ptr(), y_bits.data_ptr(), counts.data_ptr(), workspace.data_ptr(), threads,
     )  # fmt: skip
     return y, y_bits, counts
 

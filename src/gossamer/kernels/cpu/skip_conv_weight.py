@@ -34,7 +34,7 @@ def skip_conv_weight(
             raise ValueError(f"{name} must be two integers of at least {low}, got {pair}")
     if skip not in ("x", "dy"):
         raise ValueError(f"skip must be 'x' or 'dy', got {skip!r}")
-    axes = []
+    axes: list[int] = []
     for n, of, out, taps, step, pad, apart in zip(
         "HW", size, dy.shape[1:3], kernel, stride, padding, dilation, strict=True
     ):
@@ -45,7 +45,7 @@ def skip_conv_weight(
                 f"padding {padding} and dilation {dilation}, got shape {tuple(dy.shape)}"
             )
         _call.count(out * step + taps * apart + pad, f"O{n} * stride + kernel * dilation + padding")
-        axes.append((of, out, taps, step, pad, apart if taps > 1 else 1))
+        axes += (of, out, taps, step, pad, apart if taps > 1 else 1)
     if dy.shape[0] != images:
         raise ValueError(f"dy must have {images} images, as x has, got shape {tuple(dy.shape)}")
     if bits is not None:
@@ -61,10 +61,10 @@ def skip_conv_weight(
     if empty:
         return dw, counts
     threads = torch.get_num_threads()
-    of = (images, channels, outputs, axes[0], axes[1], skip == "dy")
-    scratch = torch.empty(_call.native.skip_conv_weight_scratch(*of, threads), dtype=torch.uint8)
+    conv, skip_dy = (images, channels, outputs, *axes), skip == "dy"
+    workspace = torch.empty(_call.native.skip_conv_weight_workspace(conv, skip_dy, threads), dtype=torch.uint8)
     _call.native.skip_conv_weight(
-        x.data_ptr(), dy.data_ptr(), bits.data_ptr() if bits is not None else 0, *of, dw.data_ptr(), channels_last,
-        counts.data_ptr(), scratch.data_ptr(), threads,
+        x.data_ptr(), dy.data_ptr(), bits.data_ptr() if bits is not None else 0, conv, skip_dy, dw.data_ptr(),
+        channels_last, counts.data_ptr(), workspace.data_ptr(), threads,
     )  # fmt: skip
     return dw, counts

@@ -26,10 +26,10 @@ def skip_mv(x: Tensor, w: Tensor, bias: Tensor | None, threshold: float | Tensor
     wide = x.float()
     y = memory.empty((batch, columns), torch.float32)
     counts = torch.empty(1, dtype=torch.int64)
-    scratch = torch.empty(_call.native.skip_mv_scratch(inner), dtype=torch.uint8)
+    workspace = torch.empty(_call.native.skip_mv_workspace(inner), dtype=torch.uint8)
     _call.native.skip_mv(
         wide.data_ptr(), batch, inner, w.data_ptr(), w.dtype == torch.bfloat16, columns,
-        0 if addend is None else addend.data_ptr(), threshold, y.data_ptr(), counts.data_ptr(), scratch.data_ptr(),
+        0 if addend is None else addend.data_ptr(), threshold, y.data_ptr(), counts.data_ptr(), workspace.data_ptr(),
         torch.get_num_threads(),
     )  # fmt: skip
     return y.to(x.dtype), counts
@@ -46,10 +46,10 @@ def gated_mv(x: Tensor, w: Tensor, bias: Tensor | None, gate: Tensor) -> Tensor:
     addend = _bias(bias, rows)
     wide, gates = x.float(), gate.float()
     y = memory.empty((batch, rows), torch.float32)
-    scratch = torch.empty(_call.native.gated_mv_scratch(rows), dtype=torch.uint8)
+    workspace = torch.empty(_call.native.gated_mv_workspace(rows), dtype=torch.uint8)
     _call.native.gated_mv(
         wide.data_ptr(), batch, inner, w.data_ptr(), w.dtype == torch.bfloat16, rows,
-        0 if addend is None else addend.data_ptr(), gates.data_ptr(), y.data_ptr(), scratch.data_ptr(),
+        0 if addend is None else addend.data_ptr(), gates.data_ptr(), y.data_ptr(), workspace.data_ptr(),
         torch.get_num_threads(),
     )  # fmt: skip
     return y.to(x.dtype)

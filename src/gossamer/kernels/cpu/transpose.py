@@ -15,7 +15,7 @@ def transpose(offsets: Tensor, indices: Tensor, tile_cols: int) -> tuple[Tensor,
     if tile_rows < 0:
         raise ValueError("offsets must have one entry more than there are tile rows, got 0 entries")
     _call.count(tile_cols, "tile_cols")
-    _call.check_pattern(offsets, indices, tile_rows, tile_cols, 1, 1)
+    index = _call.check_pattern(offsets, indices, tile_rows, tile_cols, 1, 1)
     if capacity > torch.iinfo(torch.int32).max:
         raise ValueError(f"indices must have fewer than 2^31 entries, the range of order, got {capacity}")
     offsets_t = torch.empty(tile_cols + 1, dtype=torch.int64)
@@ -23,8 +23,14 @@ def transpose(offsets: Tensor, indices: Tensor, tile_cols: int) -> tuple[Tensor,
     order = torch.empty(capacity, dtype=torch.int32)
     threads = torch.get_num_threads()
     counts = torch.empty(threads * tile_cols, dtype=torch.int32)  # memory that few slots never touch
-    _call.native.transpose(
-        offsets.data_ptr(), indices.data_ptr(), indices.itemsize, tile_rows, tile_cols, capacity, counts.data_ptr(),
-        offsets_t.data_ptr(), indices_t.data_ptr(), indices_t.itemsize, order.data_ptr(), threads,
-    )  # fmt: skip
+    if not _call.native.transpose(
+        index,
+        counts.data_ptr(),
+        offsets_t.data_ptr(),
+        indices_t.data_ptr(),
+        indices_t.itemsize,
+        order.data_ptr(),
+        threads,
+    ):
+        _call.refuse_pattern(offsets, indices, index)
     return offsets_t, indices_t, order

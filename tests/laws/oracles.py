@@ -1,4 +1,4 @@
-"""What the verbs mean, said another way: walks over tiles in plain Python, dense products in float64."""
+"""What the ops mean, said differently: walks over tiles in plain Python, dense products in float64."""
 
 from __future__ import annotations
 

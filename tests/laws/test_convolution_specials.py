@@ -64,7 +64,7 @@ def test_a_denormal_is_not_zero(backend):
 @backends
 @pytest.mark.parametrize("relu", [False, True])
 def test_a_gradient_that_is_zero_meets_nothing(relu, backend):
-    """The gradient by input skips zeros of dy, which a relu's bits may make; that by weight those of the sparser."""
+    """The input gradient skips zeros of dy, which a relu's bits may make; the weight gradient those of the sparser."""
     x = torch.ones(1, 32, 4, 4, requires_grad=True)
     weight = torch.ones(40, 32, 3, 3)
     weight[7] = -1.0  # off under the relu

@@ -70,7 +70,7 @@ def test_relu_inside_equals_relu_outside(case, backend):
     wanted[0] = y.relu()
     for actual, expected in zip(ours(case, x, weight, bias, dy, backend, relu=True), wanted, strict=True):
         assert torch.equal(actual.double(), expected)
-    # Without a gradient by the bias nobody masks dy: the kernels read the bits themselves.
+    # Without a bias gradient nobody masks dy: the kernels read the bits themselves.
     x, weight = x.detach().requires_grad_(), weight.detach().requires_grad_()
     geometry = case.stride, case.padding, case.dilation
     y = gs.ops.conv2d(x, weight, bias, *geometry, skip="input", backend=backend.kernels, relu=True)
@@ -83,7 +83,7 @@ def test_relu_inside_equals_relu_outside(case, backend):
 @pytest.mark.parametrize("relu", [False, True])
 @pytest.mark.parametrize("rows", [1, 3, 8, 9, 70])
 def test_linear(rows, relu, by_input, backend):
-    """Few rows read a weight that is stored by input channel another way than the rest."""
+    """Few rows read a weight that is stored by input channel with a kernel of their own."""
     generator = torch.Generator().manual_seed(rows)
     x, dy = (torch.randint(-4, 5, (rows, n), generator=generator).float().relu() for n in (70, 45))
     weight, bias = (torch.randint(-3, 4, size, generator=generator).float() for size in ((45, 70), (45,)))

@@ -29,7 +29,7 @@ def in_every_team(run):
 
 
 @on(CPU, "tile", [(1, 1), (16, 16), (32, 1), (3, 5)])
-def test_verbs_of_structure(backend, tile):
+def test_ops_of_structure(backend, tile):
     for shape in ((4096, 64), (16, 20_000), (700, 900)):
         x = torch.randn(shape).where(torch.rand(shape) < 0.1, 0)
         tiles = tiles_of(x, tile)

@@ -58,13 +58,13 @@ def test_offsets_past_the_capacity_are_refused(backend):
     offsets, indices = shuffled(tiles, 0)
     index = offsets, indices[: offsets[5]].clone()
     a, b, values = numbers(40, 64), numbers(64, 20, seed=1), torch.ones(20, 4, 16)
-    for verb, args in (
+    for op, args in (
         ("gather_mm", (a, *index, 4, 16, b[None], False)), ("sdd", (a, torch.eye(64), *index, 4, 16)),
         ("dsd", (values, *index, None, None, b, 40, False, False, None)), ("gather", (a, *index, 4, 16)),
         ("scatter", (values, *index, 40, 64)), ("transpose", (*index, 4)),
     ):  # fmt: skip
         with pytest.raises(ValueError, match="offsets must end at most at"):
-            backend(verb, *args)
+            backend(op, *args)
 
 
 @on(CPU)

@@ -1,7 +1,7 @@
 """Laws of every op in the table: its numbers, its operands' safety, its schema and fake, its bits in any team."""
 
 import itertools
-from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,6 +10,7 @@ from calls import results
 from oracles import assert_same_numbers
 from table import ROWS, SIZES, Drawn
 
+from gossamer.kernels import reference
 from gossamer.ops.registration import MODULES
 from gossamer.testing import assert_same_bits
 
@@ -26,7 +27,8 @@ def tensors(args):
 
 
 def test_every_op_has_a_row():
-    ops = {op for op, module in MODULES.items() if find_spec(f"gossamer.kernels.reference.{module}").has_location}
+    folder = Path(reference.__file__).parent  # ops that tests define have no file there
+    ops = {op for op, module in MODULES.items() if (folder / f"{module}.py").exists()}
     assert {row.op for row in ROWS} == ops
 
 

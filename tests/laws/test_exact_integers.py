@@ -1,4 +1,4 @@
-"""Law: a product of integers is the dense product of what the tiles hold, to the last bit, whatever way it takes.
+"""Law: a product of integers is the dense product of what the tiles hold, to the last bit, by every algorithm.
 
 Rows in random order, nonsense in slack indices, NaN wherever a kernel has no business to look: in slack and padding of
 values, in rows and columns that meet no tile.

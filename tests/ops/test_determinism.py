@@ -83,7 +83,7 @@ def test_the_passes_of_a_convolution_in_every_team(name):
 
 
 def test_an_image_does_not_depend_on_its_batch():
-    """Forward and the gradient by input: each element is a sum in one order, wherever the image lies."""
+    """Forward and the input gradient: each element is a sum in one order, wherever the image lies."""
     case = convolution("3x3, 7 x 7, many images")
     x, weight, bias = case.operands("half")
     whole = gs.ops.conv2d(x, weight, bias, padding=1, skip="input")

@@ -1,4 +1,4 @@
-"""The laws of the verbs on a CUDA device: reference, gradients, no device sync, graph replay, compile.
+"""The laws of the ops on a CUDA device: reference, gradients, no device sync, graph replay, compile.
 
 Never run where there is no GPU; `docs/` says on which device it last passed.
 """
@@ -54,9 +54,9 @@ def test_gradcheck_twice(name):
     p = gs.Pattern.from_mask(c.mask(), c.tile).to("cuda")
     x = torch.randn(c.shape, dtype=torch.float64, device="cuda", requires_grad=True)
     values = torch.randn(p.capacity, *c.tile, dtype=torch.float64, device="cuda", requires_grad=True)
-    for verb, operand in ((gs.ops.gather, x), (gs.ops.scatter, values)):
-        assert torch.autograd.gradcheck(lambda t, verb=verb: verb(t, p), (operand,))
-        assert torch.autograd.gradgradcheck(lambda t, verb=verb: verb(t, p), (operand,))
+    for op, operand in ((gs.ops.gather, x), (gs.ops.scatter, values)):
+        assert torch.autograd.gradcheck(lambda t, op=op: op(t, p), (operand,))
+        assert torch.autograd.gradgradcheck(lambda t, op=op: op(t, p), (operand,))
 
 
 @pytest.mark.parametrize("tile", [(1, 1), (8, 16), (64, 64)], ids=str)

@@ -152,7 +152,7 @@ def test_addresses_beyond_32_bits():
     assert c[-64:, -1].eq(128).all() and c.count_nonzero().item() == 64
 
 
-def verbs(dtype):
+def ops(dtype):
     """(name, function of the operands, operands that want gradients)"""
     c = case("ragged, odd tile")
     p = gs.Pattern.from_mask(c.mask(), c.tile)
@@ -180,14 +180,14 @@ NAMES = ("dsd", "dds", "sdd", "rows", "bands", "grouped")
 
 @pytest.mark.parametrize("which", range(len(NAMES)), ids=NAMES)
 def test_gradcheck_twice(which):
-    _, function, operands = verbs(torch.float64)[which]
+    _, function, operands = ops(torch.float64)[which]
     assert torch.autograd.gradcheck(function, operands)
     assert torch.autograd.gradgradcheck(function, operands)
 
 
 @pytest.mark.parametrize("which", range(len(NAMES)), ids=NAMES)
 def test_forward_and_backward_without_a_device_sync(which):
-    _, function, operands = verbs(torch.float32)[which]
+    _, function, operands = ops(torch.float32)[which]
     function(*operands).sum().backward()
     torch.cuda.synchronize()
     torch.cuda.set_sync_debug_mode("error")

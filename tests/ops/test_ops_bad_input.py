@@ -97,7 +97,7 @@ for backend in (None, "cpu"):
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_using_the_verbs_on_the_cpu_imports_nothing_optional():
+def test_using_the_ops_on_the_cpu_imports_nothing_optional():
     code = """
 import sys, torch
 import gossamer as gs

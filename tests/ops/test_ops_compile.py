@@ -1,4 +1,4 @@
-"""Law: the verbs pass opcheck, compile whole through their public functions, and a new pattern compiles nothing."""
+"""Law: the ops pass opcheck, compile whole through their public functions, and a new pattern compiles nothing."""
 
 import pytest
 import torch

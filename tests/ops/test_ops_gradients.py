@@ -29,15 +29,15 @@ def test_gradcheck_twice(backend, c):
     p = pattern_of(c)
     x = torch.randn(c.shape, dtype=torch.float64, requires_grad=True)
     values = torch.randn(p.capacity, *c.tile, dtype=torch.float64, requires_grad=True)
-    for verb, operand in ((gs.ops.gather, x), (gs.ops.scatter, values)):
-        assert torch.autograd.gradcheck(lambda t, verb=verb: verb(t, p, backend=backend), (operand,))
-        assert torch.autograd.gradgradcheck(lambda t, verb=verb: verb(t, p, backend=backend), (operand,))
+    for op, operand in ((gs.ops.gather, x), (gs.ops.scatter, values)):
+        assert torch.autograd.gradcheck(lambda t, op=op: op(t, p, backend=backend), (operand,))
+        assert torch.autograd.gradgradcheck(lambda t, op=op: op(t, p, backend=backend), (operand,))
 
 
 @backends
 @pytest.mark.parametrize("c", CASES, ids=ids())
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
-def test_the_gradient_is_the_other_verb(backend, c, dtype):
+def test_the_gradient_is_the_other_op(backend, c, dtype):
     p = pattern_of(c)
     x = torch.randint(-8, 9, c.shape).to(dtype).requires_grad_()
     values = torch.randint(-8, 9, (p.capacity, *c.tile)).to(dtype).requires_grad_()

@@ -1,4 +1,4 @@
-"""Law: dsd, dds and sdd take patterns, any layout, a transposed index and a division of labour, and are exact.
+"""Law: dsd, dds and sdd take patterns, any layout, a transposed index and a work partition, and are exact.
 
 What the kernels compute is in tests/laws.
 """
@@ -74,7 +74,7 @@ def test_full_density_is_the_dense_product(backend, tile):
     assert torch.equal(whole.unpack(gs.ops.sdd(s, b, whole, backend=backend)), s @ b)
 
 
-def test_a_division_of_labour_is_followed():
+def test_a_work_partition_is_followed():
     """The work counter: a slot that no part visits is not multiplied. It must be zero, and 0 * inf shows a visit.
 
     S and S^T have one each, and neither is used for the other.

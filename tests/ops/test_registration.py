@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from gossamer.handles import Handled, graph_input, living_owner_of, owner_of
-from gossamer.ops.registration import register, register_opaque
+from gossamer.ops.registration import load_kernel, register, register_opaque
 from gossamer.testing import assert_no_recompile
 
 BACKENDS = (None, "reference")
@@ -139,6 +139,11 @@ def test_what_cannot_be_registered():
         define("returns_its_argument", "(Tensor(a!) x) -> Tensor(a!)", lambda x: x)
     with pytest.raises(ValueError, match="fake must say what returns_something returns"):
         define("returns_something", "(Tensor x) -> Tensor", lambda x: x + 1)
+
+
+def test_an_op_without_a_kernel_for_a_device_says_so():
+    with pytest.raises(RuntimeError, match="append_rows has no kernel for backend='triton'"):
+        load_kernel("triton", "append_rows", "append_rows")
 
 
 # ---------------------------------------------------------------- handles

@@ -68,7 +68,7 @@ def test_strides_do_not_matter(skip, backend):
 @pytest.mark.parametrize("skip", ["input", "auto"])
 @pytest.mark.parametrize("kernel", [1, 3])
 def test_results_lie_in_memory_as_torchs_do(kernel, skip, relu, compiled):
-    """So that a view of the output, or of the gradient by x, works after a conversion if it did before."""
+    """So that a view of the output, or of the input gradient, works after a conversion if it did before."""
     torch.compiler.reset()
     layer = partial(gs.ops.conv2d, padding=kernel // 2, skip=skip, relu=relu, site=gs.planner.Site())
     if compiled:

@@ -34,7 +34,7 @@ def test_skip_mv_and_its_gradients(batch, threshold):
     x, w, bias = integers(*batch, 40, density=0.5), integers(40, 70), integers(70)
     operands = [value.requires_grad_() for value in (x, w, bias)]
     y = gs.ops.skip_mv(*operands, threshold=threshold)
-    # With threshold 0 the function is x @ w: its gradient by a zero is that of any other x.
+    # With threshold 0 the function is x @ w: the gradient of a zero is that of any other x.
     expected = skipped(x, w, bias, threshold) if threshold else x @ w + bias
     assert torch.equal(y, expected)
     for got, want in zip(gradients(y, operands), gradients(expected, operands), strict=True):
@@ -103,8 +103,8 @@ def test_short_weights(stored):
     assert_within(y, gate.double() * (x.double() @ w.double()), gate.double() * bound)
     for operands in ((x, w), (x, w.t().contiguous(), gate)):
         operands = [value.clone().requires_grad_() for value in operands]
-        verb = gs.ops.skip_mv if len(operands) == 2 else gs.ops.gated_mv
-        for value, grad in zip(operands, torch.autograd.grad(verb(*operands).sum(), operands), strict=True):
+        op = gs.ops.skip_mv if len(operands) == 2 else gs.ops.gated_mv
+        for value, grad in zip(operands, torch.autograd.grad(op(*operands).sum(), operands), strict=True):
             assert grad.dtype == value.dtype and grad.shape == value.shape
 
 

@@ -102,7 +102,7 @@ def test_a_call_uses_what_the_weight_holds(change, filters):
 
 @pytest.mark.parametrize("change", UNCOUNTED.values(), ids=UNCOUNTED)
 def test_modules_and_gradients_use_it_too(change):
-    """Between a forward and the next, in eager and compiled calls, for the gradient by input as well."""
+    """Between a forward and the next, in eager and compiled calls, for the input gradient as well."""
     layer, torchs = gs.nn.Conv2d(16, 8, 3, padding=1, bias=False, skip="input"), torch.nn.Conv2d(16, 8, 3, padding=1)
     layer.weight = torchs.weight = torch.nn.Parameter(integers(8, 16, 3, 3))
     torchs.bias = None

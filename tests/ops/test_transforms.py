@@ -1,4 +1,4 @@
-"""Law: what stands for several tensors or for a derivative is refused, by the name of the verb or module."""
+"""Law: what stands for several tensors or for a derivative is refused, by the name of the op or module."""
 
 import pytest
 import torch
@@ -12,7 +12,7 @@ from gossamer import ops
 P = gs.Pattern.full((4, 4), (2, 2))
 V, D, W, IDS = torch.randn(4, 2, 2), torch.randn(4, 4), torch.randn(3, 4, 4), torch.tensor([0, 2, 1, -1])
 X = torch.randn(4, 4)
-VERBS = {
+OPS = {
     "ops.dsd": lambda x: ops.dsd(V, P, x),
     "ops.dds": lambda x: ops.dds(x, V, P),
     "ops.sdd": lambda x: ops.sdd(x, D, P),
@@ -53,13 +53,13 @@ TRANSFORMS = {
 
 
 @pytest.mark.parametrize("transform", TRANSFORMS)
-@pytest.mark.parametrize("name", VERBS)
-def test_every_verb_and_module_says_no(name, transform):
+@pytest.mark.parametrize("name", OPS)
+def test_every_op_and_module_says_no(name, transform):
     said = "no forward-mode derivative" if transform in ("jvp", "dual numbers") else "cannot be transformed"
-    # In a backward pass it is a verb that meets the batch.
-    verb = "ops" if transform in ("vectorize", "is_grads_batched") else name.split(",")[0]
-    with pytest.raises(RuntimeError, match=rf"gossamer\.{verb}.*{said}"):
-        TRANSFORMS[transform](VERBS[name])
+    # In a backward pass it is an op that meets the batch.
+    said_by = "ops" if transform in ("vectorize", "is_grads_batched") else name.split(",")[0]
+    with pytest.raises(RuntimeError, match=rf"gossamer\.{said_by}.*{said}"):
+        TRANSFORMS[transform](OPS[name])
 
 
 def test_ensembles_of_modules_are_refused():
@@ -78,4 +78,4 @@ def test_what_needs_no_kernel_is_transformed():
 
 
 def test_jacobians_one_gradient_at_a_time():
-    assert torch.equal(torch.autograd.functional.jacobian(VERBS["ops.sdd"], X)[0, 0, 0, 0], D[:, 0])
+    assert torch.equal(torch.autograd.functional.jacobian(OPS["ops.sdd"], X)[0, 0, 0, 0], D[:, 0])

@@ -83,7 +83,7 @@ def check_product(
     scale: Tensor | None,
     backend: Backend | None,
 ) -> None:
-    """What dsd and dds ask of their arguments; `name` is what the verb calls its dense operand."""
+    """What dsd and dds ask of their arguments; `name` is what the op calls its dense operand."""
     check_pattern(pattern)
     check_factor(name, dense, pattern.device)
     if name == "b" and dense.shape[0] != pattern.shape[1]:

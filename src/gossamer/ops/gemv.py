@@ -11,7 +11,7 @@ skip_mv and gated_mv are closed under differentiation, the gradients of each are
     y[b] = bias + sum of x[b, c] * w[c] over kept     dx = kept * (dy w^T)     dw[c] = sum of x[b, c] * dy[b] over kept
     y    = gate * (x w^T + bias)     with dz = dy * gate: dx = dz w     dw = dz^T x     dgate = dy * (x w^T + bias)
 
-With threshold 0 nothing but zeros is dropped, the function is x @ w, and its gradient by a zero of x is not zero: kept
+With threshold 0 nothing but zeros is dropped, the function is x @ w, and the gradient of a zero of x is not zero: kept
 is then 1 everywhere in dx.
 """
 
@@ -218,7 +218,7 @@ def gated_mv(
 
     Returns:
         [B, K] or [K] in x's dtype, summed in float32. Same bits on any number of threads and in every run. Inf and NaN
-        in rows of w behind a closed gate do not reach y. The gradient by the gate is exact, at closed gates too, so it
+        in rows of w behind a closed gate do not reach y. The gate's gradient is exact, at closed gates too, so it
         reads every row of w that has a gradient.
 
     Raises:

@@ -29,9 +29,15 @@ from gossamer.pattern.check import check_matrix, is_recording
 
 
 def _fake_mm(
-    x: Tensor, source: Tensor | None, target: Tensor | None, offsets: Tensor, weights: Tensor, flip: bool, out_rows: int
+    x: Tensor,
+    source: Tensor | None,
+    target: Tensor | None,
+    offsets: Tensor,
+    weights: Tensor,
+    transposed: bool,
+    out_rows: int,
 ) -> Tensor:
-    return x.new_empty(out_rows, weights.shape[1 if flip else 2])
+    return x.new_empty(out_rows, weights.shape[1 if transposed else 2])
 
 
 def _fake_outer(x: Tensor, dy: Tensor, source: Tensor | None, target: Tensor | None, offsets: Tensor) -> Tensor:
@@ -56,7 +62,8 @@ def _used_in_float32(kernel: Callable[..., Any]) -> Callable[..., Any]:
 
 mm_on = register(
     "grouped_mm",
-    "(Tensor x, Tensor? source, Tensor? target, Tensor offsets, Tensor weights, bool flip, SymInt out_rows) -> Tensor",
+    "(Tensor x, Tensor? source, Tensor? target, Tensor offsets, Tensor weights, bool transposed, SymInt out_rows) -> "
+    "Tensor",
     _fake_mm,
     module="grouped",
     half=_used_in_float32,
@@ -79,35 +86,41 @@ def _row(order: Tensor, repeat: int) -> Tensor:
 
 
 class GroupedMm(Differentiable):
-    """x[t, k], weights[groups, k, n] (or [groups, n, k] and `flip`) -> y[t * repeat, n]."""
+    """x[t, k], weights[groups, k, n] (or [groups, n, k] and `transposed`) -> y[t * repeat, n]."""
 
     name = "grouped_matmul"
 
     @staticmethod
     def compute(
-        x: Tensor, weights: Tensor, order: Tensor, offsets: Tensor, repeat: int, flip: bool, backend: Backend | None
+        x: Tensor,
+        weights: Tensor,
+        order: Tensor,
+        offsets: Tensor,
+        repeat: int,
+        transposed: bool,
+        backend: Backend | None,
     ) -> Tensor:
-        return mm_on(backend)(x, _row(order, repeat), order, offsets, weights, flip, x.shape[0] * repeat)
+        return mm_on(backend)(x, _row(order, repeat), order, offsets, weights, transposed, x.shape[0] * repeat)
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weights: Tensor, order: Tensor, offsets: Tensor, repeat: int, flip: bool,
+        ctx: Any, x: Tensor, weights: Tensor, order: Tensor, offsets: Tensor, repeat: int, transposed: bool,
         backend: Backend | None,
     ) -> Tensor:  # fmt: skip
         save(ctx, x, weights, order, offsets)
-        ctx.repeat, ctx.flip, ctx.backend = repeat, flip, backend
-        return GroupedMm.compute(x, weights, order, offsets, repeat, flip, backend)
+        ctx.repeat, ctx.transposed, ctx.backend = repeat, transposed, backend
+        return GroupedMm.compute(x, weights, order, offsets, repeat, transposed, backend)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weights, order, offsets = ctx.saved_tensors
         grad_x = grad_weights = None
         if ctx.needs_input_grad[0]:
-            entries = GroupedMm.call(grad, weights, order, offsets, 1, not ctx.flip, ctx.backend)
+            entries = GroupedMm.call(grad, weights, order, offsets, 1, not ctx.transposed, ctx.backend)
             grad_x = _folded(entries, x.shape[0], ctx.repeat)
         if ctx.needs_input_grad[1]:
             outer = GroupedOuter.call(x, grad, order, offsets, ctx.repeat, ctx.backend)
-            grad_weights = outer.transpose(1, 2) if ctx.flip else outer
+            grad_weights = outer.transpose(1, 2) if ctx.transposed else outer
         return grad_x, grad_weights, None, None, None, None, None
 
 

@@ -1,4 +1,4 @@
-"""What every verb asks of a Pattern before a kernel gets its tensors. What these hold, each kernel looks at itself."""
+"""What every op asks of a Pattern before a kernel gets its tensors. Each kernel checks itself what these hold."""
 
 from __future__ import annotations
 

@@ -31,7 +31,7 @@ from gossamer.pattern import Pattern
 
 def _fake_dsd(
     values: Tensor, offsets: Tensor, indices: Tensor, order: Tensor | None, scale: Tensor | None, b: Tensor,
-    rows: int, flip: bool, column_major: bool, work: Tensor | None,
+    rows: int, transposed: bool, column_major: bool, work: Tensor | None,
 ) -> Tensor:  # fmt: skip
     n = b.shape[1]
     return b.new_empty(n, rows).t() if column_major else b.new_empty(rows, n)
@@ -43,8 +43,8 @@ def _fake_sdd(a: Tensor, b: Tensor, offsets: Tensor, indices: Tensor, bm: int, b
 
 dsd_on = register(
     "dsd",
-    "(Tensor values, Tensor offsets, Tensor indices, Tensor? order, Tensor? scale, Tensor b, SymInt rows, bool flip, "
-    "bool column_major, Tensor? work) -> Tensor",
+    "(Tensor values, Tensor offsets, Tensor indices, Tensor? order, Tensor? scale, Tensor b, SymInt rows, "
+    "bool transposed, bool column_major, Tensor? work) -> Tensor",
     _fake_dsd,
     strided=(5,),
     half=in_float32(like=5, stored=0),
@@ -218,7 +218,7 @@ def dds(
         pattern: the tiles of S; read at face value on a GPU; see `pattern.validate()`.
         transposed: `gossamer.ops.transpose(pattern)`; this product goes down the columns of S, so it is made at every
             call if None. Its `work` divides this product.
-        work: division of labour for products with S itself, here the gradient of a; see `dsd`.
+        work: work partition of products with S itself, here the gradient of a; see `dsd`.
         scale: float32[capacity] | None, a factor for each tile. Has no gradient.
         backend: None for the kernels of a's device; "cpu", "triton" or "reference" to insist.
 

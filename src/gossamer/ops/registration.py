@@ -13,12 +13,14 @@ from __future__ import annotations
 import functools
 import importlib
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from gossamer import kernels
 from gossamer.ops.mutation import Writes, guard, refuse_gradients, writes_of
 from gossamer.ops.transforms import check_tangents
 
@@ -41,6 +43,8 @@ def load_kernel(backend: str, module: str, op: str) -> Callable[..., Any]:
     try:
         return getattr(importlib.import_module(f"gossamer.kernels.{backend}.{module}"), op)
     except ImportError as error:
+        if not (Path(kernels.__path__[0]) / backend / f"{module}.py").exists():
+            raise RuntimeError(f"gossamer.ops.{op} has no kernel for backend={backend!r}") from error
         raise RuntimeError(f"gossamer.ops.{op} with backend={backend!r} needs {_NEEDS.get(backend)}") from error
 
 

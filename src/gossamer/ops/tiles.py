@@ -224,7 +224,7 @@ class Transposed(NamedTuple):
     Attributes:
         pattern: the tiles of S^T, rows ascending within each tile row, as many slots as S has.
         order: int32[capacity], the slot in S of each slot of S^T; `order[s] = s` in the slack.
-        work: int64[parts, segments, 3] | None, a division of labour for products with S^T (see `dsd`).
+        work: int64[parts, segments, 3] | None, a work partition of products with S^T (see `dsd`).
     """
 
     pattern: Pattern

@@ -33,7 +33,7 @@ def is_transformed(*tensors: Tensor | None) -> bool:
 def _transform() -> Any:
     top = _functorch.peek_interpreter_stack()
     transform: Any = None if top is None else top.key()
-    # Functionalisation is a way to record operators, which these are.
+    # Functionalization only records ops, and these can be recorded.
     return None if transform == _functorch.TransformType.Functionalize else transform
 
 

@@ -35,8 +35,8 @@ def conv2d(
 ) -> Tensor:
     """torch.nn.functional.conv2d, skipping zeros that are found at run time; differentiable to any order.
 
-    Forward looks for zeros of x; the gradient by x for zeros of y's gradient, which are many where a ReLU or a max-pool
-    follows directly; the gradient by the weight for those of either. Zeros are found inside the kernel: nothing is
+    Forward looks for zeros of x; the input gradient for zeros of y's gradient, which are many where a ReLU or a
+    max-pool follows directly; the weight gradient for those of either. Zeros are found inside the kernel: nothing is
     converted, and the shares of zeros may change from call to call.
 
     Args:
@@ -47,7 +47,7 @@ def conv2d(
         stride, padding, dilation: an int or a pair (vertical, horizontal); padding also "same" or "valid".
         groups: as in torch; with more than one nothing is skipped.
         skip: "auto" chooses per pass, from times and shares of zeros of earlier calls at this site; "input" always
-            skips: the gradient by the weight then skips zeros of whichever operand has more of them; "never" is
+            skips: the weight gradient then skips zeros of whichever operand has more of them; "never" is
             torch's own operator.
         relu: max(y, 0) in the same pass. Backward keeps one bit per element of y instead of y.
         site: what remembers: a `gossamer.planner.Site`, one per layer. Without it, all calls whose weight shape,

@@ -32,7 +32,7 @@ class Convolution(NamedTuple):
         return x if x.is_contiguous() else self.laid_out(x)
 
     def order(self, x: Tensor, weight: Tensor) -> torch.memory_format:
-        """The memory format of y and of the gradient by x: torch's rule."""
+        """The memory format of y and of the input gradient: torch's rule."""
         return LAST if is_last(x) or is_last(weight) else torch.contiguous_format
 
     def images(self, x: Tensor) -> int:

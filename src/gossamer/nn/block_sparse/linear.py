@@ -24,6 +24,7 @@ from gossamer.nn.block_sparse.quantization import Storage, check_storage, dequan
 from gossamer.nn.block_sparse.slot_remapping import remap_, slot_sources, states_of
 from gossamer.nn.block_sparse.tiled import Tiled, check_fits
 from gossamer.ops.arguments import STORED
+from gossamer.ops.autograd import wants_gradient
 from gossamer.ops.registration import HALF
 from gossamer.ops.transforms import check_transforms
 from gossamer.pattern import Pattern
@@ -235,12 +236,12 @@ class BlockSparseLinear(Tiled):
             x = x.to(self._own_dtype())
         self._check_dtype(x)
         flat = x.reshape(-1, self.in_features)
-        transposed, work = self._index_for(wants_gradient=torch.is_grad_enabled() and x.requires_grad)
+        transposed, work = self._index_for(wants_gradient(x))
         y = ops.dsd(
             self.values, self.pattern, flat.t(),
             transposed=transposed, work=work, scale=self.scale, column_major=True,
         ).t()  # fmt: skip
-        if self._capture_handle is not None and torch.is_grad_enabled() and y.requires_grad:
+        if self._capture_handle is not None and wants_gradient(y):
             y = Captured.apply(y, flat, self._capture_handle)
         if self.bias is not None:
             y = y + self.bias

@@ -17,6 +17,7 @@ from torch.autograd import forward_ad
 from gossamer.nn.skip.memory_order import reorder_
 from gossamer.nn.threshold.thresholded import Thresholded, check_threshold
 from gossamer.nn.traced import leaves_process
+from gossamer.ops.autograd import wants_gradient
 from gossamer.ops.gemv import skip_on
 from gossamer.ops.transforms import is_transformed
 
@@ -154,7 +155,7 @@ def skips(x: Tensor, *linears: nn.Linear) -> bool:
     weights = [linear.weight for linear in linears]
     if any(weight.dtype != x.dtype for weight in weights):
         return False
-    if torch.is_grad_enabled() and (x.requires_grad or any(weight.requires_grad for weight in weights)):
+    if wants_gradient(x, *weights):
         return False  # the gradients are those of the dense form
     return x.dtype in _TAKEN.get(x.device.type, ())
 

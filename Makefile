@@ -40,7 +40,7 @@ test-asan: $(STAMP)  ## random structure, right and broken, to every op, under t
 	LD_PRELOAD="$(RUNTIME)" ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 UBSAN_OPTIONS=print_stacktrace=1 \
 	  $(BIN)/python tests/native/fuzzed_structure.py --native $(ASAN)/_native*.so
 
-lint: $(STAMP)  ## ruff, mypy, the floors, and that the docs' tables match the committed results
+lint: $(STAMP)  ## ruff, mypy, the layers, and that the docs' tables match the committed results
 	$(BIN)/ruff check src tests benchmarks
 	$(BIN)/ruff format --check src tests benchmarks
 	$(BIN)/mypy

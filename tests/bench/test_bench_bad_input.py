@@ -1,11 +1,12 @@
 """What a benchmark cannot use is said before anything is measured, and nothing is written."""
 
+import dataclasses
 import json
 
 import pytest
 
 from gossamer import bench
-from gossamer.bench import detect
+from gossamer.bench.detect import tiles
 
 
 @pytest.fixture(autouse=True)
@@ -13,7 +14,7 @@ def nothing_is_measured(monkeypatch):
     def section(settings):
         raise AssertionError("a section ran")
 
-    monkeypatch.setattr(detect, "SECTIONS", dict.fromkeys(detect.SECTIONS, section))
+    monkeypatch.setattr(tiles, "SECTION", dataclasses.replace(tiles.SECTION, rows=section))
 
 
 @pytest.mark.parametrize(
@@ -52,7 +53,6 @@ def test_a_place_that_cannot_be_written(tmp_path):
 def test_a_file_whose_sections_cannot_be_kept(held, said, tmp_path):
     path = tmp_path / "result.json"
     path.write_text(held)
-    section = next(iter(detect.SECTIONS))
     with pytest.raises(ValueError, match=said):
-        bench.run("detect", bench.Settings(only=(section,)), path)
+        bench.run("detect", bench.Settings(only=("tiles",)), path)
     assert path.read_text() == held and len(list(tmp_path.iterdir())) == 1

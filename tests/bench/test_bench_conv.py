@@ -10,6 +10,7 @@ from gossamer.bench import Settings
 from gossamer.bench.conv import kernels, linear, onnx
 from gossamer.bench.conv.compare import CHANNELS_LAST, CONTIGUOUS, crossover
 from gossamer.bench.conv.layers import LAYERS, TOY, Layer, keep_mask, spread
+from gossamer.bench.conv.passes import PASSES
 
 
 def generator():
@@ -58,7 +59,7 @@ def agree(calls):
 
 
 @pytest.mark.parametrize("layer", [*TOY, Layer(32, 16, 9, 3, 2)], ids=lambda layer: layer.name)
-@pytest.mark.parametrize("which", kernels.PASSES)
+@pytest.mark.parametrize("which", PASSES)
 def test_candidates_of_a_layer_agree(layer, which):
     names = agree(kernels.candidates(layer, which, 2, 0.5, "random"))
     assert {CHANNELS_LAST, CONTIGUOUS} < names and any(name.startswith("ours") for name in names)
@@ -66,7 +67,7 @@ def test_candidates_of_a_layer_agree(layer, which):
         agree(kernels.converting(layer, which, 2, 0.5, best))
 
 
-@pytest.mark.parametrize("which", linear.PASSES)
+@pytest.mark.parametrize("which", PASSES)
 def test_candidates_of_a_linear_agree(which):
     agree(linear.candidates(which, 24, 40, 32, 0.5))
 
@@ -93,7 +94,7 @@ def test_kernels_and_linears_run_on_toy_sizes_and_write_rows(tmp_path):
     gs.bench.run("conv", Settings(quick=True, reps=1, only=("kernels", "linear")), path)
     sections = {name: found["rows"] for name, found in json.loads(path.read_text())["sections"].items()}
     for name, curves in (("kernels", 3 * len(TOY)), ("linear", 3)):
-        assert {row["pass"] for row in sections[name]} == set(kernels.PASSES)
+        assert {row["pass"] for row in sections[name]} == set(PASSES)
         assert sum("crossover" in row for row in sections[name]) == curves
     half = [row for row in sections["kernels"] if row.get("zeros") == 0.5 and row["masks"] == "random"]
     assert all({"torch converting", "ours converting"} < {entry["name"] for entry in row["rows"]} for row in half)

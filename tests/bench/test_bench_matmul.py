@@ -7,8 +7,10 @@ import torch
 
 import gossamer as gs
 from gossamer.bench import Settings
-from gossamer.bench.matmul import detection, fit, gradients, planning, products, runtime, workloads
+from gossamer.bench.matmul import detection, experts, explain, fit, gradients, products, regret, row_axis, workloads
+from gossamer.bench.matmul.costs import costs
 from gossamer.bench.matmul.operands import draw, normal
+from gossamer.bench.matmul.runtime import candidates
 
 QUICK = Settings(quick=True, reps=1)
 
@@ -66,7 +68,7 @@ def test_products_with_zeros_found_at_run_time_agree():
     for tile in ((1, 96), (32, 1)):
         a, _ = draw(96, 96, tile, 0.3, QUICK)
         b = normal(96, 40, QUICK)
-        agree({**runtime._candidates(a, b, tile), "torch, rows selected": lambda a=a, b=b: runtime._torch_rows(a, b)})
+        agree({**candidates(a, b, tile), "torch, rows selected": lambda a=a, b=b: row_axis._torch_rows(a, b)})
 
 
 def test_both_gradients_agree_with_the_dense_ones():
@@ -81,7 +83,7 @@ def test_both_gradients_agree_with_the_dense_ones():
 def test_experts_agree(routing):
     torch.manual_seed(0)
     # A loop has one gradient for each expert, the others one for all.
-    agree({name: lambda call=call: stacked(call()) for name, call in workloads.experts(QUICK, routing).items()})
+    agree({name: lambda call=call: stacked(call()) for name, call in experts.experts(QUICK, routing).items()})
 
 
 def stacked(grads):
@@ -101,7 +103,7 @@ def test_workloads_agree(build, setting):
 
 
 def test_zipf_gives_every_token_an_expert_and_the_first_the_most():
-    ids = workloads.zipf(4096, 64)
+    ids = experts.zipf(4096, 64)
     counts = ids.bincount(minlength=64)
     assert counts.sum() == 4096 and counts[0] == counts.max() and counts[0] / counts[1] == pytest.approx(2, rel=0.05)
 
@@ -115,10 +117,10 @@ def test_the_suite_runs_on_toy_sizes_and_writes_rows(tmp_path, monkeypatch):
 
 
 def test_the_planner_is_tuned_here_and_its_choices_are_compared(monkeypatch):
-    known = planning.costs(QUICK)
-    assert known.measured is not None and known is planning.costs(QUICK)
-    (said,) = planning.explain(QUICK)
+    known = costs(QUICK)
+    assert known.measured is not None and known is costs(QUICK)
+    (said,) = explain.rows(QUICK)
     assert said["text"][0] == "[2048, 1024] @ [1024, 512], zeros in a, float32" and "<-" in "\n".join(said["text"])
-    *cases, total = planning.regret(QUICK)
+    *cases, total = regret.rows(QUICK)
     assert {case["mask"] for case in cases} >= {"no zeros", "nothing", "independent 0.1"}
     assert total["max"] == max(case["regret"] for case in cases) >= total["median"] >= 1.0

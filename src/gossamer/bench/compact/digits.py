@@ -10,10 +10,15 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from gossamer.bench import Settings
+from gossamer.bench.cells import Cell, Column, ratio, table
+from gossamer.bench.section import Rows, Section, Settings, Table
+
+NETWORKS = ("dense", "sparse", "compact")
+DENSE, SPARSE, COMPACT = NETWORKS
+MEAN = "mean"
 
 
-def rows(settings: Settings) -> list[dict[str, Any]]:
+def rows(settings: Settings) -> Rows:
     """One row per seed with what report.json says, and a last row with means and the largest gap."""
     out = []
     for seed in settings.seeds:
@@ -32,12 +37,49 @@ def rows(settings: Settings) -> list[dict[str, Any]]:
                 "latency": report["latency"], "throughput": report["throughput"],
             }
         )  # fmt: skip
-    accuracy = {key: [row["table"][key]["accuracy"] for row in out] for key in ("dense", "sparse", "compact")}
+    accuracy = {key: [row["table"][key]["accuracy"] for row in out] for key in NETWORKS}
     out.append(
         {
-            "seed": "mean",
+            "seed": MEAN,
             "accuracy": {key: statistics.mean(values) for key, values in accuracy.items()},
-            "gap": statistics.mean(accuracy["dense"]) - statistics.mean(accuracy["compact"]),
+            "gap": statistics.mean(accuracy[DENSE]) - statistics.mean(accuracy[COMPACT]),
         }
     )
     return out
+
+
+def _within(part: str, cell: Cell) -> Cell:
+    """A cell of a comparison that the row holds under `part`; empty in the row of means."""
+    return lambda row: cell(row[part]) if part in row else ""
+
+
+def _share(key: str) -> Cell:
+    def cell(row: dict[str, Any]) -> str:
+        return f"{row['table'][COMPACT][key] / row['table'][DENSE][key]:.2f} of dense" if "table" in row else ""
+
+    return cell
+
+
+def _accuracy(name: str) -> Column:
+    def cell(row: dict[str, Any]) -> str:
+        return f"{100 * (row['table'][name]['accuracy'] if 'table' in row else row['accuracy'][name]):.2f}"
+
+    return f"{name} %", cell
+
+
+def digits(rows: Rows) -> str:
+    return table(
+        rows,
+        [
+            ("seed", lambda row: str(row["seed"])), *map(_accuracy, NETWORKS),
+            ("channels left", lambda row: f"{row['channels_left']:.0%}" if "channels_left" in row else ""),
+            ("parameters", _share("parameters")), ("FLOPs", _share("flops")),
+            ("throughput, batch 256", _within("throughput", ratio(COMPACT))),
+            ("masked only", _within("throughput", ratio(SPARSE))),
+            ("A/A", _within("throughput", ratio(f"{DENSE} (control)"))),
+            ("latency, batch 1", _within("latency", ratio(COMPACT))),
+        ],
+    )  # fmt: skip
+
+
+SECTION = Section(rows, Table(digits))

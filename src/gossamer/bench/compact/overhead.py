@@ -14,9 +14,11 @@ from torch import nn
 from torch.nn import functional as F
 
 import gossamer as gs
-from gossamer.bench import Settings
+from gossamer.bench.cells import entry, milliseconds, table, value
+from gossamer.bench.section import Rows, Section, Settings, Table
 from gossamer.measure import clock
 
+DENSE = "dense"
 METHODS = tuple(name for name in gs.training.METHODS if name != "static")  # whose mask never changes
 
 
@@ -50,7 +52,7 @@ def _build(settings: Settings) -> tuple[nn.Module, torch.optim.Optimizer, torch.
     return model, optimizer, x, torch.randint(0, 1000, (batch,), device=settings.device)
 
 
-def rows(settings: Settings) -> list[dict[str, Any]]:
+def rows(settings: Settings) -> Rows:
     """One row per method: step ratio against the plain optimizer, and the update in dense steps."""
     out = []
     for name in METHODS:
@@ -59,8 +61,8 @@ def rows(settings: Settings) -> list[dict[str, Any]]:
         _method(name, model, optimizer, x, every=10**9)
         dense_step = _trainer(dense_model, x, y, dense_optimizer)
         run = gs.measure.interleave(
-            {"dense": dense_step, name: _trainer(model, x, y, optimizer)},
-            baseline="dense", reps=settings.reps, warmup=1, seconds=45,
+            {DENSE: dense_step, name: _trainer(model, x, y, optimizer)},
+            baseline=DENSE, reps=settings.reps, warmup=1, seconds=45,
         )  # fmt: skip
 
         model, optimizer, _, _ = _build(settings)
@@ -79,7 +81,30 @@ def rows(settings: Settings) -> list[dict[str, Any]]:
             {
                 "model": "resnet50", "method": name, "batch": x.shape[0], **run.to_dict(),
                 "update_seconds": updates,
-                "update_in_dense_steps": {kind: cost / run["dense"].median for kind, cost in updates.items()},
+                "update_in_dense_steps": {kind: cost / run[DENSE].median for kind, cost in updates.items()},
             }
         )  # fmt: skip
     return out
+
+
+def _over_dense(row: dict[str, Any]) -> str:
+    ours, dense = (entry(row, name) for name in (row["method"], DENSE))
+    return f"{ours['median'] / dense['median']:.3f}" if ours and dense else ""
+
+
+def overhead(rows: Rows) -> str:
+    return table(
+        rows,
+        [
+            ("method", value("method")), ("dense step ms", milliseconds(digits=0)),
+            ("step between updates, over dense", _over_dense),
+            ("A/A", lambda row: f"{row['control']['median'] / row['rows'][0]['median']:.3f}"),
+            (
+                "one event, in dense steps",
+                lambda row: ", ".join(f"{kind} {cost:.2f}" for kind, cost in row["update_in_dense_steps"].items()),
+            ),
+        ],
+    )  # fmt: skip
+
+
+SECTION = Section(rows, Table(overhead))

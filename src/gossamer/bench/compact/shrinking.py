@@ -7,28 +7,30 @@ channel events and compactions included, and the median step at the end.
 from __future__ import annotations
 
 import statistics
-from typing import Any
 
 import torch
 from torch.nn import functional as F
 
 import gossamer as gs
-from gossamer.bench import Settings
+from gossamer.bench.cells import table, value
+from gossamer.bench.section import Rows, Section, Settings, Table
 from gossamer.measure import clock
 
+DENSE, CONTROL, OURS = "dense", "dense (control)", "chase"
 
-def rows(settings: Settings) -> list[dict[str, Any]]:
+
+def rows(settings: Settings) -> Rows:
     """One row per model: total step time of the shrinking run over the dense run, with a dense A/A control."""
     out = []
     for name, length in (("vgg16", 300), ("convnet", 400), ("resnet20", 400)):
         shape, batch, steps = (3, 32, 32), 32, 40 if settings.quick else length
-        runs: dict[str, list[float]] = {"dense": [], "dense (control)": [], "chase": []}
+        runs: dict[str, list[float]] = {DENSE: [], CONTROL: [], OURS: []}
         trainers, methods = {}, {}
         for key in runs:
             torch.manual_seed(0)
             model = gs.models.build(name, input_shape=shape, classes=10).to(settings.device)
             optimizer = torch.optim.SGD(model.parameters(), lr=0.02, momentum=0.9)
-            if key == "chase":
+            if key == OURS:
                 methods[key] = gs.training.Chase(
                     model, optimizer, density=0.1, channel_sparsity=0.5, total_steps=steps, explore_every=steps // 20,
                     channel_every=steps // 20, compact_every=2, scope="all", round_to=16, seed=0,
@@ -56,9 +58,24 @@ def rows(settings: Settings) -> list[dict[str, Any]]:
             {
                 "model": name, "batch": batch, "steps": steps, "channel_sparsity": 0.5,
                 "seconds": total, "last_step": last,
-                "over_dense": total["chase"] / total["dense"],
-                "control": total["dense (control)"] / total["dense"],
-                "channels_left": sum(int(a.sum()) for a in methods["chase"].channels().values()),
+                "over_dense": total[OURS] / total[DENSE],
+                "control": total[CONTROL] / total[DENSE],
+                "channels_left": sum(int(a.sum()) for a in methods[OURS].channels().values()),
             }
         )  # fmt: skip
     return out
+
+
+def shrinking(rows: Rows) -> str:
+    return table(
+        rows,
+        [
+            ("model", value("model")), ("steps", value("steps")),
+            ("channel sparsity", value("channel_sparsity", ".0%")),
+            ("sum of step times over dense", value("over_dense", ".2f")), ("A/A", value("control", ".2f")),
+            ("last steps over dense", lambda row: f"{row['last_step'][OURS] / row['last_step'][DENSE]:.2f}"),
+        ],
+    )  # fmt: skip
+
+
+SECTION = Section(rows, Table(shrinking))

@@ -9,49 +9,27 @@ from __future__ import annotations
 
 import copy
 import logging
-from typing import Any
 
 import torch
 from torch import nn
 
 import gossamer as gs
-from gossamer.bench import Settings
+from gossamer.bench.cells import milliseconds, ratio, table, value
+from gossamer.bench.compact.channels import (
+    COMPACT,
+    CONTROL,
+    DENSE,
+    ROUND,
+    flops,
+    lowest_channels,
+    share_removed,
+)  # fmt: skip
+from gossamer.bench.section import Rows, Section, Settings, Table
 
 log = logging.getLogger(__name__)
 
 FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
-
-
-ROUND = 16  # channels: a full AVX-512 register of fp32, and what tensor cores want in bf16
-
-
-def lowest_channels(
-    graph: gs.compaction.ChannelGraph, model: nn.Module, fraction: float, *, round_to: int = ROUND
-) -> dict[str, torch.Tensor]:
-    """Keep masks that drop about `fraction` of every removable group, smallest weights first.
-
-    Widths go to the nearest multiple of `round_to`, up or down, so that the share removed overall stays near
-    `fraction`; `share_removed` says what it came to.
-    """
-    tensors = dict(model.named_parameters())
-    keep = {}
-    for group in graph.removable:
-        size = torch.zeros(group.channels)
-        for member in group.members:
-            if member.role == "writer" and member.tensor in tensors:
-                weight = tensors[member.tensor].detach().movedim(member.axis, 0)
-                size += weight.reshape(len(weight), -1).abs().sum(1)[member.index].sum(1)
-        multiple = max(1, round_to // group.unit)
-        left = max(multiple, round(group.channels * (1 - fraction) / multiple) * multiple)
-        alive = torch.ones(group.channels, dtype=torch.bool)
-        alive[torch.argsort(size, stable=True)[: max(0, group.channels - left)]] = False
-        keep[group.name] = alive
-    return keep
-
-
-def share_removed(keep: dict[str, torch.Tensor]) -> float:
-    """Channels removed over channels there were."""
-    return 1 - sum(int(alive.sum()) for alive in keep.values()) / sum(alive.numel() for alive in keep.values())
+PRUNING, MASKED = "torch-pruning", "masked"
 
 
 def _torch_pruning(model: nn.Module, x: torch.Tensor, fraction: float, round_to: int) -> nn.Module | None:
@@ -76,15 +54,15 @@ def _candidates(model: nn.Module, x: torch.Tensor, fraction: float) -> tuple[dic
     keep = lowest_channels(graph, masked, fraction)
     gs.compaction.zero_channels_(masked, graph, keep)
     small = gs.compact(masked, x, check_latency=False)
-    found = {"dense": model, "masked": masked, "compact": small.model}
+    found = {DENSE: model, MASKED: masked, COMPACT: small.model}
     with torch.enable_grad():
         theirs = _torch_pruning(model, x, fraction, round_to=ROUND)
     if theirs is not None:
-        found["torch-pruning"] = theirs
+        found[PRUNING] = theirs
     return found, share_removed(keep)
 
 
-def rows(settings: Settings) -> list[dict[str, Any]]:
+def rows(settings: Settings) -> Rows:
     """One row per model, share of channels removed, batch and memory format."""
     side = 64 if settings.quick else 224
     out = []
@@ -102,7 +80,7 @@ def rows(settings: Settings) -> list[dict[str, Any]]:
                         calls[key] = lambda net=net, x=x: net(x)
                     with torch.inference_mode():
                         run = gs.measure.interleave(
-                            calls, baseline="dense", reps=min(settings.reps, 9), warmup=1, seconds=60
+                            calls, baseline=DENSE, reps=min(settings.reps, 9), warmup=1, seconds=60
                         )
                     counts = {key: gs.measure.count(net, x).to_dict() for key, net in nets.items()}
                     out.append(
@@ -114,17 +92,16 @@ def rows(settings: Settings) -> list[dict[str, Any]]:
     return out
 
 
-def refusal_rows(settings: Settings) -> list[dict[str, Any]]:
-    """What `gs.compact` answers when almost nothing would be removed."""
-    side = 64 if settings.quick else 224
-    out = []
-    for fraction in (0.01, 0.05, 0.4):
-        torch.manual_seed(0)
-        model = gs.models.build("resnet50", input_shape=(3, side, side), classes=1000).eval().to(settings.device)
-        x = torch.randn(1, 3, side, side, device=settings.device)
-        graph = gs.compaction.ChannelGraph.build(model, x)
-        # Not rounded: awkward widths are what a user who removes 5 % gets.
-        gs.compaction.zero_channels_(model, graph, lowest_channels(graph, model, fraction, round_to=1))
-        small = gs.compact(model, x, round_to=1)
-        out.append({"model": "resnet50", "removed": fraction, "refused": small.refused})
-    return out
+def throughput(rows: Rows) -> str:
+    return table(
+        rows,
+        [
+            ("model", value("model")), ("channels removed", value("share_removed", ".1%")), ("batch", value("batch")),
+            ("layout", value("layout")), ("dense ms", milliseconds(digits=1)),
+            (COMPACT, ratio(COMPACT)), ("FLOPs", flops(COMPACT)),
+            ("Torch-Pruning", ratio(PRUNING)), ("its FLOPs", flops(PRUNING)), ("masked only", ratio(MASKED)), CONTROL,
+        ],
+    )  # fmt: skip
+
+
+SECTION = Section(rows, Table(throughput))

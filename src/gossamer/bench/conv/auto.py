@@ -14,11 +14,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import gossamer as gs
-from gossamer.bench import Settings
+from gossamer.bench.cells import CONTROL, milliseconds, ratio, short, table, value
 from gossamer.bench.conv.compare import CHANNELS_LAST, CONTIGUOUS, Calls, against, best_of
 from gossamer.bench.conv.layers import Layer, chosen, operand
+from gossamer.bench.section import Rows, Section, Settings, Table
 
-LEARN = 30  # calls before the clock starts: the site tries both ways on these
+AUTO, ALWAYS = "auto", "skip always"
+LEARN = 30  # calls before the clock starts: the site tries both algorithms on these
 
 
 def _step(conv: Callable[[Tensor, Tensor], Tensor], x: Tensor, dy: Tensor, weight: Tensor) -> Callable[[], Any]:
@@ -46,12 +48,12 @@ def candidates(layer: Layer, batch: int, zeros: float) -> Calls:
     return {
         CHANNELS_LAST: _step(torch_conv, x, dy, last),
         CONTIGUOUS: _step(torch_conv, x.contiguous(), dy.contiguous(), weight),
-        "auto": _step(auto, x, dy, last),
-        "skip always": _step(always, x, dy, last),
+        AUTO: _step(auto, x, dy, last),
+        ALWAYS: _step(always, x, dy, last),
     }
 
 
-def rows(settings: Settings) -> list[dict[str, Any]]:
+def rows(settings: Settings) -> Rows:
     """One row per layer and share of zeros."""
     out = []
     for layer in chosen(settings):
@@ -60,7 +62,20 @@ def rows(settings: Settings) -> list[dict[str, Any]]:
             calls = candidates(layer, 2 if settings.quick else 16, zeros)
             best = best or best_of(calls, (CHANNELS_LAST, CONTIGUOUS), settings)
             for _ in range(2 if settings.quick else LEARN):
-                calls["auto"]()
-            calls = {name: calls[name] for name in (best, "auto", "skip always")}
+                calls[AUTO]()
+            calls = {name: calls[name] for name in (best, AUTO, ALWAYS)}
             out.append({"layer": layer.name, "zeros": zeros, **against(best, calls, settings, seconds=1.5)})
     return out
+
+
+def auto(rows: Rows) -> str:
+    return table(
+        rows,
+        [
+            ("layer", value("layer")), ("zeros", value("zeros", ".0%")), ("best torch ms", milliseconds()),
+            ('`skip="auto"`', ratio(AUTO)), ('`skip="input"`', short(ALWAYS)), CONTROL,
+        ],
+    )  # fmt: skip
+
+
+SECTION = Section(rows, Table(auto), on_gpu=False)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import gossamer as gs
-from gossamer.bench import Settings
+from gossamer.bench.section import Settings
 
 Calls = dict[str, Callable[[], Any]]
 

@@ -11,16 +11,17 @@ import itertools
 import logging
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import nn
 
 import gossamer as gs
-from gossamer.bench import Settings
+from gossamer.bench.cells import CONTROL, Column, ratio, table, value
+from gossamer.bench.section import Rows, Section, Settings, Table
 from gossamer.nn.threshold.linear import store_by_input
 
 LOG = logging.getLogger(__name__)
+DENSE, OURS = "dense", "ours"
 CONTEXT, TOKENS = 32, 16
 
 
@@ -53,8 +54,8 @@ def step(model: nn.Module, ids: torch.Tensor) -> Callable[[], torch.Tensor]:
     return run
 
 
-def rows(settings: Settings) -> list[dict[str, Any]]:
-    """One row per way of leaving weights out; the baseline is the dense model in torch's faster memory order."""
+def rows(settings: Settings) -> Rows:
+    """One row per setting of thresholds; the baseline is the dense model in torch's faster memory order."""
     dense = llama(settings.quick)
     if dense is None:
         return []
@@ -68,15 +69,15 @@ def rows(settings: Settings) -> list[dict[str, Any]]:
         order = _faster_order(dense, ids)
         base = step(dense, ids)
     gs.nn.gated(ours, reorder=True)
-    ways: tuple[tuple[str, float, float | None], ...] = (
+    thresholds: tuple[tuple[str, float, float | None], ...] = (
         ("every linear 0 %", 0.0, 0.0), ("every linear 25 %", 0.25, 0.25), ("every linear 40 %", 0.4, 0.4),
         ("every linear 50 %", 0.5, 0.5), ("gates 92 %, the rest torch's", 0.92, None),
         ("gates 92 %, other inputs 0 %", 0.92, 0.0), ("gates 92 %, other inputs 50 %", 0.92, 0.5),
     )  # fmt: skip
-    for name, gates, rest in ways:
+    for name, gates, rest in thresholds:
         report = _apply(ours, data, gates, rest)
         with torch.inference_mode():
-            run = gs.measure.interleave({"dense": base, "ours": step(ours, ids)}, reps=settings.reps, seconds=8)
+            run = gs.measure.interleave({DENSE: base, OURS: step(ours, ids)}, reps=settings.reps, seconds=8)
         stats = report.stats()
         used = sum(row.bytes * stats[row.name]["density"] for row in report.rows)
         out.append(
@@ -127,3 +128,20 @@ def _bytes(model: nn.Module) -> int:
     """Of the weights that a decoded token reads: all but the embedding."""
     linears = [module for module in model.modules() if isinstance(module, nn.Linear)]
     return sum(linear.weight.numel() * linear.weight.element_size() for linear in linears)
+
+
+def decode(rows: Rows) -> str:
+    def speed(head: str, name: str) -> Column:
+        return head, lambda row: f"{row['tokens_per_second'][name]:.1f}"
+
+    return table(
+        rows,
+        [
+            ("left out", value("sparsity")),
+            ("share of the weights read", lambda row: f"{1 - row['realised'] * row['share_of_bytes']:.0%}"),
+            speed("dense tokens/s", DENSE), speed("tokens/s", OURS), ("ratio", ratio(OURS)), CONTROL,
+        ],
+    )  # fmt: skip
+
+
+SECTION = Section(rows, Table(decode), on_gpu=False)

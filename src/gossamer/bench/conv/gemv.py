@@ -15,12 +15,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import gossamer as gs
-from gossamer.bench import Settings
+from gossamer.bench.cells import CONTROL, Column, milliseconds, ratio, table, value
+from gossamer.bench.section import Rows, Section, Settings, Table
 
 SHAPES = ((4096, 11008), (11008, 4096))  # features in, features out: the feed-forward block of a 7B Llama
 ZEROS = (0.0, 0.3, 0.5, 0.7, 0.9)
 COPIES, DRAWS = 8, 64
 BASELINES = ("torch, by output", "torch, by input")
+SKIP, GATED = "skip_mv", "gated_mv"
 
 
 def _turn(values: list[Any]) -> Callable[[], Any]:
@@ -49,12 +51,12 @@ def candidates(
     return {
         BASELINES[0]: lambda: F.linear(first(), by_output()),
         BASELINES[1]: lambda: F.linear(second(), by_input().t()),
-        "skip_mv": lambda: gs.ops.skip_mv(third(), by_input()),
-        "gated_mv": lambda: gs.ops.gated_mv(fourth(), by_output(), gate()),
+        SKIP: lambda: gs.ops.skip_mv(third(), by_input()),
+        GATED: lambda: gs.ops.gated_mv(fourth(), by_output(), gate()),
     }
 
 
-def rows(settings: Settings) -> list[dict[str, Any]]:
+def rows(settings: Settings) -> Rows:
     """One row per shape, rows at once and share of zeros; ratios are over the faster order of torch."""
     out = []
     # The dtype that people decode in: 16 bits on a GPU.
@@ -77,3 +79,20 @@ def rows(settings: Settings) -> list[dict[str, Any]]:
                     run = gs.measure.interleave(calls, baseline=best, reps=settings.reps, seconds=4)
                 out.append({"in": inputs, "out": outputs, "batch": batch, "zeros": zeros, **run.to_dict()})
     return out
+
+
+def gemv(rows: Rows) -> str:
+    def torchs(name: str) -> Column:
+        return f"{name.replace(',', '')} ms", milliseconds(name)
+
+    return table(
+        rows,
+        [
+            ("features", lambda row: f"{row['in']} to {row['out']}"), ("rows", value("batch")),
+            ("zeros", value("zeros", ".0%")), *map(torchs, BASELINES),
+            *((f"`{name}`", ratio(name)) for name in (SKIP, GATED)), CONTROL,
+        ],
+    )  # fmt: skip
+
+
+SECTION = Section(rows, Table(gemv))

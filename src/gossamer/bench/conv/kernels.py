@@ -8,19 +8,22 @@ in the call, as a training step must. The weight gradient has no weights to pack
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from gossamer.bench import Settings
+from gossamer.bench.cells import Column, milliseconds, table, value
 from gossamer.bench.conv import onnx
 from gossamer.bench.conv.compare import CHANNELS_LAST, CONTIGUOUS, Calls, against, best_of, crossover
 from gossamer.bench.conv.layers import ZEROS, Layer, chosen, operand
+from gossamer.bench.conv.passes import KEPT, OF_DY, OF_X, PACKING, PASSES, curves, in_training
+from gossamer.bench.section import Rows, Section, Settings, Table
 from gossamer.kernels import cpu
 
-PASSES = ("forward", "input", "weight")
+ONNX = "onnxruntime"
+CONVERTING = ("torch converting", "ours converting")
 UNEVEN = (0.5, 0.9)  # where masks as after a ReLU are measured too
 
 
@@ -49,7 +52,7 @@ def _ours(layer: Layer, which: str, x: Tensor, dy: Tensor, weight: Tensor) -> Ca
         def gradient(side: Literal["x", "dy"]) -> Tensor:
             return cpu.skip_conv_weight(x, dy, None, kernel, stride, padding, dilation, side, channels_last=True)[0]
 
-        return {"ours, zeros of x": lambda: gradient("x"), "ours, zeros of dy": lambda: gradient("dy")}
+        return {OF_X: lambda: gradient("x"), OF_DY: lambda: gradient("dy")}
     forward = which == "forward"
     operand, out, side = (x, layer.outputs, layer.out_side) if forward else (dy, layer.inputs, layer.side)
     source = weight if forward else weight.transpose(0, 1)
@@ -61,7 +64,7 @@ def _ours(layer: Layer, which: str, x: Tensor, dy: Tensor, weight: Tensor) -> Ca
         return y.permute(0, 3, 1, 2)
 
     packed = cpu.skip_pack(source)
-    return {"ours": lambda: run(packed), "ours, packing": lambda: run(cpu.skip_pack(source))}
+    return {KEPT: lambda: run(packed), PACKING: lambda: run(cpu.skip_pack(source))}
 
 
 def _torch(layer: Layer, which: str, x: Tensor, dy: Tensor, weight: Tensor) -> Callable[[], Tensor]:
@@ -91,10 +94,10 @@ def converting(layer: Layer, which: str, batch: int, zeros: float, best: str) ->
 
     theirs = torch.channels_last if best == CHANNELS_LAST else torch.contiguous_format
     in_theirs = weight.contiguous(memory_format=theirs)
-    ours = "ours, zeros of x" if which == "weight" else "ours, packing"
+    ours = in_training(which)
     return {
-        "torch converting": call(theirs, lambda a, b: _torch(layer, which, a, b, in_theirs)()),
-        "ours converting": call(torch.channels_last, lambda a, b: _ours(layer, which, a, b, weight)[ours]()),
+        CONVERTING[0]: call(theirs, lambda a, b: _torch(layer, which, a, b, in_theirs)()),
+        CONVERTING[1]: call(torch.channels_last, lambda a, b: _ours(layer, which, a, b, weight)[ours]()),
     }
 
 
@@ -110,7 +113,7 @@ def candidates(layer: Layer, which: str, batch: int, zeros: float, masks: str) -
     }
     if which == "forward" and (theirs := onnx.convolution(layer, weight)) is not None:
         plain = x.contiguous()
-        calls["onnxruntime"] = lambda: theirs(plain)
+        calls[ONNX] = lambda: theirs(plain)
     return calls
 
 
@@ -120,9 +123,9 @@ def _points(settings: Settings) -> list[tuple[str, float]]:
     return [*(("random", zeros) for zeros in random), *(("uneven", zeros) for zeros in uneven)]
 
 
-def curve(layer: Layer, which: str, batch: int, settings: Settings) -> list[dict[str, Any]]:
+def curve(layer: Layer, which: str, batch: int, settings: Settings) -> Rows:
     """One row per kind of masks and share of zeros, then one with the crossover of random masks."""
-    out: list[dict[str, Any]] = []
+    out: Rows = []
     facts = {"layer": layer.name, "pass": which, "batch": batch}
     best = ""
     for masks, zeros in _points(settings):
@@ -133,7 +136,7 @@ def curve(layer: Layer, which: str, batch: int, settings: Settings) -> list[dict
         if (masks, zeros) == ("random", 0.5):
             calls.update(converting(layer, which, batch, zeros, best))
         out.append({**facts, "masks": masks, "zeros": zeros, **against(best, calls, settings, seconds=0.8)})
-    ours = "ours, zeros of x" if which == "weight" else "ours, packing"
+    ours = in_training(which)
     line = [
         (row["zeros"], entry["ratio"])
         for row in out if row["masks"] == "random" for entry in row["rows"] if entry["name"] == ours
@@ -141,7 +144,7 @@ def curve(layer: Layer, which: str, batch: int, settings: Settings) -> list[dict
     return [*out, {**facts, "best": best, "crossover": crossover(line)}]
 
 
-def rows(settings: Settings) -> list[dict[str, Any]]:
+def rows(settings: Settings) -> Rows:
     """Batch 16; with `full` also batch 1."""
     batches = (2,) if settings.quick else (16, 1) if settings.full else (16,)
     with torch.inference_mode():
@@ -152,3 +155,30 @@ def rows(settings: Settings) -> list[dict[str, Any]]:
             for which in PASSES
             for row in curve(layer, which, batch, settings)
         ]
+
+
+def baselines(rows: Rows) -> str:
+    """Milliseconds of everybody where there is no zero, and of callers who hold the other layout at half zeros."""
+    keyed = {
+        (row["layer"], row["pass"], row.get("batch"), row["zeros"]): row for row in rows if row.get("masks") == "random"
+    }
+    found = []
+    for (*where, zeros), row in keyed.items():
+        half = keyed.get((*where, 0.5))
+        if zeros == 0.0 and half is not None:
+            found.append({**row, "half": half})
+
+    def converting(name: str) -> Column:
+        return f"{name}, 50 %", lambda row: milliseconds(name)(row["half"])
+
+    return table(
+        found,
+        [
+            ("layer", value("layer")), ("pass", value("pass")),
+            *((name, milliseconds(name)) for name in (CHANNELS_LAST, CONTIGUOUS, ONNX)),
+            ("ours", lambda row: milliseconds(in_training(row["pass"]))(row)), *map(converting, CONVERTING),
+        ],
+    )  # fmt: skip
+
+
+SECTION = Section(rows, Table(curves), {"baselines": Table(baselines)}, on_gpu=False)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from gossamer.bench import Settings
+from gossamer.bench.section import Settings
 
 ZEROS = (0.0, 0.3, 0.5, 0.7, 0.9, 0.95)
 

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from gossamer.bench import Settings
 from gossamer.bench.conv.compare import Calls, against, crossover
 from gossamer.bench.conv.layers import ZEROS, operand
+from gossamer.bench.conv.passes import KEPT, OF_DY, OF_X, PACKING, PASSES, curves, in_training
+from gossamer.bench.section import Rows, Section, Settings, Table
 from gossamer.kernels import cpu
 
 TORCH = "torch"
 SHAPES = ((1024, 1024), (768, 3072), (3072, 768))  # features in, features out
-PASSES = ("forward", "input", "weight")
 
 
 def _rows(count: int, features: int, zeros: float, seed: int) -> Tensor:
@@ -35,8 +35,8 @@ def candidates(which: str, count: int, inputs: int, outputs: int, zeros: float) 
 
         return {
             TORCH: lambda: dy.t() @ x,
-            "ours, zeros of x": lambda: gradient("x"),
-            "ours, zeros of dy": lambda: gradient("dy"),
+            OF_X: lambda: gradient("x"),
+            OF_DY: lambda: gradient("dy"),
         }
     left, right, out = (x, weight.t(), outputs) if which == "forward" else (dy, weight, inputs)
     source = right.t()[:, :, None, None]
@@ -51,15 +51,15 @@ def candidates(which: str, count: int, inputs: int, outputs: int, zeros: float) 
     packed = cpu.skip_pack(source)
     return {
         TORCH: lambda: left @ right,
-        "ours": lambda: run(packed),
-        "ours, packing": lambda: run(cpu.skip_pack(source)),
+        KEPT: lambda: run(packed),
+        PACKING: lambda: run(cpu.skip_pack(source)),
     }
 
 
-def rows(settings: Settings) -> list[dict[str, Any]]:
+def rows(settings: Settings) -> Rows:
     """One row per shape, pass and share of zeros, then one with the crossover."""
     count, shapes = (64, ((64, 96),)) if settings.quick else (2048, SHAPES if settings.full else SHAPES[:1])
-    out: list[dict[str, Any]] = []
+    out: Rows = []
     with torch.inference_mode():
         for inputs, outputs in shapes:
             for which in PASSES:
@@ -69,7 +69,10 @@ def rows(settings: Settings) -> list[dict[str, Any]]:
                     calls = candidates(which, count, inputs, outputs, zeros)
                     found = against(TORCH, calls, settings, seconds=1.5)
                     out.append({**facts, "masks": "random", "zeros": zeros, **found})
-                    ours = "ours, zeros of x" if which == "weight" else "ours, packing"
+                    ours = in_training(which)
                     line.append((zeros, next(e["ratio"] for e in found["rows"] if e["name"] == ours)))
                 out.append({**facts, "crossover": crossover(line)})
     return out
+
+
+SECTION = Section(rows, Table(curves), on_gpu=False)

@@ -18,11 +18,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import gossamer as gs
-from gossamer.bench import Settings
+from gossamer.bench.cells import CONTROL, Cell, milliseconds, ratio, short, table, value
 from gossamer.bench.conv import densities, split
 from gossamer.bench.conv.calibrate import calibrate, reached
 from gossamer.bench.conv.compare import CHANNELS_LAST, CONTIGUOUS
 from gossamer.bench.conv.images import photographs
+from gossamer.bench.section import Rows, Section, Settings, Table
 from gossamer.measure import Comparison, Row, clock
 
 OURS = "gs.nn.skip_zeros"
@@ -135,7 +136,41 @@ def row(name: str, mode: str, settings: Settings) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def rows(settings: Settings) -> list[dict[str, Any]]:
+def rows(settings: Settings) -> Rows:
     """Every network in training, then in inference; a quick run leaves out ResNet-50, which Fixup's is like."""
     names = [name for name in densities.AUTHORS if not (settings.quick and name == "resnet50")]
     return [row(name, mode, settings) for mode in ("training", "inference") for name in names]
+
+
+def _of_conv(cell: Cell) -> Cell:
+    return lambda row: cell(row["conv"])
+
+
+def _outside(name: str | None = None) -> Cell:
+    """Milliseconds of a step outside the convolutions; the baseline's without a name."""
+
+    def cell(row: dict[str, Any]) -> str:
+        parts = row["split"][name or row["baseline"]]
+        return f"{1e3 * sum(parts.get(part, 0.0) for part in ('first', 'copies', 'other')):.0f}"
+
+    return cell
+
+
+def networks(rows: Rows) -> str:
+    head, control = CONTROL
+    return table(
+        rows,
+        [
+            ("network", value("network")), ("step", value("mode")), ("batch", value("batch")),
+            ("mean zeros", value("zeros", ".0%")),
+            ("convolutions: torch ms", _of_conv(milliseconds())), ("ours", _of_conv(ratio(OURS))),
+            (head, _of_conv(control)),
+            ("published", lambda row: f"{row['published']:.2f}x" if row["published"] else ""),
+            ("whole step: torch ms", milliseconds()), ("ours", ratio(OURS)), ("contiguous input", short(PLAIN)),
+            ("packs kept and channels_last", short(ASKED)), CONTROL,
+            ("outside the convolutions: torch ms", _outside()), ("ours ms", _outside(OURS)),
+        ],
+    )  # fmt: skip
+
+
+SECTION = Section(rows, Table(networks), on_gpu=False)

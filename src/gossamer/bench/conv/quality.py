@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import gossamer as gs
-from gossamer.bench import Settings
+from gossamer.bench.cells import table, value
+from gossamer.bench.section import Rows, Section, Settings, Table
 
 SPARSITIES = (0.25, 0.4, 0.5, 0.6, 0.7, 0.8)
 WINDOW = 128
@@ -102,14 +103,14 @@ def perplexity(model: CharacterModel, batch: Tensor) -> float:
     return float(torch.stack(losses).mean().exp())
 
 
-def rows(settings: Settings) -> list[dict[str, Any]]:
+def rows(settings: Settings) -> Rows:
     """One row per model, kind of threshold and sparsity; perplexity per character on files that were not trained on."""
     ids, held = text(settings.quick)
     dim, hidden, depth, steps = (32, 64, 2, 3) if settings.quick else (128, 384, 4, 300)
     batch = windows(held, 8 if settings.quick else 256, torch.Generator().manual_seed(2))
     sample = windows(ids, 4 if settings.quick else 24, torch.Generator().manual_seed(3))[:, :-1]
     keep = round(0.08 * hidden)
-    out: list[dict[str, Any]] = []
+    out: Rows = []
     for name, activation in (
         ("SiLU", "silu"),
         ("ReLU", "relu"),
@@ -168,3 +169,17 @@ def _closed(model: CharacterModel, batch: Tensor) -> float:
     for hook in hooks:
         hook.remove()
     return sum(shares) / len(shares)
+
+
+def quality(rows: Rows) -> str:
+    return table(
+        rows,
+        [
+            ("trained with", value("model")), ("thresholds", value("thresholds")),
+            ("sparsity", value("sparsity", ".0%")),
+            ("gates closed", value("gates", ".0%")), ("perplexity", value("perplexity", ".3f")),
+        ],
+    )  # fmt: skip
+
+
+SECTION = Section(rows, Table(quality, ratios=False), on_gpu=False)

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import copy
 import math
+import statistics
 from functools import partial
 from typing import Any
 
@@ -21,12 +22,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import gossamer as gs
-from gossamer.bench import Settings
+from gossamer.bench.cells import lines, table, value
 from gossamer.bench.conv import split
 from gossamer.bench.conv.compare import CHANNELS_LAST, CONTIGUOUS
 from gossamer.bench.conv.images import digits
 from gossamer.bench.conv.networks import OURS, TOY, arms
+from gossamer.bench.section import Rows, Section, Settings, Table
 
+PARTS = ("forward", "by input", "by weight")
+SIDES = {"x": "input", "dy": "gradient"}
 EXACT, CHECK = 50, 10  # losses are compared over the first 50 steps; every 10th of them also at the same weights
 RATE = {"vgg16_plain": 0.003, "resnet34": 0.005, "fixup_resnet50": 0.01}
 STEPS = {"vgg16_plain": 60, "resnet34": 30, "fixup_resnet50": 30}  # of each of two epochs
@@ -169,6 +173,59 @@ def row(name: str, settings: Settings) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def rows(settings: Settings) -> list[dict[str, Any]]:
+def rows(settings: Settings) -> Rows:
     """One row per network, without Fixup's in a quick run. All steps count, also those in which ours learns."""
     return [row(name, settings) for name in RATE if not (settings.quick and name == "fixup_resnet50")]
+
+
+def _parts(row: dict[str, Any], name: str) -> str:
+    """Seconds of the three passes, and of the rest."""
+    found = row["seconds"][name]
+    parts = [found[part] for part in PARTS]
+    return ", ".join(f"{part:.1f}" for part in [*parts, found["step"] - sum(parts)])
+
+
+def training(rows: Rows) -> str:
+    return table(
+        rows,
+        [
+            ("network", value("network")), ("steps", value("steps")),
+            ("torch s", lambda row: f"{row['seconds'][row['best']]['step']:.1f}"),
+            ("ours s", lambda row: f"{row['seconds'][OURS]['step']:.1f}"),
+            ("whole run", lambda row: f"{row['speedup']:.2f}x"),
+            ("convolutions", lambda row: f"{row['conv_speedup']:.2f}x"),
+            (f"torch: {', '.join(PARTS)}, rest s", lambda row: _parts(row, row["best"])),
+            ("ours", lambda row: _parts(row, OURS)),
+            (
+                "at the same weights: loss, gradient apart",
+                lambda row: ", ".join(f"{row['same_weights'][OURS][key]:.0e}" for key in ("loss", "gradient")),
+            ),
+            (
+                "losses of two runs apart: ours, torch's other format",
+                lambda row: f"{row['loss_apart']:.1e}, {row['loss_apart_torch']:.1e}",
+            ),
+            ("loss, first to last", lambda row: f"{row['loss_first']:.2f} to {row['loss_last']:.2f}"),
+            (
+                "accuracy: torch channels_last, contiguous, ours",
+                lambda row: ", ".join(f"{row['accuracy'][key]:.1%}" for key in (CHANNELS_LAST, CONTIGUOUS, OURS)),
+            ),
+        ],
+    )  # fmt: skip
+
+
+def _layers(row: dict[str, Any]) -> list[list[str]]:
+    """Shares of zeros at every convolution but the first; their means where the layers are too many for a page."""
+    name = row["network"]
+    layers = list(zip(*(log["layers"] for log in row["zeros"]), strict=True))[1:]
+    if name.startswith("vgg"):
+        return [[name, found[0]["layer"], *(f"{log[side]:.0%}" for log in found for side in SIDES)] for found in layers]
+    means = [statistics.mean(log[side] for log in logs) for logs in zip(*layers, strict=True) for side in SIDES]
+    return [[name, f"mean of {len(layers)}", *(f"{mean:.0%}" for mean in means)]]
+
+
+def zeros(rows: Rows) -> str:
+    sides = [f"epoch {log['epoch']}: {side}" for log in rows[0]["zeros"] for side in SIDES.values()]
+    return lines(["network", "convolution", *sides], [line for row in rows for line in _layers(row)])
+
+
+SECTION = Section(rows, Table(training), {"zeros": Table(zeros, ratios=False)}, on_gpu=False)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 
 import gossamer as gs
-from gossamer.bench import Settings
+from gossamer.bench.cells import CONTROL, Cell, Column, milliseconds, ratio, table, value
 from gossamer.bench.conv.compare import CHANNELS_LAST, CONTIGUOUS, Calls, against
 from gossamer.bench.conv.layers import Layer, chosen, operand
+from gossamer.bench.section import Rows, Section, Settings, Table
 
 KEPT, PACKED = "pack kept", "packed in the call"
 ZEROS = (0.5, 0.9)
@@ -36,9 +35,9 @@ def dense(layer: Layer, batch: int) -> Calls:
     }
 
 
-def rows(settings: Settings) -> list[dict[str, Any]]:
+def rows(settings: Settings) -> Rows:
     """One row per layer, batch and share of zeros, and one per layer and batch for torch."""
-    out: list[dict[str, Any]] = []
+    out: Rows = []
     with torch.inference_mode(False), torch.no_grad():  # a tensor of inference mode has no version to keep a pack for
         for layer in chosen(settings):
             for batch in (1,) if settings.quick else BATCHES:
@@ -48,3 +47,24 @@ def rows(settings: Settings) -> list[dict[str, Any]]:
                     out.append({**facts, "zeros": zeros, **found})
                 out.append({**facts, **against(CHANNELS_LAST, dense(layer, batch), settings, seconds=1.0)})
     return out
+
+
+def weights(rows: Rows) -> str:
+    """One line per layer and batch, from its three rows."""
+    per = len(ZEROS) + 1
+    found = [{**rows[i], "three": rows[i : i + per]} for i in range(0, len(rows), per)]
+
+    def of(number: int, head: str, cell: Cell) -> Column:
+        return head, lambda row: cell(row["three"][number])
+
+    columns: list[Column] = [("layer", value("layer")), ("batch", value("batch"))]
+    for number, zeros in enumerate(ZEROS):
+        columns.append(of(number, f"{zeros:.0%} zeros, {KEPT} ms".replace("%", " %"), milliseconds(KEPT)))
+        columns.append(of(number, PACKED, ratio(PACKED)))
+    columns.append(of(-1, "dense, weight in channels_last ms", milliseconds(CHANNELS_LAST)))
+    columns.append(of(-1, "weight contiguous", ratio(CONTIGUOUS)))
+    head, control = CONTROL
+    return table(found, [*columns, (head, lambda row: " ".join(map(control, row["three"])))])
+
+
+SECTION = Section(rows, Table(weights), on_gpu=False)

@@ -9,8 +9,12 @@ from typing import Any
 import torch
 
 import gossamer as gs
-from gossamer.bench import Settings
+from gossamer.bench.cells import CONTROL, Column, table, tile, value
 from gossamer.bench.matmul.operands import Tile, draw, normal, square, torch_bsr, torch_csr
+from gossamer.bench.section import Rows, Section, Settings, Table
+
+PRODUCT, DETECT = "torch dense product", "gs.detect"
+GATHER, CONVERSION = f"{DETECT} and gather", "torch conversion"
 
 
 def _candidates(tile: Tile, density: float, settings: Settings) -> dict[str, Callable[[], Any]]:
@@ -19,22 +23,33 @@ def _candidates(tile: Tile, density: float, settings: Settings) -> dict[str, Cal
     b, capacity = normal(size, n, settings), round(1.1 * pattern.nnz) + 1
     blocks = tile[0] == tile[1] > 1
     return {
-        "torch dense product": lambda: dense @ b,
-        "gs.detect": lambda: gs.detect(dense, tile=tile, capacity=capacity),
-        "gs.detect and gather": lambda: gs.ops.gather(dense, gs.detect(dense, tile=tile, capacity=capacity)),
-        "torch conversion": (lambda: torch_bsr(dense, tile)) if blocks else (lambda: torch_csr(dense)),
+        PRODUCT: lambda: dense @ b,
+        DETECT: lambda: gs.detect(dense, tile=tile, capacity=capacity),
+        GATHER: lambda: gs.ops.gather(dense, gs.detect(dense, tile=tile, capacity=capacity)),
+        CONVERSION: (lambda: torch_bsr(dense, tile)) if blocks else (lambda: torch_csr(dense)),
     }
 
 
-def rows(settings: Settings) -> list[dict[str, Any]]:
+def rows(settings: Settings) -> Rows:
     """One row per tile and density; `share` is each time over that of the dense product."""
     size, _ = square(settings)
     out = []
-    for tile, density in product(((1, 1), (1, 32), (32, 1), (16, 16), (32, 32), (1, size)), (1 / 2, 1 / 16)):
+    for shape, density in product(((1, 1), (1, 32), (32, 1), (16, 16), (32, 32), (1, size)), (1 / 2, 1 / 16)):
         with torch.inference_mode():
             run = gs.measure.interleave(
-                _candidates(tile, density, settings), baseline="torch dense product", reps=settings.reps, seconds=4
+                _candidates(shape, density, settings), baseline=PRODUCT, reps=settings.reps, seconds=4
             )
         share = {row.name: 1 / row.ratio for row in run.rows}
-        out.append({"tile": list(tile), "density": density, "share": share, **run.to_dict()})
+        out.append({"tile": list(shape), "density": density, "share": share, **run.to_dict()})
     return out
+
+
+def detection(rows: Rows) -> str:
+    def share(head: str, name: str) -> Column:
+        return head, lambda row: f"{row['share'][name]:.1%}"
+
+    shares = (share(f"`{DETECT}`", DETECT), share("and gather", GATHER), share(CONVERSION, CONVERSION))
+    return table(rows, [("tile", tile), ("density", value("density", ".3g")), *shares, CONTROL])
+
+
+SECTION = Section(rows, Table(detection))

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+DYNAMIC, STATIC = "dynamic", "static"  # a product whose work partition is made in the call, or before it
 AXES = ("size", "density", "block")
 POPSPARSE = {"c": 0.0013, "size": 0.59, "density": -0.54, "block": 0.50}
 """PopSparse's fit on an IPU in FP16, static (arXiv 2303.16999). Only the shape may be compared."""
@@ -22,7 +23,7 @@ def power_law(rows: list[dict[str, Any]]) -> dict[str, float]:
     best: dict[tuple[float, ...], float] = {}
     for row in rows:
         if row["tile"][0] == row["tile"][1]:
-            speed = max(entry["ratio"] for entry in row["rows"] if entry["name"] in ("dynamic", "static"))
+            speed = max(entry["ratio"] for entry in row["rows"] if entry["name"] in (DYNAMIC, STATIC))
             key = (row["size"], row["density"], row["tile"][0])
             best[key] = max(best.get(key, 0.0), speed)
     x, y = np.log(np.array(list(best))), np.log(np.array(list(best.values())))
@@ -35,7 +36,7 @@ def power_law(rows: list[dict[str, Any]]) -> dict[str, float]:
 
 def crossing(points: list[dict[str, Any]]) -> float | None:
     """The density where the speed-up falls below 1, between neighbours on a line; 1.0 if never, None if at once."""
-    curve = [(p["density"], next(e["ratio"] for e in p["rows"] if e["name"] == "dynamic")) for p in points]
+    curve = [(p["density"], next(e["ratio"] for e in p["rows"] if e["name"] == DYNAMIC)) for p in points]
     if curve[0][1] < 1:
         return None
     for (low, above), (high, below) in itertools.pairwise(curve):

@@ -9,8 +9,11 @@ from typing import Any
 import torch
 
 import gossamer as gs
-from gossamer.bench import Settings
-from gossamer.bench.matmul.operands import draw, normal, square
+from gossamer.bench.cells import CONTROL, milliseconds, ratio, short, table, value
+from gossamer.bench.matmul.operands import DENSE, draw, normal, square
+from gossamer.bench.section import Rows, Section, Settings, Table
+
+OURS, IN_CALL = "ours", "index transposed in the call"
 
 
 def _sides(block: int, density: float, settings: Settings) -> dict[str, dict[str, Callable[[], Any]]]:
@@ -20,21 +23,34 @@ def _sides(block: int, density: float, settings: Settings) -> dict[str, dict[str
     values, transposed = pattern.pack(dense), gs.ops.transpose(pattern)
     return {
         "dense operand": {
-            "torch dense": lambda: dense.t() @ c,
-            "ours": lambda: gs.ops.dds(c.t(), values, pattern, transposed=transposed).t(),
-            "index transposed in the call": lambda: gs.ops.dds(c.t(), values, pattern).t(),
+            DENSE: lambda: dense.t() @ c,
+            OURS: lambda: gs.ops.dds(c.t(), values, pattern, transposed=transposed).t(),
+            IN_CALL: lambda: gs.ops.dds(c.t(), values, pattern).t(),
         },
-        "values": {"torch dense": lambda: c @ b.t(), "ours": lambda: gs.ops.sdd(c, b.t(), pattern)},
+        "values": {DENSE: lambda: c @ b.t(), OURS: lambda: gs.ops.sdd(c, b.t(), pattern)},
     }
 
 
-def rows(settings: Settings) -> list[dict[str, Any]]:
+def rows(settings: Settings) -> Rows:
     """One row per block size, density and gradient."""
     blocks = (16, 32, 64, 128) if settings.device == "cuda" else (1, 4, 8, 16, 32, 64)
     out = []
     for block, density in product(blocks, (1 / 4, 1 / 10, 1 / 16)):
         for gradient, calls in _sides(block, density, settings).items():
             with torch.inference_mode():
-                run = gs.measure.interleave(calls, baseline="torch dense", reps=settings.reps, seconds=4)
+                run = gs.measure.interleave(calls, baseline=DENSE, reps=settings.reps, seconds=4)
             out.append({"gradient": gradient, "block": block, "density": density, **run.to_dict()})
     return out
+
+
+def gradients(rows: Rows) -> str:
+    return table(
+        rows,
+        [
+            ("gradient of", value("gradient")), ("block", value("block")), ("density", value("density", ".3g")),
+            ("dense ms", milliseconds()), (OURS, ratio(OURS)), (IN_CALL, short(IN_CALL)), CONTROL,
+        ],
+    )  # fmt: skip
+
+
+SECTION = Section(rows, Table(gradients))

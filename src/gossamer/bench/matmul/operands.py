@@ -8,10 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gossamer.bench import Settings
+from gossamer.bench.section import Settings
 from gossamer.pattern import Pattern
 
 Tile = tuple[int, int]
+
+DENSE = "torch dense"  # the baseline of most sections
 
 
 def dtype_of(settings: Settings) -> torch.dtype:

@@ -1,7 +1,7 @@
 """Products with a block-sparse matrix over size, width, tile and density (PopSparse's grid), beside every library here.
 
-The pattern is known before the call, as in a sparse layer; `detection` and `runtime` time what it costs to find one.
-GFLOP/s count the products with present tiles only.
+The pattern is known before the call, as in a sparse layer; `detection`, `row_axis` and `column_axis` time what it costs
+to find one. GFLOP/s count the products with present tiles only.
 """
 
 from __future__ import annotations
@@ -14,12 +14,15 @@ import torch
 from torch import Tensor
 
 import gossamer as gs
-from gossamer.bench import Settings
+from gossamer.bench.cells import CONTROL, milliseconds, short, table, tile, value
 from gossamer.bench.matmul import fit
-from gossamer.bench.matmul.operands import Tile, draw, normal, scipy_csr, square, torch_bsr, torch_csr
+from gossamer.bench.matmul.fit import DYNAMIC, STATIC
+from gossamer.bench.matmul.operands import DENSE, Tile, draw, normal, scipy_csr, torch_bsr, torch_csr
+from gossamer.bench.section import Rows, Section, Settings, Table
 
 Cell = tuple[int, int, Tile, float]  # size (m = k), n, tile, density
 
+BSR, CSR, SCIPY = "torch BSR", "torch CSR", "scipy CSR"
 BLOCKS = ((1, 1), (4, 4), (8, 8), (16, 16))
 SMALL: list[Cell] = [
     *((2048, 256, (b, b), d) for b, d in product((1, 4, 8, 16, 32, 64, 128), (1 / 2, 1 / 4, 1 / 16, 1 / 32))),
@@ -49,37 +52,35 @@ def _candidates(dense: Tensor, pattern: gs.Pattern, b: Tensor) -> dict[str, Call
     values = pattern.pack(dense)
     work = gs.planner.static_work(pattern)
     calls: dict[str, Callable[[], Any]] = {
-        "torch dense": lambda: dense @ b,
-        "dynamic": lambda: gs.ops.dsd(values, pattern, b),
-        "static": lambda: gs.ops.dsd(values, pattern, b, work=work),
+        DENSE: lambda: dense @ b,
+        DYNAMIC: lambda: gs.ops.dsd(values, pattern, b),
+        STATIC: lambda: gs.ops.dsd(values, pattern, b, work=work),
     }
     on_cpu = b.device.type == "cpu"
     (bm, bn), (rows, cols) = pattern.tile, pattern.shape
     if bm == bn > 1 and rows % bm == 0 == cols % bn and (on_cpu or bm >= 16):
         bsr = torch_bsr(dense, pattern.tile)
-        calls["torch BSR"] = lambda: bsr @ b
+        calls[BSR] = lambda: bsr @ b
     if on_cpu:
         csr, other, b_numpy = torch_csr(dense), scipy_csr(dense), b.numpy()
-        calls["torch CSR"] = lambda: csr @ b
+        calls[CSR] = lambda: csr @ b
         if other is not None:
-            calls["scipy CSR"] = lambda: other @ b_numpy
+            calls[SCIPY] = lambda: other @ b_numpy
     return calls
 
 
-def rows(settings: Settings) -> list[dict[str, Any]]:
+def rows(settings: Settings) -> Rows:
     """One row per cell of the grid, then one with the power law fitted to our better mode."""
-    out: list[dict[str, Any]] = []
-    for size, n, tile, density in _cells(settings):
-        dense, pattern = draw(size, size, tile, density, settings)
+    out: Rows = []
+    for size, n, shape, density in _cells(settings):
+        dense, pattern = draw(size, size, shape, density, settings)
         b = normal(size, n, settings)
         with torch.inference_mode():
-            run = gs.measure.interleave(
-                _candidates(dense, pattern, b), baseline="torch dense", reps=settings.reps, seconds=6
-            )
-        ours, theirs = run["dynamic"].median, run["torch dense"].median
+            run = gs.measure.interleave(_candidates(dense, pattern, b), baseline=DENSE, reps=settings.reps, seconds=6)
+        ours, theirs = run[DYNAMIC].median, run[DENSE].median
         out.append(
             {
-                "size": size, "n": n, "tile": list(tile), "density": density,
+                "size": size, "n": n, "tile": list(shape), "density": density,
                 "gflops": 2 * pattern.nnz_elements * n / ours / 1e9,
                 "dense_gflops": 2 * size * size * n / theirs / 1e9, **run.to_dict(),
             }
@@ -87,22 +88,26 @@ def rows(settings: Settings) -> list[dict[str, Any]]:
     return [*out, {"fit": fit.power_law(out), "popsparse": fit.POPSPARSE}]
 
 
-def _curve_point(block: int, density: float, settings: Settings) -> dict[str, Any]:
-    size, n = square(settings)
-    dense, pattern = draw(size, size, (block, block), density, settings)
-    values, b = pattern.pack(dense), normal(size, n, settings)
-    calls = {"torch dense": lambda: dense @ b, "dynamic": lambda: gs.ops.dsd(values, pattern, b)}
-    with torch.inference_mode():
-        run = gs.measure.interleave(calls, baseline="torch dense", reps=settings.reps, seconds=3)
-    return {"density": density, **run.to_dict()}
+def products(rows: Rows) -> str:
+    *cells, law = rows
+    grid = table(
+        cells,
+        [
+            ("m = k", value("size")), ("n", value("n")), ("tile", tile), ("density", value("density", ".3g")),
+            ("dense ms", milliseconds()),
+            *((name, short(name)) for name in (DYNAMIC, STATIC, BSR, CSR, SCIPY)), CONTROL,
+            ("GFLOP/s dense", value("dense_gflops", ".0f")), ("on present tiles", value("gflops", ".0f")),
+        ],
+    )  # fmt: skip
+    ours, theirs = (
+        f"{found['c']:.2g} · size^{found['size']:.2f} · density^{found['density']:.2f} · block^{found['block']:.2f}"
+        for found in (law["fit"], law["popsparse"])
+    )
+    within = f"every point within {law['fit']['within']:.1f}x of the law"
+    return (
+        f"{grid}\nLeast squares over these cells: {ours} ({within}). "
+        f"PopSparse on an IPU, FP16: {theirs}; only the shapes compare.\n"
+    )
 
 
-def break_even(settings: Settings) -> list[dict[str, Any]]:
-    """For each block size the density at which the product takes as long as the dense one, and the curve around it."""
-    blocks = (16, 32, 64, 128) if settings.device == "cuda" else (1, 4, 8, 16, 32, 64)
-    densities = (0.1, 0.5, 1.0) if settings.quick else (0.15, 0.2, 0.27, 0.33, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
-    out = []
-    for block in blocks:
-        points = [_curve_point(block, density, settings) for density in densities]
-        out.append({"block": block, "break_even": fit.crossing(points), "points": points})
-    return out
+SECTION = Section(rows, Table(products))

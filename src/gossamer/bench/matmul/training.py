@@ -14,11 +14,13 @@ import torch
 from torch import nn
 
 import gossamer as gs
-from gossamer.bench import Settings
+from gossamer.bench.cells import CONTROL, milliseconds, ratio, table, value
 from gossamer.bench.matmul.operands import normal
+from gossamer.bench.section import Rows, Section, Settings, Table
 
 log = logging.getLogger(__name__)
 
+DENSE, OURS, THEIRS = "dense", "gossamer", "SparseLab"
 WIDTHS, BATCH, DENSITY, UPDATE_EVERY = (1024, 4096, 1024), 256, 0.1, 100
 
 
@@ -47,15 +49,15 @@ def _sparselab(widths: tuple[int, ...]) -> nn.Module | None:
 def _networks(block: int, widths: tuple[int, ...], settings: Settings) -> dict[str, nn.Module]:
     torch.manual_seed(0)
     nets: dict[str, nn.Module] = {
-        "dense": _network(nn.Linear, widths),
-        "gossamer": _network(lambda i, o: gs.nn.BlockSparseLinear(i, o, block=block, density=DENSITY), widths),
+        DENSE: _network(nn.Linear, widths),
+        OURS: _network(lambda i, o: gs.nn.BlockSparseLinear(i, o, block=block, density=DENSITY), widths),
     }
     if block == 1 and settings.device == "cpu" and (theirs := _sparselab(widths)) is not None:
-        nets["SparseLab"] = theirs
+        nets[THEIRS] = theirs
     return {name: net.to(settings.device) for name, net in nets.items()}
 
 
-def rows(settings: Settings) -> list[dict[str, Any]]:
+def rows(settings: Settings) -> Rows:
     """One row per block size. RigL is attached to ours, so its hooks are in the step; its update is timed beside it."""
     widths, batch = ((64, 128, 64), 32) if settings.quick else (WIDTHS, BATCH)
     x, y = normal(batch, widths[0], settings, seed=1).float(), normal(batch, widths[2], settings, seed=2).float()
@@ -64,9 +66,22 @@ def rows(settings: Settings) -> list[dict[str, Any]]:
         calls = {}
         for name, net in _networks(block, widths, settings).items():
             optimizer = torch.optim.SGD(net.parameters(), lr=1e-3, momentum=0.9)
-            if name == "gossamer":
+            if name == OURS:
                 gs.training.RigL(net, optimizer, density=DENSITY, total_steps=10**9, update_every=10**8, seed=0)
             calls[name] = _step(net, optimizer, x, y)
-        run = gs.measure.interleave(calls, baseline="dense", reps=settings.reps, seconds=20)
+        run = gs.measure.interleave(calls, baseline=DENSE, reps=settings.reps, seconds=20)
         out.append({"block": block, "density": DENSITY, "batch": batch, "widths": list(widths), **run.to_dict()})
     return out
+
+
+def training(rows: Rows) -> str:
+    return table(
+        rows,
+        [
+            ("block", value("block")), ("density", value("density", ".3g")), ("dense step ms", milliseconds(digits=1)),
+            (OURS, ratio(OURS)), (THEIRS, lambda row: ratio(THEIRS)(row) if row["block"] == 1 else ""), CONTROL,
+        ],
+    )  # fmt: skip
+
+
+SECTION = Section(rows, Table(training))

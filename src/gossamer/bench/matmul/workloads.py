@@ -1,90 +1,16 @@
-"""Dynamic workloads, forward and backward: experts, a ReLU feed-forward, padded batches, block-sparse attention.
-
-Weights are random. Every candidate of a row computes the same thing; what is compared is the way there.
-"""
+"""Other dynamic workloads: a ReLU feed-forward, padded batches, block-sparse attention."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
 import gossamer as gs
-from gossamer.bench import Settings
-
-Calls = dict[str, Callable[[], Any]]
-
-
-def zipf(tokens: int, experts: int, exponent: float = 1.0) -> Tensor:
-    """int64[tokens]: expert e gets a share of the tokens in proportion to 1 / (e + 1)^exponent, in random order."""
-    share = 1 / torch.arange(1, experts + 1, dtype=torch.float64) ** exponent
-    ends = (share.cumsum(0) / share.sum() * tokens).round().long()
-    ids = torch.searchsorted(ends, torch.arange(tokens), right=True)
-    return ids[torch.randperm(tokens, generator=torch.Generator().manual_seed(0))]
-
-
-def _loop(x: Tensor, ups: list[Tensor], downs: list[Tensor], ids: Tensor) -> Tensor:
-    y = torch.zeros_like(x)
-    for expert, (up, down) in enumerate(zip(ups, downs, strict=True)):
-        mine = (ids == expert).nonzero().squeeze(1)
-        y = y.index_copy(0, mine, F.relu(x[mine] @ up) @ down)
-    return y
-
-
-def _padded(x: Tensor, up: Tensor, down: Tensor, ids: Tensor) -> Tensor:
-    """One bmm over all experts, each padded to the fullest."""
-    experts = up.shape[0]
-    order = ids.argsort(stable=True)
-    counts = ids.bincount(minlength=experts)
-    place = torch.arange(len(ids), device=ids.device) - (counts.cumsum(0) - counts)[ids[order]]
-    slots = x.new_zeros(experts, int(counts.max()), x.shape[1]).index_put((ids[order], place), x[order])
-    y = F.relu(slots.bmm(up)).bmm(down)
-    return torch.zeros_like(x).index_copy(0, order, y[ids[order], place])
-
-
-def _sorted_loop(x: Tensor, ups: list[Tensor], downs: list[Tensor], ids: Tensor) -> Tensor:
-    """The loop of who knows better: tokens sorted once, contiguous slices, one scatter."""
-    order = ids.argsort(stable=True)
-    pieces = x[order].split(ids.bincount(minlength=len(ups)).tolist())
-    y = torch.cat([F.relu(piece @ up) @ down for piece, up, down in zip(pieces, ups, downs, strict=True)])
-    return torch.zeros_like(x).index_copy(0, order, y)
-
-
-def _both_ways(forward: Callable[..., Tensor], inputs: list[Tensor]) -> Callable[[], Any]:
-    """Forward and the gradients of all inputs that want one."""
-    wanted = [x for x in inputs if x.requires_grad]
-
-    def call() -> Any:
-        y = forward()
-        return torch.autograd.grad(y, wanted, torch.ones_like(y))
-
-    return call
-
-
-def experts(settings: Settings, routing: str) -> Calls:
-    """64 experts, 4096 tokens, one expert a token."""
-    count, tokens, dim, hidden = (8, 128, 32, 64) if settings.quick else (64, 4096, 768, 3072)
-    moe = gs.nn.Experts(dim, hidden, experts=count, top_k=1).to(settings.device)
-    x = torch.randn(tokens, dim, device=settings.device, requires_grad=True)
-    ids = {
-        "zipf": lambda: zipf(tokens, count),
-        "uniform": lambda: torch.arange(tokens) % count,
-        "all to one": lambda: torch.zeros(tokens, dtype=torch.int64),
-    }[routing]().to(settings.device)
-    up, down = moe.up, moe.down
-    # A loop keeps a matrix for each expert: slices of one would give it gradients of the size of all, one per expert.
-    ups, downs = ([w.detach().clone().requires_grad_() for w in weights] for weights in (up, down))
-    calls = {
-        "loop over experts": _both_ways(lambda: _loop(x, ups, downs, ids), [x, *ups, *downs]),
-        "loop over sorted slices": _both_ways(lambda: _sorted_loop(x, ups, downs, ids), [x, *ups, *downs]),
-        "gossamer": _both_ways(lambda: moe(x, ids.unsqueeze(1)), [x, up, down]),
-    }
-    if routing != "all to one":  # padded to 4096 tokens for each of 64 experts: more memory than there is
-        calls["padded bmm"] = _both_ways(lambda: _padded(x, up, down, ids), [x, up, down])
-    return calls
+from gossamer.bench.matmul.operands import DENSE
+from gossamer.bench.matmul.runtime import AUTO
+from gossamer.bench.matmul.steps import OURS, Calls, Workload, both_ways, compared, measure
+from gossamer.bench.section import Rows, Section, Settings, Table
 
 
 def feed_forward(settings: Settings, zeros: float) -> Calls:
@@ -95,9 +21,9 @@ def feed_forward(settings: Settings, zeros: float) -> Calls:
     inner = F.relu(torch.randn(tokens, hidden, device=settings.device).abs().masked_fill_(off, -1.0))
     down = net.down.weight.t()
     return {
-        "torch dense": lambda: inner @ down,
+        DENSE: lambda: inner @ down,
         "tile=(32, 1)": lambda: gs.ops.matmul(inner, down, tile=(32, 1)),
-        "tile='auto'": lambda: gs.ops.matmul(inner, down),
+        AUTO: lambda: gs.ops.matmul(inner, down),
     }
 
 
@@ -110,8 +36,8 @@ def padded_batch(settings: Settings, real: float) -> Calls:
     inputs = [x, *net.parameters()]
     unpadded = gs.nn.Unpadded(net)
     return {
-        "padded": _both_ways(lambda: net(x), inputs),
-        "gossamer": _both_ways(lambda: unpadded(x, lengths=lengths), inputs),
+        "padded": both_ways(lambda: net(x), inputs),
+        OURS: both_ways(lambda: unpadded(x, lengths=lengths), inputs),
     }
 
 
@@ -124,35 +50,19 @@ def attention(settings: Settings, window: int) -> Calls:
     q, k, v = (torch.randn(1, heads, tokens, dim, device=settings.device, requires_grad=True) for _ in range(3))
     mask = mask.to(settings.device)
     return {
-        "SDPA with a mask": _both_ways(lambda: F.scaled_dot_product_attention(q, k, v, attn_mask=mask), [q, k, v]),
-        "gossamer": _both_ways(lambda: gs.nn.block_sparse_attention(q, k, v, index), [q, k, v]),
+        "SDPA with a mask": both_ways(lambda: F.scaled_dot_product_attention(q, k, v, attn_mask=mask), [q, k, v]),
+        OURS: both_ways(lambda: gs.nn.block_sparse_attention(q, k, v, index), [q, k, v]),
     }
 
 
-def _measure(
-    settings: Settings, cells: list[tuple[str, Any, Callable[[Settings, Any], Calls]]], reps: int
-) -> list[dict[str, Any]]:
-    out = []
-    for name, setting, build in cells:
-        torch.manual_seed(0)
-        run = gs.measure.interleave(build(settings, setting), reps=reps, warmup=1, seconds=20)
-        out.append({"workload": name, "setting": setting, **run.to_dict()})
-    return out
-
-
-def expert_rows(settings: Settings) -> list[dict[str, Any]]:
-    """One row per routing. A padded bmm takes seconds under skew, so there are few rounds."""
-    cells: list[tuple[str, Any, Callable[[Settings, Any], Calls]]] = [
-        ("experts", routing, experts) for routing in ("zipf", "uniform", "all to one")
-    ]
-    return _measure(settings, cells, min(settings.reps, 5))
-
-
-def rows(settings: Settings) -> list[dict[str, Any]]:
+def rows(settings: Settings) -> Rows:
     """One row per workload and setting; the first candidate is the one that everybody has."""
-    cells: list[tuple[str, Any, Callable[[Settings, Any], Calls]]] = [
+    cells: list[Workload] = [
         *(("ReLU feed-forward, 2nd product", zeros, feed_forward) for zeros in (0.0, 0.5, 0.9, 0.95)),
         *(("padded batch, real share", real, padded_batch) for real in (1.0, 0.7, 0.5)),
         *(("attention, window", window, attention) for window in (64, 256, 2048)),
     ]
-    return _measure(settings, cells, settings.reps)
+    return measure(settings, cells, settings.reps)
+
+
+SECTION = Section(rows, Table(compared))

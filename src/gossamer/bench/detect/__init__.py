@@ -1,0 +1,1 @@
+"""Finding the nonzero tiles of a dense tensor: the measured rows of docs/native.md."""

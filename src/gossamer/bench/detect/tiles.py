@@ -1,0 +1,93 @@
+"""Detecting the nonzero tiles of a dense tensor, against the time of reading that tensor once.
+
+The yardstick is the fastest plain read this library has (`kernels.cpu.read`, all threads; on CUDA, `sum`). The
+baseline is what a user would write in torch: `(x != 0).view(...).any(...)` and then `nonzero`.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+
+import gossamer as gs
+from gossamer.bench.cells import Column, entry, milliseconds, table, tile, value
+from gossamer.bench.section import Rows, Section, Settings, Table
+from gossamer.kernels import cpu
+
+TILES = ((1, 1), (1, 32), (32, 1), (2, 2), (4, 4), (8, 8), (16, 16), (64, 64))
+DENSITIES = (0.0, 1 / 16, 1 / 2, 1.0)
+READ, OURS, TORCH = "read once", "gs.detect", "torch"
+COPIES = 8  # of 64 MiB: what a call reads has left the caches since it was read last
+
+
+def _tiled_input(rows: int, cols: int, tile: tuple[int, int], density: float, device: str) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(0)
+    mask = torch.rand(rows // tile[0], cols // tile[1], generator=generator) < density
+    values = torch.randn(rows, cols, generator=generator)
+    return (values * mask.repeat_interleave(tile[0], 0).repeat_interleave(tile[1], 1)).to(device)
+
+
+def _torch_detect(x: torch.Tensor, tile: tuple[int, int]) -> torch.Tensor:
+    rows, cols = x.shape
+    blocks = (x != 0).view(rows // tile[0], tile[0], cols // tile[1], tile[1])
+    return blocks.any(dim=3).any(dim=1).nonzero()
+
+
+def _rotating(op: Callable[[torch.Tensor], Any], copies: list[torch.Tensor]) -> Callable[[], Any]:
+    """`op` on the next copy at every call."""
+    turn = itertools.cycle(copies)
+    return lambda: op(next(turn))
+
+
+def _read(x: torch.Tensor) -> None:
+    if x.device.type == "cpu":
+        cpu.read(x)
+    else:
+        x.sum()
+
+
+def rows(settings: Settings) -> Rows:
+    """One row per tile and density: ours, the plain read, and torch."""
+    size = 512 if settings.quick else 4096
+    out = []
+    for shape in TILES:
+        for density in DENSITIES:
+            x = _tiled_input(size, size, shape, density, settings.device)
+            # What a user with a bound on the density reserves; every slot is fresh memory that must be paid for.
+            capacity = round(1.1 * gs.detect(x, tile=shape).nnz) + 1
+            copies = [x.clone() for _ in range(COPIES)]
+            run = gs.measure.interleave(
+                {
+                    READ: _rotating(_read, copies),
+                    OURS: _rotating(partial(gs.detect, tile=shape, capacity=capacity), copies),
+                    TORCH: _rotating(partial(_torch_detect, tile=shape), copies),
+                },
+                baseline=READ,
+                reps=settings.reps,
+                seconds=20,
+            )
+            out.append({"shape": [size, size], "tile": list(shape), "density": density, **run.to_dict()})
+    return out
+
+
+def _reads(name: str, digits: int) -> Column:
+    """A time in units of reading the tensor once."""
+
+    def cell(row: dict[str, Any]) -> str:
+        found = entry(row, name)
+        return f"{1 / found['ratio']:.{digits}f}" if found else ""
+
+    return f"{name}, in reads" if name == TORCH else f"`{name}`, in reads", cell
+
+
+def tiles(rows: Rows) -> str:
+    columns = [("tile", tile), ("density of tiles", value("density", ".3g")), ("one read ms", milliseconds(READ))]
+    control = ("A/A", lambda row: f"{row['control']['ratio']:.2f}")
+    return table(rows, [*columns, _reads(OURS, 2), _reads(TORCH, 1), control])
+
+
+SECTION = Section(rows, Table(tiles))

@@ -1,0 +1,51 @@
+"""The file of a suite: one row a line, written after every section, the rest of it kept."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from gossamer import bench
+from gossamer.bench import Section, Settings, results
+from gossamer.bench.section import Table
+
+COMMITTED = sorted((Path(__file__).resolve().parents[2] / "benchmarks" / "results").rglob("*.json"))
+
+
+def fails(settings):
+    raise KeyboardInterrupt
+
+
+def suite(**rows):
+    return {name: Section(run, Table(str)) for name, run in rows.items()}
+
+
+@pytest.fixture
+def two(monkeypatch):
+    """A suite whose second section is stopped."""
+    found = suite(first=lambda settings: [{"n": 1}, {"n": [2, 0.5]}], second=fails)
+    monkeypatch.setattr(bench, "sections", lambda name: found)
+
+
+def test_a_run_that_is_stopped_keeps_the_sections_before(two, tmp_path):
+    path = tmp_path / "result.json"
+    with pytest.raises(KeyboardInterrupt):
+        bench.run("detect", Settings(), path)
+    assert path.read_text().splitlines()[-4:-2] == ['{"n": 1},', '{"n": [2, 0.5]}']
+    assert list(json.loads(path.read_text())["sections"]) == ["first"]
+
+
+def test_other_sections_keep_their_rows_and_their_machine(two, tmp_path):
+    path = tmp_path / "result.json"
+    other = {"environment": {"cpu": "another"}, "settings": {"reps": 3}, "rows": [{"n": "é", "none": None}]}
+    results.write(path, {"suite": "detect", "sections": {"second": other}})
+    bench.run("detect", Settings(only=("first",)), path)
+    found = json.loads(path.read_text())["sections"]
+    assert found["second"] == other and found["first"]["rows"][0] == {"n": 1}
+
+
+@pytest.mark.parametrize("path", COMMITTED, ids=lambda path: path.stem)
+def test_committed_results_are_written_so_and_have_a_section_for_each_table(path):
+    found = results.read(path, path.stem)
+    assert results.text(found) == path.read_text()
+    assert found["sections"].keys() <= bench.sections(path.stem).keys()

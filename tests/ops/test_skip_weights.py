@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 import gossamer as gs
-from gossamer.ops.skipping.packs import KEPT, KeptPacks
+from gossamer.ops.packs import KEPT, KeptPacks
 
 X = torch.randint(-3, 4, (2, 16, 6, 6)).float()
 

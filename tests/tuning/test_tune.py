@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from gossamer.cli.__main__ import main
-from gossamer.planner.costs.cache import current, forget
+from gossamer.ops import dense
+from gossamer.planner.costs.cache import Key, current, forget
 from gossamer.planner.plan import TILES, plan
 from gossamer.tuning.regret import masks, regret
 from gossamer.tuning.tune import QUICK, tune
@@ -32,8 +33,11 @@ def test_what_is_tuned_is_what_plans_use(cache):
     database = tune("cpu", shapes=[SHAPE], quick=True, progress=lambda *step: said.append(step))
     assert said[0][:2] == (0, len(TILES) + 1) and said[-1] == (len(TILES) + 1, len(TILES) + 1, "done")
     assert {(key.op, key.alternative) for key in database.curves} == {
-        ("matmul", "dense"), ("copy", ""), *((op, str(tile)) for op in ("matmul", "detect") for tile in TILES)
+        ("matmul", "dense"), ("copy", ""), *((op, str(tile)) for op in ("matmul", "detect") for tile in TILES),
+        *(("dense", name) for name, why in dense.engines().items() if why is None and "packed" not in name),
     }  # fmt: skip
+    engines = [curve.seconds[0] for key, curve in database.curves.items() if key.op == "dense"]
+    assert database.curves[Key("matmul", "dense", SHAPE, "float32")].seconds[0] == min(engines)
     assert all(0.0 <= x <= 1.0 for curve in database.curves.values() for x in curve.densities)
     assert current().curves == {}
     for seconds, looked in ((1 / 64, True), (1e-6, False)):  # a product of microseconds is not worth a look

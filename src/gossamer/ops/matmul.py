@@ -11,6 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from gossamer.ops import dense
 from gossamer.ops.autograd import Differentiable, save
 from gossamer.ops.gathered import GatherMm
 from gossamer.ops.index import check_pattern
@@ -69,7 +70,8 @@ def matmul(
 
     Returns:
         c [m, n] or [batch, m, n]. Skipped is not multiplied by zero: NaN or infinity opposite a skipped tile does not
-        reach c. A plan may choose the dense product, in which it does.
+        reach c. A plan may choose the dense product, in which it does; that is done by the fastest engine
+        (`gossamer.ops.dense`), and their results differ by rounding.
 
         Gradients: those of `(a * mask) @ b` for the sparse operand a, mask being 1 at the tiles of the index: zero
         outside them. Where a plan chose, mask is 1 at the nonzero elements, whatever it chose.
@@ -195,11 +197,11 @@ def _tile(flat: Tensor, d: Tensor, sparse: str, tile: Tile | Literal["auto"], ax
 
 
 def _dense(a: Tensor, b: Tensor) -> Tensor:
-    """a @ b in a's dtype under autocast too, so that the dtype does not depend on what a plan chose."""
+    """a @ b by the fastest engine; in a's dtype under autocast too, whose dtype would depend on what a plan chose."""
     if torch.is_autocast_enabled(a.device.type):
         with torch.autocast(a.device.type, enabled=False):
             return torch.matmul(a, b)
-    return torch.matmul(a, b)
+    return dense.matmul(a, b)
 
 
 def _missed(index: Pattern, plan: Plan) -> bool:

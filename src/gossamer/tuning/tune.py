@@ -18,6 +18,7 @@ from torch import Tensor
 
 from gossamer import ops
 from gossamer.measure import interleave
+from gossamer.ops import dense
 from gossamer.planner.costs import cache as costs_file
 from gossamer.planner.costs.cache import Database, Key, Shape
 from gossamer.planner.costs.curve import Curve
@@ -50,6 +51,8 @@ def tune(
     progress: Progress | None = None,
 ) -> Database:
     """Measure dense, product, detect and copy at every shape, tile and density. Saves nothing: `database.save()` does.
+
+    Dense is what the fastest engine takes (`gossamer.ops.dense`); each engine's time is kept beside it.
 
     Args:
         device: "cpu" or "cuda"; the CPU with torch's present number of threads.
@@ -126,11 +129,22 @@ def _rounds(what: str, calls: dict[str, Callable[[], Any]]) -> dict[str, float]:
 
 def _copy(shape: Shape, dtype: str, device: str) -> dict[Key, Curve]:
     s, d = _operands(shape, dtype, device)
-    times = _rounds(
-        _name(shape, dtype, None), {"dense": partial(torch.matmul, s, d), "copy": lambda: s.t().contiguous()}
-    )
-    names = {"dense": ("matmul", "dense"), "copy": ("copy", "")}
-    return {Key(*names[name], shape, dtype, device): Curve((1.0,), (time,)) for name, time in times.items()}
+    engines = _engines(s, d)
+    times = _rounds(_name(shape, dtype, None), {**engines, "copy": lambda: s.t().contiguous()})
+    found = {("dense", name): times[name] for name in engines}
+    found["matmul", "dense"] = min(found.values())
+    found["copy", ""] = times["copy"]
+    return {Key(*names, shape, dtype, device): Curve((1.0,), (time,)) for names, time in found.items()}
+
+
+def _engines(s: Tensor, d: Tensor) -> dict[str, Callable[[], Any]]:
+    """The dense product by every engine that `gs.ops.matmul` chooses from; torch's is the first."""
+    calls: dict[str, Callable[[], Any]] = {dense.TORCH: partial(torch.matmul, s, d)}
+    if s.is_cpu and s.dtype is torch.float32:
+        for name, engine in dense.ENGINES.items():
+            if name != dense.TORCH and not engine.packs and engine.missing() is None:
+                calls[name] = partial(engine.prepare(d.t(), s.shape[0]), s, None)
+    return calls
 
 
 def _tile(tile: Tile, shape: Shape, dtype: str, device: str, densities: Sequence[float]) -> dict[Key, Curve]:

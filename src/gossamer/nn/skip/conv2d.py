@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from gossamer import ops
 from gossamer.nn.traced import leaves_process
-from gossamer.ops.skipping.operators import saving_is_watched
+from gossamer.ops.autograd import saving_is_watched
 from gossamer.planner import Site
 
 Skip = Literal["auto", "input", "never"]

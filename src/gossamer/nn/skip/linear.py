@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from gossamer import ops
 from gossamer.nn.skip.conv2d import Skip, adopt, is_bypassed, options
 from gossamer.nn.traced import leaves_process
+from gossamer.ops import dense
 from gossamer.planner import Site
 
 
@@ -53,7 +54,10 @@ class Linear(nn.Linear):
     def forward(self, input: Tensor) -> Tensor:
         """x[..., in_features] -> [..., out_features]."""
         if is_bypassed(self, input):
-            y = super().forward(input)
+            if self.site.torchs_own:
+                y = super().forward(input)
+            else:
+                y = dense.linear(input, self.weight, self.bias, self.keep_packed)
             return y.relu_() if self.relu else y
         if not isinstance(input, Tensor) or leaves_process():  # no tensor: a proxy of torch.fx
             y = super().forward(input)

@@ -1,4 +1,4 @@
-"""What a convolution and a linear layer are to the skipping kernels: torch's dense operators beside one geometry.
+"""What a convolution and a linear layer are to the skipping kernels: dense operators beside one geometry.
 
 The kernels see pixels [N, H, W, C]; a linear layer is one row of pixels with a 1 x 1 kernel. Results come in the memory
 format in which torch's own operator would give them.
@@ -11,6 +11,8 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+
+from gossamer.ops import dense
 
 Pair = tuple[int, int]
 LAST = torch.channels_last
@@ -56,8 +58,12 @@ class Convolution(NamedTuple):
         _, _, taps, across = weight.shape
         return (height + 2 * ph - dh * (taps - 1) - 1) // sh + 1, (width + 2 * pw - dw * (across - 1) - 1) // sw + 1
 
-    def dense(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    def dense(self, x: Tensor, weight: Tensor, bias: Tensor | None, keep_packed: bool) -> Tensor:
         return torch.conv2d(x, weight, bias, self.stride, self.padding, self.dilation)
+
+    def is_torchs(self, x: Tensor, weight: Tensor, bias: Tensor | None, keep_packed: bool) -> bool:
+        """Whether `dense` would call torch's own operator now."""
+        return True
 
     def dense_gradients(
         self, dy: Tensor, x: Tensor, weight: Tensor, want: Sequence[bool]
@@ -102,15 +108,18 @@ class Linear(NamedTuple):
     def out_size(self, x: Tensor, weight: Tensor) -> Pair:
         return 1, x.shape[0]
 
-    def dense(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        return torch.nn.functional.linear(x, weight, bias)
+    def dense(self, x: Tensor, weight: Tensor, bias: Tensor | None, keep_packed: bool) -> Tensor:
+        return dense.linear(x, weight, bias, keep_packed)
+
+    def is_torchs(self, x: Tensor, weight: Tensor, bias: Tensor | None, keep_packed: bool) -> bool:
+        return dense.is_torchs(x, weight, bias, keep_packed)
 
     def dense_gradients(
         self, dy: Tensor, x: Tensor, weight: Tensor, want: Sequence[bool]
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         return (
-            dy @ weight if want[0] else None,
-            dy.t() @ x if want[1] else None,
+            dense.linear(dy, weight.t()) if want[0] else None,
+            dense.linear(dy.t(), x.t()) if want[1] else None,
             dy.sum(0) if want[2] else None,
         )
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Sequence
-from functools import partial
 from typing import Any
 
 import torch
@@ -16,10 +15,10 @@ from torch import Tensor
 from torch._subclasses import FakeTensor
 
 from gossamer.handles import owner_of
-from gossamer.ops.autograd import wants_gradient
+from gossamer.ops.autograd import saving_is_watched, wants_gradient
+from gossamer.ops.packs import KEPT
 from gossamer.ops.registration import Backend, register_opaque
 from gossamer.ops.skipping.geometry import layer_of
-from gossamer.ops.skipping.packs import KEPT
 from gossamer.ops.skipping.passes import Gradients, Passes
 from gossamer.ops.transforms import is_transformed
 from gossamer.planner import Site
@@ -33,10 +32,6 @@ _PASSES: dict[tuple[bool, bool], tuple[Pass, ...]] = {
     (True, True): ("forward", "input", "weight"),
 }
 _sites: OrderedDict[tuple[Any, ...], Site] = OrderedDict()
-
-
-# Does somebody compare what autograd saves? Checkpointing does, when it runs a layer again.
-saving_is_watched = partial(torch._C._autograd._top_saved_tensors_default_hooks, True)
 
 
 def shared_site(weight_shape: Sequence[int], geometry: Sequence[int]) -> Site:
@@ -177,7 +172,8 @@ def skip_zeros(
         passes = _PASSES[wants_gradient(x), wants_gradient(weight)]
         if mode == "auto" and not saving_is_watched() and place.bypass(passes, (x.shape, weight.shape, layer), brief):
             KEPT.drop(weight)
-            y = layer.dense(x, weight, bias)
+            y = layer.dense(x, weight, bias, keep_packed)
+            place.torchs_own = layer.is_torchs(x, weight, bias, keep_packed)
             return y.relu_() if relu else y
     args = (x, weight, bias, geometry, mode, relu, place, keep_packed, backend)
     if wants_gradient(x, weight, bias):

@@ -18,9 +18,9 @@ import torch
 from torch import Tensor
 
 from gossamer.measure import clock
+from gossamer.ops.packs import KEPT
 from gossamer.ops.registration import load_kernel
 from gossamer.ops.skipping.geometry import LAST, Layer, Linear, layer_of
-from gossamer.ops.skipping.packs import KEPT
 from gossamer.planner import Site
 
 DENSE, SKIP, SKIP_X, SKIP_DY = "dense", "skip", "skip_x", "skip_dy"
@@ -45,14 +45,14 @@ class Passes:
         """y; the bits of the relu (no element without one); how many nonzeros x has, or -1 if nobody counted."""
         x, order = self.layer.packed(x), self.layer.order(x, weight)
         if x.numel() == 0 or weight.numel() == 0:
-            return *self._rectified(self.layer.dense(x, weight, bias), relu, order), _UNKNOWN
+            return *self._rectified(self.layer.dense(x, weight, bias, self.keep_packed), relu, order), _UNKNOWN
         algorithm = self._algorithm("forward", (DENSE, SKIP), x, weight, {"x": x}) if self.chooses else SKIP
         begin = clock.now()
         if algorithm == SKIP:
             y, bits, nonzeros, density = self._skip_forward(x, weight, bias, relu, order)
             self.site.observe("forward", algorithm, clock.now() - begin, {"x": density})
             return y, bits, nonzeros
-        y, bits = self._rectified(self.layer.dense(x, weight, bias), relu, order)
+        y, bits = self._rectified(self.layer.dense(x, weight, bias, self.keep_packed), relu, order)
         seconds = clock.now() - begin
         self.site.observe("forward", algorithm, seconds, {"x": sampled(x)} if self.site.samples("forward") else {})
         return y, bits, _UNKNOWN

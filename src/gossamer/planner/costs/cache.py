@@ -1,7 +1,7 @@
 """Cost curves of one machine: what they are measured for, and the JSON file that keeps them.
 
     $GOSSAMER_CACHE (or ~/.cache/gossamer) / costs-amd-epyc-...-avx512-2-threads-1f0c9a33.json
-    {"format": 3, "machine": {...}, "curves": [{"op": "matmul", "alternative": "(32, 1)", "shape": [...], ...}], ...}
+    {"format": 4, "machine": {...}, "curves": [{"op": "matmul", "alternative": "(32, 1)", "shape": [...], ...}], ...}
 
 The file's name and its `machine` are everything that the times depend on: the processor or GPU, the instruction set,
 the threads, the versions and the build of the kernels. A file that says anything else is not used, and says why; so
@@ -28,7 +28,7 @@ from gossamer import files
 from gossamer.measure import environment
 from gossamer.planner.costs.curve import Curve
 
-FORMAT = 3
+FORMAT = 4
 LIMIT = 1 << 24  # bytes; a full tuning writes some 100 KB
 _log = logging.getLogger(__name__)
 
@@ -40,7 +40,8 @@ class Key:
     """What a curve is the cost of: one alternative of any op, at one shape, dtype and device.
 
     Of a planned product, with `shape` (rows, k, n): "matmul" with "dense" or a tile of the sparse operand as text, such
-    as "(32, 1)"; "detect" with a tile; "copy" (making a transposed operand contiguous) with "".
+    as "(32, 1)"; "dense" with an engine of `gossamer.ops.dense`; "detect" with a tile; "copy" (making a transposed
+    operand contiguous) with "".
     """
 
     op: str

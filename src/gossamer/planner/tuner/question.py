@@ -67,7 +67,8 @@ class Situation:
 class Shared:
     """What the questions of one object share: the densities, and the account of what exploration costs."""
 
-    def __init__(self) -> None:
+    def __init__(self, call: float | None = None) -> None:
+        self.call = CALL if call is None else call
         self.questions: dict[str, Question] = {}
         self.densities: dict[str, float] = {}
         self.sampled: dict[str, int] = {}
@@ -95,11 +96,11 @@ class Shared:
     def overhead(self, besides: Question) -> float:
         """Seconds of an object that is not bypassed, as far as the gains of other questions do not outweigh them."""
         gains = sum(one.gain() for one in self.questions.values() if one is not besides)
-        return max(CALL * len(self.questions) - gains, 0.0)
+        return max(self.call * len(self.questions) - gains, 0.0)
 
 
 class Question:
-    """One question of an object. `operands`: alternative -> the density that its work grows with."""
+    """One question of an object. `operands`: alternative -> the density that its work grows with, "" if none."""
 
     def __init__(self, name: str, shared: Shared, operands: Mapping[str, str], gain: float = GAIN) -> None:
         self.name, self.shared, self.operands, self.margin = name, shared, operands, gain
@@ -126,7 +127,8 @@ class Question:
         self.situations[at] = now  # at the end, where the latest are
         if self.last is not now:
             self.last = now
-            self.watched = tuple(dict.fromkeys(self.operands[one] for one in candidates if one != DENSE))
+            names = (self.operands[one] for one in candidates if one != DENSE)
+            self.watched = tuple(dict.fromkeys(name for name in names if name))
         return now
 
     def consider(self, now: Situation) -> None:
@@ -157,9 +159,9 @@ class Question:
         self.calls[choice] = self.calls.get(choice, 0) + 1
         cold = choice not in now.recent
         now.recent.setdefault(choice, deque(maxlen=SAMPLE_EVERY)).append(seconds)
-        shared.seconds += seconds + CALL
+        shared.seconds += seconds + shared.call
         if choice in now.ratios:
-            self.saved += now.dense * (1.0 - now.ratios[choice] * self._load(choice, densities)) - CALL
+            self.saved += now.dense * (1.0 - now.ratios[choice] * self._load(choice, densities)) - shared.call
         if trial is None or choice not in trial.alive:
             return
         trial.report(choice, seconds, self._load(choice, densities), cold)
@@ -241,9 +243,9 @@ class Question:
 
     def _load(self, alternative: str, densities: Mapping[str, float] | None = None) -> float:
         """What an alternative's seconds are proportional to: 1 for dense, else the work that the density leaves."""
-        if alternative == DENSE:
+        name = "" if alternative == DENSE else self.operands[alternative]
+        if not name:
             return 1.0
-        name = self.operands[alternative]
         return OVERHEAD + (densities or {}).get(name, self.shared.densities.get(name, 1.0))
 
     def _may_win(self, now: Situation, alternative: str) -> bool:

@@ -35,6 +35,7 @@ class Site(Tuner):
         name: for people.
         key, handle: as of `Tuner`; `gossamer.planner.site(key)` gives the site back.
         refused: why calls ran torch's own operator, each reason once.
+        torchs_own: whether the dense product that calls may take unasked is torch's own operator.
 
     >>> own = Site()
     >>> for _ in range(20):
@@ -47,6 +48,7 @@ class Site(Tuner):
     def __init__(self, name: str = "") -> None:
         super().__init__(PASSES, break_even, name=name)
         self.refused: tuple[str, ...] = ()
+        self.torchs_own = False
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Site, (self.name,)

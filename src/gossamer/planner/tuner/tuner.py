@@ -58,12 +58,14 @@ class Tuner(Handled):
     knows nothing: it may live on another machine.
 
     Args:
-        alternatives: question -> alternative -> the density that its work grows with. "dense" is always one more.
+        alternatives: question -> alternative -> the density that its work grows with, "" if none. "dense" is always
+            one more.
         prior: `prior(question, alternative, densities)` -> its cost in any unit, "dense" included.
         name: for people.
         every, window: `evaluate` is due every so many calls, and goes by the mean of so many samples.
         gain, patience: it leaves what is chosen if another one is faster by more than this fraction, so many times in
             a row.
+        call: seconds that asking costs where a call cannot be bypassed; None for those of a layer.
 
     Attributes:
         handle: int64[] on the CPU, for opaque ops that cannot carry an object (`gossamer.handles`).
@@ -89,12 +91,14 @@ class Tuner(Handled):
         gain: float = GAIN,
         patience: int = 2,
         window: int = 4,
+        call: float | None = None,
     ) -> None:
         self.alternatives, self.prior, self.name = alternatives, prior, name
         self.every, self.gain, self.patience, self.window = every, gain, patience, window
         self._lock = threading.Lock()
         self._asked = threading.local()
-        self._shared = Shared()
+        self.call = call
+        self._shared = Shared(call)
         self._reports: deque[tuple[Question, Situation, str, float, dict[str, float]]] = deque()
         self._bypass: _Bypass | None = None
 
@@ -106,7 +110,7 @@ class Tuner(Handled):
         return f"{type(self).__name__}({self.name!r})"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        options = {x: getattr(self, x) for x in ("prior", "name", "every", "gain", "patience", "window")}
+        options = {x: getattr(self, x) for x in ("prior", "name", "every", "gain", "patience", "window", "call")}
         return partial(type(self), self.alternatives, **options), ()
 
     def choose(
@@ -223,6 +227,23 @@ class Tuner(Handled):
                 return False
             bypass.uncounted += 1
             return True
+
+    def bypass_settled(self, question: str) -> str | None:
+        """Ask after `observe`, where no density decides: what the next calls may take unasked, until a trial is due.
+
+        They then ask `is_bypassed(None)`. None while the question is not settled.
+        """
+        with self._lock:
+            self._read()
+            own = self._shared.questions[question]
+            now = own.last
+            if now is None or not now.decided:
+                return None
+            own.consider(now)
+            if now.trial is not None:
+                return None
+            self._bypass = _Bypass((now.at[0],), None, [(own, now)], max(now.gap - now.age, 1))
+            return now.chosen
 
     def is_bypassed(self, brief: Hashable) -> bool:
         """Whether this call may take what the last one took: a short question, for callers to whom microseconds matter.

@@ -15,15 +15,17 @@ QUICK = Settings(quick=True, reps=1)
 @pytest.mark.parametrize("zeros", [0.0, 0.5, 1.0])
 def test_products_agree(zeros):
     weight = torch.randn(24, 40)
-    copies = {"input": lambda: weight, "output": lambda: weight.t().contiguous()}
+    by_output = weight.t().contiguous()
+    copies = {"input": lambda: weight, "output": lambda: by_output, "whole": [by_output]}
     calls = gemv.candidates(24, 40, 3, zeros, copies, {"dtype": torch.float32})
+    assert {"onednn", "gossamer"} <= set(calls)
     operands = torch.Generator().manual_seed(5)
-    shapes = [24, 24, 24, 24, 40]
+    shapes = [24, 24, 24, 24, 40, 24, 24, 24]
     drawn = []
     for width in shapes:
         masks = torch.rand(gemv.DRAWS, 3, width, generator=operands) >= zeros
         drawn.append((torch.randn(gemv.DRAWS, 3, width, generator=operands) * masks)[0])
-    for (name, call), x in zip(calls.items(), drawn, strict=False):
+    for (name, call), x in zip(calls.items(), [*drawn[:4], *drawn[5:]], strict=False):
         expected = x @ weight * (drawn[4] if name == "gated_mv" else 1)
         torch.testing.assert_close(call(), expected, rtol=1e-4, atol=1e-4, msg=name)
 
@@ -31,7 +33,9 @@ def test_products_agree(zeros):
 def test_every_call_gets_another_mask_and_another_copy():
     copies = gemv._copies(torch.randn(8, 8))
     assert len({copies().data_ptr() for _ in range(gemv.COPIES)}) == gemv.COPIES
-    calls = gemv.candidates(8, 8, 1, 0.5, {"input": copies, "output": copies}, {"dtype": torch.float32})
+    calls = gemv.candidates(
+        8, 8, 1, 0.5, {"input": copies, "output": copies, "whole": [copies()]}, {"dtype": torch.float32}
+    )
     assert len({tuple(calls["skip_mv"]().flatten().tolist()) for _ in range(8)}) > 4
 
 

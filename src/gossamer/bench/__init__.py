@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from gossamer import files
-from gossamer.bench import results
+from gossamer.bench import dense, results
 from gossamer.bench.section import Section, Settings, sections
 from gossamer.measure import environment
 
@@ -49,8 +49,9 @@ def run(suite: str, settings: Settings, json_path: str | os.PathLike[str] | None
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
     try:
+        peak = dense.peak(settings)
         for name, section in chosen.items():
-            where = environment()
+            where = {**environment(), "peak": peak}
             rows = section.rows(settings)
             result["sections"][name] = {"environment": where, "settings": asdict(settings), "rows": rows}
             if path is not None:

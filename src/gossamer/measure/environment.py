@@ -11,14 +11,20 @@ from typing import Any
 
 import torch
 
+from gossamer.measure.processor import processor
 
-def _cpu_model() -> str:
+
+def _cpuinfo() -> str:
     try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    except OSError:
-        pass
+        return Path("/proc/cpuinfo").read_text()
+    except OSError:  # not Linux
+        return ""
+
+
+def _cpu_model(cpuinfo: str) -> str:
+    for line in cpuinfo.splitlines():
+        if line.startswith("model name"):
+            return line.split(":", 1)[1].strip()
     return platform.processor() or platform.machine()
 
 
@@ -61,10 +67,12 @@ def environment() -> dict[str, Any]:
     ['commit', 'cores', 'cpu', 'date']
     """
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    cpuinfo = _cpuinfo()
     return {
         "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
         "commit": _commit(),
-        "cpu": _cpu_model(),
+        "cpu": _cpu_model(cpuinfo),
+        **processor(cpuinfo),
         "cores": torch.multiprocessing.cpu_count(),
         "threads": torch.get_num_threads(),
         "isa": _isa(),

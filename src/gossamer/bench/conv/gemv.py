@@ -16,12 +16,15 @@ from torch import Tensor
 
 import gossamer as gs
 from gossamer.bench.cells import CONTROL, Column, milliseconds, ratio, table, value
+from gossamer.bench.dense import choose
 from gossamer.bench.section import Rows, Section, Settings, Table
+from gossamer.ops.dense import ENGINES
 
 SHAPES = ((4096, 11008), (11008, 4096))  # features in, features out: the feed-forward block of a 7B Llama
 ZEROS = (0.0, 0.3, 0.5, 0.7, 0.9)
 COPIES, DRAWS = 8, 64
 BASELINES = ("torch, by output", "torch, by input")
+OTHERS = ("onednn", "onednn packed", "gossamer")
 SKIP, GATED = "skip_mv", "gated_mv"
 
 
@@ -38,7 +41,7 @@ def _copies(weight: Tensor) -> Callable[[], Tensor]:
 def candidates(
     inputs: int, outputs: int, batch: int, zeros: float, copies: dict[str, Any], like: dict[str, Any]
 ) -> dict[str, Any]:
-    """torch's product in both memory orders, and ours; every one with masks and copies of its own."""
+    """torch's product in both orders, the other dense engines, and ours; each with masks and copies of its own."""
     generator = torch.Generator().manual_seed(5)
 
     def drawn(width: int) -> Callable[[], Tensor]:
@@ -53,11 +56,25 @@ def candidates(
         BASELINES[1]: lambda: F.linear(second(), by_input().t()),
         SKIP: lambda: gs.ops.skip_mv(third(), by_input()),
         GATED: lambda: gs.ops.gated_mv(fourth(), by_output(), gate()),
+        **_engines(batch, copies["whole"], drawn),
     }
 
 
+def _engines(batch: int, weights: list[Tensor], drawn: Callable[[int], Callable[[], Tensor]]) -> dict[str, Any]:
+    """The other dense engines of this machine, each with copies of its own, stored by output."""
+    out: dict[str, Any] = {}
+    if weights[0].is_cuda:
+        return out
+    for name in OTHERS:
+        engine = ENGINES[name]
+        if engine.missing() is None:
+            x, turn = drawn(weights[0].shape[1]), _turn([engine.prepare(weight, batch) for weight in weights])
+            out[name] = lambda x=x, turn=turn: turn()(x(), None)  # bound now, not later
+    return out
+
+
 def rows(settings: Settings) -> Rows:
-    """One row per shape, rows at once and share of zeros; ratios are over the faster order of torch."""
+    """One row per shape, rows at once and share of zeros; ratios are over the fastest dense product."""
     out = []
     # The dtype that people decode in: 16 bits on a GPU.
     like: dict[str, Any] = {
@@ -67,17 +84,16 @@ def rows(settings: Settings) -> Rows:
     for inputs, outputs in ((64, 96),) if settings.quick else SHAPES:
         weight = torch.randn(inputs, outputs, generator=torch.Generator().manual_seed(4)) / 64
         weight = weight.to(**like)
-        copies = {"input": _copies(weight), "output": _copies(weight.t().contiguous())}
+        by_output = [weight.t().contiguous() for _ in range(COPIES)]
+        copies = {"input": _copies(weight), "output": _turn(by_output), "whole": by_output}
         for batch in (1, 2, 4, 8) if settings.full else (1, 4):
             for zeros in (0.0, 0.9) if settings.quick else ZEROS:
                 with torch.inference_mode():
                     calls = candidates(inputs, outputs, batch, zeros, copies, like)
-                    best = min(
-                        gs.measure.interleave({name: calls[name] for name in BASELINES}, reps=3, warmup=1).rows,
-                        key=lambda row: row.median,
-                    ).name
-                    run = gs.measure.interleave(calls, baseline=best, reps=settings.reps, seconds=4)
-                out.append({"in": inputs, "out": outputs, "batch": batch, "zeros": zeros, **run.to_dict()})
+                    found = {name: calls[name] for name in (*BASELINES, *OTHERS) if name in calls}
+                    facts = choose(found, {}, "", settings, 2 * batch * inputs * outputs)
+                    run = gs.measure.interleave(calls, baseline=facts["engine"], reps=settings.reps, seconds=4)
+                out.append({"in": inputs, "out": outputs, "batch": batch, "zeros": zeros, **facts, **run.to_dict()})
     return out
 
 
@@ -89,7 +105,7 @@ def gemv(rows: Rows) -> str:
         rows,
         [
             ("features", lambda row: f"{row['in']} to {row['out']}"), ("rows", value("batch")),
-            ("zeros", value("zeros", ".0%")), *map(torchs, BASELINES),
+            ("zeros", value("zeros", ".0%")), *map(torchs, BASELINES), ("over", value("baseline")),
             *((f"`{name}`", ratio(name)) for name in (SKIP, GATED)), CONTROL,
         ],
     )  # fmt: skip

@@ -10,10 +10,11 @@ from torch import Tensor
 from gossamer.bench.conv.compare import Calls, against, crossover
 from gossamer.bench.conv.layers import ZEROS, operand
 from gossamer.bench.conv.passes import KEPT, OF_DY, OF_X, PACKING, PASSES, curves, in_training
+from gossamer.bench.dense import use_fastest
 from gossamer.bench.section import Rows, Section, Settings, Table
 from gossamer.kernels import cpu
 
-TORCH = "torch"
+DENSE = "dense"  # the fastest engine; oneDNN and MKL pack the weight in forward only, where they may keep it
 SHAPES = ((1024, 1024), (768, 3072), (3072, 768))  # features in, features out
 
 
@@ -21,8 +22,8 @@ def _rows(count: int, features: int, zeros: float, seed: int) -> Tensor:
     return operand(count, features, 1, zeros, "random", seed).flatten(1).contiguous()
 
 
-def candidates(which: str, count: int, inputs: int, outputs: int, zeros: float) -> Calls:
-    """torch's product, and ours with the weights packed before the call and in it."""
+def candidates(which: str, count: int, inputs: int, outputs: int, zeros: float) -> tuple[Calls, Tensor, Tensor]:
+    """The dense product, and ours with the weights packed before the call and in it; and the operands."""
     weight = torch.randn(outputs, inputs, generator=torch.Generator().manual_seed(3)) / 32
     x = _rows(count, inputs, zeros if which != "input" else 0.0, seed=1)
     dy = _rows(count, outputs, zeros if which != "forward" else 0.0, seed=2)
@@ -33,11 +34,15 @@ def candidates(which: str, count: int, inputs: int, outputs: int, zeros: float) 
         def gradient(side: Literal["x", "dy"]) -> Tensor:
             return cpu.skip_conv_weight(*image, None, one, one, none, one, side)[0].view(outputs, inputs)
 
-        return {
-            TORCH: lambda: dy.t() @ x,
-            OF_X: lambda: gradient("x"),
-            OF_DY: lambda: gradient("dy"),
-        }
+        return (
+            {
+                DENSE: lambda: dy.t() @ x,
+                OF_X: lambda: gradient("x"),
+                OF_DY: lambda: gradient("dy"),
+            },
+            dy.t(),
+            x,
+        )
     left, right, out = (x, weight.t(), outputs) if which == "forward" else (dy, weight, inputs)
     source = right.t()[:, :, None, None]
 
@@ -49,11 +54,15 @@ def candidates(which: str, count: int, inputs: int, outputs: int, zeros: float) 
         return y.view(count, out)
 
     packed = cpu.skip_pack(source)
-    return {
-        TORCH: lambda: left @ right,
-        KEPT: lambda: run(packed),
-        PACKING: lambda: run(cpu.skip_pack(source)),
-    }
+    return (
+        {
+            DENSE: lambda: left @ right,
+            KEPT: lambda: run(packed),
+            PACKING: lambda: run(cpu.skip_pack(source)),
+        },
+        left,
+        right,
+    )
 
 
 def rows(settings: Settings) -> Rows:
@@ -66,9 +75,11 @@ def rows(settings: Settings) -> Rows:
                 facts = {"layer": f"{count} x {inputs}->{outputs}", "pass": which}
                 line = []
                 for zeros in (0.0, 0.9) if settings.quick else ZEROS:
-                    calls = candidates(which, count, inputs, outputs, zeros)
-                    found = against(TORCH, calls, settings, seconds=1.5)
-                    out.append({**facts, "masks": "random", "zeros": zeros, **found})
+                    calls, left, right = candidates(which, count, inputs, outputs, zeros)
+                    constant: Literal["b"] | None = "b" if which == "forward" else None
+                    engines = use_fastest(calls, DENSE, settings, left, right, constant)
+                    found = against(DENSE, calls, settings, seconds=1.5)
+                    out.append({**facts, "masks": "random", "zeros": zeros, **engines, **found})
                     ours = in_training(which)
                     line.append((zeros, next(e["ratio"] for e in found["rows"] if e["name"] == ours)))
                 out.append({**facts, "crossover": crossover(line)})

@@ -8,6 +8,7 @@ import torch
 
 import gossamer as gs
 from gossamer.bench.cells import Column, short, table, value
+from gossamer.bench.dense import Call, use_fastest
 from gossamer.bench.matmul import fit
 from gossamer.bench.matmul.fit import DYNAMIC
 from gossamer.bench.matmul.operands import DENSE, draw, normal, square
@@ -18,10 +19,11 @@ def _curve_point(block: int, density: float, settings: Settings) -> dict[str, An
     size, n = square(settings)
     dense, pattern = draw(size, size, (block, block), density, settings)
     values, b = pattern.pack(dense), normal(size, n, settings)
-    calls = {DENSE: lambda: dense @ b, DYNAMIC: lambda: gs.ops.dsd(values, pattern, b)}
+    calls: dict[str, Call] = {DENSE: lambda: dense @ b, DYNAMIC: lambda: gs.ops.dsd(values, pattern, b)}
     with torch.inference_mode():
+        facts = use_fastest(calls, DENSE, settings, dense, b, "a")
         run = gs.measure.interleave(calls, baseline=DENSE, reps=settings.reps, seconds=3)
-    return {"density": density, **run.to_dict()}
+    return {"density": density, **facts, **run.to_dict()}
 
 
 def rows(settings: Settings) -> Rows:

@@ -15,8 +15,8 @@ def rows(settings: Settings) -> Rows:
     for shape in ((32, 1), (16, 1), (1, 64), (32, 64)):
         for zeros in (0.0, 0.5, 0.7, 0.9, 0.95, 0.99):
             a, _ = draw(m, k, shape, 1 - zeros, settings)
-            calls = candidates(a, normal(k, n, settings), shape)
-            out.append(compare(settings, calls, tile=list(shape), zeros=zeros, shape=[m, k, n]))
+            calls = candidates(a, b := normal(k, n, settings), shape)
+            out.append(compare(settings, a, b, calls, tile=list(shape), zeros=zeros, shape=[m, k, n]))
     return out
 
 

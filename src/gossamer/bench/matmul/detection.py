@@ -10,24 +10,26 @@ import torch
 
 import gossamer as gs
 from gossamer.bench.cells import CONTROL, Column, table, tile, value
+from gossamer.bench.dense import use_fastest
 from gossamer.bench.matmul.operands import Tile, draw, normal, square, torch_bsr, torch_csr
-from gossamer.bench.section import Rows, Section, Settings, Table
+from gossamer.bench.section import Row, Rows, Section, Settings, Table
 
-PRODUCT, DETECT = "torch dense product", "gs.detect"
+PRODUCT, DETECT = "dense product", "gs.detect"
 GATHER, CONVERSION = f"{DETECT} and gather", "torch conversion"
 
 
-def _candidates(tile: Tile, density: float, settings: Settings) -> dict[str, Callable[[], Any]]:
+def _candidates(tile: Tile, density: float, settings: Settings) -> tuple[dict[str, Callable[[], Any]], Row]:
     size, n = square(settings)
     dense, pattern = draw(size, size, tile, density, settings)
     b, capacity = normal(size, n, settings), round(1.1 * pattern.nnz) + 1
     blocks = tile[0] == tile[1] > 1
-    return {
+    calls: dict[str, Callable[[], Any]] = {
         PRODUCT: lambda: dense @ b,
         DETECT: lambda: gs.detect(dense, tile=tile, capacity=capacity),
         GATHER: lambda: gs.ops.gather(dense, gs.detect(dense, tile=tile, capacity=capacity)),
         CONVERSION: (lambda: torch_bsr(dense, tile)) if blocks else (lambda: torch_csr(dense)),
     }
+    return calls, use_fastest(calls, PRODUCT, settings, dense, b, "b")
 
 
 def rows(settings: Settings) -> Rows:
@@ -36,11 +38,10 @@ def rows(settings: Settings) -> Rows:
     out = []
     for shape, density in product(((1, 1), (1, 32), (32, 1), (16, 16), (32, 32), (1, size)), (1 / 2, 1 / 16)):
         with torch.inference_mode():
-            run = gs.measure.interleave(
-                _candidates(shape, density, settings), baseline=PRODUCT, reps=settings.reps, seconds=4
-            )
+            calls, facts = _candidates(shape, density, settings)
+            run = gs.measure.interleave(calls, baseline=PRODUCT, reps=settings.reps, seconds=4)
         share = {row.name: 1 / row.ratio for row in run.rows}
-        out.append({"tile": list(shape), "density": density, "share": share, **run.to_dict()})
+        out.append({"tile": list(shape), "density": density, "share": share, **facts, **run.to_dict()})
     return out
 
 

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import gossamer as gs
-from gossamer.bench.matmul.steps import OURS, Calls, Workload, both_ways, compared, measure
+from gossamer.bench.matmul.steps import OURS, Built, Workload, both_ways, compared, measure
 from gossamer.bench.section import Rows, Section, Settings, Table
 
 
@@ -46,7 +46,7 @@ def _sorted_loop(x: Tensor, ups: list[Tensor], downs: list[Tensor], ids: Tensor)
     return torch.zeros_like(x).index_copy(0, order, y)
 
 
-def experts(settings: Settings, routing: str) -> Calls:
+def experts(settings: Settings, routing: str) -> Built:
     """64 experts, 4096 tokens, one expert a token."""
     count, tokens, dim, hidden = (8, 128, 32, 64) if settings.quick else (64, 4096, 768, 3072)
     moe = gs.nn.Experts(dim, hidden, experts=count, top_k=1).to(settings.device)
@@ -66,7 +66,7 @@ def experts(settings: Settings, routing: str) -> Calls:
     }
     if routing != "all to one":  # padded to 4096 tokens for each of 64 experts: more memory than there is
         calls["padded bmm"] = both_ways(lambda: _padded(x, up, down, ids), [x, up, down])
-    return calls
+    return calls, {}
 
 
 def rows(settings: Settings) -> Rows:

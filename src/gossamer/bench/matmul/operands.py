@@ -13,7 +13,7 @@ from gossamer.pattern import Pattern
 
 Tile = tuple[int, int]
 
-DENSE = "torch dense"  # the baseline of most sections
+DENSE = "dense"  # the baseline of most sections: the fastest engine
 
 
 def dtype_of(settings: Settings) -> torch.dtype:

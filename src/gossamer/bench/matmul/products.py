@@ -15,6 +15,7 @@ from torch import Tensor
 
 import gossamer as gs
 from gossamer.bench.cells import CONTROL, milliseconds, short, table, tile, value
+from gossamer.bench.dense import use_fastest
 from gossamer.bench.matmul import fit
 from gossamer.bench.matmul.fit import DYNAMIC, STATIC
 from gossamer.bench.matmul.operands import DENSE, Tile, draw, normal, scipy_csr, torch_bsr, torch_csr
@@ -76,13 +77,15 @@ def rows(settings: Settings) -> Rows:
         dense, pattern = draw(size, size, shape, density, settings)
         b = normal(size, n, settings)
         with torch.inference_mode():
-            run = gs.measure.interleave(_candidates(dense, pattern, b), baseline=DENSE, reps=settings.reps, seconds=6)
+            calls = _candidates(dense, pattern, b)
+            facts = use_fastest(calls, DENSE, settings, dense, b, "a")
+            run = gs.measure.interleave(calls, baseline=DENSE, reps=settings.reps, seconds=6)
         ours, theirs = run[DYNAMIC].median, run[DENSE].median
         out.append(
             {
                 "size": size, "n": n, "tile": list(shape), "density": density,
                 "gflops": 2 * pattern.nnz_elements * n / ours / 1e9,
-                "dense_gflops": 2 * size * size * n / theirs / 1e9, **run.to_dict(),
+                "dense_gflops": 2 * size * size * n / theirs / 1e9, **facts, **run.to_dict(),
             }
         )  # fmt: skip
     return [*out, {"fit": fit.power_law(out), "popsparse": fit.POPSPARSE}]

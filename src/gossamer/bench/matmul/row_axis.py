@@ -26,7 +26,7 @@ def rows(settings: Settings) -> Rows:
         a, _ = draw(m, k, (1, k), 1 - zeros, settings)
         calls = candidates(a, b := normal(k, n, settings), (1, k))
         calls[SELECTED] = lambda a=a, b=b: _torch_rows(a, b)  # type: ignore[misc]  # bound now, not later
-        out.append(compare(settings, calls, zeros=zeros, shape=[m, k, n]))
+        out.append(compare(settings, a, b, calls, zeros=zeros, shape=[m, k, n]))
     return out
 
 

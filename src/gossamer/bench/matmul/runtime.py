@@ -10,6 +10,7 @@ from torch import Tensor
 
 import gossamer as gs
 from gossamer.bench.cells import CONTROL, Column, milliseconds, ratio, value
+from gossamer.bench.dense import settle, use_fastest
 from gossamer.bench.matmul.operands import DENSE, Tile
 from gossamer.bench.section import Settings
 
@@ -26,8 +27,13 @@ def candidates(a: Tensor, b: Tensor, tile: Tile) -> dict[str, Callable[[], Any]]
     }
 
 
-def compare(settings: Settings, calls: dict[str, Callable[[], Any]], **facts: Any) -> dict[str, Any]:
+def compare(
+    settings: Settings, a: Tensor, b: Tensor, calls: dict[str, Callable[[], Any]], **facts: Any
+) -> dict[str, Any]:
+    """Interleaved rounds; b, a weight in most uses, is constant."""
     with torch.inference_mode():
+        facts |= use_fastest(calls, DENSE, settings, a, b, "b")
+        settle(settings, calls[AUTO])
         run = gs.measure.interleave(calls, baseline=DENSE, reps=settings.reps, seconds=8)
     return {**facts, **run.to_dict()}
 

@@ -13,10 +13,11 @@ from torch import Tensor
 
 import gossamer as gs
 from gossamer.bench.cells import CONTROL, milliseconds, ratio, table, value
-from gossamer.bench.section import Rows, Settings
+from gossamer.bench.section import Row, Rows, Settings
 
 Calls = dict[str, Callable[[], Any]]
-Workload = tuple[str, Any, Callable[[Settings, Any], Calls]]  # name, setting, candidates
+Built = tuple[Calls, Row]  # candidates, and what the row says of them
+Workload = tuple[str, Any, Callable[[Settings, Any], Built]]  # name, setting
 
 OURS = "gossamer"
 
@@ -36,8 +37,9 @@ def measure(settings: Settings, cells: list[Workload], reps: int) -> Rows:
     out = []
     for name, setting, build in cells:
         torch.manual_seed(0)
-        run = gs.measure.interleave(build(settings, setting), reps=reps, warmup=1, seconds=20)
-        out.append({"workload": name, "setting": setting, **run.to_dict()})
+        calls, facts = build(settings, setting)
+        run = gs.measure.interleave(calls, reps=reps, warmup=1, seconds=20)
+        out.append({"workload": name, "setting": setting, **facts, **run.to_dict()})
     return out
 
 

@@ -1,26 +1,30 @@
 """One step of training a multilayer perceptron whose weights are sparse: forward, backward and optimizer.
 
-The dense step is the same network with `nn.Linear`. Updates of the pattern are timed apart and spread over the steps
-between them. SparseLab is the one living library that trains sparse on CPUs.
+The dense step is the same network with `nn.Linear`, whichever of torch, the fastest dense engines and inductor runs it
+fastest. Updates of the pattern are timed apart and spread over the steps between them. SparseLab is the one living
+library that trains sparse on CPUs.
 """
 
 from __future__ import annotations
 
 import logging
+import shutil
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
 
 import gossamer as gs
 from gossamer.bench.cells import CONTROL, milliseconds, ratio, table, value
+from gossamer.bench.dense import choose, settle
 from gossamer.bench.matmul.operands import normal
 from gossamer.bench.section import Rows, Section, Settings, Table
 
 log = logging.getLogger(__name__)
 
 DENSE, OURS, THEIRS = "dense", "gossamer", "SparseLab"
+DENSES = ("torch", "engines", "inductor")
 WIDTHS, BATCH, DENSITY, UPDATE_EVERY = (1024, 4096, 1024), 256, 0.1, 100
 
 
@@ -37,6 +41,13 @@ def _step(net: nn.Module, optimizer: torch.optim.Optimizer, x: torch.Tensor, y: 
     return step
 
 
+class _Fastest(nn.Linear):
+    """torch's layer by the fastest dense engine, forward and backward."""
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        return gs.ops.dense.linear(input, self.weight, self.bias)
+
+
 def _sparselab(widths: tuple[int, ...]) -> nn.Module | None:
     try:
         import sparselab
@@ -49,9 +60,12 @@ def _sparselab(widths: tuple[int, ...]) -> nn.Module | None:
 def _networks(block: int, widths: tuple[int, ...], settings: Settings) -> dict[str, nn.Module]:
     torch.manual_seed(0)
     nets: dict[str, nn.Module] = {
-        DENSE: _network(nn.Linear, widths),
+        "torch": _network(nn.Linear, widths),
+        "engines": _network(_Fastest, widths),
         OURS: _network(lambda i, o: gs.nn.BlockSparseLinear(i, o, block=block, density=DENSITY), widths),
     }
+    if settings.device == "cpu" and not settings.quick and shutil.which("c++") is not None:
+        nets["inductor"] = cast(nn.Module, torch.compile(_network(nn.Linear, widths)))
     if block == 1 and settings.device == "cpu" and (theirs := _sparselab(widths)) is not None:
         nets[THEIRS] = theirs
     return {name: net.to(settings.device) for name, net in nets.items()}
@@ -63,14 +77,20 @@ def rows(settings: Settings) -> Rows:
     x, y = normal(batch, widths[0], settings, seed=1).float(), normal(batch, widths[2], settings, seed=2).float()
     out = []
     for block in (1, 4, 16, 32):
-        calls = {}
+        calls: dict[str, Callable[[], Any]] = {}
         for name, net in _networks(block, widths, settings).items():
             optimizer = torch.optim.SGD(net.parameters(), lr=1e-3, momentum=0.9)
             if name == OURS:
                 gs.training.RigL(net, optimizer, density=DENSITY, total_steps=10**9, update_every=10**8, seed=0)
             calls[name] = _step(net, optimizer, x, y)
+        found = {name: calls.pop(name) for name in DENSES if name in calls}
+        settle(settings, found["engines"])
+        operations = 6 * batch * (widths[0] * widths[1] + widths[1] * widths[2])
+        facts = choose(found, calls, DENSE, settings, operations)
         run = gs.measure.interleave(calls, baseline=DENSE, reps=settings.reps, seconds=20)
-        out.append({"block": block, "density": DENSITY, "batch": batch, "widths": list(widths), **run.to_dict()})
+        out.append(
+            {"block": block, "density": DENSITY, "batch": batch, "widths": list(widths), **facts, **run.to_dict()}
+        )
     return out
 
 

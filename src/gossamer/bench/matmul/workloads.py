@@ -7,27 +7,31 @@ import torch.nn.functional as F
 from torch import nn
 
 import gossamer as gs
+from gossamer.bench.dense import settle, use_fastest
 from gossamer.bench.matmul.operands import DENSE
 from gossamer.bench.matmul.runtime import AUTO
-from gossamer.bench.matmul.steps import OURS, Calls, Workload, both_ways, compared, measure
+from gossamer.bench.matmul.steps import OURS, Built, Calls, Workload, both_ways, compared, measure
 from gossamer.bench.section import Rows, Section, Settings, Table
 
 
-def feed_forward(settings: Settings, zeros: float) -> Calls:
+def feed_forward(settings: Settings, zeros: float) -> Built:
     """A ReLU feed-forward of 1024 tokens whose neurons are off for whole bands of tokens, as with clustered inputs."""
     tokens, dim, hidden = (128, 32, 64) if settings.quick else (1024, 768, 3072)
     net = gs.nn.ReLUFeedForward(dim, hidden, bias=False).to(settings.device)
     off = (torch.rand(tokens // 32, hidden) < zeros).repeat_interleave(32, 0).to(settings.device)
     inner = F.relu(torch.randn(tokens, hidden, device=settings.device).abs().masked_fill_(off, -1.0))
     down = net.down.weight.t()
-    return {
+    calls: Calls = {
         DENSE: lambda: inner @ down,
         "tile=(32, 1)": lambda: gs.ops.matmul(inner, down, tile=(32, 1)),
         AUTO: lambda: gs.ops.matmul(inner, down),
     }
+    with torch.no_grad():
+        settle(settings, calls[AUTO])
+        return calls, use_fastest(calls, DENSE, settings, inner, down, "b")
 
 
-def padded_batch(settings: Settings, real: float) -> Calls:
+def padded_batch(settings: Settings, real: float) -> Built:
     """A feed-forward block on a batch of 32 sequences of up to 128 tokens, of which this share is real on average."""
     batch, length, dim = (4, 16, 32) if settings.quick else (32, 128, 768)
     net = nn.Sequential(nn.Linear(dim, 4 * dim), nn.ReLU(), nn.Linear(4 * dim, dim)).to(settings.device)
@@ -38,10 +42,10 @@ def padded_batch(settings: Settings, real: float) -> Calls:
     return {
         "padded": both_ways(lambda: net(x), inputs),
         OURS: both_ways(lambda: unpadded(x, lengths=lengths), inputs),
-    }
+    }, {}
 
 
-def attention(settings: Settings, window: int) -> Calls:
+def attention(settings: Settings, window: int) -> Built:
     """8 heads of 2048 tokens, each seeing the blocks of 32 within `window` tokens on both sides."""
     heads, tokens, dim, block = (2, 128, 16, 16) if settings.quick else (8, 2048, 64, 32)
     place = torch.arange(tokens) // block * block
@@ -52,7 +56,7 @@ def attention(settings: Settings, window: int) -> Calls:
     return {
         "SDPA with a mask": both_ways(lambda: F.scaled_dot_product_attention(q, k, v, attn_mask=mask), [q, k, v]),
         OURS: both_ways(lambda: gs.nn.block_sparse_attention(q, k, v, index), [q, k, v]),
-    }
+    }, {}
 
 
 def rows(settings: Settings) -> Rows:

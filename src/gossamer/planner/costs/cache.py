@@ -135,6 +135,7 @@ def _fixed() -> dict[str, Any]:
         build = hashlib.sha256(Path(str(_native.__file__)).read_bytes()).hexdigest()[:12]
     return {
         "cpu": here["cpu"],
+        "model": None if here["family"] is None else f"{here['family']}/{here['model']}/{here['stepping']}",
         "gpu": here["gpu"],
         "triton": here["versions"].get("triton"),
         **versions,
@@ -157,6 +158,7 @@ def machine_of(device: torch.device | str = "cpu") -> dict[str, Any]:
     if torch.device(device).type == "cpu":
         return {
             "device": fixed["cpu"],
+            "model": fixed["model"],
             "isa": _isa(),
             "threads": torch.get_num_threads(),
             "build": fixed["build"],

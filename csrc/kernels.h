@@ -32,6 +32,8 @@
 //          sums of a tile row's segments are added in their order; tile row -1 is none.
 // dsd_workspace  -1 if the offsets are broken; -2 if work does not name every slot once, in ascending order, and nobody
 //          has checked it otherwise (work_checked). in_place: no order, no scale, and b's type.
+// fan_in_mm  y[rows, batch]: y[r, b] = the sum over j of values[r, k] * x[b, indices[r, k]], of a matrix rows x cols each of
+//          whose rows has k elements; x is [batch, cols].
 // sdd      values[capacity, bm, bn] = the present tiles of a[m, k] @ b[k, n], float or double; slots past the pattern and
 //          ragged padding are zero. packed is workspace: k * m elements if a is transposed and k * n more if b is not.
 //          next is workspace: tile_rows + 1 + threads entries.
@@ -86,6 +88,9 @@
   OP(dsd, bool, const void* values, int storage, const float* scale, const Index& index, const void* order,           \
      int order_size, bool transposed, const Operand& b, int64_t n, void* c, bool column_major, const int64_t* work,   \
      int64_t segments, void* workspace, int threads)                                                                  \
+  OP(fan_in_mm_workspace, int64_t, int element_size, int64_t batch, int64_t cols)                                     \
+  OP(fan_in_mm, bool, const Operand& x, int64_t batch, int64_t cols, const void* values, int element_size,            \
+     const void* indices, int index_size, int64_t rows, int64_t k, void* y, void* workspace, int threads)             \
   OP(sdd, bool, const Operand& a, const Operand& b, int64_t k, int element_size, const Index& index, void* values,    \
      void* packed, int64_t* next, int threads)                                                                        \
   OP(skip_conv_weight_workspace, int64_t, const Convolution& conv, bool skip_dy, int threads)                         \

@@ -134,6 +134,22 @@ def dsd(
     threads: int,
     /,
 ) -> bool: ...
+def fan_in_mm_workspace(element_size: int, batch: int, cols: int, /) -> int: ...
+def fan_in_mm(
+    x: tuple[int, ...],
+    batch: int,
+    cols: int,
+    values: int,
+    element_size: int,
+    indices: int,
+    index_size: int,
+    rows: int,
+    k: int,
+    y: int,
+    workspace: int,
+    threads: int,
+    /,
+) -> bool: ...
 def sdd(
     a: tuple[int, ...],
     b: tuple[int, ...],

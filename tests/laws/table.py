@@ -45,6 +45,11 @@ class Drawn:
     def tile_cols(self) -> int:
         return -(-self.k // TILE[1])
 
+    @property
+    def fan_in(self) -> int:
+        """Elements of a row; without columns there are none."""
+        return min(self.k, 7)
+
     @cached_property
     def groups(self) -> tuple[Tensor, Tensor]:
         """The rows in any order, and where each of four groups begins; one is empty."""
@@ -146,6 +151,11 @@ ROWS = (
         "grouped_outer",
         lambda d: (d(d.rows, d.k), d(d.rows, d.n), d.groups[0], d.groups[0].flip(0), d.groups[1]),
         outer,
+    ),
+    Row(
+        "fan_in_mm",
+        lambda d: (d(d.n, d.k), d(d.rows, d.fan_in), torch.randint(max(d.k, 1), (d.rows, d.fan_in)).to(torch.uint16)),
+        lambda x, values, indices: (x.double()[:, indices.long()] * values.double()).sum(2),
     ),
     Row(
         "skip_mv",

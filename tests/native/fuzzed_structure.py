@@ -120,6 +120,17 @@ def dsd(draw: random.Random) -> Arguments:
     }  # fmt: skip
 
 
+def fan_in_mm(draw: random.Random) -> Arguments:
+    rows, cols, *_ = sizes(draw)
+    batch, k, dtype = draw.choice((0, 1, 7, 33, 100)), min(cols, 5), draw.choice((torch.float32, torch.float64))
+    indices = torch.tensor([draw.sample(range(cols), k) for _ in range(rows)], dtype=torch.int64).view(rows, k)
+    x = integers(draw, batch, cols, dtype=dtype)
+    return {
+        "x": x.t().contiguous().t() if draw.random() < 0.5 else x, "values": integers(draw, rows, k, dtype=dtype),
+        "indices": indices.to(draw.choice((torch.uint16, torch.int32))),
+    }  # fmt: skip
+
+
 def sdd(draw: random.Random) -> Arguments:
     rows, cols, bm, bn = sizes(draw)
     k, dtype = draw.choice((0, 1, 7, 33, 600)), draw.choice((torch.float32, torch.float64))
@@ -245,7 +256,7 @@ def gated_mv(draw: random.Random) -> Arguments:
 
 
 VERBS: tuple[Callable[[random.Random], Arguments], ...] = (
-    detect, gather, scatter, transpose, dsd, dsd, sdd, gather_mm, grouped_mm, grouped_outer, skip_conv,
+    detect, gather, scatter, transpose, dsd, dsd, fan_in_mm, sdd, gather_mm, grouped_mm, grouped_outer, skip_conv,
     skip_conv_weight, relu_bits, keep_bits, topk_mask, skip_mv, gated_mv,
 )  # fmt: skip
 

@@ -28,12 +28,12 @@ RESULTS = ROOT / "benchmarks" / "results"
 MARK = re.compile(r"(<!-- table: (\S+) (\S+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
 
 
-def _caption(where: dict[str, Any], rows: list[dict[str, Any]], ratios: bool) -> str:
+def _caption(where: dict[str, Any], rows: list[dict[str, Any]], note: str) -> str:
     versions = where["versions"]
     return (
         f"\n{where['cpu']}{', ' + where['gpu'] if where['gpu'] else ''}{named(where)}, {where['threads']} threads, "
         f"{where['isa']}, torch {versions['torch']}, commit {where['commit']}, {where['date']}.{shares(where, rows)}"
-        f"{' Ratios are medians of interleaved rounds with their quartiles.' if ratios else ''}\n"
+        f"{note and ' '}{note}\n"
     )
 
 
@@ -61,7 +61,7 @@ def _fill(match: re.Match[str]) -> str:
     if found is None:  # said in the page itself: a table must not stand there without its rows
         command = f"gossamer bench {path.stem} --only {main} --json {path.relative_to(ROOT)}"
         return f"{start}*Not measured yet: `{command}`.*\n{end}"
-    return start + table.text(found["rows"]) + _caption(found["environment"], found["rows"], table.ratios) + end
+    return start + table.text(found["rows"]) + _caption(found["environment"], found["rows"], table.note) + end
 
 
 def main() -> None:

@@ -75,7 +75,7 @@ def test_the_summary_tells_when_removed_channels_took_weights_along() -> None:
     """Where so many channels go that the rest cannot hold the weights asked for."""
     config = story.Train(method="chase", density=0.1)
     assert story.summary(config, 0.1, 0.6) == (
-        "Trained from scratch by chase with 10 % of the weights, while 40 % of the channels were drained and removed."
+        "Trained from scratch by chase with 10 % of the weights, while 40 % of the channels were removed."
     )
     assert "10 % of the weights (0.12 % in the end), while 99 %" in story.summary(config, 0.0012, 0.01)
     assert story.summary(config, None, None) == "Trained from scratch by chase with 10 % of the weights."

@@ -32,17 +32,21 @@ class Settings:
         return not self.only or section in self.only
 
 
+QUARTILES = "Ratios are medians of interleaved rounds with their quartiles."
+MEDIANS = "Ratios are medians of interleaved rounds."
+
+
 @dataclass(frozen=True)
 class Table:
-    """Rows -> text of the docs. `ratios` says that it holds ratios of interleaved rounds, which a caption explains."""
+    """Rows -> text of the docs, and what is said below it."""
 
     text: Callable[[Rows], str]
-    ratios: bool = True
+    note: str = QUARTILES
 
 
 @dataclass(frozen=True)
 class Section:
-    """Rows, their table, further tables of the same rows by name; `on_gpu` is False where only a CPU is measured."""
+    """Rows, their table, further tables by name (README's: "brief"); `on_gpu=False` where only a CPU is measured."""
 
     rows: Callable[[Settings], Rows]
     table: Table

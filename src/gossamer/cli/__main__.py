@@ -22,7 +22,7 @@ from gossamer.cli.stop import Stopped, again
 
 _HELP = """usage: gossamer COMMAND [flags]
 
-  train     train a network dense and sparse, remove the drained channels, measure, write a report
+  train     train a network dense and sparse, remove channels, measure, write a report
   bench     measure on this machine, each row beside its baselines
   tune      time dense and sparse products on this machine, for the planner's choices
   doctor    what this machine and this installation can do, and why not

@@ -36,7 +36,7 @@ _TOLD = {"slower": ", slower", "inconclusive": ", within the noise"}
 
 
 def _measured(comparison: dict[str, Any], less: bool | None) -> tuple[str, str] | None:
-    """How compact differs from dense, taken round by round, and the cell's class; no gain that is none in green."""
+    """How compact differs from dense, taken round by round, and the cell's class; green is for real gains only."""
     row = next((row for row in comparison.get("rows", ()) if row["name"] == "compact"), None)
     if row is None:
         return None
@@ -138,7 +138,7 @@ def _channels(report: dict[str, Any]) -> list[Markup]:
         tag(
             "p",
             "Every cell is a channel, every row a layer. Colour is the share of the channel's incoming weights that "
-            "are in use; training moves them, and the channels it drains are removed for good.",
+            "are in use. Training moves them, and removed channels never return.",
             class_="quiet",
         ),
         tag("figure", channel_map(channels), class_="wide"),
@@ -162,7 +162,7 @@ def _timing(report: dict[str, Any]) -> list[Markup]:
         tag(
             "p",
             "Medians with quartiles of runs taken in turns in one process. The control is the dense network timed "
-            "a second time: what differs less than it does not differ.",
+            "a second time: a difference no larger than its own is noise.",
             class_="quiet",
         ),
         tag("div", figures, class_="pair"),

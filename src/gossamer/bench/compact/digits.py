@@ -10,8 +10,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from gossamer.bench.cells import Cell, Column, ratio, table
-from gossamer.bench.section import Rows, Section, Settings, Table
+from gossamer.bench.cells import Cell, Column, entry, lines, ratio, table
+from gossamer.bench.section import MEDIANS, Rows, Section, Settings, Table
 
 NETWORKS = ("dense", "sparse", "compact")
 DENSE, SPARSE, COMPACT = NETWORKS
@@ -82,4 +82,27 @@ def digits(rows: Rows) -> str:
     )  # fmt: skip
 
 
-SECTION = Section(rows, Table(digits))
+def brief(rows: Rows) -> str:
+    """The three networks over all seeds."""
+    *runs, mean = rows
+
+    def mean_share(name: str, key: str) -> str:
+        return f"{statistics.mean(row['table'][name][key] / row['table'][DENSE][key] for row in runs):.2f} of dense"
+
+    def speed(name: str) -> str:
+        if name == DENSE:
+            return "1x"
+        found = [each["ratio"] for row in runs if (each := entry(row["throughput"], name))]
+        return f"{min(found):.2f}x to {max(found):.2f}x"
+
+    body = [
+        [
+            name, f"{100 * mean['accuracy'][name]:.2f}", mean_share(name, "parameters"), mean_share(name, "flops"),
+            speed(name),
+        ]
+        for name in NETWORKS
+    ]  # fmt: skip
+    return lines(["network", "accuracy %", "parameters", "FLOPs", "throughput"], body)
+
+
+SECTION = Section(rows, Table(digits), {"brief": Table(brief, note=MEDIANS)})

@@ -102,4 +102,4 @@ def scoring(rows: Rows) -> str:
     )  # fmt: skip
 
 
-SECTION = Section(rows, Table(scoring, ratios=False))
+SECTION = Section(rows, Table(scoring, note=""))

@@ -16,8 +16,8 @@ import torch
 from torch import nn
 
 import gossamer as gs
-from gossamer.bench.cells import CONTROL, Column, ratio, table, value
-from gossamer.bench.section import Rows, Section, Settings, Table
+from gossamer.bench.cells import CONTROL, Column, ratio, short, table, value
+from gossamer.bench.section import MEDIANS, Rows, Section, Settings, Table
 from gossamer.nn.threshold.linear import store_by_input
 
 LOG = logging.getLogger(__name__)
@@ -130,18 +130,25 @@ def _bytes(model: nn.Module) -> int:
     return sum(linear.weight.numel() * linear.weight.element_size() for linear in linears)
 
 
-def decode(rows: Rows) -> str:
-    def speed(head: str, name: str) -> Column:
-        return head, lambda row: f"{row['tokens_per_second'][name]:.1f}"
+def _speed(head: str, name: str) -> Column:
+    return head, lambda row: f"{row['tokens_per_second'][name]:.1f}"
 
+
+def decode(rows: Rows) -> str:
     return table(
         rows,
         [
             ("left out", value("sparsity")),
             ("share of the weights read", lambda row: f"{1 - row['realised'] * row['share_of_bytes']:.0%}"),
-            speed("dense tokens/s", DENSE), speed("tokens/s", OURS), ("ratio", ratio(OURS)), CONTROL,
+            _speed("dense tokens/s", DENSE), _speed("tokens/s", OURS), ("ratio", ratio(OURS)), CONTROL,
         ],
     )  # fmt: skip
 
 
-SECTION = Section(rows, Table(decode), on_gpu=False)
+def brief(rows: Rows) -> str:
+    """Every third setting: nothing left out, half of everything, closed gates too."""
+    speeds = (_speed("dense tokens/s", DENSE), _speed("tokens/s", OURS))
+    return table(rows[::3], [("left out", value("sparsity")), *speeds, ("ratio", short(OURS))])
+
+
+SECTION = Section(rows, Table(decode), {"brief": Table(brief, note=MEDIANS)}, on_gpu=False)

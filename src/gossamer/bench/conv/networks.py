@@ -18,16 +18,18 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import gossamer as gs
-from gossamer.bench.cells import CONTROL, Cell, milliseconds, ratio, short, table, value
+from gossamer.bench.cells import CONTROL, Cell, Column, milliseconds, ratio, short, table, value
 from gossamer.bench.conv import densities, split
 from gossamer.bench.conv.calibrate import calibrate, reached
 from gossamer.bench.conv.compare import CHANNELS_LAST, CONTIGUOUS
 from gossamer.bench.conv.images import photographs
-from gossamer.bench.section import Rows, Section, Settings, Table
-from gossamer.measure import Comparison, Row, clock
+from gossamer.bench.section import MEDIANS, Row, Rows, Section, Settings, Table
+from gossamer.measure import Comparison, clock
+from gossamer.measure import Row as Timed
 
 OURS = "gs.nn.skip_zeros"
 PLAIN = "gs.nn.skip_zeros, contiguous input"
+FORMATS = {"channels_last": OURS, "contiguous": PLAIN}  # of the images
 ASKED = "gs.nn.skip_zeros, keep_packed and channels_last"
 BATCH = {"vgg16_plain": 4, "resnet34": 8, "resnet50": 8, "fixup_resnet50": 8}
 TOY: dict[str, dict[str, Any]] = {
@@ -100,10 +102,10 @@ def rounds(steps: dict[str, Step], reps: int, learn: int) -> dict[str, list[dict
 def compare(samples: dict[str, list[dict[str, float]]], part: str) -> dict[str, Any]:
     """One part of the step as a comparison: ratios over the faster of torch's formats in this part."""
     times = {name: [max(s[part], 1e-9) for s in found] for name, found in samples.items()}
-    rows = {name: Row.of(name, t[0], t, t) for name, t in times.items()}
+    rows = {name: Timed.of(name, t[0], t, t) for name, t in times.items()}
     best = min((CHANNELS_LAST, CONTIGUOUS), key=lambda name: rows[name].median)
     control = f"{best} (control)"
-    out = {name: Row.of(name, t[0], t, times[best]) for name, t in times.items()}
+    out = {name: Timed.of(name, t[0], t, times[best]) for name, t in times.items()}
     kept = tuple(out[name] for name in (CHANNELS_LAST, CONTIGUOUS, OURS, PLAIN, ASKED) if name in out)
     return Comparison(best, kept, out[control]).to_dict()
 
@@ -173,4 +175,18 @@ def networks(rows: Rows) -> str:
     )  # fmt: skip
 
 
-SECTION = Section(rows, Table(networks), on_gpu=False)
+def brief(rows: Rows) -> str:
+    """One line per network: both kinds of step, with images in either memory format."""
+    modes = list(dict.fromkeys(row["mode"] for row in rows))
+    found: dict[str, Row] = {}
+    for row in rows:
+        found.setdefault(row["network"], {"network": row["network"]})[row["mode"]] = row
+
+    def of(mode: str, head: str, name: str) -> Column:
+        return f"{mode}, {head}", lambda row: short(name)(row[mode])
+
+    columns = [of(mode, head, name) for head, name in FORMATS.items() for mode in modes]
+    return table(list(found.values()), [("network", value("network")), *columns])
+
+
+SECTION = Section(rows, Table(networks), {"brief": Table(brief, note=MEDIANS)}, on_gpu=False)

@@ -182,4 +182,4 @@ def quality(rows: Rows) -> str:
     )  # fmt: skip
 
 
-SECTION = Section(rows, Table(quality, ratios=False), on_gpu=False)
+SECTION = Section(rows, Table(quality, note=""), on_gpu=False)

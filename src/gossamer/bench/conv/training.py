@@ -228,4 +228,4 @@ def zeros(rows: Rows) -> str:
     return lines(["network", "convolution", *sides], [line for row in rows for line in _layers(row)])
 
 
-SECTION = Section(rows, Table(training), {"zeros": Table(zeros, ratios=False)}, on_gpu=False)
+SECTION = Section(rows, Table(training), {"zeros": Table(zeros, note="")}, on_gpu=False)

@@ -12,7 +12,7 @@ from gossamer.bench.dense import Call, use_fastest
 from gossamer.bench.matmul import fit
 from gossamer.bench.matmul.fit import DYNAMIC
 from gossamer.bench.matmul.operands import DENSE, draw, normal, square
-from gossamer.bench.section import Rows, Section, Settings, Table
+from gossamer.bench.section import MEDIANS, Rows, Section, Settings, Table
 
 
 def _curve_point(block: int, density: float, settings: Settings) -> dict[str, Any]:
@@ -51,4 +51,17 @@ def break_even(rows: Rows) -> str:
     return table(rows, [("block", value("block")), ("break-even density", _where), *map(at, points)])
 
 
-SECTION = Section(rows, Table(break_even))
+def brief(rows: Rows) -> str:
+    """A few blocks at the lowest density, at half, and at the highest."""
+
+    def at(number: int) -> Column:
+        density = rows[0]["points"][number]["density"]
+        return f"{density:.0%} of the tiles present", lambda row: short(DYNAMIC)(row["points"][number])
+
+    densities = [point["density"] for point in rows[0]["points"]]
+    half = min(range(len(densities)), key=lambda number: abs(densities[number] - 0.5))
+    block = ("tile", lambda row: f"{row['block']} x {row['block']}")
+    return table([row for row in rows if row["block"] in (1, 4, 16)], [block, *map(at, (0, half, -1))])
+
+
+SECTION = Section(rows, Table(break_even), {"brief": Table(brief, note=MEDIANS)})

@@ -23,4 +23,4 @@ def explain(rows: Rows) -> str:
     return "\n" + "\n".join(f"    {line}".rstrip() for line in rows[0]["text"]) + "\n"
 
 
-SECTION = Section(rows, Table(explain, ratios=False))
+SECTION = Section(rows, Table(explain, note=""))

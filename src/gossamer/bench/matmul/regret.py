@@ -33,4 +33,4 @@ def regret(rows: Rows) -> str:
     return f"{found}\n{summary}; the worst choice lost {total['max_loss']:.0%} of the dense product.\n"
 
 
-SECTION = Section(rows, Table(regret, ratios=False))
+SECTION = Section(rows, Table(regret, note=""))

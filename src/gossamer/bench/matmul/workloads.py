@@ -7,11 +7,12 @@ import torch.nn.functional as F
 from torch import nn
 
 import gossamer as gs
+from gossamer.bench.cells import milliseconds, short, table, value
 from gossamer.bench.dense import settle, use_fastest
 from gossamer.bench.matmul.operands import DENSE
 from gossamer.bench.matmul.runtime import AUTO
 from gossamer.bench.matmul.steps import OURS, Built, Calls, Workload, both_ways, compared, measure
-from gossamer.bench.section import Rows, Section, Settings, Table
+from gossamer.bench.section import MEDIANS, Rows, Section, Settings, Table
 
 
 def feed_forward(settings: Settings, zeros: float) -> Built:
@@ -69,4 +70,18 @@ def rows(settings: Settings) -> Rows:
     return measure(settings, cells, settings.reps)
 
 
-SECTION = Section(rows, Table(compared))
+def brief(rows: Rows) -> str:
+    """The first and the last setting of each workload; ours is the last candidate of a row, as a user calls it."""
+    settings: dict[str, Rows] = {}
+    for row in rows:
+        settings.setdefault(row["workload"], []).append(row)
+    return table(
+        [row for found in settings.values() for row in (found[0], found[-1])],
+        [
+            ("workload", value("workload")), ("setting", value("setting")), ("baseline", value("baseline")),
+            ("ms", milliseconds()), (OURS, lambda row: short(row["rows"][-1]["name"])(row)),
+        ],
+    )  # fmt: skip
+
+
+SECTION = Section(rows, Table(compared), {"brief": Table(brief, note=MEDIANS)})

@@ -9,7 +9,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Train:
-    """Train a network sparse from scratch, remove the channels it drained, and compare with the dense network.
+    """Train a network sparse from scratch, remove channels on the way, and compare with the dense network.
 
     Trains (a) the dense baseline and (b) the sparse network with the same steps and seed, then (c) cuts the removed
     channels out, measures all three and writes report.json, report.html and compact/ into --out. Ctrl-C saves and

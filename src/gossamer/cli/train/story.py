@@ -40,7 +40,7 @@ def summary(config: Train, density: float | None, channels: float | None) -> str
     if density is not None and density < 0.9 * config.density:
         out += f" ({100 * density:.2g} % in the end)"
     if channels is not None and channels < 1:
-        out += f", while {percent(1 - channels, 0)} of the channels were drained and removed"
+        out += f", while {percent(1 - channels, 0)} of the channels were removed"
     return out + "."
 
 

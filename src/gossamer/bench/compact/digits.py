@@ -22,8 +22,8 @@ def rows(settings: Settings) -> Rows:
     """One row per seed with what report.json says, and a last row with means and the largest gap."""
     out = []
     for seed in settings.seeds:
-        with tempfile.TemporaryDirectory() as scratch:
-            target = Path(scratch) / "run"
+        with tempfile.TemporaryDirectory() as folder:
+            target = Path(folder) / "run"
             command = [sys.executable, "-m", "gossamer.cli", "train", "--seed", str(seed), "--out", str(target)]
             command += ["--device", settings.device]
             if settings.quick:

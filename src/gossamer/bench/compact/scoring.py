@@ -1,6 +1,6 @@
 """How Chase compares channels between groups: networks trained on the bundled digits.
 
-Per seed, a network is trained once dense and once for each way of comparing channels.
+Per seed, a network is trained once dense and once for each `normalize`.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def _fit(
 
 
 def rows(settings: Settings) -> Rows:
-    """One row per network, seed and way of comparing, and one with the means."""
+    """One row per network, seed and `normalize`, and one with the means."""
     out: Rows = []
     for name in NETWORKS:
         found: Rows = []
@@ -84,7 +84,7 @@ def rows(settings: Settings) -> Rows:
 
 
 def scoring(rows: Rows) -> str:
-    """One line per network and way of comparing, one column per seed."""
+    """One line per network and `normalize`, one column per seed."""
     by_seed = {(row["model"], row["normalize"], row["seed"]): row["accuracy"] for row in rows}
 
     def accuracy(seed: int | str) -> Column:

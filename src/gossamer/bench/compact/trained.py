@@ -56,7 +56,7 @@ def _trained(
 
 
 def rows(settings: Settings) -> Rows:
-    """One row per network, way of comparing, and scope: Chase's own choice of channels, and its throughput."""
+    """One row per network, `normalize` and scope: Chase's own choice of channels, and its throughput."""
     out = []
     side, batch = (64, 2) if settings.quick else (224, 8)
     for name, normalize, scope in CELLS:

@@ -20,7 +20,7 @@ from gossamer.bench.conv.layers import Layer, chosen, operand
 from gossamer.bench.section import Rows, Section, Settings, Table
 
 AUTO, ALWAYS = "auto", "skip always"
-LEARN = 30  # calls before the clock starts: the site tries both algorithms on these
+LEARN = 30  # calls before the clock starts: the tuner's trial takes these
 
 
 def _step(conv: Callable[[Tensor, Tensor], Tensor], x: Tensor, dy: Tensor, weight: Tensor) -> Callable[[], Any]:

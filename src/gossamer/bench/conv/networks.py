@@ -36,7 +36,9 @@ TOY: dict[str, dict[str, Any]] = {
     "vgg16_plain": {"head": (64, 64)}, "resnet34": {"width": 16}, "resnet50": {"width": 8},
     "fixup_resnet50": {"width": 8},
 }  # fmt: skip
-LEARN = 20  # steps before the clock starts, in which the sites of ours try all ways, three by weight
+LEARN = (
+    20  # steps before the clock starts, in which the tuners of ours try all algorithms, three for the weight gradient
+)
 MOST, LEAST, SECONDS = 15, 5, 40.0  # rounds: as many as fit into so many seconds
 
 Step = Callable[[], Any]

@@ -158,12 +158,12 @@ def _closed(model: CharacterModel, batch: Tensor) -> float:
     """The share of closed gates on held-out text, over all layers."""
     shares: list[float] = []
 
-    def look(module: nn.Module, args: Any, gate: Tensor) -> None:
+    def count(module: nn.Module, args: Any, gate: Tensor) -> None:
         shares.append(float((gate.abs() <= limits[module]).double().mean()))
 
     blocks = [module for module in model.modules() if isinstance(module, gs.nn.GatedFeedForward)]
     limits = {block.act_fn: block.threshold for block in blocks}
-    hooks = [act.register_forward_hook(look) for act in limits]
+    hooks = [act.register_forward_hook(count) for act in limits]
     with torch.no_grad():
         model(batch[:8, :-1])
     for hook in hooks:

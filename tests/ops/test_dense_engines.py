@@ -125,6 +125,25 @@ def test_the_fastest_is_chosen_and_another_one_when_that_changes(speeds, fastest
     assert fastest == "torch" or fastest not in ran
 
 
+@pytest.mark.parametrize(("others", "tried"), [(1.1, range(3, 40)), (50.0, range(1))])
+def test_a_settled_product_is_seldom_asked_about_and_others_are_tried_if_not_too_dear(
+    speeds, monkeypatch, others, tried
+):
+    seconds, ran = speeds
+    seconds.update(onednn=others, gossamer=others)
+    x, weight, _ = operands()
+    for _ in range(60):
+        dense.linear(x, weight)
+    (site,) = dense._sites.values()
+    asked, choose = [], site.tuner.choose
+    monkeypatch.setattr(site.tuner, "choose", lambda *args: asked.append(1) or choose(*args))
+    del ran[:]
+    for _ in range(1000):
+        dense.linear(x, weight)
+    assert 5 < len(asked) < 80
+    assert ran.count("gossamer") in tried
+
+
 def test_gradients_choose_for_themselves(speeds):
     seconds, ran = speeds
     seconds.update(gossamer=0.5)
@@ -184,6 +203,18 @@ def test_matmul_and_the_skipping_layer_use_the_engine():
     assert "forward: dense" in layer.site.explain()
     assert torch.equal(y, own(x, bias))
     torch.testing.assert_close(gs.ops.matmul(x.view(2, 128, 256), weight.t()), (x @ weight.t()).view(2, 128, 256))
+
+
+@pytest.mark.parametrize("name", ["onednn", "gossamer"])
+def test_shapes_that_do_not_fit_are_refused_as_torch_does(name):
+    dense.pin(name)
+    x, weight, bias = operands()
+    for wrong in ((x, weight.t(), None), (x, weight, bias[:-1])):
+        with pytest.raises(RuntimeError) as expected:
+            F.linear(*wrong)
+        with pytest.raises(RuntimeError) as found:
+            dense.linear(*wrong)
+        assert str(found.value) == str(expected.value)
 
 
 def test_infinity_times_zero_is_no_number_in_every_engine():

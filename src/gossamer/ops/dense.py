@@ -76,7 +76,10 @@ def _of(run: Run) -> Callable[[Tensor, int], Ready]:
 
 
 _PACKS = KeptPacks()
-_ONE_ROW = torch.tensor([0, 1]), torch.zeros(1, dtype=index_dtype(1))  # a pattern of one tile, which is all of x
+_ONE_TILE = (  # offsets and indices of a pattern of one tile, which is all of x
+    torch.tensor([0, 1], device="cpu"),
+    torch.zeros(1, dtype=index_dtype(1), device="cpu"),
+)
 
 
 def _onednn(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -105,7 +108,7 @@ def _mkl_prepared(weight: Tensor, rows: int) -> Ready:
 
 
 def _gossamer(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    y: Tensor = gather_mm_on("cpu")(x, *_ONE_ROW, x.shape[0], x.shape[1], weight.t().unsqueeze(0), False)
+    y: Tensor = gather_mm_on("cpu")(x, *_ONE_TILE, x.shape[0], x.shape[1], weight.t().unsqueeze(0), False)
     return y if bias is None else y.add_(bias)
 
 
@@ -262,7 +265,6 @@ def _asks(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
         and not torch._C._len_torch_dispatch_stack()
         and not torch._C._is_torch_function_mode_enabled()
         and not torch._C._is_any_autocast_enabled()
-        and torch._C._get_tracing_state() is None
         and not saving_is_watched()
         and torch._C._get_float32_matmul_precision() == "highest"
         and _functorch.peek_interpreter_stack() is None
@@ -281,8 +283,17 @@ def _is_plain(x: Tensor) -> bool:
 
 
 def _is_small(x: Tensor, weight: Tensor) -> bool:
-    """Is this torch's own product before anything is asked? In a graph it always is."""
-    return torch.compiler.is_compiling() or x.numel() * weight.shape[0] < LEAST or x.dim() < 2
+    """Is this torch's own product before anything is asked? In a graph or a trace it always is."""
+    return _is_recorded() or x.numel() * weight.shape[0] < LEAST or x.dim() < 2
+
+
+def _is_recorded() -> bool:
+    return torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None
+
+
+def _fits(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
+    """Are the shapes right? Where they are not, torch's own operator says so."""
+    return weight.dim() == 2 and x.shape[-1] == weight.shape[1] and (bias is None or bias.shape == weight.shape[:1])
 
 
 def is_torchs(x: Tensor, weight: Tensor, bias: Tensor | None, keep_packed: bool) -> bool:
@@ -339,7 +350,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, keep_packed: b
     >>> linear(torch.ones(1, 2), torch.ones(3, 2))
     tensor([[2., 2., 2.]])
     """
-    if _is_small(x, weight) or not _asks(x, weight, bias):
+    if _is_small(x, weight) or not _asks(x, weight, bias) or not _fits(x, weight, bias):
         return F.linear(x, weight, bias)
     rows = x if x.dim() == 2 else x.flatten(0, -2)
     site = _site(rows, weight, bias, keep_packed)
@@ -351,6 +362,6 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, keep_packed: b
 
 def matmul(a: Tensor, b: Tensor) -> Tensor:
     """torch.matmul; with one matrix b by the fastest engine at this shape."""
-    if torch.compiler.is_compiling() or b.dim() != 2 or a.numel() * b.shape[1] < LEAST or not _asks(a, b, None):
+    if _is_recorded() or b.dim() != 2 or a.numel() * b.shape[1] < LEAST or not _asks(a, b, None):
         return torch.matmul(a, b)
     return linear(a, b.t())

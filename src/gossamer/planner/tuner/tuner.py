@@ -27,6 +27,7 @@ from gossamer.planner.tuner.trial import DENSE
 
 _READ_EVERY = 16  # steps
 _LONG_BYPASS = 1000
+_SETTLED_BYPASS = 50
 
 
 @dataclass
@@ -237,12 +238,13 @@ class Tuner(Handled):
             self._read()
             own = self._shared.questions[question]
             now = own.last
-            if now is None or not now.decided:
+            if now is None or not now.decided or now.trial is not None:
                 return None
             own.consider(now)
             if now.trial is not None:
                 return None
-            self._bypass = _Bypass((now.at[0],), None, [(own, now)], max(now.gap - now.age, 1))
+            # A trial that is due may be too dear for now.
+            self._bypass = _Bypass((now.at[0],), None, [(own, now)], max(now.gap - now.age, _SETTLED_BYPASS))
             return now.chosen
 
     def is_bypassed(self, brief: Hashable) -> bool:

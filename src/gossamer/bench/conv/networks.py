@@ -36,9 +36,7 @@ TOY: dict[str, dict[str, Any]] = {
     "vgg16_plain": {"head": (64, 64)}, "resnet34": {"width": 16}, "resnet50": {"width": 8},
     "fixup_resnet50": {"width": 8},
 }  # fmt: skip
-LEARN = (
-    20  # steps before the clock starts, in which the tuners of ours try all algorithms, three for the weight gradient
-)
+LEARN = 20  # steps before the clock starts, for the tuners' trials: a weight gradient has three alternatives
 MOST, LEAST, SECONDS = 15, 5, 40.0  # rounds: as many as fit into so many seconds
 
 Step = Callable[[], Any]

@@ -73,17 +73,14 @@ class TileBits {
   // bn divides 64, so no tile crosses a word: set a tile's last bit if it has any, then move those bits together.
   void push_whole(uint64_t bits) {
     bits = (((bits & ~last_) + ~last_) | bits) & last_;  // a bit below the last carries into it, and no further
-#if defined(GOSSAMER_AVX512)
-    bits = _pext_u64(bits, last_);  // not with AVX2: Zen 1 and 2 take it bit by bit
-#else
-    bits >>= bn_ - 1;
-    if (per_word_ <= bn_) {
+    if constexpr (kExtracts) {
+      bits = extract_bits(bits, last_);
+    } else if (bits >>= bn_ - 1; per_word_ <= bn_) {
       bits = bits * pack_ >> (64 - bn_);  // the product puts tile t on bit 64 - bn + t; no two terms meet below 64
     } else {
       // Runs of 1, 2, 4 ... tiles: each step joins two.
       for (int s = 0; 1 << s < per_word_; ++s) bits = (bits | bits >> ((bn_ - 1) << s)) & runs_[s];
     }
-#endif
     word_ |= bits << filled_;
     filled_ += per_word_;  // past the end of a ragged row too: bits there are zero
     if (filled_ == 64) flush();

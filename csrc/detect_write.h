@@ -25,45 +25,10 @@ struct Bits {
   }
 };
 
-#if defined(GOSSAMER_AVX512)
-// `write` by the instruction that is made for it, which not every CPU of this instruction set has.
-template <class Index>
-__attribute__((target("avx512vbmi2"))) void write_compressed(const Bits& bits, Index* out, int64_t room) {
-  Index* const end = out + room;
-  alignas(64) uint8_t iota[64];
-  for (int i = 0; i < 64; ++i) iota[i] = uint8_t(i);
-  const __m512i places = _mm512_load_si512(iota);
-  for (int64_t w = 0; w < bits.count; ++w) {
-    bits.prefetch(w);
-    if (bits.words[w] == 0) continue;
-    const int64_t count = least(__builtin_popcountll(bits.words[w]), end - out);
-    __m512i here = _mm512_maskz_compress_epi8(bits.words[w], places);
-    if constexpr (sizeof(Index) == 2) {
-      const __m512i base = _mm512_set1_epi16(short(bits.first + w * 64));
-      _mm512_mask_storeu_epi16(out, _bzhi_u32(~0u, uint32_t(count)),
-                               _mm512_add_epi16(_mm512_cvtepu8_epi16(_mm512_castsi512_si256(here)), base));
-      if (count > 32)
-        _mm512_mask_storeu_epi16(out + 32, _bzhi_u32(~0u, uint32_t(count - 32)),
-                                 _mm512_add_epi16(_mm512_cvtepu8_epi16(_mm512_extracti64x4_epi64(here, 1)), base));
-    } else {
-      const __m512i base = _mm512_set1_epi32(int(bits.first + w * 64));
-      for (int64_t at = 0; at < count; at += 16) {
-        _mm512_mask_storeu_epi32(out + at, __mmask16(_bzhi_u32(0xffff, uint32_t(count - at))),
-                                 _mm512_add_epi32(_mm512_cvtepu8_epi32(_mm512_castsi512_si128(here)), base));
-        here = _mm512_alignr_epi64(here, here, 2);
-      }
-    }
-    out += count;
-  }
-}
-#endif
-
 // Writes the first columns present into out[0, room).
 template <class Index>
 void write(const Bits& bits, Index* out, int64_t room) {
-#if defined(GOSSAMER_AVX512)
-  if (__builtin_cpu_supports("avx512vbmi2")) return write_compressed(bits, out, room);
-#endif
+  if (has_compress_bytes()) return write_compressed(bits, out, room);
   typedef uint8_t Bytes __attribute__((vector_size(8)));
   typedef Index Eight __attribute__((vector_size(8 * sizeof(Index))));
   typedef Index LooseEight __attribute__((vector_size(8 * sizeof(Index)), aligned(1), may_alias));

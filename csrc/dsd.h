@@ -60,11 +60,7 @@ struct Run {
 };
 
 // Rows of the result held in registers, and vectors of each: accumulators, a row of b and a broadcast must fit.
-#if defined(GOSSAMER_AVX512)
-constexpr int kMostRows = 8;
-#else
-constexpr int kMostRows = 4;
-#endif
+constexpr int kMostRows = kRegisters / 4;
 constexpr int kMostVectors = 4;
 template <class T>
 constexpr int kLine = 64 / int(sizeof(T));  // elements of a cache line

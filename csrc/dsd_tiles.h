@@ -64,9 +64,8 @@ void multiply_rows(const Tiles& s, Run<T> run, int64_t height, Panel<T> panel, T
     for (; r + count <= height; r += count, run.a += count * run.row, out += count * out_stride)
       kernel(s, run, panel, out, out_stride);
   };
-#if defined(GOSSAMER_AVX512)
-  if (panel.vectors <= most_vectors(8)) rows(8, multiply_of<T, 8, most_vectors(8)>(panel.vectors, s.transposed));
-#endif
+  if constexpr (kMostRows == 8)
+    if (panel.vectors <= most_vectors(8)) rows(8, multiply_of<T, 8, most_vectors(8)>(panel.vectors, s.transposed));
   if (panel.vectors <= most_vectors(4)) rows(4, multiply_of<T, 4, most_vectors(4)>(panel.vectors, s.transposed));
   rows(2, multiply_of<T, 2, kMostVectors>(panel.vectors, s.transposed));
   rows(1, multiply_of<T, 1, kMostVectors>(panel.vectors, s.transposed));

@@ -14,13 +14,8 @@
 namespace gossamer::GOSSAMER_ISA {
 namespace {
 
-#if defined(GOSSAMER_AVX512)
-constexpr int kTileRows = 14;  // 28 sums, 2 words of B, 1 of A: 31 of 32 registers
-#elif defined(GOSSAMER_AVX2)
-constexpr int kTileRows = 6;   // 12 + 2 + 1 of 16
-#else
-constexpr int kTileRows = 4;
-#endif
+// With 32 registers: 28 sums, 2 words of B, 1 of A; with 16: 12 + 2 + 1, or fewer where a product needs one of its own.
+constexpr int kTileRows = kRegisters == 32 ? 14 : kWidth == 32 ? 6 : 4;
 constexpr int kTileVecs = 2;
 template <class T>
 constexpr int kTileCols = kTileVecs * kLanes<T>;

@@ -165,11 +165,10 @@ inline float widen(BFloat16 x) {
 template <class T>
 constexpr int kSide = 32 / int(sizeof(T));
 
-#if defined(GOSSAMER_AVX2) || defined(GOSSAMER_AVX512)
-inline void transpose_block(const float* in, int64_t in_stride, float* out, int64_t out_stride) {
-  __m256 r[8], s[8];
-#pragma GCC unroll 8
-  for (int i = 0; i < 8; ++i) r[i] = _mm256_loadu_ps(in + i * in_stride);
+#if defined(GOSSAMER_AVX2)
+// Row i of eight becomes column i.
+inline void transpose_eight(__m256 (&r)[8]) {
+  __m256 s[8], t[8];
 #pragma GCC unroll 4
   for (int i = 0; i < 8; i += 2) {
     s[i] = _mm256_unpacklo_ps(r[i], r[i + 1]);
@@ -177,16 +176,25 @@ inline void transpose_block(const float* in, int64_t in_stride, float* out, int6
   }
 #pragma GCC unroll 2
   for (int i = 0; i < 8; i += 4) {
-    r[i] = _mm256_shuffle_ps(s[i], s[i + 2], 0x44);
-    r[i + 1] = _mm256_shuffle_ps(s[i], s[i + 2], 0xEE);
-    r[i + 2] = _mm256_shuffle_ps(s[i + 1], s[i + 3], 0x44);
-    r[i + 3] = _mm256_shuffle_ps(s[i + 1], s[i + 3], 0xEE);
+    t[i] = _mm256_shuffle_ps(s[i], s[i + 2], 0x44);
+    t[i + 1] = _mm256_shuffle_ps(s[i], s[i + 2], 0xEE);
+    t[i + 2] = _mm256_shuffle_ps(s[i + 1], s[i + 3], 0x44);
+    t[i + 3] = _mm256_shuffle_ps(s[i + 1], s[i + 3], 0xEE);
   }
 #pragma GCC unroll 4
   for (int i = 0; i < 4; ++i) {
-    _mm256_storeu_ps(out + i * out_stride, _mm256_permute2f128_ps(r[i], r[i + 4], 0x20));
-    _mm256_storeu_ps(out + (i + 4) * out_stride, _mm256_permute2f128_ps(r[i], r[i + 4], 0x31));
+    r[i] = _mm256_permute2f128_ps(t[i], t[i + 4], 0x20);
+    r[i + 4] = _mm256_permute2f128_ps(t[i], t[i + 4], 0x31);
   }
+}
+
+inline void transpose_block(const float* in, int64_t in_stride, float* out, int64_t out_stride) {
+  __m256 r[8];
+#pragma GCC unroll 8
+  for (int i = 0; i < 8; ++i) r[i] = _mm256_loadu_ps(in + i * in_stride);
+  transpose_eight(r);
+#pragma GCC unroll 8
+  for (int i = 0; i < 8; ++i) _mm256_storeu_ps(out + i * out_stride, r[i]);
 }
 
 inline void transpose_block(const double* in, int64_t in_stride, double* out, int64_t out_stride) {
@@ -218,6 +226,169 @@ inline void transpose(const T* in, int64_t in_stride, T* out, int64_t out_stride
       transpose_block(in + i * in_stride + j, in_stride, out + j * out_stride + i, out_stride);
   for (int64_t j = 0; j < cols; ++j)
     for (int64_t i = j < whole_cols ? whole_rows : 0; i < rows; ++i) out[j * out_stride + i] = in[i * in_stride + j];
+}
+
+// Weights as floats; `count` of them, the rest zero.
+inline Lanes<float> load_weights(const float* p) { return load_lanes(p); }
+inline Lanes<float> load_weights(const float* p, int count) { return load_first(p, count); }
+
+inline Lanes<float> load_weights(const BFloat16* p) {
+#if defined(GOSSAMER_AVX512)
+  const __m256i half = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+  return (Lanes<float>)_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16);
+#elif defined(GOSSAMER_AVX2)
+  const __m128i half = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+  return (Lanes<float>)_mm256_slli_epi32(_mm256_cvtepu16_epi32(half), 16);
+#else
+  return Lanes<float>{widen(p[0]), widen(p[1]), widen(p[2]), widen(p[3])};
+#endif
+}
+
+inline Lanes<float> load_weights(const BFloat16* p, int count) {
+  BFloat16 few[kLanes<float>] = {};
+  memcpy(few, p, size_t(count) * sizeof(BFloat16));
+  return load_weights(few);
+}
+
+// Which of up to 64 floats are not zero, as bits. Decided on bits, the sign left out: -0.0 is zero, NaN and denormals
+// are not, whatever the mode of the thread's arithmetic.
+
+// Bit i is set when p[i] is not zero, for i < kCount; kCount is a multiple of 16, at most 64.
+template <int kCount>
+inline uint64_t nonzero_bits(const float* p) {
+  static_assert(kCount % 16 == 0 && kCount <= 64);
+  uint64_t bits = 0;
+#if defined(GOSSAMER_AVX512)
+  const __m512i magnitude = _mm512_set1_epi32(0x7fffffff);
+#pragma GCC unroll 4
+  for (int i = 0; i < kCount; i += 16)
+    bits |= uint64_t(_mm512_test_epi32_mask(_mm512_loadu_si512(p + i), magnitude)) << i;
+#elif defined(GOSSAMER_AVX2)
+  const __m256i zero = _mm256_setzero_si256();
+#pragma GCC unroll 8
+  for (int i = 0; i < kCount; i += 8) {
+    const __m256i v = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p + i));
+    const __m256i is_zero = _mm256_cmpeq_epi32(_mm256_add_epi32(v, v), zero);  // the addition shifts the sign out
+    bits |= uint64_t(uint32_t(_mm256_movemask_ps(_mm256_castsi256_ps(is_zero)))) << i;
+  }
+  bits ^= ~uint64_t(0) >> (64 - kCount);
+#else
+  for (int i = 0; i < kCount; ++i) {
+    uint32_t word;
+    memcpy(&word, p + i, 4);
+    bits |= uint64_t(word << 1 != 0) << i;
+  }
+#endif
+  return bits;
+}
+
+// The same for the first `count` floats, 0 <= count <= 64; memory past them is not read.
+inline uint64_t nonzero_bits_first(const float* p, int count) {
+  uint64_t bits = 0;
+  int i = 0;
+  for (; i + 16 <= count; i += 16) bits |= nonzero_bits<16>(p + i) << i;
+  for (; i < count; ++i) {
+    uint32_t word;
+    memcpy(&word, p + i, 4);
+    bits |= uint64_t(word << 1 != 0) << i;
+  }
+  return bits;
+}
+
+// relu of a vector; *kept gets the bits of what is not below or at zero, so that NaN stays.
+inline Lanes<float> relu_lanes(Lanes<float> v, uint32_t* kept) {
+#if defined(GOSSAMER_AVX512)
+  const __mmask16 keep = _mm512_cmp_ps_mask((__m512)v, _mm512_setzero_ps(), _CMP_NLE_UQ);
+  *kept = keep;
+  return (Lanes<float>)_mm512_maskz_mov_ps(keep, (__m512)v);
+#elif defined(GOSSAMER_AVX2)
+  const __m256 keep = _mm256_cmp_ps((__m256)v, _mm256_setzero_ps(), _CMP_NLE_UQ);
+  *kept = uint32_t(_mm256_movemask_ps(keep));
+  return (Lanes<float>)_mm256_and_ps(keep, (__m256)v);
+#else
+  uint32_t bits = 0;
+  for (int i = 0; i < kLanes<float>; ++i) {
+    const bool keep = !(v[i] <= 0);
+    v[i] = keep ? v[i] : 0;
+    bits |= uint32_t(keep) << i;
+  }
+  *kept = bits;
+  return v;
+#endif
+}
+
+// The lanes whose bit is set; the others are zero and their memory is not read.
+inline Lanes<float> load_where(const float* p, uint32_t bits) {
+#if defined(GOSSAMER_AVX512)
+  return (Lanes<float>)_mm512_maskz_loadu_ps(__mmask16(bits), p);
+#elif defined(GOSSAMER_AVX2)
+  const __m256i lane = _mm256_setr_epi32(1, 2, 4, 8, 16, 32, 64, 128);
+  const __m256i mask = _mm256_cmpeq_epi32(_mm256_and_si256(_mm256_set1_epi32(int(bits)), lane), lane);
+  return (Lanes<float>)_mm256_maskload_ps(p, mask);
+#else
+  Lanes<float> v = {};
+  for (int i = 0; i < kLanes<float>; ++i)
+    if (bits >> i & 1) v[i] = p[i];
+  return v;
+#endif
+}
+
+// Row i of the square becomes column i.
+inline void transpose_square(Lanes<float> (&r)[kLanes<float>]) {
+#if defined(GOSSAMER_AVX512)
+  __m512 s[16], t[16];
+#pragma GCC unroll 8
+  for (int i = 0; i < 16; i += 2) {
+    s[i] = _mm512_unpacklo_ps((__m512)r[i], (__m512)r[i + 1]);
+    s[i + 1] = _mm512_unpackhi_ps((__m512)r[i], (__m512)r[i + 1]);
+  }
+#pragma GCC unroll 4
+  for (int i = 0; i < 16; i += 4) {
+    t[i] = _mm512_shuffle_ps(s[i], s[i + 2], 0x44);
+    t[i + 1] = _mm512_shuffle_ps(s[i], s[i + 2], 0xEE);
+    t[i + 2] = _mm512_shuffle_ps(s[i + 1], s[i + 3], 0x44);
+    t[i + 3] = _mm512_shuffle_ps(s[i + 1], s[i + 3], 0xEE);
+  }
+#pragma GCC unroll 4
+  for (int j = 0; j < 4; ++j) {
+    const __m512 lo = _mm512_shuffle_f32x4(t[j], t[4 + j], 0x88), lo2 = _mm512_shuffle_f32x4(t[8 + j], t[12 + j], 0x88);
+    const __m512 hi = _mm512_shuffle_f32x4(t[j], t[4 + j], 0xDD), hi2 = _mm512_shuffle_f32x4(t[8 + j], t[12 + j], 0xDD);
+    r[j] = (Lanes<float>)_mm512_shuffle_f32x4(lo, lo2, 0x88);
+    r[8 + j] = (Lanes<float>)_mm512_shuffle_f32x4(lo, lo2, 0xDD);
+    r[4 + j] = (Lanes<float>)_mm512_shuffle_f32x4(hi, hi2, 0x88);
+    r[12 + j] = (Lanes<float>)_mm512_shuffle_f32x4(hi, hi2, 0xDD);
+  }
+#elif defined(GOSSAMER_AVX2)
+  transpose_eight(reinterpret_cast<__m256(&)[8]>(r));
+#else
+  for (int i = 0; i < kLanes<float>; ++i)
+    for (int j = 0; j < i; ++j) {
+      const float v = r[i][j];
+      r[i][j] = r[j][i];
+      r[j][i] = v;
+    }
+#endif
+}
+
+// The nonzero lanes of v among those of `keep`, as bits; adds up their `valid`.
+inline uint32_t nonzeros(Lanes<float> v, Lanes<int32_t> valid, uint32_t keep, Lanes<int32_t>& total) {
+#if defined(GOSSAMER_AVX512)
+  const __mmask16 m = _mm512_mask_test_epi32_mask(__mmask16(keep), (__m512i)v, _mm512_set1_epi32(0x7fffffff));
+  total = (Lanes<int32_t>)_mm512_mask_add_epi32((__m512i)total, m, (__m512i)total, (__m512i)valid);
+  return m;
+#elif defined(GOSSAMER_AVX2)
+  const __m256i bits = (__m256i)v;
+  const __m256i zero = _mm256_cmpeq_epi32(_mm256_add_epi32(bits, bits), _mm256_setzero_si256());
+  total = (Lanes<int32_t>)_mm256_add_epi32((__m256i)total, _mm256_andnot_si256(zero, (__m256i)valid));
+  return ~uint32_t(_mm256_movemask_ps(_mm256_castsi256_ps(zero))) & keep;
+#else
+  const Lanes<uint32_t> bits = (Lanes<uint32_t>)v;
+  const Lanes<int32_t> zero = bits + bits == 0;
+  total += valid & ~zero;
+  uint32_t m = 0;
+  for (int i = 0; i < kLanes<float>; ++i) m |= uint32_t(zero[i] == 0) << i;
+  return m & keep;
+#endif
 }
 
 }  // namespace

@@ -10,28 +10,6 @@ namespace {
 
 constexpr int kBatch = 8;  // vectors that share a reading of the weights
 
-// Weights as floats; `count` of them, the rest zero.
-inline Lanes<float> load_weights(const float* p) { return load_lanes(p); }
-inline Lanes<float> load_weights(const float* p, int count) { return load_first(p, count); }
-
-inline Lanes<float> load_weights(const BFloat16* p) {
-#if defined(GOSSAMER_AVX512)
-  const __m256i half = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
-  return (Lanes<float>)_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16);
-#elif defined(GOSSAMER_AVX2)
-  const __m128i half = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
-  return (Lanes<float>)_mm256_slli_epi32(_mm256_cvtepu16_epi32(half), 16);
-#else
-  return Lanes<float>{widen(p[0]), widen(p[1]), widen(p[2]), widen(p[3])};
-#endif
-}
-
-inline Lanes<float> load_weights(const BFloat16* p, int count) {
-  BFloat16 few[kLanes<float>] = {};
-  memcpy(few, p, size_t(count) * sizeof(BFloat16));
-  return load_weights(few);
-}
-
 // The places, ascending, where one of `batch` <= kBatch rows of x[batch, n] is not within `threshold` of zero, and which
 // rows these are. Compares bits: those of a NaN are above those of every number. Returns how many; adds to *pairs how
 // many elements of x that is.

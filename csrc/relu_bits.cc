@@ -9,44 +9,17 @@ constexpr int64_t kWord = 32;  // elements of a word of bits
 
 // 32 elements cut at zero; returns the bits of those that are not below or at it: NaN stays.
 inline uint32_t relu_word(const float* x, float* y) {
-  uint32_t bits = 0;
-#if defined(GOSSAMER_AVX512)
-  for (int i = 0; i < kWord; i += 16) {
-    const __m512 v = _mm512_loadu_ps(x + i);
-    const __mmask16 keep = _mm512_cmp_ps_mask(v, _mm512_setzero_ps(), _CMP_NLE_UQ);
-    _mm512_storeu_ps(y + i, _mm512_maskz_mov_ps(keep, v));
-    bits |= uint32_t(keep) << i;
+  uint32_t bits = 0, kept;
+  for (int i = 0; i < kWord; i += kLanes<float>) {
+    store_lanes(y + i, relu_lanes(load_lanes(x + i), &kept));
+    bits |= kept << i;
   }
-#elif defined(GOSSAMER_AVX2)
-  for (int i = 0; i < kWord; i += 8) {
-    const __m256 v = _mm256_loadu_ps(x + i), keep = _mm256_cmp_ps(v, _mm256_setzero_ps(), _CMP_NLE_UQ);
-    _mm256_storeu_ps(y + i, _mm256_and_ps(keep, v));
-    bits |= uint32_t(_mm256_movemask_ps(keep)) << i;
-  }
-#else
-  for (int i = 0; i < kWord; ++i) {
-    const bool keep = !(x[i] <= 0);
-    y[i] = keep ? x[i] : 0;
-    bits |= uint32_t(keep) << i;
-  }
-#endif
   return bits;
 }
 
 // 32 elements, zero where the bit is.
 inline void keep_word(const float* x, uint32_t bits, float* y) {
-#if defined(GOSSAMER_AVX512)
-  for (int i = 0; i < kWord; i += 16)
-    _mm512_storeu_ps(y + i, _mm512_maskz_loadu_ps(__mmask16(bits >> i), x + i));
-#elif defined(GOSSAMER_AVX2)
-  for (int i = 0; i < kWord; i += 8) {
-    const __m256i lane = _mm256_setr_epi32(1, 2, 4, 8, 16, 32, 64, 128);
-    const __m256i keep = _mm256_cmpeq_epi32(_mm256_and_si256(_mm256_set1_epi32(int(bits >> i)), lane), lane);
-    _mm256_storeu_ps(y + i, _mm256_and_ps(_mm256_castsi256_ps(keep), _mm256_loadu_ps(x + i)));
-  }
-#else
-  for (int i = 0; i < kWord; ++i) y[i] = bits >> i & 1 ? x[i] : 0;
-#endif
+  for (int i = 0; i < kWord; i += kLanes<float>) store_lanes(y + i, load_where(x + i, bits >> i));
 }
 
 // Calls f(element, word, count) for the words of every row, on all threads.

@@ -5,7 +5,7 @@
 #pragma once
 #include <stdint.h>
 #include <string.h>
-#if defined(GOSSAMER_AVX2) || defined(GOSSAMER_AVX512)
+#if defined(GOSSAMER_AVX2)
 #include <immintrin.h>
 #endif
 
@@ -206,6 +206,87 @@ struct SetBits {
   }
 };
 constexpr SetBits kSetBits;
+
+// The bits of `from` that `mask` names, moved together; slow where not kExtracts (Zen 1 and 2 take it bit by bit).
+#if defined(GOSSAMER_AVX512)
+constexpr bool kExtracts = true;
+inline uint64_t extract_bits(uint64_t from, uint64_t mask) { return _pext_u64(from, mask); }
+#else
+constexpr bool kExtracts = false;
+inline uint64_t extract_bits(uint64_t from, uint64_t) { return from; }
+#endif
+
+// Of up to kWords words of bits, word[0] the first that is not empty, forgets the lowest bit; an empty word[0] is replaced
+// by the next, and first[] moves with word[]. The compiler would make branches of this, one mispredicted at every end of a
+// word: here blsr clears the bit and says if none is left (the flag Z), and the moves happen only then (cmovz).
+template <int kWords>
+inline void drop_lowest(uint64_t* word, uint64_t* first) {
+#if defined(GOSSAMER_AVX2)
+  if constexpr (kWords == 4) {
+    asm("blsr %0, %0\n\tcmovz %1, %0\n\tcmovz %4, %3\n\tcmovz %2, %1\n\tcmovz %5, %4\n\tcmovz %6, %2\n\tcmovz %7, %5"
+        : "+&r"(word[0]), "+&r"(word[1]), "+&r"(word[2]), "+&r"(first[0]), "+&r"(first[1]), "+&r"(first[2])
+        : "r"(word[3]), "r"(first[3])
+        : "cc");
+  } else if constexpr (kWords == 3) {
+    asm("blsr %0, %0\n\tcmovz %1, %0\n\tcmovz %3, %2\n\tcmovz %4, %1\n\tcmovz %5, %3"
+        : "+&r"(word[0]), "+&r"(word[1]), "+&r"(first[0]), "+&r"(first[1])
+        : "r"(word[2]), "r"(first[2])
+        : "cc");
+  } else {
+    asm("blsr %0, %0\n\tcmovz %2, %0\n\tcmovz %3, %1"
+        : "+&r"(word[0]), "+&r"(first[0])
+        : "r"(word[1]), "r"(first[1])
+        : "cc");
+  }
+#else
+  word[0] &= word[0] - 1;
+  const bool empty = word[0] == 0;
+  for (int i = 0; i + 1 < kWords; ++i) {
+    word[i] = empty ? word[i + 1] : word[i];
+    first[i] = empty ? first[i + 1] : first[i];
+  }
+#endif
+}
+
+#if defined(GOSSAMER_AVX512)
+// Writes the places of the first `room` bits of a row, bits.words[0, bits.count), of which the first is bits.first, by the
+// instruction that is made for it: which not every CPU of this instruction set has.
+inline bool has_compress_bytes() { return __builtin_cpu_supports("avx512vbmi2"); }
+
+template <class Bits, class Index>
+__attribute__((target("avx512vbmi2"))) void write_compressed(const Bits& bits, Index* out, int64_t room) {
+  Index* const end = out + room;
+  alignas(64) uint8_t iota[64];
+  for (int i = 0; i < 64; ++i) iota[i] = uint8_t(i);
+  const __m512i places = _mm512_load_si512(iota);
+  for (int64_t w = 0; w < bits.count; ++w) {
+    bits.prefetch(w);
+    if (bits.words[w] == 0) continue;
+    const int64_t count = least(__builtin_popcountll(bits.words[w]), end - out);
+    __m512i here = _mm512_maskz_compress_epi8(bits.words[w], places);
+    if constexpr (sizeof(Index) == 2) {
+      const __m512i base = _mm512_set1_epi16(short(bits.first + w * 64));
+      _mm512_mask_storeu_epi16(out, _bzhi_u32(~0u, uint32_t(count)),
+                               _mm512_add_epi16(_mm512_cvtepu8_epi16(_mm512_castsi512_si256(here)), base));
+      if (count > 32)
+        _mm512_mask_storeu_epi16(out + 32, _bzhi_u32(~0u, uint32_t(count - 32)),
+                                 _mm512_add_epi16(_mm512_cvtepu8_epi16(_mm512_extracti64x4_epi64(here, 1)), base));
+    } else {
+      const __m512i base = _mm512_set1_epi32(int(bits.first + w * 64));
+      for (int64_t at = 0; at < count; at += 16) {
+        _mm512_mask_storeu_epi32(out + at, __mmask16(_bzhi_u32(0xffff, uint32_t(count - at))),
+                                 _mm512_add_epi32(_mm512_cvtepu8_epi32(_mm512_castsi512_si128(here)), base));
+        here = _mm512_alignr_epi64(here, here, 2);
+      }
+    }
+    out += count;
+  }
+}
+#else
+constexpr bool has_compress_bytes() { return false; }
+template <class Bits, class Index>
+void write_compressed(const Bits&, Index*, int64_t) {}
+#endif
 
 }  // namespace
 }  // namespace gossamer::GOSSAMER_ISA

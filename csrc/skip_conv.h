@@ -6,7 +6,7 @@
 // known as bits, 16 channels of up to four segments at a time, so that one loop runs over 48 or 64 channels: how often
 // it runs cannot be foreseen, and the longer it runs the less its end costs.
 #pragma once
-#include "nonzeros.h"
+#include "lanes.h"
 
 namespace gossamer::GOSSAMER_ISA {
 namespace {
@@ -20,11 +20,7 @@ constexpr int kMostVectors = 4;
 constexpr int kF = kLanes<float>;
 
 // Bytes of weights that are expected to stay in L1 while x and y stream past: three quarters of 48 KB or of 32 KB.
-#if defined(GOSSAMER_AVX512)
-constexpr int kPanelBytes = 36864;
-#else
-constexpr int kPanelBytes = 24576;
-#endif
+constexpr int kPanelBytes = kWidth == 64 ? 36864 : 24576;
 
 // Segments whose weights for `vectors` vectors make a panel.
 constexpr int segments_of(int vectors) {
@@ -225,28 +221,6 @@ void sweep_line(const Line& line) {
   Sweeper<kTaps, kStep, kGroups, kVectors> sweeper;
   sweeper.line = line;
   sweeper.run();
-}
-
-// relu of a vector; *kept gets the bits of what is not below or at zero, so that NaN stays.
-inline Lanes<float> relu_lanes(Lanes<float> v, uint32_t* kept) {
-#if defined(GOSSAMER_AVX512)
-  const __mmask16 keep = _mm512_cmp_ps_mask((__m512)v, _mm512_setzero_ps(), _CMP_NLE_UQ);
-  *kept = keep;
-  return (Lanes<float>)_mm512_maskz_mov_ps(keep, (__m512)v);
-#elif defined(GOSSAMER_AVX2)
-  const __m256 keep = _mm256_cmp_ps((__m256)v, _mm256_setzero_ps(), _CMP_NLE_UQ);
-  *kept = uint32_t(_mm256_movemask_ps(keep));
-  return (Lanes<float>)_mm256_and_ps(keep, (__m256)v);
-#else
-  uint32_t bits = 0;
-  for (int i = 0; i < kF; ++i) {
-    const bool keep = !(v[i] <= 0);
-    v[i] = keep ? v[i] : 0;
-    bits |= uint32_t(keep) << i;
-  }
-  *kept = bits;
-  return v;
-#endif
 }
 
 // Puts the sums of a line, `vectors` vectors a column, where they belong: `width` outputs of each column exist. With

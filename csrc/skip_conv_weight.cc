@@ -287,6 +287,102 @@ int threads_for(const Problem& p, int threads) {
   return products < 500000 ? 1 : threads;
 }
 
+// One call: its blocks, and where each thread's memory and each stretch's sums are.
+struct Call {
+  const Problem& p;
+  Division division;
+  int threads;
+  bool border;  // whether zeros meet what should meet nothing, which shows where that is not finite
+  char* base;
+  int64_t size, apart;  // bytes of a thread, floats of a stretch of a block
+
+  Call(const Problem& p, void* workspace, int threads)
+      : p(p), division(divide(p, threads)), threads(threads),
+        border(p.points || has_border(p.down) || has_border(p.along)), apart(sums_of(p, division)) {
+    Room none;
+    size = Room::place(p, division, nullptr, none) - static_cast<char*>(nullptr);
+    base = reinterpret_cast<char*>(ceil_div(int64_t(reinterpret_cast<uintptr_t>(workspace)), 64) * 64);
+  }
+
+  int64_t blocks() const { return division.sparse_blocks * division.dense_blocks; }
+  Room room_of(int64_t thread) const {
+    Room room;
+    Room::place(p, division, base + thread * size, room);
+    return room;
+  }
+  float* sums_of_item(int64_t item) const { return reinterpret_cast<float*>(base + threads * size) + item * apart; }
+  Share block_of(int64_t i) const {
+    Share block;
+    block.sparse = i / division.dense_blocks * division.sparse_block;
+    block.dense = i % division.dense_blocks * division.dense_block;
+    block.sparse_count = least(division.sparse_block, p.sparse.channels - block.sparse);
+    block.dense_count = least(division.dense_block, p.dense.channels - block.dense);
+    block.vector = block.sparse_count * p.taps() * kL;
+    return block;
+  }
+
+  // The items of a thread, each a stretch of a block.
+  void run(int64_t thread) const {
+    const int64_t stretches = division.stretches, end = part_begin(division.items(), thread + 1, threads);
+    Room room = room_of(thread);
+    for (int i = 0; i < 3; ++i) room.counts[i] = 0;
+    for (int64_t i = part_begin(division.items(), thread, threads); i < end; ++i) {
+      if (stretches > 1) room.sums = sums_of_item(i);
+      Pass pass = {p, room, block_of(i / stretches), i % stretches, stretches, false};
+      pass.clear();
+      pass.run();
+      if (pass.block.dense == 0) {
+        room.counts[0] += pass.nonzeros;
+        room.counts[1] += pass.products * p.dense.channels;
+      }
+      if (stretches > 1) continue;
+      if (border && !pass.finite()) {
+        pass.clear();
+        pass.exact = true;
+        pass.run();
+      }
+      for (int64_t v = 0; v < pass.vectors(); ++v) pass.put_down(v);
+    }
+  }
+
+  // The stretches of a block, vector by vector. Returns whether all sums are finite.
+  bool add_up(const Pass& pass, int64_t from, int64_t to) const {
+    bool finite = true;
+    for (int64_t v = from; v < to; ++v) {
+      pass.add_up(v, apart);
+      finite &= pass.finite(v);
+      pass.put_down(v);
+    }
+    return finite;
+  }
+
+  void add_stretches() const {
+    const int64_t stretches = division.stretches;
+    parallel(threads, threads, [&](int64_t thread) {
+      Room room = room_of(thread);
+      for (int64_t i = 0; i < blocks(); ++i) {
+        room.sums = sums_of_item(i * stretches);
+        const Pass pass = {p, room, block_of(i), 0, stretches, false};
+        const int64_t count = pass.vectors();
+        room.counts[2] |= !add_up(pass, part_begin(count, thread, threads), part_begin(count, thread + 1, threads));
+      }
+    });
+    bool finite = true;
+    for (int thread = 0; thread < threads; ++thread) finite &= room_of(thread).counts[2] == 0;
+    for (int64_t i = 0; border && !finite && i < blocks(); ++i) {
+      Room room = room_of(0);
+      for (int64_t stretch = stretches - 1; stretch >= 0; --stretch) {
+        room.sums = sums_of_item(i * stretches + stretch);
+        Pass pass = {p, room, block_of(i), stretch, stretches, true};
+        pass.clear();
+        pass.run();
+      }
+      const Pass pass = {p, room, block_of(i), 0, stretches, true};
+      add_up(pass, 0, pass.vectors());
+    }
+  }
+};
+
 }  // namespace
 
 int64_t skip_conv_weight_workspace(const Convolution& conv, bool skip_dy, int threads) {
@@ -303,89 +399,13 @@ void skip_conv_weight(const float* x, const float* dy, const uint32_t* bits, con
   Problem p = problem_of(conv, skip_dy, x, dy, bits, dw, channels_last);
   p.points = are_points(p);
   threads = threads_for(p, threads);
-  const Division division = divide(p, threads);
-  const int64_t stretches = division.stretches, blocks = division.sparse_blocks * division.dense_blocks;
-  Room none;
-  const int64_t size = Room::place(p, division, nullptr, none) - static_cast<char*>(nullptr);
-  char* const base = reinterpret_cast<char*>(ceil_div(int64_t(reinterpret_cast<uintptr_t>(workspace)), 64) * 64);
-  float* const all_sums = reinterpret_cast<float*>(base + threads * size);
-  const int64_t apart = sums_of(p, division);
-  const auto room_of = [&](int64_t thread) {
-    Room room;
-    Room::place(p, division, base + thread * size, room);
-    return room;
-  };
-  const auto block_of = [&](int64_t i) {
-    Share block;
-    block.sparse = i / division.dense_blocks * division.sparse_block;
-    block.dense = i % division.dense_blocks * division.dense_block;
-    block.sparse_count = least(division.sparse_block, p.sparse.channels - block.sparse);
-    block.dense_count = least(division.dense_block, p.dense.channels - block.dense);
-    block.vector = block.sparse_count * p.taps() * kL;
-    return block;
-  };
-  // Whether zeros meet what should meet nothing, which shows where that is not finite.
-  const bool border = p.points || has_border(p.down) || has_border(p.along);
-  parallel(threads, threads, [&](int64_t thread) {
-    Room room = room_of(thread);
-    for (int i = 0; i < 3; ++i) room.counts[i] = 0;
-    const int64_t end = part_begin(division.items(), thread + 1, threads);
-    for (int64_t i = part_begin(division.items(), thread, threads); i < end; ++i) {
-      if (stretches > 1) room.sums = all_sums + i * apart;
-      Pass pass = {p, room, block_of(i / stretches), i % stretches, stretches, false};
-      pass.clear();
-      pass.run();
-      if (pass.block.dense == 0) {
-        room.counts[0] += pass.nonzeros;
-        room.counts[1] += pass.products * p.dense.channels;
-      }
-      if (stretches > 1) continue;
-      if (border && !pass.finite()) {
-        pass.clear();
-        pass.exact = true;
-        pass.run();
-      }
-      for (int64_t v = 0; v < pass.vectors(); ++v) pass.put_down(v);
-    }
-  });
-  // The stretches of a block, vector by vector. Returns whether all sums are finite.
-  const auto add_up = [&](const Pass& pass, int64_t from, int64_t to) {
-    bool finite = true;
-    for (int64_t v = from; v < to; ++v) {
-      pass.add_up(v, apart);
-      finite &= pass.finite(v);
-      pass.put_down(v);
-    }
-    return finite;
-  };
-  if (stretches > 1) {
-    parallel(threads, threads, [&](int64_t thread) {
-      Room room = room_of(thread);
-      for (int64_t i = 0; i < blocks; ++i) {
-        room.sums = all_sums + i * stretches * apart;
-        const Pass pass = {p, room, block_of(i), 0, stretches, false};
-        const int64_t count = pass.vectors();
-        room.counts[2] |= !add_up(pass, part_begin(count, thread, threads), part_begin(count, thread + 1, threads));
-      }
-    });
-    bool finite = true;
-    for (int thread = 0; thread < threads; ++thread) finite &= room_of(thread).counts[2] == 0;
-    for (int64_t i = 0; border && !finite && i < blocks; ++i) {
-      Room room = room_of(0);
-      for (int64_t stretch = stretches - 1; stretch >= 0; --stretch) {
-        room.sums = all_sums + (i * stretches + stretch) * apart;
-        Pass pass = {p, room, block_of(i), stretch, stretches, true};
-        pass.clear();
-        pass.run();
-      }
-      const Pass pass = {p, room, block_of(i), 0, stretches, true};
-      add_up(pass, 0, pass.vectors());
-    }
-  }
+  const Call call(p, workspace, threads);
+  parallel(threads, threads, [&call](int64_t thread) { call.run(thread); });
+  if (call.division.stretches > 1) call.add_stretches();
   counts[0] = counts[1] = 0;
   counts[2] = p.images * places_of(p.down) * places_of(p.along) * p.sparse.channels;
   for (int thread = 0; thread < threads; ++thread)
-    for (int i = 0; i < 2; ++i) counts[i] += room_of(thread).counts[i];
+    for (int i = 0; i < 2; ++i) counts[i] += call.room_of(thread).counts[i];
 }
 
 }  // namespace gossamer::GOSSAMER_ISA

@@ -81,11 +81,8 @@ void for_each_piece(const Line& line, const F& f) {
 
 // Sums that stay in registers: taps x vectors of dense channels. What is left are a factor and an address.
 constexpr int most_vectors(int taps) {
-#if defined(GOSSAMER_AVX512)
-  return taps >= 9 ? 2 : taps >= 2 ? 4 : 8;
-#else
+  if (kRegisters == 32) return taps >= 9 ? 2 : taps >= 2 ? 4 : 8;
   return taps >= 9 ? 1 : taps >= 4 ? 2 : taps >= 2 ? 4 : 8;
-#endif
 }
 
 inline int vectors_of(int taps, int64_t dense_channels) {

@@ -20,102 +20,11 @@ constexpr uint32_t kAllLanes = (1u << kL) - 1;
 
 inline uint32_t lanes_below(int64_t count) { return count >= kL ? kAllLanes : (1u << count) - 1; }
 
-// The lanes whose bit is set; the others are zero and their memory is not read.
-inline Floats load_where(const float* p, uint32_t bits) {
-#if defined(GOSSAMER_AVX512)
-  return (Floats)_mm512_maskz_loadu_ps(__mmask16(bits), p);
-#elif defined(GOSSAMER_AVX2)
-  const __m256i lane = _mm256_setr_epi32(1, 2, 4, 8, 16, 32, 64, 128);
-  const __m256i mask = _mm256_cmpeq_epi32(_mm256_and_si256(_mm256_set1_epi32(int(bits)), lane), lane);
-  return (Floats)_mm256_maskload_ps(p, mask);
-#else
-  Floats v = {};
-  for (int i = 0; i < kL; ++i)
-    if (bits >> i & 1) v[i] = p[i];
-  return v;
-#endif
-}
-
 // Channels [c, c + kL) of a pixel, zero where there is no channel or no bit.
 inline Floats load_channels(const Pixels& a, int64_t pixel, int64_t c) {
   uint32_t bits = lanes_below(a.channels - c);
   if (a.bits != nullptr) bits &= a.bits[pixel * a.words + (c >> 5)] >> (c & 31);
   return load_where(a.data + pixel * a.channels + c, bits);
-}
-
-// Row i of the square becomes column i.
-inline void transpose_square(Floats (&r)[kL]) {
-#if defined(GOSSAMER_AVX512)
-  __m512 s[16], t[16];
-#pragma GCC unroll 8
-  for (int i = 0; i < 16; i += 2) {
-    s[i] = _mm512_unpacklo_ps((__m512)r[i], (__m512)r[i + 1]);
-    s[i + 1] = _mm512_unpackhi_ps((__m512)r[i], (__m512)r[i + 1]);
-  }
-#pragma GCC unroll 4
-  for (int i = 0; i < 16; i += 4) {
-    t[i] = _mm512_shuffle_ps(s[i], s[i + 2], 0x44);
-    t[i + 1] = _mm512_shuffle_ps(s[i], s[i + 2], 0xEE);
-    t[i + 2] = _mm512_shuffle_ps(s[i + 1], s[i + 3], 0x44);
-    t[i + 3] = _mm512_shuffle_ps(s[i + 1], s[i + 3], 0xEE);
-  }
-#pragma GCC unroll 4
-  for (int j = 0; j < 4; ++j) {
-    const __m512 lo = _mm512_shuffle_f32x4(t[j], t[4 + j], 0x88), lo2 = _mm512_shuffle_f32x4(t[8 + j], t[12 + j], 0x88);
-    const __m512 hi = _mm512_shuffle_f32x4(t[j], t[4 + j], 0xDD), hi2 = _mm512_shuffle_f32x4(t[8 + j], t[12 + j], 0xDD);
-    r[j] = (Floats)_mm512_shuffle_f32x4(lo, lo2, 0x88);
-    r[8 + j] = (Floats)_mm512_shuffle_f32x4(lo, lo2, 0xDD);
-    r[4 + j] = (Floats)_mm512_shuffle_f32x4(hi, hi2, 0x88);
-    r[12 + j] = (Floats)_mm512_shuffle_f32x4(hi, hi2, 0xDD);
-  }
-#elif defined(GOSSAMER_AVX2)
-  __m256 s[8], t[8];
-#pragma GCC unroll 4
-  for (int i = 0; i < 8; i += 2) {
-    s[i] = _mm256_unpacklo_ps((__m256)r[i], (__m256)r[i + 1]);
-    s[i + 1] = _mm256_unpackhi_ps((__m256)r[i], (__m256)r[i + 1]);
-  }
-#pragma GCC unroll 2
-  for (int i = 0; i < 8; i += 4) {
-    t[i] = _mm256_shuffle_ps(s[i], s[i + 2], 0x44);
-    t[i + 1] = _mm256_shuffle_ps(s[i], s[i + 2], 0xEE);
-    t[i + 2] = _mm256_shuffle_ps(s[i + 1], s[i + 3], 0x44);
-    t[i + 3] = _mm256_shuffle_ps(s[i + 1], s[i + 3], 0xEE);
-  }
-#pragma GCC unroll 4
-  for (int i = 0; i < 4; ++i) {
-    r[i] = (Floats)_mm256_permute2f128_ps(t[i], t[i + 4], 0x20);
-    r[i + 4] = (Floats)_mm256_permute2f128_ps(t[i], t[i + 4], 0x31);
-  }
-#else
-  for (int i = 0; i < kL; ++i)
-    for (int j = 0; j < i; ++j) {
-      const float v = r[i][j];
-      r[i][j] = r[j][i];
-      r[j][i] = v;
-    }
-#endif
-}
-
-// The nonzero lanes of v among those of `keep`, as bits; adds up their `valid`.
-inline uint32_t nonzeros(Floats v, Ints valid, uint32_t keep, Ints& total) {
-#if defined(GOSSAMER_AVX512)
-  const __mmask16 m = _mm512_mask_test_epi32_mask(__mmask16(keep), (__m512i)v, _mm512_set1_epi32(0x7fffffff));
-  total = (Ints)_mm512_mask_add_epi32((__m512i)total, m, (__m512i)total, (__m512i)valid);
-  return m;
-#elif defined(GOSSAMER_AVX2)
-  const __m256i bits = (__m256i)v;
-  const __m256i zero = _mm256_cmpeq_epi32(_mm256_add_epi32(bits, bits), _mm256_setzero_si256());
-  total = (Ints)_mm256_add_epi32((__m256i)total, _mm256_andnot_si256(zero, (__m256i)valid));
-  return ~uint32_t(_mm256_movemask_ps(_mm256_castsi256_ps(zero))) & keep;
-#else
-  const Lanes<uint32_t> bits = (Lanes<uint32_t>)v;
-  const Ints zero = bits + bits == 0;
-  total += valid & ~zero;
-  uint32_t m = 0;
-  for (int i = 0; i < kL; ++i) m |= uint32_t(zero[i] == 0) << i;
-  return m & keep;
-#endif
 }
 
 // The places of a tile, row by row, also those that only taps of others reach. kLanes at a time.
@@ -152,6 +61,30 @@ inline int64_t sum_of(Ints v) {
 
 constexpr int64_t kListed = 128;  // channels listed together: their pieces of pixels are long enough to stream
 constexpr int64_t kAhead = 32;    // places between what is asked for and what is listed
+
+// Leaves out a channel's empty words, of `words`, and counts the bits of the others; `end` is the place of zeros.
+inline int64_t close_channel(Channel& channel, int64_t words, int64_t end) {
+  int64_t nonzero = 0;
+  int n = 0;
+  for (int64_t w = 0; w < words; ++w) {
+    const uint64_t word = channel.words[w];
+    channel.words[n] = word;
+    channel.first[n] = uint64_t(64 * w);
+    n += word != 0;
+  }
+  channel.groups = (n + kGroup - 1) / kGroup;
+  for (int g = 0; g < channel.groups; ++g) {
+    int32_t bits = 0;
+    for (int w = g * kGroup; w < n && w < (g + 1) * kGroup; ++w) bits += __builtin_popcountll(channel.words[w]);
+    channel.counts[g] = bits;
+    nonzero += bits;
+  }
+  for (int w = n; w < n + kGroup; ++w) {
+    channel.words[w] = 1;
+    channel.first[w] = uint64_t(end);
+  }
+  return nonzero;
+}
 
 // Makes the lists of channels [first, first + count), count <= kListed; there is room up to a multiple of kL. Returns
 // how many nonzeros there are, and adds to `products` the sum of their `valid`.
@@ -200,25 +133,7 @@ inline int64_t make_lists(const Pixels& a, int64_t first, int64_t count, const P
   products += sum_of(total);
   int64_t nonzero = 0;
   for (int64_t c = 0; c < count; ++c) {
-    Channel& channel = channels[c];
-    int n = 0;
-    for (int64_t w = 0; w < words; ++w) {
-      const uint64_t word = channel.words[w];
-      channel.words[n] = word;
-      channel.first[n] = uint64_t(64 * w);
-      n += word != 0;
-    }
-    channel.groups = (n + kGroup - 1) / kGroup;
-    for (int g = 0; g < channel.groups; ++g) {
-      int32_t bits = 0;
-      for (int w = g * kGroup; w < n && w < (g + 1) * kGroup; ++w) bits += __builtin_popcountll(channel.words[w]);
-      channel.counts[g] = bits;
-      nonzero += bits;
-    }
-    for (int w = n; w < n + kGroup; ++w) {
-      channel.words[w] = 1;
-      channel.first[w] = uint64_t(places.count);
-    }
+    nonzero += close_channel(channels[c], words, places.count);
     values[c * kValuePitch + places.count] = 0;
   }
   return nonzero;

@@ -2,17 +2,12 @@
 // each nonzero adds to its channel's. Nothing is listed or copied, but every nonzero loads and stores sums, so with many
 // nonzeros lists are faster.
 #pragma once
-#include "nonzeros.h"
 #include "skip_conv_weight_division.h"
 
 namespace gossamer::GOSSAMER_ISA {
 namespace {
 
-#if defined(GOSSAMER_AVX512)
-constexpr int kPointVectors = 8;
-#else
-constexpr int kPointVectors = 4;
-#endif
+constexpr int kPointVectors = kRegisters / 4;
 constexpr int64_t kPointSumBytes = 32768;  // stay in L1, beside what streams by
 constexpr int64_t kPointChannels = 512;
 constexpr int64_t kPointAhead = 6;  // pixels between what is asked for and what is used

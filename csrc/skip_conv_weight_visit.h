@@ -31,31 +31,7 @@ struct Bits {
   // The next place. Without a branch from word to word, which would be mispredicted each time.
   uint64_t next() {
     const uint64_t place = first[0] + uint64_t(__builtin_ctzll(word[0]));
-#if defined(GOSSAMER_AVX2) || defined(GOSSAMER_AVX512)
-    if constexpr (kWords == 4) {
-      asm("blsr %0, %0\n\tcmovz %1, %0\n\tcmovz %4, %3\n\tcmovz %2, %1\n\tcmovz %5, %4\n\tcmovz %6, %2\n\tcmovz %7, %5"
-          : "+&r"(word[0]), "+&r"(word[1]), "+&r"(word[2]), "+&r"(first[0]), "+&r"(first[1]), "+&r"(first[2])
-          : "r"(word[3]), "r"(first[3])
-          : "cc");
-    } else if constexpr (kWords == 3) {
-      asm("blsr %0, %0\n\tcmovz %1, %0\n\tcmovz %3, %2\n\tcmovz %4, %1\n\tcmovz %5, %3"
-          : "+&r"(word[0]), "+&r"(word[1]), "+&r"(first[0]), "+&r"(first[1])
-          : "r"(word[2]), "r"(first[2])
-          : "cc");
-    } else {
-      asm("blsr %0, %0\n\tcmovz %2, %0\n\tcmovz %3, %1"
-          : "+&r"(word[0]), "+&r"(first[0])
-          : "r"(word[1]), "r"(first[1])
-          : "cc");
-    }
-#else
-    word[0] &= word[0] - 1;
-    const bool empty = word[0] == 0;
-    for (int i = 0; i + 1 < kWords; ++i) {
-      word[i] = empty ? word[i + 1] : word[i];
-      first[i] = empty ? first[i + 1] : first[i];
-    }
-#endif
+    drop_lowest<kWords>(word, first);
     return place;
   }
 };

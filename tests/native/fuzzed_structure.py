@@ -1,4 +1,4 @@
-"""Random arguments, right and broken, to every verb of the CPU: each call is refused, or gives the reference's answer.
+"""Random arguments, right and broken, to every op of the CPU: each call is refused, or gives the reference's answer.
 
 Run as a program, under the sanitizers (`make test-asan`): `python fuzzed_structure.py --native FILE --trials 4000`.
 """
@@ -6,7 +6,6 @@ Run as a program, under the sanitizers (`make test-asan`): `python fuzzed_struct
 from __future__ import annotations
 
 import argparse
-import importlib
 import importlib.util
 import random
 import sys
@@ -255,7 +254,7 @@ def gated_mv(draw: random.Random) -> Arguments:
     }  # fmt: skip
 
 
-VERBS: tuple[Callable[[random.Random], Arguments], ...] = (
+OPS: tuple[Callable[[random.Random], Arguments], ...] = (
     detect, gather, scatter, transpose, dsd, dsd, fan_in_mm, sdd, gather_mm, grouped_mm, grouped_outer, skip_conv,
     skip_conv_weight, relu_bits, keep_bits, topk_mask, skip_mv, gated_mv,
 )  # fmt: skip
@@ -307,12 +306,10 @@ def broken(draw: random.Random, arguments: Arguments) -> tuple[Arguments, str]:
     return arguments, name
 
 
-def answer(backend: Any, verb: str, arguments: Arguments) -> tuple[Tensor, ...]:
-    if verb == "topk_mask":
-        return (importlib.import_module(f"{backend.__name__}.select").topk_mask(**arguments),)
-    if verb == "skip_conv":  # each backend packs for itself; the mutant is of the shape of a weight
+def answer(backend: Any, op: str, arguments: Arguments) -> tuple[Tensor, ...]:
+    if op == "skip_conv":  # each backend packs for itself; the mutant is of the shape of a weight
         arguments = {**arguments, "packed": backend.skip_pack(arguments["packed"])}
-    found = getattr(backend, verb)(**arguments)
+    found = getattr(backend, op)(**arguments)
     return found if isinstance(found, tuple) else (found,)
 
 
@@ -334,33 +331,33 @@ def repeats(arguments: Arguments) -> bool:
 
 def trial(seed: int) -> str:
     """One call: "right", "refused" (of broken arguments) or "no oracle"; AssertionError, or a crash, for a fault."""
-    from gossamer.kernels import cpu, reference
+    from by_name import cpu, reference
 
     draw = random.Random(seed)
-    verb = draw.choice(VERBS)
-    arguments = verb(draw)
+    op = draw.choice(OPS)
+    arguments = op(draw)
     is_broken, name = draw.random() < 0.7, ""
     if is_broken:
         arguments, name = broken(draw, arguments)
     torch.set_num_threads(draw.choice((1, 2)))
     try:
-        ours = answer(cpu, verb.__name__, arguments)
+        ours = answer(cpu, op.__name__, arguments)
     except REFUSALS as error:
-        assert is_broken and str(error), f"seed {seed}: {verb.__name__} refused what is right: {error}"
+        assert is_broken and str(error), f"seed {seed}: {op.__name__} refused what is right: {error}"
         return "refused"
-    if verb is skip_conv and name in ("out", "packed"):  # how many outputs are packed is seen in whole groups of them
+    if op is skip_conv and name in ("out", "packed"):  # how many outputs are packed is seen in whole groups of them
         return "no oracle"
     try:
-        theirs = answer(reference, verb.__name__, arguments)
+        theirs = answer(reference, op.__name__, arguments)
     except RuntimeError as error:
         if any(word in str(error) for word in ("allocate", "overflow", "padding")):  # it makes whole tiles
             return "no oracle"
-        raise AssertionError(f"seed {seed}: {verb.__name__} followed what the reference refuses: {error}") from error
+        raise AssertionError(f"seed {seed}: {op.__name__} followed what the reference refuses: {error}") from error
     except (ValueError, TypeError, IndexError) as error:
-        raise AssertionError(f"seed {seed}: {verb.__name__} followed what the reference refuses: {error}") from error
-    if verb is scatter and repeats(arguments):
+        raise AssertionError(f"seed {seed}: {op.__name__} followed what the reference refuses: {error}") from error
+    if op is scatter and repeats(arguments):
         return "no oracle"
-    assert same(ours, theirs), f"seed {seed}: {verb.__name__} is wrong"
+    assert same(ours, theirs), f"seed {seed}: {op.__name__} is wrong"
     return "right"
 
 

@@ -6,8 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-
-from gossamer.kernels import cpu
+from by_name import cpu
 
 X = torch.arange(12.0).view(3, 4)
 OFFSETS = torch.tensor([0, 1, 2])

@@ -2,8 +2,7 @@
 
 import pytest
 import torch
-
-from gossamer.kernels import cpu
+from by_name import cpu
 
 V, S, J, B = torch.ones(2, 2, 2), torch.tensor([0, 1, 2]), torch.tensor([0, 1], dtype=torch.uint16), torch.ones(4, 3)
 REFUSED = [

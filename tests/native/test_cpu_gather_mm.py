@@ -2,8 +2,7 @@
 
 import pytest
 import torch
-
-from gossamer.kernels import cpu
+from by_name import cpu
 
 REFUSED = [
     ("dtype", lambda a, b, s: cpu.gather_mm(a.half(), *s, 2, 2, b, False), TypeError, r"a must have .*float16"),

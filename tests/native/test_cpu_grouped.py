@@ -2,8 +2,7 @@
 
 import pytest
 import torch
-
-from gossamer.kernels import cpu
+from by_name import cpu
 
 X, W, S, T, ENDS = torch.ones(4, 3), torch.ones(2, 3, 5), torch.arange(4), torch.arange(4), torch.tensor([0, 1, 4])
 REFUSED = [

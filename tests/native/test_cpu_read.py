@@ -3,8 +3,7 @@
 import numpy as np
 import pytest
 import torch
-
-from gossamer.kernels import cpu
+from by_name import cpu
 
 
 @pytest.mark.parametrize("bytes_", [0, 1, 7, 8, 1023, 1024, 1031, 300_001])

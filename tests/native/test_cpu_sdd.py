@@ -2,8 +2,7 @@
 
 import pytest
 import torch
-
-from gossamer.kernels import cpu
+from by_name import cpu
 
 A, B = torch.ones(4, 3), torch.ones(3, 5)
 OFFSETS, INDICES = torch.tensor([0, 1, 2]), torch.tensor([0, 2]).to(torch.uint16)

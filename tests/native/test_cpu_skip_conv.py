@@ -6,8 +6,8 @@ import random
 import pytest
 import torch
 import torch.nn.functional as F
+from by_name import cpu, reference
 
-from gossamer.kernels import cpu, reference
 from gossamer.testing import assert_same_bits
 
 EPS = torch.finfo(torch.float32).eps

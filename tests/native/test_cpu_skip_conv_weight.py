@@ -6,8 +6,8 @@ import random
 
 import pytest
 import torch
+from by_name import cpu, reference
 
-from gossamer.kernels import cpu, reference
 from gossamer.testing import assert_same_bits
 
 EPS = 2.0**-24 * 2  # the spacing of float32 at 1

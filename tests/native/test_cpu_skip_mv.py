@@ -8,9 +8,9 @@ import sys
 
 import pytest
 import torch
+from by_name import cpu
 
 from gossamer import _native
-from gossamer.kernels import cpu
 
 PROTECTED = """
 import ctypes, mmap, os, torch
@@ -26,16 +26,16 @@ for batch in (1, 3):
         needed[b, 3 + 5 * b :: 11] = 1
     open_ = needed.any(0).tolist()
     x, y, counts = torch.ones(batch, size), torch.empty(batch, size), torch.zeros(1, dtype=torch.int64)
-    scratch = torch.empty(_native.skip_mv_scratch(rows), dtype=torch.uint8)
+    workspace = torch.empty(_native.skip_mv_workspace(rows), dtype=torch.uint8)
 
     def run(isa, readable):
         for row in range(rows):
             assert libc.mprotect(base + row * PAGE, PAGE, 1 if readable[row] else 0) == 0
         _native.set_isa(isa)
         _native.skip_mv(needed.data_ptr(), batch, rows, base, False, size, 0, 0.0, y.data_ptr(), counts.data_ptr(),
-                        scratch.data_ptr(), 1)
+                        workspace.data_ptr(), 1)
         _native.gated_mv(x.data_ptr(), batch, size, base, False, rows, 0, needed.data_ptr(), y.data_ptr(),
-                         scratch.data_ptr(), 1)
+                         workspace.data_ptr(), 1)
 
     for isa in _native.available_isas():
         run(isa, open_)

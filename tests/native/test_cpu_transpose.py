@@ -2,8 +2,7 @@
 
 import pytest
 import torch
-
-from gossamer.kernels import cpu
+from by_name import cpu
 
 
 def test_refused():

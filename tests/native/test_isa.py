@@ -13,10 +13,10 @@ from gossamer import _native
 ROOT = Path(__file__).parents[2]
 PROGRAM = """
 import torch
-from gossamer.kernels import cpu
+from gossamer.kernels.cpu.detect import detect
 from gossamer import _native
 x = torch.zeros(9, 70); x[8, 69] = 1
-print(_native.isa(), cpu.detect(x, 2, 3, 4, True)[1].tolist())
+print(_native.isa(), detect(x, 2, 3, 4, True)[1].tolist())
 """
 
 

@@ -4,11 +4,11 @@ import io
 
 import pytest
 import torch
+from by_name import cpu
 from fuzzed_structure import run
 
 import gossamer as gs
 from gossamer import nn, ops
-from gossamer.kernels import cpu
 
 X, B, W = torch.ones(8, 8), torch.ones(8, 3), torch.ones(2, 8, 3)
 IDS = torch.tensor([0, 1, 0, 1, 1, 0, 1, 0])

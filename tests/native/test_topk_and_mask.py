@@ -2,11 +2,11 @@
 
 import pytest
 import torch
+from by_name import cpu
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gossamer import _native
-from gossamer.kernels import cpu
 from gossamer.kernels.reference.mask import mask_ as reference_mask_
 from gossamer.kernels.reference.select import topk_mask as reference_topk_mask
 from gossamer.testing import assert_same_bits

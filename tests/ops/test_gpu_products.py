@@ -8,7 +8,9 @@ import torch
 
 import gossamer as gs
 import gossamer.ops  # defines torch.ops.gossamer
-from gossamer.kernels import reference
+from gossamer.kernels.reference.detect import detect
+from gossamer.kernels.reference.scatter import scatter
+from gossamer.ops.registration import MODULES, load_kernel
 from gossamer.testing import Case, assert_same_bits, assert_within, case, gamma
 
 pytestmark = [
@@ -18,10 +20,8 @@ pytestmark = [
 DEVICE = "cuda"
 
 
-def triton():
-    from gossamer.kernels import triton
-
-    return triton
+def triton(op):
+    return load_kernel("triton", MODULES[op], op)
 
 
 def here(*args):
@@ -36,7 +36,7 @@ def integers(*shape, dtype=torch.float32, seed=0):
 def index(c, capacity=None, seed=0):
     """(offsets, indices) with slack that must never be used as addresses."""
     tiles = int(c.tiles(seed).sum())
-    offsets, indices = reference.detect(c.dense(seed=seed), *c.tile, capacity or tiles + 3, True)
+    offsets, indices = detect(c.dense(seed=seed), *c.tile, capacity or tiles + 3, True)
     indices[tiles:] = torch.iinfo(indices.dtype).max
     return offsets, indices
 
@@ -45,14 +45,14 @@ def test_float32_is_exact_unless_torch_is_told_otherwise():
     c = case("blocks")
     offsets, indices = index(c)
     values, b = torch.randn(len(indices), *c.tile), torch.randn(c.cols, 64)
-    dense = reference.scatter(values, offsets, indices, *c.shape).double()
+    dense = scatter(values, offsets, indices, *c.shape).double()
     exact, size = dense @ b.double(), dense.abs() @ b.double().abs()
     args = here(values, offsets, indices, None, None, b, c.rows, False, False, None)
-    assert_within(triton().dsd(*args).cpu(), exact, gamma(c.cols, torch.float32) * size)
+    assert_within(triton("dsd")(*args).cpu(), exact, gamma(c.cols, torch.float32) * size)
     before = torch.backends.cuda.matmul.fp32_precision
     try:
         torch.backends.cuda.matmul.fp32_precision = "tf32"
-        short = triton().dsd(*args).cpu()
+        short = triton("dsd")(*args).cpu()
     finally:
         torch.backends.cuda.matmul.fp32_precision = before
     assert_within(short, exact, 2.0**-9 * size)  # each factor cut to 11 bits
@@ -61,21 +61,20 @@ def test_float32_is_exact_unless_torch_is_told_otherwise():
 
 def everything(tensors, c, capacity):
     """Every product, on tensors that keep their addresses."""
-    t = triton()
     a, b, dc, x, weights, experts = tensors
-    offsets, indices = t.detect(a, *c.tile, capacity, True)
-    values = t.gather(a, offsets, indices, *c.tile)
-    *transposed, order = t.transpose(offsets, indices, c.grid[1])
+    offsets, indices = triton("detect")(a, *c.tile, capacity, True)
+    values = triton("gather")(a, offsets, indices, *c.tile)
+    *transposed, order = triton("transpose")(offsets, indices, c.grid[1])
     sorted_, source = experts.sort(stable=True)
     groups = torch.searchsorted(sorted_, torch.arange(weights.shape[0] + 1, device=a.device))
-    y = t.grouped_mm(x, source, source, groups, weights, False, len(x))
+    y = triton("grouped_mm")(x, source, source, groups, weights, False, len(x))
     return (
-        t.dsd(values, offsets, indices, None, None, b, c.rows, False, False, None),
-        t.dsd(values, *transposed, order, None, dc, c.cols, True, True, None),
-        t.sdd(dc, b.t(), offsets, indices, *c.tile),
-        t.gather_mm(a, offsets, indices, *c.tile, b[None], False),
+        triton("dsd")(values, offsets, indices, None, None, b, c.rows, False, False, None),
+        triton("dsd")(values, *transposed, order, None, dc, c.cols, True, True, None),
+        triton("sdd")(dc, b.t(), offsets, indices, *c.tile),
+        triton("gather_mm")(a, offsets, indices, *c.tile, b[None], False),
         y,
-        t.grouped_outer(x, y, source, source, groups),
+        triton("grouped_outer")(x, y, source, source, groups),
     )
 
 
@@ -148,7 +147,7 @@ def test_addresses_beyond_32_bits():
     index_, values = torch.tensor([1], dtype=torch.uint16), torch.ones(1, 64, 64, dtype=dtype)
     b = torch.zeros(n, 70016, dtype=dtype, device=DEVICE).t()[:128]
     b[64:, -1] = 2
-    c = triton().dsd(*here(values, offsets, index_, None, None, b, rows, False, False, None))
+    c = triton("dsd")(*here(values, offsets, index_, None, None, b, rows, False, False, None))
     assert c[-64:, -1].eq(128).all() and c.count_nonzero().item() == 64
 
 

@@ -1,15 +1,12 @@
 """Law: every Triton kernel compiles ahead of time for Hopper, without a GPU, and spills no register."""
 
-import importlib
 import itertools
 import re
 
 import pytest
 
 triton = pytest.importorskip("triton", reason="triton is not installed: pip install gossamer[triton]")
-from gossamer.kernels.triton import rows  # noqa: E402
-
-detect = importlib.import_module("gossamer.kernels.triton.detect")  # the package exports the function of this name
+from gossamer.kernels.triton import detect, rows  # noqa: E402
 
 TILES = [(1, 1), (1, 32), (32, 1), (8, 8), (3, 5), (64, 64), (1, 4096)]
 WORDS = ["*u8", "*i16", "*i32", "*i64"]

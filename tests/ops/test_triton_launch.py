@@ -4,14 +4,14 @@ import pytest
 import torch
 
 compiler = pytest.importorskip("triton", reason="triton is not installed: pip install gossamer[triton]")
-from gossamer.kernels import triton  # noqa: E402
+from gossamer.kernels.triton.dsd import dsd  # noqa: E402
 from gossamer.kernels.triton.launch import launch  # noqa: E402
 
 
 def test_a_dtype_without_products_is_named():
     offsets, indices = torch.tensor([0, 1]), torch.zeros(1, dtype=torch.uint16)
     with pytest.raises(TypeError, match=r"b must be one of torch.float32.*got torch.int32"):
-        triton.dsd(torch.ones(1, 1, 1), offsets, indices, None, None, torch.ones(1, 1).int(), 1, False, False, None)
+        dsd(torch.ones(1, 1, 1), offsets, indices, None, None, torch.ones(1, 1).int(), 1, False, False, None)
 
 
 def test_the_next_block_size_where_one_does_not_compile():

@@ -3,7 +3,6 @@
 Weights arrive through asynchronous copies, several blocks ahead, of 16 bytes where a thread has as many of a block.
 """
 
-import importlib
 import itertools
 import re
 
@@ -12,7 +11,7 @@ import torch
 
 pytest.importorskip("triton", reason="triton is not installed: pip install gossamer[triton]")
 
-kernels = importlib.import_module("gossamer.kernels.triton.skip_mv")  # the package exports the function of this name
+from gossamer.kernels.triton import skip_mv as kernels
 
 NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16", torch.float64: "fp64"}
 SIZES = ("n", "inner", "columns", "rows")

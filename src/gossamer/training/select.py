@@ -18,9 +18,10 @@ from gossamer.kernels.reference import select as reference_select
 
 # Only a source tree without the compiled module may go on without it; a module that fails to load must say so.
 if find_spec("gossamer._native") is not None:
-    from gossamer.kernels import cpu
+    from gossamer.kernels.cpu import mask as cpu_mask
+    from gossamer.kernels.cpu import select as cpu_select
 else:
-    cpu = None  # type: ignore[assignment]
+    cpu_mask = cpu_select = None  # type: ignore[assignment]
 
 
 def topk(scores: Tensor, k: int, *, largest: bool = True, allowed: Tensor | None = None) -> Tensor:
@@ -42,8 +43,8 @@ def topk(scores: Tensor, k: int, *, largest: bool = True, allowed: Tensor | None
         return torch.ones_like(scores, dtype=torch.bool) if allowed is None else allowed.clone()
     # A choice by device and dtype, made before the call: the native kernel ranks float32 on the CPU and returns the
     # reference's mask, bit for bit.
-    native = cpu is not None and scores.device.type == "cpu" and scores.dtype == torch.float32
-    kernel = cpu.topk_mask if native else reference_select.topk_mask
+    native = cpu_select is not None and scores.device.type == "cpu" and scores.dtype == torch.float32
+    kernel = cpu_select.topk_mask if native else reference_select.topk_mask
     return kernel(scores.contiguous(), k, largest=largest, allowed=allowed)
 
 
@@ -54,8 +55,8 @@ def mask_(x: Tensor, mask: Tensor) -> Tensor:
         flat = [t.as_strided((t.numel(),), (1,)) for t in (x, mask)]
         mask_(*flat)
         return x
-    native = cpu is not None and x.device.type == "cpu" and x.is_contiguous() and mask.is_contiguous()
-    return (cpu.mask_ if native else reference_mask.mask_)(x, mask)
+    native = cpu_select is not None and x.device.type == "cpu" and x.is_contiguous() and mask.is_contiguous()
+    return (cpu_mask.mask_ if native else reference_mask.mask_)(x, mask)
 
 
 def _is_dense(x: Tensor) -> bool:

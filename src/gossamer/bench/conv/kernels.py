@@ -20,7 +20,8 @@ from gossamer.bench.conv.compare import CHANNELS_LAST, CONTIGUOUS, Calls, agains
 from gossamer.bench.conv.layers import ZEROS, Layer, chosen, operand
 from gossamer.bench.conv.passes import KEPT, OF_DY, OF_X, PACKING, PASSES, curves, in_training
 from gossamer.bench.section import Rows, Section, Settings, Table
-from gossamer.kernels import cpu
+from gossamer.kernels.cpu.skip_conv import skip_conv, skip_pack
+from gossamer.kernels.cpu.skip_conv_weight import skip_conv_weight
 
 ONNX = "onnxruntime"
 CONVERTING = ("torch converting", "ours converting")
@@ -50,7 +51,7 @@ def _ours(layer: Layer, which: str, x: Tensor, dy: Tensor, weight: Tensor) -> Ca
     if which == "weight":
 
         def gradient(side: Literal["x", "dy"]) -> Tensor:
-            return cpu.skip_conv_weight(x, dy, None, kernel, stride, padding, dilation, side, channels_last=True)[0]
+            return skip_conv_weight(x, dy, None, kernel, stride, padding, dilation, side, channels_last=True)[0]
 
         return {OF_X: lambda: gradient("x"), OF_DY: lambda: gradient("dy")}
     forward = which == "forward"
@@ -58,13 +59,13 @@ def _ours(layer: Layer, which: str, x: Tensor, dy: Tensor, weight: Tensor) -> Ca
     source = weight if forward else weight.transpose(0, 1)
 
     def run(packed: Tensor) -> Tensor:
-        y, _, _ = cpu.skip_conv(
+        y, _, _ = skip_conv(
             operand, packed, None, None, out, kernel, stride, padding, dilation, not forward, (side, side), False
         )  # fmt: skip
         return y.permute(0, 3, 1, 2)
 
-    packed = cpu.skip_pack(source)
-    return {KEPT: lambda: run(packed), PACKING: lambda: run(cpu.skip_pack(source))}
+    packed = skip_pack(source)
+    return {KEPT: lambda: run(packed), PACKING: lambda: run(skip_pack(source))}
 
 
 def _torch(layer: Layer, which: str, x: Tensor, dy: Tensor, weight: Tensor) -> Callable[[], Tensor]:

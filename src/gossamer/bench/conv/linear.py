@@ -12,7 +12,8 @@ from gossamer.bench.conv.layers import ZEROS, operand
 from gossamer.bench.conv.passes import KEPT, OF_DY, OF_X, PACKING, PASSES, curves, in_training
 from gossamer.bench.dense import use_fastest
 from gossamer.bench.section import Rows, Section, Settings, Table
-from gossamer.kernels import cpu
+from gossamer.kernels.cpu.skip_conv import skip_conv, skip_pack
+from gossamer.kernels.cpu.skip_conv_weight import skip_conv_weight
 
 DENSE = "dense"  # the fastest engine; oneDNN and MKL pack the weight in forward only, where they may keep it
 SHAPES = ((1024, 1024), (768, 3072), (3072, 768))  # features in, features out
@@ -32,7 +33,7 @@ def candidates(which: str, count: int, inputs: int, outputs: int, zeros: float) 
         image = x.view(1, 1, count, inputs), dy.view(1, 1, count, outputs)
 
         def gradient(side: Literal["x", "dy"]) -> Tensor:
-            return cpu.skip_conv_weight(*image, None, one, one, none, one, side)[0].view(outputs, inputs)
+            return skip_conv_weight(*image, None, one, one, none, one, side)[0].view(outputs, inputs)
 
         return (
             {
@@ -48,17 +49,17 @@ def candidates(which: str, count: int, inputs: int, outputs: int, zeros: float) 
 
     def run(packed: Tensor) -> Tensor:
         image = left.view(1, 1, *left.shape)
-        y, _, _ = cpu.skip_conv(
+        y, _, _ = skip_conv(
             image, packed, None, None, out, one, one, none, one, which == "input", (1, count), False
         )  # fmt: skip
         return y.view(count, out)
 
-    packed = cpu.skip_pack(source)
+    packed = skip_pack(source)
     return (
         {
             DENSE: lambda: left @ right,
             KEPT: lambda: run(packed),
-            PACKING: lambda: run(cpu.skip_pack(source)),
+            PACKING: lambda: run(skip_pack(source)),
         },
         left,
         right,

@@ -16,7 +16,7 @@ import torch
 import gossamer as gs
 from gossamer.bench.cells import Column, entry, milliseconds, table, tile, value
 from gossamer.bench.section import Rows, Section, Settings, Table
-from gossamer.kernels import cpu
+from gossamer.kernels.cpu.read import read
 
 TILES = ((1, 1), (1, 32), (32, 1), (2, 2), (4, 4), (8, 8), (16, 16), (64, 64))
 DENSITIES = (0.0, 1 / 16, 1 / 2, 1.0)
@@ -45,7 +45,7 @@ def _rotating(op: Callable[[torch.Tensor], Any], copies: list[torch.Tensor]) -> 
 
 def _read(x: torch.Tensor) -> None:
     if x.device.type == "cpu":
-        cpu.read(x)
+        read(x)
     else:
         x.sum()
 

@@ -14,8 +14,8 @@ import torch
 
 from gossamer import _native, doctor
 
-VERBS = {"detect", "dsd", "gather", "gather_mm", "grouped", "mask", "relu_bits", "scatter", "sdd", "select"}
-VERBS |= {"skip_conv", "skip_conv_weight", "skip_mv", "transpose"}
+OPS = {"detect", "dsd", "fan_in_mm", "gather", "gather_mm", "grouped", "mask", "relu_bits", "scatter", "sdd", "select"}
+OPS |= {"skip_conv", "skip_conv_weight", "skip_mv", "transpose"}
 
 
 def without(monkeypatch, *packages):
@@ -42,20 +42,20 @@ def test_this_machine():
     assert report["native"]["compiler"] == _native.compiler()
     assert report["threads"]["torch"] == torch.get_num_threads()
     assert report["versions"]["torch"] == torch.__version__
-    assert set(report["kernels"]) == VERBS
+    assert set(report["kernels"]) == OPS
     assert all(row["reference"] is None and row["cpu"] is None for row in report["kernels"].values())
     assert json.loads(json.dumps(report)) == report
     text = doctor.text(report)
-    assert _native.isa() in text and torch.__version__ in text and all(verb in text for verb in VERBS)
-    table = [line for line in text.splitlines() if line.split() and line.split()[0] in VERBS | {"kernels"}]
+    assert _native.isa() in text and torch.__version__ in text and all(op in text for op in OPS)
+    table = [line for line in text.splitlines() if line.split() and line.split()[0] in OPS | {"kernels"}]
     assert len({line.rindex("cpu" if line.startswith("kernels") else "yes") + 3 for line in table}) == 1
 
 
 def test_every_verb_said_to_be_there_is_there():
-    for verb, row in doctor.report()["kernels"].items():
+    for op, row in doctor.report()["kernels"].items():
         for backend in ("reference", "cpu"):
             if row[backend] is None:
-                importlib.import_module(f"gossamer.kernels.{backend}.{verb}")
+                importlib.import_module(f"gossamer.kernels.{backend}.{op}")
 
 
 @pytest.mark.parametrize("isa", [*_native.available_isas(), None, "nonsense"])

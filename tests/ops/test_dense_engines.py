@@ -144,6 +144,17 @@ def test_a_settled_product_is_seldom_asked_about_and_others_are_tried_if_not_too
     assert ran.count("gossamer") in tried
 
 
+def test_lengths_that_hardly_come_again_share_what_was_learnt(speeds, monkeypatch):
+    seconds, ran = speeds
+    seconds.update(gossamer=0.5)
+    monkeypatch.setattr(dense, "_EXACT_SHAPES", 2)
+    weight = operands()[1]
+    for rows in range(65, 129):
+        dense.linear(torch.ones(rows, 65), weight)
+    assert len(dense._sites) == 3
+    assert set(ran[-8:]) == {"gossamer"}
+
+
 def test_gradients_choose_for_themselves(speeds):
     seconds, ran = speeds
     seconds.update(gossamer=0.5)

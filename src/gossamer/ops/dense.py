@@ -42,6 +42,7 @@ LEAST = 1 << 24
 _QUESTION = "product"
 _CALL = 2e-6  # seconds of Python around a product that is not torch's
 _MOST_SHAPES = 1024
+_EXACT_SHAPES = 64  # further ones share a call site with shapes up to twice as large: lengths that hardly come again
 _PLAIN = (Tensor, torch.nn.Parameter)
 
 Run = Callable[[Tensor, Tensor, Tensor | None], Tensor]
@@ -191,14 +192,18 @@ def explain() -> str:
 
 
 class _Site:
-    """The call site of all products of one shape and layout, with one number of threads."""
+    """The call site of all products of one shape and layout, with one number of threads.
 
-    def __init__(self, text: str, keep_packed: bool) -> None:
+    Attributes:
+        work: the multiplications that observed seconds are for, where shapes share the site; None where they are alike.
+    """
+
+    def __init__(self, text: str, keep_packed: bool, work: int | None) -> None:
         able = [
             name for name, engine in ENGINES.items()
             if name != TORCH and engine.run and (keep_packed or not engine.packs) and engine.missing() is None
         ]  # fmt: skip
-        self.text = text
+        self.text, self.work = text, work
         self.candidates = (DENSE, *able)
         self.tuner = Tuner({_QUESTION: dict.fromkeys(able, "")}, name=text, call=_CALL)
         self.chosen = ""  # until it is settled
@@ -212,7 +217,10 @@ class _Site:
         run = _run(TORCH if choice == DENSE else choice)
         begin = clock.now()
         y = run(x, weight, bias)
-        tuner.observe(_QUESTION, choice, clock.now() - begin, {})
+        seconds = clock.now() - begin
+        if self.work is not None:
+            seconds *= self.work / (x.numel() * weight.shape[0])
+        tuner.observe(_QUESTION, choice, seconds, {})
         settled = tuner.bypass_settled(_QUESTION)
         if settled is not None:
             self.chosen = TORCH if settled == DENSE else settled
@@ -238,12 +246,24 @@ def _run(name: str) -> Run:
 
 def _site(x: Tensor, weight: Tensor, bias: Tensor | None, keep_packed: bool) -> _Site:
     key = (x.shape, x.stride(), weight.shape, weight.stride(), bias is None, keep_packed, torch.get_num_threads())
+    return _sites.get(key) or _new_site(key, x, weight)
+
+
+def _new_site(key: tuple[Any, ...], x: Tensor, weight: Tensor) -> _Site:
+    (rows, inner), cols, (*_, keep_packed, threads) = x.shape, weight.shape[0], key
+    layout = f"strides {tuple(x.stride())} and {tuple(weight.stride())}"
+    work = None
+    if len(_sites) >= _EXACT_SHAPES:
+        rows, inner, cols = (1 << (size - 1).bit_length() for size in (rows, inner, cols))
+        work = rows * inner * cols
+        contiguous = x.is_contiguous(), weight.is_contiguous()
+        layout = " and ".join("contiguous" if it else "strided" for it in contiguous)
+        key = (rows, inner, cols, contiguous, *key[4:])
     found = _sites.get(key)
     if found is None:
-        (rows, inner), cols = x.shape, weight.shape[0]
-        strides = f"strides {tuple(x.stride())} and {tuple(weight.stride())}"
-        text = f"[{rows}, {inner}] @ [{inner}, {cols}], {strides}, {torch.get_num_threads()} threads"
-        found = _sites[key] = _Site(text, keep_packed)
+        size = "sizes up to " if work else ""
+        text = f"{size}[{rows}, {inner}] @ [{inner}, {cols}], {layout}, {threads} threads"
+        found = _sites[key] = _Site(text, keep_packed, work)
         if len(_sites) > _MOST_SHAPES:
             _sites.popitem(last=False)
     return found

@@ -88,8 +88,9 @@ def tile_means(x: Tensor, tile: tuple[int, int]) -> Tensor:
 
 def full(tile_rows: int, tile_cols: int, device: torch.device | str | None) -> tuple[Tensor, Tensor]:
     """(offsets, indices) of every tile."""
-    columns = torch.arange(tile_cols, device=device).repeat(tile_rows)
-    return torch.arange(tile_rows + 1, device=device) * tile_cols, columns.to(index_dtype(tile_cols))
+    dtype = index_dtype(tile_cols)  # first: it refuses what no memory could hold
+    columns = torch.arange(tile_cols, device=device).to(dtype).expand(tile_rows, tile_cols).reshape(-1)
+    return torch.arange(tile_rows + 1, device=device) * tile_cols, columns
 
 
 def _is_plain(x: Tensor) -> bool:

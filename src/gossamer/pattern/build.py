@@ -89,7 +89,7 @@ def tile_means(x: Tensor, tile: tuple[int, int]) -> Tensor:
 def full(tile_rows: int, tile_cols: int, device: torch.device | str | None) -> tuple[Tensor, Tensor]:
     """(offsets, indices) of every tile."""
     dtype = index_dtype(tile_cols)  # first: it refuses what no memory could hold
-    columns = torch.arange(tile_cols, device=device).to(dtype).expand(tile_rows, tile_cols).reshape(-1)
+    columns = torch.arange(tile_cols, device=device).to(dtype).repeat(tile_rows)
     return torch.arange(tile_rows + 1, device=device) * tile_cols, columns
 
 

@@ -1,4 +1,4 @@
-"""What this machine can run: instruction sets, threads, GPU, the kernels of each verb and why not, extras.
+"""What this machine can run: instruction sets, threads, GPU, the kernels of each op and why not, extras.
 
     >>> import gossamer as gs
     >>> report = gs.doctor.report()
@@ -62,8 +62,8 @@ def text(report: dict[str, Any]) -> str:
     wide = max(map(len, ("kernels", *report["kernels"]))) + 2
     lines += ["", f"{'kernels':<{wide}}" + "".join(f"{backend:>12}" for backend in BACKENDS)]
     reasons: dict[str, int] = {}
-    for verb, row in report["kernels"].items():
-        line = f"  {verb}".ljust(wide)
+    for op, row in report["kernels"].items():
+        line = f"  {op}".ljust(wide)
         for backend in BACKENDS:
             why = row[backend]
             line += f"{'yes' if why is None else f'no [{reasons.setdefault(why, len(reasons) + 1)}]':>12}"
@@ -175,7 +175,7 @@ def _gpu() -> dict[str, Any]:
 
 
 def _kernels(native: dict[str, Any], gpu: dict[str, Any]) -> dict[str, dict[str, str | None]]:
-    """{verb: {backend: None where it can run here, else the reason}}; a verb is a file of `kernels/reference`."""
+    """{op: {backend: None where it can run here, else the reason}}; an op is a file of `kernels/reference`."""
     torch, error = _import("torch")
     _, triton_error = _import("triton")
     interpreted = os.environ.get("TRITON_INTERPRET") == "1"
@@ -193,11 +193,11 @@ def _kernels(native: dict[str, Any], gpu: dict[str, Any]) -> dict[str, dict[str,
             reasons["triton"] = f"{gpu['error']}; TRITON_INTERPRET=1 runs it slowly on CPU tensors"
     files = {backend: {file.stem for file in (_KERNELS / backend).glob("[a-z]*.py")} for backend in BACKENDS}
     return {
-        verb: {
-            backend: reasons[backend] if verb in files[backend] else f"there is no {backend} kernel for {verb}"
+        op: {
+            backend: reasons[backend] if op in files[backend] else f"there is no {backend} kernel for {op}"
             for backend in BACKENDS
         }
-        for verb in sorted(files["reference"])
+        for op in sorted(files["reference"])
     }
 
 

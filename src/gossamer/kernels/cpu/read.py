@@ -1,4 +1,4 @@
-"""Read a tensor once: the yardstick that the time of every other verb is divided by."""
+"""Read a tensor once: the yardstick that the time of every other op is divided by."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ def dsd(
     """values[capacity, bm, bk], b[k, n] -> c[rows, n] = S @ b, in b's dtype.
 
     The tile of slot s is `values[order[s]] * scale[order[s]]`, transposed if `flip` (values are then [capacity, bk,
-    bm]). Only rows of b under a present tile are read. `work` divides labour and changes no number here: ignored.
+    bm]). Only rows of b under a present tile are read. `work` divides the work and changes no number here: ignored.
     """
     row, column, present = slots(offsets, indices, -(-b.shape[0] // values.shape[1 if flip else 2]))
     place = torch.arange(indices.numel(), device=b.device)

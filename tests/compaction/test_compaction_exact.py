@@ -1,4 +1,4 @@
-"""Law: a compacted model computes what the original computes, and loses every channel that was killed.
+"""Law: a compacted model computes what the original computes, and loses every channel that was pruned.
 
 Bit by bit on integer networks; to rounding on random ones (float32 1e-5, float64 1e-12, relative to the largest
 output: the summation order is all that differs).
@@ -57,7 +57,7 @@ def make_random(model: nn.Module) -> None:
                 buffer.copy_(torch.rand(buffer.shape) + 0.5)
 
 
-def killed(name: str, dtype: torch.dtype, seed: int, integer: bool) -> tuple[nn.Module, Tensor, dict[str, Tensor]]:
+def pruned(name: str, dtype: torch.dtype, seed: int, integer: bool) -> tuple[nn.Module, Tensor, dict[str, Tensor]]:
     torch.manual_seed(seed)
     net = NETS[name]
     model = net.build().to(dtype).eval()
@@ -85,7 +85,7 @@ def compacted(model: nn.Module, x: Tensor, keep: dict[str, Tensor], route: str =
 @pytest.mark.parametrize("seed", [0, 1])
 @pytest.mark.parametrize("name", INTEGER)
 def test_integer_networks_bit_by_bit(name: str, seed: int) -> None:
-    model, x, keep = killed(name, torch.float64, seed, integer=True)
+    model, x, keep = pruned(name, torch.float64, seed, integer=True)
     small = compacted(model, x, keep)
     for _ in range(3):
         x = NETS[name].inputs()
@@ -98,7 +98,7 @@ def test_integer_networks_bit_by_bit(name: str, seed: int) -> None:
 @pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 1e-5), (torch.float64, 1e-12)])
 @pytest.mark.parametrize("name", NETS)
 def test_random_networks_to_rounding(name: str, dtype: torch.dtype, bound: float) -> None:
-    model, x, keep = killed(name, dtype, 2, integer=False)
+    model, x, keep = pruned(name, dtype, 2, integer=False)
     small = compacted(model, x, keep)
     for _ in range(2):
         x = NETS[name].inputs()
@@ -110,7 +110,7 @@ def test_random_networks_to_rounding(name: str, dtype: torch.dtype, bound: float
 
 @pytest.mark.parametrize("name", NETS)
 def test_other_route_removes_the_same(name: str) -> None:
-    model, x, keep = killed(name, torch.float64, 3, integer=False)
+    model, x, keep = pruned(name, torch.float64, 3, integer=False)
     small = compacted(model, x, keep, route="fx")
     assert (model(x) - small(x)).abs().max() <= 1e-12 * model(x).abs().max()
 
@@ -118,7 +118,7 @@ def test_other_route_removes_the_same(name: str) -> None:
 @pytest.mark.parametrize("batch", [1, 4])
 def test_other_batch_sizes_than_the_example(batch: int) -> None:
     for name in ("residual", "vit", "shuffle", "flat"):
-        model, x, keep = killed(name, torch.float64, 4, integer=False)
+        model, x, keep = pruned(name, torch.float64, 4, integer=False)
         small = compacted(model, x, keep)
         x = torch.randn(batch, *x.shape[1:], dtype=torch.float64)
         assert (model(x) - small(x)).abs().max() <= 1e-12 * model(x).abs().max()

@@ -19,7 +19,7 @@ from gossamer.measure import Comparison, Row
 X = torch.randn(2, 3, 8, 8)
 
 
-def killed(net: nn.Module, keep: dict[str, Any]) -> nn.Module:
+def pruned(net: nn.Module, keep: dict[str, Any]) -> nn.Module:
     zero_channels_(net, ChannelGraph.build(net, X), keep)
     return net.eval()
 
@@ -31,7 +31,7 @@ def after(small: gs.compaction.Compact) -> dict[str, int]:
 @pytest.mark.parametrize(("multiple", "widths"), [(None, (3, 5)), (1, (3, 5)), (2, (4, 6)), (4, (4, 8)), (16, (4, 8))])
 def test_rounding_keeps_dead_channels_and_exactness(multiple: int | None, widths: tuple[int, int]) -> None:
     torch.manual_seed(0)
-    net = killed(Sequence(), {"conv1": torch.arange(8) < 3, "conv2": torch.arange(12) < 5})
+    net = pruned(Sequence(), {"conv1": torch.arange(8) < 3, "conv2": torch.arange(12) < 5})
     small = gs.compact(net, X, round_to=multiple, check_latency=False)
     assert after(small) == {"conv1": widths[0], "conv2": widths[1]}
     assert difference([net(X)], [small.model(X)]) <= 1e-5
@@ -51,7 +51,7 @@ def test_rounding_keeps_the_largest_of_the_dead() -> None:
 
 def test_rounding_counts_positions_of_heads_not_heads() -> None:
     torch.manual_seed(0)
-    net = killed(MiniViT(), {"attn.qkv": torch.tensor([True, False, False, False])})
+    net = pruned(MiniViT(), {"attn.qkv": torch.tensor([True, False, False, False])})
     small = gs.compact(net, X, round_to=6, check_latency=False)  # a head is 3 wide: two heads make 6
     assert after(small)["attn.qkv"] == 2
 
@@ -81,7 +81,7 @@ def test_automatic_rounding_suits_the_machine() -> None:
 
 def test_keep_limits_what_goes() -> None:
     torch.manual_seed(0)
-    net = killed(Sequence(), {"conv1": torch.arange(8) < 3, "conv2": torch.arange(12) < 5})
+    net = pruned(Sequence(), {"conv1": torch.arange(8) < 3, "conv2": torch.arange(12) < 5})
     asked = torch.tensor([True, True, True, False, True, True, True, True])
     small = gs.compact(net, X, keep={"conv1": asked}, round_to=None, check_latency=False)
     assert after(small) == {"conv1": 7, "conv2": 12}
@@ -89,7 +89,7 @@ def test_keep_limits_what_goes() -> None:
 
 
 def dying(net: nn.Module) -> nn.Module:
-    return killed(net, {"conv1": torch.arange(net.conv1.out_channels) % 3 > 0})
+    return pruned(net, {"conv1": torch.arange(net.conv1.out_channels) % 3 > 0})
 
 
 REASONS = [
@@ -139,7 +139,7 @@ def timing(ratio: float, spread: float) -> Comparison:
 )  # fmt: skip
 def test_one_slow_run_does_not_refuse(ratios: Any, verdict: str, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
-    net = killed(Sequence(), {"conv1": torch.arange(8) < 3})
+    net = pruned(Sequence(), {"conv1": torch.arange(8) < 3})
     runs = list(ratios)
     monkeypatch.setattr(gs.measure, "interleave", lambda *_, **__: timing(runs.pop(0), 0.05))
     with warnings.catch_warnings():
@@ -166,7 +166,7 @@ def test_refuses_only_what_is_clearly_slower(
     ratio: float, spread: float, verdict: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     torch.manual_seed(0)
-    net = killed(Sequence(), {"conv1": torch.arange(8) < 3})
+    net = pruned(Sequence(), {"conv1": torch.arange(8) < 3})
     monkeypatch.setattr(gs.measure, "interleave", lambda *_, **__: timing(ratio, spread))
     optimizer = torch.optim.SGD(net.parameters(), 0.1)
     with warnings.catch_warnings(record=True) as raised:
@@ -189,7 +189,7 @@ def test_refuses_only_what_is_clearly_slower(
 
 def test_the_real_clock_runs() -> None:
     torch.manual_seed(0)
-    net = killed(Sequence((64, 64)), {"conv1": torch.arange(64) < 4, "conv2": torch.arange(64) < 4})
+    net = pruned(Sequence((64, 64)), {"conv1": torch.arange(64) < 4, "conv2": torch.arange(64) < 4})
     small = gs.compact(net, torch.randn(8, 3, 32, 32), round_to=None)
     assert {row["name"] for row in small.report["latency"]["rows"]} == {"original", "compact"}
     assert small.report["latency"]["verdict"] in ("faster", "slower", "inconclusive")
@@ -197,7 +197,7 @@ def test_the_real_clock_runs() -> None:
 
 def test_report_is_plain_json_and_counts() -> None:
     torch.manual_seed(0)
-    net = killed(Sequence(), {"conv1": torch.arange(8) < 3, "conv2": torch.arange(12) < 5})
+    net = pruned(Sequence(), {"conv1": torch.arange(8) < 3, "conv2": torch.arange(12) < 5})
     small = gs.compact(net, X, round_to=None, check_latency=False)
     report = json.loads(json.dumps(small.report))
     assert report["parameters"]["after"] == sum(p.numel() for p in small.model.parameters())
@@ -211,7 +211,7 @@ def test_report_is_plain_json_and_counts() -> None:
 
 def test_explain_is_a_receipt() -> None:
     torch.manual_seed(0)
-    net = killed(Sequence(), {"conv1": torch.arange(8) < 3})
+    net = pruned(Sequence(), {"conv1": torch.arange(8) < 3})
     text = gs.compact(net, X, round_to=None, check_latency=False).explain()
     for line in (
         "conv1: 8 -> 3 channels, inner, removed [3, 4, 5, 6, 7]",
@@ -230,7 +230,7 @@ def test_explain_is_a_receipt() -> None:
 def test_half_precision_models(dtype: torch.dtype) -> None:
     """Verified in float32, where rounding cannot hide a mistake."""
     torch.manual_seed(0)
-    net = killed(Sequence(), {"conv1": torch.arange(8) < 3, "conv2": torch.arange(12) < 5}).to(dtype)
+    net = pruned(Sequence(), {"conv1": torch.arange(8) < 3, "conv2": torch.arange(12) < 5}).to(dtype)
     small = gs.compact(net, X.to(dtype), round_to=None, check_latency=False)
     assert after(small) == {"conv1": 3, "conv2": 5} and small.model.conv1.weight.dtype == dtype
 
@@ -238,14 +238,14 @@ def test_half_precision_models(dtype: torch.dtype) -> None:
 def test_inputs_may_be_a_tuple_or_named() -> None:
     torch.manual_seed(0)
     for inputs in ((X,), {"x": X}, [X]):
-        net = killed(Sequence(), {"conv1": torch.arange(8) < 3})
+        net = pruned(Sequence(), {"conv1": torch.arange(8) < 3})
         assert after(gs.compact(net, inputs, round_to=None, check_latency=False))["conv1"] == 3
 
 
 def test_tolerance_decides() -> None:
     """An impossible tolerance keeps everything: summation order alone exceeds it."""
     torch.manual_seed(1)
-    net = killed(Sequence((32, 32)), {"conv1": torch.arange(32) % 3 > 0, "conv2": torch.arange(32) % 3 > 0})
+    net = pruned(Sequence((32, 32)), {"conv1": torch.arange(32) % 3 > 0, "conv2": torch.arange(32) % 3 > 0})
     strict = gs.compact(net, X, round_to=None, check_latency=False, tolerance=0.0)
     loose = gs.compact(net, X, round_to=None, check_latency=False)
     assert loose.report["error"] > 0 and set(after(loose).values()) == {21}

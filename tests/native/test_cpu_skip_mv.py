@@ -55,7 +55,7 @@ def test_rows_that_nobody_needs_are_never_read():
 
 
 @pytest.mark.parametrize(
-    ("verb", "args", "message"),
+    ("op", "args", "message"),
     [
         ("skip_mv", (torch.ones(1, 3), torch.ones(4, 2), None, 0.0), r"w must have 3 rows .* \(4, 2\)"),
         ("skip_mv", (torch.ones(1, 4), torch.ones(4, 2), None, -1.0), "threshold must be at least 0, got -1.0"),
@@ -66,9 +66,9 @@ def test_rows_that_nobody_needs_are_never_read():
         ("gated_mv", (torch.ones(1, 2), torch.ones(4, 2), None, torch.ones(4, 1)), r"gate must have shape \(1, 4\)"),
     ],
 )
-def test_bad_input_is_named(verb, args, message):
+def test_bad_input_is_named(op, args, message):
     with pytest.raises(ValueError, match=message):
-        getattr(cpu, verb)(*args)
+        getattr(cpu, op)(*args)
 
 
 def test_other_dtypes_are_refused():

@@ -43,6 +43,7 @@ if TYPE_CHECKING:
         testing,
         training,
         tuning,
+        xmc,
     )
     from gossamer.compaction.compact import compact
     from gossamer.compaction.store import load_compact
@@ -56,7 +57,7 @@ except PackageNotFoundError:  # a source tree on PYTHONPATH that was never insta
 
 _MODULES = (
     "bench", "compaction", "compile", "data", "doctor", "integrations", "kernels", "measure", "models", "nn", "ops",
-    "pattern", "planner", "report", "testing", "training", "tuning",
+    "pattern", "planner", "report", "testing", "training", "tuning", "xmc",
 )  # fmt: skip
 _NAMES = {
     "Pattern": "gossamer.pattern",
@@ -88,6 +89,7 @@ __all__ = [
     "testing",
     "training",
     "tuning",
+    "xmc",
 ]
 
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 from training_cases import NETWORKS, build, images, run, train
 
+from gossamer.schedule import Schedule
 from gossamer.training import Chase, GradualMagnitude, GraNet
-from gossamer.training.schedule import Schedule
 
 
 @pytest.mark.parametrize("kind", ["linear", "cosine", "cubic"])

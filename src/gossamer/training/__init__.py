@@ -6,6 +6,7 @@
 A method = what it drops x what it grows x when x how much each layer keeps. May import compaction, pattern and kernels.
 """
 
+from gossamer.schedule import Schedule
 from gossamer.training.chase import Chase
 from gossamer.training.engine import Method
 from gossamer.training.gradual import GradualMagnitude
@@ -33,6 +34,7 @@ __all__ = [
     "Method",
     "RigL",
     "SRigL",
+    "Schedule",
     "State",
     "Static",
 ]  # fmt: skip

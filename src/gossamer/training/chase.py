@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from gossamer.compaction.rounding import step
+from gossamer.schedule import Schedule
 from gossamer.training import shrinking
 from gossamer.training.channels import Channels
 from gossamer.training.distribution import allocate
 from gossamer.training.exploration import Exploration
 from gossamer.training.ranking import COMPARISONS, comparable, costs, lowest, widths
 from gossamer.training.rewiring import Change
-from gossamer.training.schedule import Schedule
 from gossamer.training.settings import count, fraction, one_of
 from gossamer.training.tracing import watch
 

@@ -10,10 +10,10 @@ from typing import Any
 
 import torch
 
+from gossamer.schedule import Schedule
 from gossamer.training.distribution import allocate
 from gossamer.training.engine import Method
 from gossamer.training.rewiring import Change, rewire_together, room
-from gossamer.training.schedule import Schedule
 from gossamer.training.settings import count, fraction, one_of
 from gossamer.training.weights import Layer
 

@@ -7,10 +7,10 @@ from typing import Any, ClassVar
 
 import torch
 
+from gossamer.schedule import Schedule
 from gossamer.training.distribution import allocate
 from gossamer.training.engine import Method
 from gossamer.training.rewiring import Change, rewire_together
-from gossamer.training.schedule import Schedule
 from gossamer.training.select import rewire
 from gossamer.training.settings import fraction, one_of
 

@@ -7,9 +7,9 @@ from typing import Any, ClassVar
 
 import torch
 
+from gossamer.schedule import Schedule
 from gossamer.training.gradual import GradualMagnitude
 from gossamer.training.rewiring import Change
-from gossamer.training.schedule import Schedule
 from gossamer.training.select import rewire
 from gossamer.training.settings import fraction
 

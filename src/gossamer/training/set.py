@@ -8,9 +8,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from gossamer.schedule import Schedule
 from gossamer.training.engine import Method
 from gossamer.training.rewiring import Change
-from gossamer.training.schedule import Schedule
 from gossamer.training.select import rewire
 from gossamer.training.settings import fraction, one_of
 from gossamer.training.weights import Layer

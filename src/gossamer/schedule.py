@@ -4,6 +4,8 @@ constant  start                                            (end is ignored)
 linear    start + (end - start) * p
 cosine    end + (start - end) * (1 + cos(pi * p)) / 2      RigL, eq. of section 3 (Evci et al., 2020)
 cubic     end + (start - end) * (1 - p)**3                 Zhu & Gupta, 2017, eq. 1
+
+May import nothing of gossamer.
 """
 
 from __future__ import annotations

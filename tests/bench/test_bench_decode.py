@@ -52,7 +52,7 @@ def test_a_decoded_token_is_what_the_whole_sequence_says():
 
 def test_sections_run(monkeypatch):
     pytest.importorskip("transformers")
-    rows = {section.__name__: section.rows(QUICK) for section in (gemv, decode, quality)}
+    rows = {section.__name__: list(section.rows(QUICK)) for section in (gemv, decode, quality)}
     json.dumps(rows)
     for row in rows["gossamer.bench.conv.decode"]:
         assert row["realised"] == pytest.approx(row["expected"], abs=0.05)

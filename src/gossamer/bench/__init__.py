@@ -52,7 +52,7 @@ def run(suite: str, settings: Settings, json_path: str | os.PathLike[str] | None
         peak = dense.peak(settings)
         for name, section in chosen.items():
             where = {**environment(), "peak": peak}
-            rows = section.rows(settings)
+            rows = list(section.rows(settings))
             result["sections"][name] = {"environment": where, "settings": asdict(settings), "rows": rows}
             if path is not None:
                 results.write(path, result)

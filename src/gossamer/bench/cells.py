@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from typing import Any
 
-from gossamer.bench.section import Row, Rows
-
+Row = dict[str, Any]
+Rows = list[Row]
 Cell = Callable[[Row], str]
 Column = tuple[str, Cell]
 

@@ -65,6 +65,17 @@ def choose(found: dict[str, Call], calls: dict[str, Call], name: str, settings: 
     return {"engine": best, "engines": rates}
 
 
+def over_dense(
+    calls: dict[str, Call], settings: Settings, a: Tensor, b: Tensor, constant: Literal["a", "b"] | None = None,
+    *, name: str = "dense", seconds: float,
+) -> Row:  # fmt: skip
+    """Interleaved rounds of all calls over the fastest dense product, which becomes `calls[name]`."""
+    with torch.inference_mode():
+        facts = use_fastest(calls, name, settings, a, b, constant)
+        run = gs.measure.interleave(calls, baseline=name, reps=settings.reps, seconds=seconds)
+    return {**facts, **run.to_dict()}
+
+
 def settle(settings: Settings, call: Call) -> None:
     """Call as often as it takes until the plan and the dense engine of a call site have settled."""
     for _ in range(0 if settings.quick else _SETTLE):

@@ -8,25 +8,30 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
-Row = dict[str, Any]
-Rows = list[Row]
+from gossamer.bench.cells import Column, Row, Rows, table
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Settings:
-    """What a suite may vary. `reps` rounds of interleaved runs; `only` limits the run to these sections."""
+    """What a suite may vary; the words behind the fields are the help of the flags."""
 
     device: str = "cpu"
+    """cpu or cuda."""
     threads: int | None = None
+    """CPU threads; torch's own choice when not given."""
     reps: int = 15
+    """Rounds of the interleaved runs."""
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
+    """Seeds of the accuracy sections."""
     only: tuple[str, ...] = ()
+    """Run only these sections of the suite."""
     quick: bool = False
+    """Toy sizes: shows that the suite runs, says nothing about speed."""
     full: bool = False
+    """The full grid where a suite has a small one too: hours rather than minutes."""
 
     def wants(self, section: str) -> bool:
         return not self.only or section in self.only
@@ -38,17 +43,20 @@ MEDIANS = "Ratios are medians of interleaved rounds."
 
 @dataclass(frozen=True)
 class Table:
-    """Rows -> text of the docs, and what is said below it."""
+    """Rows -> text of the docs, by columns or by a function of all rows; and what is said below it."""
 
-    text: Callable[[Rows], str]
+    of: Sequence[Column] | Callable[[Rows], str]
     note: str = QUARTILES
+
+    def text(self, rows: Rows) -> str:
+        return self.of(rows) if callable(self.of) else table(rows, self.of)
 
 
 @dataclass(frozen=True)
 class Section:
     """Rows, their table, further tables by name (README's: "brief"); `on_gpu=False` where only a CPU is measured."""
 
-    rows: Callable[[Settings], Rows]
+    rows: Callable[[Settings], Iterable[Row]]
     table: Table
     further: Mapping[str, Table] = field(default_factory=dict)
     on_gpu: bool = True

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -11,36 +11,19 @@ import tyro
 from gossamer import bench
 
 
-@dataclass(frozen=True)
-class Bench:
+@dataclass(frozen=True, kw_only=True)
+class Bench(bench.Settings):
     """Time ours and every baseline interleaved in one process, with an A/A control."""
 
     suite: Annotated[Literal["compact", "conv", "detect", "matmul"], tyro.conf.Positional]
     """Which suite to run."""
     json: Path | None = None
     """Write the result here; with --only, the file's other sections are kept."""
-    only: tuple[str, ...] = ()
-    """Run only these sections of the suite."""
-    device: str = "cpu"
-    """cpu or cuda."""
-    threads: int | None = None
-    """CPU threads; torch's own choice when not given."""
-    reps: int = 15
-    """Rounds of the interleaved runs."""
-    seeds: tuple[int, ...] = field(default=(0, 1, 2, 3, 4))
-    """Seeds of the accuracy sections."""
-    quick: bool = False
-    """Toy sizes: shows that the suite runs, says nothing about speed."""
-    full: bool = False
-    """The full grid where a suite has a small one too: hours rather than minutes."""
 
 
 def run(config: Bench) -> None:
     """Run the suite and print its rows."""
-    settings = bench.Settings(
-        device=config.device, threads=config.threads, reps=config.reps, seeds=config.seeds, only=config.only,
-        quick=config.quick, full=config.full,
-    )  # fmt: skip
+    settings = bench.Settings(**{each.name: getattr(config, each.name) for each in fields(bench.Settings)})
     result = bench.run(config.suite, settings, config.json)
     for name, section in result["sections"].items():
         if settings.wants(name):

@@ -141,6 +141,16 @@ def _time(call: Callable[[], Any], inner: int) -> float:
     return (clock.now() - start) / inner
 
 
+def turns(names: list[str], round_: int) -> list[str]:
+    """The order of one round: it rotates from round to round.
+
+    Every other round goes backwards: nobody always follows the same one, whose operands may still be in the caches.
+    """
+    turn = round_ % len(names)
+    order = names[turn:] + names[:turn]
+    return order[::-1] if round_ % 2 else order
+
+
 def interleave(
     candidates: Mapping[str, Callable[[], Any]],
     *,
@@ -197,10 +207,7 @@ def interleave(
     names = list(calls)
     begin = clock.now()
     for rep in range(reps):
-        turn = rep % len(names)
-        order = names[turn:] + names[:turn]
-        # Every other round backwards: nobody always follows the same one, whose operands may still be in the caches.
-        for name in reversed(order) if rep % 2 else order:
+        for name in turns(names, rep):
             times[name].append(_time(calls[name], inner[name]))
         if seconds is not None and rep >= 4 and clock.now() - begin > seconds:
             break

@@ -7,27 +7,26 @@ import statistics
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from gossamer.bench.cells import Cell, Column, entry, lines, ratio, table
-from gossamer.bench.section import MEDIANS, Rows, Section, Settings, Table
+from gossamer.bench.cells import Cell, Column, entry, lines, ratio, value
+from gossamer.bench.section import MEDIANS, Row, Rows, Section, Settings, Table
 
 NETWORKS = ("dense", "sparse", "compact")
 DENSE, SPARSE, COMPACT = NETWORKS
 MEAN = "mean"
 
 
-def rows(settings: Settings) -> Rows:
+def rows(settings: Settings) -> Iterator[Row]:
     """One row per seed with what report.json says, and a last row with means and the largest gap."""
     out = []
     for seed in settings.seeds:
         with tempfile.TemporaryDirectory() as folder:
             target = Path(folder) / "run"
             command = [sys.executable, "-m", "gossamer.cli", "train", "--seed", str(seed), "--out", str(target)]
-            command += ["--device", settings.device]
-            if settings.quick:
-                command += ["--epochs", "2"]
+            command += ["--device", settings.device, *(["--epochs", "2"] if settings.quick else [])]
             subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
             report = json.loads((target / "report.json").read_text())
         out.append(
@@ -37,15 +36,10 @@ def rows(settings: Settings) -> Rows:
                 "latency": report["latency"], "throughput": report["throughput"],
             }
         )  # fmt: skip
+        yield out[-1]
     accuracy = {key: [row["table"][key]["accuracy"] for row in out] for key in NETWORKS}
-    out.append(
-        {
-            "seed": MEAN,
-            "accuracy": {key: statistics.mean(values) for key, values in accuracy.items()},
-            "gap": statistics.mean(accuracy[DENSE]) - statistics.mean(accuracy[COMPACT]),
-        }
-    )
-    return out
+    means = {key: statistics.mean(values) for key, values in accuracy.items()}
+    yield {"seed": MEAN, "accuracy": means, "gap": means[DENSE] - means[COMPACT]}
 
 
 def _within(part: str, cell: Cell) -> Cell:
@@ -67,19 +61,15 @@ def _accuracy(name: str) -> Column:
     return f"{name} %", cell
 
 
-def digits(rows: Rows) -> str:
-    return table(
-        rows,
-        [
-            ("seed", lambda row: str(row["seed"])), *map(_accuracy, NETWORKS),
-            ("channels left", lambda row: f"{row['channels_left']:.0%}" if "channels_left" in row else ""),
-            ("parameters", _share("parameters")), ("FLOPs", _share("flops")),
-            ("throughput, batch 256", _within("throughput", ratio(COMPACT))),
-            ("masked only", _within("throughput", ratio(SPARSE))),
-            ("A/A", _within("throughput", ratio(f"{DENSE} (control)"))),
-            ("latency, batch 1", _within("latency", ratio(COMPACT))),
-        ],
-    )  # fmt: skip
+COLUMNS = (
+    ("seed", value("seed")), *map(_accuracy, NETWORKS),
+    ("channels left", lambda row: f"{row['channels_left']:.0%}" if "channels_left" in row else ""),
+    ("parameters", _share("parameters")), ("FLOPs", _share("flops")),
+    ("throughput, batch 256", _within("throughput", ratio(COMPACT))),
+    ("masked only", _within("throughput", ratio(SPARSE))),
+    ("A/A", _within("throughput", ratio(f"{DENSE} (control)"))),
+    ("latency, batch 1", _within("latency", ratio(COMPACT))),
+)  # fmt: skip
 
 
 def brief(rows: Rows) -> str:
@@ -105,4 +95,4 @@ def brief(rows: Rows) -> str:
     return lines(["network", "accuracy %", "parameters", "FLOPs", "throughput"], body)
 
 
-SECTION = Section(rows, Table(digits), {"brief": Table(brief, note=MEDIANS)})
+SECTION = Section(rows, Table(COLUMNS), {"brief": Table(brief, note=MEDIANS)})

@@ -7,28 +7,20 @@ all weights; its time is that step's time minus the median ordinary step, quoted
 from __future__ import annotations
 
 import statistics
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import nn
-from torch.nn import functional as F
 
 import gossamer as gs
-from gossamer.bench.cells import entry, milliseconds, table, value
-from gossamer.bench.section import Rows, Section, Settings, Table
+from gossamer.bench.cells import entry, milliseconds, value
+from gossamer.bench.section import Row, Section, Settings, Table
+from gossamer.bench.step import training_step
 from gossamer.measure import clock
 
 DENSE = "dense"
 METHODS = tuple(name for name in gs.training.METHODS if name != "static")  # whose mask never changes
-
-
-def _trainer(model: nn.Module, x: torch.Tensor, y: torch.Tensor, optimizer: torch.optim.Optimizer):
-    def step() -> None:
-        optimizer.zero_grad()
-        F.cross_entropy(model(x), y).backward()
-        optimizer.step()
-
-    return step
 
 
 def _method(name: str, model: nn.Module, optimizer: torch.optim.Optimizer, x: torch.Tensor, every: int):
@@ -52,22 +44,21 @@ def _build(settings: Settings) -> tuple[nn.Module, torch.optim.Optimizer, torch.
     return model, optimizer, x, torch.randint(0, 1000, (batch,), device=settings.device)
 
 
-def rows(settings: Settings) -> Rows:
+def rows(settings: Settings) -> Iterator[Row]:
     """One row per method: step ratio against the plain optimizer, and the update in dense steps."""
-    out = []
     for name in METHODS:
         dense_model, dense_optimizer, x, y = _build(settings)
         model, optimizer, _, _ = _build(settings)
         _method(name, model, optimizer, x, every=10**9)
-        dense_step = _trainer(dense_model, x, y, dense_optimizer)
+        dense_step = training_step(dense_model, dense_optimizer, x, y)
         run = gs.measure.interleave(
-            {DENSE: dense_step, name: _trainer(model, x, y, optimizer)},
+            {DENSE: dense_step, name: training_step(model, optimizer, x, y)},
             baseline=DENSE, reps=settings.reps, warmup=1, seconds=45,
         )  # fmt: skip
 
         model, optimizer, _, _ = _build(settings)
         method = _method(name, model, optimizer, x, every=4)  # Chase explores at 4, 8, .. and removes at 2, 6, ..
-        step = _trainer(model, x, y, optimizer)
+        step = training_step(model, optimizer, x, y)
         seconds: dict[str, list[float]] = {}
         for _ in range(4 if settings.quick else 16):
             start = clock.now()
@@ -77,14 +68,11 @@ def rows(settings: Settings) -> Rows:
             seconds.setdefault("+".join(happened) or "plain", []).append(took)
         plain = statistics.median(seconds.pop("plain"))
         updates = {kind: (statistics.median(times) - plain) for kind, times in seconds.items()}
-        out.append(
-            {
-                "model": "resnet50", "method": name, "batch": x.shape[0], **run.to_dict(),
-                "update_seconds": updates,
-                "update_in_dense_steps": {kind: cost / run[DENSE].median for kind, cost in updates.items()},
-            }
-        )  # fmt: skip
-    return out
+        yield {
+            "model": "resnet50", "method": name, "batch": x.shape[0], **run.to_dict(),
+            "update_seconds": updates,
+            "update_in_dense_steps": {kind: cost / run[DENSE].median for kind, cost in updates.items()},
+        }  # fmt: skip
 
 
 def _over_dense(row: dict[str, Any]) -> str:
@@ -92,19 +80,15 @@ def _over_dense(row: dict[str, Any]) -> str:
     return f"{ours['median'] / dense['median']:.3f}" if ours and dense else ""
 
 
-def overhead(rows: Rows) -> str:
-    return table(
-        rows,
-        [
-            ("method", value("method")), ("dense step ms", milliseconds(digits=0)),
-            ("step between updates, over dense", _over_dense),
-            ("A/A", lambda row: f"{row['control']['median'] / row['rows'][0]['median']:.3f}"),
-            (
-                "one event, in dense steps",
-                lambda row: ", ".join(f"{kind} {cost:.2f}" for kind, cost in row["update_in_dense_steps"].items()),
-            ),
-        ],
-    )  # fmt: skip
+COLUMNS = (
+    ("method", value("method")), ("dense step ms", milliseconds(digits=0)),
+    ("step between updates, over dense", _over_dense),
+    ("A/A", lambda row: f"{row['control']['median'] / row['rows'][0]['median']:.3f}"),
+    (
+        "one event, in dense steps",
+        lambda row: ", ".join(f"{kind} {cost:.2f}" for kind, cost in row["update_in_dense_steps"].items()),
+    ),
+)  # fmt: skip
 
 
-SECTION = Section(rows, Table(overhead))
+SECTION = Section(rows, Table(COLUMNS))

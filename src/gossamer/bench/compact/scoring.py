@@ -10,12 +10,12 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn import functional as F
 
 import gossamer as gs
 from gossamer.bench.cells import Column, table, value
 from gossamer.bench.compact.chase import chase
 from gossamer.bench.section import Rows, Section, Settings, Table
+from gossamer.bench.step import training_step
 from gossamer.data import batches, load, steps_per_epoch
 
 NETWORKS = ("convnet", "resnet20")
@@ -24,9 +24,7 @@ NORMALIZE = ("none", "group", "cost")
 EPOCHS = 6
 
 
-def _fit(
-    name: str, splits: Any, *, seed: int, epochs: int, normalize: str | None, device: str
-) -> tuple[nn.Module, gs.training.Chase | None]:
+def _fit(name: str, splits: Any, *, seed: int, epochs: int, normalize: str | None, device: str) -> nn.Module:
     """The recipe of `gossamer train`; `normalize=None` trains dense."""
     batch = 64
     total = epochs * steps_per_epoch(len(splits.train_x), batch)
@@ -36,19 +34,17 @@ def _fit(
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, max_lr=0.1, total_steps=total, pct_start=0.05, div_factor=20.0, cycle_momentum=False
     )
-    method, every = None, max(1, total // 50)
+    every = max(1, total // 50)
     if normalize is not None:
-        method = chase(
+        chase(
             model, optimizer, total, splits.train_x[:2].to(device), normalize=normalize, explore_every=every,
             channel_every=every, seed=seed, scope="all",
         )  # fmt: skip
     for epoch in range(epochs):
         for x, y in batches(splits.train_x, splits.train_y, batch_size=batch, seed=seed, epoch=epoch):
-            optimizer.zero_grad()
-            F.cross_entropy(model(x.to(device)), y.to(device)).backward()
-            optimizer.step()
+            training_step(model, optimizer, x.to(device), y.to(device))()
             schedule.step()
-    return model.eval(), method
+    return model.eval()
 
 
 def rows(settings: Settings) -> Rows:
@@ -59,7 +55,7 @@ def rows(settings: Settings) -> Rows:
         for seed in settings.seeds:
             splits = load("digits", seed=seed)
             for normalize in (None, *NORMALIZE):
-                model, _ = _fit(
+                model = _fit(
                     name, splits, seed=seed, epochs=1 if settings.quick else EPOCHS, normalize=normalize,
                     device=settings.device,
                 )  # fmt: skip

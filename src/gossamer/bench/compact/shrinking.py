@@ -7,21 +7,22 @@ channel events and compactions included, and the median step at the end.
 from __future__ import annotations
 
 import statistics
+from collections.abc import Iterator
 
 import torch
-from torch.nn import functional as F
 
 import gossamer as gs
-from gossamer.bench.cells import table, value
-from gossamer.bench.section import Rows, Section, Settings, Table
+from gossamer.bench.cells import value
+from gossamer.bench.section import Row, Section, Settings, Table
+from gossamer.bench.step import training_step
 from gossamer.measure import clock
+from gossamer.measure.interleave import turns
 
 DENSE, CONTROL, OURS = "dense", "dense (control)", "chase"
 
 
-def rows(settings: Settings) -> Rows:
+def rows(settings: Settings) -> Iterator[Row]:
     """One row per model: total step time of the shrinking run over the dense run, with a dense A/A control."""
-    out = []
     for name, length in (("vgg16", 300), ("convnet", 400), ("resnet20", 400)):
         shape, batch, steps = (3, 32, 32), 32, 40 if settings.quick else length
         runs: dict[str, list[float]] = {DENSE: [], CONTROL: [], OURS: []}
@@ -41,41 +42,28 @@ def rows(settings: Settings) -> Rows:
         for step in range(steps):
             x = torch.randn(batch, *shape, generator=generator).to(settings.device)
             y = torch.randint(0, 10, (batch,), generator=generator).to(settings.device)
-            keys = list(runs)
-            turn = step % len(keys)
-            for key in keys[turn:] + keys[:turn]:
-                model, optimizer = trainers[key]
+            for key in turns(list(runs), step):
+                run = training_step(*trainers[key], x, y)
                 start = clock.now()
-                optimizer.zero_grad()
-                F.cross_entropy(model(x), y).backward()
-                optimizer.step()
+                run()
                 if settings.device == "cuda":
                     torch.cuda.synchronize()
                 runs[key].append(clock.now() - start)
         total = {key: sum(times) for key, times in runs.items()}
         last = {key: statistics.median(times[-steps // 10 :]) for key, times in runs.items()}
-        out.append(
-            {
-                "model": name, "batch": batch, "steps": steps, "channel_sparsity": 0.5,
-                "seconds": total, "last_step": last,
-                "over_dense": total[OURS] / total[DENSE],
-                "control": total[CONTROL] / total[DENSE],
-                "channels_left": sum(int(a.sum()) for a in methods[OURS].channels().values()),
-            }
-        )  # fmt: skip
-    return out
+        yield {
+            "model": name, "batch": batch, "steps": steps, "channel_sparsity": 0.5,
+            "seconds": total, "last_step": last,
+            "over_dense": total[OURS] / total[DENSE], "control": total[CONTROL] / total[DENSE],
+            "channels_left": sum(int(a.sum()) for a in methods[OURS].channels().values()),
+        }  # fmt: skip
 
 
-def shrinking(rows: Rows) -> str:
-    return table(
-        rows,
-        [
-            ("model", value("model")), ("steps", value("steps")),
-            ("channel sparsity", value("channel_sparsity", ".0%")),
-            ("sum of step times over dense", value("over_dense", ".2f")), ("A/A", value("control", ".2f")),
-            ("last steps over dense", lambda row: f"{row['last_step'][OURS] / row['last_step'][DENSE]:.2f}"),
-        ],
-    )  # fmt: skip
+COLUMNS = (
+    ("model", value("model")), ("steps", value("steps")), ("channel sparsity", value("channel_sparsity", ".0%")),
+    ("sum of step times over dense", value("over_dense", ".2f")), ("A/A", value("control", ".2f")),
+    ("last steps over dense", lambda row: f"{row['last_step'][OURS] / row['last_step'][DENSE]:.2f}"),
+)  # fmt: skip
 
 
-SECTION = Section(rows, Table(shrinking))
+SECTION = Section(rows, Table(COLUMNS))

@@ -9,12 +9,15 @@ from __future__ import annotations
 
 import copy
 import logging
+from collections.abc import Iterator
+from functools import partial
+from itertools import product
 
 import torch
 from torch import nn
 
 import gossamer as gs
-from gossamer.bench.cells import milliseconds, ratio, table, value
+from gossamer.bench.cells import milliseconds, ratio, value
 from gossamer.bench.compact.channels import (
     COMPACT,
     CONTROL,
@@ -24,7 +27,7 @@ from gossamer.bench.compact.channels import (
     lowest_channels,
     share_removed,
 )  # fmt: skip
-from gossamer.bench.section import Rows, Section, Settings, Table
+from gossamer.bench.section import Row, Section, Settings, Table
 
 log = logging.getLogger(__name__)
 
@@ -62,46 +65,34 @@ def _candidates(model: nn.Module, x: torch.Tensor, fraction: float) -> tuple[dic
     return found, share_removed(keep)
 
 
-def rows(settings: Settings) -> Rows:
+def rows(settings: Settings) -> Iterator[Row]:
     """One row per model, share of channels removed, batch and memory format."""
     side = 64 if settings.quick else 224
-    out = []
-    for name in ("resnet50", "vgg16"):
-        for fraction in (0.4, 0.5):
-            torch.manual_seed(0)
-            model = gs.models.build(name, input_shape=(3, side, side), classes=1000).eval().to(settings.device)
-            nets, share = _candidates(model, torch.randn(1, 3, side, side, device=settings.device), fraction)
-            for batch in (1, 8):
-                for layout, memory_format in FORMATS.items():
-                    x = torch.randn(batch, 3, side, side, device=settings.device).to(memory_format=memory_format)
-                    calls = {}
-                    for key, net in nets.items():
-                        net = net.to(memory_format=memory_format)  # type: ignore[call-overload]  # torch's stubs lack this form
-                        calls[key] = lambda net=net, x=x: net(x)
-                    with torch.inference_mode():
-                        run = gs.measure.interleave(
-                            calls, baseline=DENSE, reps=min(settings.reps, 9), warmup=1, seconds=60
-                        )
-                    counts = {key: gs.measure.count(net, x).to_dict() for key, net in nets.items()}
-                    out.append(
-                        {
-                            "model": name, "removed": fraction, "batch": batch, "layout": layout,
-                            "share_removed": share, "counts": counts, **run.to_dict(),
-                        }
-                    )  # fmt: skip
-    return out
+    for name, fraction in product(("resnet50", "vgg16"), (0.4, 0.5)):
+        torch.manual_seed(0)
+        model = gs.models.build(name, input_shape=(3, side, side), classes=1000).eval().to(settings.device)
+        nets, share = _candidates(model, torch.randn(1, 3, side, side, device=settings.device), fraction)
+        for batch, (layout, memory_format) in product((1, 8), FORMATS.items()):
+            x = torch.randn(batch, 3, side, side, device=settings.device).to(memory_format=memory_format)
+            calls = {}
+            for key, net in nets.items():
+                net = net.to(memory_format=memory_format)  # type: ignore[call-overload]  # torch's stubs lack this form
+                calls[key] = partial(net, x)
+            with torch.inference_mode():
+                run = gs.measure.interleave(calls, baseline=DENSE, reps=min(settings.reps, 9), warmup=1, seconds=60)
+            counts = {key: gs.measure.count(net, x).to_dict() for key, net in nets.items()}
+            yield {
+                "model": name, "removed": fraction, "batch": batch, "layout": layout,
+                "share_removed": share, "counts": counts, **run.to_dict(),
+            }  # fmt: skip
 
 
-def throughput(rows: Rows) -> str:
-    return table(
-        rows,
-        [
-            ("model", value("model")), ("channels removed", value("share_removed", ".1%")), ("batch", value("batch")),
-            ("layout", value("layout")), ("dense ms", milliseconds(digits=1)),
-            (COMPACT, ratio(COMPACT)), ("FLOPs", flops(COMPACT)),
-            ("Torch-Pruning", ratio(PRUNING)), ("its FLOPs", flops(PRUNING)), ("masked only", ratio(MASKED)), CONTROL,
-        ],
-    )  # fmt: skip
+COLUMNS = (
+    ("model", value("model")), ("channels removed", value("share_removed", ".1%")), ("batch", value("batch")),
+    ("layout", value("layout")), ("dense ms", milliseconds(digits=1)), (COMPACT, ratio(COMPACT)),
+    ("FLOPs", flops(COMPACT)), ("Torch-Pruning", ratio(PRUNING)), ("its FLOPs", flops(PRUNING)),
+    ("masked only", ratio(MASKED)), CONTROL,
+)  # fmt: skip
 
 
-SECTION = Section(rows, Table(throughput))
+SECTION = Section(rows, Table(COLUMNS))

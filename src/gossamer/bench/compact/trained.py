@@ -7,16 +7,18 @@ from __future__ import annotations
 
 import copy
 import functools
+from collections.abc import Iterator
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
 import gossamer as gs
-from gossamer.bench.cells import milliseconds, ratio, table, value
+from gossamer.bench.cells import milliseconds, ratio, value
 from gossamer.bench.compact.channels import COMPACT, CONTROL, DENSE, flops
 from gossamer.bench.compact.chase import ROUND, chase
-from gossamer.bench.section import Rows, Section, Settings, Table
+from gossamer.bench.section import Row, Section, Settings, Table
+from gossamer.bench.step import training_step
 from gossamer.data import load
 
 CELLS = (  # network, how channels are compared, scope
@@ -47,17 +49,13 @@ def _trained(
     losses = []
     for step in range(steps):
         chosen = torch.randint(len(images), (batch,), generator=torch.Generator().manual_seed(step))
-        optimizer.zero_grad()
-        loss = F.cross_entropy(model(images[chosen].to(settings.device)), splits.train_y[chosen].to(settings.device))
-        loss.backward()
-        optimizer.step()
-        losses.append(float(loss.detach()))
+        x, y = images[chosen].to(settings.device), splits.train_y[chosen].to(settings.device)
+        losses.append(float(training_step(model, optimizer, x, y)()))
     return model.eval(), method, {"first": losses[0], "last": losses[-1]}
 
 
-def rows(settings: Settings) -> Rows:
+def rows(settings: Settings) -> Iterator[Row]:
     """One row per network, `normalize` and scope: Chase's own choice of channels, and its throughput."""
-    out = []
     side, batch = (64, 2) if settings.quick else (224, 8)
     for name, normalize, scope in CELLS:
         model, method, losses = _trained(name, normalize, scope, settings)
@@ -70,28 +68,18 @@ def rows(settings: Settings) -> Rows:
         counts = {key: gs.measure.count(net, x).to_dict() for key, net in ((DENSE, dense), (COMPACT, small))}
         alive = method.channels()
         left, total = (sum(int(count(a)) for a in alive.values()) for count in (torch.count_nonzero, torch.numel))
-        out.append(
-            {
-                "model": name, "normalize": normalize, "scope": scope, "batch": batch, "steps": method.step,
-                "loss": losses, "chosen_by": "Chase",
-                "share_removed": 1 - left / total,
-                "counts": counts,
-                "widths": {group: [int(a.sum()), a.numel()] for group, a in alive.items()},
-                **run.to_dict(),
-            }
-        )  # fmt: skip
-    return out
+        yield {
+            "model": name, "normalize": normalize, "scope": scope, "batch": batch, "steps": method.step,
+            "loss": losses, "chosen_by": "Chase", "share_removed": 1 - left / total, "counts": counts,
+            "widths": {group: [int(a.sum()), a.numel()] for group, a in alive.items()}, **run.to_dict(),
+        }  # fmt: skip
 
 
-def trained(rows: Rows) -> str:
-    return table(
-        rows,
-        [
-            ("model", value("model")), ("`normalize`", value("normalize")), ("`scope`", value("scope")),
-            ("channels removed", value("share_removed", ".1%")), ("batch", value("batch")),
-            ("dense ms", milliseconds(digits=1)), (COMPACT, ratio(COMPACT)), ("FLOPs", flops(COMPACT)), CONTROL,
-        ],
-    )  # fmt: skip
+COLUMNS = (
+    ("model", value("model")), ("`normalize`", value("normalize")), ("`scope`", value("scope")),
+    ("channels removed", value("share_removed", ".1%")), ("batch", value("batch")),
+    ("dense ms", milliseconds(digits=1)), (COMPACT, ratio(COMPACT)), ("FLOPs", flops(COMPACT)), CONTROL,
+)  # fmt: skip
 
 
-SECTION = Section(rows, Table(trained))
+SECTION = Section(rows, Table(COLUMNS))

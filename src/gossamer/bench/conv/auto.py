@@ -6,7 +6,8 @@ share of zeros.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,10 +15,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import gossamer as gs
-from gossamer.bench.cells import CONTROL, milliseconds, ratio, short, table, value
+from gossamer.bench.cells import CONTROL, milliseconds, ratio, short, value
 from gossamer.bench.conv.compare import CHANNELS_LAST, CONTIGUOUS, Calls, against, best_of
 from gossamer.bench.conv.layers import Layer, chosen, operand
-from gossamer.bench.section import Rows, Section, Settings, Table
+from gossamer.bench.section import Row, Section, Settings, Table
 
 AUTO, ALWAYS = "auto", "skip always"
 LEARN = 30  # calls before the clock starts: the tuner's trial takes these
@@ -34,28 +35,21 @@ def candidates(layer: Layer, batch: int, zeros: float) -> Calls:
     dy = operand(batch, layer.outputs, layer.out_side, zeros, "random", seed=2)
     weight = layer.weight()
     last = weight.contiguous(memory_format=torch.channels_last)
-    site = gs.planner.Site(layer.name)
 
-    def torch_conv(x: Tensor, weight: Tensor) -> Tensor:
-        return F.conv2d(x, weight, stride=layer.stride, padding=layer.padding)
-
-    def auto(x: Tensor, weight: Tensor) -> Tensor:
-        return gs.ops.conv2d(x, weight, stride=layer.stride, padding=layer.padding, site=site)
-
-    def always(x: Tensor, weight: Tensor) -> Tensor:
-        return gs.ops.conv2d(x, weight, stride=layer.stride, padding=layer.padding, skip="input")
-
+    geometry: dict[str, Any] = {"stride": layer.stride, "padding": layer.padding}
+    torchs = partial(F.conv2d, **geometry)
+    auto = partial(gs.ops.conv2d, **geometry, site=gs.planner.Site(layer.name))
+    always = partial(gs.ops.conv2d, **geometry, skip="input")
     return {
-        CHANNELS_LAST: _step(torch_conv, x, dy, last),
-        CONTIGUOUS: _step(torch_conv, x.contiguous(), dy.contiguous(), weight),
+        CHANNELS_LAST: _step(torchs, x, dy, last),
+        CONTIGUOUS: _step(torchs, x.contiguous(), dy.contiguous(), weight),
         AUTO: _step(auto, x, dy, last),
         ALWAYS: _step(always, x, dy, last),
     }
 
 
-def rows(settings: Settings) -> Rows:
+def rows(settings: Settings) -> Iterator[Row]:
     """One row per layer and share of zeros."""
-    out = []
     for layer in chosen(settings):
         best = ""
         for zeros in (0.0, 0.9) if settings.quick else (0.0, 0.5, 0.9):
@@ -64,18 +58,13 @@ def rows(settings: Settings) -> Rows:
             for _ in range(2 if settings.quick else LEARN):
                 calls[AUTO]()
             calls = {name: calls[name] for name in (best, AUTO, ALWAYS)}
-            out.append({"layer": layer.name, "zeros": zeros, **against(best, calls, settings, seconds=1.5)})
-    return out
+            yield {"layer": layer.name, "zeros": zeros, **against(best, calls, settings, seconds=1.5)}
 
 
-def auto(rows: Rows) -> str:
-    return table(
-        rows,
-        [
-            ("layer", value("layer")), ("zeros", value("zeros", ".0%")), ("best torch ms", milliseconds()),
-            ('`skip="auto"`', ratio(AUTO)), ('`skip="input"`', short(ALWAYS)), CONTROL,
-        ],
-    )  # fmt: skip
+COLUMNS = (
+    ("layer", value("layer")), ("zeros", value("zeros", ".0%")), ("best torch ms", milliseconds()),
+    ('`skip="auto"`', ratio(AUTO)), ('`skip="input"`', short(ALWAYS)), CONTROL,
+)  # fmt: skip
 
 
-SECTION = Section(rows, Table(auto), on_gpu=False)
+SECTION = Section(rows, Table(COLUMNS), on_gpu=False)

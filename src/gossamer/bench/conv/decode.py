@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import itertools
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 import torch
@@ -17,7 +17,7 @@ from torch import nn
 
 import gossamer as gs
 from gossamer.bench.cells import CONTROL, Column, ratio, short, table, value
-from gossamer.bench.section import MEDIANS, Rows, Section, Settings, Table
+from gossamer.bench.section import MEDIANS, Row, Rows, Section, Settings, Table
 from gossamer.nn.threshold.linear import store_by_input
 
 LOG = logging.getLogger(__name__)
@@ -54,17 +54,16 @@ def step(model: nn.Module, ids: torch.Tensor) -> Callable[[], torch.Tensor]:
     return run
 
 
-def rows(settings: Settings) -> Rows:
+def rows(settings: Settings) -> Iterator[Row]:
     """One row per setting of thresholds; the baseline is the dense model in torch's faster memory order."""
     dense = llama(settings.quick)
     if dense is None:
-        return []
+        return
     ours = copy.deepcopy(dense)
     vocabulary = dense.get_parameter("model.embed_tokens.weight").shape[0]
     generator = torch.Generator().manual_seed(7)
     data = torch.randint(vocabulary, (1, 32 if settings.quick else 128), generator=generator)
     ids = torch.randint(vocabulary, (1, CONTEXT + TOKENS), generator=generator)
-    out = []
     with torch.inference_mode():
         order = _faster_order(dense, ids)
         base = step(dense, ids)
@@ -80,16 +79,13 @@ def rows(settings: Settings) -> Rows:
             run = gs.measure.interleave({DENSE: base, OURS: step(ours, ids)}, reps=settings.reps, seconds=8)
         stats = report.stats()
         used = sum(row.bytes * stats[row.name]["density"] for row in report.rows)
-        out.append(
-            {
-                "sparsity": name, "dense order": order, **run.to_dict(),
-                "tokens_per_second": {row.name: 1 / row.median for row in run.rows},
-                "expected": report.sparsity, "realised": 1 - used / report.bytes,
-                "share_of_bytes": report.bytes / _bytes(dense),
-            }
-        )  # fmt: skip
+        yield {
+            "sparsity": name, "dense order": order, **run.to_dict(),
+            "tokens_per_second": {row.name: 1 / row.median for row in run.rows},
+            "expected": report.sparsity, "realised": 1 - used / report.bytes,
+            "share_of_bytes": report.bytes / _bytes(dense),
+        }  # fmt: skip
         report.undo()
-    return out
 
 
 def _apply(model: nn.Module, data: torch.Tensor, gates: float, rest: float | None) -> gs.nn.ThresholdReport:
@@ -134,21 +130,14 @@ def _speed(head: str, name: str) -> Column:
     return head, lambda row: f"{row['tokens_per_second'][name]:.1f}"
 
 
-def decode(rows: Rows) -> str:
-    return table(
-        rows,
-        [
-            ("left out", value("sparsity")),
-            ("share of the weights read", lambda row: f"{1 - row['realised'] * row['share_of_bytes']:.0%}"),
-            _speed("dense tokens/s", DENSE), _speed("tokens/s", OURS), ("ratio", ratio(OURS)), CONTROL,
-        ],
-    )  # fmt: skip
+SPEEDS = (("left out", value("sparsity")), _speed("dense tokens/s", DENSE), _speed("tokens/s", OURS))
+SHARE = ("share of the weights read", lambda row: f"{1 - row['realised'] * row['share_of_bytes']:.0%}")
+COLUMNS = (SPEEDS[0], SHARE, *SPEEDS[1:], ("ratio", ratio(OURS)), CONTROL)
 
 
 def brief(rows: Rows) -> str:
     """Every third setting: nothing left out, half of everything, closed gates too."""
-    speeds = (_speed("dense tokens/s", DENSE), _speed("tokens/s", OURS))
-    return table(rows[::3], [("left out", value("sparsity")), *speeds, ("ratio", short(OURS))])
+    return table(rows[::3], [*SPEEDS, ("ratio", short(OURS))])
 
 
-SECTION = Section(rows, Table(decode), {"brief": Table(brief, note=MEDIANS)}, on_gpu=False)
+SECTION = Section(rows, Table(COLUMNS), {"brief": Table(brief, note=MEDIANS)}, on_gpu=False)

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator
+from functools import partial
+from itertools import product
 from typing import Any
 
 import torch
@@ -15,9 +17,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import gossamer as gs
-from gossamer.bench.cells import CONTROL, Column, milliseconds, ratio, table, value
+from gossamer.bench.cells import CONTROL, milliseconds, ratio, value
 from gossamer.bench.dense import choose
-from gossamer.bench.section import Rows, Section, Settings, Table
+from gossamer.bench.section import Row, Section, Settings, Table
 from gossamer.ops.dense import ENGINES
 
 SHAPES = ((4096, 11008), (11008, 4096))  # features in, features out: the feed-forward block of a 7B Llama
@@ -30,8 +32,7 @@ SKIP, GATED = "skip_mv", "gated_mv"
 
 def _turn(values: list[Any]) -> Callable[[], Any]:
     """A function that returns the next of them, for ever."""
-    ring: Iterator[Any] = itertools.cycle(values)
-    return lambda: next(ring)
+    return partial(next, itertools.cycle(values))
 
 
 def _copies(weight: Tensor) -> Callable[[], Tensor]:
@@ -73,9 +74,9 @@ def _engines(batch: int, weights: list[Tensor], drawn: Callable[[int], Callable[
     return out
 
 
-def rows(settings: Settings) -> Rows:
+@torch.inference_mode()
+def rows(settings: Settings) -> Iterator[Row]:
     """One row per shape, rows at once and share of zeros; ratios are over the fastest dense product."""
-    out = []
     # The dtype that people decode in: 16 bits on a GPU.
     like: dict[str, Any] = {
         "device": settings.device,
@@ -86,29 +87,20 @@ def rows(settings: Settings) -> Rows:
         weight = weight.to(**like)
         by_output = [weight.t().contiguous() for _ in range(COPIES)]
         copies = {"input": _copies(weight), "output": _turn(by_output), "whole": by_output}
-        for batch in (1, 2, 4, 8) if settings.full else (1, 4):
-            for zeros in (0.0, 0.9) if settings.quick else ZEROS:
-                with torch.inference_mode():
-                    calls = candidates(inputs, outputs, batch, zeros, copies, like)
-                    found = {name: calls[name] for name in (*BASELINES, *OTHERS) if name in calls}
-                    facts = choose(found, {}, "", settings, 2 * batch * inputs * outputs)
-                    run = gs.measure.interleave(calls, baseline=facts["engine"], reps=settings.reps, seconds=4)
-                out.append({"in": inputs, "out": outputs, "batch": batch, "zeros": zeros, **facts, **run.to_dict()})
-    return out
+        batches, shares = (1, 2, 4, 8) if settings.full else (1, 4), (0.0, 0.9) if settings.quick else ZEROS
+        for batch, zeros in product(batches, shares):
+            calls = candidates(inputs, outputs, batch, zeros, copies, like)
+            found = {name: calls[name] for name in (*BASELINES, *OTHERS) if name in calls}
+            facts = choose(found, {}, "", settings, 2 * batch * inputs * outputs)
+            run = gs.measure.interleave(calls, baseline=facts["engine"], reps=settings.reps, seconds=4)
+            yield {"in": inputs, "out": outputs, "batch": batch, "zeros": zeros, **facts, **run.to_dict()}
 
 
-def gemv(rows: Rows) -> str:
-    def torchs(name: str) -> Column:
-        return f"{name.replace(',', '')} ms", milliseconds(name)
-
-    return table(
-        rows,
-        [
-            ("features", lambda row: f"{row['in']} to {row['out']}"), ("rows", value("batch")),
-            ("zeros", value("zeros", ".0%")), *map(torchs, BASELINES), ("over", value("baseline")),
-            *((f"`{name}`", ratio(name)) for name in (SKIP, GATED)), CONTROL,
-        ],
-    )  # fmt: skip
+COLUMNS = (
+    ("features", lambda row: f"{row['in']} to {row['out']}"), ("rows", value("batch")),
+    ("zeros", value("zeros", ".0%")), *((f"{name.replace(',', '')} ms", milliseconds(name)) for name in BASELINES),
+    ("over", value("baseline")), *((f"`{name}`", ratio(name)) for name in (SKIP, GATED)), CONTROL,
+)  # fmt: skip
 
 
-SECTION = Section(rows, Table(gemv))
+SECTION = Section(rows, Table(COLUMNS))

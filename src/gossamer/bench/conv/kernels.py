@@ -7,7 +7,8 @@ in the call, as a training step must. The weight gradient has no weights to pack
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from itertools import product
 from typing import Literal
 
 import torch
@@ -16,10 +17,10 @@ from torch.nn import functional as F
 
 from gossamer.bench.cells import Column, milliseconds, table, value
 from gossamer.bench.conv import onnx
-from gossamer.bench.conv.compare import CHANNELS_LAST, CONTIGUOUS, Calls, against, best_of, crossover
+from gossamer.bench.conv.compare import CHANNELS_LAST, CONTIGUOUS, Calls, against, best_of
 from gossamer.bench.conv.layers import ZEROS, Layer, chosen, operand
-from gossamer.bench.conv.passes import KEPT, OF_DY, OF_X, PACKING, PASSES, curves, in_training
-from gossamer.bench.section import Rows, Section, Settings, Table
+from gossamer.bench.conv.passes import KEPT, OF_DY, OF_X, PACKING, PASSES, crossing, curves, in_training
+from gossamer.bench.section import Row, Rows, Section, Settings, Table
 from gossamer.kernels.cpu.skip_conv import skip_conv, skip_pack
 from gossamer.kernels.cpu.skip_conv_weight import skip_conv_weight
 
@@ -137,25 +138,16 @@ def curve(layer: Layer, which: str, batch: int, settings: Settings) -> Rows:
         if (masks, zeros) == ("random", 0.5):
             calls.update(converting(layer, which, batch, zeros, best))
         out.append({**facts, "masks": masks, "zeros": zeros, **against(best, calls, settings, seconds=0.8)})
-    ours = in_training(which)
-    line = [
-        (row["zeros"], entry["ratio"])
-        for row in out if row["masks"] == "random" for entry in row["rows"] if entry["name"] == ours
-    ]  # fmt: skip
-    return [*out, {**facts, "best": best, "crossover": crossover(line)}]
+    found = crossing((row for row in out if row["masks"] == "random"), which)
+    return [*out, {**facts, "best": best, "crossover": found}]
 
 
-def rows(settings: Settings) -> Rows:
+@torch.inference_mode()
+def rows(settings: Settings) -> Iterator[Row]:
     """Batch 16; with `full` also batch 1."""
     batches = (2,) if settings.quick else (16, 1) if settings.full else (16,)
-    with torch.inference_mode():
-        return [
-            row
-            for batch in batches
-            for layer in chosen(settings)
-            for which in PASSES
-            for row in curve(layer, which, batch, settings)
-        ]
+    for batch, layer, which in product(batches, chosen(settings), PASSES):
+        yield from curve(layer, which, batch, settings)
 
 
 def baselines(rows: Rows) -> str:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from itertools import product
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from gossamer.bench.conv.compare import Calls, against, crossover
+from gossamer.bench.conv.compare import Calls, against
 from gossamer.bench.conv.layers import ZEROS, operand
-from gossamer.bench.conv.passes import KEPT, OF_DY, OF_X, PACKING, PASSES, curves, in_training
+from gossamer.bench.conv.passes import KEPT, OF_DY, OF_X, PACKING, PASSES, crossing, curves
 from gossamer.bench.dense import use_fastest
-from gossamer.bench.section import Rows, Section, Settings, Table
+from gossamer.bench.section import Row, Section, Settings, Table
 from gossamer.kernels.cpu.skip_conv import skip_conv, skip_pack
 from gossamer.kernels.cpu.skip_conv_weight import skip_conv_weight
 
@@ -35,15 +37,7 @@ def candidates(which: str, count: int, inputs: int, outputs: int, zeros: float) 
         def gradient(side: Literal["x", "dy"]) -> Tensor:
             return skip_conv_weight(*image, None, one, one, none, one, side)[0].view(outputs, inputs)
 
-        return (
-            {
-                DENSE: lambda: dy.t() @ x,
-                OF_X: lambda: gradient("x"),
-                OF_DY: lambda: gradient("dy"),
-            },
-            dy.t(),
-            x,
-        )
+        return {DENSE: lambda: dy.t() @ x, OF_X: lambda: gradient("x"), OF_DY: lambda: gradient("dy")}, dy.t(), x
     left, right, out = (x, weight.t(), outputs) if which == "forward" else (dy, weight, inputs)
     source = right.t()[:, :, None, None]
 
@@ -55,36 +49,25 @@ def candidates(which: str, count: int, inputs: int, outputs: int, zeros: float) 
         return y.view(count, out)
 
     packed = skip_pack(source)
-    return (
-        {
-            DENSE: lambda: left @ right,
-            KEPT: lambda: run(packed),
-            PACKING: lambda: run(skip_pack(source)),
-        },
-        left,
-        right,
-    )
+    calls = {DENSE: lambda: left @ right, KEPT: lambda: run(packed), PACKING: lambda: run(skip_pack(source))}
+    return calls, left, right
 
 
-def rows(settings: Settings) -> Rows:
+@torch.inference_mode()
+def rows(settings: Settings) -> Iterator[Row]:
     """One row per shape, pass and share of zeros, then one with the crossover."""
     count, shapes = (64, ((64, 96),)) if settings.quick else (2048, SHAPES if settings.full else SHAPES[:1])
-    out: Rows = []
-    with torch.inference_mode():
-        for inputs, outputs in shapes:
-            for which in PASSES:
-                facts = {"layer": f"{count} x {inputs}->{outputs}", "pass": which}
-                line = []
-                for zeros in (0.0, 0.9) if settings.quick else ZEROS:
-                    calls, left, right = candidates(which, count, inputs, outputs, zeros)
-                    constant: Literal["b"] | None = "b" if which == "forward" else None
-                    engines = use_fastest(calls, DENSE, settings, left, right, constant)
-                    found = against(DENSE, calls, settings, seconds=1.5)
-                    out.append({**facts, "masks": "random", "zeros": zeros, **engines, **found})
-                    ours = in_training(which)
-                    line.append((zeros, next(e["ratio"] for e in found["rows"] if e["name"] == ours)))
-                out.append({**facts, "crossover": crossover(line)})
-    return out
+    for (inputs, outputs), which in product(shapes, PASSES):
+        facts = {"layer": f"{count} x {inputs}->{outputs}", "pass": which}
+        constant: Literal["b"] | None = "b" if which == "forward" else None
+        line = []
+        for zeros in (0.0, 0.9) if settings.quick else ZEROS:
+            calls, left, right = candidates(which, count, inputs, outputs, zeros)
+            engines = use_fastest(calls, DENSE, settings, left, right, constant)
+            found = against(DENSE, calls, settings, seconds=1.5)
+            line.append({**facts, "masks": "random", "zeros": zeros, **engines, **found})
+            yield line[-1]
+        yield {**facts, "crossover": crossing(line, which)}
 
 
 SECTION = Section(rows, Table(curves), on_gpu=False)

@@ -10,12 +10,12 @@ the rest of a step.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from itertools import product
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 import gossamer as gs
 from gossamer.bench.cells import CONTROL, Cell, Column, milliseconds, ratio, short, table, value
@@ -24,8 +24,10 @@ from gossamer.bench.conv.calibrate import calibrate, reached
 from gossamer.bench.conv.compare import CHANNELS_LAST, CONTIGUOUS
 from gossamer.bench.conv.images import photographs
 from gossamer.bench.section import MEDIANS, Row, Rows, Section, Settings, Table
+from gossamer.bench.step import training_step
 from gossamer.measure import Comparison, clock
 from gossamer.measure import Row as Timed
+from gossamer.measure.interleave import turns
 
 OURS = "gs.nn.skip_zeros"
 PLAIN = "gs.nn.skip_zeros, contiguous input"
@@ -42,22 +44,7 @@ MOST, LEAST, SECONDS = 15, 5, 40.0  # rounds: as many as fit into so many second
 Step = Callable[[], Any]
 
 
-def training_step(model: nn.Module, x: Tensor, y: Tensor, rate: float = 0.0) -> Step:
-    """Forward, backward, and SGD with momentum."""
-    optimizer = torch.optim.SGD(model.parameters(), lr=rate, momentum=0.9)
-    model.train()
-
-    def step() -> None:
-        optimizer.zero_grad()
-        F.cross_entropy(model(x), y).backward()
-        optimizer.step()
-
-    return step
-
-
 def inference_step(model: nn.Module, x: Tensor) -> Step:
-    model.eval()
-
     def step() -> Tensor:
         with torch.inference_mode():
             return model(x)
@@ -92,9 +79,7 @@ def rounds(steps: dict[str, Step], reps: int, learn: int) -> dict[str, list[dict
     for rep in range(reps):
         if rep >= LEAST and clock.now() - start > SECONDS:
             break
-        turn = rep % len(names)
-        order = names[turn:] + names[:turn]
-        for name in order if rep % 2 else reversed(order):
+        for name in turns(names, rep):
             samples[name].append(split.timed(calls[name]))
     return samples
 
@@ -122,10 +107,10 @@ def row(name: str, mode: str, settings: Settings) -> dict[str, Any]:
     model.train(mode == "training")
     found = reached(copy.deepcopy(model), x)
     made = arms(model, x)
-    if mode == "training":
-        steps = {key: training_step(net, image, y) for key, (net, image, _) in made.items()}
-    else:
-        steps = {key: inference_step(net, image) for key, (net, image, _) in made.items()}
+    steps: dict[str, Step] = {}
+    for key, (net, image, _) in made.items():
+        still = torch.optim.SGD(net.parameters(), lr=0.0, momentum=0.9)
+        steps[key] = training_step(net, still, image, y) if mode == "training" else inference_step(net, image)
     samples = rounds(steps, 1 if settings.quick else min(settings.reps, MOST), 1 if settings.quick else LEARN)
     return {
         "network": name, "mode": mode, "batch": batch, "side": side,
@@ -138,10 +123,11 @@ def row(name: str, mode: str, settings: Settings) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def rows(settings: Settings) -> Rows:
+def rows(settings: Settings) -> Iterator[Row]:
     """Every network in training, then in inference; a quick run leaves out ResNet-50, which Fixup's is like."""
-    names = [name for name in densities.AUTHORS if not (settings.quick and name == "resnet50")]
-    return [row(name, mode, settings) for mode in ("training", "inference") for name in names]
+    for mode, name in product(("training", "inference"), densities.AUTHORS):
+        if not (settings.quick and name == "resnet50"):
+            yield row(name, mode, settings)
 
 
 def _of_conv(cell: Cell) -> Cell:
@@ -158,21 +144,16 @@ def _outside(name: str | None = None) -> Cell:
     return cell
 
 
-def networks(rows: Rows) -> str:
-    head, control = CONTROL
-    return table(
-        rows,
-        [
-            ("network", value("network")), ("step", value("mode")), ("batch", value("batch")),
-            ("mean zeros", value("zeros", ".0%")),
-            ("convolutions: torch ms", _of_conv(milliseconds())), ("ours", _of_conv(ratio(OURS))),
-            (head, _of_conv(control)),
-            ("published", lambda row: f"{row['published']:.2f}x" if row["published"] else ""),
-            ("whole step: torch ms", milliseconds()), ("ours", ratio(OURS)), ("contiguous input", short(PLAIN)),
-            ("packs kept and channels_last", short(ASKED)), CONTROL,
-            ("outside the convolutions: torch ms", _outside()), ("ours ms", _outside(OURS)),
-        ],
-    )  # fmt: skip
+COLUMNS = (
+    ("network", value("network")), ("step", value("mode")), ("batch", value("batch")),
+    ("mean zeros", value("zeros", ".0%")),
+    ("convolutions: torch ms", _of_conv(milliseconds())), ("ours", _of_conv(ratio(OURS))),
+    (CONTROL[0], _of_conv(CONTROL[1])),
+    ("published", lambda row: f"{row['published']:.2f}x" if row["published"] else ""),
+    ("whole step: torch ms", milliseconds()), ("ours", ratio(OURS)), ("contiguous input", short(PLAIN)),
+    ("packs kept and channels_last", short(ASKED)), CONTROL,
+    ("outside the convolutions: torch ms", _outside()), ("ours ms", _outside(OURS)),
+)  # fmt: skip
 
 
 def brief(rows: Rows) -> str:
@@ -189,4 +170,4 @@ def brief(rows: Rows) -> str:
     return table(list(found.values()), [("network", value("network")), *columns])
 
 
-SECTION = Section(rows, Table(networks), {"brief": Table(brief, note=MEDIANS)}, on_gpu=False)
+SECTION = Section(rows, Table(COLUMNS), {"brief": Table(brief, note=MEDIANS)}, on_gpu=False)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import statistics
+from collections.abc import Iterable
 from itertools import groupby
 from typing import Any
 
 from gossamer.bench.cells import Column, entry, milliseconds, table, value
-from gossamer.bench.section import Rows
+from gossamer.bench.conv.compare import crossover
+from gossamer.bench.section import Row, Rows
 
 PASSES = ("forward", "input", "weight")
 KEPT, PACKING = "ours", "ours, packing"  # of the forward pass and of the gradient by the input
@@ -17,6 +19,12 @@ OF_X, OF_DY = "ours, zeros of x", "ours, zeros of dy"  # of the gradient by the 
 def in_training(which: str) -> str:
     """The candidate that a training step uses."""
     return OF_X if which == "weight" else PACKING
+
+
+def crossing(rows: Iterable[Row], which: str) -> float | None:
+    """The share of zeros from which on skipping wins in a training step, of rows of one pass with random masks."""
+    found = ((row["zeros"], entry(row, in_training(which))) for row in rows)
+    return crossover([(zeros, each["ratio"]) for zeros, each in found if each])
 
 
 def _pair(row: dict[str, Any]) -> str:

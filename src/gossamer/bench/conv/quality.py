@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import sysconfig
+from collections.abc import Iterator
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import gossamer as gs
-from gossamer.bench.cells import table, value
-from gossamer.bench.section import Rows, Section, Settings, Table
+from gossamer.bench.cells import value
+from gossamer.bench.section import Row, Section, Settings, Table
 
 SPARSITIES = (0.25, 0.4, 0.5, 0.6, 0.7, 0.8)
 WINDOW = 128
@@ -103,55 +105,41 @@ def perplexity(model: CharacterModel, batch: Tensor) -> float:
     return float(torch.stack(losses).mean().exp())
 
 
-def rows(settings: Settings) -> Rows:
+def rows(settings: Settings) -> Iterator[Row]:
     """One row per model, kind of threshold and sparsity; perplexity per character on files that were not trained on."""
     ids, held = text(settings.quick)
     dim, hidden, depth, steps = (32, 64, 2, 3) if settings.quick else (128, 384, 4, 300)
     batch = windows(held, 8 if settings.quick else 256, torch.Generator().manual_seed(2))
     sample = windows(ids, 4 if settings.quick else 24, torch.Generator().manual_seed(3))[:, :-1]
     keep = round(0.08 * hidden)
-    out: Rows = []
-    for name, activation in (
+    models = (
         ("SiLU", "silu"),
         ("ReLU", "relu"),
         (f"statistical top-k, {keep} of {hidden}", gs.nn.StatisticalTopK(keep)),
-    ):
+    )
+    for name, activation in models:
         torch.manual_seed(0)
         model = CharacterModel(dim, hidden, depth, activation)
         train(model, ids, steps)
-        facts = {"model": name, "steps": steps}
-        dense = perplexity(model, batch)
-        out.append(
-            {**facts, "thresholds": "none", "sparsity": 0.0, "perplexity": dense, "gates": _closed(model, batch)}
-        )
+
+        def row(found: CharacterModel, thresholds: str, sparsity: float, name: str = name, **facts: Any) -> Row:
+            return {
+                "model": name, "steps": steps, "thresholds": thresholds, "sparsity": sparsity, **facts,
+                "perplexity": perplexity(found, batch), "gates": _closed(found, batch),
+            }  # fmt: skip
+
+        yield row(model, "none", 0.0)
         if name != "SiLU":
             continue
-        for sparsity in (0.5,) if settings.quick else SPARSITIES:
-            for allocation in ("uniform", "greedy"):
-                found = copy.deepcopy(model)
-                report = gs.nn.threshold(
-                    found, sample, sparsity, allocation=allocation, layers=["layers.*"], prefill="threshold"
-                )
-                out.append(
-                    {
-                        **facts, "thresholds": allocation, "sparsity": sparsity, "expected": report.sparsity,
-                        "perplexity": perplexity(found, batch), "gates": _closed(found, batch),
-                    }
-                )  # fmt: skip
+        for sparsity, allocation in product((0.5,) if settings.quick else SPARSITIES, ("uniform", "greedy")):
+            found = copy.deepcopy(model)
+            options: dict[str, Any] = {"allocation": allocation, "layers": ["layers.*"], "prefill": "threshold"}
+            report = gs.nn.threshold(found, sample, sparsity, **options)
+            yield row(found, allocation, sparsity, expected=report.sparsity)
         for sparsity in (0.5,) if settings.quick else (0.5, 0.7, 0.9):
             found = copy.deepcopy(model)
             gs.nn.threshold(found, sample, sparsity, layers=["layers.*.mlp"])
-            gates = _closed(found, batch)
-            out.append(
-                {
-                    **facts,
-                    "thresholds": "gates",
-                    "sparsity": sparsity,
-                    "perplexity": perplexity(found, batch),
-                    "gates": gates,
-                }
-            )
-    return out
+            yield row(found, "gates", sparsity)
 
 
 def _closed(model: CharacterModel, batch: Tensor) -> float:
@@ -171,15 +159,10 @@ def _closed(model: CharacterModel, batch: Tensor) -> float:
     return sum(shares) / len(shares)
 
 
-def quality(rows: Rows) -> str:
-    return table(
-        rows,
-        [
-            ("trained with", value("model")), ("thresholds", value("thresholds")),
-            ("sparsity", value("sparsity", ".0%")),
-            ("gates closed", value("gates", ".0%")), ("perplexity", value("perplexity", ".3f")),
-        ],
-    )  # fmt: skip
+COLUMNS = (
+    ("trained with", value("model")), ("thresholds", value("thresholds")), ("sparsity", value("sparsity", ".0%")),
+    ("gates closed", value("gates", ".0%")), ("perplexity", value("perplexity", ".3f")),
+)  # fmt: skip
 
 
-SECTION = Section(rows, Table(quality, note=""), on_gpu=False)
+SECTION = Section(rows, Table(COLUMNS, note=""), on_gpu=False)

@@ -14,6 +14,7 @@ from __future__ import annotations
 import copy
 import math
 import statistics
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
@@ -22,12 +23,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import gossamer as gs
-from gossamer.bench.cells import lines, table, value
+from gossamer.bench.cells import lines, value
 from gossamer.bench.conv import split
 from gossamer.bench.conv.compare import CHANNELS_LAST, CONTIGUOUS
 from gossamer.bench.conv.images import digits
 from gossamer.bench.conv.networks import OURS, TOY, arms
-from gossamer.bench.section import Rows, Section, Settings, Table
+from gossamer.bench.section import Row, Rows, Section, Settings, Table
+from gossamer.bench.step import training_step
+from gossamer.measure.interleave import turns
 
 PARTS = ("forward", "by input", "by weight")
 SIDES = {"x": "input", "dy": "gradient"}
@@ -59,12 +62,13 @@ def log_zeros(model: nn.Module, x: Tensor, y: Tensor) -> list[dict[str, Any]]:
     return out
 
 
-def _step(net: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor, y: Tensor, losses: list[float]) -> None:
-    optimizer.zero_grad()
-    loss = F.cross_entropy(net(x), y)
-    loss.backward()
-    optimizer.step()
-    losses.append(loss.item())
+def _laid_out(x: Tensor, key: str) -> Tensor:
+    """A batch in the memory format of a copy of the network."""
+    return x.contiguous(memory_format=torch.contiguous_format if key == CONTIGUOUS else torch.channels_last)
+
+
+def _noted(step: Callable[[], Tensor], losses: list[float]) -> None:
+    losses.append(step().item())
 
 
 def _apart(net: nn.Module, dense: nn.Module, x: Tensor, y: Tensor) -> tuple[float, float]:
@@ -133,20 +137,14 @@ def row(name: str, settings: Settings) -> dict[str, Any]:
             if i == limit:
                 break
             if step_number < EXACT and step_number % CHECK == 0:
-                image = x.contiguous(memory_format=torch.channels_last)
                 for key, found in same_weights.items():
-                    found.append(_apart(made[key][0], made[CHANNELS_LAST][0], image, y))
-            keys = list(made)
-            turn = step_number % len(keys)
-            for key in keys[turn:] + keys[:turn]:
-                layout = torch.contiguous_format if key == CONTIGUOUS else torch.channels_last
-                image = x.contiguous(memory_format=layout)
-                step = partial(_step, made[key][0], optimizers[key], image, y, losses[key])
-                samples[key].append(split.timed(step))
+                    found.append(_apart(made[key][0], made[CHANNELS_LAST][0], _laid_out(x, CHANNELS_LAST), y))
+            for key in turns(list(made), step_number):
+                step = training_step(made[key][0], optimizers[key], _laid_out(x, key), y)
+                samples[key].append(split.timed(partial(_noted, step, losses[key])))
             step_number += 1
         for key, (net, _, _) in made.items():
-            layout = torch.contiguous_format if key == CONTIGUOUS else torch.channels_last
-            each = _by_input(net, x.contiguous(memory_format=layout), y, samples=1 if settings.quick else 3)
+            each = _by_input(net, _laid_out(x, key), y, samples=1 if settings.quick else 3)
             by_input[key] += each * step_number / (epoch + 1)
         zeros.append({"epoch": epoch, "layers": log_zeros(copy.deepcopy(made[CHANNELS_LAST][0]), x, y)})
     seconds = {key: {part: sum(s[part] for s in found) for part in found[0]} for key, found in samples.items()}
@@ -173,9 +171,9 @@ def row(name: str, settings: Settings) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def rows(settings: Settings) -> Rows:
+def rows(settings: Settings) -> Iterator[Row]:
     """One row per network, without Fixup's in a quick run. All steps count, also those in which ours learns."""
-    return [row(name, settings) for name in RATE if not (settings.quick and name == "fixup_resnet50")]
+    return (row(name, settings) for name in RATE if not (settings.quick and name == "fixup_resnet50"))
 
 
 def _parts(row: dict[str, Any], name: str) -> str:
@@ -185,32 +183,27 @@ def _parts(row: dict[str, Any], name: str) -> str:
     return ", ".join(f"{part:.1f}" for part in [*parts, found["step"] - sum(parts)])
 
 
-def training(rows: Rows) -> str:
-    return table(
-        rows,
-        [
-            ("network", value("network")), ("steps", value("steps")),
-            ("torch s", lambda row: f"{row['seconds'][row['best']]['step']:.1f}"),
-            ("ours s", lambda row: f"{row['seconds'][OURS]['step']:.1f}"),
-            ("whole run", lambda row: f"{row['speedup']:.2f}x"),
-            ("convolutions", lambda row: f"{row['conv_speedup']:.2f}x"),
-            (f"torch: {', '.join(PARTS)}, rest s", lambda row: _parts(row, row["best"])),
-            ("ours", lambda row: _parts(row, OURS)),
-            (
-                "at the same weights: loss, gradient apart",
-                lambda row: ", ".join(f"{row['same_weights'][OURS][key]:.0e}" for key in ("loss", "gradient")),
-            ),
-            (
-                "losses of two runs apart: ours, torch's other format",
-                lambda row: f"{row['loss_apart']:.1e}, {row['loss_apart_torch']:.1e}",
-            ),
-            ("loss, first to last", lambda row: f"{row['loss_first']:.2f} to {row['loss_last']:.2f}"),
-            (
-                "accuracy: torch channels_last, contiguous, ours",
-                lambda row: ", ".join(f"{row['accuracy'][key]:.1%}" for key in (CHANNELS_LAST, CONTIGUOUS, OURS)),
-            ),
-        ],
-    )  # fmt: skip
+COLUMNS = (
+    ("network", value("network")), ("steps", value("steps")),
+    ("torch s", lambda row: f"{row['seconds'][row['best']]['step']:.1f}"),
+    ("ours s", lambda row: f"{row['seconds'][OURS]['step']:.1f}"),
+    ("whole run", lambda row: f"{row['speedup']:.2f}x"), ("convolutions", lambda row: f"{row['conv_speedup']:.2f}x"),
+    (f"torch: {', '.join(PARTS)}, rest s", lambda row: _parts(row, row["best"])),
+    ("ours", lambda row: _parts(row, OURS)),
+    (
+        "at the same weights: loss, gradient apart",
+        lambda row: ", ".join(f"{row['same_weights'][OURS][key]:.0e}" for key in ("loss", "gradient")),
+    ),
+    (
+        "losses of two runs apart: ours, torch's other format",
+        lambda row: f"{row['loss_apart']:.1e}, {row['loss_apart_torch']:.1e}",
+    ),
+    ("loss, first to last", lambda row: f"{row['loss_first']:.2f} to {row['loss_last']:.2f}"),
+    (
+        "accuracy: torch channels_last, contiguous, ours",
+        lambda row: ", ".join(f"{row['accuracy'][key]:.1%}" for key in (CHANNELS_LAST, CONTIGUOUS, OURS)),
+    ),
+)  # fmt: skip
 
 
 def _layers(row: dict[str, Any]) -> list[list[str]]:
@@ -228,4 +221,4 @@ def zeros(rows: Rows) -> str:
     return lines(["network", "convolution", *sides], [line for row in rows for line in _layers(row)])
 
 
-SECTION = Section(rows, Table(training), {"zeros": Table(zeros, note="")}, on_gpu=False)
+SECTION = Section(rows, Table(COLUMNS), {"zeros": Table(zeros, note="")}, on_gpu=False)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from itertools import product
+
 import torch
 
 import gossamer as gs
 from gossamer.bench.cells import CONTROL, Cell, Column, milliseconds, ratio, table, value
 from gossamer.bench.conv.compare import CHANNELS_LAST, CONTIGUOUS, Calls, against
 from gossamer.bench.conv.layers import Layer, chosen, operand
-from gossamer.bench.section import Rows, Section, Settings, Table
+from gossamer.bench.section import Row, Rows, Section, Settings, Table
 
 KEPT, PACKED = "pack kept", "packed in the call"
 ZEROS = (0.5, 0.9)
@@ -35,18 +38,14 @@ def dense(layer: Layer, batch: int) -> Calls:
     }
 
 
-def rows(settings: Settings) -> Rows:
+@torch.no_grad()  # and not inference mode, whose tensors have no version to keep a pack for
+def rows(settings: Settings) -> Iterator[Row]:
     """One row per layer, batch and share of zeros, and one per layer and batch for torch."""
-    out: Rows = []
-    with torch.inference_mode(False), torch.no_grad():  # a tensor of inference mode has no version to keep a pack for
-        for layer in chosen(settings):
-            for batch in (1,) if settings.quick else BATCHES:
-                facts = {"layer": layer.name, "batch": batch}
-                for zeros in ZEROS:
-                    found = against(KEPT, skipping(layer, batch, zeros), settings, seconds=1.0)
-                    out.append({**facts, "zeros": zeros, **found})
-                out.append({**facts, **against(CHANNELS_LAST, dense(layer, batch), settings, seconds=1.0)})
-    return out
+    for layer, batch in product(chosen(settings), (1,) if settings.quick else BATCHES):
+        facts = {"layer": layer.name, "batch": batch}
+        for zeros in ZEROS:
+            yield {**facts, "zeros": zeros, **against(KEPT, skipping(layer, batch, zeros), settings, seconds=1.0)}
+        yield {**facts, **against(CHANNELS_LAST, dense(layer, batch), settings, seconds=1.0)}
 
 
 def weights(rows: Rows) -> str:

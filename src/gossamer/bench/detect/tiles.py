@@ -7,15 +7,16 @@ baseline is what a user would write in torch: `(x != 0).view(...).any(...)` and 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
+from itertools import product
 from typing import Any
 
 import torch
 
 import gossamer as gs
-from gossamer.bench.cells import Column, entry, milliseconds, table, tile, value
-from gossamer.bench.section import Rows, Section, Settings, Table
+from gossamer.bench.cells import Column, entry, milliseconds, tile, value
+from gossamer.bench.section import Row, Section, Settings, Table
 from gossamer.kernels.cpu.read import read
 
 TILES = ((1, 1), (1, 32), (32, 1), (2, 2), (4, 4), (8, 8), (16, 16), (64, 64))
@@ -50,28 +51,21 @@ def _read(x: torch.Tensor) -> None:
         x.sum()
 
 
-def rows(settings: Settings) -> Rows:
+def rows(settings: Settings) -> Iterator[Row]:
     """One row per tile and density: ours, the plain read, and torch."""
     size = 512 if settings.quick else 4096
-    out = []
-    for shape in TILES:
-        for density in DENSITIES:
-            x = _tiled_input(size, size, shape, density, settings.device)
-            # What a user with a bound on the density reserves; every slot is fresh memory that must be paid for.
-            capacity = round(1.1 * gs.detect(x, tile=shape).nnz) + 1
-            copies = [x.clone() for _ in range(COPIES)]
-            run = gs.measure.interleave(
-                {
-                    READ: _rotating(_read, copies),
-                    OURS: _rotating(partial(gs.detect, tile=shape, capacity=capacity), copies),
-                    TORCH: _rotating(partial(_torch_detect, tile=shape), copies),
-                },
-                baseline=READ,
-                reps=settings.reps,
-                seconds=20,
-            )
-            out.append({"shape": [size, size], "tile": list(shape), "density": density, **run.to_dict()})
-    return out
+    for shape, density in product(TILES, DENSITIES):
+        x = _tiled_input(size, size, shape, density, settings.device)
+        # What a user with a bound on the density reserves; every slot is fresh memory that must be paid for.
+        capacity = round(1.1 * gs.detect(x, tile=shape).nnz) + 1
+        copies = [x.clone() for _ in range(COPIES)]
+        calls = {
+            READ: _rotating(_read, copies),
+            OURS: _rotating(partial(gs.detect, tile=shape, capacity=capacity), copies),
+            TORCH: _rotating(partial(_torch_detect, tile=shape), copies),
+        }
+        run = gs.measure.interleave(calls, baseline=READ, reps=settings.reps, seconds=20)
+        yield {"shape": [size, size], "tile": list(shape), "density": density, **run.to_dict()}
 
 
 def _reads(name: str, digits: int) -> Column:
@@ -84,10 +78,10 @@ def _reads(name: str, digits: int) -> Column:
     return f"{name}, in reads" if name == TORCH else f"`{name}`, in reads", cell
 
 
-def tiles(rows: Rows) -> str:
-    columns = [("tile", tile), ("density of tiles", value("density", ".3g")), ("one read ms", milliseconds(READ))]
-    control = ("A/A", lambda row: f"{row['control']['ratio']:.2f}")
-    return table(rows, [*columns, _reads(OURS, 2), _reads(TORCH, 1), control])
+COLUMNS = (
+    ("tile", tile), ("density of tiles", value("density", ".3g")), ("one read ms", milliseconds(READ)),
+    _reads(OURS, 2), _reads(TORCH, 1), ("A/A", lambda row: f"{row['control']['ratio']:.2f}"),
+)  # fmt: skip
 
 
-SECTION = Section(rows, Table(tiles))
+SECTION = Section(rows, Table(COLUMNS))

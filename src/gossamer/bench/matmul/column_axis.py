@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-from gossamer.bench.cells import table, tile
+from collections.abc import Iterator
+from itertools import product
+
+from gossamer.bench.cells import tile
 from gossamer.bench.matmul.operands import draw, normal
 from gossamer.bench.matmul.runtime import candidates, columns, compare
-from gossamer.bench.section import Rows, Section, Settings, Table
+from gossamer.bench.section import Row, Section, Settings, Table
 
 
-def rows(settings: Settings) -> Rows:
+def rows(settings: Settings) -> Iterator[Row]:
     """One row per tile and share of zeros. The row without zeros is the price of looking for them."""
     m, k, n = (256, 256, 64) if settings.quick else (4096,) * 3 if settings.device == "cuda" else (2048, 2048, 256)
-    out = []
-    for shape in ((32, 1), (16, 1), (1, 64), (32, 64)):
-        for zeros in (0.0, 0.5, 0.7, 0.9, 0.95, 0.99):
-            a, _ = draw(m, k, shape, 1 - zeros, settings)
-            calls = candidates(a, b := normal(k, n, settings), shape)
-            out.append(compare(settings, a, b, calls, tile=list(shape), zeros=zeros, shape=[m, k, n]))
-    return out
+    for shape, zeros in product(((32, 1), (16, 1), (1, 64), (32, 64)), (0.0, 0.5, 0.7, 0.9, 0.95, 0.99)):
+        a, _ = draw(m, k, shape, 1 - zeros, settings)
+        calls = candidates(a, b := normal(k, n, settings), shape)
+        yield compare(settings, a, b, calls, tile=list(shape), zeros=zeros, shape=[m, k, n])
 
 
-def column_axis(rows: Rows) -> str:
-    return table(rows, [("tile", tile), *columns()])
-
-
-SECTION = Section(rows, Table(column_axis))
+SECTION = Section(rows, Table([("tile", tile), *columns()]))

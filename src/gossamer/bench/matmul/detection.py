@@ -2,55 +2,47 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterator
+from functools import partial
 from itertools import product
-from typing import Any
-
-import torch
 
 import gossamer as gs
-from gossamer.bench.cells import CONTROL, Column, table, tile, value
-from gossamer.bench.dense import use_fastest
+from gossamer.bench.cells import CONTROL, Column, tile, value
+from gossamer.bench.dense import Call, over_dense
 from gossamer.bench.matmul.operands import Tile, draw, normal, square, torch_bsr, torch_csr
-from gossamer.bench.section import Row, Rows, Section, Settings, Table
+from gossamer.bench.section import Row, Section, Settings, Table
 
 PRODUCT, DETECT = "dense product", "gs.detect"
 GATHER, CONVERSION = f"{DETECT} and gather", "torch conversion"
 
 
-def _candidates(tile: Tile, density: float, settings: Settings) -> tuple[dict[str, Callable[[], Any]], Row]:
+def _measured(tile: Tile, density: float, settings: Settings) -> Row:
     size, n = square(settings)
     dense, pattern = draw(size, size, tile, density, settings)
     b, capacity = normal(size, n, settings), round(1.1 * pattern.nnz) + 1
-    blocks = tile[0] == tile[1] > 1
-    calls: dict[str, Callable[[], Any]] = {
+    calls: dict[str, Call] = {
         PRODUCT: lambda: dense @ b,
         DETECT: lambda: gs.detect(dense, tile=tile, capacity=capacity),
         GATHER: lambda: gs.ops.gather(dense, gs.detect(dense, tile=tile, capacity=capacity)),
-        CONVERSION: (lambda: torch_bsr(dense, tile)) if blocks else (lambda: torch_csr(dense)),
+        CONVERSION: partial(torch_bsr, dense, tile) if tile[0] == tile[1] > 1 else partial(torch_csr, dense),
     }
-    return calls, use_fastest(calls, PRODUCT, settings, dense, b, "b")
+    return over_dense(calls, settings, dense, b, "b", name=PRODUCT, seconds=4)
 
 
-def rows(settings: Settings) -> Rows:
+def rows(settings: Settings) -> Iterator[Row]:
     """One row per tile and density; `share` is each time over that of the dense product."""
     size, _ = square(settings)
-    out = []
     for shape, density in product(((1, 1), (1, 32), (32, 1), (16, 16), (32, 32), (1, size)), (1 / 2, 1 / 16)):
-        with torch.inference_mode():
-            calls, facts = _candidates(shape, density, settings)
-            run = gs.measure.interleave(calls, baseline=PRODUCT, reps=settings.reps, seconds=4)
-        share = {row.name: 1 / row.ratio for row in run.rows}
-        out.append({"tile": list(shape), "density": density, "share": share, **facts, **run.to_dict()})
-    return out
+        row = _measured(shape, density, settings)
+        share = {each["name"]: 1 / each["ratio"] for each in row["rows"]}
+        yield {"tile": list(shape), "density": density, "share": share, **row}
 
 
-def detection(rows: Rows) -> str:
-    def share(head: str, name: str) -> Column:
-        return head, lambda row: f"{row['share'][name]:.1%}"
-
-    shares = (share(f"`{DETECT}`", DETECT), share("and gather", GATHER), share(CONVERSION, CONVERSION))
-    return table(rows, [("tile", tile), ("density", value("density", ".3g")), *shares, CONTROL])
+def _share(head: str, name: str) -> Column:
+    return head, lambda row: f"{row['share'][name]:.1%}"
 
 
-SECTION = Section(rows, Table(detection))
+SHARES = (_share(f"`{DETECT}`", DETECT), _share("and gather", GATHER), _share(CONVERSION, CONVERSION))
+
+
+SECTION = Section(rows, Table([("tile", tile), ("density", value("density", ".3g")), *SHARES, CONTROL]))

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 import gossamer as gs
-from gossamer.bench.matmul.steps import OURS, Built, Workload, both_ways, compared, measure
-from gossamer.bench.section import Rows, Section, Settings, Table
+from gossamer.bench.matmul.steps import COMPARED, OURS, Built, Workload, both_ways, measure
+from gossamer.bench.section import Row, Section, Settings, Table
 
 
 def zipf(tokens: int, experts: int, exponent: float = 1.0) -> Tensor:
@@ -69,10 +71,10 @@ def experts(settings: Settings, routing: str) -> Built:
     return calls, {}
 
 
-def rows(settings: Settings) -> Rows:
+def rows(settings: Settings) -> Iterator[Row]:
     """One row per routing. A padded bmm takes seconds under skew, so there are few rounds."""
     cells: list[Workload] = [("experts", routing, experts) for routing in ("zipf", "uniform", "all to one")]
     return measure(settings, cells, min(settings.reps, 5))
 
 
-SECTION = Section(rows, Table(compared))
+SECTION = Section(rows, Table(COMPARED))

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from itertools import product
 from typing import Any
 
-import torch
 from torch import Tensor
 
 import gossamer as gs
-from gossamer.bench.cells import CONTROL, milliseconds, ratio, short, table, value
-from gossamer.bench.dense import use_fastest
-from gossamer.bench.matmul.operands import DENSE, draw, normal, square
-from gossamer.bench.section import Rows, Section, Settings, Table
+from gossamer.bench.cells import CONTROL, milliseconds, ratio, short, value
+from gossamer.bench.dense import over_dense
+from gossamer.bench.matmul.operands import DENSE, blocks, draw, normal, square
+from gossamer.bench.section import Row, Section, Settings, Table
 
 OURS, IN_CALL = "ours", "index transposed in the call"
 
@@ -35,27 +34,18 @@ def _sides(block: int, density: float, settings: Settings) -> dict[str, Side]:
     return {"dense operand": (by_operand, dense.t(), c), "values": (by_values, c, b.t())}
 
 
-def rows(settings: Settings) -> Rows:
+def rows(settings: Settings) -> Iterator[Row]:
     """One row per block size, density and gradient."""
-    blocks = (16, 32, 64, 128) if settings.device == "cuda" else (1, 4, 8, 16, 32, 64)
-    out = []
-    for block, density in product(blocks, (1 / 4, 1 / 10, 1 / 16)):
+    for block, density in product(blocks(settings), (1 / 4, 1 / 10, 1 / 16)):
         for gradient, (calls, left, right) in _sides(block, density, settings).items():
-            with torch.inference_mode():
-                facts = use_fastest(calls, DENSE, settings, left, right)
-                run = gs.measure.interleave(calls, baseline=DENSE, reps=settings.reps, seconds=4)
-            out.append({"gradient": gradient, "block": block, "density": density, **facts, **run.to_dict()})
-    return out
+            found = over_dense(calls, settings, left, right, seconds=4)
+            yield {"gradient": gradient, "block": block, "density": density, **found}
 
 
-def gradients(rows: Rows) -> str:
-    return table(
-        rows,
-        [
-            ("gradient of", value("gradient")), ("block", value("block")), ("density", value("density", ".3g")),
-            ("dense ms", milliseconds()), (OURS, ratio(OURS)), (IN_CALL, short(IN_CALL)), CONTROL,
-        ],
-    )  # fmt: skip
+COLUMNS = (
+    ("gradient of", value("gradient")), ("block", value("block")), ("density", value("density", ".3g")),
+    ("dense ms", milliseconds()), (OURS, ratio(OURS)), (IN_CALL, short(IN_CALL)), CONTROL,
+)  # fmt: skip
 
 
-SECTION = Section(rows, Table(gradients))
+SECTION = Section(rows, Table(COLUMNS))

@@ -26,6 +26,11 @@ def square(settings: Settings) -> tuple[int, int]:
     return (256, 64) if settings.quick else (4096, 4096) if settings.device == "cuda" else (2048, 256)
 
 
+def blocks(settings: Settings) -> tuple[int, ...]:
+    """Sides of the square tiles that sections with one size go through."""
+    return (16, 32, 64, 128) if settings.device == "cuda" else (1, 4, 8, 16, 32, 64)
+
+
 def normal(rows: int, cols: int, settings: Settings, seed: int = 1) -> Tensor:
     """A dense operand."""
     generator = torch.Generator().manual_seed(seed)

@@ -6,20 +6,19 @@ to find one. GFLOP/s count the products with present tiles only.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from itertools import product
 from typing import Any
 
-import torch
 from torch import Tensor
 
 import gossamer as gs
 from gossamer.bench.cells import CONTROL, milliseconds, short, table, tile, value
-from gossamer.bench.dense import use_fastest
+from gossamer.bench.dense import over_dense
 from gossamer.bench.matmul import fit
 from gossamer.bench.matmul.fit import DYNAMIC, STATIC
 from gossamer.bench.matmul.operands import DENSE, Tile, draw, normal, scipy_csr, torch_bsr, torch_csr
-from gossamer.bench.section import Rows, Section, Settings, Table
+from gossamer.bench.section import Row, Rows, Section, Settings, Table
 
 Cell = tuple[int, int, Tile, float]  # size (m = k), n, tile, density
 
@@ -70,25 +69,23 @@ def _candidates(dense: Tensor, pattern: gs.Pattern, b: Tensor) -> dict[str, Call
     return calls
 
 
-def rows(settings: Settings) -> Rows:
+def rows(settings: Settings) -> Iterator[Row]:
     """One row per cell of the grid, then one with the power law fitted to our better mode."""
-    out: Rows = []
+    out = []
     for size, n, shape, density in _cells(settings):
         dense, pattern = draw(size, size, shape, density, settings)
         b = normal(size, n, settings)
-        with torch.inference_mode():
-            calls = _candidates(dense, pattern, b)
-            facts = use_fastest(calls, DENSE, settings, dense, b, "a")
-            run = gs.measure.interleave(calls, baseline=DENSE, reps=settings.reps, seconds=6)
-        ours, theirs = run[DYNAMIC].median, run[DENSE].median
+        found = over_dense(_candidates(dense, pattern, b), settings, dense, b, "a", seconds=6)
+        seconds = {each["name"]: each["median"] for each in found["rows"]}
         out.append(
             {
                 "size": size, "n": n, "tile": list(shape), "density": density,
-                "gflops": 2 * pattern.nnz_elements * n / ours / 1e9,
-                "dense_gflops": 2 * size * size * n / theirs / 1e9, **facts, **run.to_dict(),
+                "gflops": 2 * pattern.nnz_elements * n / seconds[DYNAMIC] / 1e9,
+                "dense_gflops": 2 * size * size * n / seconds[DENSE] / 1e9, **found,
             }
         )  # fmt: skip
-    return [*out, {"fit": fit.power_law(out), "popsparse": fit.POPSPARSE}]
+        yield out[-1]
+    yield {"fit": fit.power_law(out), "popsparse": fit.POPSPARSE}
 
 
 def products(rows: Rows) -> str:

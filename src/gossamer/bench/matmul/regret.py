@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import gossamer as gs
 from gossamer.bench.cells import table, value
 from gossamer.bench.matmul.costs import costs
-from gossamer.bench.section import Rows, Section, Settings, Table
+from gossamer.bench.section import Row, Rows, Section, Settings, Table
 
 
-def rows(settings: Settings) -> Rows:
+def rows(settings: Settings) -> Iterator[Row]:
     """One row per held-out mask, then one with the median and the worst."""
     shape = (256, 256, 64) if settings.quick else (2048, 2048, 256)
     found = gs.tuning.regret(shape, device=settings.device, database=costs(settings)).to_dict()
-    cases = found.pop("rows")
-    return [
-        {"shape": list(shape), **{("mask" if k == "name" else k): v for k, v in case.items()}} for case in cases
-    ] + [{"mask": "all", **found}]
+    for case in found.pop("rows"):
+        yield {"shape": list(shape), **{("mask" if k == "name" else k): v for k, v in case.items()}}
+    yield {"mask": "all", **found}
 
 
 def regret(rows: Rows) -> str:

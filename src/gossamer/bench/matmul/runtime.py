@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -10,14 +9,14 @@ from torch import Tensor
 
 import gossamer as gs
 from gossamer.bench.cells import CONTROL, Column, milliseconds, ratio, value
-from gossamer.bench.dense import settle, use_fastest
+from gossamer.bench.dense import Call, over_dense, settle
 from gossamer.bench.matmul.operands import DENSE, Tile
-from gossamer.bench.section import Settings
+from gossamer.bench.section import Row, Settings
 
 DETECTED, AUTO, GIVEN = "detected", "tile='auto'", "index given"
 
 
-def candidates(a: Tensor, b: Tensor, tile: Tile) -> dict[str, Callable[[], Any]]:
+def candidates(a: Tensor, b: Tensor, tile: Tile) -> dict[str, Call]:
     index = gs.detect(a, tile=tile)
     return {
         DENSE: lambda: a @ b,
@@ -27,15 +26,11 @@ def candidates(a: Tensor, b: Tensor, tile: Tile) -> dict[str, Callable[[], Any]]
     }
 
 
-def compare(
-    settings: Settings, a: Tensor, b: Tensor, calls: dict[str, Callable[[], Any]], **facts: Any
-) -> dict[str, Any]:
+def compare(settings: Settings, a: Tensor, b: Tensor, calls: dict[str, Call], **facts: Any) -> Row:
     """Interleaved rounds; b, a weight in most uses, is constant."""
     with torch.inference_mode():
-        facts |= use_fastest(calls, DENSE, settings, a, b, "b")
         settle(settings, calls[AUTO])
-        run = gs.measure.interleave(calls, baseline=DENSE, reps=settings.reps, seconds=8)
-    return {**facts, **run.to_dict()}
+    return {**facts, **over_dense(calls, settings, a, b, "b", seconds=8)}
 
 
 def columns(*more: str) -> list[Column]:

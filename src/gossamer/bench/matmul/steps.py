@@ -5,15 +5,15 @@ Weights are random. Every candidate of a row computes the same thing; what is co
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 
 import gossamer as gs
-from gossamer.bench.cells import CONTROL, milliseconds, ratio, table, value
-from gossamer.bench.section import Row, Rows, Settings
+from gossamer.bench.cells import CONTROL, Column, milliseconds, ratio, value
+from gossamer.bench.section import Row, Settings
 
 Calls = dict[str, Callable[[], Any]]
 Built = tuple[Calls, Row]  # candidates, and what the row says of them
@@ -33,26 +33,21 @@ def both_ways(forward: Callable[..., Tensor], inputs: list[Tensor]) -> Callable[
     return call
 
 
-def measure(settings: Settings, cells: list[Workload], reps: int) -> Rows:
-    out = []
+def measure(settings: Settings, cells: list[Workload], reps: int) -> Iterator[Row]:
     for name, setting, build in cells:
         torch.manual_seed(0)
         calls, facts = build(settings, setting)
         run = gs.measure.interleave(calls, reps=reps, warmup=1, seconds=20)
-        out.append({"workload": name, "setting": setting, **facts, **run.to_dict()})
-    return out
+        yield {"workload": name, "setting": setting, **facts, **run.to_dict()}
 
 
-def compared(rows: Rows) -> str:
-    """One line for each row: the candidate that everybody has, and the others over it."""
+def _others(row: Row) -> str:
+    return ", ".join(f"{entry['name']} {ratio(entry['name'])(row)}" for entry in row["rows"][1:])
 
-    def others(row: dict[str, Any]) -> str:
-        return ", ".join(f"{entry['name']} {ratio(entry['name'])(row)}" for entry in row["rows"][1:])
 
-    return table(
-        rows,
-        [
-            ("workload", value("workload")), ("setting", value("setting")), ("baseline", value("baseline")),
-            ("ms", milliseconds()), ("others, over it", others), CONTROL,
-        ],
-    )  # fmt: skip
+# One line for each row: the candidate that everybody has, and the others over it.
+NAMED: tuple[Column, ...] = (
+    ("workload", value("workload")), ("setting", value("setting")), ("baseline", value("baseline")),
+    ("ms", milliseconds()),
+)  # fmt: skip
+COMPARED = (*NAMED, ("others, over it", _others), CONTROL)

@@ -9,17 +9,18 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, cast
 
 import torch
 from torch import nn
 
 import gossamer as gs
-from gossamer.bench.cells import CONTROL, milliseconds, ratio, table, value
+from gossamer.bench.cells import CONTROL, milliseconds, ratio, value
 from gossamer.bench.dense import choose, settle
 from gossamer.bench.matmul.operands import normal
-from gossamer.bench.section import Rows, Section, Settings, Table
+from gossamer.bench.section import Row, Section, Settings, Table
+from gossamer.bench.step import training_step
 
 log = logging.getLogger(__name__)
 
@@ -30,15 +31,6 @@ WIDTHS, BATCH, DENSITY, UPDATE_EVERY = (1024, 4096, 1024), 256, 0.1, 100
 
 def _network(layer: Callable[[int, int], nn.Module], widths: tuple[int, ...]) -> nn.Sequential:
     return nn.Sequential(layer(widths[0], widths[1]), nn.ReLU(), layer(widths[1], widths[2]))
-
-
-def _step(net: nn.Module, optimizer: torch.optim.Optimizer, x: torch.Tensor, y: torch.Tensor) -> Callable[[], Any]:
-    def step() -> None:
-        optimizer.zero_grad(set_to_none=True)
-        nn.functional.mse_loss(net(x), y).backward()
-        optimizer.step()
-
-    return step
 
 
 class _Fastest(nn.Linear):
@@ -71,37 +63,29 @@ def _networks(block: int, widths: tuple[int, ...], settings: Settings) -> dict[s
     return {name: net.to(settings.device) for name, net in nets.items()}
 
 
-def rows(settings: Settings) -> Rows:
+def rows(settings: Settings) -> Iterator[Row]:
     """One row per block size. RigL is attached to ours, so its hooks are in the step; its update is timed beside it."""
     widths, batch = ((64, 128, 64), 32) if settings.quick else (WIDTHS, BATCH)
     x, y = normal(batch, widths[0], settings, seed=1).float(), normal(batch, widths[2], settings, seed=2).float()
-    out = []
     for block in (1, 4, 16, 32):
         calls: dict[str, Callable[[], Any]] = {}
         for name, net in _networks(block, widths, settings).items():
             optimizer = torch.optim.SGD(net.parameters(), lr=1e-3, momentum=0.9)
             if name == OURS:
                 gs.training.RigL(net, optimizer, density=DENSITY, total_steps=10**9, update_every=10**8, seed=0)
-            calls[name] = _step(net, optimizer, x, y)
+            calls[name] = training_step(net, optimizer, x, y, nn.functional.mse_loss)
         found = {name: calls.pop(name) for name in DENSES if name in calls}
         settle(settings, found["engines"])
         operations = 6 * batch * (widths[0] * widths[1] + widths[1] * widths[2])
         facts = choose(found, calls, DENSE, settings, operations)
         run = gs.measure.interleave(calls, baseline=DENSE, reps=settings.reps, seconds=20)
-        out.append(
-            {"block": block, "density": DENSITY, "batch": batch, "widths": list(widths), **facts, **run.to_dict()}
-        )
-    return out
+        yield {"block": block, "density": DENSITY, "batch": batch, "widths": list(widths), **facts, **run.to_dict()}
 
 
-def training(rows: Rows) -> str:
-    return table(
-        rows,
-        [
-            ("block", value("block")), ("density", value("density", ".3g")), ("dense step ms", milliseconds(digits=1)),
-            (OURS, ratio(OURS)), (THEIRS, lambda row: ratio(THEIRS)(row) if row["block"] == 1 else ""), CONTROL,
-        ],
-    )  # fmt: skip
+COLUMNS = (
+    ("block", value("block")), ("density", value("density", ".3g")), ("dense step ms", milliseconds(digits=1)),
+    (OURS, ratio(OURS)), (THEIRS, lambda row: ratio(THEIRS)(row) if row["block"] == 1 else ""), CONTROL,
+)  # fmt: skip
 
 
-SECTION = Section(rows, Table(training))
+SECTION = Section(rows, Table(COLUMNS))

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 import gossamer as gs
-from gossamer.bench.cells import milliseconds, short, table, value
+from gossamer.bench.cells import short, table
 from gossamer.bench.dense import settle, use_fastest
 from gossamer.bench.matmul.operands import DENSE
 from gossamer.bench.matmul.runtime import AUTO
-from gossamer.bench.matmul.steps import OURS, Built, Calls, Workload, both_ways, compared, measure
-from gossamer.bench.section import MEDIANS, Rows, Section, Settings, Table
+from gossamer.bench.matmul.steps import COMPARED, NAMED, OURS, Built, Calls, Workload, both_ways, measure
+from gossamer.bench.section import MEDIANS, Row, Rows, Section, Settings, Table
 
 
 def feed_forward(settings: Settings, zeros: float) -> Built:
@@ -60,7 +62,7 @@ def attention(settings: Settings, window: int) -> Built:
     }, {}
 
 
-def rows(settings: Settings) -> Rows:
+def rows(settings: Settings) -> Iterator[Row]:
     """One row per workload and setting; the first candidate is the one that everybody has."""
     cells: list[Workload] = [
         *(("ReLU feed-forward, 2nd product", zeros, feed_forward) for zeros in (0.0, 0.5, 0.9, 0.95)),
@@ -75,13 +77,8 @@ def brief(rows: Rows) -> str:
     settings: dict[str, Rows] = {}
     for row in rows:
         settings.setdefault(row["workload"], []).append(row)
-    return table(
-        [row for found in settings.values() for row in (found[0], found[-1])],
-        [
-            ("workload", value("workload")), ("setting", value("setting")), ("baseline", value("baseline")),
-            ("ms", milliseconds()), (OURS, lambda row: short(row["rows"][-1]["name"])(row)),
-        ],
-    )  # fmt: skip
+    ends = [row for found in settings.values() for row in (found[0], found[-1])]
+    return table(ends, [*NAMED, (OURS, lambda row: short(row["rows"][-1]["name"])(row))])
 
 
-SECTION = Section(rows, Table(compared), {"brief": Table(brief, note=MEDIANS)})
+SECTION = Section(rows, Table(COMPARED), {"brief": Table(brief, note=MEDIANS)})

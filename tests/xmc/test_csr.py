@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gossamer.xmc.data import Csr
@@ -38,6 +38,7 @@ def test_what_is_no_matrix_is_refused(offsets, indices, values, shape, said) -> 
         Csr(offsets, indices, values, shape).validate()
 
 
+@settings(max_examples=50)
 @given(st.lists(st.lists(st.integers(0, 9))), st.data())
 def test_rows_slices_and_batches_are_those_of_the_lists(rows, data) -> None:
     sets = [sorted(set(row)) for row in rows]

@@ -3,6 +3,7 @@
 gossamer train     train dense and sparse, compact, measure, report
 gossamer bench     measure on this machine
 gossamer tune      time products on this machine for the planner
+gossamer xmc       extreme classification: data sets
 gossamer doctor    what this machine and installation can do
 gossamer version   the version
 """
@@ -25,6 +26,7 @@ _HELP = """usage: gossamer COMMAND [flags]
   train     train a network dense and sparse, remove channels, measure, write a report
   bench     measure on this machine, each row beside its baselines
   tune      time dense and sparse products on this machine, for the planner's choices
+  xmc       extreme classification: make a data set
   doctor    what this machine and this installation can do, and why not
   version   the version
 
@@ -68,8 +70,12 @@ def _run(argv: Sequence[str]) -> None:
         from gossamer.cli.tune import run as tune
 
         tune(parse(Tune, "gossamer tune", rest))
+    elif command == "xmc":
+        from gossamer.cli.xmc.command import run as xmc
+
+        xmc(rest)
     else:
-        raise ValueError(f"there is no command {command!r}; expected train, bench, tune, doctor or version")
+        raise ValueError(f"there is no command {command!r}; expected train, bench, tune, xmc, doctor or version")
 
 
 def _fail(error: BaseException, argv: Sequence[str]) -> int:

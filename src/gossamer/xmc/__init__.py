@@ -12,12 +12,12 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from gossamer.xmc import data
+    from gossamer.xmc import data, metrics
 
-_MODULES = ("data",)
+_MODULES = ("data", "metrics")
 _NAMES: dict[str, str] = {}  # a name of a module of the package: the module that has it
 
-__all__ = ["data"]
+__all__ = ["data", "metrics"]
 
 
 def __getattr__(name: str) -> Any:

@@ -1,0 +1,1 @@
+"""`gossamer xmc`: extreme classification. Each command imports what it needs when it runs."""

@@ -38,19 +38,29 @@ struct Segments {
     return work != nullptr && !skipped(segment) &&
            (segment.slot != s.offsets[segment.row] || segment.end != s.offsets[segment.row + 1]);
   }
-  // Whether they name every slot once, in ascending order, each within its tile row.
-  bool ascend() const {
-    bool right = true;
+  // All of them, in one pass; `ascend`: they name every slot once, in ascending order, each within its tile row.
+  struct Totals {
+    bool ascend;
+    int64_t slots, cost, partials;
+  };
+  Totals totals() const {
+    if (work == nullptr) return {true, s.used(), cost(0, count), 0};
+    Totals sum = {true, 0, 0, 0};
     int64_t named = 0;
     for (int64_t i = 0; i < count; ++i) {
       const Segment segment = at(i);
       if (segment.row < 0) continue;
-      if (segment.row >= s.tile_rows) return false;
-      right &= (segment.slot == named) & (segment.end >= named) & (segment.slot >= s.offsets[segment.row]) &
-               (segment.end <= s.offsets[segment.row + 1]);
+      if (segment.row >= s.tile_rows) return {false, 0, 0, 0};
+      const int64_t first = s.offsets[segment.row], last = s.offsets[segment.row + 1];
+      const int64_t slots = segment.end - segment.slot;
+      sum.ascend &= (segment.slot == named) & (slots >= 0) & (segment.slot >= first) & (segment.end <= last);
+      sum.partials += (slots > 0) & ((segment.slot != first) | (segment.end != last));
+      sum.cost += slots > 0 ? slots * s.bn + kRowCost : 0;
+      sum.slots += slots > 0 ? slots : 0;
       named = segment.end;
     }
-    return right & (named == s.used());
+    sum.ascend &= named == s.used();
+    return sum;
   }
   // Whether what segments [i, end) name exists. Slots that follow one another are looked at together.
   bool exist(int64_t i, int64_t end) const {
@@ -67,11 +77,6 @@ struct Segments {
       to = segment.end;
     }
     return right & tiles_exist(s, from, to);
-  }
-  int64_t slots() const {
-    int64_t sum = 0;
-    for (int64_t i = 0; i < count; ++i) sum += skipped(at(i)) ? 0 : at(i).end - at(i).slot;
-    return sum;
   }
   int64_t partials_before(int64_t i) const {
     int64_t sum = 0;
@@ -137,9 +142,8 @@ struct Product {
     const int64_t count = panels(s, n), vectors = ceil_div(ceil_div(n, kLanes<T>), count);
     return s.cols * vectors * kLanes<T> * ceil_div(count, groups(s, n));
   }
-  static int64_t workspace_elements(const Tiles& s, const Segments& segments, int64_t n, int threads) {
-    const int64_t partials = segments.partials_before(segments.count) * s.bm * ceil_div(n, kLanes<T>) * kLanes<T>;
-    return (n == 0 ? 0 : threads * panel_elements(s, n)) + partials;
+  static int64_t workspace_elements(const Tiles& s, int64_t partials, int64_t n, int threads) {
+    return (n == 0 ? 0 : threads * panel_elements(s, n)) + partials * s.bm * ceil_div(n, kLanes<T>) * kLanes<T>;
   }
 
   // Where `part` begins: a group of panels and a segment in it. Parts have equal shares of the multiplications.
@@ -293,7 +297,7 @@ bool product(Tiles s, const Operand& b, int64_t n, T* c, bool column_major, cons
     workspace += copied_elements(s, false);
     parallel(threads, threads, [&, threads](int64_t part) {
       const int64_t slot = part_begin(used, part, threads), end = part_begin(used, part + 1, threads);
-      if (verdict.add(values_exist(s, slot, end))) in_order(s, slot, end, copy);
+      verdict.add(in_order(s, slot, end, copy));
     });
     if (!verdict.right()) return false;
     s.values = copy;
@@ -302,10 +306,11 @@ bool product(Tiles s, const Operand& b, int64_t n, T* c, bool column_major, cons
     s.order = nullptr;
   }
   const Segments segments = {s, work, work == nullptr ? s.tile_rows : count};
-  if (work != nullptr && segments.slots() != used)  // tiles were dropped, perhaps whole rows of them
+  const Segments::Totals totals = segments.totals();
+  if (totals.slots != used)  // tiles were dropped, perhaps whole rows of them
     for (int64_t i = 0; i < s.rows * n; ++i) c[i] = T(0);
   const Product<T> p = {s, segments, static_cast<const T*>(b.address), n, b.stride, b.transposed != 0, c, column_major,
-                        workspace, threads, verdict, segments.cost(0, segments.count)};
+                        workspace, threads, verdict, totals.cost};
   parallel(threads, threads, [&p](int64_t part) { p.run(part); });
   if (!verdict.right()) return false;
   if (work != nullptr) parallel(threads, threads, [&p](int64_t part) { p.finish(part); });
@@ -318,11 +323,12 @@ int64_t dsd_workspace(int storage, bool in_place, const Index& index, int64_t n,
                       bool work_checked, int threads) {
   const Tiles s = {Slots(index), nullptr, Storage(storage), nullptr, nullptr, 4, false};
   if (!s.offsets_are_right()) return -1;
-  const Segments all = {s, work, work == nullptr ? 0 : segments};
-  if (work != nullptr && !work_checked && !all.ascend()) return -2;
+  const Segments all = {s, work, work == nullptr ? s.tile_rows : segments};
+  const Segments::Totals totals = all.totals();
+  if (!totals.ascend && !work_checked) return -2;
   if (s.storage == Storage::kDouble)
-    return 8 * (copied_elements(s, in_place) + Product<double>::workspace_elements(s, all, n, threads));
-  return 4 * (copied_elements(s, in_place) + Product<float>::workspace_elements(s, all, n, threads));
+    return 8 * (copied_elements(s, in_place) + Product<double>::workspace_elements(s, totals.partials, n, threads));
+  return 4 * (copied_elements(s, in_place) + Product<float>::workspace_elements(s, totals.partials, n, threads));
 }
 
 bool dsd(const void* values, int storage, const float* scale, const Index& index, const void* order, int order_size,

@@ -48,30 +48,48 @@ Multiply<T> multiply_row_of(int vectors, int index_size) {
   return index_size == 2 ? multiply_row<T, kV, uint16_t> : multiply_row<T, kV, int32_t>;
 }
 
+// As in_order, of elements one by one. Few instructions, so that many reads from far away are under way at once: a vector
+// of places is checked together.
 template <class T, class Stored>
-void in_order_of(const Tiles& s, const Stored* values, int64_t slot, int64_t end, T* out) {
-  if (s.bn == 1 && s.scale == nullptr && s.order_size == 4 && s.order != nullptr) {
-    // Few instructions, so that many of these reads from far away are under way at once.
-    const int32_t* const order = static_cast<const int32_t*>(s.order);
-    for (; slot < end; ++slot) out[slot] = T(widen(values[order[slot]]));
-    return;
+bool elements_in_order(const Tiles& s, const Stored* values, int64_t slot, int64_t end, T* out) {
+  typedef uint32_t Numbers __attribute__((vector_size(kWidth)));
+  constexpr int64_t kStep = kWidth / 4;
+  const int32_t* const order = static_cast<const int32_t*>(s.order);
+  const Numbers bound = Numbers{} + uint32_t(least(s.capacity, int64_t(1) << 31));
+  for (; slot + kStep <= end; slot += kStep) {
+    if (any_bit((Vec)((Numbers)load(order + slot) >= bound))) return false;
+#pragma GCC unroll 16
+    for (int64_t i = slot; i < slot + kStep; ++i) out[i] = T(widen(values[order[i]]));
   }
+  if (!values_exist(s, slot, end)) return false;
+  for (; slot < end; ++slot) out[slot] = T(widen(values[order[slot]]));
+  return true;
+}
+
+template <class T, class Stored>
+bool in_order_of(const Tiles& s, const Stored* values, int64_t slot, int64_t end, T* out) {
+  if (s.bn == 1 && s.scale == nullptr && s.order_size == 4 && s.order != nullptr)
+    return elements_in_order(s, values, slot, end, out);
+  if (!values_exist(s, slot, end)) return false;
   for (; slot < end; ++slot) {
     const int64_t source = source_of(s, slot);
     const T scale = s.scale != nullptr ? T(s.scale[source]) : T(1);
     for (int64_t i = 0; i < s.bn; ++i) out[slot * s.bn + i] = T(widen(values[source * s.bn + i])) * scale;
   }
+  return true;
 }
 
-// Slots [slot, end) of tiles with one row: as T, times their scale, in the order of slots. Done once, for every panel
-// reads them all, and a random access costs as much as the product of its element with a panel.
+// Slots [slot, end) of tiles with one row: as T, times their scale, in the order of slots; false if one of them has no
+// value. Done once, for every panel reads them all, and a random access costs as much as the product of its element with
+// a panel.
 template <class T>
-void in_order(const Tiles& s, int64_t slot, int64_t end, T* out) {
+bool in_order(const Tiles& s, int64_t slot, int64_t end, T* out) {
   if constexpr (sizeof(T) == 8) return in_order_of(s, static_cast<const double*>(s.values), slot, end, out);
   if constexpr (sizeof(T) == 4) {
-    if (s.storage == Storage::kFloat) in_order_of(s, static_cast<const float*>(s.values), slot, end, out);
-    if (s.storage == Storage::kBFloat16) in_order_of(s, static_cast<const BFloat16*>(s.values), slot, end, out);
-    if (s.storage == Storage::kInt8) in_order_of(s, static_cast<const int8_t*>(s.values), slot, end, out);
+    if (s.storage == Storage::kBFloat16)
+      return in_order_of(s, static_cast<const BFloat16*>(s.values), slot, end, out);
+    if (s.storage == Storage::kInt8) return in_order_of(s, static_cast<const int8_t*>(s.values), slot, end, out);
+    return in_order_of(s, static_cast<const float*>(s.values), slot, end, out);
   }
 }
 

@@ -161,7 +161,7 @@ inline float widen(BFloat16 x) {
   return value;
 }
 
-// A square block of kSide<T> rows of kSide<T> elements, transposed in registers.
+// A square block of kSide<T> rows of kSide<T> elements is transposed in registers; row i of the result goes to out[i].
 template <class T>
 constexpr int kSide = 32 / int(sizeof(T));
 
@@ -188,44 +188,58 @@ inline void transpose_eight(__m256 (&r)[8]) {
   }
 }
 
-inline void transpose_block(const float* in, int64_t in_stride, float* out, int64_t out_stride) {
+inline void transpose_block(const float* in, int64_t in_stride, float* const* out) {
   __m256 r[8];
 #pragma GCC unroll 8
   for (int i = 0; i < 8; ++i) r[i] = _mm256_loadu_ps(in + i * in_stride);
   transpose_eight(r);
 #pragma GCC unroll 8
-  for (int i = 0; i < 8; ++i) _mm256_storeu_ps(out + i * out_stride, r[i]);
+  for (int i = 0; i < 8; ++i) _mm256_storeu_ps(out[i], r[i]);
 }
 
-inline void transpose_block(const double* in, int64_t in_stride, double* out, int64_t out_stride) {
+inline void transpose_block(const double* in, int64_t in_stride, double* const* out) {
   const __m256d r0 = _mm256_loadu_pd(in), r1 = _mm256_loadu_pd(in + in_stride);
   const __m256d r2 = _mm256_loadu_pd(in + 2 * in_stride), r3 = _mm256_loadu_pd(in + 3 * in_stride);
   const __m256d s0 = _mm256_unpacklo_pd(r0, r1), s1 = _mm256_unpackhi_pd(r0, r1);
   const __m256d s2 = _mm256_unpacklo_pd(r2, r3), s3 = _mm256_unpackhi_pd(r2, r3);
-  _mm256_storeu_pd(out, _mm256_permute2f128_pd(s0, s2, 0x20));
-  _mm256_storeu_pd(out + out_stride, _mm256_permute2f128_pd(s1, s3, 0x20));
-  _mm256_storeu_pd(out + 2 * out_stride, _mm256_permute2f128_pd(s0, s2, 0x31));
-  _mm256_storeu_pd(out + 3 * out_stride, _mm256_permute2f128_pd(s1, s3, 0x31));
+  _mm256_storeu_pd(out[0], _mm256_permute2f128_pd(s0, s2, 0x20));
+  _mm256_storeu_pd(out[1], _mm256_permute2f128_pd(s1, s3, 0x20));
+  _mm256_storeu_pd(out[2], _mm256_permute2f128_pd(s0, s2, 0x31));
+  _mm256_storeu_pd(out[3], _mm256_permute2f128_pd(s1, s3, 0x31));
 }
 #else
 template <class T>
-inline void transpose_block(const T* in, int64_t in_stride, T* out, int64_t out_stride) {
+inline void transpose_block(const T* in, int64_t in_stride, T* const* out) {
   for (int j = 0; j < kSide<T>; ++j)
-    for (int i = 0; i < kSide<T>; ++i) out[j * out_stride + i] = in[i * in_stride + j];
+    for (int i = 0; i < kSide<T>; ++i) out[j][i] = in[i * in_stride + j];
 }
 #endif
+
+// Writes column j of in[rows, cols], whose rows are `in_stride` elements apart, to the row that begins at to(j).
+template <class T, class To>
+inline void transpose_to(const T* in, int64_t in_stride, int64_t rows, int64_t cols, const To& to) {
+  constexpr int64_t kStep = kSide<T>;
+  const int64_t whole = cols >= kStep ? rows / kStep * kStep : 0;
+  // Along the rows of the result in the inner loop: a line of it is written at once.
+  for (int64_t j = 0; j < cols && whole > 0; j += kStep) {
+    const int64_t left = least(j, cols - kStep);  // the last block takes some columns again
+    T* out[kStep];
+    for (int64_t i = 0; i < kStep; ++i) out[i] = to(left + i);
+    for (int64_t i = 0; i < whole; i += kStep) {
+      transpose_block(in + i * in_stride + left, in_stride, out);
+      for (int64_t k = 0; k < kStep; ++k) out[k] += kStep;
+    }
+  }
+  for (int64_t j = 0; j < cols && whole < rows; ++j) {
+    T* const out = to(j);
+    for (int64_t i = whole; i < rows; ++i) out[i] = in[i * in_stride + j];
+  }
+}
 
 // out[j, i] = in[i, j] for i < rows, j < cols; strides in elements.
 template <class T>
 inline void transpose(const T* in, int64_t in_stride, T* out, int64_t out_stride, int64_t rows, int64_t cols) {
-  constexpr int64_t kStep = kSide<T>;
-  const int64_t whole_rows = rows / kStep * kStep, whole_cols = cols / kStep * kStep;
-  // Along the rows of `out` in the inner loop: a line of it is written at once.
-  for (int64_t j = 0; j < whole_cols; j += kStep)
-    for (int64_t i = 0; i < whole_rows; i += kStep)
-      transpose_block(in + i * in_stride + j, in_stride, out + j * out_stride + i, out_stride);
-  for (int64_t j = 0; j < cols; ++j)
-    for (int64_t i = j < whole_cols ? whole_rows : 0; i < rows; ++i) out[j * out_stride + i] = in[i * in_stride + j];
+  transpose_to(in, in_stride, rows, cols, [=](int64_t j) { return out + j * out_stride; });
 }
 
 // Weights as floats; `count` of them, the rest zero.

@@ -194,6 +194,8 @@ constexpr int64_t kParallelBytes = 131072;
 inline int useful_threads(int64_t bytes, int threads) { return bytes < kParallelBytes ? 1 : threads; }
 
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+// That of a division which rounds down.
+inline int64_t remainder(int64_t a, int64_t b) { return (a % b + b) % b; }
 inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 
 // kSetBits.of[b]: the places of the bits of byte b, low to high, then 0.

@@ -1,99 +1,12 @@
 // Convolution, forward and gradient by input, at the cost of the input's nonzeros; 1x1 and linear layers are the same.
 //
-// Every case is made of one kind of sweep: along a line, tap t takes input column i to output column i + shift - t. A
-// stride divides the columns of the input (backwards: of the output) into classes by their remainder, a dilation those
-// of both; the taps of a class, a few at a time, are one sweep. The gradient's sweeps run from right to left, which puts
-// the taps into the same order. Rows are segments: an output row meets the input rows of its kernel rows, each with its
-// weights, 16 channels at a time.
+// Every case is made of sweeps along lines (skip_conv_sweeps.h). Rows are segments: an output row meets the input rows of
+// its kernel rows, each with its weights, 16 channels at a time.
 #include "skip_conv_stage.h"
+#include "skip_conv_sweeps.h"
 
 namespace gossamer::GOSSAMER_ISA {
 namespace {
-
-int64_t remainder(int64_t a, int64_t b) { return (a % b + b) % b; }
-
-// Some taps on a class of columns; see Line. Columns and outs are those of a whole line.
-struct Sweep {
-  int taps, step;        // how many, and kernel columns from one to the next
-  int64_t tap;           // the first, in the order of the sweep
-  int64_t x0, x_step, columns;
-  int64_t y0, y_step, outs;
-  int64_t shift;
-  bool first, last;  // of those that write these outputs
-};
-
-// Calls f for the sweeps of a line, those of a class of outputs one after the other.
-template <class F>
-void for_each_sweep(const Conv& conv, const F& f) {
-  const int64_t stride = conv.along.stride, dil = conv.along.dilation, pad = conv.along.padding;
-  const bool by_dilation = stride == 1 && dil > 1;
-  // Taps whose places differ by `step` are neighbours in a class; where those are uneven, each tap is alone.
-  const int64_t step = by_dilation || stride == 1 ? 1 : dil == 1 ? stride : conv.along.taps;
-  const int most = step == 1 ? kMostTaps : step == 2 ? 2 : 1;
-  const auto run = [&](Sweep sweep, int64_t first_tap, int64_t chunks, int64_t* done, auto shift_of) {
-    int64_t left = ceil_div(conv.along.taps - first_tap, step);
-    sweep.step = int(step);
-    for (int64_t t = first_tap; left > 0; ++*done) {
-      sweep.taps = int(least(left, most));
-      sweep.tap = t;
-      sweep.shift = shift_of(t);
-      sweep.first = *done == 0;
-      sweep.last = *done == chunks - 1;
-      f(sweep);
-      left -= sweep.taps;
-      t += sweep.taps * step;
-    }
-  };
-  const auto chunks_of = [&](int64_t first_tap) {
-    return first_tap < conv.along.taps ? ceil_div(ceil_div(conv.along.taps - first_tap, step), most) : int64_t(0);
-  };
-  Sweep sweep = {};
-  sweep.x_step = sweep.y_step = 1;
-  if (by_dilation) {  // classes of both sides
-    for (int64_t y0 = 0; y0 < dil && y0 < conv.along.out; ++y0) {
-      const int64_t x0 = remainder(conv.transposed ? y0 + pad : y0 - pad, dil);
-      const int64_t columns = x0 < conv.along.in ? ceil_div(conv.along.in - x0, dil) : 0, outs = ceil_div(conv.along.out - y0, dil);
-      sweep = {0, 0, 0, x0, dil, columns, y0, dil, outs, 0, false, false};
-      int64_t shift = (conv.transposed ? x0 - pad - y0 : x0 + pad - y0) / dil;
-      if (conv.transposed) {
-        sweep.x0 = columns > 0 ? x0 + (columns - 1) * dil : 0;
-        sweep.y0 = y0 + (outs - 1) * dil;
-        sweep.x_step = sweep.y_step = -dil;
-        shift = outs - columns - shift;
-      }
-      int64_t done = 0;
-      run(sweep, 0, chunks_of(0), &done, [=](int64_t tap) { return shift - tap; });
-    }
-  } else if (!conv.transposed) {  // classes of input columns; all write all outputs
-    int64_t chunks = 0, done = 0;
-    const int64_t classes = least(conv.along.taps, step);  // by their first tap
-    for (int64_t tap = 0; tap < classes; ++tap) chunks += chunks_of(tap);
-    for (int64_t tap = 0; tap < classes; ++tap) {
-      const int64_t x0 = remainder(tap * dil - pad, stride);
-      const int64_t columns = x0 < conv.along.in ? ceil_div(conv.along.in - x0, stride) : 0;
-      sweep = {0, 0, 0, x0, stride, columns, 0, 1, conv.along.out, 0, false, false};
-      run(sweep, tap, chunks, &done, [=](int64_t t) { return (x0 + pad - t * dil) / stride; });
-    }
-  } else {  // classes of output columns; all read all columns of the input
-    for (int64_t y0 = 0; y0 < stride && y0 < conv.along.out; ++y0) {
-      const int64_t outs = ceil_div(conv.along.out - y0, stride), columns = conv.along.in;
-      sweep = {1, 1, 0, columns - 1, -1, columns, y0 + (outs - 1) * stride, -stride, outs, 0, true, true};
-      int64_t chunks = 0, done = 0;
-      const int64_t classes = least(conv.along.taps, step);
-      for (int64_t tap = 0; tap < classes; ++tap)
-        if (remainder(tap * dil - y0 - pad, stride) == 0) chunks += chunks_of(tap);
-      for (int64_t tap = 0; tap < classes; ++tap)
-        if (remainder(tap * dil - y0 - pad, stride) == 0) {
-          run(sweep, tap, chunks, &done,
-              [=](int64_t t) { return outs - columns - (t * dil - pad - y0) / stride; });
-        }
-      if (chunks == 0) {  // no tap leads here: the outputs are the bias
-        sweep.columns = 0;
-        f(sweep);
-      }
-    }
-  }
-}
 
 using SweepLine = void (*)(const Line&);
 
@@ -138,9 +51,11 @@ int64_t count_rest(const Conv& conv, const float* x, const uint16_t* bits, int t
     int64_t count = 0;
     for (int64_t h = 0; h < conv.down.in; ++h) {
       if (row_is_met(conv, h)) continue;
-      for (int64_t n = part_begin(conv.images, part, threads); n < part_begin(conv.images, part + 1, threads); ++n)
-        for (int64_t pixel = (n * conv.down.in + h) * conv.along.in; pixel < (n * conv.down.in + h + 1) * conv.along.in; ++pixel)
+      for (int64_t n = part_begin(conv.images, part, threads); n < part_begin(conv.images, part + 1, threads); ++n) {
+        const int64_t line = (n * conv.down.in + h) * conv.along.in;
+        for (int64_t pixel = line; pixel < line + conv.along.in; ++pixel)
           count += count_pixel(x + pixel * conv.channels, bits == nullptr ? nullptr : bits + pixel * words, conv.channels);
+      }
     }
     __atomic_fetch_add(&total, count, __ATOMIC_RELAXED);
   });
@@ -166,46 +81,69 @@ struct Next {
 // Lines [begin, end), which are staged, of groups [group, group + groups) under one sweep; groups up to last_group
 // follow. Sums lie together until the last panel: in y, pixels are so far from each other that their sums all meet in a
 // few sets of a cache.
-void run_sweep(const Conv& conv, const Tensors& t, const Packing& packing, const Stage& stage, const Sweep& sweep,
-               int64_t group, int64_t groups, int64_t last_group, int64_t begin, int64_t end, float* sums, Next* next) {
-  const SweepLine kernel = sweep_line_of<1, kMostVectors>(sweep.taps, sweep.step, groups, packing.vectors);
-  const int64_t each = packing.lanes / kSegment, segments = each * conv.down.taps;  // of a part
-  const int64_t together = least(segments, segments_of(int(sweep.taps * groups * packing.vectors)));
-  const int64_t some = ceil_div(segments, together), panels = packing.parts > 0 ? packing.parts * some : 1;
-  const int64_t at = group * packing.outs, outs = groups * packing.outs, width = conv.outputs - at;
-  const int64_t y_step = sweep.y_step * conv.outputs, y_bytes = ceil_div(conv.outputs, 32) * 4;
-  const bool straight = width >= outs && !t.relu;  // from the registers into y
-  alignas(64) float bias[kMostGroups * kMostVectors * kF] = {};
-  if (t.bias != nullptr) memcpy(bias, t.bias + at, size_t(least(width, outs)) * sizeof(float));
-  Line line = {};
-  line.x_step = sweep.x_step * stage.x_column;
-  line.bits_step = sweep.x_step * stage.bits_column;
-  line.shift = sweep.shift;
-  line.w_row = conv.along.taps * packing.outs;
-  line.w_group = packing.parts * segments * kSegment * line.w_row;
-  const float* const weights = t.w + group * line.w_group + sweep.tap * packing.outs;
-  for (int64_t panel = 0; panel < panels; ++panel) {
-    const int64_t part = panel / some, segment = part * segments + panel % some * together;
-    const int64_t first = panel % some * together, count = least(together, segments - first);
+struct Swept {
+  const Conv& conv;
+  const Tensors& t;
+  const Packing& packing;
+  const Stage& stage;
+  const Sweep& sweep;
+  int64_t group, groups, last_group, begin, end;
+  float* sums;
+  Next* next;
+
+  // Segments of a part, those that a panel of weights takes together, and the panels.
+  int64_t each() const { return packing.lanes / kSegment; }
+  int64_t segments() const { return each() * conv.down.taps; }
+  int64_t together() const { return least(segments(), segments_of(int(sweep.taps * groups * packing.vectors))); }
+  int64_t outs() const { return groups * packing.outs; }
+  int64_t width() const { return conv.outputs - group * packing.outs; }
+  bool straight() const { return width() >= outs() && !t.relu; }  // from the registers into y
+
+  void run() const {
+    const int64_t some = ceil_div(segments(), together()), panels = packing.parts > 0 ? packing.parts * some : 1;
+    alignas(64) float bias[kMostGroups * kMostVectors * kF] = {};
+    if (t.bias != nullptr) memcpy(bias, t.bias + group * packing.outs, size_t(least(width(), outs())) * sizeof(float));
+    Line line = {};
+    line.x_step = sweep.x_step * stage.x_column;
+    line.bits_step = sweep.x_step * stage.bits_column;
+    line.shift = sweep.shift;
+    line.w_row = conv.along.taps * packing.outs;
+    line.w_group = packing.parts * segments() * kSegment * line.w_row;
+    const float* const weights = t.w + group * line.w_group + sweep.tap * packing.outs;
+    const auto weights_of = [&](int64_t panel) {
+      return weights + (panel / some * segments() + panel % some * together()) * kSegment * line.w_row;
+    };
+    for (int64_t panel = 0; panel < panels; ++panel) {
+      line.w = weights_of(panel);
+      const float* const after = panel + 1 < panels ? weights_of(panel + 1)
+                                 : group + groups < last_group ? weights + groups * line.w_group : nullptr;
+      run_panel(line, bias, panel / some, panel % some * together(), sweep.first && panel == 0,
+                sweep.last && panel == panels - 1, after);
+    }
+  }
+
+  // The segments from `first` on of one part. The panel after this one, at w_next, arrives meanwhile, each line of
+  // outputs asking for a share of it.
+  void run_panel(Line line, const float* bias, int64_t part, int64_t first, bool is_first, bool is_last,
+                 const float* w_next) const {
+    const SweepLine kernel = sweep_line_of<1, kMostVectors>(sweep.taps, sweep.step, groups, packing.vectors);
+    const int64_t count = least(together(), segments() - first), lines = end - begin, at = group * packing.outs;
+    const int64_t row = each(), floats = outs();
+    const int64_t panel_floats = together() * kSegment * line.w_row;
+    const int64_t y_step = sweep.y_step * conv.outputs, y_bytes = ceil_div(conv.outputs, 32) * 4;
+    const bool direct = straight(), cut = conv.pixels < conv.down.in * conv.along.in;
     line.lanes = ~uint64_t(0) >> (64 - count * kSegment);
-    line.w = weights + segment * kSegment * line.w_row;
-    const bool is_first = sweep.first && panel == 0, is_last = sweep.last && panel == panels - 1;
-    line.from_step = is_first ? 0 : outs;
-    line.to_step = is_last && straight ? y_step : outs;
-    // The panel after this one arrives meanwhile, each line of outputs asking for a share of it.
-    const int64_t after = panel + 1, panel_floats = together * kSegment * line.w_row, lines = end - begin;
-    const float* const w_next =
-        after < panels ? weights + (after / some * segments + after % some * together) * kSegment * line.w_row
-        : group + groups < last_group ? weights + groups * line.w_group : nullptr;
+    line.from_step = is_first ? 0 : floats;
+    line.to_step = is_last && direct ? y_step : floats;
     const float* const x = stage.x + part * stage.x_part + sweep.x0 * stage.x_column + first * kSegment;
     const uint16_t* const bits = stage.bits + part * stage.bits_part + sweep.x0 * stage.bits_column + first;
     for (int64_t i = begin; i < end; ++i) {
       const int64_t l = sweep.x_step > 0 ? i : begin + end - 1 - i, base = stage.base[l - begin];
       line.columns = sweep.columns;
       line.outs = sweep.outs;
-      if (conv.pixels < conv.down.in * conv.along.in) line.columns = line.outs = least(conv.along.in, conv.pixels - l * conv.along.in);
+      if (cut) line.columns = line.outs = least(conv.along.in, conv.pixels - l * conv.along.in);
       bool any = false;
-      for (int64_t r = first / each; r <= (first + count - 1) / each; ++r) any |= stage.rows[base + r] >= 0;
+      for (int64_t r = first / row; r <= (first + count - 1) / row; ++r) any |= stage.rows[base + r] >= 0;
       if (!any || packing.parts == 0) {
         if (!is_first && !is_last) continue;
         line.columns = 0;
@@ -214,9 +152,9 @@ void run_sweep(const Conv& conv, const Tensors& t, const Packing& packing, const
       line.bits = bits + base * stage.bits_slot;
       const int64_t out = l * conv.along.out + sweep.y0;
       float* const y = t.y + out * conv.outputs + at;
-      float* const kept = sums + (l - begin) * conv.along.out * outs;
+      float* const kept = sums + (l - begin) * conv.along.out * floats;
       line.from = is_first ? bias : kept;
-      line.to = is_last && straight ? y : kept;
+      line.to = is_last && direct ? y : kept;
       line.x_next = next->x;
       line.x_next_step = next->x < next->end ? next->step : 0;
       next->x += line.x_next_step * line.outs;
@@ -226,31 +164,12 @@ void run_sweep(const Conv& conv, const Tensors& t, const Packing& packing, const
         line.w_next_step = ceil_div(all, lines * line.outs);
       }
       kernel(line);
-      if (is_last && !straight)
-        finish_line(kept, line.outs, int(groups * packing.vectors), y, y_step, width,
+      if (is_last && !direct)
+        finish_line(kept, line.outs, int(groups * packing.vectors), y, y_step, width(),
                     t.relu ? t.y_bits + out * y_bytes + at / 8 : nullptr, sweep.y_step * y_bytes, y_bytes - at / 8);
     }
   }
-}
-
-// Writes the columns of in[rows, cols], `stride` apart and each contiguous, as rows: column i goes to to(i).
-template <class To>
-void transpose_to(const float* in, int64_t stride, int64_t rows, int64_t cols, const To& to) {
-  constexpr int kB = kSide<float>;
-  float block[kB * kB];
-  const int64_t whole = cols >= kB ? rows / kB * kB : 0;
-  for (int64_t c = 0; c < cols && whole > 0; c += kB) {
-    const int64_t left = least(c, cols - kB);  // the last block takes some columns again
-    float* rows_out[kB];
-    for (int i = 0; i < kB; ++i) rows_out[i] = to(left + i);
-    for (int64_t r = 0; r < whole; r += kB) {
-      transpose_block(in + r * stride + left, stride, block, kB);
-      for (int i = 0; i < kB; ++i) memcpy(rows_out[i] + r, block + i * kB, sizeof(float) * kB);
-    }
-  }
-  for (int64_t c = 0; c < cols; ++c)
-    for (int64_t r = whole; r < rows; ++r) to(c)[r] = in[r * stride + c];
-}
+};
 
 }  // namespace
 
@@ -303,10 +222,14 @@ struct Plan {
   bool by_groups;
 
   Plan(const Conv& given, int most_threads) : conv(given), packing(given.outputs, given.channels, given.down.taps) {
-    threads = useful_threads(4 * conv.images * (conv.down.in * conv.along.in * conv.channels + conv.down.out * conv.along.out * conv.outputs), most_threads);
-    conv.pixels = conv.images * conv.down.in * conv.along.in;
-    conv.flat = conv.down.taps == 1 && conv.along.taps == 1 && conv.down.stride == 1 && conv.along.stride == 1 && conv.down.padding == 0 &&
-                conv.along.padding == 0 && conv.down.out == conv.down.in && conv.along.out == conv.along.in;
+    const Axis &down = conv.down, &along = conv.along;
+    threads = useful_threads(
+        4 * conv.images * (down.in * along.in * conv.channels + down.out * along.out * conv.outputs), most_threads);
+    conv.pixels = conv.images * down.in * along.in;
+    const auto plain = [](const Axis& axis) {
+      return axis.taps == 1 && axis.stride == 1 && axis.padding == 0 && axis.out == axis.in;
+    };
+    conv.flat = plain(down) && plain(along);
     if (conv.flat && conv.pixels > 0) {  // pixels know nothing of rows
       conv.images = 1;
       conv.along.in = conv.along.out = least(kFlatColumns, conv.pixels);
@@ -318,7 +241,8 @@ struct Plan {
     unit = groups_together(conv, packing);  // never divided: they decide the order of additions
     units = ceil_div(packing.groups, unit);
     // By groups every thread stages all of x, by lines every thread reads all of the weights.
-    by_groups = units >= threads && units % threads == 0 && 8 * conv.images * conv.down.in * conv.along.in < conv.down.taps * conv.along.taps * conv.outputs;
+    by_groups = units >= threads && units % threads == 0 &&
+                8 * conv.images * down.in * along.in < down.taps * along.taps * conv.outputs;
     const int64_t x_floats = slots_apart(conv) * conv.along.in * packing.parts * packing.lanes;
     const int64_t line_bytes = 4 * (x_floats + conv.along.out * unit * packing.outs);
     const int64_t of_part = by_groups ? lines : ceil_div(lines, threads);
@@ -379,7 +303,7 @@ void skip_conv(const float* x, const float* packed, const float* bias, const voi
       for (int64_t group = first_unit * plan.unit; group < last_group; group += plan.unit)
         for_each_sweep(conv, [&](const Sweep& sweep) {
           const int64_t groups = least(plan.unit, last_group - group);
-          run_sweep(conv, t, packing, stage, sweep, group, groups, last_group, line, end, sums, &next);
+          Swept{conv, t, packing, stage, sweep, group, groups, last_group, line, end, sums, &next}.run();
         });
     }
     if (first_unit == 0) {

@@ -255,32 +255,6 @@ int64_t places_of(const Line& line) {
   return count;
 }
 
-Problem problem_of(const Convolution& conv, bool skip_dy, const float* x, const float* dy, const uint32_t* bits, float* dw,
-                   bool channels_last) {
-  Problem p;
-  const Pixels a = {x, conv.channels, nullptr, 0}, b = {dy, conv.outputs, bits, ceil_div(conv.outputs, 32)};
-  p.skip_dy = skip_dy;
-  p.sparse = p.skip_dy ? b : a;
-  p.dense = p.skip_dy ? a : b;
-  p.images = conv.images;
-  p.dw = dw;
-  p.channels_last = channels_last;
-  const auto line = [skip_dy](const Axis& of) {
-    const int64_t sparse = skip_dy ? of.out : of.in, dense = skip_dy ? of.in : of.out;
-    return Line{sparse, dense, of.taps, of.stride, of.padding, of.dilation, skip_dy};
-  };
-  p.down = line(conv.down);
-  p.along = line(conv.along);
-  const auto plain = [](const Line& l) {
-    return l.taps == 1 && l.stride == 1 && l.padding == 0 && l.sparse == l.dense;
-  };
-  if (plain(p.down) && plain(p.along)) {  // one long row of pixels, which is cut as suits best
-    p.along.sparse = p.along.dense = p.images * p.down.sparse * p.along.sparse;
-    p.images = p.down.sparse = p.down.dense = 1;
-  }
-  return p;
-}
-
 int threads_for(const Problem& p, int threads) {
   const double products = double(p.images) * double(p.down.sparse * p.along.sparse) * double(p.sparse.channels) *
                           double(p.dense.channels) * double(p.taps());

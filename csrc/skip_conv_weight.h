@@ -32,7 +32,6 @@ struct Piece {  // one axis of a piece
 
 constexpr int kMostTaps = 3;  // along an axis; more are cut into several pieces
 
-inline int64_t remainder(int64_t a, int64_t b) { return (a % b + b) % b; }
 inline int64_t common_divisor(int64_t a, int64_t b) { return b == 0 ? a : common_divisor(b, a % b); }
 
 template <class F>

@@ -23,16 +23,68 @@ struct Points {
   int64_t vector;
 };
 
+// The channels of one place, those without a bit as zeros; `copy` if they are not as they lie, or there is no such place.
+inline const float* sparse_row(const Points& job, int64_t place, bool is, float* copy) {
+  const Pixels& a = job.sparse;
+  const int64_t from = job.table.sparse[place];
+  if (a.bits == nullptr && is) return a.data + from * a.channels + job.channel;
+  for (int64_t c = 0; c < job.channels; c += kL) {
+    const Floats x = is ? load_channels(a, from, job.channel + c) : Floats{};
+    store_first(copy + c, x, int(least(kL, job.channels - c)));
+  }
+  return copy;
+}
+
+template <int kV>
+inline void ask_for(const Points& job, int64_t place) {
+  const float* const sparse = job.sparse.data + job.table.sparse[place] * job.sparse.channels + job.channel;
+  const float* const dense = job.dense.data + job.table.dense[place] * job.dense.channels + job.dense_channel;
+  for (int64_t c = 0; c < job.channels; c += 16) __builtin_prefetch(sparse + c);
+  for (int j = 0; j < kV * kL; j += 16) __builtin_prefetch(dense + j);
+}
+
+// Adds what the channels of kPixels rows contribute, and returns how many of their elements are not zero.
+template <int kV, int kPixels>
+inline int64_t add_rows(const Points& job, const float* const (&row)[kPixels], const Floats (&y)[kPixels][kV]) {
+  const int64_t channels = job.channels, vector = job.vector;
+  float* const sums = job.sums;
+  int64_t nonzero = 0;
+  for (int64_t first = 0; first < channels; first += 64) {
+    uint64_t some = 0;
+#pragma GCC unroll 2
+    for (int i = 0; i < kPixels; ++i) {
+      const uint64_t bits = first + 64 <= channels ? nonzero_bits<64>(row[i] + first)
+                                                   : nonzero_bits_first(row[i] + first, int(channels - first));
+      nonzero += __builtin_popcountll(bits);
+      some |= bits;
+    }
+    for (; some != 0; some &= some - 1) {
+      const int64_t c = first + __builtin_ctzll(some);
+      Floats x[kPixels];
+#pragma GCC unroll 2
+      for (int i = 0; i < kPixels; ++i) x[i] = broadcast(row[i][c]);
+      float* const sum = sums + c * kL;
+#pragma GCC unroll 8
+      for (int v = 0; v < kV; ++v) {
+        Floats s = load_lanes(sum + v * vector);
+#pragma GCC unroll 2
+        for (int i = 0; i < kPixels; ++i) s = fma(x[i], y[i][v], s);
+        store_lanes(sum + v * vector, s);
+      }
+    }
+  }
+  return nonzero;
+}
+
 // Adds the products of all pixels, kPixels at a time: a channel that is not zero in one of them is multiplied in all, so
 // that its sums move once. Returns how many nonzeros there are.
 template <int kV, int kPixels>
 int64_t add_points(const Points& job) {
-  const Pixels &a = job.sparse, &b = job.dense;
+  const Pixels& b = job.dense;
   const bool whole = b.bits == nullptr && job.dense_channel + kV * kL <= b.channels;
-  const int64_t count = job.table.count, vector = job.vector;
+  const int64_t count = job.table.count;
   const float* const dense = b.data + job.dense_channel;
-  float* const sums = job.sums;
-  float room[kPixels][kPointChannels];
+  float copies[kPixels][kPointChannels];
   int64_t nonzero = 0;
   for (int64_t p = 0; p < count; p += kPixels) {
     Floats y[kPixels][kV];
@@ -40,52 +92,15 @@ int64_t add_points(const Points& job) {
 #pragma GCC unroll 2
     for (int i = 0; i < kPixels; ++i) {
       const bool is = p + i < count;
-      const int64_t pixel = job.table.dense[is ? p + i : p];
+      const int64_t place = is ? p + i : p, pixel = job.table.dense[place];
 #pragma GCC unroll 8
       for (int v = 0; v < kV; ++v)
         y[i][v] = whole ? load_lanes(dense + pixel * b.channels + v * kL)
                         : load_channels(b, pixel, job.dense_channel + v * kL);
-      const int64_t from = job.table.sparse[is ? p + i : p];
-      row[i] = a.data + from * a.channels + job.channel;
-      if (a.bits != nullptr || !is) {
-        for (int64_t c = 0; c < job.channels; c += kL) {
-          const Floats x = is ? load_channels(a, from, job.channel + c) : Floats{};
-          store_first(room[i] + c, x, int(least(kL, job.channels - c)));
-        }
-        row[i] = room[i];
-      }
-      if (p + i + kPointAhead < count) {
-        const float* const sparse_next = a.data + job.table.sparse[p + i + kPointAhead] * a.channels + job.channel;
-        const float* const dense_next = dense + job.table.dense[p + i + kPointAhead] * b.channels;
-        for (int64_t c = 0; c < job.channels; c += 16) __builtin_prefetch(sparse_next + c);
-        for (int j = 0; j < kV * kL; j += 16) __builtin_prefetch(dense_next + j);
-      }
+      row[i] = sparse_row(job, place, is, copies[i]);
+      if (p + i + kPointAhead < count) ask_for<kV>(job, p + i + kPointAhead);
     }
-    for (int64_t first = 0; first < job.channels; first += 64) {
-      uint64_t some = 0;
-#pragma GCC unroll 2
-      for (int i = 0; i < kPixels; ++i) {
-        const uint64_t bits = first + 64 <= job.channels
-                                  ? nonzero_bits<64>(row[i] + first)
-                                  : nonzero_bits_first(row[i] + first, int(job.channels - first));
-        nonzero += __builtin_popcountll(bits);
-        some |= bits;
-      }
-      for (; some != 0; some &= some - 1) {
-        const int64_t c = first + __builtin_ctzll(some);
-        Floats x[kPixels];
-#pragma GCC unroll 2
-        for (int i = 0; i < kPixels; ++i) x[i] = broadcast(row[i][c]);
-        float* const sum = sums + c * kL;
-#pragma GCC unroll 8
-        for (int v = 0; v < kV; ++v) {
-          Floats s = load_lanes(sum + v * vector);
-#pragma GCC unroll 2
-          for (int i = 0; i < kPixels; ++i) s = fma(x[i], y[i][v], s);
-          store_lanes(sum + v * vector, s);
-        }
-      }
-    }
+    nonzero += add_rows<kV, kPixels>(job, row, y);
   }
   return nonzero;
 }

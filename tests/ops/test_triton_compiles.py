@@ -6,7 +6,7 @@ import re
 import pytest
 
 triton = pytest.importorskip("triton", reason="triton is not installed: pip install gossamer[triton]")
-from gossamer.kernels.triton import detect, rows  # noqa: E402
+from gossamer.kernels.triton import detect, fan_in_mm, rows  # noqa: E402
 
 TILES = [(1, 1), (1, 32), (32, 1), (8, 8), (3, 5), (64, 64), (1, 4096)]
 WORDS = ["*u8", "*i16", "*i32", "*i64"]
@@ -45,12 +45,19 @@ def finds():
         yield "detect", "place_bucket", constants, pointers
 
 
-EVERY = [*moves(), *finds()]
+def fan_in():
+    """(module, kernel, constexprs, pointer types) of the fan-in product."""
+    for kind, index, batch in itertools.product(("*fp32", "*bf16", "*fp64"), INDICES, (16, 128)):
+        constants = {"BR": fan_in_mm.ELEMENTS // batch, "BB": batch}
+        yield "fan_in_mm", "add_columns", constants, {"x": kind, "values": kind, "y": kind, "indices": index}
 
 
-# 16-bit numbers on every run; the other word sizes and whole sizes with the slow tests.
+EVERY = [*moves(), *finds(), *fan_in()]
+
+
+# 16-bit words and float32 on every run; other words and whole sizes with the slow tests.
 def case_marks(pointers, whole):
-    fast = "*i16" in (pointers.get("x"), pointers.get("values")) or "starts" in pointers
+    fast = not {"*i16", "*fp32"}.isdisjoint((pointers.get("x"), pointers.get("values"))) or "starts" in pointers
     return () if fast and not whole else pytest.mark.slow
 
 

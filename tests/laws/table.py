@@ -85,7 +85,9 @@ def tiles_at(shape: tuple[int, int], offsets: Tensor, indices: Tensor, tile: tup
     return scattered(torch.ones(len(indices), *tile), offsets, indices, shape) != 0
 
 
-def grouped(x: Tensor, source: Tensor, target: Tensor, offsets: Tensor, weights: Tensor, flip: bool, rows: int) -> Any:
+def grouped(
+    x: Tensor, source: Tensor, target: Tensor, offsets: Tensor, weights: Tensor, transposed: bool, rows: int
+) -> Any:
     y = torch.zeros(rows, weights.shape[2], dtype=torch.float64)
     group = torch.repeat_interleave(torch.arange(len(weights)), offsets.diff())
     for place, g in enumerate(group.tolist()):

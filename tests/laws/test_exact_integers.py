@@ -149,10 +149,10 @@ def test_gather_mm_of_a_batch(backend, tile):
         assert_same_numbers(backend("gather_mm", a, *of, *tile, shared, False), exact)
 
 
-def grouped(x, source, target, offsets, weights, flip, out_rows):
-    y = torch.zeros(out_rows, weights.shape[1 if flip else 2], dtype=torch.float64)
+def grouped(x, source, target, offsets, weights, transposed, out_rows):
+    y = torch.zeros(out_rows, weights.shape[1 if transposed else 2], dtype=torch.float64)
     for matrix, (start, end) in zip(weights.double(), pairwise(offsets.tolist()), strict=True):
-        y[target[start:end].long()] = x.double()[source[start:end].long()] @ (matrix.t() if flip else matrix)
+        y[target[start:end].long()] = x.double()[source[start:end].long()] @ (matrix.t() if transposed else matrix)
     return y
 
 
@@ -177,10 +177,10 @@ def check_grouped(backend, offsets, k, n, dtype, named="both", listed=torch.int6
     source = torch.randint(0, tokens, (tokens,)).to(listed) if named in ("both", "source") else None
     target = torch.randperm(tokens + 50)[:tokens].to(listed) if named in ("both", "target") else None
     places = [torch.arange(tokens) if place is None else place for place in (source, target)]
-    for flip in (False, True):
-        weights = numbers(len(offsets) - 1, *((n, k) if flip else (k, n)), dtype=dtype, seed=2)
-        y = backend("grouped_mm", x, source, target, offsets, weights, flip, tokens + 50)
-        assert_same_numbers(y, grouped(x, *places, offsets, weights, flip, tokens + 50))
+    for transposed in (False, True):
+        weights = numbers(len(offsets) - 1, *((n, k) if transposed else (k, n)), dtype=dtype, seed=2)
+        y = backend("grouped_mm", x, source, target, offsets, weights, transposed, tokens + 50)
+        assert_same_numbers(y, grouped(x, *places, offsets, weights, transposed, tokens + 50))
     dw = backend("grouped_outer", x, dy, source, target, offsets)
     assert_same_numbers(dw, outer(x, dy, *places, offsets))
 

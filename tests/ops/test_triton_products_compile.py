@@ -25,7 +25,7 @@ slow = pytest.mark.slow
 
 def dsd(kernel, tile, dtype, *, index="*u16", order=None, scale=None, stored=None, columns=False, place=False):
     constants = {
-        "TM": tile[0], "TK": tile[1], "FLIP": order is not None, "IN_PLACE": place, "PARTIALS": 2,
+        "TM": tile[0], "TK": tile[1], "TRANSPOSED": order is not None, "IN_PLACE": place, "PARTIALS": 2,
         "order": order, "scale": scale, "b_row" if columns else "b_col": 1, "c_row" if columns else "c_col": 1,
     }  # fmt: skip
     pointers = {

@@ -19,7 +19,7 @@ def dsd(
     scale: Tensor | None,
     b: Tensor,
     rows: int,
-    flip: bool,
+    transposed: bool,
     column_major: bool,
     work: Tensor | None,
 ) -> Tensor:
@@ -32,7 +32,7 @@ def dsd(
     right = _call.matrix(b, "b", dtypes=(dtype,))
     k, n = b.shape
     capacity, bm, bk = values.shape
-    if flip:
+    if transposed:
         bm, bk = bk, bm
     _call.count(rows, "rows")
     index = _call.check_pattern(offsets, indices, rows, k, bm, bk)
@@ -61,8 +61,8 @@ def dsd(
     workspace = torch.empty(max(size, 0), dtype=torch.uint8)
     if size < 0 or not _call.native.dsd(
         values.data_ptr(), storage, 0 if scale is None else scale.data_ptr(), index,
-        0 if order is None else order.data_ptr(), 0 if order is None else order.itemsize, flip, right, n, c.data_ptr(),
-        column_major, *partition, workspace.data_ptr(), threads,
+        0 if order is None else order.data_ptr(), 0 if order is None else order.itemsize, transposed, right, n,
+        c.data_ptr(), column_major, *partition, workspace.data_ptr(), threads,
     ):  # fmt: skip
         _check_numbers(offsets, indices, order, index)
         _call.refuse_changed("offsets, indices and order")

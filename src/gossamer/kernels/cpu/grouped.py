@@ -14,17 +14,23 @@ PLACES = (torch.int32, torch.int64)
 
 
 def grouped_mm(
-    x: Tensor, source: Tensor | None, target: Tensor | None, offsets: Tensor, weights: Tensor, flip: bool, out_rows: int
+    x: Tensor,
+    source: Tensor | None,
+    target: Tensor | None,
+    offsets: Tensor,
+    weights: Tensor,
+    transposed: bool,
+    out_rows: int,
 ) -> Tensor:
     """Return `y[out_rows, n]`; see `gossamer.kernels.reference.grouped_mm`. float32 and float64."""
     _call.tensor(x, "x", ndim=2, dtypes=PRODUCT)
     _call.tensor(weights, "weights", ndim=3, dtypes=(x.dtype,))
     _call.count(out_rows, "out_rows")
     positions = _positions(offsets, source, x.shape[0], target, out_rows)
-    groups, inner, n = (weights.shape[0], *(weights.shape[:0:-1] if flip else weights.shape[1:]))
+    groups, inner, n = (weights.shape[0], *(weights.shape[:0:-1] if transposed else weights.shape[1:]))
     if groups != offsets.numel() - 1 or inner != x.shape[1]:
         raise ValueError(
-            f"weights must be {offsets.numel() - 1} matrices with {x.shape[1]} {'columns' if flip else 'rows'}, "
+            f"weights must be {offsets.numel() - 1} matrices with {x.shape[1]} {'columns' if transposed else 'rows'}, "
             f"got shape {tuple(weights.shape)}"
         )
     y = memory.empty((out_rows, n), x.dtype)
@@ -33,7 +39,7 @@ def grouped_mm(
     workspace = torch.empty(size, dtype=torch.uint8)
     if not _call.native.grouped_mm(
         x.data_ptr(), x.itemsize, x.shape[0], inner, *_list(source), *_list(target), positions, offsets.data_ptr(),
-        groups, weights.data_ptr(), flip, n, y.data_ptr(), out_rows, workspace.data_ptr(), threads,
+        groups, weights.data_ptr(), transposed, n, y.data_ptr(), out_rows, workspace.data_ptr(), threads,
     ):  # fmt: skip
         _refuse(offsets, source, x.shape[0], target, out_rows, once=True)
     return y

@@ -16,16 +16,16 @@ def dsd(
     scale: Tensor | None,
     b: Tensor,
     rows: int,
-    flip: bool,
+    transposed: bool,
     column_major: bool,
     work: Tensor | None,
 ) -> Tensor:
     """values[capacity, bm, bk], b[k, n] -> c[rows, n] = S @ b, in b's dtype.
 
-    The tile of slot s is `values[order[s]] * scale[order[s]]`, transposed if `flip` (values are then [capacity, bk,
-    bm]). Only rows of b under a present tile are read. `work` divides the work and changes no number here: ignored.
+    The tile of slot s is `values[order[s]] * scale[order[s]]`; `transposed`: values are stored as [capacity, bk, bm].
+    Only rows of b under a present tile are read. `work` divides the work and changes no number here: ignored.
     """
-    row, column, present = slots(offsets, indices, -(-b.shape[0] // values.shape[1 if flip else 2]))
+    row, column, present = slots(offsets, indices, -(-b.shape[0] // values.shape[1 if transposed else 2]))
     place = torch.arange(indices.numel(), device=b.device)
     if order is not None:
         check_places(order, present, indices.numel(), "order")
@@ -34,7 +34,7 @@ def dsd(
     tiles = values[place].to(kind)
     if scale is not None:
         tiles = tiles * scale[place].to(kind).view(-1, 1, 1)
-    if flip:
+    if transposed:
         tiles = tiles.transpose(1, 2)
     _, bm, bk = tiles.shape
     whole = present.view(-1, 1, 1) & inside(row, column, (bm, bk), (rows, b.shape[0]))

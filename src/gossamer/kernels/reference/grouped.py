@@ -24,16 +24,22 @@ def _at(x: Tensor, place: Tensor | None, start: int, end: int) -> Tensor:
 
 
 def grouped_mm(
-    x: Tensor, source: Tensor | None, target: Tensor | None, offsets: Tensor, weights: Tensor, flip: bool, out_rows: int
+    x: Tensor,
+    source: Tensor | None,
+    target: Tensor | None,
+    offsets: Tensor,
+    weights: Tensor,
+    transposed: bool,
+    out_rows: int,
 ) -> Tensor:
     """x[t, k], weights[groups, k, n] -> y[out_rows, n]: y[target[p]] = x[source[p]] @ weights[g].
 
-    Group g owns the positions p in [offsets[g], offsets[g + 1]); `flip` transposes each weight ([groups, n, k]);
+    Group g owns the positions p in [offsets[g], offsets[g + 1]); `transposed`: weights are stored as [groups, n, k];
     source or target None stand for p; rows of y that are not named are zero.
     """
     _check(offsets, ("source", source, x.shape[0]), ("target", target, out_rows))
     kind = accumulator(x.dtype)
-    matrices = (weights.transpose(1, 2) if flip else weights).to(kind)
+    matrices = (weights.transpose(1, 2) if transposed else weights).to(kind)
     y = x.new_zeros(out_rows, matrices.shape[2])
     for matrix, (start, end) in zip(matrices, pairwise(offsets.tolist()), strict=True):
         product = (_at(x, source, start, end).to(kind) @ matrix).to(x.dtype)

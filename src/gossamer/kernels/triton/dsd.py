@@ -36,7 +36,7 @@ def store_block(c, acc, tile_row, i, j, rows, n, c_row, c_col, TM: tl.constexpr,
 def dsd_rows(
     a, offsets, indices, order, scale, b, c, rows, inner, n, per_matrix, a_row, b_matrix, b_row, b_col, c_row, c_col,
     TM: tl.constexpr, TK: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
-    FLIP: tl.constexpr, IN_PLACE: tl.constexpr, PRECISION: tl.constexpr,
+    TRANSPOSED: tl.constexpr, IN_PLACE: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     tile_row = tl.program_id(0)
     i = tl.program_id(2) * BM + tl.arange(0, BM)
@@ -46,7 +46,7 @@ def dsd_rows(
     b += (tile_row // per_matrix).to(tl.int64) * b_matrix
     acc = add_tiles(
         no_sum(b, BM, BN, BK), a, order, scale, indices, b, first, end, i, j, tile_row.to(tl.int64) * TM, rows,
-        inner, n, a_row, b_row, b_col, TM, TK, BK, FLIP, IN_PLACE, PRECISION,
+        inner, n, a_row, b_row, b_col, TM, TK, BK, TRANSPOSED, IN_PLACE, PRECISION,
     )  # fmt: skip
     store_block(c, acc, tile_row, i, j, rows, n, c_row, c_col, TM, BM)
 
@@ -56,7 +56,7 @@ def dsd_parts(
     a, offsets, indices, order, scale, b, c, work, ends, places, partials,
     rows, inner, n, segments, b_row, b_col, c_row, c_col,
     TM: tl.constexpr, TK: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
-    FLIP: tl.constexpr, PRECISION: tl.constexpr, PARTIALS: tl.constexpr,
+    TRANSPOSED: tl.constexpr, PRECISION: tl.constexpr, PARTIALS: tl.constexpr,
 ):  # fmt: skip
     part = tl.program_id(0)
     i = tl.program_id(2) * BM + tl.arange(0, BM)
@@ -76,7 +76,7 @@ def dsd_parts(
             if whole | (kept < PARTIALS):
                 acc = add_tiles(
                     no_sum(b, BM, BN, BK), a, order, scale, indices, b, first, end, i, j, tile_row * TM, rows,
-                    inner, n, 0, b_row, b_col, TM, TK, BK, FLIP, False, PRECISION,
+                    inner, n, 0, b_row, b_col, TM, TK, BK, TRANSPOSED, False, PRECISION,
                 )  # fmt: skip
                 if whole:
                     store_block(c, acc, tile_row, i, j, rows, n, c_row, c_col, TM, BM)
@@ -93,7 +93,7 @@ def dsd_joined(
     a, offsets, indices, order, scale, b, c, ends, places, partials,
     rows, inner, n, b_row, b_col, c_row, c_col,
     TM: tl.constexpr, TK: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
-    FLIP: tl.constexpr, PRECISION: tl.constexpr,
+    TRANSPOSED: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     tile_row = tl.program_id(0)
     i = tl.program_id(2) * BM + tl.arange(0, BM)
@@ -113,7 +113,8 @@ def dsd_joined(
                 total += summed(
                     add_tiles(
                         no_sum(b, BM, BN, BK), a, order, scale, indices, b, slot, end, i, j,
-                        tile_row.to(tl.int64) * TM, rows, inner, n, 0, b_row, b_col, TM, TK, BK, FLIP, False, PRECISION,
+                        tile_row.to(tl.int64) * TM, rows, inner, n, 0, b_row, b_col, TM, TK, BK, TRANSPOSED, False,
+                        PRECISION,
                     ), BM,
                 )  # fmt: skip
             slot = end
@@ -129,19 +130,19 @@ def empty_result(rows: int, n: int, like: Tensor, column_major: bool) -> Tensor:
 
 def dsd(
     values: Tensor, offsets: Tensor, indices: Tensor, order: Tensor | None, scale: Tensor | None, b: Tensor,
-    rows: int, flip: bool, column_major: bool, work: Tensor | None,
+    rows: int, transposed: bool, column_major: bool, work: Tensor | None,
 ) -> Tensor:  # fmt: skip
     """c[rows, n] = S @ b[k, n]; see `gossamer.kernels.reference.dsd`. A scaled tile is rounded to the dtype of b."""
     check_float("b", b)
     inner, n = b.shape
-    tm, tk = (values.shape[2], values.shape[1]) if flip else (values.shape[1], values.shape[2])
+    tm, tk = (values.shape[2], values.shape[1]) if transposed else (values.shape[1], values.shape[2])
     tile_rows = offsets.numel() - 1
     c = empty_result(rows, n, b, column_major)
     if c.numel() == 0:
         return c
     if values.numel() == 0 or inner == 0:
         return c.zero_()
-    tile = {"TM": tm, "TK": tk, "FLIP": flip, "PRECISION": precision(b)}
+    tile = {"TM": tm, "TK": tk, "TRANSPOSED": transposed, "PRECISION": precision(b)}
     operands = (values, offsets, indices, order, scale, b, c)
     strides = (*b.stride(), *c.stride())
     side = side_of_block(b, tk if b.stride(1) != 1 else n)

@@ -60,6 +60,6 @@ def gather_mm(a: Tensor, offsets: Tensor, indices: Tensor, bm: int, bk: int, b: 
                 dsd_rows, lambda x: (tile_rows, triton.cdiv(n, x["BN"]), triton.cdiv(bm, x["BM"])),
                 blocks(bm, n, b, deep=indices.itemsize == 4),
                 a, offsets, indices, None, None, b, c, rows, inner, n, per_matrix, inner, *b.stride(), *c.stride(),
-                TM=bm, TK=bk, FLIP=False, IN_PLACE=True, PRECISION=precision(b),
+                TM=bm, TK=bk, TRANSPOSED=False, IN_PLACE=True, PRECISION=precision(b),
             )  # fmt: skip
     return c

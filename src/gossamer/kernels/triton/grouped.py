@@ -67,11 +67,17 @@ def grouped_squares(
 
 
 def grouped_mm(
-    x: Tensor, source: Tensor | None, target: Tensor | None, offsets: Tensor, weights: Tensor, flip: bool, out_rows: int
+    x: Tensor,
+    source: Tensor | None,
+    target: Tensor | None,
+    offsets: Tensor,
+    weights: Tensor,
+    transposed: bool,
+    out_rows: int,
 ) -> Tensor:
     """y[target[p]] = x[source[p]] @ weights[group of p]; see `gossamer.kernels.reference.grouped_mm`."""
     check_float("weights", weights)
-    weights = weights.transpose(1, 2) if flip else weights
+    weights = weights.transpose(1, 2) if transposed else weights
     groups, inner, n = weights.shape
     y = torch.zeros(out_rows, n, dtype=weights.dtype, device=weights.device)
     lists = [each.numel() for each in (source, target) if each is not None]

@@ -44,13 +44,13 @@ def summed(acc, BM: tl.constexpr):
 def add_tiles(
     acc, a, order, scale, indices, b, first, end, i, j, top, rows, inner, n, a_row, b_row, b_col,
     TM: tl.constexpr, TK: tl.constexpr, BK: tl.constexpr,
-    FLIP: tl.constexpr, IN_PLACE: tl.constexpr, PRECISION: tl.constexpr,
+    TRANSPOSED: tl.constexpr, IN_PLACE: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """acc + the tiles in slots [first, end) of one tile row, times the rows of b under them, columns j.
 
     The columns of all these tiles form one list, of which a step takes BK: several narrow tiles or a piece of a wide
     one. i are rows within the tile. IN_PLACE: a is the matrix itself and the tile row begins at its row `top`;
-    else a holds tiles [TM, TK] (FLIP: [TK, TM]), tile order[slot] times its scale.
+    else a holds tiles [TM, TK] (TRANSPOSED: [TK, TM]), tile order[slot] times its scale.
     """
     length = ((end - first) * TK).to(tl.int32)
     for start in range(0, length, BK):
@@ -68,7 +68,7 @@ def add_tiles(
             tile = slot
             if order is not None:
                 tile = tl.load(order + slot, mask=p < length, other=0).to(tl.int64)
-            if FLIP:
+            if TRANSPOSED:
                 element = within[None, :] * TM + i[:, None]
             else:
                 element = i[:, None] * TK + within[None, :]

@@ -1,0 +1,128 @@
+"""Bag of words: hashed words weighted by tf-idf, then an embedding that is trained. Needs no download."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import embedding_bag
+from torch.optim import Adagrad, Optimizer
+
+from gossamer.xmc.data.csr import Csr, index_type
+from gossamer.xmc.encoders.encoder import Encoder
+
+_BLOCK = 8192  # texts that are counted together
+FEATURES = 1 << 16
+
+
+class Bow(Encoder):
+    """Words, or features that the data set brings, times a trained embedding; then a bias and a ReLU.
+
+    A word weighs (1 + log of its count) * log of the inverse document frequency; rows have length 1. Words of one hash
+    share an embedding, so there is no vocabulary to keep.
+
+    Args:
+        width: of the vector that the head reads.
+        features: hashes, or the width of the data set's own features.
+        given: whether it reads features (`Csr` with values) instead of texts; they are taken as they are.
+        ngrams: the longest run of words that counts as a word of its own.
+        relu: whether negative numbers become zero.
+
+    >>> encoder = Bow(width=8, features=64)
+    >>> encoder.learn(["a red apple", "a red pear"])
+    >>> encoder(encoder.prepare(["red", ""])).shape
+    torch.Size([2, 8])
+    """
+
+    kind: ClassVar[str] = "bow"
+    usual_lr: ClassVar[float] = 0.05
+    idf: Tensor
+
+    def __init__(
+        self, width: int = 512, features: int = FEATURES, *, given: bool = False, ngrams: int = 1, relu: bool = True
+    ) -> None:
+        super().__init__()
+        for name, value in (("width", width), ("features", features), ("ngrams", ngrams)):
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name} must be an integer of at least 1, got {value!r}")
+        self.width, self.features, self.given, self.ngrams, self.relu = width, features, given, ngrams, relu
+        # As if each row had one feature of length 1: what many rows share grows with their number, not before it.
+        self.weight = nn.Parameter(torch.randn(features, width) / width**0.5)
+        self.bias = nn.Parameter(torch.zeros(width))
+        self.register_buffer("idf", torch.ones(0 if given else features))
+
+    def settings(self) -> dict[str, Any]:
+        names = ("width", "features", "given", "ngrams", "relu")
+        return {name: getattr(self, name) for name in names}
+
+    def optimizer(self, lr: float) -> Optimizer:
+        """Adagrad: words that are rare keep large steps, and a step touches only the words of its batch."""
+        return Adagrad(self.parameters(), lr=lr)
+
+    def learn(self, examples: Iterable[str] | Csr) -> None:
+        """Document frequencies of the training texts."""
+        if self.given:
+            return
+        rows, counts = 0, torch.zeros(self.features, dtype=torch.int64)
+        for block in self._counted(examples):
+            rows += block.shape[0]
+            counts += block.column_counts()
+        # One document that has every word, so that no frequency is zero (scikit-learn's smooth_idf).
+        self.idf.copy_(((1 + rows) / (1 + counts.double())).log() + 1)
+
+    def prepare(self, examples: Iterable[str] | Csr) -> Csr:
+        if self.given:
+            if not isinstance(examples, Csr) or examples.values is None or examples.shape[1] != self.features:
+                found = examples.shape if isinstance(examples, Csr) else type(examples).__name__
+                raise TypeError(f"this encoder reads features [rows, {self.features}] with values, got {found}")
+            return examples
+        blocks = [self._weighted(block) for block in self._counted(examples)]
+        return _joined(blocks, self.features)
+
+    def forward(self, inputs: Csr) -> Tensor:
+        """Csr [rows, features] -> float32[rows, width]."""
+        device = self.weight.device
+        places, offsets = inputs.indices.to(device).long(), inputs.offsets[:-1].to(device)
+        values = None if inputs.values is None else inputs.values.to(device)
+        out = self.bias + embedding_bag(
+            places, self.weight, offsets, mode="sum", sparse=True, per_sample_weights=values
+        )
+        return out.relu() if self.relu else out
+
+    def _counted(self, examples: Iterable[str] | Csr) -> Iterator[Csr]:
+        """Counts of hashed words, a block of texts at a time."""
+        if isinstance(examples, Csr | str):
+            raise TypeError(f"this encoder reads texts, got {type(examples).__name__}")
+        try:
+            from sklearn.feature_extraction.text import HashingVectorizer
+        except ImportError:
+            raise ImportError('the bag of words needs scikit-learn: pip install "gossamer[xmc]"') from None
+        hashed = HashingVectorizer(
+            n_features=self.features, alternate_sign=False, norm=None, ngram_range=(1, self.ngrams), dtype="float32"
+        )
+        texts = iter(examples)
+        while block := list(islice(texts, _BLOCK)):
+            yield Csr.from_scipy(hashed.transform(block))
+
+    def _weighted(self, block: Csr) -> Csr:
+        assert block.values is not None
+        values = (1 + block.values.log()) * self.idf.cpu()[block.indices.long()]
+        owner = torch.repeat_interleave(torch.arange(block.shape[0]), block.counts())
+        length = torch.zeros(block.shape[0]).index_add_(0, owner, values.square()).sqrt()
+        return Csr(block.offsets, block.indices, values / length[owner], block.shape)
+
+
+def _joined(blocks: list[Csr], columns: int) -> Csr:
+    """Rows of all blocks, one after the other."""
+    if not blocks:
+        return Csr(
+            torch.zeros(1, dtype=torch.int64), torch.zeros(0, dtype=index_type(columns)), torch.zeros(0), (0, columns)
+        )
+    ends = torch.tensor([block.nnz for block in blocks]).cumsum(0)
+    offsets = [blocks[0].offsets, *(b.offsets[1:] + end for b, end in zip(blocks[1:], ends, strict=False))]
+    values = torch.cat([block.values for block in blocks if block.values is not None])
+    rows = sum(block.shape[0] for block in blocks)
+    return Csr(torch.cat(offsets), torch.cat([block.indices for block in blocks]), values, (rows, columns))

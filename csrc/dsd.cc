@@ -45,22 +45,23 @@ struct Segments {
   };
   Totals totals() const {
     if (work == nullptr) return {true, s.used(), cost(0, count), 0};
-    Totals sum = {true, 0, 0, 0};
-    int64_t named = 0;
+    bool ascend = true;
+    int64_t named = 0, filled = 0, slots = 0, partials = 0;
     for (int64_t i = 0; i < count; ++i) {
       const Segment segment = at(i);
       if (segment.row < 0) continue;
       if (segment.row >= s.tile_rows) return {false, 0, 0, 0};
       const int64_t first = s.offsets[segment.row], last = s.offsets[segment.row + 1];
-      const int64_t slots = segment.end - segment.slot;
-      sum.ascend &= (segment.slot == named) & (slots >= 0) & (segment.slot >= first) & (segment.end <= last);
-      sum.partials += (slots > 0) & ((segment.slot != first) | (segment.end != last));
-      sum.cost += slots > 0 ? slots * s.bn + kRowCost : 0;
-      sum.slots += slots > 0 ? slots : 0;
+      const bool some = segment.end > segment.slot;
+      ascend &= (segment.slot == named) & (segment.slot >= first) & (segment.end <= last);
+      filled += some;
+      slots += some ? segment.end - segment.slot : 0;
+      partials += some & ((segment.slot != first) | (segment.end != last));
       named = segment.end;
     }
-    sum.ascend &= named == s.used();
-    return sum;
+    // Both are so only if no segment goes backwards.
+    ascend &= (named == s.used()) & (slots == s.used());
+    return {ascend, slots, slots * s.bn + filled * kRowCost, partials};
   }
   // Whether what segments [i, end) name exists. Slots that follow one another are looked at together.
   bool exist(int64_t i, int64_t end) const {
@@ -198,9 +199,11 @@ struct Product {
     int64_t g, i, last_group, last_segment;
     cut(part, &g, &i);
     cut(part + 1, &last_group, &last_segment);
+    int64_t known = segments.count;  // segments from here on exist
     for (; g < last_group || (g == last_group && i < last_segment); ++g, i = 0) {
       const int64_t end = g == last_group ? last_segment : segments.count;
-      if (!verdict.add(segments.exist(i, end))) return;
+      if (i < known && !verdict.add(segments.exist(i, least(known, end)))) return;
+      if (end == segments.count) known = least(known, i);
       const int64_t count = group_begin(g + 1) - group_begin(g), left = vectors_before(g) * kLanes<T>;
       const int64_t stride = vectors_before(g + 1) * kLanes<T> - left, width = least(n - left, stride);
       Panel<T> panels[kMostPanels];

@@ -101,8 +101,8 @@ def dsd(draw: random.Random) -> Arguments:
     rows, k, bm, bk = sizes(draw)
     n = draw.choice((0, 1, 7, 33, 100))
     offsets, indices = pattern(draw, rows, k, bm, bk)
-    flip, stored = draw.random() < 0.5, draw.choice((torch.float32, torch.float64, torch.bfloat16, torch.int8))
-    values = integers(draw, len(indices), *((bk, bm) if flip else (bm, bk)), dtype=stored)
+    transposed, stored = draw.random() < 0.5, draw.choice((torch.float32, torch.float64, torch.bfloat16, torch.int8))
+    values = integers(draw, len(indices), *((bk, bm) if transposed else (bm, bk)), dtype=stored)
     order = scale = work = None
     if draw.random() < 0.5:
         order = torch.tensor(draw.sample(range(len(indices)), len(indices)), dtype=torch.int64)
@@ -115,7 +115,7 @@ def dsd(draw: random.Random) -> Arguments:
     b = b.t().contiguous().t() if draw.random() < 0.5 else b
     return {
         "values": values, "offsets": offsets, "indices": indices, "order": order, "scale": scale, "b": b, "rows": rows,
-        "flip": flip, "column_major": draw.random() < 0.5, "work": work,
+        "transposed": transposed, "column_major": draw.random() < 0.5, "work": work,
     }  # fmt: skip
 
 
@@ -166,10 +166,10 @@ def _routes(draw: random.Random) -> tuple[int, int, Tensor, Tensor | None, Tenso
 
 def grouped_mm(draw: random.Random) -> Arguments:
     tokens, groups, offsets, source, target = _routes(draw)
-    k, n, flip = draw.choice((0, 1, 30, 300)), draw.choice((0, 1, 40)), draw.random() < 0.5
+    k, n, transposed = draw.choice((0, 1, 30, 300)), draw.choice((0, 1, 40)), draw.random() < 0.5
     return {
         "x": integers(draw, tokens, k), "source": source, "target": target, "offsets": offsets,
-        "weights": integers(draw, groups, *((n, k) if flip else (k, n))), "flip": flip,
+        "weights": integers(draw, groups, *((n, k) if transposed else (k, n))), "transposed": transposed,
         "out_rows": tokens + draw.choice((0, 0, 2)),
     }  # fmt: skip
 

@@ -1,6 +1,7 @@
 """GatedFeedForward: the dense block at threshold 0, the masked one above, closed neurons never read."""
 
 import copy
+import pickle
 
 import pytest
 import torch
@@ -8,6 +9,8 @@ import torch.nn.functional as F
 from torch import nn
 
 import gossamer as gs
+from gossamer.ops import decoding
+from gossamer.testing.clock import Clock
 
 ACT = {"relu": F.relu, "silu": F.silu, "gelu": F.gelu}
 
@@ -79,6 +82,68 @@ def test_closed_neurons_are_never_read():
         assert torch.equal(block(x), expected)
         kept = int((F.relu(block.gate_proj(x)) != 0).sum())
     assert block.density() == pytest.approx(kept / 80)
+
+
+DECODERS = {
+    "linear": lambda: gs.nn.ThresholdLinear(12, 40, threshold=0.5, reorder=True),
+    "gated": lambda: gs.nn.GatedFeedForward(12, 40, "silu", threshold=0.1, reorder=True),
+    "gated, stored by output": lambda: gs.nn.GatedFeedForward(12, 40, "relu", True),
+}
+
+
+@pytest.fixture
+def speeds(monkeypatch):
+    """Alternative -> seconds of a call of it, by a clock that only they move; what ran; layers of any size ask."""
+    clock, seconds, ran = Clock(), {"dense": 1.0, "skip": 1.0}, []
+    monkeypatch.setattr("gossamer.measure.clock.now", clock)
+    monkeypatch.setattr(decoding, "LEAST", 0)
+    for name, run in list(decoding._RUN.items()):
+
+        def timed(*args, name=name, run=run):
+            ran.append(name)
+            clock.advance(seconds[name])
+            return run(*args)
+
+        monkeypatch.setitem(decoding._RUN, name, timed)
+    return seconds, ran
+
+
+@pytest.mark.parametrize(
+    ("slow", "right", "compiled"), [("dense", "skip", False), ("skip", "dense", False), ("dense", "skip", True)]
+)
+@pytest.mark.parametrize("kind", DECODERS)
+@torch.inference_mode()
+def test_decoding_takes_the_faster_one_and_computes_the_same(kind, slow, right, compiled, speeds):
+    seconds, ran = speeds
+    seconds[slow] = 1.5
+    layer, x = DECODERS[kind](), torch.randn(2, 1, 12)
+    call = torch.compile(layer, fullgraph=True, backend="aot_eager") if compiled else layer
+    expected = layer(torch.cat([x] * 5))[:2] if kind != "linear" else F.linear(
+        F.hardshrink(x, 0.5), layer.weight, layer.bias
+    )  # fmt: skip
+    del ran[:]
+    for _ in range(40):
+        torch.testing.assert_close(call(x), expected)
+    assert set(ran) == {"dense", "skip"} and set(ran[-20:]) == {right}
+    assert f"decode: {right}, by a trial of" in layer.tuner.explain() and "of inputs nonzero" in layer.tuner.explain()
+    for other in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))):
+        assert other.tuner.key != layer.tuner.key and other.tuner.stats() == {}
+        torch.testing.assert_close(other(x), expected)
+
+
+@pytest.mark.parametrize(("kept", "right"), [(3, "skip"), (12, "dense")])
+def test_decoding_is_decided_by_densities_alone_where_it_must_be_deterministic(kept, right, speeds):
+    seconds, ran = speeds
+    seconds[right] = 9.0
+    layer, x = DECODERS["linear"](), torch.zeros(1, 12)
+    x[:, :kept] = 1.0
+    torch.use_deterministic_algorithms(True)
+    try:
+        with torch.no_grad():
+            assert len({layer(x).sum().item() for _ in range(20)}) == 1
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert set(ran) == {right}
 
 
 @pytest.mark.parametrize("rows", [3, 30])

@@ -3,6 +3,7 @@
 X has no zero, so that only the index can be the reason why something is missing.
 """
 
+import re
 import sys
 
 import pytest
@@ -11,7 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import gossamer as gs
+from gossamer.ops.gathered import GatherMm
 from gossamer.testing import PRODUCTS, assert_within, gamma
+from gossamer.testing.clock import Clock
 
 backends = pytest.mark.parametrize("backend", ["reference", "cpu"])
 every_product = pytest.mark.parametrize("c", PRODUCTS, ids=lambda c: c.name)
@@ -304,6 +307,45 @@ def test_a_site_whose_zeros_are_gone_is_looked_at_again_at_once():
     for _ in range(3):
         gs.ops.matmul(a, b, plan=planner)
     assert planner(a, b).kind == "dense"
+
+
+@pytest.mark.parametrize(("skipping", "right"), [(1.6, "dense"), (0.3, "m")])
+def test_a_prior_that_is_wrong_here_is_corrected_and_says_so(monkeypatch, skipping, right):
+    """Skipping is predicted to take about a third of dense, which takes a second by a clock that only products move."""
+    clock, spent, a, b = Clock(), [], torch.zeros(256, 256), torch.zeros(256, 64)
+
+    def takes(seconds):
+        def product(*args):
+            clock.advance(seconds)
+            spent.append(seconds)
+            return b
+
+        return product
+
+    monkeypatch.setattr("gossamer.measure.clock.now", clock)
+    monkeypatch.setattr(GatherMm, "call", staticmethod(takes(skipping)))
+    monkeypatch.setattr(sys.modules["gossamer.ops.matmul"], "_dense", takes(1.0))
+    a[::4] = 1
+    planner = gs.planner.Planner(axis="m", tiles=[(1, 0)], database=gs.planner.Database({"threads": 1, "isa": "none"}))
+    planner(a, b)  # of which one call is not worth a sample
+    predicted = planner(a, b)
+    assert (predicted.kind, predicted.notes) == ("m", ())
+    for _ in range(1000):
+        gs.ops.matmul(a, b, plan=planner)
+    plan, best = planner(a, b), min(skipping, 1.0)
+    times = {candidate.kind: candidate.total for candidate in plan.candidates}
+    assert plan.kind == right and set(spent[700:750]) == {best}
+    assert times["m"] / times["dense"] == pytest.approx(skipping)
+    said = rf"by a trial of [234] rounds: \(1, 0\) takes {skipping:.2f} of dense where the prior says 0\.\d\d"
+    assert re.search(said, plan.explain())
+    tried = [seconds for seconds in spent if seconds != skipping]
+    if right == "m":
+        assert len(tried) >= 2 and sum(tried) - skipping * len(tried) <= 0.011 * sum(spent)
+    torch.use_deterministic_algorithms(True)  # no clock decides, whatever was measured
+    try:
+        assert planner(a, b).kind == "m"
+    finally:
+        torch.use_deterministic_algorithms(False)
 
 
 def test_a_planner_is_asked_at_every_call():

@@ -206,32 +206,28 @@ class _Site:
         self.text, self.work = text, work
         self.candidates = (DENSE, *able)
         self.tuner = Tuner({_QUESTION: dict.fromkeys(able, "")}, name=text, call=_CALL)
-        self.chosen = ""  # until it is settled
         self.gradients: tuple[_Site, ...] = ()
 
     def multiply(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         tuner = self.tuner
-        if tuner.is_bypassed(None):
-            return _run(self.chosen or TORCH)(x, weight, bias)
+        settled = tuner.bypassed(None)
+        if settled is not None:
+            return _run(settled)(x, weight, bias)
         choice = tuner.choose(_QUESTION, self.candidates, None)
-        run = _run(TORCH if choice == DENSE else choice)
         begin = clock.now()
-        y = run(x, weight, bias)
+        y = _run(choice)(x, weight, bias)
         seconds = clock.now() - begin
         if self.work is not None:
             seconds *= self.work / (x.numel() * weight.shape[0])
-        tuner.observe(_QUESTION, choice, seconds, {})
-        settled = tuner.bypass_settled(_QUESTION)
-        if settled is not None:
-            self.chosen = TORCH if settled == DENSE else settled
+        tuner.observe(_QUESTION, choice, seconds)
         return y
 
     def settled_on_torch(self, gradients: bool) -> bool:
         """Whether torch's own operator is the fastest, and that of its gradients where they are wanted."""
         return (
-            self.chosen == TORCH
+            self.tuner.taken == DENSE
             and (not gradients or bool(self.gradients))
-            and all(each.chosen == TORCH for each in self.gradients)
+            and all(each.tuner.taken == DENSE for each in self.gradients)
         )
 
 
@@ -239,7 +235,7 @@ _sites: OrderedDict[tuple[Any, ...], _Site] = OrderedDict()
 
 
 def _run(name: str) -> Run:
-    run = ENGINES[name].run
+    run = ENGINES[TORCH if name == DENSE else name].run
     assert run is not None
     return run
 
@@ -374,7 +370,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, keep_packed: b
         return F.linear(x, weight, bias)
     rows = x if x.dim() == 2 else x.flatten(0, -2)
     site = _site(rows, weight, bias, keep_packed)
-    if _pinned is None and site.settled_on_torch(wants_gradient(x, weight, bias)) and site.tuner.is_bypassed(None):
+    if _pinned is None and site.settled_on_torch(wants_gradient(x, weight, bias)) and site.tuner.bypassed(None):
         return F.linear(x, weight, bias)
     y: Tensor = Product.call(rows, weight, bias, keep_packed, site)
     return y if x.dim() == 2 else y.unflatten(0, x.shape[:-1])

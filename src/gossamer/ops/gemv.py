@@ -22,6 +22,7 @@ from statistics import NormalDist
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from gossamer.handles import graph_input
@@ -92,6 +93,16 @@ def within(x: Tensor, threshold: Tensor) -> Tensor:
     """Which elements a threshold drops; none if it is 0, where dropping a zero changes nothing but its gradient."""
     wide = x.to(torch.promote_types(x.dtype, torch.float32))
     return (wide.abs() <= threshold) & (threshold > 0)
+
+
+def shrink(x: Tensor, threshold: float) -> Tensor:
+    """x where |x| > threshold, NaN included, else 0; x itself, with its whole gradient, if the threshold is 0."""
+    if not threshold:
+        return x
+    if isinstance(x, Tensor) and x.dtype in (torch.float16, torch.bfloat16):
+        # hardshrink would round the threshold to the type of x
+        return x.masked_fill(x.float().abs() <= threshold, 0)
+    return F.hardshrink(x, threshold)
 
 
 class SkipMv(Differentiable):

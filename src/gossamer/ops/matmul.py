@@ -11,6 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from gossamer.measure import clock
 from gossamer.ops import dense
 from gossamer.ops.autograd import Differentiable, save
 from gossamer.ops.gathered import GatherMm
@@ -22,6 +23,7 @@ from gossamer.pattern import Pattern
 from gossamer.pattern.check import check_pair
 from gossamer.planner import Plan, Planner
 from gossamer.planner import plan as plan_for
+from gossamer.planner.call_sites import Report
 from gossamer.planner.operands import check_operands
 
 Axis = Literal["auto", "m", "k", "n"]
@@ -63,8 +65,9 @@ def matmul(
             leaves out takes no part even if it is not zero.
         plan: what to do when tile, axis and index are left open: a `gossamer.planner.plan(...)` made before, or a
             `gossamer.planner.Planner` of your own. None asks one that all such calls share: it samples the
-            operand (on the host: a device sync) at the first call of each call site and at every 16th, so that the
-            same operands may be multiplied in another order later; under `torch.use_deterministic_algorithms` it
+            operand (on the host: a device sync) at the first call of each call site and at every 16th, and on a CPU
+            times these calls and now and then another choice in their place, so that the same operands may be
+            multiplied in another order later; under `torch.use_deterministic_algorithms` it
             samples at every call, and the choice depends on the operands alone.
         backend: None for the kernels of a's device; "cpu", "triton" or "reference" to insist.
 
@@ -101,26 +104,73 @@ def matmul(
         rest: dict[str, Any] = {"tile": tile, "axis": axis, "index": index, "plan": plan, "backend": backend}
         c = matmul(a.flatten(0, 1), b, sparse=sparse, **rest)
         return c.unflatten(0, a.shape[:2])
-    planned = tile == "auto" and axis == "auto" and index is None
-    if plan is not None and not planned:
+    if tile == "auto" and axis == "auto" and index is None:
+        return _planned(a, b, sparse, plan, backend)
+    if plan is not None:
         raise ValueError("plan must be None beside tile, axis or index, which leave nothing to decide")
-    chosen = None
-    if planned:
-        chosen = _planned(a, b, sparse, plan)
-        a, b = (AtNonzeros.call(a), b) if sparse == "a" else (a, AtNonzeros.call(b))
-        if chosen is None:
-            return _dense(a, b)
+    product = _skipping(a, b, sparse, tile, axis, index, backend)
+    assert product is not None  # without a plan
+    return product
+
+
+def _planned(
+    a: Tensor, b: Tensor, sparse: Literal["a", "b"], plan: Plan | Planner | None, backend: Backend | None
+) -> Tensor:
+    """As a plan says; now and then its seconds are reported to the planner, so that what it predicts comes true."""
+    planner = None if isinstance(plan, Plan) else _planner(plan)
+    report: Report | None = None
+    if isinstance(plan, Plan):
+        chosen = plan
+    elif planner is None:
+        chosen = plan_for(a, b, sparse)
+    else:
+        chosen, report = planner.ask(a, b, sparse)
+    begin = 0.0 if report is None else clock.now()
+    left, right = (AtNonzeros.call(a), b) if sparse == "a" else (a, AtNonzeros.call(b))
+    c = None if chosen.tile is None else _skipping(left, right, sparse, plan=chosen, backend=backend)
+    if c is None:
+        c = _dense(left, right)
+        if chosen.tile is not None:
+            report = None  # of a product that the plan did not mean
+            if planner is not None:
+                planner.reconsider(a, b, sparse)
+    if report is not None:
+        report(clock.now() - begin)
+    return c
+
+
+def _planner(plan: Planner | None) -> Planner | None:
+    """Who decides; None where the operands alone do."""
+    if torch.compiler.is_compiling():
+        raise RuntimeError(
+            "matmul must read its operand on the host to plan, which torch.compile cannot do: "
+            "give tile, axis, index, or a plan made outside"
+        )
+    if plan is not None and not isinstance(plan, Planner):
+        raise TypeError(f"plan must come from gossamer.planner, got {type(plan).__name__}")
+    if plan is None and torch.are_deterministic_algorithms_enabled():
+        return None
+    return plan or SITES
+
+
+def _skipping(
+    a: Tensor, b: Tensor, sparse: Literal["a", "b"], tile: Tile | Literal["auto"] = "auto", axis: Axis = "auto",
+    index: Pattern | None = None, backend: Backend | None = None, plan: Plan | None = None,
+) -> Tensor | None:  # fmt: skip
+    """The product; None where so many more tiles are found than the plan's sample showed that dense is faster."""
     s, d = (a, b) if sparse == "a" else (b.mT, a.mT)  # c or c^T = s @ d, with zeros in s
     flat = (s.flatten(0, 1) if s.dim() == 3 else s).contiguous()
     d = d if d.dim() == 3 else d.unsqueeze(0)
     if index is not None:
         index = _given(index, flat, sparse, tile, axis, backend)
     else:
-        index = detect(flat, _tile(flat, d, sparse, tile, axis) if chosen is None else chosen[0], backend=backend)
-        if chosen is not None and _missed(index, chosen[1]):
-            if not isinstance(plan, Plan):
-                (plan or SITES).reconsider(a, b, sparse)
-            return _dense(a, b)
+        if plan is None or plan.tile is None:
+            wanted = _tile(flat, d, sparse, tile, axis)
+        else:
+            wanted = plan.tile if sparse == "a" else plan.tile[::-1]
+        index = detect(flat, wanted, backend=backend)
+        if plan is not None and _missed(index, plan):
+            return None
     if d.shape[0] > 1 and s.shape[1] % index.tile[0]:
         name = "m" if sparse == "a" else "n"
         raise ValueError(
@@ -212,22 +262,3 @@ def _missed(index: Pattern, plan: Plan) -> bool:
     if index.device.type != "cpu" or torch.compiler.is_compiling():
         return False
     return not plan.is_profitable(index.nnz / max(math.prod(index.grid), 1))
-
-
-def _planned(a: Tensor, b: Tensor, sparse: Literal["a", "b"], plan: Plan | Planner | None) -> tuple[Tile, Plan] | None:
-    """The tile of the flat operand that a plan chose, and the plan; None for the dense product."""
-    if not isinstance(plan, Plan):
-        if torch.compiler.is_compiling():
-            raise RuntimeError(
-                "matmul must read its operand on the host to plan, which torch.compile cannot do: "
-                "give tile, axis, index, or a plan made outside"
-            )
-        if plan is not None and not isinstance(plan, Planner):
-            raise TypeError(f"plan must come from gossamer.planner, got {type(plan).__name__}")
-        if plan is None and torch.are_deterministic_algorithms_enabled():
-            plan = plan_for(a, b, sparse)
-        else:
-            plan = (plan or SITES)(a, b, sparse)
-    if plan.tile is None:
-        return None
-    return (plan.tile if sparse == "a" else plan.tile[::-1]), plan

@@ -1,4 +1,4 @@
-"""The call sites of products whose operand may hold zeros: one `Tuner` each, asked now and then.
+"""The call sites of products whose operand may hold zeros: one `Tuner` each, whose prior are the cost curves.
 
 call        0      1 ... 15   16            17            18 ... 32
 evaluates   yes    -          yes           yes           -
@@ -8,7 +8,8 @@ decision    A      A          A: B gains    B: again      B
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -18,28 +19,28 @@ from torch.multiprocessing.reductions import StorageWeakRef
 
 from gossamer.measure import GAIN
 from gossamer.planner.costs import cache as costs_file
-from gossamer.planner.plan import LEAST_WORK, Axis, Candidate, Observation, Plan, Sparse, choose, decide, observe
+from gossamer.planner.plan import LEAST_WORK, Axis, Observation, Plan, Sparse, choose, decide, observe
 from gossamer.planner.tiles import Tile
 from gossamer.planner.tuner.trial import DENSE
 from gossamer.planner.tuner.tuner import Tuner
 
+Report = Callable[[float], None]
 _PRODUCT = "product"
 
 
 class _CallSite:
     """One call site: its tuner, the plan in force, and the memory of b that it belongs to."""
 
-    def __init__(self, tuner: Tuner) -> None:
+    def __init__(self, b: Tensor, tuner: Tuner) -> None:
         self.tuner = tuner
         self.plan: Plan | None = None
         self.turn = 0
+        self.move_to(b)
 
-    def moved_to(self, b: Tensor) -> _CallSite:
-        """The same call site at other memory."""
+    def move_to(self, b: Tensor) -> None:
         # While it is held, no other storage gets this one's address, so that the address is the storage's name.
         self.memory = StorageWeakRef(b.untyped_storage())
         self.calls = 0
-        return self
 
 
 class Planner:
@@ -93,14 +94,22 @@ class Planner:
 
     def __call__(self, a: Tensor, b: Tensor, sparse: Sparse = "a") -> Plan:
         """The plan for a @ b now: the one in force, or that of a fresh sample of the operand."""
+        return self.ask(a, b, sparse, reports=False)[0]
+
+    def ask(self, a: Tensor, b: Tensor, sparse: Sparse = "a", reports: bool = True) -> tuple[Plan, Report | None]:
+        """The plan for a @ b, and now and then a function that wants to know the seconds that it took.
+
+        What it hears puts the costs right: that a prior, or a curve of another day, has wrong. On an accelerator it
+        would take a sync, and nothing is asked.
+        """
         shapes, memory = _key(a, b, sparse)
         alike = self._sites.get(shapes)
         site = None if alike is None else alike.get(memory) or self._successor(alike, memory, b)
-        if site is not None and site.plan is not None and site.tuner.is_bypassed(self.axis):
+        if site is not None and site.plan is not None and site.tuner.bypassed(self.axis) is not None:
             site.calls += 1
-            return site.plan
+            return site.plan, None
         with self._lock:
-            return self._evaluate(a, b, sparse, self._sites.get(shapes, {}).get(memory))
+            return self._evaluate(a, b, sparse, reports and a.device.type == "cpu")
 
     def reconsider(self, a: Tensor, b: Tensor, sparse: Sparse = "a") -> None:
         """Sample again at the next call, and forget the samples: for callers that found more tiles than they promised.
@@ -118,7 +127,9 @@ class Planner:
             plans = [str(site.plan) for alike in self._sites.values() for site in alike.values()]
         return "\n\n".join(plans) or "no product was planned yet"
 
-    def _evaluate(self, a: Tensor, b: Tensor, sparse: Sparse, site: _CallSite | None) -> Plan:
+    def _evaluate(self, a: Tensor, b: Tensor, sparse: Sparse, reports: bool) -> tuple[Plan, Report | None]:
+        shapes, memory = _key(a, b, sparse)
+        site = self._sites.get(shapes, {}).get(memory)
         # One sample serves `every` calls, if they come: of memory that is new nobody knows.
         calls = 1 if site is None else self.every
         seen = observe(a, b, sparse, self.tiles, self.axis, self.database, site.turn if site else 0, calls)
@@ -126,16 +137,40 @@ class Planner:
         if site is None:
             if sum(map(len, self._sites.values())) >= self.most_sites:
                 self._sites.clear()
-            options: dict[str, Any] = {x: getattr(self, x) for x in ("every", "gain", "patience", "window")}
-            site = _CallSite(Tuner({_PRODUCT: {}}, **options)).moved_to(b)
-            shapes, memory = _key(a, b, sparse)
-            self._sites.setdefault(shapes, {})[memory] = site
+            site = self._sites.setdefault(shapes, {})[memory] = _CallSite(b, self._tuner(()))
         site.turn += 1
         site.calls += 1
-        site.plan = self._settle(site.tuner, seen)
+        chosen, site.plan = self._choose(site, seen, reports)
         if not seen.fractions and calls == 1 and seen.prices.dense * self.every >= LEAST_WORK:
             site.tuner.forget()  # dense for now; a second call is worth a sample
-        return site.plan
+        return site.plan, partial(site.tuner.observe, _PRODUCT, chosen) if reports else None
+
+    def _choose(self, site: _CallSite, seen: Observation, reports: bool) -> tuple[str, Plan]:
+        tiles: dict[str, Tile] = {str(tile): tile for tile in seen.prices.products}
+        means: dict[str, float] = {}
+
+        def price(question: str, name: str, occupied: Mapping[str, float]) -> float:
+            means.update(occupied)
+            return seen.candidate(tiles.get(name), occupied.get(name)).total
+
+        if not set(tiles) <= set(site.tuner.alternatives[_PRODUCT]):
+            site.tuner = self._tuner(tiles)
+        occupied = dict(zip(tiles, seen.fractions, strict=True))
+        names = (DENSE, *tiles)
+        chosen = site.tuner.choose(_PRODUCT, names, self.axis, occupied, price, reports)
+        wrong, why = site.tuner.corrections(_PRODUCT)
+        found = {name: seen.candidate(tiles.get(name), means.get(name), wrong.get(name, 1.0)) for name in names}
+        best = decide(seen, list(found.values()))
+        if best.candidates[0] is found[chosen] and not wrong:
+            return chosen, best
+        kept = found[chosen]
+        if kept.occupied is not None:  # what is kept, or tried, is not given up for the tiles that were expected
+            kept = replace(kept, break_even=max(kept.break_even, min(kept.occupied * (1.0 + self.gain), 1.0)))
+        return chosen, choose(best, kept, why)
+
+    def _tuner(self, names: Iterable[str]) -> Tuner:
+        options: dict[str, Any] = {x: getattr(self, x) for x in ("every", "gain", "patience", "window")}
+        return Tuner({_PRODUCT: {name: name for name in names}}, call=0.0, **options)
 
     def _successor(self, alike: dict[object, _CallSite], memory: object, b: Tensor) -> _CallSite | None:
         """The call site of an operand that lived for one call and is gone, for the next one of its shape.
@@ -148,24 +183,8 @@ class Planner:
             if site is None or site.calls > 1:
                 return None
             alike[memory] = site
-            return site.moved_to(b)
-
-    def _settle(self, tuner: Tuner, seen: Observation) -> Plan:
-        """The cheapest candidate at the mean of the latest samples, or the present one at its new price."""
-        tiles: dict[str, Tile] = {str(tile): tile for tile in seen.prices.products}
-        found: dict[str, Candidate] = {}
-
-        def price(question: str, name: str, occupied: Mapping[str, float]) -> float:
-            found[name] = seen.candidate(tiles.get(name), occupied.get(name))
-            return found[name].total
-
-        tuner.alternatives[_PRODUCT].update({name: name for name in tiles})
-        occupied = dict(zip(tiles, seen.fractions, strict=True))
-        chosen, why = tuner.evaluate(_PRODUCT, (DENSE, *tiles), self.axis, occupied, price)
-        best = decide(seen, list(found.values()))
-        if best.candidates[0] is found[chosen]:
-            return best
-        return choose(best, found[chosen], why)
+            site.move_to(b)
+            return site
 
 
 def _key(a: Tensor, b: Tensor, sparse: Sparse) -> tuple[object, object]:

@@ -208,16 +208,18 @@ class Observation:
     fractions: tuple[float, ...]
     notes: tuple[str, ...]
 
-    def candidate(self, tile: Tile | None, occupied: float | None) -> Candidate:
-        """What the product costs at a tile, of which such a fraction is occupied; None is dense."""
+    def candidate(self, tile: Tile | None, occupied: float | None, correction: float = 1.0) -> Candidate:
+        """What the product costs at a tile, of which such a fraction is occupied, `correction` times what its curves
+        say; None is dense."""
         prices, problem = self.prices, self.problem
         if tile is None or occupied is None:
             return Candidate("dense", None, None, 0.0, 0.0, prices.dense, 1.0)
         own, curve = problem.own(resolve(tile, (problem.rows, problem.k))), prices.products[tile]
         return Candidate(
             axis_of(own, (0, 0), problem.sparse), own, occupied,
-            copy=prices.copy if problem.copied else 0.0,
-            detect=prices.detects[tile](occupied), product=curve(occupied), break_even=curve.reaches(prices.dense),
+            copy=correction * prices.copy if problem.copied else 0.0,
+            detect=correction * prices.detects[tile](occupied), product=correction * curve(occupied),
+            break_even=curve.reaches(prices.dense / correction),
         )  # fmt: skip
 
 

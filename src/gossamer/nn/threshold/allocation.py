@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from gossamer.nn.threshold.magnitudes import Magnitudes
 from gossamer.nn.threshold.places import Place
-from gossamer.nn.threshold.thresholded import shrink
+from gossamer.ops.gemv import shrink
 
 _CAP = 0.95
 """No linear loses more than this unless the whole is asked to."""

@@ -23,7 +23,8 @@ from gossamer.nn.threshold.linear import (
 from gossamer.nn.threshold.magnitudes import Magnitudes
 from gossamer.nn.threshold.places import Layers, Place, checked, places_of
 from gossamer.nn.threshold.report import Row, ThresholdReport
-from gossamer.nn.threshold.thresholded import Thresholded, check_threshold, shrink
+from gossamer.nn.threshold.thresholded import Thresholded, check_threshold
+from gossamer.ops.gemv import shrink
 
 Allocation = Literal["uniform", "greedy"]
 Forward = Callable[[nn.Module, Any], Any]

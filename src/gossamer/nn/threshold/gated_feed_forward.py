@@ -10,10 +10,11 @@ from torch import Tensor, nn
 
 from gossamer.nn.skip.linear import Linear
 from gossamer.nn.threshold.evaluating import evaluating
-from gossamer.nn.threshold.linear import by_input, check_reorder, is_few, skip_few, skips, store_by_input
+from gossamer.nn.threshold.linear import check_reorder, is_few, skips, store_by_input
 from gossamer.nn.threshold.magnitudes import Magnitudes
 from gossamer.nn.threshold.thresholded import Thresholded, check_threshold
-from gossamer.ops.gemv import ZERO, gated_on
+from gossamer.ops.decoding import decode
+from gossamer.ops.gemv import ZERO
 
 Activation = Literal["relu", "silu", "gelu"]
 _ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "silu": nn.SiLU, "gelu": nn.GELU}
@@ -24,9 +25,9 @@ class GatedFeedForward(Thresholded):
     """y = down_proj(g * up_proj(x)), g = act_fn(gate_proj(x)) where |g| > threshold, else 0.
 
     With at most 8 rows the neurons whose gate is closed cost less: `gs.ops.gated_mv` reads the rows of `up_proj` that
-    are open, and `gs.ops.skip_mv` the columns of `down_proj` if that is stored by input channel (see `reorder`). More
-    rows, training, and types without a kernel take the dense products of the same numbers. The function does not depend
-    on how many rows share a call.
+    are open, and `gs.ops.skip_mv` the columns of `down_proj` if that is stored by input channel (see `reorder`), where
+    that is faster on a CPU, as in `gossamer.nn.ThresholdLinear`. More rows, training, and types without a kernel take
+    the dense products of the same numbers. The function does not depend on how many rows share a call.
 
     ReLU closes gates by itself and needs no threshold: the block then equals the dense one. SiLU and GELU close few;
     `calibrate`, or `gs.nn.threshold` for a whole model, puts the threshold where a chosen share of gates is closed.
@@ -112,14 +113,10 @@ class GatedFeedForward(Thresholded):
         """x[..., dim] -> [..., dim]."""
         gate = self.shrunk(self.act_fn(self.gate_proj(x)))
         up, down = self.up_proj, self.down_proj
-        if is_few(x) and _is_bare(up) and _is_bare(down) and gate.dtype == x.dtype and skips(x, up):
+        if is_few(x) and _is_bare(up) and _is_bare(down) and gate.dtype == x.dtype and skips(x, up, down):
             rows, open_ = x.reshape(-1, x.shape[-1]), gate.reshape(-1, gate.shape[-1])
-            inner = gated_on(None)(rows, up.weight, up.bias, open_)
-            if not (by_input(down) and skips(inner, down)):
-                self.count((inner != 0).sum(), inner.numel())
-                return down(inner.view(gate.shape))
-            y, kept = skip_few(down, inner, ZERO)
-            self.count(kept, inner.numel())
+            y, kept = decode(rows, down.weight, down.bias, ZERO, self.tuner, open_, up.weight, up.bias)
+            self.count(kept, open_.numel())
             return y.view(*x.shape[:-1], y.shape[-1])
         return down(gate * up(x))
 

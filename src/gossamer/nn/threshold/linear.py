@@ -18,7 +18,7 @@ from gossamer.nn.skip.memory_order import reorder_
 from gossamer.nn.threshold.thresholded import Thresholded, check_threshold
 from gossamer.nn.traced import leaves_process
 from gossamer.ops.autograd import wants_gradient
-from gossamer.ops.gemv import skip_on
+from gossamer.ops.decoding import decode
 from gossamer.ops.transforms import is_transformed
 
 Prefill = Literal["dense", "threshold"]
@@ -35,7 +35,9 @@ class ThresholdLinear(Thresholded, nn.Linear):
     Parameters and state_dict are those of nn.Linear. Where the weight is stored by input channel (`weight.t()` is
     contiguous; see `reorder`), calls with at most 8 rows read only the weights of the inputs that stay, by
     `gs.ops.skip_mv`; else they are a dense product of the inputs that stay. The threshold is a plain number, not part
-    of the state_dict, so that checkpoints go both ways between this and nn.Linear.
+    of the state_dict, so that checkpoints go both ways between this and nn.Linear. On a CPU a tuner lets these two take
+    turns on the first calls and keeps the faster one, as the inputs that stay are many or few; the results differ by
+    rounding. Below 2^18 weights nothing is tried, and under `torch.use_deterministic_algorithms` no clock decides.
 
     Args:
         in_features, out_features, bias: as nn.Linear.
@@ -46,6 +48,9 @@ class ThresholdLinear(Thresholded, nn.Linear):
         reorder: store the weight [out, in] by input channel: one copy, the same Parameter, whose strides change. What
             remembers the old ones must be made afterwards (a fused optimizer's state), and `weight.view(...)` and
             safetensors ask for `.contiguous()`. What `load_state_dict` brings is stored likewise.
+
+    Attributes:
+        tuner: the `gossamer.planner.Tuner` that decides; `tuner.explain()` says why. A copy of the layer has its own.
 
     Differentiable: the gradient by x is zero where x was left out. What is exported, jitted or traced is what many rows
     do, in torch's own operators.
@@ -96,7 +101,7 @@ class ThresholdLinear(Thresholded, nn.Linear):
     def revert(self) -> nn.Linear:
         """Turn it back into an nn.Linear whose weight is stored as it was."""
         reorder_(self.weight, self._strides)
-        del self._kept
+        del self._kept, self.tuner
         del self.prefill, self.reorder, self._threshold, self._level, self._strides, self._seen
         linear: nn.Linear = self
         linear.__class__ = nn.Linear
@@ -119,7 +124,7 @@ class ThresholdLinear(Thresholded, nn.Linear):
         few = is_few(x)
         if few and by_input(self) and skips(x, self):
             rows = x.reshape(-1, x.shape[-1])
-            y, kept = skip_few(self, rows, self._level)
+            y, kept = decode(rows, self.weight, self.bias, self._level, self.tuner)
             self.count(kept, rows.numel())
             return y.view(*x.shape[:-1], self.out_features)
         if few or self.prefill == "threshold":
@@ -158,11 +163,6 @@ def skips(x: Tensor, *linears: nn.Linear) -> bool:
     if wants_gradient(x, *weights):
         return False  # the gradients are those of the dense form
     return x.dtype in _TAKEN.get(x.device.type, ())
-
-
-def skip_few(linear: nn.Linear, x: Tensor, threshold: Tensor) -> tuple[Tensor, Tensor]:
-    """x[B, in] -> (y[B, out], int64[1]: how many elements of x were used)."""
-    return skip_on(None)(x, linear.weight.t(), linear.bias, threshold)
 
 
 def check_reorder(reorder: bool) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from textwrap import indent
 from typing import Any
 
 from torch import nn
@@ -79,6 +80,10 @@ class ThresholdReport:
         return {
             row.name: {"density": self._module(row.name).density(), "expected": 1 - row.sparsity} for row in self.rows
         }
+
+    def explain(self) -> str:
+        """Which of skipping and dense each place takes when it decodes, why, and from which observations."""
+        return "\n".join(f"{row.name}\n{indent(self._module(row.name).tuner.explain(), '  ')}" for row in self.rows)
 
     def undo(self) -> None:
         """Take the thresholds out again: the model is as it was before, in memory too.

@@ -6,12 +6,13 @@ import math
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gossamer.handles import graph_input
 from gossamer.nn.traced import leaves_process
-from gossamer.ops.gemv import within
+from gossamer.ops.decoding import decoding_tuner
+from gossamer.ops.gemv import shrink, within
+from gossamer.planner import Tuner
 
 
 class Thresholded(nn.Module):
@@ -19,7 +20,10 @@ class Thresholded(nn.Module):
 
     Attributes:
         threshold: at least 0. A plain number, not part of the state_dict; may be assigned at any time.
+        tuner: whether few rows skip or take the dense products. Neither is it.
     """
+
+    tuner: Tuner
 
     _threshold: float
     _level: Tensor  # the same, as an input of compiled graphs: layers of one class share them
@@ -43,7 +47,7 @@ class Thresholded(nn.Module):
 
     def start_counting(self, device: torch.device) -> None:
         """Count from here: `_kept` of `_seen` elements. Neither is part of the state_dict."""
-        self._seen = 0
+        self._seen, self.tuner = 0, decoding_tuner()
         with torch.inference_mode(False):
             zero = torch.zeros(1, dtype=torch.int64, device=device)
         self.register_buffer("_kept", zero, persistent=False)
@@ -57,16 +61,6 @@ class Thresholded(nn.Module):
     def density(self) -> float:
         """The share of elements that stayed, over calls with few rows outside torch.compile; NaN before any."""
         return int(self._kept) / self._seen if self._seen else math.nan
-
-
-def shrink(x: Tensor, threshold: float) -> Tensor:
-    """x where |x| > threshold, NaN included, else 0; x itself, with its whole gradient, if the threshold is 0."""
-    if not threshold:
-        return x
-    if isinstance(x, Tensor) and x.dtype in (torch.float16, torch.bfloat16):
-        # hardshrink would round the threshold to the type of x
-        return x.masked_fill(x.float().abs() <= threshold, 0)
-    return F.hardshrink(x, threshold)
 
 
 def check_threshold(name: str, value: Any) -> None:

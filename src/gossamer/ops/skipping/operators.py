@@ -162,7 +162,7 @@ def skip_zeros(
     x: Tensor, weight: Tensor, bias: Tensor | None, geometry: tuple[int, ...], mode: str, relu: bool,
     site: Site | None, keep_packed: bool, backend: Backend | None, brief: torch.Size,
 ) -> Tensor:  # fmt: skip
-    """The layer `geometry` of checked arguments, differentiable; a module asks `site.is_bypassed` about `brief`."""
+    """The layer `geometry` of checked arguments, differentiable; a module asks `site.bypassed` about `brief`."""
     place: Site | Tensor | None
     if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() or isinstance(x, FakeTensor):
         place = None if site is None else site.handle

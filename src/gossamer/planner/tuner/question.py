@@ -1,8 +1,11 @@
 """What is known about one question, such as which algorithm a pass of a layer takes, shape by shape.
 
-    cost(alternative) = ratio * load        load: 1 for dense, OVERHEAD + density for one that skips
+    cost(alternative) = ratio * load(alternative)        over dense's, whose cost is 1
 
-A trial's ratio to dense holds whatever else the machine does, and predicts the cost at densities that were not tried.
+The load is what costs grow with: the cost by a prior that is trusted, or else OVERHEAD + density. The ratio is what a
+trial measured over that. It holds whatever else the machine does, predicts the cost at densities that were not tried,
+and puts a wrong prior right. A question with a trusted prior starts from that, with ratios of 1, others from a trial.
+
 An object any of whose questions is answered by another alternative than dense cannot be bypassed, and costs CALL more
 for each of them: the gains of all together must be worth that.
 """
@@ -16,11 +19,10 @@ from statistics import median
 from typing import Any
 
 from gossamer.measure import GAIN, is_faster
-from gossamer.planner.costs.occupancy import Window
 from gossamer.planner.tuner.trial import DENSE, Trial
 
 Prior = Callable[[str, str, Mapping[str, float]], float]
-"""prior(question, alternative, densities) -> its cost in any unit, known without a trial."""
+"""prior(question, alternative, densities) -> its cost in any unit, dense's included."""
 
 OVERHEAD = 0.15
 """What a skipping kernel costs beyond its multiplications, as a share of all of them: reading, masks, stores."""
@@ -29,18 +31,20 @@ CALL = 1e-4
 DECAY = 0.9
 """Of the moving average of densities, per call."""
 DENSE_FROM = 0.95
-"""An operand of this density or more has nothing to skip: skipping it is not even tried."""
+"""An operand of this density or more has nothing to skip: without a trusted prior skipping it is not even tried."""
 EXPLORATION = 0.01
 """The share of all time that trials after a shape's first may lose on alternatives that turn out slower."""
-SAMPLE_EVERY = 16
-"""Calls from one sample of the densities that a dense call does not count to the next."""
 CHANGE = 0.2
 """A density that is so far from what it was when a shape was decided, or from its mean, is another density."""
+NEAR = 1.5
+"""Alternatives that a trusted prior puts so near the cheapest take part in a trial, beside dense and the chosen."""
 
 _FIRST_GAP, _LAST_GAP = 50, 1000  # calls between trials; doubled as long as they confirm the choice
 _SETTLED = 16  # calls before a drift of the density may start a trial
+_LONG_REST = 1000  # calls unasked where the work is too small for any gain
 _FREE_SHAPES = 4  # of a question: further ones get their first trial within EXPLORATION
 _MOST_SHAPES = 32
+_TIMES = 16  # the latest times that are remembered
 
 
 @dataclass
@@ -51,47 +55,57 @@ class Situation:
     candidates: tuple[str, ...]
     chosen: str = DENSE
     why: str = "no trial yet"
+    kept: str = ""  # why a cheaper one is not taken
     dense: float = 0.0
-    ratios: dict[str, float] = field(default_factory=dict)
+    ratios: dict[str, float] = field(default_factory=dict)  # measured over the prior's
     trial: Trial | None = None
     decided: bool = False
     asks: bool = True  # whether the next call asks what to do, or takes what is chosen
     age: int = 0
     gap: int = _FIRST_GAP
-    loss: float = 0.0
+    loss: float | None = None  # of the last trial
     streak: int = 0
     at_decision: dict[str, float] = field(default_factory=dict)  # densities
     recent: dict[str, deque[float]] = field(default_factory=dict)
 
+    @property
+    def reason(self) -> str:
+        return f"{self.why}; {self.kept}" if self.kept else self.why
+
+    def usual(self, alternative: str) -> float:
+        """Seconds that one takes without bursts of something else; dense's where it was never timed."""
+        return min(self.recent.get(alternative, ()), default=self.dense)
+
 
 class Shared:
-    """What the questions of one object share: the densities, and the account of what exploration costs."""
+    """What the questions of one object share: the densities, and the account of what exploration costs.
 
-    def __init__(self, call: float | None = None) -> None:
-        self.call = CALL if call is None else call
+    Attributes:
+        window: means are of so many samples, and a sample that is far from them starts anew; None for means that forget
+            by the call, of whom dense ones sample but now and then.
+    """
+
+    def __init__(self, call: float, every: int, window: int | None) -> None:
+        self.call, self.every, self.window = call, every, window
         self.questions: dict[str, Question] = {}
         self.densities: dict[str, float] = {}
-        self.sampled: dict[str, int] = {}
+        self.sampled: dict[str, int] = {}  # at which call; with a window how often
         self.calls = 0
         self.seconds = 0.0
         self.lost = 0.0
-        self._windows: dict[str, Window] = {}
 
     def note(self, densities: Mapping[str, float]) -> None:
-        """Into moving averages, which forget by the call, not by the sample: dense calls sample but now and then."""
+        """Into the means."""
         for name, density in densities.items():
-            steps = max(self.calls - self.sampled.get(name, 0), 1) / max(len(self.questions), 1)
-            kept = DECAY**steps
-            self.densities[name] = kept * self.densities.get(name, density) + (1.0 - kept) * density
-            self.sampled[name] = self.calls
-
-    def note_samples(self, densities: Mapping[str, float], window: int) -> None:
-        """Into means of the last `window` samples; one that is far from the mean starts anew."""
-        for name, density in densities.items():
-            mean = self.densities.get(name)
-            if mean is None or abs(density - mean) > CHANGE:
-                self._windows[name] = Window(window)
-            (self.densities[name],) = self._windows[name].add((density,))
+            mean = self.densities.get(name, density)
+            if self.window is None:
+                kept = DECAY ** (max(self.calls - self.sampled.get(name, 0), 1) / max(len(self.questions), 1))
+                self.sampled[name] = self.calls
+            else:
+                seen = 0 if abs(density - mean) > CHANGE else self.sampled.get(name, 0)
+                kept = 1.0 - 1.0 / min(seen + 1, self.window)
+                self.sampled[name] = seen + 1
+            self.densities[name] = kept * mean + (1.0 - kept) * density
 
     def overhead(self, besides: Question) -> float:
         """Seconds of an object that is not bypassed, as far as the gains of other questions do not outweigh them."""
@@ -100,13 +114,23 @@ class Shared:
 
 
 class Question:
-    """One question of an object. `operands`: alternative -> the density that its work grows with, "" if none."""
+    """One question of an object.
 
-    def __init__(self, name: str, shared: Shared, operands: Mapping[str, str], gain: float = GAIN) -> None:
-        self.name, self.shared, self.operands, self.margin = name, shared, operands, gain
+    Args:
+        operands: alternative -> the density that its work grows with, "" if none.
+        gain, patience: see `Tuner`.
+    """
+
+    def __init__(
+        self, name: str, shared: Shared, operands: Mapping[str, str], gain: float = GAIN, patience: int = 2
+    ) -> None:
+        self.name, self.shared, self.operands = name, shared, operands
+        self.margin, self.patience = gain, patience
+        self.trusted = False  # whether it has been priced
         self.situations: dict[Hashable, Situation] = {}
         self.last: Situation | None = None
         self.watched: tuple[str, ...] = ()  # densities that the candidates of the last situation depend on
+        self.priced: dict[str, float] = {}  # by a trusted prior, over dense's, at the densities of the last asking
         self.calls: dict[str, int] = {}
         self.switches = 0
         self.saved = 0.0
@@ -131,16 +155,30 @@ class Question:
             self.watched = tuple(dict.fromkeys(name for name in names if name))
         return now
 
-    def consider(self, now: Situation) -> None:
-        """Start a trial if it is time for one."""
-        if not self._may_win(now, now.chosen):
-            self._settle(now, self._cheapest(now), "nothing to gain from the zeros now")
+    def price(self, now: Situation, prior: Prior) -> None:
+        """Trust this prior, at the densities now."""
+        costs = {one: prior(self.name, one, self.shared.densities) for one in now.candidates}
+        self.priced = {one: cost / max(costs[DENSE], 1e-12) for one, cost in costs.items()}
+        self.trusted = True
+
+    def consider(self, now: Situation, tries: bool = True) -> None:
+        """Decide anew or, if the caller `tries` and it is time for one, start a trial."""
         first = not now.decided
+        if self.trusted:
+            if first:
+                self._settle(now, self._cheapest(now, 0.0), "the cheapest by the prior", counts=False)
+                now.decided = True
+                return
+            self._be_patient(now)
+            moved = False
+        else:
+            if not self._may_win(now, now.chosen):
+                self._settle(now, self._cheapest(now), "nothing to gain from the zeros now")
+            # When the density has moved, another alternative is expected to win; else to lose as it did before.
+            moved = not first and now.age >= _SETTLED and (self._cheapest(now) != now.chosen or self._changed(now))
         free = first and len(self.situations) <= _FREE_SHAPES
-        # When the density has moved, another alternative is expected to win; else to lose as it did before.
-        moved = not first and now.age >= _SETTLED and (self._cheapest(now) != now.chosen or self._changed(now))
-        loss = 0.0 if moved else now.loss
-        due = first or moved or now.age >= now.gap
+        loss = 0.0 if moved else self._loss(now)
+        due = tries and (first or moved or now.age >= now.gap)
         affordable = free or self.shared.lost + loss <= EXPLORATION * self.shared.seconds
         if moved and not affordable:
             if all(one in now.ratios for one in now.candidates if one != DENSE):
@@ -148,27 +186,26 @@ class Question:
             else:
                 affordable = True  # nothing is known of an alternative that had nothing to skip until now
         if due and affordable:
-            now.trial = self._trial(now, expected=moved, free=free)
+            now.trial = self._trial(now, moved, free)
         now.asks = not now.decided or now.trial is not None
 
-    def report(self, now: Situation, choice: str, seconds: float, densities: dict[str, float]) -> None:
+    def report(self, now: Situation, choice: str, seconds: float, densities: Mapping[str, float]) -> None:
         shared, trial = self.shared, now.trial
         now.age += 1
         shared.calls += 1
         shared.note(densities)
         self.calls[choice] = self.calls.get(choice, 0) + 1
         cold = choice not in now.recent
-        now.recent.setdefault(choice, deque(maxlen=SAMPLE_EVERY)).append(seconds)
+        now.recent.setdefault(choice, deque(maxlen=_TIMES)).append(seconds)
         shared.seconds += seconds + shared.call
         if choice in now.ratios:
-            self.saved += now.dense * (1.0 - now.ratios[choice] * self._load(choice, densities)) - shared.call
+            self.saved += now.dense * (1.0 - now.ratios[choice] * self.load(choice, densities)) - shared.call
         if trial is None or choice not in trial.alive:
             return
-        trial.report(choice, seconds, self._load(choice, densities), cold)
+        trial.report(choice, seconds, self.load(choice, densities), cold)
         if not trial.free and choice != now.chosen:
-            usual = min(now.recent.get(now.chosen, (0.0,)))
-            shared.lost += max(min(now.recent[choice]) - usual, 0.0)
-        if trial.over(now.chosen, self._load, lambda one: self._may_win(now, one)):
+            shared.lost += max(now.usual(choice) - min(now.recent.get(now.chosen, (0.0,))), 0.0)
+        if trial.over(now.chosen, self.load, lambda one: self.trusted or self._may_win(now, one)):
             self._conclude(now, trial)
 
     def bypassed(self, now: Situation, calls: int) -> None:
@@ -176,37 +213,38 @@ class Question:
         self.calls[now.chosen] = self.calls.get(now.chosen, 0) + calls
         now.age += calls
         self.shared.calls += calls
-        self.shared.seconds += calls * now.dense
+        self.shared.seconds += calls * now.usual(now.chosen)
 
-    def settle_by(self, prior: Prior, now: Situation, known: Mapping[str, float]) -> str:
-        """The least by a prior at these densities, whatever was chosen or measured before; ties go to dense."""
-        densities = {name: known.get(name, self.shared.densities.get(name, 1.0)) for name in self.watched}
-        cost = {one: prior(self.name, one, densities) for one in sorted(now.candidates, key=lambda one: one != DENSE)}
+    def rest(self, now: Situation) -> int:
+        """After how many calls a settled situation asks again: for a sample, or if no density matters for a trial."""
+        if not (self.watched or self.trusted):
+            return max(now.gap - now.age, _FIRST_GAP)
+        return self.shared.every if self.trusted or self.large(now) else _LONG_REST
+
+    def settle_by_prior(self, now: Situation, prior: Prior | None, known: Mapping[str, float]) -> str:
+        """The least by the prior at these densities, whatever was chosen or measured before; ties go to dense."""
+        known = {name: known.get(name, self.shared.densities.get(name, 1.0)) for name in self.watched}
+        prior = prior or (lambda *_: 1.0)  # without a prior nothing speaks against dense
+        cost = {one: prior(self.name, one, known) for one in _dense_first(now.candidates)}
         best = min(cost, key=lambda one: cost[one])
         self._settle(now, best, "by the prior and densities alone, as deterministic algorithms ask")
         return best
 
-    def settle_by_patience(self, prior: Prior, now: Situation, patience: int) -> str:
-        """The least by a prior, if that is faster than what is chosen and was so `patience` times in a row."""
-        cost = {one: prior(self.name, one, self.shared.densities) for one in now.candidates}
-        best = min(cost, key=lambda one: cost[one])
-        gain = cost[now.chosen] / max(cost[best], 1e-12) if now.decided and now.chosen in cost else None
-        now.streak = now.streak + 1 if gain is not None and is_faster(gain, 1.0 + self.margin) else 0
-        if gain is None or best == now.chosen or now.streak >= patience:
-            self._settle(now, best, "", counts=now.decided)
-            now.decided, now.streak, now.why = True, 0, "the cheapest by the prior"
-        else:
-            now.why = f"kept: the cheapest gains {gain - 1.0:.0%}, " + (
-                f"{now.streak} of {patience} times in a row" if now.streak else f"not above {self.margin:.0%}"
-            )
-        return now.chosen
+    def load(self, alternative: str, densities: Mapping[str, float] | None = None) -> float:
+        """What an alternative's seconds are proportional to: 1 for dense, see above."""
+        if alternative == DENSE:
+            return 1.0
+        if self.trusted:
+            return self.priced.get(alternative, 1.0)
+        name = self.operands[alternative]
+        return OVERHEAD + (densities or {}).get(name, self.shared.densities.get(name, 1.0)) if name else 1.0
 
     def gain(self) -> float:
         """Seconds that the best alternative at the latest shape gains over dense, at the present densities."""
         now = self.last
         if now is None:
             return 0.0
-        return now.dense * max((0.0, *(1.0 - ratio * self._load(one) for one, ratio in now.ratios.items())))
+        return now.dense * max((0.0, *(1.0 - ratio * self.load(one) for one, ratio in now.ratios.items())))
 
     def large(self, now: Situation) -> bool:
         """Whether leaving dense could gain at all: more than the overhead, if the alternative took no time itself."""
@@ -228,30 +266,33 @@ class Question:
         now = self.last
         if now is None:
             return f"{self.name}: never asked"
-        lines = [f"{self.name}: {now.chosen}, {now.why}"]
+        lines = [f"{self.name}: {now.chosen}, {now.reason}"]
         for one in now.candidates:
             known = [f"{self.calls.get(one, 0)} calls"]
             if one in now.recent:
                 known.append(f"median {median(now.recent[one]) * 1e3:.3f} ms")
-            if one in now.ratios:
-                known.append(f"predicted {now.ratios[one] * self._load(one):.2f} of dense")
+            if one != DENSE and (self.trusted or one in now.ratios):
+                known.append(f"predicted {self._cost(now, one):.2f} of dense")
             name = self.operands.get(one)
             if name in self.shared.densities:
                 known.append(f"{self.shared.densities[name]:.0%} of {name} nonzero")
             lines.append(f"  {one:10}  {', '.join(known)}")
         return "\n".join(lines)
 
-    def _load(self, alternative: str, densities: Mapping[str, float] | None = None) -> float:
-        """What an alternative's seconds are proportional to: 1 for dense, else the work that the density leaves."""
-        name = "" if alternative == DENSE else self.operands[alternative]
-        if not name:
+    def _cost(self, now: Situation, alternative: str) -> float:
+        """Over dense's. Without a trial of its own a prior is taken to be as wrong as where it was tried."""
+        if alternative == DENSE:
             return 1.0
-        return OVERHEAD + (densities or {}).get(name, self.shared.densities.get(name, 1.0))
+        default = median(now.ratios.values()) if self.trusted and now.ratios else 1.0
+        return now.ratios.get(alternative, default) * self.load(alternative)
 
     def _may_win(self, now: Situation, alternative: str) -> bool:
         """Whether an alternative could win at some density not far from the present one."""
         if alternative == DENSE:
             return True
+        if self.trusted:
+            limit = NEAR * min(self._cost(now, one) for one in now.candidates)
+            return alternative == now.chosen or min(self._cost(now, alternative), self.load(alternative)) <= limit
         return self.large(now) and self.shared.densities.get(self.operands[alternative], 0.0) < DENSE_FROM
 
     def _changed(self, now: Situation) -> bool:
@@ -262,21 +303,46 @@ class Question:
             for name, before in now.at_decision.items()
         )
 
-    def _cheapest(self, now: Situation) -> str:
+    def _cheapest(self, now: Situation, margin: float | None = None) -> str:
         """The alternative to prefer at the present densities: another one only if it is faster."""
-        extra = self.shared.overhead(self) / now.dense if now.dense else 0.0
+        extra = self.shared.overhead(self) / now.dense if now.dense and not self.trusted else 0.0
         cost = {
-            one: 1.0 if one == DENSE else now.ratios.get(one, 1.0) * self._load(one) + extra
-            for one in now.candidates
+            one: self._cost(now, one) + extra * (one != DENSE)
+            for one in _dense_first(now.candidates)
             if self._may_win(now, one)
         }
         best = min(cost, key=lambda one: cost[one])
         before = cost.get(now.chosen)
-        return best if before is None or is_faster(before / cost[best], 1.0 + self.margin) else now.chosen
+        limit = 1.0 + (self.margin if margin is None else margin)
+        return best if before is None or is_faster(before / cost[best], limit) else now.chosen
+
+    def _be_patient(self, now: Situation) -> None:
+        """Change to another one only where it was faster `patience` times in a row."""
+        best = self._cheapest(now, 0.0)
+        gain = self._cost(now, now.chosen) / max(self._cost(now, best), 1e-12)
+        now.streak = now.streak + 1 if is_faster(gain, 1.0 + self.margin) else 0
+        now.kept = ""
+        if now.streak >= self.patience:
+            now.streak = 0
+            self._settle(now, best, "the cheapest by the prior" + (", as trials corrected it" if now.ratios else ""))
+        elif best != now.chosen:
+            now.kept = f"kept: the cheapest gains {gain - 1.0:.0%}, " + (
+                f"{now.streak} of {self.patience} times in a row" if now.streak else f"not above {self.margin:.0%}"
+            )
 
     def _trial(self, now: Situation, expected: bool, free: bool = False) -> Trial:
         alive = [one for one in now.candidates if self._may_win(now, one)]
         return Trial(alive, set(alive) - set(now.recent), expected=expected, free=free)
+
+    def _loss(self, now: Situation) -> float:
+        """Seconds that a trial is expected to lose: as the last one did, or by a trusted prior."""
+        if now.loss is not None or not self.trusted:
+            return now.loss or 0.0
+        if now.chosen not in now.recent:
+            return float("inf")  # a caller that reports nothing
+        usual = self._cost(now, now.chosen)
+        more = (self._cost(now, one) / usual - 1.0 for one in now.candidates if self._may_win(now, one))
+        return 2 * now.usual(now.chosen) * sum(max(each, 0.0) for each in more)
 
     def _conclude(self, now: Situation, trial: Trial) -> None:
         best = trial.best()
@@ -294,7 +360,7 @@ class Question:
             return
         self._settle(now, choice, self._reason(now, trial), counts=not first)
         now.gap = _FIRST_GAP if first or choice != before else min(2 * now.gap, _LAST_GAP)
-        now.trial, now.decided, now.age = None, True, 0
+        now.trial, now.decided, now.age, now.streak, now.kept = None, True, 0, 0, ""
         now.at_decision = {x: self.shared.densities[x] for x in self.watched if x in self.shared.densities}
         self._decided = now
         for other in self.shared.questions.values():  # what this gains may be what the others lacked
@@ -304,7 +370,11 @@ class Question:
     def _reason(self, now: Situation, trial: Trial) -> str:
         if not now.ratios:
             return "no zeros to skip" if self.large(now) else "too little work for any gain"
-        found = ", ".join(f"{one} takes {ratio * self._load(one):.2f} of dense" for one, ratio in now.ratios.items())
+        found = ", ".join(
+            f"{one} takes {self._cost(now, one):.2f} of dense"
+            + (f" where the prior says {self.load(one):.2f}" if self.trusted else "")
+            for one in now.ratios
+        )
         asking = self.shared.overhead(self) / now.dense if now.dense else 0.0
         extra = f", asking {asking:.2f} more" if asking >= 0.005 else ""
         return f"by a trial of {trial.rounds} rounds: {found}{extra}"
@@ -316,3 +386,7 @@ class Question:
         elif now.decided and now.trial is None:
             return  # as it was, for the reason it was
         now.why = why
+
+
+def _dense_first(candidates: tuple[str, ...]) -> list[str]:
+    return sorted(candidates, key=lambda one: one != DENSE)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any, Literal
 
+import torch
+
 from gossamer.handles import owner_of
+from gossamer.planner.tuner.question import Question, Situation
 from gossamer.planner.tuner.trial import DENSE
-from gossamer.planner.tuner.tuner import Tuner
+from gossamer.planner.tuner.tuner import Bypass, Tuner
 
 Pass = Literal["forward", "input", "weight"]
 
@@ -46,7 +49,7 @@ class Site(Tuner):
     """
 
     def __init__(self, name: str = "") -> None:
-        super().__init__(PASSES, break_even, name=name)
+        super().__init__(PASSES, break_even, trusted=False, name=name)
         self.refused: tuple[str, ...] = ()
         self.torchs_own = False
 
@@ -62,6 +65,52 @@ class Site(Tuner):
         with self._lock:
             if reason not in self.refused:
                 self.refused = (*self.refused, reason)
+
+    def bypass(self, questions: Sequence[str], key: Hashable, brief: Hashable = None) -> bool:
+        """May this call run dense without asking or reporting?
+
+        Where all of `questions` have settled on dense at the shape `key`, every call may but one in 16 (in 1000 where
+        the work is too small for any gain), which asks and reports as ever. `bypassed` will be asked about `brief`.
+        """
+        for question in questions:
+            own = self._shared.questions.get(question)
+            if own is None or own.last is None or (own.last.chosen != DENSE and own.last.at[0] == key):
+                return False
+        if torch.are_deterministic_algorithms_enabled():
+            return False
+        at = (questions, key, torch.get_num_threads())
+        with self._lock:
+            bypass = self._bypass
+            if bypass is None or bypass.at != at:
+                self._read()
+                settled = self._settled_on_dense(questions, key)
+                if settled is None:
+                    return False
+                left = min(own.rest(now) for own, now in settled)
+                if bypass is not None:
+                    left = min(left, bypass.left)  # shapes that take turns share the time until the next sample
+                bypass = self._bypass = Bypass(at, brief, DENSE, settled, left)
+            bypass.left -= 1
+            if bypass.left <= 0:
+                self._read()
+                self._bypass = None
+                return False
+            bypass.uncounted += 1
+            return True
+
+    def _settled_on_dense(self, questions: Sequence[str], key: Hashable) -> list[tuple[Question, Situation]] | None:
+        """The situations of these questions at `key`, if all have settled on dense and none is due for a trial."""
+        out = []
+        for question in questions:
+            own = self._shared.questions[question]
+            at = None if own.last is None else (key, own.last.candidates, torch.get_num_threads())
+            now = own.situations.get(at)
+            if now is None or not now.decided or now.trial is not None or now.chosen != DENSE:
+                return None
+            out.append((own, now))
+        for own, now in out:  # what was just read may call for a trial
+            own.consider(now)
+        return out if all(now.chosen == DENSE and now.trial is None for _, now in out) else None
 
 
 def site(key: int) -> Site:

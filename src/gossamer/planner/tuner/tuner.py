@@ -4,9 +4,10 @@ call          0      1      2      3      4      5      6 ... 55   56     57    
 alternative   dense  skip   dense  skip   dense  skip   skip       dense  skip   skip
               '--- cold --' '------- trial 1 ---------'            '- trial 2 -'
 
-Between trials (trial.py) only densities are watched, and what calls report is read a few steps at a time: Python that
-runs once in a while, between layers that empty the caches, takes many times what it takes in a loop. How a question is
-decided is in question.py.
+Where costs are known beforehand there is no trial 1, and the later ones put right what was known wrong. Between trials
+(trial.py) only densities are watched, and what calls report is read a few steps at a time: Python that runs once in a
+while, between layers that empty the caches, takes many times what it takes in a loop. How a question is decided is in
+question.py.
 """
 
 from __future__ import annotations
@@ -22,20 +23,22 @@ import torch
 
 from gossamer.handles import Handled
 from gossamer.measure import GAIN
-from gossamer.planner.tuner.question import SAMPLE_EVERY, Prior, Question, Shared, Situation
+from gossamer.planner.tuner.question import CALL, Prior, Question, Shared, Situation
 from gossamer.planner.tuner.trial import DENSE
 
+SAMPLE_EVERY = 16
+"""Calls from one sample of the densities that calls do not count by themselves to the next."""
+
 _READ_EVERY = 16  # steps
-_LONG_BYPASS = 1000
-_SETTLED_BYPASS = 50
 
 
 @dataclass
-class _Bypass:
+class Bypass:
     """Calls that take what is chosen without asking: which, and how many are left, the one that asks again included."""
 
-    at: tuple[Hashable, ...]
+    at: object
     brief: Hashable
+    taken: str
     settled: list[tuple[Question, Situation]]
     left: int
     uncounted: int = 0
@@ -46,14 +49,17 @@ class Tuner(Handled):
 
     Ask before the work and report after it, in the same thread:
 
-        choice = tuner.choose("forward", ("dense", "skip"), (x.shape, weight.shape))
-        ...
-        tuner.observe("forward", choice, seconds, {"x": nonzeros / elements})
+        choice = tuner.bypassed(x.shape)
+        if choice is None:
+            choice = tuner.choose("forward", ("dense", "skip"), x.shape)
+            ...
+            tuner.observe("forward", choice, seconds, {"x": nonzeros / elements})
 
     The first calls of a shape try every alternative in turn, three to five times; one that is clearly slower goes
-    first. Later trials come after 50, 100, ... 1000 calls, or when a density has moved far; they lose about 1 % of the
-    time at most. Where costs are known beforehand, `evaluate` asks a prior instead of trials. Under
-    `torch.use_deterministic_algorithms` the prior and the densities alone decide, and without a prior all is dense.
+    first. With a trusted prior the first call takes the cheapest by that. Trials come, again, after 50, 100, ... 1000
+    calls, or when a density has moved far; they lose about 1 % of the time at most, and what they measure corrects the
+    prior. Under `torch.use_deterministic_algorithms` the prior and the densities alone decide, and without a prior all
+    is dense.
 
     Each object has its own. Threads may share one. A copy, or one read back from a file, has a handle of its own and
     knows nothing: it may live on another machine.
@@ -62,11 +68,13 @@ class Tuner(Handled):
         alternatives: question -> alternative -> the density that its work grows with, "" if none. "dense" is always
             one more.
         prior: `prior(question, alternative, densities)` -> its cost in any unit, "dense" included.
+        trusted: the prior is good enough to start from. Else it is for deterministic algorithms alone.
         name: for people.
-        every, window: `evaluate` is due every so many calls, and goes by the mean of so many samples.
-        gain, patience: it leaves what is chosen if another one is faster by more than this fraction, so many times in
-            a row.
-        call: seconds that asking costs where a call cannot be bypassed; None for those of a layer.
+        every: calls from one sample to the next.
+        window: densities are means of so many samples; None for means that forget by the call.
+        gain, patience: by a trusted prior, leave what is chosen if another one is faster by more than this fraction, so
+            many times in a row.
+        call: seconds that asking costs where a call cannot be bypassed: those of a layer if not given.
 
     Attributes:
         handle: int64[] on the CPU, for opaque ops that cannot carry an object (`gossamer.handles`).
@@ -87,21 +95,22 @@ class Tuner(Handled):
         alternatives: Mapping[str, dict[str, str]],
         prior: Prior | None = None,
         *,
+        trusted: bool = True,
         name: str = "",
         every: int = SAMPLE_EVERY,
+        window: int | None = None,
         gain: float = GAIN,
         patience: int = 2,
-        window: int = 4,
-        call: float | None = None,
+        call: float = CALL,
     ) -> None:
-        self.alternatives, self.prior, self.name = alternatives, prior, name
-        self.every, self.gain, self.patience, self.window = every, gain, patience, window
+        self.alternatives, self.prior, self.trusted, self.name = alternatives, prior, trusted, name
+        self.every, self.window, self.gain, self.patience, self.call = every, window, gain, patience, call
+        self._alone = len(alternatives) == 1
         self._lock = threading.Lock()
         self._asked = threading.local()
-        self.call = call
-        self._shared = Shared(call)
-        self._reports: deque[tuple[Question, Situation, str, float, dict[str, float]]] = deque()
-        self._bypass: _Bypass | None = None
+        self._shared = Shared(call, every, window)
+        self._reports: deque[tuple[Question, Situation, str, float, Mapping[str, float]]] = deque()
+        self._bypass: Bypass | None = None
 
     @property
     def key(self) -> int:
@@ -111,8 +120,8 @@ class Tuner(Handled):
         return f"{type(self).__name__}({self.name!r})"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        options = {x: getattr(self, x) for x in ("prior", "name", "every", "gain", "patience", "window", "call")}
-        return partial(type(self), self.alternatives, **options), ()
+        names = ("prior", "trusted", "name", "every", "window", "gain", "patience", "call")
+        return partial(type(self), self.alternatives, **{name: getattr(self, name) for name in names}), ()
 
     def choose(
         self,
@@ -120,8 +129,12 @@ class Tuner(Handled):
         candidates: Sequence[str],
         key: Hashable,
         densities: Mapping[str, float] | None = None,
+        prior: Prior | None = None,
+        reports: bool = True,
     ) -> str:
         """The alternative to take now.
+
+        Where there is one question, the calls after it may take the same for a while: ask `bypassed(key)`.
 
         Args:
             question: one of those that the tuner was made for.
@@ -130,6 +143,8 @@ class Tuner(Handled):
                 what it learnt. The number of threads is part of it unsaid.
             densities: where known beforehand. In deterministic mode the choice then depends on them alone, and not on
                 earlier calls.
+            prior: for this call, trusted; None is the tuner's own.
+            reports: the caller will `observe` what this call takes. Without that nothing is tried.
 
         Raises:
             ValueError: an unknown question or alternative, or candidates without "dense".
@@ -138,52 +153,35 @@ class Tuner(Handled):
         deterministic = torch._C._get_deterministic_algorithms()
         own = self._shared.questions.get(question)
         now = None if own is None else own.last
-        if now is not None and not (now.asks or deterministic or densities) and now.at == at:
+        if now is not None and not (self._alone or now.asks or deterministic or densities) and now.at == at:
             vars(self._asked)[question] = now
             return now.chosen
         candidates = self._check(question, candidates)
         with self._lock:
             self._read()
             own = self._question(question)
-            now = vars(self._asked)[question] = own.situation(candidates, (key, candidates, torch.get_num_threads()))
-            if deterministic:  # without a prior nothing speaks against dense
-                return own.settle_by(self.prior or (lambda *_: 1.0), now, densities or {})
-            if densities:
-                self._shared.note(densities)
-            if now.trial is None:
-                own.consider(now)
-            return now.chosen if now.trial is None else now.trial.next()
-
-    def evaluate(
-        self,
-        question: str,
-        candidates: Sequence[str],
-        key: Hashable,
-        densities: Mapping[str, float],
-        prior: Prior | None = None,
-    ) -> tuple[str, str]:
-        """The alternative to take now and in the next calls by the costs of a prior at sampled densities, and why.
-
-        Call it where `is_bypassed(key)` says no: at first, at every `every`-th call, and at the next one while a change
-        waits to be confirmed. `prior` is for this call; None is the tuner's own.
-        """
-        candidates, prior = self._check(question, candidates), prior or self.prior
-        if prior is None:
-            raise ValueError("prior must be given here or to the tuner, got None")
-        with self._lock:
-            own = self._question(question)
-            self._read()
             now = own.situation(candidates, (key, candidates, torch.get_num_threads()))
-            if torch._C._get_deterministic_algorithms():
-                return own.settle_by(prior, now, densities), now.why
-            self._shared.note_samples(densities, self.window)
-            own.settle_by_patience(prior, now, self.patience)
+            if prior is None:
+                prior = self.prior
+            if deterministic:
+                own.settle_by_prior(now, prior, densities or {})
+            else:
+                if densities:
+                    self._shared.note(densities)
+                if prior is not None and self.trusted:
+                    own.price(now, prior)
+                if now.trial is None:
+                    own.consider(now, reports)
+                if self._alone:  # a change that waits to be confirmed asks at the next call already
+                    waits = now.trial is not None or now.streak
+                    self._bypass = None if waits else Bypass(at, key, now.chosen, [(own, now)], own.rest(now))
+            if reports:
+                vars(self._asked)[question] = now
+                return now.chosen if now.trial is None or deterministic else now.trial.next()
             own.bypassed(now, 1)
-            # A pending change is confirmed or dropped at the next call, not `every` calls later.
-            self._bypass = None if now.streak else _Bypass((key,), key, [(own, now)], self.every)
-            return now.chosen, now.why
+            return now.chosen
 
-    def observe(self, question: str, choice: str, seconds: float, densities: dict[str, float]) -> None:
+    def observe(self, question: str, choice: str, seconds: float, densities: Mapping[str, float] | None = None) -> None:
         """Report a call: what was taken, its seconds (without those for counting zeros), densities as far as known."""
         now: Situation | None = vars(self._asked).pop(question, None)
         if now is None:  # nobody asked: the caller was told what to take
@@ -191,73 +189,30 @@ class Tuner(Handled):
             with self._lock:
                 now = self._question(question).situation((choice,), (choice,))
                 now.chosen, now.why = choice, "as the caller was told"
-        self._reports.append((self._shared.questions[question], now, choice, seconds, densities))
+        self._reports.append((self._shared.questions[question], now, choice, seconds, densities or {}))
         full = len(self._reports) >= _READ_EVERY * len(self._shared.questions)
         if full or now.asks or (choice == DENSE and densities):
             with self._lock:
                 self._read()
 
-    def bypass(self, questions: Sequence[str], key: Hashable, brief: Hashable = None) -> bool:
-        """May this call run dense without asking or reporting?
+    def bypassed(self, brief: Hashable) -> str | None:
+        """What this call may take without asking, or None: a short question, for whom microseconds matter.
 
-        Where all of `questions` have settled on dense at the shape `key`, every call may but one in 16 (in 1000 where
-        the work is too small for any gain), which asks and reports as ever. `is_bypassed` will be asked about `brief`.
-        """
-        for question in questions:
-            own = self._shared.questions.get(question)
-            if own is None or own.last is None or (own.last.chosen != DENSE and own.last.at[0] == key):
-                return False
-        if torch.are_deterministic_algorithms_enabled():
-            return False
-        at = (questions, key, torch.get_num_threads())
-        with self._lock:
-            bypass = self._bypass
-            if bypass is None or bypass.at != at:
-                self._read()
-                settled = self._settled_on_dense(questions, key)
-                if settled is None:
-                    return False
-                left = SAMPLE_EVERY if any(own.large(now) for own, now in settled) else _LONG_BYPASS
-                if bypass is not None:
-                    left = min(left, bypass.left)  # shapes that take turns share the time until the next sample
-                bypass = self._bypass = _Bypass(at, brief, settled, left)
-            bypass.left -= 1
-            if bypass.left <= 0:
-                self._read()
-                self._bypass = None
-                return False
-            bypass.uncounted += 1
-            return True
-
-    def bypass_settled(self, question: str) -> str | None:
-        """Ask after `observe`, where no density decides: what the next calls may take unasked, until a trial is due.
-
-        They then ask `is_bypassed(None)`. None while the question is not settled.
-        """
-        with self._lock:
-            self._read()
-            own = self._shared.questions[question]
-            now = own.last
-            if now is None or not now.decided or now.trial is not None:
-                return None
-            own.consider(now)
-            if now.trial is not None:
-                return None
-            # A trial that is due may be too dear for now.
-            self._bypass = _Bypass((now.at[0],), None, [(own, now)], max(now.gap - now.age, _SETTLED_BYPASS))
-            return now.chosen
-
-    def is_bypassed(self, brief: Hashable) -> bool:
-        """Whether this call may take what the last one took: a short question, for callers to whom microseconds matter.
-
-        True only in the course of a bypass, and for calls that look like those that it began with.
+        Not None only in the course of a bypass, and for calls that look like those that it began with: `brief` is the
+        key of the question.
         """
         bypass = self._bypass
         if bypass is None or bypass.left <= 1 or bypass.brief != brief or torch._C._get_deterministic_algorithms():
-            return False
+            return None
         bypass.left -= 1
         bypass.uncounted += 1
-        return True
+        return bypass.taken
+
+    @property
+    def taken(self) -> str | None:
+        """What calls take in the bypass that is in force; None if there is none."""
+        bypass = self._bypass
+        return None if bypass is None else bypass.taken
 
     def forget(self) -> None:
         """Drop the densities seen, and ask at the next call: for callers that found other data than they expected."""
@@ -272,8 +227,17 @@ class Tuner(Handled):
         own = shared.questions.get(question)
         if own is None:
             return False
-        due = shared.calls - max(len(shared.questions), 1) * SAMPLE_EVERY
+        due = shared.calls - max(len(shared.questions), 1) * self.every
         return any(shared.sampled.get(name, due) <= due for name in own.watched)
+
+    def corrections(self, question: str) -> tuple[dict[str, float], str]:
+        """How much more than its prior says each alternative costs over dense, where trials found out, and why the
+        latest choice was made."""
+        own = self._shared.questions[question]
+        now = own.last
+        assert now is not None
+        hidden = torch._C._get_deterministic_algorithms() or now.trial is not None
+        return {} if hidden else dict(now.ratios), now.reason
 
     def stats(self) -> dict[str, dict[str, Any]]:
         """For each question that was asked: what was seen and decided.
@@ -303,7 +267,8 @@ class Tuner(Handled):
     def _question(self, name: str) -> Question:
         own = self._shared.questions.get(name)
         if own is None:
-            own = self._shared.questions[name] = Question(name, self._shared, self.alternatives[name], self.gain)
+            own = Question(name, self._shared, self.alternatives[name], self.gain, self.patience)
+            self._shared.questions[name] = own
         return own
 
     def _read(self) -> None:
@@ -316,17 +281,3 @@ class Tuner(Handled):
             calls, self._bypass.uncounted = self._bypass.uncounted, 0
             for own, now in self._bypass.settled:
                 own.bypassed(now, calls)
-
-    def _settled_on_dense(self, questions: Sequence[str], key: Hashable) -> list[tuple[Question, Situation]] | None:
-        """The situations of these questions at `key`, if all have settled on dense and none is due for a trial."""
-        out = []
-        for question in questions:
-            own = self._shared.questions[question]
-            at = None if own.last is None else (key, own.last.candidates, torch.get_num_threads())
-            now = own.situations.get(at)
-            if now is None or not now.decided or now.trial is not None or now.chosen != DENSE:
-                return None
-            out.append((own, now))
-        for own, now in out:  # what was just read may call for a trial
-            own.consider(now)
-        return out if all(now.chosen == DENSE and now.trial is None for _, now in out) else None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 from typing import Any
 
 import pytest
@@ -13,6 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import gossamer as gs
 from gossamer.nn import AttentionIndex, BlockSparseAttention, Experts, ReLUFeedForward, Unpadded, block_sparse_attention
 from gossamer.nn.experts import ACTIVATIONS, balance_loss
+from gossamer.testing.clock import Clock
 
 D = torch.float64
 
@@ -267,6 +270,50 @@ def test_attention_module_and_its_index() -> None:
     layer(x)
     assert layer._index is index  # built once per batch size
     assert layer(x[:1]).shape == (1, 12, 8)
+
+
+@pytest.mark.parametrize(
+    ("each", "present", "sparse", "first", "right"),
+    [
+        (False, 0.1, 0.5, "sparse", "sparse"), (True, 0.1, 1.4, "sparse", "dense"), (False, 0.9, 3.0, "dense", "dense"),
+    ],
+)  # fmt: skip
+def test_attention_takes_the_faster_form_and_says_why(
+    each: bool, present: float, sparse: float, first: str, right: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By a rule of thumb first, and by the clock, that only the two forms move, where this was wrong."""
+    torch.manual_seed(0)
+    clock, ran, run = Clock(), [], BlockSparseAttention._run
+
+    def timed(self: BlockSparseAttention, choice: str, *args: Any) -> Tensor:
+        ran.append(choice)
+        clock.advance(1.0 if choice == "dense" else sparse)
+        return run(self, choice, *args)
+
+    monkeypatch.setattr("gossamer.measure.clock.now", clock)
+    monkeypatch.setattr(BlockSparseAttention, "_run", timed)
+    heads = [gs.Pattern.from_tile_mask(torch.rand(8, 8) < present, (2, 2)) for _ in range(2)]
+    layer = BlockSparseAttention(8, 2, heads if each else heads[0], causal=True)
+    x = torch.randn(3, 16, 8)
+    expected = layer(x)
+    assert not ran and layer.tuner.stats() == {}  # a gradient is wanted: the sparse form, nobody is asked
+    with torch.inference_mode():
+        for _ in range(500):
+            y = layer(x)
+        torch.testing.assert_close(y, expected)
+        assert ran[0] == first and ran[-50:].count(right) >= 45
+        assert f"attention: {right}, " in layer.tuner.explain() and "of tiles nonzero" in layer.tuner.explain()
+        assert (first == right) or "where the prior says" in layer.tuner.explain()
+        for other in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))):
+            assert other.tuner.key != layer.tuner.key and other.tuner.stats() == {}
+            torch.testing.assert_close(other(x), expected)
+        torch.testing.assert_close(torch.compile(layer, fullgraph=True, backend="aot_eager")(x), expected)
+        torch.use_deterministic_algorithms(True)
+        del ran[:]
+        try:
+            assert layer(x).shape == x.shape and ran == [first]
+        finally:
+            torch.use_deterministic_algorithms(False)
 
 
 def test_attention_visits_only_present_tiles() -> None:

@@ -9,20 +9,31 @@ one more column of V.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 
 from gossamer import ops
+from gossamer.measure import clock
 from gossamer.nn.snapshot import Snapshot
+from gossamer.ops.autograd import wants_gradient
 from gossamer.ops.registration import HALF
 from gossamer.ops.transforms import check_transforms
 from gossamer.pattern import Pattern, block_diagonal
 from gossamer.pattern.algebra import slot_rows
+from gossamer.planner import Tuner
+from gossamer.planner.tuner.trial import DENSE
+
+MOST_SCORES = 1 << 24
+"""Elements of a dense mask, bool, that are still made to try the dense product."""
+
+_QUESTION, _SPARSE = "attention", "sparse"
+_CALL = 2e-6  # seconds of Python around a call that asks
 
 
 @dataclass(frozen=True, eq=False)
@@ -154,8 +165,27 @@ def _row_max(scores: Tensor, index: AttentionIndex) -> Tensor:
     return best.masked_fill_(best == -math.inf, 0)[index.row].unsqueeze(2)
 
 
+def _dense(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
+    """The same by torch's attention with a mask [queries, keys] or [heads, queries, keys]; without a gradient."""
+    dtype = q.dtype
+    if dtype in HALF:
+        q, k, v = q.float(), k.float(), v.float()
+    o = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+    return torch.where(mask.any(-1, keepdim=True), o, 0).to(dtype)
+
+
+def _prior(question: str, alternative: str, densities: Mapping[str, float]) -> float:
+    """The cost over dense's of a long sequence: a present tile takes three times its share. Trials find the rest."""
+    return 1.0 if alternative == DENSE else 0.15 + 3.0 * densities["tiles"]
+
+
 class BlockSparseAttention(nn.Module):
     """Multi-head self-attention over the present tiles of a pattern, equal to attention under the same mask.
+
+    On a CPU, where no gradient is wanted, a tuner takes torch's dense attention with a mask instead where so many tiles
+    are present, or the sequence is so short, that it is faster: first by a rule of thumb, then by what both took. In a
+    compiled graph, in training and where a mask would hold more than 2^24 elements it is the sparse products. The two
+    differ by rounding, and what is not finite reaches a dense result from places that are not attended, too.
 
     Args:
         dim: features, a multiple of heads.
@@ -166,6 +196,7 @@ class BlockSparseAttention(nn.Module):
 
     Attributes:
         qkv: nn.Linear(dim, 3 * dim). out: nn.Linear(dim, dim); under autocast the result has its dtype, as theirs.
+        tuner: the `gossamer.planner.Tuner` that decides; `tuner.explain()` says why. A copy of the layer has its own.
         heads, pattern, causal: may be assigned, and patterns written in place; what is derived from them follows.
 
     >>> tokens = torch.arange(8)
@@ -175,6 +206,7 @@ class BlockSparseAttention(nn.Module):
     """
 
     _index: tuple[AttentionIndex, tuple[object, ...], Snapshot] | None
+    _mask: tuple[AttentionIndex, Tensor] | None
 
     def __init__(
         self,
@@ -189,6 +221,7 @@ class BlockSparseAttention(nn.Module):
     ) -> None:
         super().__init__()
         self.heads, self.causal, self.pattern = heads, causal, pattern
+        self.tuner = Tuner({_QUESTION: {_SPARSE: "tiles"}}, _prior, name=_QUESTION, window=1, call=_CALL)
         self._check_heads(dim)
         self.qkv = nn.Linear(dim, 3 * dim, bias=bias, device=device, dtype=dtype)
         self.out = nn.Linear(dim, dim, bias=bias, device=device, dtype=dtype)
@@ -202,7 +235,41 @@ class BlockSparseAttention(nn.Module):
         # autocast may have made it narrower than the weights
         q, k, v = self.qkv(x).to(self.qkv.weight.dtype).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         index = self._index_for(x.shape[0], x.device)
-        return self.out(block_sparse_attention(q, k, v, index).transpose(1, 2).flatten(2))
+        return self.out(self._attend(q, k, v, index).transpose(1, 2).flatten(2))
+
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor, index: AttentionIndex) -> Tensor:
+        if torch.compiler.is_compiling() or not self._asks(q, k, v):
+            return block_sparse_attention(q, k, v, index)
+        shape = q.shape, q.dtype
+        choice = self.tuner.bypassed(shape)
+        if choice is not None:
+            return self._run(choice, q, k, v, index)
+        tiles = index.row.numel() / max(index.heads * math.prod(_each(self.pattern)[0].grid), 1)
+        choice = self.tuner.choose(_QUESTION, (DENSE, _SPARSE), shape, {"tiles": tiles})
+        begin = clock.now()
+        o = self._run(choice, q, k, v, index)
+        self.tuner.observe(_QUESTION, choice, clock.now() - begin)
+        return o
+
+    def _asks(self, q: Tensor, k: Tensor, v: Tensor) -> bool:
+        each = 1 if isinstance(self.pattern, Pattern) else self.heads
+        return (
+            q.is_cpu
+            and 0 < each * q.shape[-2] ** 2 <= MOST_SCORES
+            and q.numel() > 0
+            and not torch._C._len_torch_dispatch_stack()
+            and forward_ad._current_level < 0
+            and not wants_gradient(q, k, v)
+        )
+
+    def _run(self, choice: str, q: Tensor, k: Tensor, v: Tensor, index: AttentionIndex) -> Tensor:
+        if choice == _SPARSE:
+            return block_sparse_attention(q, k, v, index)
+        if self._mask is None or self._mask[0] is not index:
+            masks = [pattern.to(q.device).to_mask() for pattern in _each(self.pattern)]
+            mask = masks[0] if len(masks) == 1 else torch.stack(masks)
+            self._mask = index, mask.tril() if self.causal else mask
+        return _dense(q, k, v, self._mask[1])
 
     def _check_heads(self, dim: int) -> None:
         if self.heads < 1 or dim % self.heads:
@@ -214,7 +281,7 @@ class BlockSparseAttention(nn.Module):
     def __setattr__(self, name: str, value: Any) -> None:
         super().__setattr__(name, value)
         if name in ("pattern", "causal", "heads"):
-            self._index = None
+            self._index = self._mask = None
 
     def _index_for(self, batch: int, device: torch.device) -> AttentionIndex:
         """The index for a batch: that of the last call, unless it would be another one now."""
@@ -229,4 +296,4 @@ class BlockSparseAttention(nn.Module):
         return index
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_index": None}  # a copy makes its own
+        return {**self.__dict__, "_index": None, "_mask": None}  # a copy makes its own

@@ -227,7 +227,7 @@ def test_wrong_arguments_are_named():
         cpu.skip_conv_weight(x, dy, None, *SAME, "y")
     with pytest.raises(ValueError, match="dy must have 2 images"):
         cpu.skip_conv_weight(x, dy[:1], None, *SAME, "x")
-    with pytest.raises(ValueError, match=r"bits must be \(2, 9, 9, 2\), got shape \(2, 9, 9, 1\)"):
+    with pytest.raises(ValueError, match=r"bits must have shape \(2, 9, 9, 2\), got \(2, 9, 9, 1\)"):
         cpu.skip_conv_weight(x, dy, torch.zeros(2, 9, 9, 1, dtype=torch.int32), *SAME, "x")
     with pytest.raises(ValueError, match=r"dilation must be two integers of at least 1, got \(0, 1\)"):
         cpu.skip_conv_weight(x, dy, None, (3, 3), (1, 1), (1, 1), (0, 1), "x")

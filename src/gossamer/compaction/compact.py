@@ -21,10 +21,10 @@ from .fold import fold_
 from .graph import ChannelGraph
 from .liveness import Liveness, analyse
 from .optimizer import check_state, copied
-from .result import Compact
+from .result import Compact, numbered
 from .rewrite import Kept, kept_positions, shrink_
 from .rounding import preferred_multiple, rounded, step
-from .structure import StructureError
+from .structure import StructureError, culprits
 from .verdict import CompactWarning, timed, told, why_nothing
 
 
@@ -157,7 +157,7 @@ def _wanted(
             alive = ~mask.cpu() & ~liveness.dead.get(name, torch.zeros_like(mask, device="cpu"))
             if bool(alive.any()):
                 raise ValueError(
-                    f"keep[{name!r}] removes {int(alive.sum())} channels that are not dead: {_some(alive)}; "
+                    f"keep[{name!r}] removes {int(alive.sum())} channels that are not dead: {numbered(alive)}; "
                     "zero them first (zero_channels_), or use shrink_ to remove live channels"
                 )
     masks = {}
@@ -171,33 +171,18 @@ def _wanted(
     return masks
 
 
-def _some(mask: Tensor) -> str:
-    numbers = mask.nonzero().flatten().tolist()
-    return str(numbers) if len(numbers) <= 8 else f"[{', '.join(map(str, numbers[:8]))}, ...]"
-
-
 def _largest(
     wanted: dict[str, Tensor], attempt: Callable[[dict[str, Tensor]], Result]
 ) -> tuple[Result, dict[str, str]]:
     """Shrink as many groups as go together; the others with the reason each failed alone."""
     unfit: dict[str, str] = {}
-
-    def culprits(names: list[str]) -> dict[str, str]:
-        try:
-            attempt({name: wanted[name] for name in names})
-        except (StructureError, InexactError) as error:
-            if len(names) == 1:
-                return {names[0]: str(error)}
-            half = len(names) // 2
-            return culprits(names[:half]) | culprits(names[half:])
-        return {}
-
+    errors = (StructureError, InexactError)
     while True:
         masks = {name: mask for name, mask in wanted.items() if name not in unfit}
         try:
             return attempt(masks), unfit
-        except (StructureError, InexactError) as error:
-            found = culprits(list(masks))
+        except errors as error:
+            found = culprits(list(masks), lambda names: attempt({name: wanted[name] for name in names}), errors)
             # Each fits alone but not all together: give up the last one and try again.
             unfit |= found or {list(masks)[-1]: str(error)}
 

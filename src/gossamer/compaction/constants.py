@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx
 
-from .rules.table import op_name, shape_of
-from .values import Interpreter, Value, compressed, constant, constants_of, grown, reaches, varies
+from .rules.table import factors, op_name, shape_of
+from .values import Interpreter, Value, compressed, constant, constants_of, first_output, grown, reaches
 
 CONVOLUTIONS = (
     "conv1d", "conv2d", "conv3d", "convolution", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d"
@@ -29,16 +29,11 @@ def product(a: Value, b: Value) -> Value:
     const = torch.matmul(grown(a_const, -1, inner).float(), grown(b_const, -2, inner).float())
     known = maybe - const < 0.5
     value = torch.matmul(grown(a.value, -1, inner).to(dtype), grown(b.value, -2, inner).to(dtype))
-    shape = torch.broadcast_shapes(value.shape, known.shape)
-    return Value(torch.where(known, value.expand(shape), 0.0).to(dtype), known.expand(shape))
+    return Value.where(known, value)
 
 
 def added(a: Value, b: Value) -> Value:
-    known = a.known & b.known
-    value = a.value + b.value
-    shape = torch.broadcast_shapes(value.shape, known.shape)
-    value, known = value.expand(shape), known.expand(shape)
-    return Value(torch.where(known, value, torch.zeros_like(value)), known)
+    return Value.where(a.known & b.known, a.value + b.value)
 
 
 @constants_of("linear")
@@ -68,8 +63,7 @@ def matmul(run: Interpreter, node: fx.Node, args: dict[str, Any]) -> Value:
 def addmm(run: Interpreter, node: fx.Node, args: dict[str, Any]) -> Value | None:
     if args.get("beta", 1) != 1 or args.get("alpha", 1) != 1:
         return None
-    left, right = ("mat1", "mat2") if "mat1" in args else ("batch1", "batch2")
-    return added(product(run.of(args[left]), run.of(args[right])), run.of(args["self"]))
+    return added(product(*map(run.of, factors(args))), run.of(args["self"]))
 
 
 def conv_terms(weight: Tensor, args: dict[str, Any], transposed: bool) -> tuple[Tensor, int]:
@@ -145,14 +139,6 @@ def batch_norm(run: Interpreter, node: fx.Node, args: dict[str, Any]) -> Any:
     known = known | flat
     shape = [channels if i == 1 else 1 for i in range(rank)]
     return first_output(node, Value((value * known).reshape(shape), known.reshape(shape)))
-
-
-def first_output(node: fx.Node, value: Value) -> Any:
-    """The only interesting output of operators that also return their statistics."""
-    items = node.meta.get("val")
-    if isinstance(items, (tuple, list)):
-        return (value, *(varies(item.dim() if isinstance(item, Tensor) else 0) for item in items[1:]))
-    return value
 
 
 @constants_of("group_norm", "native_group_norm", "instance_norm", "layer_norm", "native_layer_norm", "rms_norm")

@@ -11,8 +11,8 @@ from torch import Tensor, fx
 
 from .constants import CONVOLUTIONS, conv_terms, einsum_terms, is_transposed
 from .labels import QUIET, Axis
-from .rules.table import RULES, Flow, arguments, is_pointwise, op_name, shape_of
-from .values import COPIES, MOVES, TRAILING, Interpreter, Value, call_with, grown, reaches
+from .rules.table import RULES, Flow, arguments, dims_of, each_axis, factors, is_pointwise, op_name, shape_of
+from .values import COPIES, MOVES, TRAILING, Interpreter, Value, aligned, call_with, grown, reaches
 
 # Moves under which every position of every operand is read once all of the result is.
 _BIJECTIONS = MOVES - {
@@ -48,8 +48,7 @@ class Reads:
 
     def _ask(self, node: fx.Node, demand: Tensor) -> None:
         """Add to what is read of `node`; `demand` broadcasts to its shape."""
-        rank = len(shape_of(node))
-        demand = demand.reshape((1,) * (rank - demand.dim()) + tuple(demand.shape))
+        demand = aligned(demand, len(shape_of(node)))
         self.demand[node] = demand if node not in self.demand else self.demand[node] | demand
 
     def _ask_all(self, node: fx.Node) -> None:
@@ -65,11 +64,11 @@ class Reads:
             return
         name = op_name(node)
         several = isinstance(demand, dict)
-        if name == "linear" and self._plain_linear(node):
+        if name == "linear" and self._is_plain(node):
             self._linear(node, demand)
         elif name in CONVOLUTIONS and not several:
             self._conv(node, demand)
-        elif name in _PRODUCTS and self._plain_product(node):
+        elif name in _PRODUCTS and len(node.all_input_nodes) >= 2:
             self._product(node, demand)
         elif name == "einsum" and einsum_terms(arguments(node)["equation"]) is not None:
             self._einsum(node, demand)
@@ -111,7 +110,7 @@ class Reads:
             for root, number in zip(roots[flat & fixed], first.expand(len(labels)).numpy()[flat & fixed], strict=True):
                 self.constant.setdefault(int(root), float(number))
 
-    def _plain_linear(self, node: fx.Node) -> bool:
+    def _is_plain(self, node: fx.Node) -> bool:
         args = arguments(node)
         return len(shape_of(args["weight"])) == 2 and len(shape_of(args["input"])) > 0
 
@@ -122,14 +121,11 @@ class Reads:
         if args.get("bias") is not None and args["bias"] not in self.flow.only_state:
             self._ask(args["bias"], torch.ones(1, dtype=torch.bool))
 
-    def _plain_product(self, node: fx.Node) -> bool:
-        return len(node.all_input_nodes) >= 2
-
     def _product(self, node: fx.Node, demand: Tensor) -> None:
         args = arguments(node)
         left, right = node.all_input_nodes[-2:]
         if op_name(node) in ("addmm", "baddbmm"):
-            left, right = (args["mat1"], args["mat2"]) if "mat1" in args else (args["batch1"], args["batch2"])
+            left, right = factors(args)
             if args["self"] not in self.flow.only_state:
                 self._ask(args["self"], torch.ones((1,) * len(shape_of(args["self"])), dtype=torch.bool))
         self._contract(node, left, right, demand, self.run.of(right), transposed=False)
@@ -209,14 +205,11 @@ class Reads:
     def _needed_whole(self, node: fx.Node) -> None:
         """An operator without a reading rule needs every channel of its operands."""
         for item in node.all_input_nodes:
-            axes = self.flow.axes[item]
-            for group in axes if isinstance(axes, tuple) else (axes,):
-                for axis in group:
-                    settled = self.flow.labels.settled(axis)
-                    if isinstance(settled, np.ndarray):
-                        roots = np.unique(self.flow.labels.find(settled))
-                        self.alive.append(roots)
-                        self.varying.append(roots)
+            for axis in map(self.flow.labels.settled, each_axis(self.flow.axes[item])):
+                if isinstance(axis, np.ndarray):
+                    roots = np.unique(self.flow.labels.find(axis))
+                    self.alive.append(roots)
+                    self.varying.append(roots)
 
     # ---- operators that keep channels apart -------------------------------------------------------------------
 
@@ -259,13 +252,9 @@ class Reads:
             self._ask(source, demand.amax(others, keepdim=True))
 
     def _reduced(self, node: fx.Node, demand: Tensor) -> None:
-        source = node.all_input_nodes[0]
-        rank = len(shape_of(source))
-        args = arguments(node)
-        dims = args.get("dim")
-        dims = list(range(rank)) if dims is None or dims == [] else [dims] if isinstance(dims, int) else list(dims)
+        source, args = node.all_input_nodes[0], arguments(node)
         if not args.get("keepdim", False):
-            for dim in sorted(dim % rank for dim in dims):
+            for dim in sorted(dims_of(args, len(shape_of(source)))):
                 demand = demand.unsqueeze(dim)
         self._ask(source, demand)
 
@@ -301,7 +290,7 @@ class Reads:
 
 def shape_like(demand: Tensor, shape: tuple[int, ...], row: bool, column: bool) -> tuple[int, ...]:
     """The shape of a demand on a product with the axes back that a vector on the left or right has none of."""
-    full = (1,) * (len(shape) - demand.dim()) + tuple(demand.shape)
+    full = tuple(aligned(demand, len(shape)).shape)
     place = len(full) if column else len(full) - 1
     full = (*full[:place], 1, *full[place:]) if row else full
     return (*full, 1) if column else full

@@ -46,14 +46,15 @@ class Compact:
         return save(self.model, directory)
 
 
-def _numbers(mask: Tensor) -> str:
+def numbered(mask: Tensor) -> str:
+    """Which entries are True, in words."""
     numbers = mask.nonzero().flatten().tolist()
     return str(numbers) if len(numbers) <= 12 else f"[{', '.join(map(str, numbers[:12]))}, ... {len(numbers)} in all]"
 
 
 def _removed(group: ChannelGroup, keep: Tensor) -> list[str]:
     gone = ~keep
-    lines = [f"{group.name}: {group.channels} -> {int(keep.sum())} channels, {group.kind}, removed {_numbers(gone)}"]
+    lines = [f"{group.name}: {group.channels} -> {int(keep.sum())} channels, {group.kind}, removed {numbered(gone)}"]
     for member in group.members:
         each = member.index.shape[1]
         lost, size = int(gone.sum()) * each, member.index.numel()
@@ -69,7 +70,7 @@ def _stays(result: Compact, group: ChannelGroup) -> list[str]:
     if group.name in result.unfit:
         lines.append(f"    stay: {result.unfit[group.name]}")
     elif bool(spare.any()) and result.refused is None:
-        lines.append(f"    {_numbers(spare)} are dead but stay, for a width the hardware likes or by request")
+        lines.append(f"    {numbered(spare)} are dead but stay, for a width the hardware likes or by request")
     constants = result.constants.get(group.name)
     if constants is not None:
         held = keep & ~constants.isnan()

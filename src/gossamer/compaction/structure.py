@@ -8,6 +8,7 @@ operator is the same one with the same numbers, and every tensor has exactly the
 from __future__ import annotations
 
 import operator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -43,6 +44,20 @@ class StructureError(RuntimeError):
     def __init__(self, message: str, paths: tuple[str, ...] = ("",), place: int = 0) -> None:
         super().__init__(message)
         self.paths, self.place = paths, place
+
+
+def culprits(
+    names: list[str], attempt: Callable[[list[str]], object], errors: tuple[type[Exception], ...] = (StructureError,)
+) -> dict[str, str]:
+    """Which of `names` fail, and why: `attempt` has all of them at once, and halves where that fails."""
+    try:
+        attempt(names)
+    except errors as error:
+        if len(names) == 1:
+            return {names[0]: str(error)}
+        half = len(names) // 2
+        return culprits(names[:half], attempt, errors) | culprits(names[half:], attempt, errors)
+    return {}
 
 
 def check_structure(

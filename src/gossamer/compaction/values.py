@@ -23,7 +23,7 @@ from torch import Tensor, fx
 
 from .captured import Capture
 from .rules.reduction import SPATIAL
-from .rules.table import arguments, is_pointwise, op_name, shape_of
+from .rules.table import arguments, dims_of, is_pointwise, op_name, shape_of
 
 TRAILING = {name: count for count, names in SPATIAL.items() for name in names}
 _EXACT_POOLS = ("max_pool", "adaptive", "nearest")
@@ -61,6 +61,12 @@ class Value:
     value: Tensor
     known: Tensor
 
+    @classmethod
+    def where(cls, known: Tensor, value: Tensor) -> Value:
+        """`value` at the known positions; the two broadcast to one shape."""
+        value, known = torch.broadcast_tensors(value, known)
+        return cls(torch.where(known, value, torch.zeros_like(value)), known)
+
     @cached_property
     def zero(self) -> Tensor:
         return (self.value == 0) if bool(self.known.all()) else self.known & (self.value == 0)
@@ -81,6 +87,11 @@ def varies(rank: int) -> Value:
 
 def constant(tensor: Tensor) -> Value:
     return Value(tensor.detach(), torch.ones((1,) * tensor.dim(), dtype=torch.bool, device=tensor.device))
+
+
+def aligned(tensor: Tensor, rank: int) -> Tensor:
+    """`tensor` with as many axes of size 1 before its own as make `rank`."""
+    return tensor.reshape((1,) * (rank - tensor.dim()) + tuple(tensor.shape))
 
 
 def grown(tensor: Tensor, axis: int, size: int) -> Tensor:
@@ -113,7 +124,7 @@ def compressed(value: Value) -> Value:
             first_data, first_known = data.narrow(axis, 0, 1), known.narrow(axis, 0, 1)
             if bool((known == first_known).all()) and bool(((data == first_data) | ~known).all()):
                 data, known = first_data, first_known
-    return Value(torch.where(known, data, torch.zeros_like(data)), known)
+    return Value.where(known, data)
 
 
 class Interpreter:
@@ -209,9 +220,7 @@ def _copied(run: Interpreter, node: fx.Node, name: str) -> Value:
     if args.get("train") is True:
         source = Value(source.value * source.zero, source.zero)
     rank = len(shape_of(node))
-    lead = (1,) * (rank - source.value.dim())
-    value = source.value.reshape(lead + tuple(source.value.shape)).to(node.meta["val"].dtype)
-    return Value(value, source.known.reshape((1,) * (rank - source.known.dim()) + tuple(source.known.shape)))
+    return Value(aligned(source.value, rank).to(node.meta["val"].dtype), aligned(source.known, rank))
 
 
 def _pointwise(run: Interpreter, node: fx.Node, name: str) -> Value | None:
@@ -228,9 +237,7 @@ def _pointwise(run: Interpreter, node: fx.Node, name: str) -> Value | None:
     value = call_with(node, lambda item: run.of(item).value)
     if absorbing:
         known = known | operands[0].zero | operands[1].zero
-    shape = torch.broadcast_shapes(value.shape, known.shape)
-    value, known = value.expand(shape), known.expand(shape)
-    return Value(torch.where(known, value, torch.zeros_like(value)), known)
+    return Value.where(known, value)
 
 
 def _moved(run: Interpreter, node: fx.Node) -> Any:
@@ -250,11 +257,18 @@ def _moved(run: Interpreter, node: fx.Node) -> Any:
     return compressed(Value(values, known))
 
 
-def _resampled(node: fx.Node, name: str, x: Value) -> Value | None:
+def first_output(node: fx.Node, value: Value) -> Any:
+    """The only interesting output of operators that also return their statistics."""
+    items = node.meta.get("val")
+    if isinstance(items, (tuple, list)):
+        return (value, *(varies(item.dim() if isinstance(item, Tensor) else 0) for item in items[1:]))
+    return value
+
+
+def _resampled(node: fx.Node, name: str, x: Value) -> Any:
     """Pools and interpolations of a constant plane: zero stays zero, a constant stays unless padding dilutes it."""
     count = TRAILING[name]
     if any(x.value.shape[axis] != 1 or x.known.shape[axis] != 1 for axis in range(-count, 0)):
-        x = Value(x.value, x.known)
         planes = tuple(range(-count, 0))
         known = x.known.expand(x.value.shape).amin(planes, keepdim=True) & (
             x.value.amin(planes, keepdim=True) == x.value.amax(planes, keepdim=True)
@@ -264,20 +278,13 @@ def _resampled(node: fx.Node, name: str, x: Value) -> Value | None:
     diluted = any(padding) if isinstance(padding, (tuple, list)) else bool(padding)
     diluted = diluted or arguments(node).get("divisor_override") is not None
     exact = any(part in name for part in _EXACT_POOLS) or not diluted
-    result = x if exact else Value(x.value * x.zero, x.zero)
-    value = node.meta.get("val")
-    if isinstance(value, (tuple, list)):
-        return (result, *(varies(item.dim()) for item in value[1:]))  # type: ignore[return-value]
-    return result
+    return first_output(node, x if exact else Value(x.value * x.zero, x.zero))
 
 
 def _reduced(run: Interpreter, node: fx.Node, args: dict[str, Any]) -> Value:
     source = node.all_input_nodes[0]
     x, shape = run.of(source), shape_of(source)
-    dims = args.get("dim")
-    dims = list(range(len(shape))) if dims is None or dims == [] else [dims] if isinstance(dims, int) else list(dims)
-    keepdim = bool(args.get("keepdim", False))
-    dims = [dim % len(shape) for dim in dims]
+    dims, keepdim = dims_of(args, len(shape)), bool(args.get("keepdim", False))
     sizes = [shape[i] if i in dims else max(x.value.shape[i], x.known.shape[i]) for i in range(len(shape))]
     value = call_with(node, lambda item: x.value.expand(sizes))
     known = x.known.expand(sizes).float().amin(dims, keepdim=keepdim) > 0

@@ -13,6 +13,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from gossamer.models.resnet import draw_convolutions, imagenet, stages
+
 
 class ShiftedConv2d(nn.Module):
     """conv(x + before) + after, with one scalar each.
@@ -91,20 +93,11 @@ class FixupResNet(nn.Module):
         self.stem = nn.Conv2d(input_shape[0], channels, kernel, stride=stride, padding=kernel // 2, bias=False)
         self.stem_shift = nn.Parameter(torch.zeros(()))
         self.stem_pool = nn.MaxPool2d(3, stride=2, padding=1) if large_stem else nn.Identity()
-        stages = []
-        for i, (depth, width) in enumerate(zip(depths, widths, strict=True)):
-            blocks: list[nn.Module] = []
-            for j in range(depth):
-                blocks.append(FixupBottleneck(channels, width, stride=2 if i > 0 and j == 0 else 1))
-                channels = width * FixupBottleneck.expansion
-            stages.append(nn.Sequential(*blocks))
-        self.stages = nn.Sequential(*stages)
+        self.stages = stages(FixupBottleneck, channels, depths, widths)
         self.pool = nn.AdaptiveAvgPool2d(1)
         self.shift = nn.Parameter(torch.zeros(()))
-        self.classifier = nn.Linear(channels, classes)
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        self.classifier = nn.Linear(widths[-1] * FixupBottleneck.expansion, classes)
+        draw_convolutions(self)
         with torch.no_grad():
             for block in self.modules():
                 if isinstance(block, FixupBottleneck):
@@ -129,10 +122,4 @@ def fixup_resnet50(input_shape: Sequence[int], classes: int, *, width: int = 64)
     >>> gs.models.fixup_resnet50((3, 32, 32), 10, width=8)(torch.randn(2, 3, 32, 32))[0].count_nonzero()
     tensor(0)
     """
-    return FixupResNet(
-        input_shape,
-        classes,
-        depths=(3, 4, 6, 3),
-        widths=(width, 2 * width, 4 * width, 8 * width),
-        large_stem=min(input_shape[1:]) >= 64,
-    )
+    return FixupResNet(input_shape, classes, **imagenet(input_shape, width))

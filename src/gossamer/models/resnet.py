@@ -8,6 +8,7 @@ bottleneck, not in the 1x1 before it.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -21,6 +22,31 @@ def _shortcut(inputs: int, outputs: int, stride: int) -> nn.Module:
     if inputs == outputs and stride == 1:
         return nn.Identity()
     return nn.Sequential(_conv(inputs, outputs, 1, stride), nn.BatchNorm2d(outputs))
+
+
+def stages(block: Any, channels: int, depths: Sequence[int], widths: Sequence[int]) -> nn.Sequential:
+    """Blocks `block(inputs, width, stride)` by stage; the first block of every stage but the first has stride 2."""
+    found = []
+    for i, (depth, width) in enumerate(zip(depths, widths, strict=True)):
+        blocks: list[nn.Module] = []
+        for j in range(depth):
+            blocks.append(block(channels, width, stride=2 if i > 0 and j == 0 else 1))
+            channels = width * block.expansion
+        found.append(nn.Sequential(*blocks))
+    return nn.Sequential(*found)
+
+
+def draw_convolutions(model: nn.Module) -> None:
+    """The weights of all convolutions as He et al. (2015) draw them, by fan-out."""
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+
+def imagenet(input_shape: Sequence[int], width: int) -> dict[str, Any]:
+    """Depths, widths and stem of the ImageNet networks with (3, 4, 6, 3) blocks, for images of this shape."""
+    widths = (width, 2 * width, 4 * width, 8 * width)
+    return {"depths": (3, 4, 6, 3), "widths": widths, "large_stem": min(input_shape[1:]) >= 64}
 
 
 class Basic(nn.Module):
@@ -99,19 +125,10 @@ class ResNet(nn.Module):
         if large_stem:
             stem.append(nn.MaxPool2d(3, stride=2, padding=1))
         self.stem = nn.Sequential(*stem)
-        stages = []
-        for i, (depth, width) in enumerate(zip(depths, widths, strict=True)):
-            blocks: list[nn.Module] = []
-            for j in range(depth):
-                blocks.append(block(channels, width, stride=2 if i > 0 and j == 0 else 1))
-                channels = width * block.expansion
-            stages.append(nn.Sequential(*blocks))
-        self.stages = nn.Sequential(*stages)
+        self.stages = stages(block, channels, depths, widths)
         self.pool = nn.AdaptiveAvgPool2d(1)
-        self.classifier = nn.Linear(channels, classes)
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        self.classifier = nn.Linear(widths[-1] * block.expansion, classes)
+        draw_convolutions(self)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """x[batch, channels, height, width] -> logits[batch, classes]."""
@@ -136,14 +153,7 @@ def resnet34(input_shape: Sequence[int], classes: int, *, width: int = 64) -> Re
     >>> sum(p.numel() for p in gs.models.resnet34((3, 224, 224), 1000).parameters())
     21797672
     """
-    return ResNet(
-        input_shape,
-        classes,
-        block=Basic,
-        depths=(3, 4, 6, 3),
-        widths=(width, 2 * width, 4 * width, 8 * width),
-        large_stem=min(input_shape[1:]) >= 64,
-    )
+    return ResNet(input_shape, classes, block=Basic, **imagenet(input_shape, width))
 
 
 def resnet50(input_shape: Sequence[int], classes: int, *, width: int = 64) -> ResNet:
@@ -153,11 +163,4 @@ def resnet50(input_shape: Sequence[int], classes: int, *, width: int = 64) -> Re
     >>> sum(p.numel() for p in gs.models.resnet50((3, 224, 224), 1000).parameters())
     25557032
     """
-    return ResNet(
-        input_shape,
-        classes,
-        block=Bottleneck,
-        depths=(3, 4, 6, 3),
-        widths=(width, 2 * width, 4 * width, 8 * width),
-        large_stem=min(input_shape[1:]) >= 64,
-    )
+    return ResNet(input_shape, classes, block=Bottleneck, **imagenet(input_shape, width))

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor
 
 Fill = Literal["random", "last corner", "first corner"]
+Named = TypeVar("Named", bound=Any)
 Structure = Literal["random", "clustered", "banded", "power law", "one row"]
 
 
@@ -134,13 +135,18 @@ def ids(cases: Iterable[Case] = CASES) -> list[str]:
     return [case.name for case in cases]
 
 
+def named(kind: str, table: Iterable[Named], name: str) -> Named:
+    """The one of a table with this name."""
+    found = {each.name: each for each in table}
+    if name not in found:
+        raise KeyError(f"no {kind} named {name!r}; there are {', '.join(map(repr, found))}")
+    return found[name]
+
+
 def case(name: str) -> Case:
     """The case with this name.
 
     >>> case("ragged").grid
     (5, 4)
     """
-    for candidate in CASES:
-        if candidate.name == name:
-            return candidate
-    raise KeyError(f"no case named {name!r}; there are {', '.join(map(repr, ids()))}")
+    return named("case", CASES, name)

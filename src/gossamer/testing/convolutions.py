@@ -13,6 +13,8 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
+from gossamer.testing.cases import named
+
 Zeros = Literal["none", "all", "all but one", "every other", "all but one channel", "half", "most", "relu"]
 ZEROS: tuple[Zeros, ...] = get_args(Zeros)
 
@@ -147,7 +149,4 @@ def convolution(name: str) -> Convolution:
     >>> convolution("3x3, stride 2").out_size
     (7, 7)
     """
-    for candidate in CONVOLUTIONS:
-        if candidate.name == name:
-            return candidate
-    raise KeyError(f"no convolution named {name!r}; there are {', '.join(repr(c.name) for c in CONVOLUTIONS)}")
+    return named("convolution", CONVOLUTIONS, name)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from gossamer.pattern import Pattern
-from gossamer.testing.cases import Case, Structure
+from gossamer.testing.cases import Case, Structure, named
 
 
 @dataclass(frozen=True)
@@ -116,7 +116,4 @@ def product(name: str) -> Product:
     >>> product("whole rows").case.grid
     (40, 1)
     """
-    for candidate in PRODUCTS:
-        if candidate.name == name:
-            return candidate
-    raise KeyError(f"no product named {name!r}; there are {', '.join(repr(p.name) for p in PRODUCTS)}")
+    return named("product", PRODUCTS, name)

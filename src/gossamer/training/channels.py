@@ -7,6 +7,7 @@ then exactly zero and the network computes what the network without it computes,
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass, field
@@ -15,8 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gossamer.compaction import ChannelGraph, ChannelGroup
-from gossamer.training.fitting import unfit
+from gossamer.compaction import ChannelGraph, ChannelGroup, shrink_
+from gossamer.compaction.structure import culprits
 from gossamer.training.weights import Masked
 
 logger = logging.getLogger(__name__)
@@ -85,19 +86,38 @@ class Channels:
         return Channels.of(self.network, self.graph, [group for group in self.groups.values() if keep(group)])
 
     def fitting(self) -> Channels:
-        """The same without the groups that could not be cut out of the network; says so of each."""
-        reasons = unfit(self.network, self.graph, self.groups)
+        """The same without the groups that could not be cut out of the network; says so of each.
+
+        The graph says which slices belong together. Whether the code between them follows (a width written as a number,
+        a view) shows only when half of the channels are gone from a copy, and a channel that could never be cut out
+        must not be trained away.
+        """
+        keep = {name: torch.arange(group.channels) < (group.channels + 1) // 2 for name, group in self.groups.items()}
+
+        def attempt(names: list[str]) -> None:
+            try:
+                twin = copy.deepcopy(self.network)
+            except (RuntimeError, TypeError) as error:
+                kind = type(self.network).__name__
+                logger.warning("%s cannot be copied, so its channels are not tried: %s", kind, error)
+                return
+            shrink_(twin, self.graph, {name: keep[name] for name in names})
+
+        reasons = culprits([name for name, mask in keep.items() if not bool(mask.all())], attempt)
         for name, reason in reasons.items():
             logger.warning("channels of %s stay, they could not be cut out afterwards: %s", name, reason)
         return self.restricted(lambda group: group.name not in reasons) if reasons else self
 
     def full(self) -> dict[str, Tensor]:
         """bool[channels of the original network] per group: which live."""
-        result = {}
-        for name, count in self.original.items():
-            result[name] = torch.zeros(count, dtype=torch.bool)
-            result[name][self.origin[name][self.alive[name]]] = True
-        return result
+        return {name: self._originally(name, self.origin[name][self.alive[name]]) for name in self.original}
+
+    def present(self) -> dict[str, Tensor]:
+        """bool[channels of the original network] per group: which are still in the tensors, dead or alive."""
+        return {name: self._originally(name, self.origin[name]) for name in self.original}
+
+    def _originally(self, name: str, numbers: Tensor) -> Tensor:
+        return torch.zeros(self.original[name], dtype=torch.bool).index_fill_(0, numbers, True)
 
     def umm(self) -> dict[str, Tensor]:
         """float64[channels] per group: unmasked mean magnitude, UMM(c) = sum of |w| over W_c / |W_c|.
@@ -145,14 +165,6 @@ class Channels:
             assert alive is not None
             tensor.mask &= alive
         return touched
-
-    def present(self) -> dict[str, Tensor]:
-        """bool[channels of the original network] per group: which are still in the tensors, dead or alive."""
-        found = {}
-        for name, count in self.original.items():
-            found[name] = torch.zeros(count, dtype=torch.bool)
-            found[name][self.origin[name]] = True
-        return found
 
     def slice(self, graph: ChannelGraph, stay: dict[str, Tensor]) -> None:
         """Take over the graph of the network of which only the channels `stay` (bool per changed group) are left.
@@ -209,11 +221,6 @@ def rows_of(channels: Channels, tensor: str) -> tuple[str, Tensor] | None:
     """(group, int64[channels] rows) when rows of this weight alone make the channels of a group, else None."""
     for name, group in channels.groups.items():
         writers = [m for m in group.members if m.role == "writer" and channels.network.get_parameter(m.tensor).ndim > 1]
-        if (
-            len(writers) == 1
-            and writers[0].tensor == tensor
-            and writers[0].axis == 0
-            and writers[0].index.shape[1] == 1
-        ):
+        if [(m.tensor, m.axis, m.index.shape[1]) for m in writers] == [(tensor, 0, 1)]:
             return name, writers[0].index[:, 0]
     return None

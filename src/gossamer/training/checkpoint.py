@@ -76,17 +76,17 @@ def load(state: State, saved: Mapping[str, Any], extra: dict[str, Any]) -> None:
     channels = saved["channels"]
     _check_channels(state, channels)
     masks = {name: _unpacked(entry) for name, entry in saved["masks"].items()}
-    if channels is not None and state.removed is not None:
-        cut = any(len(entry["here"]) < len(state.removed.origin[name]) for name, entry in channels.items())
-        if not cut:
-            fields.check_sizes(saved, state, extra)
-        state.removed.set_alive({name: entry["here"] for name, entry in channels.items()})
+    removed = state.removed if channels is not None else None
+    cut = removed is not None and any(len(e["here"]) < len(removed.origin[n]) for n, e in channels.items())
+    if not cut:
+        fields.check_sizes(saved, state, extra)
+    if removed is not None:
+        removed.set_alive({name: entry["here"] for name, entry in channels.items()})
         shrinking.shrink(state)  # a run that was compacted goes on in the network it had become
         if cut:  # only now has the network the sizes of the state
             fields.check_sizes(saved, state, extra)
-        state.removed.load_state_dict(channels)
+        removed.load_state_dict(channels)
     else:
-        fields.check_sizes(saved, state, extra)
         state.saved_channels = channels
     state.tensors = {name: tensor for name, tensor in state.tensors.items() if tensor.prunable}
     for name, (mask, axes) in masks.items():

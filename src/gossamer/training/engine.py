@@ -19,10 +19,11 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from gossamer.pattern import Pattern
-from gossamer.training import checkpoint, distributed, first_mask, followers, optimizer_state, statistics, tile_rules
+from gossamer.training import checkpoint, distributed, first_mask, followers, optimizer_state, tile_rules
 from gossamer.training.commit import commit
 from gossamer.training.discover import check_ownership
 from gossamer.training.rewiring import Change
+from gossamer.training.select import rewire
 from gossamer.training.state import State
 from gossamer.training.weights import Layer
 
@@ -115,6 +116,15 @@ class Method(State):
         """Whether there is a gradient to score this parameter by."""
         return name in self.gradients.now
 
+    def exchanged(self, active: Tensor, share: float, drop_scores: Tensor, grow_scores: Tensor) -> Tensor:
+        """bool[units]: a layer after it dropped and grew floor(share * nnz) of its `active` units."""
+        count = int(share * int(torch.count_nonzero(active)))
+        if not self.regrow_dropped:
+            count = min(count, active.numel() - int(torch.count_nonzero(active)))
+        return rewire(
+            active, drop=count, grow=count, drop_scores=drop_scores, grow_scores=grow_scores, regrow=self.regrow_dropped
+        )
+
     # ------------------------------------------------------------------ what a user calls
 
     def __repr__(self) -> str:
@@ -126,16 +136,6 @@ class Method(State):
         """The masks as `gossamer.pattern.Pattern` of the 2-D view [out, in * kernel], in tiles of `tile`."""
         tile = self.tile[0], self.tile[1]
         return {name: tensor.pattern(tile) for name, tensor in self.tensors.items() if tensor.prunable}
-
-    def stats(self) -> dict[str, Any]:
-        """Numbers for a report.
-
-        Returns:
-            step, first_mask, signs, nnz, density, itop (R_s over all layers), layers {name: nnz, size, density, itop,
-            churn}, where churn is the share of the layer's weights that the last event replaced, and channels {group:
-            alive, total}.
-        """
-        return statistics.summary(self)
 
     @torch.inference_mode(False)
     @torch.no_grad()

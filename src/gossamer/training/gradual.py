@@ -47,11 +47,9 @@ class GradualMagnitude(Method):
         one_of("scope", self.scope, ("layer", "global"))
 
     def first_budget(self) -> list[int]:
-        if isinstance(self.distribution, str):
-            return self.budgets(self.initial_density)
         # a table fixes the last densities; the first ones are in proportion
-        total = round(self.initial_density * self.units)
-        return allocate(total, [float(count) for count in self.budget], [layer.units for layer in self.layers])
+        of = self.budgets if isinstance(self.distribution, str) else self.shares
+        return of(self.initial_density)
 
     def events(self, t: int) -> tuple[str, ...]:
         return ("update",) if t == self.last_step else super().events(t)

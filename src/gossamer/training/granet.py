@@ -5,12 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import torch
-
 from gossamer.schedule import Schedule
 from gossamer.training.gradual import GradualMagnitude
 from gossamer.training.rewiring import Change
-from gossamer.training.select import rewire
 from gossamer.training.settings import fraction
 
 
@@ -52,17 +49,6 @@ class GraNet(GradualMagnitude):
         changes, note = super().handle(event, t)
         share, dynamic = Schedule("cosine", self.regenerate)(self.progress(t)), self.dynamic()
         for layer, active in changes.items():
-            if layer not in dynamic:
-                continue
-            count = int(share * int(torch.count_nonzero(active)))
-            if not self.regrow_dropped:
-                count = min(count, active.numel() - int(torch.count_nonzero(active)))
-            changes[layer] = rewire(
-                active,
-                drop=count,
-                grow=count,
-                drop_scores=self.magnitude(layer),
-                grow_scores=self.gradient(layer),
-                regrow=self.regrow_dropped,
-            )
+            if layer in dynamic:
+                changes[layer] = self.exchanged(active, share, self.magnitude(layer), self.gradient(layer))
         return changes, {**note, "regenerate": share}

@@ -9,7 +9,6 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from gossamer.training.distribution import allocate
 from gossamer.training.engine import Method
 from gossamer.training.rewiring import Change
 from gossamer.training.select import rewire
@@ -100,8 +99,3 @@ class MEST(Method):
                 grow_scores=self.random(layer, "grow"),
             )
         return changes, {"mutation": mutation}
-
-    def shares(self, density: float) -> list[int]:
-        """Units per layer at a density near the target, in the proportions of the layers' budgets."""
-        total = round(density * self.units)
-        return allocate(total, [float(count) for count in self.budget], [layer.units for layer in self.layers])

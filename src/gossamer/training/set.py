@@ -11,7 +11,6 @@ from torch import Tensor
 from gossamer.schedule import Schedule
 from gossamer.training.engine import Method
 from gossamer.training.rewiring import Change
-from gossamer.training.select import rewire
 from gossamer.training.settings import fraction, one_of
 from gossamer.training.weights import Layer
 
@@ -66,26 +65,15 @@ class SET(Method):
 
     def handle(self, event: str, t: int) -> tuple[Change, dict[str, Any]]:
         share = self.drop_share(t)
-        return {layer: self.rewired(layer, share) for layer in self.dynamic()}, {"drop_fraction": share}
+        changes = {
+            layer: self.exchanged(layer.active(), share, self.drop_scores(layer), self.grow_scores(layer))
+            for layer in self.dynamic()
+        }
+        return changes, {"drop_fraction": share}
 
     def drop_share(self, t: int) -> float:
         """Share of a layer's weights replaced at step t."""
         return Schedule(self.drop_schedule, self.drop_fraction, self.drop_end)(self.progress(t))
-
-    def rewired(self, layer: Layer, share: float) -> Tensor:
-        """bool[units]: the layer after dropping and growing floor(share * nnz) units."""
-        active = layer.active()
-        count = int(share * int(torch.count_nonzero(active)))
-        if not self.regrow_dropped:
-            count = min(count, active.numel() - int(torch.count_nonzero(active)))
-        return rewire(
-            active,
-            drop=count,
-            grow=count,
-            drop_scores=self.drop_scores(layer),
-            grow_scores=self.grow_scores(layer),
-            regrow=self.regrow_dropped,
-        )
 
     def drop_scores(self, layer: Layer) -> Tensor:
         """The smallest of these are dropped."""

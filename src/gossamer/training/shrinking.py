@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import logging
-from typing import Any
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
-from gossamer.compaction import StructureError, shrink_
+from gossamer.compaction import shrink_
+from gossamer.compaction.optimizer import sliced
 from gossamer.compaction.rounding import rounded
+from gossamer.compaction.structure import culprits
 from gossamer.training import followers
 from gossamer.training.channels import Channels
 from gossamer.training.distributed import ranks
@@ -49,7 +51,11 @@ def shrink(state: State, steps: dict[str, int] | None = None) -> None:
         for member in channels.groups[name].members:
             if member.role != "stat":
                 state.track(member.tensor)
-    stuck = _cut(state, channels, stay, whole=steps is None)
+    if steps is None:  # a resumed run, which must become the network it was
+        stuck = {}
+        _cut(state, channels, stay)
+    else:
+        stuck = culprits(list(stay), lambda names: _cut(state, channels, {name: stay[name] for name in names}))
     for name, reason in stuck.items():
         if channels.stuck.get(name) != reason:
             logger.warning("step %d: dead channels of %s stay, masked: %s", state.step, name, reason)
@@ -58,57 +64,33 @@ def shrink(state: State, steps: dict[str, int] | None = None) -> None:
     logger.info("step %d: compacted to %s channels", state.step, {n: len(a) for n, a in channels.alive.items()})
 
 
-def _cut(state: State, channels: Channels, stay: dict[str, Tensor], *, whole: bool) -> dict[str, str]:
-    """Cut all but the channels `stay` out of the groups it names; the groups that cannot shrink, with the reason.
-
-    What does not go in one is tried in halves: a cut that fails leaves everything as it was. A `whole` cut (a resumed
-    run, which must become the network it was) raises instead.
-    """
+def _cut(state: State, channels: Channels, stay: dict[str, Tensor]) -> None:
+    """Cut all but the channels `stay` out of the groups it names; a cut that fails leaves everything as it was."""
     keep = {channels.groups[name].name: mask for name, mask in stay.items()}
-    try:
-        kept = shrink_(state.network, channels.graph, keep, optimizer=state.optimizer)
-    except StructureError as error:
-        if whole:
-            raise
-        if len(stay) == 1:
-            return dict.fromkeys(stay, str(error))
-        names = list(stay)
-        stuck: dict[str, str] = {}
-        for half in (names[: len(names) // 2], names[len(names) // 2 :]):
-            stuck |= _cut(state, channels, {name: stay[name] for name in half}, whole=False)
-        return stuck
+    kept = shrink_(state.network, channels.graph, keep, optimizer=state.optimizer)
     parameters = dict(state.network.named_parameters())
     for name, positions in kept.items():
         if name in parameters:
             _slice(state, state.track(name), positions)
     assert kept.graph is not None
     channels.slice(kept.graph, stay)
-    return {}
 
 
-def _slice(state: State, tensor: Masked, positions: dict[int, Any]) -> None:
-    kept = torch.ones_like(tensor.mask, memory_format=torch.contiguous_format)
-    for axis, index in positions.items():
-        gone = torch.ones(kept.shape[axis], dtype=torch.bool, device=kept.device).index_fill_(
-            0, index.to(kept.device), False
-        )
-        kept.index_fill_(axis, gone.nonzero().squeeze(1), False)
+def _slice(state: State, tensor: Masked, positions: Mapping[int, Tensor]) -> None:
     if tensor.name in state.ever_active.bits:
-        state.ever_active.slice(tensor, kept)
-
-    def sliced(x: Tensor) -> Tensor:
+        kept = torch.ones(tensor.mask.shape, dtype=torch.bool)
         for axis, index in positions.items():
-            x = x.index_select(axis, index.to(x.device))
-        return x
-
-    mask = sliced(tensor.mask)
+            on_axis = torch.zeros(kept.shape[axis], dtype=torch.bool).index_fill_(0, index.cpu(), True)
+            kept &= on_axis.view([-1 if a == axis else 1 for a in range(kept.ndim)])
+        state.ever_active.slice(tensor, kept)
+    mask = sliced(tensor.mask, positions)
     tensor.mask = torch.ones_like(tensor.parameter, dtype=torch.bool, requires_grad=False).copy_(mask)
     for axis, index in positions.items():
         if axis in tensor.axes:
             tensor.axes[axis] = tensor.axes[axis][index.to(tensor.axes[axis].device)]
     for records in (state.gradients.window, state.gradients.kept, state.warmup.left):
         if tensor.name in records:
-            records[tensor.name] = sliced(records[tensor.name])
+            records[tensor.name] = sliced(records[tensor.name], positions)
     for layer in state.layers:
         if layer.tensor is tensor and 0 in positions:
             layer.last = tensor.parameter.shape[0]

@@ -1,6 +1,6 @@
 """The data of a run: network, optimizer, settings, masks, and what is remembered from one step to the next.
 
-`Method` adds what happens when. Everything that only reads or writes data (checkpoints, statistics, the first mask,
+`Method` adds what happens when. Everything that only reads or writes data (checkpoints, the first mask,
 compaction while training, ...) takes a `State`.
 """
 
@@ -17,7 +17,7 @@ from gossamer.compaction import ChannelGraph
 from gossamer.training import distributed, optimizer_state
 from gossamer.training.channels import Channels
 from gossamer.training.discover import discover, unwrap
-from gossamer.training.distribution import budgets
+from gossamer.training.distribution import allocate, budgets
 from gossamer.training.ever_active import EverActive
 from gossamer.training.gradients import Gradients, check_finite
 from gossamer.training.random import uniform
@@ -103,6 +103,11 @@ class State(Settings):
         names, shapes, units, kinds = zip(*((x.name, x.full_shape, x.units, x.tile) for x in self.layers), strict=True)
         return budgets(names, shapes, units, density=density, distribution=self.distribution, tiles=kinds)
 
+    def shares(self, density: float) -> list[int]:
+        """Units per layer at another density, in the proportions of the layers' budgets."""
+        total = round(density * self.units)
+        return allocate(total, [float(count) for count in self.budget], [layer.units for layer in self.layers])
+
     # ------------------------------------------------------------------ scores
 
     def magnitude(self, layer: Layer) -> Tensor:
@@ -178,3 +183,33 @@ class State(Settings):
     def is_distributed(self) -> bool:
         """Whether masks are agreed on with other ranks."""
         return distributed.ranks() > 1 if self.distributed is None else self.distributed
+
+    # ------------------------------------------------------------------ numbers
+
+    def stats(self) -> dict[str, Any]:
+        """Numbers for a report.
+
+        Returns:
+            step, first_mask, signs, nnz, density, itop (R_s over all layers), layers {name: nnz, size, density, itop,
+            churn}, where churn is the share of the layer's weights that the last event replaced, and channels {group:
+            alive, total}.
+        """
+        layers: dict[str, dict[str, Any]] = {}
+        for name, mask in self.masks.items():
+            tensor, size = self.tensors[name], self.sizes[name]
+            nnz, ever = tensor.weights(mask), self.ever_active.count(tensor)
+            layers[name] = {
+                "nnz": nnz, "size": size, "density": nnz / size, "itop": ever / size, "churn": self.churn[name],
+            }  # fmt: skip
+        total = sum(self.sizes.values())
+        nnz = sum(layer["nnz"] for layer in layers.values())
+        return {
+            "step": self.step,
+            "first_mask": self.first_mask,
+            "signs": list(self.signs),
+            "nnz": nnz,
+            "density": nnz / total,
+            "itop": sum(layer["itop"] * layer["size"] for layer in layers.values()) / total,
+            "layers": layers,
+            "channels": {name: {"alive": int(a.sum()), "total": a.numel()} for name, a in self.channels().items()},
+        }

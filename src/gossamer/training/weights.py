@@ -13,11 +13,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from gossamer.pattern import Pattern
+from gossamer.pattern.build import any_in_tile, tile_means
+from gossamer.pattern.convert import widened
 from gossamer.training import optimizer_state
 from gossamer.training.select import mask_, topk
 
@@ -164,23 +165,11 @@ class Layer:
         """The block [rows, cols] of a tensor of the parameter's shape (a copy when the layout is not row-major)."""
         return x.reshape(x.shape[0], -1)[self.first : self.last]
 
-    def _tiles(self, block: Tensor) -> Tensor:
-        (rows, cols), (bm, bn) = self.grid, self.tile
-        block = F.pad(block, (0, cols * bn - block.shape[1], 0, rows * bm - block.shape[0]))
-        return block.view(rows, bm, cols, bn)
-
     def scores(self, x: Tensor) -> Tensor:
         """Mean of a [parameter shape] tensor over each unit: float32[units], float64 when the parameter is float64."""
         block = self.view(x)
         block = block if block.dtype == torch.float64 else block.float()
-        if self.tile == (1, 1):
-            return block.reshape(-1)
-        total = self._tiles(block).sum((1, 3))  # tiles at ragged edges are means over the elements they really have
-        rows = block.new_full((self.grid[0],), self.tile[0])
-        rows[-1] -= self.grid[0] * self.tile[0] - self.shape[0]
-        cols = block.new_full((self.grid[1],), self.tile[1])
-        cols[-1] -= self.grid[1] * self.tile[1] - self.shape[1]
-        return (total / torch.outer(rows, cols)).reshape(-1)
+        return tile_means(block, self.tile).reshape(-1)
 
     def growth(self, gradient: Tensor) -> Tensor:
         """Grow score per unit from what `Masked.gradient` gave: the mean |gradient|."""
@@ -188,8 +177,7 @@ class Layer:
 
     def any(self, x: Tensor) -> Tensor:
         """Whether a unit has any True element: bool[units]."""
-        block = self.view(x)
-        return block.reshape(-1) if self.tile == (1, 1) else self._tiles(block).amax((1, 3)).reshape(-1)
+        return any_in_tile(self.view(x), self.tile).reshape(-1)
 
     def active(self) -> Tensor:
         """bool[units]: which units are present now."""
@@ -209,11 +197,7 @@ class Layer:
 
     def elements(self, units: Tensor) -> Tensor:
         """The element mask [rows, cols] of a choice of units, dead channels left out."""
-        if self.tile == (1, 1):
-            block = units.view(self.shape)
-        else:
-            block = units.view(self.grid).repeat_interleave(self.tile[0], 0).repeat_interleave(self.tile[1], 1)
-            block = block[: self.shape[0], : self.shape[1]]
+        block = units.view(self.shape) if self.tile == (1, 1) else widened(units.view(self.grid), self.shape, self.tile)
         alive = self.tensor.alive()
         return block if alive is None else block & self.view(alive)
 

@@ -7,7 +7,7 @@ from typing import Any
 from torch import fx
 
 from ..labels import QUIET, Axis, Factor
-from .table import Axes, Flow, Result, rule, shape_of
+from .table import Axes, Flow, Result, factors, rule, shape_of
 
 
 def contract(flow: Flow, left: Axis, right: Axis, where: str) -> None:
@@ -71,18 +71,12 @@ def broadcast(flow: Flow, a: Axes, b: Axes, a_shape: tuple[int, ...], b_shape: t
 
 @rule("matmul", "bmm", "mm", "mv", "dot")
 def matmul(flow: Flow, node: fx.Node, args: dict[str, Any]) -> Axes:
-    return _product(flow, node, *node.all_input_nodes) if len(node.all_input_nodes) == 2 else _square(flow, node)
-
-
-def _square(flow: Flow, node: fx.Node) -> Axes:
-    operand = node.all_input_nodes[0]  # x @ x
-    return _product(flow, node, operand, operand)
+    return _product(flow, node, node.all_input_nodes[0], node.all_input_nodes[-1])  # one node where it is x @ x
 
 
 @rule("addmm", "baddbmm")
 def addmm(flow: Flow, node: fx.Node, args: dict[str, Any]) -> Axes:
-    names = ("mat1", "mat2") if "mat1" in args else ("batch1", "batch2")
-    product = _product(flow, node, args[names[0]], args[names[1]])
+    product = _product(flow, node, *factors(args))
     extra = args["self"]
     shape = shape_of(node)
     own = flow.of(extra)

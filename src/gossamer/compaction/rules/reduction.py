@@ -9,7 +9,7 @@ from torch import Tensor, fx
 
 from ..labels import QUIET
 from .pointwise import pointwise
-from .table import Axes, Flow, Result, op_name, rule, shape_of
+from .table import Axes, Flow, Result, dims_of, op_name, rule, shape_of
 
 # Operators that act on the trailing k axes only and treat every leading position alike.
 SPATIAL = {
@@ -46,9 +46,7 @@ def reduce(flow: Flow, node: fx.Node, args: dict[str, Any]) -> Result:
     if len(node.all_input_nodes) > 1:  # max.other, min.other
         return pointwise(flow, node, args)
     x = flow.of(source)
-    dims = args.get("dim", args.get("dims"))
-    dims = [dims] if isinstance(dims, int) else dims
-    reduced = {int(dim) % len(x) for dim in dims} if dims else set(range(len(x)))
+    reduced = set(dims_of(args, len(x)))
     for i in reduced:
         flow.labels.fix(x[i], f"{flow.where(node)} reduces over this axis")
     x = flow.of(source)

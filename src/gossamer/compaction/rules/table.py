@@ -58,6 +58,18 @@ def arguments(node: fx.Node) -> dict[str, Any]:
     return named
 
 
+def factors(args: dict[str, Any]) -> tuple[fx.Node, fx.Node]:
+    """The two factors of addmm or baddbmm."""
+    return (args["mat1"], args["mat2"]) if "mat1" in args else (args["batch1"], args["batch2"])
+
+
+def dims_of(args: dict[str, Any], rank: int) -> list[int]:
+    """The axes that a reduction names, counted from the front; all of them if it names none."""
+    dims = args.get("dim", args.get("dims"))
+    named = [dims] if isinstance(dims, int) else dims
+    return [int(dim) % rank for dim in named or range(rank)]
+
+
 def shape_of(node: fx.Node) -> tuple[int, ...]:
     value = node.meta.get("val")
     return tuple(int(size) for size in value.shape) if isinstance(value, Tensor) else ()
@@ -119,10 +131,8 @@ class Flow:
         self.composite |= not why and str(node.target).startswith("aten.")
         reason = why or f"{self.where(node)} has no channel rule"
         for operand in node.all_input_nodes:
-            axes = self.axes[operand]
-            for group in axes if isinstance(axes, tuple) else (axes,):
-                for axis in group:
-                    self.labels.fix(axis, reason)
+            for axis in each_axis(self.axes[operand]):
+                self.labels.fix(axis, reason)
         return fixed_like(node, reason)
 
     def add_state(self, node: fx.Node, name: str) -> None:
@@ -146,6 +156,11 @@ class Flow:
             axes.append(self.state[key] if size > 1 else QUIET)
         self.axes[node] = axes
         self.only_state.add(node)
+
+
+def each_axis(axes: Result) -> list[Axis]:
+    """The axes of all outputs."""
+    return [axis for group in axes for axis in group] if isinstance(axes, tuple) else axes
 
 
 def fixed_like(node: fx.Node, reason: str = "") -> Result:
@@ -198,10 +213,8 @@ def propagate(capture: Capture, seeds: dict[tuple[str, int], np.ndarray] | None 
             if (name, i) in flow.state:
                 flow.labels.join(axis, flow.state[name, i], f"written to {name}")
     for node in capture.outputs:
-        axes = flow.axes[node]
-        for group in axes if isinstance(axes, tuple) else (axes,):
-            for axis in group:
-                flow.labels.fix(axis, "graph output")
+        for axis in each_axis(flow.axes[node]):
+            flow.labels.fix(axis, "graph output")
     _tie_partitions(flow)
     flow.labels.settle()
     return flow
@@ -219,15 +232,11 @@ def _apply(flow: Flow, node: fx.Node) -> Result:
     if found is None and is_pointwise(node):
         found = RULES["pointwise"]
     if found is None:
-        axes = [axis for result in operands for axis in _flat(result)]
+        axes = [axis for result in operands for axis in each_axis(result)]
         if all(isinstance(axis, (Fixed, Free)) for axis in axes):
             return fixed_like(node, next((axis.reason for axis in axes if isinstance(axis, Fixed) and axis.reason), ""))
         return flow.barrier(node)
     return found(flow, node, arguments(node))
-
-
-def _flat(axes: Result) -> list[Axis]:
-    return [axis for group in axes for axis in group] if isinstance(axes, tuple) else axes
 
 
 # Element-wise operators that PyTorch does not tag as such.

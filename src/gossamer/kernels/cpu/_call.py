@@ -20,25 +20,6 @@ from torch import Tensor
 # torch comes first: its libgomp is then the one that the extension binds to, and both share one pool of threads.
 from gossamer import _native as native
 
-__all__ = [
-    "FLOATS",
-    "INTEGERS",
-    "check_list",
-    "check_numbers",
-    "check_pattern",
-    "check_work",
-    "count",
-    "index_dtype",
-    "matrix",
-    "native",
-    "refuse_changed",
-    "refuse_pattern",
-    "tensor",
-    "tile",
-    "tile_columns",
-    "tiles",
-]
-
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 INTEGERS = (torch.bool, torch.int8, torch.uint8, torch.int16, torch.int32, torch.int64)
 ELEMENT_SIZES = (1, 2, 4, 8)
@@ -79,6 +60,24 @@ def tensor(
     if value.data_ptr() == 0 and value.numel() > 0:
         raise ValueError(f"{name} has {value.numel()} elements but no memory: its storage was freed")
     return value
+
+
+def bits(value: Tensor, x: Tensor) -> None:
+    """Refuse what is not one bit for each element of x[..., C]: int32[..., ceil(C / 32)]."""
+    tensor(value, "bits", dtypes=(torch.int32,))
+    expected = (*x.shape[:-1], -(-x.shape[-1] // 32))
+    if tuple(value.shape) != expected:
+        raise ValueError(f"bits must have shape {expected}, got {tuple(value.shape)}")
+
+
+def bias(value: Tensor, size: int, dtypes: tuple[torch.dtype, ...]) -> None:
+    tensor(value, "bias", ndim=1, dtypes=dtypes)
+    if value.numel() != size:
+        raise ValueError(f"bias must have {size} entries, got {value.numel()}")
+
+
+def address(value: Tensor | None) -> int:
+    return 0 if value is None else value.data_ptr()
 
 
 def matrix(value: Tensor, name: str, *, dtypes: tuple[torch.dtype, ...] = ()) -> tuple[int, int, bool]:

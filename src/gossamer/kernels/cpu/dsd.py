@@ -60,9 +60,9 @@ def dsd(
         size = _call.native.dsd_workspace(storage, in_place, index, n, *partition, True, threads)
     workspace = torch.empty(max(size, 0), dtype=torch.uint8)
     if size < 0 or not _call.native.dsd(
-        values.data_ptr(), storage, 0 if scale is None else scale.data_ptr(), index,
-        0 if order is None else order.data_ptr(), 0 if order is None else order.itemsize, transposed, right, n,
-        c.data_ptr(), column_major, *partition, workspace.data_ptr(), threads,
+        values.data_ptr(), storage, _call.address(scale), index, _call.address(order),
+        0 if order is None else order.itemsize, transposed, right, n, c.data_ptr(), column_major, *partition,
+        workspace.data_ptr(), threads,
     ):  # fmt: skip
         _check_numbers(offsets, indices, order, index)
         _call.refuse_changed("offsets, indices and order")

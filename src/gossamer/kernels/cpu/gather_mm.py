@@ -37,7 +37,7 @@ def gather_mm(a: Tensor, offsets: Tensor, indices: Tensor, bm: int, bk: int, b: 
     workspace = torch.empty(size, dtype=torch.uint8)
     if not _call.native.gather_mm(
         a.data_ptr(), a.itemsize, index, right, batch, b.stride(0), n, c.data_ptr(),
-        transposed.data_ptr() if transposed is not None else 0, workspace.data_ptr(), threads,
+        _call.address(transposed), workspace.data_ptr(), threads,
     ):  # fmt: skip
         _call.refuse_pattern(offsets, indices, index, once=True)  # a tile named twice has no one sum
     return c if transposed is None else transposed.t()

@@ -22,12 +22,9 @@ def relu_bits(x: Tensor) -> tuple[Tensor, Tensor]:
 def keep_bits(x: Tensor, bits: Tensor) -> Tensor:
     """Return `x[..., C]` with zeros where no bit is set; see `gossamer.kernels.reference.keep_bits`."""
     _call.tensor(x, "x", dtypes=(torch.float32,))
-    _call.tensor(bits, "bits", dtypes=(torch.int32,))
     if x.ndim == 0:
         raise ValueError("x must have at least 1 dimension, got a scalar")
-    expected = (*x.shape[:-1], -(-x.shape[-1] // 32))
-    if tuple(bits.shape) != expected:
-        raise ValueError(f"bits must have shape {expected}, got {tuple(bits.shape)}")
+    _call.bits(bits, x)
     y = memory.empty(tuple(x.shape), torch.float32)
     _call.native.keep_bits(x.data_ptr(), bits.data_ptr(), _rows(x), x.shape[-1], y.data_ptr(), torch.get_num_threads())
     return y

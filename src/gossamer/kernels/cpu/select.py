@@ -21,7 +21,7 @@ def topk_mask(scores: Tensor, k: int, largest: bool = True, allowed: Tensor | No
     mask = torch.empty(n, dtype=torch.bool)
     workspace = torch.empty(_call.native.select_workspace(n, threads), dtype=torch.uint8)
     taken = _call.native.select(
-        scores.data_ptr(), allowed.data_ptr() if allowed is not None else 0, n, min(k, n), largest, mask.data_ptr(),
+        scores.data_ptr(), _call.address(allowed), n, min(k, n), largest, mask.data_ptr(),
         workspace.data_ptr(), threads,
     )  # fmt: skip
     if taken < 0:

@@ -60,13 +60,9 @@ def skip_conv(
             f"set {_call.native.isa()}, got {tuple(packed.shape)}; pack the weight again with skip_pack"
         )
     if bias is not None:
-        _call.tensor(bias, "bias", ndim=1, dtypes=(torch.float32,))
-        if bias.numel() != out:
-            raise ValueError(f"bias must have {out} entries, got {bias.numel()}")
+        _call.bias(bias, out, (torch.float32,))
     if bits is not None:
-        _call.tensor(bits, "bits", dtypes=(torch.int32,))
-        if tuple(bits.shape) != (n, h, w, -(-c // 32)):
-            raise ValueError(f"bits must have shape {(n, h, w, -(-c // 32))}, got {tuple(bits.shape)}")
+        _call.bits(bits, x)
     oh, ow = size
     y = memory.empty((n, oh, ow, out), torch.float32)
     y_bits = torch.empty((n, oh, ow, -(-out // 32)), dtype=torch.int32) if relu else _NO_BITS
@@ -76,8 +72,8 @@ def skip_conv(
     conv = (n, c, out, *down, *along)
     workspace = torch.empty(_call.native.skip_conv_workspace(conv, transposed, threads), dtype=torch.uint8)
     _call.native.skip_conv(
-        x.data_ptr(), packed.data_ptr(), 0 if bias is None else bias.data_ptr(), 0 if bits is None else bits.data_ptr(),
-        conv, transposed, relu, y.data_ptr(), y_bits.data_ptr(), counts.data_ptr(), workspace.data_ptr(), threads,
+        x.data_ptr(), packed.data_ptr(), _call.address(bias), _call.address(bits), conv, transposed, relu,
+        y.data_ptr(), y_bits.data_ptr(), counts.data_ptr(), workspace.data_ptr(), threads,
     )  # fmt: skip
     return y, y_bits, counts
 

@@ -49,9 +49,7 @@ def skip_conv_weight(
     if dy.shape[0] != images:
         raise ValueError(f"dy must have {images} images, as x has, got shape {tuple(dy.shape)}")
     if bits is not None:
-        _call.tensor(bits, "bits", dtypes=(torch.int32,))
-        if bits.shape != (*dy.shape[:3], -(-outputs // 32)):
-            raise ValueError(f"bits must be {(*dy.shape[:3], -(-outputs // 32))}, got shape {tuple(bits.shape)}")
+        _call.bits(bits, dy)
     counts = torch.zeros(3, dtype=torch.int64)
     shape = (outputs, *kernel, channels) if channels_last else (outputs, channels, *kernel)
     empty = not (x.numel() and dy.numel())
@@ -64,7 +62,7 @@ def skip_conv_weight(
     conv, skip_dy = (images, channels, outputs, *axes), skip == "dy"
     workspace = torch.empty(_call.native.skip_conv_weight_workspace(conv, skip_dy, threads), dtype=torch.uint8)
     _call.native.skip_conv_weight(
-        x.data_ptr(), dy.data_ptr(), bits.data_ptr() if bits is not None else 0, conv, skip_dy, dw.data_ptr(),
+        x.data_ptr(), dy.data_ptr(), _call.address(bits), conv, skip_dy, dw.data_ptr(),
         channels_last, counts.data_ptr(), workspace.data_ptr(), threads,
     )  # fmt: skip
     return dw, counts

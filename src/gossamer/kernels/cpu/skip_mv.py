@@ -29,7 +29,7 @@ def skip_mv(x: Tensor, w: Tensor, bias: Tensor | None, threshold: float | Tensor
     workspace = torch.empty(_call.native.skip_mv_workspace(inner), dtype=torch.uint8)
     _call.native.skip_mv(
         wide.data_ptr(), batch, inner, w.data_ptr(), w.dtype == torch.bfloat16, columns,
-        0 if addend is None else addend.data_ptr(), threshold, y.data_ptr(), counts.data_ptr(), workspace.data_ptr(),
+        _call.address(addend), threshold, y.data_ptr(), counts.data_ptr(), workspace.data_ptr(),
         torch.get_num_threads(),
     )  # fmt: skip
     return y.to(x.dtype), counts
@@ -49,7 +49,7 @@ def gated_mv(x: Tensor, w: Tensor, bias: Tensor | None, gate: Tensor) -> Tensor:
     workspace = torch.empty(_call.native.gated_mv_workspace(rows), dtype=torch.uint8)
     _call.native.gated_mv(
         wide.data_ptr(), batch, inner, w.data_ptr(), w.dtype == torch.bfloat16, rows,
-        0 if addend is None else addend.data_ptr(), gates.data_ptr(), y.data_ptr(), workspace.data_ptr(),
+        _call.address(addend), gates.data_ptr(), y.data_ptr(), workspace.data_ptr(),
         torch.get_num_threads(),
     )  # fmt: skip
     return y.to(x.dtype)
@@ -64,7 +64,5 @@ def _operands(x: Tensor, w: Tensor) -> tuple[torch.Size, torch.Size]:
 def _bias(bias: Tensor | None, size: int) -> Tensor | None:
     if bias is None:
         return None
-    _call.tensor(bias, "bias", ndim=1, dtypes=FLOATS)
-    if bias.numel() != size:
-        raise ValueError(f"bias must have {size} entries, got {bias.numel()}")
+    _call.bias(bias, size, FLOATS)
     return bias.float()

@@ -24,13 +24,8 @@ def transpose(offsets: Tensor, indices: Tensor, tile_cols: int) -> tuple[Tensor,
     threads = torch.get_num_threads()
     counts = torch.empty(threads * tile_cols, dtype=torch.int32)  # memory that few slots never touch
     if not _call.native.transpose(
-        index,
-        counts.data_ptr(),
-        offsets_t.data_ptr(),
-        indices_t.data_ptr(),
-        indices_t.itemsize,
-        order.data_ptr(),
+        index, counts.data_ptr(), offsets_t.data_ptr(), indices_t.data_ptr(), indices_t.itemsize, order.data_ptr(),
         threads,
-    ):
+    ):  # fmt: skip
         _call.refuse_pattern(offsets, indices, index)
     return offsets_t, indices_t, order

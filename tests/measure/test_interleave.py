@@ -145,7 +145,7 @@ def test_counts_of_a_known_network():
 
 
 def test_count_names_a_wrong_input():
-    with pytest.raises(TypeError, match="example_inputs is a str"):
+    with pytest.raises(TypeError, match=r"example_inputs must be a tensor, .*, got str"):
         gs.measure.count(torch.nn.Linear(2, 2), "no")
 
 

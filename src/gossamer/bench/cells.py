@@ -47,34 +47,29 @@ def tile(row: Row) -> str:
     return f"{row['tile'][0]} x {row['tile'][1]}"
 
 
-def ratio(name: str) -> Cell:
-    """Median and quartiles."""
+def of(name: str | None, show: Callable[[Row], str], absent: str = "") -> Cell:
+    """What `show` says of a candidate, of the baseline without a name; `absent` where it was not run."""
 
     def cell(row: Row) -> str:
-        found = entry(row, name)
-        return f"{found['ratio']:.2f}x ({found['ratio_q1']:.2f} to {found['ratio_q3']:.2f})" if found else "not run"
+        found = entry(row, row["baseline"] if name is None else name)
+        return show(found) if found else absent
 
     return cell
+
+
+def ratio(name: str) -> Cell:
+    """Median and quartiles."""
+    return of(name, lambda e: f"{e['ratio']:.2f}x ({e['ratio_q1']:.2f} to {e['ratio_q3']:.2f})", "not run")
 
 
 def short(name: str) -> Cell:
     """A ratio without its quartiles, for wide tables."""
-
-    def cell(row: Row) -> str:
-        found = entry(row, name)
-        return f"{found['ratio']:.2f}x" if found else ""
-
-    return cell
+    return of(name, lambda e: f"{e['ratio']:.2f}x")
 
 
 def milliseconds(name: str | None = None, digits: int = 2) -> Cell:
     """A candidate's median time; the baseline's without a name."""
-
-    def cell(row: Row) -> str:
-        found = entry(row, name or row["baseline"])
-        return f"{found['median'] * 1e3:.{digits}f}" if found else ""
-
-    return cell
+    return of(name, lambda e: f"{e['median'] * 1e3:.{digits}f}")
 
 
 def _control(row: Row) -> str:

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
+from gossamer.measure.count import call_arguments
 from gossamer.wrappers import seen_through
 
 from .borrow import duplicate, evaluating, from_inference, ordinary, refuse_shards, undisturbed
@@ -29,20 +30,6 @@ from .names import first_names, state_tensors
 logger = logging.getLogger(__name__)
 
 ROUTES = ("auto", "export", "fx")
-
-
-def call_arguments(example_inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """(args, kwargs) of a forward call given as a tensor, a tuple of arguments or a dict of keyword arguments."""
-    if isinstance(example_inputs, Tensor):
-        return (example_inputs,), {}
-    if isinstance(example_inputs, Mapping):
-        return (), dict(example_inputs)
-    if isinstance(example_inputs, (tuple, list)):
-        return tuple(example_inputs), {}
-    raise TypeError(
-        "example_inputs must be a tensor, a tuple of positional arguments or a dict of keyword arguments, "
-        f"got {type(example_inputs).__name__}"
-    )
 
 
 def tensor_leaves(output: Any) -> list[Tensor]:

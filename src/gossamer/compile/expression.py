@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from typing import NoReturn
 
 REDUCERS = ("=", "+=", "*=", "max=", "min=", "and=", "or=", "logsumexp=", "mean=", "var=")
 """Reducers of the axes that the target lacks."""
@@ -86,7 +87,7 @@ class _Parser:
         self.tokens.append(_Token("end", "the end", len(text.rstrip())))
         self.next = 0
 
-    def fail(self, problem: str, token: _Token) -> None:
+    def fail(self, problem: str, token: _Token) -> NoReturn:
         raise ValueError(f"expression: {problem}\n  {self.text}\n  {' ' * token.place}^ position {token.place}")
 
     @property
@@ -104,36 +105,22 @@ class _Parser:
         token = self.take(kind, text)
         if token is None:
             self.fail(f"expected {what}, found {self.token.text!r}", self.token)
-            raise AssertionError  # fail always raises; this tells the type checker
         return token
 
     def index(self) -> Index:
-        axes: list[str] = []
-        text, first = "", self.token
-        sign = self.take("mark", "-")
-        derived = sign is not None
-        text += "-" if sign else ""
+        first, axes = self.next, []
+        derived = self.take("mark", "-") is not None
         while True:
-            if number := self.take("number"):
-                text += number.text
-                derived = True
-                if self.take("mark", "*"):
-                    name = self.expect("name", None, "an axis after '*'")
-                    text += "*" + name.text
-                    axes.append(name.text)
-            else:
-                name = self.expect("name", None, "an axis or a number")
-                text += name.text
-                axes.append(name.text)
-            if self.take("mark", "+"):
-                text += "+"
-            elif self.take("mark", "-"):
-                text += "-"
-            else:
+            number = self.take("number")
+            if number is None or self.take("mark", "*"):
+                axes.append(self.expect("name", None, "an axis after '*'" if number else "an axis or a number").text)
+            derived |= number is not None
+            if not (self.take("mark", "+") or self.take("mark", "-")):
                 break
             derived = True
+        text = "".join(token.text for token in self.tokens[first : self.next])
         if not axes:
-            self.fail(f"the index {text!r} names no axis", first)
+            self.fail(f"the index {text!r} names no axis", self.tokens[first])
         return Index(text, tuple(dict.fromkeys(axes)), derived or len(axes) > 1)
 
     def operand(self) -> Operand:

@@ -1,6 +1,6 @@
 """Timing that can be believed: interleaved runs with an A/A control, counters, and the machine's description.
 
-May import torch and `gossamer._native` only.
+May import torch, numpy and `gossamer._native` only.
 """
 
 from gossamer.measure.count import Counts, count

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -28,17 +29,17 @@ class Counts:
         return asdict(self)
 
 
-def call(model: nn.Module, example_inputs: Any) -> Any:
-    """Call `model` on a tensor, a tuple of positional inputs, or a dict of keyword inputs."""
+def call_arguments(example_inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """(args, kwargs) of a forward call given as a tensor, a tuple of arguments or a dict of keyword arguments."""
     if isinstance(example_inputs, torch.Tensor):
-        return model(example_inputs)
-    if isinstance(example_inputs, dict):
-        return model(**example_inputs)
+        return (example_inputs,), {}
+    if isinstance(example_inputs, Mapping):
+        return (), dict(example_inputs)
     if isinstance(example_inputs, (tuple, list)):
-        return model(*example_inputs)
+        return tuple(example_inputs), {}
     raise TypeError(
-        f"example_inputs is a {type(example_inputs).__name__}; expected a tensor, a tuple of inputs or a dict of "
-        "keyword inputs"
+        "example_inputs must be a tensor, a tuple of positional arguments or a dict of keyword arguments, "
+        f"got {type(example_inputs).__name__}"
     )
 
 
@@ -48,7 +49,8 @@ def flops_by_module(model: nn.Module, example_inputs: Any) -> dict[str, int]:
 
     counter = FlopCounterMode(display=False)
     with counter:
-        call(model, example_inputs)
+        args, kwargs = call_arguments(example_inputs)
+        model(*args, **kwargs)
     # FlopCounterMode names modules from the class of the root: "ResNet.layer1.0.conv1".
     root = type(model).__name__
     found = {

@@ -13,6 +13,8 @@ import torch
 
 from gossamer.measure.processor import processor
 
+PACKAGES = ("gossamer", "torch", "numpy", "triton", "torch-pruning", "onnxruntime", "transformers")
+
 
 def _cpuinfo() -> str:
     try:
@@ -38,18 +40,16 @@ def _isa() -> str:
 
 def _commit() -> str | None:
     """The commit of the checkout this package lies in, with `+` when files differ; None outside a checkout."""
-    here = Path(__file__).parent
+
+    def git(*arguments: str) -> str:
+        here = Path(__file__).parent
+        return subprocess.run(["git", *arguments], cwd=here, capture_output=True, text=True, check=True).stdout.strip()
+
     try:
-        head = subprocess.run(
-            ["git", "rev-parse", "--short=12", "HEAD"], cwd=here, capture_output=True, text=True, check=True
-        )
-        dirty = subprocess.run(
-            ["git", "status", "--porcelain", "--untracked-files=no", "--", "."],
-            cwd=here, capture_output=True, text=True, check=True,
-        )  # fmt: skip
+        changed = git("status", "--porcelain", "--untracked-files=no", "--", ".")
+        return git("rev-parse", "--short=12", "HEAD") + ("+" if changed else "")
     except (OSError, subprocess.CalledProcessError):
         return None
-    return head.stdout.strip() + ("+" if dirty.stdout.strip() else "")
 
 
 def _version(package: str) -> str | None:
@@ -79,17 +79,5 @@ def environment() -> dict[str, Any]:
         "torch_isa": torch.backends.cpu.get_cpu_capability(),
         "gpu": gpu,
         "python": platform.python_version(),
-        "versions": {
-            package: version
-            for package in (
-                "gossamer",
-                "torch",
-                "numpy",
-                "triton",
-                "torch-pruning",
-                "onnxruntime",
-                "transformers",
-            )
-            if (version := _version(package)) is not None
-        },
+        "versions": {name: version for name in PACKAGES if (version := _version(name)) is not None},
     }

@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy as np
 import torch
 
 from gossamer.measure import clock
@@ -35,13 +36,10 @@ def is_faster(ratio: float, control: float = 1.0 + GAIN, *, low: float = math.in
     return low > 1.0 and ratio > max(1.0, control)
 
 
-def _quantile(values: list[float], q: float) -> float:
-    """Linear-interpolated quantile of a non-empty list."""
-    ordered = sorted(values)
-    place = q * (len(ordered) - 1)
-    low = math.floor(place)
-    high = min(low + 1, len(ordered) - 1)
-    return ordered[low] + (ordered[high] - ordered[low]) * (place - low)
+def _quartiles(values: list[float]) -> list[float]:
+    """The median and the two quartiles, interpolated."""
+    found: list[float] = np.quantile(values, (0.5, 0.25, 0.75)).tolist()
+    return found
 
 
 @dataclass(frozen=True)
@@ -62,18 +60,9 @@ class Row:
     @classmethod
     def of(cls, name: str, first: float, times: list[float], baseline: list[float]) -> Row:
         ratios = [b / t for b, t in zip(baseline, times, strict=True)]
-        return cls(
-            name=name,
-            median=_quantile(times, 0.5),
-            q1=_quantile(times, 0.25),
-            q3=_quantile(times, 0.75),
-            min=min(times),
-            first=first,
-            ratio=_quantile(ratios, 0.5),
-            ratio_q1=_quantile(ratios, 0.25),
-            ratio_q3=_quantile(ratios, 0.75),
-            reps=len(times),
-        )
+        median, q1, q3 = _quartiles(times)
+        ratio, ratio_q1, ratio_q3 = _quartiles(ratios)
+        return cls(name, median, q1, q3, min(times), first, ratio, ratio_q1, ratio_q3, len(times))
 
 
 @dataclass(frozen=True)

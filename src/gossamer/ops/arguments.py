@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from gossamer.ops import index
 from gossamer.ops.index import check_pattern
 from gossamer.ops.registration import Backend, check_backend
 from gossamer.ops.tiles import Transposed
@@ -26,11 +27,7 @@ def check_factor(name: str, x: Tensor, device: torch.device) -> None:
 
 def check_values(values: Tensor, pattern: Pattern, dense: Tensor, name: str, scale: Tensor | None) -> None:
     """Values [capacity, bm, bn] of a dtype that multiplies `dense`, the argument called `name`; and their scale."""
-    expected = (pattern.capacity, *pattern.tile)
-    if not isinstance(values, Tensor):
-        raise TypeError(f"values must be a tensor, got {type(values).__name__}")
-    if tuple(values.shape) != expected:
-        raise ValueError(f"values must have shape [capacity, bm, bn] = {expected}, got {tuple(values.shape)}")
+    index.check_values(values, pattern)
     if values.device != pattern.device:
         raise ValueError(f"values must be on the pattern's device {pattern.device}, got {values.device}")
     if values.dtype != dense.dtype and (values.dtype not in STORED or dense.dtype == torch.float64):

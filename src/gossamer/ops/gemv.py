@@ -27,6 +27,7 @@ from torch import Tensor
 
 from gossamer.handles import graph_input
 from gossamer.ops.autograd import Differentiable, wants_gradient
+from gossamer.ops.index import check_like
 from gossamer.ops.registration import Backend, check_backend, constant_in_graphs, register
 from gossamer.pattern.check import check_matrix
 
@@ -83,10 +84,7 @@ def check_bias(bias: Tensor | None, size: int, x: Tensor) -> None:
         raise TypeError(f"bias must be a tensor, got {type(bias).__name__}")
     if tuple(bias.shape) != (size,):
         raise ValueError(f"bias must have shape {(size,)}, one entry for each output, got {tuple(bias.shape)}")
-    if bias.dtype != x.dtype:
-        raise TypeError(f"bias must have x's dtype {x.dtype}, got {bias.dtype}")
-    if bias.device != x.device:
-        raise ValueError(f"bias must be on x's device {x.device}, got {bias.device}")
+    check_like("bias", bias, x)
 
 
 def within(x: Tensor, threshold: Tensor) -> Tensor:
@@ -249,10 +247,7 @@ def gated_mv(
     expected = (*x.shape[:-1], w.shape[0])
     if tuple(gate.shape) != expected:
         raise ValueError(f"gate must have shape {expected}, one entry for each output, got {tuple(gate.shape)}")
-    if gate.dtype != x.dtype:
-        raise TypeError(f"gate must have x's dtype {x.dtype}, got {gate.dtype}")
-    if gate.device != x.device:
-        raise ValueError(f"gate must be on x's device {x.device}, got {gate.device}")
+    check_like("gate", gate, x)
     y = GatedMv.call(rows, w, bias, gate if x.dim() == 2 else gate.unsqueeze(0), backend)
     return y if x.dim() == 2 else y.squeeze(0)
 

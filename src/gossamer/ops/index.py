@@ -24,6 +24,23 @@ def check_pattern(pattern: Pattern, name: str = "pattern") -> None:
         raise ValueError(f"{name}.offsets must be on the device of indices, {indices.device}, got {offsets.device}")
 
 
+def check_values(values: Tensor, pattern: Pattern) -> None:
+    """One tile of values for each slot of the pattern."""
+    if not isinstance(values, Tensor):
+        raise TypeError(f"values must be a tensor, got {type(values).__name__}")
+    expected = (pattern.capacity, *pattern.tile)
+    if tuple(values.shape) != expected:
+        raise ValueError(f"values must have shape [capacity, bm, bn] = {expected}, got {tuple(values.shape)}")
+
+
+def check_like(name: str, tensor: Tensor, x: Tensor) -> None:
+    """A second operand: of the dtype and on the device of `x`."""
+    if tensor.dtype != x.dtype:
+        raise TypeError(f"{name} must have x's dtype {x.dtype}, got {tensor.dtype}")
+    if tensor.device != x.device:
+        raise ValueError(f"{name} must be on x's device {x.device}, got {tensor.device}")
+
+
 def check_grid(pattern: Pattern) -> None:
     """A checked pattern's tiles make as many rows of the shape as it has offsets for."""
     check_pair("pattern.shape", pattern.shape, 0)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from gossamer.ops.autograd import Differentiable, save
-from gossamer.ops.index import check_grid, check_pattern
+from gossamer.ops.index import check_grid, check_pattern, check_values
 from gossamer.ops.registration import Backend, check_backend, register
 from gossamer.pattern import Overflow, Pattern
 from gossamer.pattern.build import grid_of, index_dtype
@@ -208,11 +208,7 @@ def scatter(values: Tensor, pattern: Pattern, *, backend: Backend | None = None)
             [0., 4.]])
     """
     check_pattern(pattern)
-    expected = (pattern.capacity, *pattern.tile)
-    if not isinstance(values, Tensor):
-        raise TypeError(f"values must be a tensor, got {type(values).__name__}")
-    if tuple(values.shape) != expected:
-        raise ValueError(f"values must have shape [capacity, bm, bn] = {expected}, got {tuple(values.shape)}")
+    check_values(values, pattern)
     check_operand("values", values, pattern)
     check_backend(backend, "values", values)
     return Scatter.call(values, pattern.row_offsets(), pattern.indices.reshape(-1), *pattern.shape, backend)

@@ -172,5 +172,7 @@ def largest(scores: Tensor, k: int) -> Tensor:
 
     A stable sort, because `torch.topk` leaves the choice among ties open and devices differ.
     """
+    if not 0 <= k <= scores.shape[1]:
+        raise ValueError(f"k must be between 0 and the {scores.shape[1]} tile columns, got {k}")
     order = scores.sort(dim=1, descending=True, stable=True).indices[:, :k]
     return order.sort(dim=1).values.to(index_dtype(scores.shape[1]))

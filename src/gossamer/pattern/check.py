@@ -40,6 +40,13 @@ def check_matrix(name: str, x: Tensor) -> None:
         raise ValueError(f"{name} must have 2 dimensions [rows, cols], got shape {tuple(x.shape)}")
 
 
+def check_mask(name: str, mask: Tensor, advice: str = "") -> None:
+    """Refuse anything that is not a strided bool tensor of two dimensions."""
+    check_matrix(name, mask)
+    if mask.dtype != torch.bool:
+        raise TypeError(f"{name} must be torch.bool, got {mask.dtype}{advice}")
+
+
 def check_capacity(capacity: int | None) -> None:
     if capacity is None:
         return

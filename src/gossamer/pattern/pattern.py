@@ -21,7 +21,7 @@ from torch import Tensor
 
 from gossamer.pattern import algebra, build, convert
 from gossamer.pattern.capacity import resized, take_over
-from gossamer.pattern.check import Overflow, check_matrix, check_pair, room_for
+from gossamer.pattern.check import Overflow, check_mask, check_matrix, check_pair, room_for
 from gossamer.pattern.draw import draw
 from gossamer.pattern.validate import validate
 
@@ -54,8 +54,6 @@ class Pattern:
     shape: tuple[int, int]
     tile: tuple[int, int]
 
-    # ---------------------------------------------------------------- builders
-
     @classmethod
     def from_mask(
         cls, mask: Tensor, tile: tuple[int, int] = (1, 1), *, capacity: int | None = None, overflow: Overflow = "error"
@@ -71,14 +69,10 @@ class Pattern:
         >>> print(Pattern.from_mask(torch.eye(4).bool(), (2, 2)).to_tile_mask().int().tolist())
         [[1, 0], [0, 1]]
         """
-        check_matrix("mask", mask)
-        if mask.dtype != torch.bool:
-            raise TypeError(f"mask must be torch.bool, got {mask.dtype}; use from_dense for numbers")
-        tile = check_pair("tile", tile, 1)
-        shape = (mask.shape[0], mask.shape[1])
-        return cls.from_tile_mask(
-            build.any_in_tile(mask, tile), tile, shape=shape, capacity=capacity, overflow=overflow
-        )
+        check_mask("mask", mask, "; use from_dense for numbers")
+        tile, shape = check_pair("tile", tile, 1), (mask.shape[0], mask.shape[1])
+        tiles = build.any_in_tile(mask, tile)
+        return cls.from_tile_mask(tiles, tile, shape=shape, capacity=capacity, overflow=overflow)
 
     @classmethod
     def from_tile_mask(
@@ -99,9 +93,7 @@ class Pattern:
         >>> Pattern.from_tile_mask(torch.tensor([[False, True]]), (2, 2), shape=(2, 3)).to_mask().int().tolist()
         [[0, 0, 1], [0, 0, 1]]
         """
-        check_matrix("tiles", tiles)
-        if tiles.dtype != torch.bool:
-            raise TypeError(f"tiles must be torch.bool, got {tiles.dtype}")
+        check_mask("tiles", tiles)
         tile = check_pair("tile", tile, 1)
         shape = build.shape_of("tiles", tiles, tile, shape)
         offsets = build.count_rows(tiles)
@@ -158,8 +150,6 @@ class Pattern:
         check_matrix("scores", scores)
         tile = check_pair("tile", tile, 1)
         shape = build.shape_of("scores", scores, tile, shape)
-        if not 0 <= k <= scores.shape[1]:
-            raise ValueError(f"k must be between 0 and the {scores.shape[1]} tile columns, got {k}")
         return cls(None, build.largest(scores, k), shape, tile)
 
     @classmethod
@@ -185,8 +175,6 @@ class Pattern:
         """
         shape, tile = check_pair("shape", shape, 0), check_pair("tile", tile, 1)
         return cls(*build.full(*build.grid_of(shape, tile), device), shape, tile)
-
-    # ---------------------------------------------------------------- size
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -220,10 +208,7 @@ class Pattern:
     @property
     def is_uniform(self) -> bool:
         """Does every tile row hold the same number of tiles? A device sync unless the pattern is fan-in."""
-        if self.offsets is None:
-            return True
-        counts = self.offsets.diff()
-        return bool((counts == counts[:1]).all())
+        return self.offsets is None or self.offsets.diff().unique().numel() <= 1
 
     def row_offsets(self) -> Tensor:
         """`offsets`, or for fan-in the multiples of k they stand for: int64[tile_rows + 1]."""
@@ -235,8 +220,6 @@ class Pattern:
     def keys(self) -> Tensor:
         """int64[capacity]: each slot's tile number `row * tile_cols + col`; `tile_rows * tile_cols` in slack slots."""
         return algebra.keys_of(self.row_offsets(), self.indices, self.grid[1])
-
-    # ---------------------------------------------------------------- values
 
     def pack(self, dense: Tensor) -> Tensor:
         """values[capacity, bm, bn] of dense[rows, cols]; slack and the ragged edges' padding are zero. Differentiable.
@@ -278,8 +261,6 @@ class Pattern:
         """
         return convert.value_mask(self.keys(), self.grid, self.shape, self.tile)
 
-    # ---------------------------------------------------------------- masks
-
     def to_tile_mask(self) -> Tensor:
         """bool[tile_rows, tile_cols]: which tiles are present."""
         rows, cols = self.grid
@@ -303,8 +284,6 @@ class Pattern:
         [[1, 0], [0, 1]]
         """
         return convert.to_block_mask(self.to_tile_mask(), self.shape, self.tile, mask_mod)
-
-    # ---------------------------------------------------------------- algebra
 
     def transpose(self) -> Pattern:
         """The pattern of the transposed matrix, rows sorted; `transpose_with_permutation` also moves values."""
@@ -359,8 +338,6 @@ class Pattern:
                 f"other must have shape {self.shape} and tile {self.tile}, got shape {other.shape}, tile {other.tile}"
             )
 
-    # ---------------------------------------------------------------- capacity and place
-
     def with_capacity(self, capacity: int, *, overflow: Overflow = "error") -> Pattern:
         """The same tiles in `capacity` slots (new tensors); see `from_mask` for `overflow`.
 
@@ -404,8 +381,6 @@ class Pattern:
         """
         validate(self.offsets, self.indices, self.shape, self.tile)
         return self
-
-    # ---------------------------------------------------------------- text
 
     def __repr__(self) -> str:
         form = "" if self.offsets is not None else f", fan-in {self.indices.shape[-1]}"

@@ -47,15 +47,11 @@ def _measured(comparison: dict[str, Any], less: bool | None) -> tuple[str, str] 
 
 def _ratio(dense: float | None, compact: float | None, less: bool | None) -> str:
     """How compact differs from dense by what was counted."""
-    sign = "\N{DIVISION SIGN}" if less else "\N{MULTIPLICATION SIGN}"
-    if less is None:
-        return (
-            ""
-            if dense is None or compact is None
-            else f"{100 * (compact - dense):+.2f} pt".replace("-", "\N{MINUS SIGN}")
-        )
-    if not dense or not compact:
+    if dense is None or compact is None or (less is not None and 0 in (dense, compact)):
         return ""
+    if less is None:
+        return f"{100 * (compact - dense):+.2f} pt".replace("-", "\N{MINUS SIGN}")
+    sign = "\N{DIVISION SIGN}" if less else "\N{MULTIPLICATION SIGN}"
     return f"{sign} {dense / compact if less else compact / dense:.2f}"
 
 

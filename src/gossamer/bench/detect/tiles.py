@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 import gossamer as gs
-from gossamer.bench.cells import Column, entry, milliseconds, tile, value
+from gossamer.bench.cells import Column, milliseconds, of, tile, value
 from gossamer.bench.section import Row, Section, Settings, Table
 from gossamer.kernels.cpu.read import read
 
@@ -70,12 +70,8 @@ def rows(settings: Settings) -> Iterator[Row]:
 
 def _reads(name: str, digits: int) -> Column:
     """A time in units of reading the tensor once."""
-
-    def cell(row: dict[str, Any]) -> str:
-        found = entry(row, name)
-        return f"{1 / found['ratio']:.{digits}f}" if found else ""
-
-    return f"{name}, in reads" if name == TORCH else f"`{name}`, in reads", cell
+    head = f"{name}, in reads" if name == TORCH else f"`{name}`, in reads"
+    return head, of(name, lambda e: f"{1 / e['ratio']:.{digits}f}")
 
 
 COLUMNS = (

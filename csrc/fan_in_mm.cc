@@ -4,14 +4,12 @@
 // matrix then costs its two loads, a broadcast and a product per vector. Rows are taken in blocks whose elements stay in
 // L1 while every panel meets them, so that the matrix, the large operand, is read from memory once.
 #include "dsd_elements.h"
-#include "kernels.h"
+#include "fan_in_panels.h"
 
 namespace gossamer::GOSSAMER_ISA {
 namespace {
 
 constexpr int64_t kBlockBytes = 24 << 10;  // of values and indices
-
-int64_t vectors_of(int element_size, int64_t batch) { return ceil_div(batch * element_size, kWidth); }
 
 template <class T>
 struct FanIn {
@@ -24,26 +22,7 @@ struct FanIn {
   T* y;
   T* packed;
 
-  int64_t panels() const { return ceil_div(vectors_of(sizeof(T), batch), kMostVectors); }
-  int64_t panel_begin(int64_t p) const { return part_begin(vectors_of(sizeof(T), batch), p, panels()); }
-
-  // Columns [from, to) of x under one panel, zero past the batch.
-  Panel<T> panel(int64_t p) const {
-    const int64_t first = panel_begin(p), vectors = panel_begin(p + 1) - first;
-    return {packed + first * kLanes<T> * cols, vectors * kLanes<T>, int(vectors)};
-  }
-  void pack(int64_t p, int64_t from, int64_t to) const {
-    const Panel<T> all = panel(p);
-    const int64_t left = panel_begin(p) * kLanes<T>, width = least(batch - left, all.stride);
-    T* const out = const_cast<T*>(all.b) + from * all.stride;
-    const T* const source = static_cast<const T*>(x.address);
-    if (!x.transposed) transpose(source + left * x.stride + from, x.stride, out, all.stride, width, to - from);
-    for (int64_t c = from; c < to; ++c) {
-      T* const row = out + (c - from) * all.stride;
-      if (x.transposed) memcpy(row, source + c * x.stride + left, size_t(width) * sizeof(T));
-      memset(row + width, 0, size_t(all.stride - width) * sizeof(T));
-    }
-  }
+  Panels<T> panels() const { return {batch, cols}; }
 
   // False if an index of rows [begin, end) names no column.
   bool run(int64_t begin, int64_t end) const {
@@ -52,7 +31,7 @@ struct FanIn {
     for (int64_t block = begin; block < end; block += step) {
       const int64_t stop = least(end, block + step);
       if (!all_below(indices, index_size, block * k, stop * k, cols)) return false;
-      for (int64_t p = 0; p < panels(); ++p) multiply(s, block, stop, panel(p), panel_begin(p) * kLanes<T>);
+      for (int64_t p = 0; p < panels().count(); ++p) multiply(s, block, stop, panels().of(packed, p), panels().first(p));
     }
     return true;
   }
@@ -78,11 +57,7 @@ struct FanIn {
 
 template <class T>
 bool product(const FanIn<T>& p, int threads) {
-  const int packers = useful_threads(p.batch * p.cols * int64_t(sizeof(T)), threads);
-  parallel(packers, packers, [&](int64_t part) {
-    for (int64_t i = 0; i < p.panels(); ++i)
-      p.pack(i, part_begin(p.cols, part, packers), part_begin(p.cols, part + 1, packers));
-  });
+  p.panels().pack_all(p.x, p.packed, threads);
   threads = useful_threads(p.rows * (p.k + p.batch) * int64_t(sizeof(T)), threads);
   Verdict verdict;
   parallel(threads, threads, [&](int64_t part) {
@@ -94,7 +69,7 @@ bool product(const FanIn<T>& p, int threads) {
 }  // namespace
 
 int64_t fan_in_mm_workspace(int element_size, int64_t batch, int64_t cols) {
-  return vectors_of(element_size, batch) * kWidth * cols;
+  return ceil_div(batch * element_size, kWidth) * kWidth * cols;
 }
 
 bool fan_in_mm(const Operand& x, int64_t batch, int64_t cols, const void* values, int element_size,

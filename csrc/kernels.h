@@ -34,6 +34,13 @@
 //          has checked it otherwise (work_checked). in_place: no order, no scale, and b's type.
 // fan_in_mm  y[rows, batch]: y[r, b] = the sum over j of values[r, k] * x[b, indices[r, k]], of a matrix rows x cols each of
 //          whose rows has k elements; x is [batch, cols].
+// fan_in_mm_t  dx[batch, cols] = dy[batch, rows] times that matrix: the gradient of fan_in_mm by x. Every row's share is added
+//          in order of rows, in parts that depend on their number only.
+// fan_in_sdd  values[rows, k]: values[r, j] = the sum over b of dy[b, r] * x[b, indices[r, j]]: the gradient by the values.
+// fan_in_step  One step of training, in place, of a classifier whose label l has the logits bias[l] (null: 0) + the sum over j
+//          of values[l, j] * x[b, indices[l / group, j]]. positives[count] ascend: label * batch + row. loss: 0 BCE, 1 squared
+//          hinge. optimizer: 0 SGD, 1 momentum, 2 Adam, whose states may not be null. Writes grad_x[batch, cols] and the
+//          loss; where it returns false it has written nothing.
 // sdd      values[capacity, bm, bn] = the present tiles of a[m, k] @ b[k, n], float or double; slots past the pattern and
 //          ragged padding are zero. packed is workspace: k * m elements if a is transposed and k * n more if b is not.
 //          next is workspace: tile_rows + 1 + threads entries.
@@ -91,6 +98,18 @@
   OP(fan_in_mm_workspace, int64_t, int element_size, int64_t batch, int64_t cols)                                     \
   OP(fan_in_mm, bool, const Operand& x, int64_t batch, int64_t cols, const void* values, int element_size,            \
      const void* indices, int index_size, int64_t rows, int64_t k, void* y, void* workspace, int threads)             \
+  OP(fan_in_mm_t_workspace, int64_t, int element_size, int64_t batch, int64_t rows, int64_t cols, int64_t k,          \
+     int threads)                                                                                                     \
+  OP(fan_in_mm_t, bool, const Operand& dy, int64_t batch, int64_t rows, const void* values, int element_size,         \
+     const void* indices, int index_size, int64_t k, void* dx, int64_t cols, void* workspace, int threads)            \
+  OP(fan_in_sdd_workspace, int64_t, int element_size, int64_t batch, int64_t cols)                                    \
+  OP(fan_in_sdd, bool, const Operand& dy, const Operand& x, int64_t batch, int64_t rows, int64_t cols,                \
+     int element_size, const void* indices, int index_size, int64_t k, void* values, void* workspace, int threads)    \
+  OP(fan_in_step_workspace, int64_t, const Classifier& c, int threads)                                                \
+  OP(fan_in_step, bool, const Operand& x, const Classifier& c, const Parameters& at, const int64_t* positives,        \
+     int64_t count, int loss, int optimizer, float scale, float rate, float decay, float beta1, float gain1,          \
+     float beta2, float gain2, float root, float eps, int64_t seed, int64_t step, float* grad_x, double* total,       \
+     void* workspace, int threads)                                                                                    \
   OP(sdd, bool, const Operand& a, const Operand& b, int64_t k, int element_size, const Index& index, void* values,    \
      void* packed, int64_t* next, int threads)                                                                        \
   OP(skip_conv_weight_workspace, int64_t, const Convolution& conv, bool skip_dy, int threads)                         \
@@ -142,6 +161,17 @@ struct Axis {
 struct Convolution {
   int64_t images, channels, outputs;
   Axis down, along;
+};
+
+// A classifier with k inputs for each label, `group` labels sharing them; value_size is 4 (float) or 2 (bfloat16).
+struct Classifier {
+  int64_t batch, cols, labels, k, group, index_size, value_size;
+};
+// What a step of training reads and writes; null where there is none.
+struct Parameters {
+  void* values;
+  const void* indices;
+  float *bias, *first, *second, *bias_first, *bias_second;
 };
 
 #define GOSSAMER_DECLARE(name, result, ...) result name(__VA_ARGS__);

@@ -77,6 +77,17 @@ inline Lanes<double> fma(Lanes<double> a, Lanes<double> b, Lanes<double> c) {
 #endif
 }
 
+inline Lanes<float> sqrt_lanes(Lanes<float> x) {
+#if defined(GOSSAMER_AVX512)
+  return (Lanes<float>)_mm512_sqrt_ps((__m512)x);
+#elif defined(GOSSAMER_AVX2)
+  return (Lanes<float>)_mm256_sqrt_ps((__m256)x);
+#else
+  for (int i = 0; i < kLanes<float>; ++i) x[i] = __builtin_sqrtf(x[i]);
+  return x;
+#endif
+}
+
 #if defined(GOSSAMER_AVX2)
 // `count` words of ones, then zeros.
 template <class T>

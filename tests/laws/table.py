@@ -51,6 +51,11 @@ class Drawn:
         return min(self.k, 7)
 
     @cached_property
+    def columns(self) -> Tensor:
+        """Of every row's elements; a row may name one twice."""
+        return torch.randint(max(self.k, 1), (self.rows, self.fan_in)).to(torch.uint16)
+
+    @cached_property
     def groups(self) -> tuple[Tensor, Tensor]:
         """The rows in any order, and where each of four groups begins; one is empty."""
         cut = self.rows // 3
@@ -69,6 +74,29 @@ class Row:
     @property
     def name(self) -> str:
         return self.op
+
+
+def element_rows(values: Tensor, indices: Tensor, cols: int) -> Tensor:
+    return torch.zeros(len(values), cols, dtype=torch.float64).scatter_add_(1, indices.long(), values.double())
+
+
+def classifier(d: Drawn) -> tuple[Any, ...]:
+    """A third of the labels of each row are positives; a step whose every number is exact."""
+    positives = (torch.rand(d.rows, d.n) < 0.3).flatten().nonzero().squeeze(1)
+    rule = ("hinge", "sgd", 0.25, 0.0, 0.0, 0.0, 0.0, 2.0, 1, 0)
+    return d(d.rows, d.fan_in), d.columns, d(d.rows), [], positives, 1, *rule
+
+
+def hinge_step(
+    x: Tensor, values: Tensor, indices: Tensor, bias: Tensor, states: list[Tensor], positives: Tensor, *rule: Any
+) -> tuple[Tensor, ...]:
+    s = element_rows(values, indices, x.shape[1])
+    sign = torch.full((len(values), len(x)), -1.0).double()
+    sign.view(-1)[positives] = 1
+    margin = (1 - sign * (s @ x.double().t() + bias.double()[:, None])).clamp(min=0)
+    g = -4 * sign * margin
+    dw = (g @ x.double()).gather(1, indices.long())
+    return (s.t() @ g).t(), 2 * margin.square().sum(), values - dw / 4, bias - g.sum(1) / 4
 
 
 def transposed(offsets: Tensor, indices: Tensor, tile_cols: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -156,9 +184,20 @@ ROWS = (
     ),
     Row(
         "fan_in_mm",
-        lambda d: (d(d.n, d.k), d(d.rows, d.fan_in), torch.randint(max(d.k, 1), (d.rows, d.fan_in)).to(torch.uint16)),
+        lambda d: (d(d.n, d.k), d(d.rows, d.fan_in), d.columns),
         lambda x, values, indices: (x.double()[:, indices.long()] * values.double()).sum(2),
     ),
+    Row(
+        "fan_in_mm_t",
+        lambda d: (d(d.n, d.rows), d(d.rows, d.fan_in), d.columns, d.k),
+        lambda dy, values, indices, cols: dy.double() @ element_rows(values, indices, cols),
+    ),
+    Row(
+        "fan_in_sdd",
+        lambda d: (d(d.n, d.rows), d(d.n, d.k), d.columns),
+        lambda dy, x, indices: (x.double()[:, indices.long()] * dy.double()[:, :, None]).sum(0),
+    ),
+    Row("fan_in_step", lambda d: (d(d.n, d.k), *classifier(d)), hinge_step, writes=(1, 3)),
     Row(
         "skip_mv",
         lambda d: (d(d.rows, d.k, zeros=0.6), d(d.k, d.n), d(d.n), graph_input(0.7)),

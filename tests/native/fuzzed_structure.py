@@ -130,6 +130,34 @@ def fan_in_mm(draw: random.Random) -> Arguments:
     }  # fmt: skip
 
 
+def fan_in_mm_t(draw: random.Random) -> Arguments:
+    drawn = fan_in_mm(draw)
+    values, indices = drawn["values"], drawn["indices"]
+    dy = integers(draw, draw.choice((0, 1, 7, 33, 100)), len(values), dtype=values.dtype)
+    cols = drawn["x"].shape[1]
+    return {"dy": dy, "values": values, "indices": indices, "cols": cols}
+
+
+def fan_in_sdd(draw: random.Random) -> Arguments:
+    drawn = fan_in_mm(draw)
+    x, indices = drawn["x"], drawn["indices"]
+    return {"dy": integers(draw, len(x), len(indices), dtype=x.dtype), "x": x, "indices": indices}
+
+
+def fan_in_step(draw: random.Random) -> Arguments:
+    labels, cols, *_ = sizes(draw)
+    batch, group, k = draw.choice((0, 1, 7, 33)), draw.choice((1, 16, 32)), min(cols, 5)
+    rows = -(-labels // group)
+    indices = torch.tensor([draw.sample(range(cols), k) for _ in range(rows)], dtype=torch.int64).view(rows, k)
+    positives = torch.tensor(sorted(draw.sample(range(labels * batch), labels * batch // 3)), dtype=torch.int64)
+    return {
+        "x": integers(draw, batch, cols), "values": integers(draw, labels, k),
+        "indices": indices.to(draw.choice((torch.uint16, torch.int32))), "bias": integers(draw, labels), "states": [],
+        "positives": positives, "group": group, "loss": "hinge", "optimizer": "sgd", "lr": 0.25, "weight_decay": 0.0,
+        "beta1": 0.0, "beta2": 0.0, "eps": 0.0, "scale": 1.0, "step": 1, "seed": 0,
+    }  # fmt: skip
+
+
 def sdd(draw: random.Random) -> Arguments:
     rows, cols, bm, bn = sizes(draw)
     k, dtype = draw.choice((0, 1, 7, 33, 600)), draw.choice((torch.float32, torch.float64))
@@ -255,7 +283,8 @@ def gated_mv(draw: random.Random) -> Arguments:
 
 
 OPS: tuple[Callable[[random.Random], Arguments], ...] = (
-    detect, gather, scatter, transpose, dsd, dsd, fan_in_mm, sdd, gather_mm, grouped_mm, grouped_outer, skip_conv,
+    detect, gather, scatter, transpose, dsd, dsd, fan_in_mm, fan_in_mm_t, fan_in_sdd, fan_in_step, sdd,
+    gather_mm, grouped_mm, grouped_outer, skip_conv,
     skip_conv_weight, relu_bits, keep_bits, topk_mask, skip_mv, gated_mv,
 )  # fmt: skip
 
@@ -309,6 +338,9 @@ def broken(draw: random.Random, arguments: Arguments) -> tuple[Arguments, str]:
 def answer(backend: Any, op: str, arguments: Arguments) -> tuple[Tensor, ...]:
     if op == "skip_conv":  # each backend packs for itself; the mutant is of the shape of a weight
         arguments = {**arguments, "packed": backend.skip_pack(arguments["packed"])}
+    if op == "fan_in_step":  # it writes
+        arguments = {name: x.clone() if isinstance(x, Tensor) else x for name, x in arguments.items()}
+        return *backend.fan_in_step(**arguments), arguments["values"], arguments["bias"]
     found = getattr(backend, op)(**arguments)
     return found if isinstance(found, tuple) else (found,)
 

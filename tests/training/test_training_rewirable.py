@@ -22,6 +22,7 @@ class Unpacked(nn.Module):
     """A linear layer of tiles that shares no class with BlockSparseLinear and calls its parameter otherwise."""
 
     rewired: ClassVar[str] = "tiles"
+    row_tiles: ClassVar[int | None] = None
     shape: tuple[int, int]
     tile: tuple[int, int]
 

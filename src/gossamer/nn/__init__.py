@@ -8,6 +8,7 @@ from gossamer.nn.block_sparse import (
     remapped,
 )
 from gossamer.nn.experts import Experts, balance_loss
+from gossamer.nn.fan_in import FanInLinear
 from gossamer.nn.relu_feed_forward import ReLUFeedForward
 from gossamer.nn.rewirable import Rewirable
 from gossamer.nn.skip import Conv2d, Linear, SkipReport, skip_zeros, unskip_zeros
@@ -63,6 +64,7 @@ __all__ = [
     "BlockSparseLinear",
     "Conv2d",
     "Experts",
+    "FanInLinear",
     "GatedFeedForward",
     "Linear",
     "ReLUFeedForward",

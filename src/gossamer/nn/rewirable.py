@@ -18,7 +18,7 @@ class Rewirable(Protocol):
     """
 
     rewired: ClassVar[str]
-    """Name of the parameter [capacity, bm, bn] that holds the tiles."""
+    """Name of the parameter that holds the tiles: [capacity, bm, bn], or [rows, row_tiles] of single elements."""
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -35,6 +35,10 @@ class Rewirable(Protocol):
     @property
     def capacity(self) -> int:
         """Number of tiles there is memory for."""
+
+    @property
+    def row_tiles(self) -> int | None:
+        """Tiles that every row has, where that number is one for all of them: then a pattern must be such, too."""
 
     @property
     def bound(self) -> float:

@@ -1,6 +1,6 @@
 """The ops on tensors and a Pattern: schema, dispatch by device, autograd. May import planner, pattern and kernels."""
 
-from gossamer.ops.fan_in import fan_in_mm
+from gossamer.ops.fan_in.product import fan_in_mm
 from gossamer.ops.gemv import gated_mv, skip_mv, statistical_topk
 from gossamer.ops.grouped import grouped_matmul
 from gossamer.ops.matmul import matmul

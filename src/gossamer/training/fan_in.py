@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from gossamer.training.select import topk
+
 
 def fill_rows(kept: Tensor, magnitude: Tensor, growth: Tensor, k: int, allowed: Tensor | None = None) -> Tensor:
     """bool[rows, cols] with exactly k True in every row that has room, none elsewhere.
@@ -41,6 +43,28 @@ def fill_rows(kept: Tensor, magnitude: Tensor, growth: Tensor, k: int, allowed: 
         counts = counts.clamp(max=k)
     candidates = ~kept if allowed is None else allowed & ~kept
     return kept | _largest(torch.where(candidates, growth, -1.0), (k - counts) * living)
+
+
+def exchange_in_rows(active: Tensor, share: float, drop_scores: Tensor, grow_scores: Tensor, *, regrow: bool) -> Tensor:
+    """bool[rows, cols]: drop the floor(share * nnz) of smallest drop score, then every row grows as many as it lost.
+
+    Args:
+        active: bool[rows, cols], as many in each row.
+        drop_scores, grow_scores: [rows * cols]; grow scores are at least 0.
+        regrow: whether what was dropped may grow again; if not, it does only where a row has nothing else.
+
+    Example:
+        >>> active = torch.tensor([[True, True, False], [True, False, True]])
+        >>> drop, grow = torch.tensor([1.0, 2.0, 0.0, 3.0, 0.0, 4.0]), torch.tensor([9.0, 0.0, 1.0, 0.0, 1.0, 0.0])
+        >>> exchange_in_rows(active, 0.25, drop, grow, regrow=False).int().tolist()
+        [[0, 1, 1], [1, 0, 1]]
+    """
+    flat = active.reshape(-1)
+    count = int(share * int(torch.count_nonzero(flat)))
+    kept = flat & ~topk(drop_scores, count, largest=False, allowed=flat)
+    growth = grow_scores if regrow else torch.where(flat, 0, grow_scores + 1)
+    fan_in = int(active[0].sum())
+    return fill_rows(kept.view_as(active), torch.zeros_like(growth).view_as(active), growth.view_as(active), fan_in)
 
 
 def _largest(scores: Tensor, need: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from gossamer.schedule import Schedule
 from gossamer.training.engine import Method
+from gossamer.training.fan_in import exchange_in_rows
 from gossamer.training.rewiring import Change
 from gossamer.training.settings import fraction, one_of
 from gossamer.training.weights import Layer
@@ -65,15 +66,18 @@ class SET(Method):
 
     def handle(self, event: str, t: int) -> tuple[Change, dict[str, Any]]:
         share = self.drop_share(t)
-        changes = {
-            layer: self.exchanged(layer.active(), share, self.drop_scores(layer), self.grow_scores(layer))
-            for layer in self.dynamic()
-        }
-        return changes, {"drop_fraction": share}
+        return {layer: self._exchanged(layer, share) for layer in self.dynamic()}, {"drop_fraction": share}
 
     def drop_share(self, t: int) -> float:
         """Share of a layer's weights replaced at step t."""
         return Schedule(self.drop_schedule, self.drop_fraction, self.drop_end)(self.progress(t))
+
+    def _exchanged(self, layer: Layer, share: float) -> Tensor:
+        """bool[units]: with floor(share * nnz) others. Rows of one length grow as many as they lost."""
+        active, drop, grow = layer.active(), self.drop_scores(layer), self.grow_scores(layer)
+        if layer.row_units is None:
+            return self.exchanged(active, share, drop, grow)
+        return exchange_in_rows(active.view(layer.grid), share, drop, grow, regrow=self.regrow_dropped).view(-1)
 
     def drop_scores(self, layer: Layer) -> Tensor:
         """The smallest of these are dropped."""

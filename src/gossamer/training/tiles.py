@@ -22,6 +22,7 @@ from gossamer.nn.rewirable import Rewirable
 from gossamer.pattern import Pattern
 from gossamer.pattern.build import tile_areas, tile_means
 from gossamer.training import distributed, optimizer_state
+from gossamer.training.fan_in import fill_rows
 from gossamer.training.random import uniform
 from gossamer.training.select import mask_, topk
 from gossamer.training.weights import Layer, Masked
@@ -57,7 +58,8 @@ class TileValues(Masked):
 
     def spread(self, mask: Tensor) -> Tensor:
         padded = torch.cat([mask.reshape(-1), mask.new_zeros(1)])  # the last stands for slack
-        return padded[self.module.pattern.keys()].view(-1, 1, 1)
+        kept = padded[self.module.pattern.keys()]
+        return kept.view(self.parameter.shape) if self.parameter.dim() == 2 else kept.view(-1, 1, 1)
 
     def pattern(self, tile: tuple[int, int]) -> Pattern:
         return Pattern.from_tile_mask(self.mask, self.module.tile, shape=self.module.shape)
@@ -96,7 +98,7 @@ class TileValues(Masked):
             return  # a state was loaded, that of the network is still to come (`check` sees to it)
         tiles = self.module.pattern.value_mask()
         for tensor in (self.parameter.data, *states):
-            mask_(tensor, tiles)
+            mask_(tensor, tiles.view(tensor.shape))
 
     def check_copy(self, copy: nn.Module) -> None:
         try:
@@ -145,9 +147,9 @@ class TileLayer(Layer):
         return self.tensor.module.shape
 
     def scores(self, x: Tensor) -> Tensor:
-        """Mean of x[capacity, bm, bn] over each tile: float32[units] (float64 for float64), zero for absent tiles."""
+        """Mean of x, shaped as the values, over each tile: float32[units] (float64 for float64), zero where absent."""
         pattern = self.tensor.module.pattern
-        x = x if x.dtype == torch.float64 else x.float()
+        x = (x if x.dtype == torch.float64 else x.float()).reshape(-1, *self.tile)
         total = x.new_zeros(self.units + 1).index_copy_(0, pattern.keys(), x.sum((1, 2)))[:-1]
         return total.div_(tile_areas(self.shape, self.tile, x.device).view(-1))  # one area, or one for each tile
 
@@ -157,15 +159,22 @@ class TileLayer(Layer):
     def any(self, x: Tensor) -> Tensor:
         return x.reshape(-1)
 
+    @property
+    def row_units(self) -> int | None:
+        return self.tensor.module.row_tiles
+
     def initial(self, scores: Tensor, count: int) -> Tensor:
         """Tiles that are present stay first: they have values."""
         present = self.active()
+        if self.row_units is not None:
+            return self._even(present, scores - scores.min(), count)
         kept = topk(scores, min(count, int(torch.count_nonzero(present))), allowed=present)
         return kept | topk(scores, count - int(torch.count_nonzero(kept)), allowed=~present)
 
     def start(self, units: Tensor, optimizer: Optimizer, *, seed: int, fresh: bool) -> None:
         module, values = self.tensor.module, self.tensor.parameter
         new = (self._rewire(units, optimizer) < 0).view(-1, 1, 1) & module.pattern.value_mask()
+        new = new.view(values.shape)
         if fresh and bool(new.any()):
             n, device = values.numel(), values.device
             noise = uniform(n, seed=seed, name=self.name, step=0, purpose="value", device=device).view_as(new)
@@ -173,11 +182,40 @@ class TileLayer(Layer):
             values.data.copy_(torch.where(new, drawn, values.data))
 
     def take(self, units: Tensor, optimizer: Optimizer, value: Tensor | None = None) -> int:
-        gained = self.tensor.weights(units.view(self.grid) & ~self.tensor.mask)
+        before = self.tensor.mask.clone()
         self._rewire(units, optimizer)
-        return gained
+        return self.tensor.weights(self.tensor.mask & ~before)
+
+    def _even(self, units: Tensor, growth: Tensor, count: int) -> Tensor:
+        """Units with count // rows in each row, at least one: the largest of a row, then those of largest growth."""
+        k = min(max(count // self.grid[0], 1), self.grid[1])
+        magnitude = self.scores(self.tensor.parameter.detach().abs()).view(self.grid)
+        return fill_rows(units.view(self.grid), magnitude, growth.view(self.grid), k).view(-1)
+
+    def _evened(self, units: Tensor) -> Tensor:
+        """A choice that was made over the whole layer, for rows of one length.
+
+        Where a row got too many, the largest of what it had stay, then newcomers of largest gradient (without one,
+        any); where it got too few, what it lost comes back.
+        """
+        counts = units.view(self.grid).sum(1)
+        if bool((counts == counts[0]).all()) and int(counts[0]) > 0:
+            return units
+        active, gradient = self.active(), self.tensor.gradient()
+        if gradient is None:
+            state = int((active.nonzero().squeeze(1) % 65521).sum())  # another draw for each state of the layer
+            rank = uniform(self.units, seed=0, name=self.name, step=state, purpose="even", device=active.device)
+        else:
+            rank = self.growth(gradient)
+        had = self.scores(self.tensor.parameter.detach().abs())
+        growth = torch.where(
+            units & ~active, 2 + rank / rank.max().clamp(min=1e-30), active * (1 + had / had.max().clamp(min=1e-30))
+        )
+        return self._even(units & active, growth, int(torch.count_nonzero(units)))
 
     def _rewire(self, units: Tensor, optimizer: Optimizer) -> Tensor:
+        if self.row_units is not None:
+            units = self._evened(units)
         module, count = self.tensor.module, int(torch.count_nonzero(units))
         if self.tensor.fixed and count > module.capacity:
             raise RuntimeError(

@@ -137,6 +137,11 @@ class Layer:
         return True
 
     @property
+    def row_units(self) -> int | None:
+        """Units that every row has, where that number is one for all of them."""
+        return None
+
+    @property
     def shape(self) -> tuple[int, int]:
         parameter = self.tensor.parameter
         return self.last - self.first, parameter.numel() // parameter.shape[0]

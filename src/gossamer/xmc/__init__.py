@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from gossamer.xmc import data, metrics
+    from gossamer.xmc.head import FusedHead
 
 _MODULES = ("data", "metrics")
-_NAMES: dict[str, str] = {}  # a name of a module of the package: the module that has it
+_NAMES: dict[str, str] = {"FusedHead": "gossamer.xmc.head"}  # a name of a module of the package: the module that has it
 
-__all__ = ["data", "metrics"]
+__all__ = ["FusedHead", "data", "metrics"]
 
 
 def __getattr__(name: str) -> Any:

@@ -131,6 +131,11 @@ class BlockSparseLinear(Tiled):
         """Number of tiles there is memory for."""
         return self.values.shape[0]
 
+    @property
+    def row_tiles(self) -> int | None:
+        """Rows may have any number of tiles."""
+        return None
+
     def extra_repr(self) -> str:
         present = "?" if self.offsets.is_meta else int(self.offsets[-1])
         tiles = math.prod(self.pattern.grid)

@@ -3,25 +3,24 @@
     y[b, r] = sum over j of values[r, j] * x[b, indices[r, j]]
 
 A neuron of a sparse layer with k inputs is such a row (constant fan-in), a label of a large classifier another. The
-indices need no offsets: row r owns the k slots from r * k on. As a pattern of single elements the same matrix is known
-to the other products, and the gradients are theirs:
+indices need no offsets: row r owns the k slots from r * k on. S being that matrix [rows, cols], three ops are closed
+under differentiation, and each reads `indices` as they are:
 
-    dvalues = sample(dy^T x)      dx = dy S
+    fan_in_mm    y = x S^T                            dx = fan_in_mm_t(dy)    dvalues = fan_in_sdd(dy, x)
+    fan_in_mm_t  x = y S
+    fan_in_sdd   values = y^T x at the elements of S
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from gossamer.ops.arguments import check_factor
 from gossamer.ops.autograd import Differentiable, save
 from gossamer.ops.index import check_grid, check_pattern
-from gossamer.ops.products import Dsd, Sdd
 from gossamer.ops.registration import Backend, check_backend, in_float32, register
-from gossamer.ops.tiles import transpose_on
 from gossamer.pattern import Pattern
 
 
@@ -29,8 +28,27 @@ def _fake(x: Tensor, values: Tensor, indices: Tensor) -> Tensor:
     return x.new_empty(values.shape[0], x.shape[0]).t()
 
 
+def _fake_t(dy: Tensor, values: Tensor, indices: Tensor, cols: int) -> Tensor:
+    return dy.new_empty(dy.shape[0], cols)
+
+
+def _fake_sdd(dy: Tensor, x: Tensor, indices: Tensor) -> Tensor:
+    return x.new_empty(indices.shape)
+
+
+_half = in_float32(like=0)
 fan_in_mm_on = register(
-    "fan_in_mm", "(Tensor x, Tensor values, Tensor indices) -> Tensor", _fake, strided=(0,), half=in_float32(like=0)
+    "fan_in_mm", "(Tensor x, Tensor values, Tensor indices) -> Tensor", _fake, strided=(0,), half=_half
+)
+fan_in_mm_t_on = register(
+    "fan_in_mm_t",
+    "(Tensor dy, Tensor values, Tensor indices, SymInt cols) -> Tensor",
+    _fake_t,
+    strided=(0,),
+    half=_half,
+)
+fan_in_sdd_on = register(
+    "fan_in_sdd", "(Tensor dy, Tensor x, Tensor indices) -> Tensor", _fake_sdd, strided=(0, 1), half=_half
 )
 
 
@@ -52,17 +70,64 @@ class FanInMm(Differentiable):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, values, indices = ctx.saved_tensors
-        (rows, k), cols, backend = values.shape, x.shape[1], ctx.backend
-        flat = indices.reshape(-1)
-        index = torch.arange(rows + 1, device=x.device) * k, flat, None
         grad_x = grad_values = None
         if ctx.needs_input_grad[0]:
-            index_t = transpose_on(backend)(*index[:2], cols)
-            single = values.reshape(-1, 1, 1)
-            grad_x = Dsd.call(single, grad.t(), None, rows, cols, True, True, backend, *index, *index_t, None).t()
+            grad_x = FanInMmT.call(grad, values, indices, x.shape[1], ctx.backend)
         if ctx.needs_input_grad[1]:
-            grad_values = Sdd.call(grad.t(), x, 1, 1, backend, *index, None, None, None, None).view(rows, k)
+            grad_values = FanInSdd.call(grad, x, indices, ctx.backend)
         return grad_x, grad_values, None, None
+
+
+class FanInMmT(Differentiable):
+    """dy[batch, rows], values[rows, k], indices[rows, k] -> dx[batch, cols]."""
+
+    name = "fan_in_mm"
+
+    @staticmethod
+    def compute(dy: Tensor, values: Tensor, indices: Tensor, cols: int, backend: Backend | None) -> Tensor:
+        return fan_in_mm_t_on(backend)(dy, values, indices, cols)
+
+    @staticmethod
+    def forward(ctx: Any, dy: Tensor, values: Tensor, indices: Tensor, cols: int, backend: Backend | None) -> Tensor:
+        save(ctx, dy, values, indices)
+        ctx.backend = backend
+        return fan_in_mm_t_on(backend)(dy, values, indices, cols)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        dy, values, indices = ctx.saved_tensors
+        grad_dy = grad_values = None
+        if ctx.needs_input_grad[0]:
+            grad_dy = FanInMm.call(grad, values, indices, ctx.backend)
+        if ctx.needs_input_grad[1]:
+            grad_values = FanInSdd.call(dy, grad, indices, ctx.backend)
+        return grad_dy, grad_values, None, None, None
+
+
+class FanInSdd(Differentiable):
+    """dy[batch, rows], x[batch, cols], indices[rows, k] -> values[rows, k]."""
+
+    name = "fan_in_mm"
+
+    @staticmethod
+    def compute(dy: Tensor, x: Tensor, indices: Tensor, backend: Backend | None) -> Tensor:
+        return fan_in_sdd_on(backend)(dy, x, indices)
+
+    @staticmethod
+    def forward(ctx: Any, dy: Tensor, x: Tensor, indices: Tensor, backend: Backend | None) -> Tensor:
+        save(ctx, dy, x, indices)
+        ctx.backend = backend
+        return fan_in_sdd_on(backend)(dy, x, indices)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        dy, x, indices = ctx.saved_tensors
+        grad_dy = grad_x = None
+        if ctx.needs_input_grad[0]:
+            grad_dy = FanInMm.call(x, grad, indices, ctx.backend)
+        if ctx.needs_input_grad[1]:
+            grad_x = FanInMmT.call(dy, grad, indices, x.shape[1], ctx.backend)
+        return grad_dy, grad_x, None, None
 
 
 def fan_in_mm(x: Tensor, values: Tensor, pattern: Pattern, *, backend: Backend | None = None) -> Tensor:

@@ -1,0 +1,210 @@
+"""FusedHead: a classifier over up to hundreds of millions of labels, trained without logits or gradients in memory.
+
+A label reads `fan_in` of the inputs. One call of `step` is forward, loss, backward and the optimizer's step, label by
+label, and returns the gradient by the input for the encoder's backward pass. (Of language models this is known as cut
+cross entropy.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from gossamer.kernels.reference.fan_in_step import Rule as RuleOf
+from gossamer.ops.fan_in.connections import draw_connections, draw_values
+from gossamer.ops.fan_in.step import GROUPS, STATES, Rule, fan_in_step, sorted_positives
+from gossamer.ops.registration import Backend, check_backend
+from gossamer.pattern.build import index_dtype
+from gossamer.xmc.data.csr import Csr
+from gossamer.xmc.memory import Layout, require_room
+from gossamer.xmc.shortlist import softmax_step
+
+Loss = Literal["bce", "hinge", "softmax"]
+
+
+class FusedHead(nn.Module):
+    """z = x S^T + bias over `labels` labels, S having `fan_in` values in each row; trained by `step`.
+
+    Args:
+        width: features of the input.
+        labels: number of labels.
+        fan_in: inputs of a label, at most `width`.
+        dtype: of the values: torch.float32, or torch.bfloat16 with stochastic rounding.
+        optimizer: "sgd", "momentum" or "adam" (AdamW if it decays); states are float32.
+        loss: "bce", or "hinge", the squared hinge, whose labels outside the margin cost a forward pass only: sums over
+            labels and rows. Or "softmax" over a shortlist for each row, a sum over rows; labels that no row names are
+            not read, and their states stay as they are.
+        group: labels that share their inputs: 1, 16, 32 or 64; consecutive ones.
+        bias: whether labels have a bias (float32, zero at first, without decay).
+        seed: of the first inputs and values, and of stochastic rounding.
+        betas, eps, weight_decay: of the optimizer; betas[0] is the momentum.
+
+    Attributes (buffers; nothing here is a Parameter, for `step` is the optimizer):
+        values: [labels, fan_in]. indices: uint16 or int32 [ceil(labels / group), fan_in], rows sorted, none twice.
+        bias: float32[labels] or None.
+        first, second, bias_first, bias_second: states of the optimizer, or None.
+        steps: int64 [], steps taken.
+
+    Memory: labels * fan_in * (bytes of a value + bytes of an index / group + 4 for each state) + 4 * labels for the
+    bias and each of its states; and while it steps 4 * width * batch for each thread and two more. No other number
+    grows with labels or batch.
+
+    Raises:
+        TypeError, ValueError: naming the argument. MemoryError: more than is free; says how many labels fit.
+
+    Source: Ullah et al., "Navigating extremes: dynamic sparsity in large output spaces", 2024 (arXiv 2411.03171).
+
+    >>> head = FusedHead(8, 100, fan_in=4)
+    >>> grad_x, loss = head.step(torch.randn(2, 8), [[3, 99], []], lr=0.1)
+    >>> grad_x.shape, head.values.shape
+    (torch.Size([2, 8]), torch.Size([100, 4]))
+    """
+
+    values: Tensor
+    indices: Tensor
+    bias: Tensor | None
+    first: Tensor | None
+    second: Tensor | None
+    bias_first: Tensor | None
+    bias_second: Tensor | None
+    steps: Tensor
+
+    def __init__(
+        self,
+        width: int,
+        labels: int,
+        *,
+        fan_in: int = 64,
+        dtype: torch.dtype = torch.float32,
+        optimizer: Rule = "sgd",
+        loss: Loss = "bce",
+        group: int = 1,
+        bias: bool = True,
+        seed: int = 0,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+    ) -> None:
+        super().__init__()
+        _check(width, labels, fan_in, dtype, optimizer, loss, group)
+        layout = Layout(fan_in, index_dtype(width).itemsize, dtype.itemsize, STATES[optimizer], group, bias)
+        require_room(layout, labels)
+        self.width, self.labels, self.fan_in, self.group, self.seed = width, labels, fan_in, group, seed
+        self.optimizer: Rule = optimizer
+        self.loss: Loss = loss
+        self.betas, self.eps, self.weight_decay = betas, eps, weight_decay
+        self.register_buffer("values", torch.empty(labels, fan_in, dtype=dtype))
+        self.register_buffer("indices", draw_connections(-(-labels // group), width, fan_in, seed=seed))
+        self.register_buffer("bias", torch.zeros(labels) if bias else None)
+        for at, name in enumerate(("first", "second")):
+            kept = at < STATES[optimizer]
+            self.register_buffer(name, torch.zeros(labels, fan_in) if kept else None)
+            self.register_buffer(f"bias_{name}", torch.zeros(labels) if kept and bias else None)
+        self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
+        draw_values(self.values, seed=seed)
+
+    def extra_repr(self) -> str:
+        return (
+            f"{self.width}, {self.labels}, fan_in={self.fan_in}, dtype={self.values.dtype}, "
+            f"optimizer={self.optimizer!r}, loss={self.loss!r}, group={self.group}, bias={self.bias is not None}"
+        )
+
+    @property
+    def states(self) -> list[Tensor]:
+        """The optimizer's tensors that are there: those of the values, then those of the bias."""
+        each = (self.first, self.second, self.bias_first, self.bias_second)
+        return [state for state in each if state is not None]
+
+    @torch.no_grad()
+    def step(
+        self,
+        x: Tensor,
+        labels: Csr | Sequence[Sequence[int]],
+        lr: float,
+        *,
+        shortlist: Tensor | None = None,
+        scale: float = 1.0,
+        backend: Backend | None = None,
+    ) -> tuple[Tensor, float]:
+        """One step of training on a batch: returns (gradient of the loss by x, loss).
+
+        Args:
+            x: [batch, width], any float dtype; computed in float32. Not differentiated: pass `out.detach()` and go on
+                with `out.backward(grad_x)`.
+            labels: of each row of x, a `gossamer.xmc.data.Csr` of shape (batch, labels) or a list of numbers for each;
+                what is named twice counts once.
+            lr: learning rate of this step.
+            shortlist: with loss="softmax", int64[batch, size]: the labels of each row that its positives compete with;
+                negative numbers fill up shorter lists.
+            scale: factor of the loss and all gradients: 1 / batch for a mean over rows.
+            backend: None for the kernels of x's device; or "cpu", "triton", "reference" to insist.
+
+        Returns:
+            (grad_x float32[batch, width], loss), both of the values before the step. The gradient of the weights is
+            used up: clipping and accumulating gradients need `gossamer.nn.FanInLinear`.
+
+        Raises:
+            TypeError, ValueError: naming the argument; nothing has changed then.
+        """
+        if not isinstance(x, Tensor) or x.dim() != 2 or x.shape[1] != self.width or not x.is_floating_point():
+            found = f"{x.dtype}{list(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
+            raise ValueError(f"x must be floats [batch, {self.width}], got {found}")
+        check_backend(backend, "x", x)
+        x, step, positives = x.detach().float(), int(self.steps) + 1, self._positives(labels, len(x))
+        if self.loss == "softmax" or shortlist is not None:
+            self._check_shortlist(shortlist, len(x))
+            assert shortlist is not None
+            rule = RuleOf(self.optimizer, float(lr), self.weight_decay, *self.betas, self.eps, step)
+            grad_x, loss = softmax_step(
+                x, self.values, self.indices, self.bias, self.states, positives, shortlist.long(), self.group, rule,
+                scale, self.seed, backend,
+            )  # fmt: skip
+            self.steps += 1
+            return grad_x, float(loss)
+        grad_x, loss = fan_in_step(
+            x, self.values, self.indices, self.bias, self.states, positives,
+            lr=lr, step=step, loss=self.loss, optimizer=self.optimizer, group=self.group, betas=self.betas,
+            eps=self.eps, weight_decay=self.weight_decay, scale=scale, seed=self.seed, backend=backend,
+        )  # fmt: skip
+        self.steps += 1
+        return grad_x, float(loss)
+
+    def _check_shortlist(self, shortlist: Tensor | None, batch: int) -> None:
+        if self.loss != "softmax":
+            raise ValueError(f"shortlist is for loss='softmax', got it with loss={self.loss!r}")
+        if not isinstance(shortlist, Tensor) or shortlist.dtype not in (torch.int32, torch.int64):
+            found = shortlist.dtype if isinstance(shortlist, Tensor) else type(shortlist).__name__
+            raise TypeError(f"shortlist must be an int64 tensor for loss='softmax', got {found}")
+        if shortlist.dim() != 2 or len(shortlist) != batch:
+            raise ValueError(f"shortlist must have shape [{batch}, size], got {tuple(shortlist.shape)}")
+        if shortlist.numel() and int(shortlist.max()) >= self.labels:
+            raise ValueError(f"shortlist must name labels below {self.labels}, got {int(shortlist.max())}")
+
+    def _positives(self, labels: Csr | Sequence[Sequence[int]], batch: int) -> Tensor:
+        if not isinstance(labels, Csr):
+            labels = Csr.from_lists(labels, self.labels)
+        if labels.shape != (batch, self.labels):
+            raise ValueError(f"labels must be of shape {(batch, self.labels)}, got {labels.shape}")
+        device = self.values.device
+        return sorted_positives(labels.offsets.to(device), labels.indices.to(device), self.labels)
+
+
+def _check(
+    width: int, labels: int, fan_in: int, dtype: torch.dtype, optimizer: Rule, loss: Loss, group: int
+) -> None:  # fmt: skip
+    for name, size in (("width", width), ("labels", labels), ("fan_in", fan_in)):
+        if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+            raise ValueError(f"{name} must be an integer of at least 1, got {size!r}")
+    if fan_in > width:
+        raise ValueError(f"fan_in must be at most the width of {width}, got {fan_in}")
+    if dtype not in (torch.float32, torch.bfloat16):
+        raise TypeError(f"dtype must be torch.float32 or torch.bfloat16, got {dtype}")
+    if optimizer not in STATES:
+        raise ValueError(f"optimizer must be one of {', '.join(map(repr, STATES))}, got {optimizer!r}")
+    if loss not in get_args(Loss):
+        raise ValueError(f"loss must be one of {', '.join(map(repr, get_args(Loss)))}, got {loss!r}")
+    if group not in GROUPS:
+        raise ValueError(f"group must be one of {', '.join(map(str, GROUPS))}, got {group!r}")

@@ -184,6 +184,7 @@ def test_refuses_only_what_is_clearly_slower(
         assert small.refused is None and after(small)["conv1"] == 3
         assert ("no faster that could be told" in said) == (verdict == "inconclusive")
         assert ("no faster that could be told" in small.explain()) == (verdict == "inconclusive")
+        assert ("\nfaster: " in f"\n{small.explain()}") == (verdict == "faster")
     assert small.report["latency"]["rows"][1]["ratio"] == ratio
 
 

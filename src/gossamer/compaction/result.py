@@ -86,8 +86,9 @@ def _explained(result: Compact) -> str:
     report = result.report
     if result.refused is not None:
         lines.append(f"nothing removed: {result.refused}")
-    elif report["latency"] is not None and report["latency"]["verdict"] == "inconclusive":
-        lines.append(f"no faster that could be told: {told(report['latency'])}")
+    elif report["latency"] is not None:
+        faster = report["latency"]["verdict"] == "faster"
+        lines.append(f"{'faster' if faster else 'no faster that could be told'}: {told(report['latency'])}")
     for name in ("parameters", "flops"):
         lines.append(f"{name}: {report[name]['before']:,} -> {report[name]['after']:,}")
     groups = result.graph.groups

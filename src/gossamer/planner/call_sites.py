@@ -94,7 +94,7 @@ class Planner:
 
     def __call__(self, a: Tensor, b: Tensor, sparse: Sparse = "a") -> Plan:
         """The plan for a @ b now: the one in force, or that of a fresh sample of the operand."""
-        return self.ask(a, b, sparse, reports=False)[0]
+        return self.ask(a, b, sparse, False)[0]
 
     def ask(self, a: Tensor, b: Tensor, sparse: Sparse = "a", reports: bool = True) -> tuple[Plan, Report | None]:
         """The plan for a @ b, and now and then a function that wants to know the seconds that it took.
@@ -138,6 +138,7 @@ class Planner:
             if sum(map(len, self._sites.values())) >= self.most_sites:
                 self._sites.clear()
             site = self._sites.setdefault(shapes, {})[memory] = _CallSite(b, self._tuner(()))
+        reports = reports and bool(seen.fractions)  # else there is nothing to compare
         site.turn += 1
         site.calls += 1
         chosen, site.plan = self._choose(site, seen, reports)

@@ -170,6 +170,8 @@ class Question:
                 now.decided = True
                 return
             self._be_patient(now)
+            if not tries or now.age < now.gap:
+                return
             moved = False
         else:
             if not self._may_win(now, now.chosen):
@@ -309,7 +311,7 @@ class Question:
         cost = {
             one: self._cost(now, one) + extra * (one != DENSE)
             for one in _dense_first(now.candidates)
-            if self._may_win(now, one)
+            if self.trusted or self._may_win(now, one)
         }
         best = min(cost, key=lambda one: cost[one])
         before = cost.get(now.chosen)

@@ -149,6 +149,7 @@ class Tuner(Handled):
         Raises:
             ValueError: an unknown question or alternative, or candidates without "dense".
         """
+        candidates = tuple(candidates)
         at = (key, candidates, torch.get_num_threads())
         deterministic = torch._C._get_deterministic_algorithms()
         own = self._shared.questions.get(question)
@@ -156,11 +157,11 @@ class Tuner(Handled):
         if now is not None and not (self._alone or now.asks or deterministic or densities) and now.at == at:
             vars(self._asked)[question] = now
             return now.chosen
-        candidates = self._check(question, candidates)
+        self._check(question, candidates)
         with self._lock:
             self._read()
             own = self._question(question)
-            now = own.situation(candidates, (key, candidates, torch.get_num_threads()))
+            now = own.situation(candidates, at)
             if prior is None:
                 prior = self.prior
             if deterministic:
@@ -256,13 +257,12 @@ class Tuner(Handled):
             self._read()
             return "\n".join(own.explain() for own in self._shared.questions.values()) or "nothing was asked yet"
 
-    def _check(self, question: str, candidates: Sequence[str]) -> tuple[str, ...]:
+    def _check(self, question: str, candidates: Sequence[str]) -> None:
         known = self.alternatives.get(question)
         if known is None:
             raise ValueError(f"question must be one of {tuple(self.alternatives)}, got {question!r}")
         if DENSE not in candidates or not {DENSE, *known}.issuperset(candidates):
             raise ValueError(f"candidates must hold 'dense' and alternatives among {tuple(known)}, got {candidates}")
-        return tuple(candidates)
 
     def _question(self, name: str) -> Question:
         own = self._shared.questions.get(name)

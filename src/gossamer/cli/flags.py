@@ -8,15 +8,14 @@ import re
 from collections.abc import Sequence
 from typing import TypeVar
 
+from gossamer import extras
+
 Config = TypeVar("Config")
 
 
 def needs_tyro() -> None:
     """Raise an ImportError that says how to get tyro when it is not installed."""
-    try:
-        import tyro  # noqa: F401
-    except ImportError:
-        raise ImportError('this command needs tyro: pip install "gossamer[run]"') from None
+    extras.needed("tyro", "this command needs tyro", "run")
 
 
 def parse(kind: type[Config], program: str, arguments: Sequence[str]) -> Config:

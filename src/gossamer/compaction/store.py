@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gossamer import files
+from gossamer import extras, files
 from gossamer.wrappers import plain_name, plain_names, unwrap
 
 from .attributes import Changes, known_attributes
@@ -28,11 +28,7 @@ from .rewrite import history, set_data
 
 
 def _safetensors() -> Any:
-    try:
-        import safetensors.torch
-    except ImportError as error:
-        raise ImportError("saving compact models needs safetensors: pip install gossamer[run]") from error
-    return safetensors.torch
+    return extras.needed("safetensors.torch", "saving compact models needs safetensors", "run")
 
 
 def _persistent(model: nn.Module) -> dict[str, Tensor]:

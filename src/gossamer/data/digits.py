@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from gossamer import extras
 from gossamer.data.splits import Splits, normalise, split
 
 
@@ -13,10 +14,7 @@ def digits(*, seed: int, test_fraction: float = 0.2) -> Splits:
     Raises:
         ImportError: scikit-learn is not installed.
     """
-    try:
-        from sklearn.datasets import load_digits
-    except ImportError:
-        raise ImportError('data "digits" needs scikit-learn: pip install "gossamer[run]"') from None
+    load_digits = extras.needed("sklearn.datasets", 'data "digits" needs scikit-learn', "run").load_digits
     bunch = load_digits()
     x = torch.from_numpy(bunch.images).float().unsqueeze(1) / 16.0
     y = torch.from_numpy(bunch.target).long()

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from gossamer import files
+from gossamer import extras, files
 from gossamer.data.splits import Splits, normalise, split
 
 SUFFIXES = frozenset((".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"))
@@ -80,10 +80,9 @@ def _open(file: Path) -> Any:
         ValueError: it is none, or is larger than Pillow's limit.
         ImportError: Pillow is not installed.
     """
-    try:
-        from PIL import Image
-    except ImportError:
-        raise ImportError('data "imagefolder:PATH" needs Pillow: pip install "gossamer[run]"') from None
+    extras.needed("PIL", 'data "imagefolder:PATH" needs Pillow', "run")
+    from PIL import Image
+
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)

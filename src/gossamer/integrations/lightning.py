@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from gossamer import extras
 from gossamer.integrations.rebuild import rebuild
 
 
@@ -13,10 +14,8 @@ def sparsify(make: Callable[[Any, Any, int], Any]) -> Any:
 
     Trainer(callbacks=[sparsify(lambda net, optimizer, steps: gs.training.RigL(net, optimizer, total_steps=steps))])
     """
-    try:
-        from lightning.pytorch import Callback
-    except ImportError:
-        raise ImportError('the Lightning callback needs lightning: pip install "gossamer[lightning]"') from None
+    extras.needed("lightning.pytorch", "the Lightning callback needs lightning", "lightning")
+    from lightning.pytorch import Callback
 
     class Sparsify(Callback):
         method: Any = None

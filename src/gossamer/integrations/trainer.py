@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from gossamer import files
+from gossamer import extras, files
 from gossamer.integrations.rebuild import rebuild
 
 
@@ -17,10 +17,8 @@ def sparsify(make: Callable[[Any, Any, int], Any]) -> Any:
 
     A run is resumed from a checkpoint in its own output_dir, where the method's state lies.
     """
-    try:
-        from transformers import TrainerCallback
-    except ImportError:
-        raise ImportError('the Trainer callback needs transformers: pip install "gossamer[hf]"') from None
+    extras.needed("transformers", "the Trainer callback needs transformers", "hf")
+    from transformers import TrainerCallback
 
     def file(args: Any, state: Any) -> Path:
         return Path(args.output_dir) / f"checkpoint-{state.global_step}" / "gossamer.pt"

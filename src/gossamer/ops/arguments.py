@@ -16,20 +16,23 @@ from gossamer.planner.operands import FLOATS
 STORED = (torch.bfloat16, torch.int8)
 
 
+def check_device(name: str, x: Tensor, device: torch.device) -> None:
+    if x.device != device:
+        raise ValueError(f"{name} must be on the pattern's device {device}, got {x.device}")
+
+
 def check_factor(name: str, x: Tensor, device: torch.device) -> None:
     """A dense operand of a product: a float matrix on the pattern's device."""
     check_matrix(name, x)
     if x.dtype not in FLOATS:
         raise TypeError(f"{name} must be float64, float32, bfloat16 or float16, got {x.dtype}")
-    if x.device != device:
-        raise ValueError(f"{name} must be on the pattern's device {device}, got {x.device}")
+    check_device(name, x, device)
 
 
 def check_values(values: Tensor, pattern: Pattern, dense: Tensor, name: str, scale: Tensor | None) -> None:
     """Values [capacity, bm, bn] of a dtype that multiplies `dense`, the argument called `name`; and their scale."""
     index.check_values(values, pattern)
-    if values.device != pattern.device:
-        raise ValueError(f"values must be on the pattern's device {pattern.device}, got {values.device}")
+    check_device("values", values, pattern.device)
     if values.dtype != dense.dtype and (values.dtype not in STORED or dense.dtype == torch.float64):
         raise TypeError(
             f"values must have {name}'s dtype {dense.dtype}, or be stored as bfloat16 or int8 beside a float32 "
@@ -43,8 +46,7 @@ def check_values(values: Tensor, pattern: Pattern, dense: Tensor, name: str, sca
         raise TypeError(f"scale must be a float32 tensor, got {getattr(scale, 'dtype', type(scale).__name__)}")
     if tuple(scale.shape) != (pattern.capacity,):
         raise ValueError(f"scale must have shape [capacity] = {(pattern.capacity,)}, got {tuple(scale.shape)}")
-    if scale.device != pattern.device:
-        raise ValueError(f"scale must be on the pattern's device {pattern.device}, got {scale.device}")
+    check_device("scale", scale, pattern.device)
     if scale.requires_grad and torch.is_grad_enabled():
         raise ValueError("scale has no gradient: multiply the values by it, or detach it")
 
@@ -100,5 +102,4 @@ def check_work(name: str, work: Tensor | None, pattern: Pattern) -> None:
         raise TypeError(f"{name} must be an int64 tensor, got {getattr(work, 'dtype', type(work).__name__)}")
     if work.dim() != 3 or work.shape[2] != 3:
         raise ValueError(f"{name} must have shape [parts, segments, 3], got {tuple(work.shape)}")
-    if work.device != pattern.device:
-        raise ValueError(f"{name} must be on the pattern's device {pattern.device}, got {work.device}")
+    check_device(name, work, pattern.device)

@@ -29,7 +29,7 @@ from gossamer.handles import graph_input
 from gossamer.ops.autograd import Differentiable, wants_gradient
 from gossamer.ops.index import check_like
 from gossamer.ops.registration import Backend, check_backend, constant_in_graphs, register
-from gossamer.pattern.check import check_matrix
+from gossamer.pattern.check import check_matrix, check_tensor
 
 
 def _fake_skip(x: Tensor, w: Tensor, bias: Tensor | None, threshold: Tensor) -> tuple[Tensor, Tensor]:
@@ -54,8 +54,7 @@ FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 def check_operands(x: Tensor, w: Tensor, axis: int, backend: Backend | None) -> Tensor:
     """x as [B, C], where axis `axis` of w has C entries; refuses what no kernel of x's device takes."""
-    if not isinstance(x, Tensor):
-        raise TypeError(f"x must be a tensor, got {type(x).__name__}")
+    check_tensor("x", x)
     if x.layout != torch.strided:
         raise TypeError(f"x must be a strided (dense) tensor, got layout {x.layout}")
     if x.dim() not in (1, 2):
@@ -80,8 +79,7 @@ def check_operands(x: Tensor, w: Tensor, axis: int, backend: Backend | None) -> 
 def check_bias(bias: Tensor | None, size: int, x: Tensor) -> None:
     if bias is None:
         return
-    if not isinstance(bias, Tensor):
-        raise TypeError(f"bias must be a tensor, got {type(bias).__name__}")
+    check_tensor("bias", bias)
     if tuple(bias.shape) != (size,):
         raise ValueError(f"bias must have shape {(size,)}, one entry for each output, got {tuple(bias.shape)}")
     check_like("bias", bias, x)
@@ -242,8 +240,7 @@ def gated_mv(
     """
     rows = check_operands(x, w, 1, backend)
     check_bias(bias, w.shape[0], x)
-    if not isinstance(gate, Tensor):
-        raise TypeError(f"gate must be a tensor, got {type(gate).__name__}")
+    check_tensor("gate", gate)
     expected = (*x.shape[:-1], w.shape[0])
     if tuple(gate.shape) != expected:
         raise ValueError(f"gate must have shape {expected}, one entry for each output, got {tuple(gate.shape)}")
@@ -285,8 +282,7 @@ def statistical_topk(x: Tensor, k: int, *, dim: int = -1) -> Tensor:
     >>> statistical_topk(x, 1)
     tensor([0.0000, 0.0000, 0.0000, 0.0000, 3.4652])
     """
-    if not isinstance(x, Tensor):
-        raise TypeError(f"x must be a tensor, got {type(x).__name__}")
+    check_tensor("x", x)
     if not x.is_floating_point():
         raise TypeError(f"x must be a float tensor, got {x.dtype}")
     check_k(k)

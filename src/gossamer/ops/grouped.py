@@ -25,7 +25,7 @@ from gossamer.ops.index import check_pattern
 from gossamer.ops.registration import HALF, Backend, check_backend, in_float32, register
 from gossamer.pattern import Pattern
 from gossamer.pattern.build import route
-from gossamer.pattern.check import check_matrix, is_recording
+from gossamer.pattern.check import check_matrix, check_tensor, is_recording
 
 
 def _fake_mm(
@@ -212,8 +212,7 @@ def grouped_matmul(
 
 
 def _check_weights(weights: Tensor, x: Tensor) -> None:
-    if not isinstance(weights, Tensor):
-        raise TypeError(f"weights must be a tensor, got {type(weights).__name__}")
+    check_tensor("weights", weights)
     if weights.dtype != x.dtype:
         raise TypeError(f"weights must have x's dtype {x.dtype}, got {weights.dtype}")
     if weights.dim() != 3 or weights.shape[1] != x.shape[1]:
@@ -225,8 +224,7 @@ def _check_weights(weights: Tensor, x: Tensor) -> None:
 
 
 def _check_ids(expert_ids: Tensor, x: Tensor) -> None:
-    if not isinstance(expert_ids, Tensor):
-        raise TypeError(f"expert_ids must be a tensor, got {type(expert_ids).__name__}")
+    check_tensor("expert_ids", expert_ids)
     if expert_ids.dtype not in (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8):
         raise TypeError(f"expert_ids must be int64, int32, int16, int8 or uint8, got {expert_ids.dtype}")
     if expert_ids.dim() not in (1, 2) or expert_ids.shape[0] != x.shape[0]:

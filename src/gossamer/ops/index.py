@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from gossamer.pattern import Pattern
-from gossamer.pattern.check import check_pair
+from gossamer.pattern.check import check_pair, check_tensor
 
 
 def check_pattern(pattern: Pattern, name: str = "pattern") -> None:
@@ -26,8 +26,7 @@ def check_pattern(pattern: Pattern, name: str = "pattern") -> None:
 
 def check_values(values: Tensor, pattern: Pattern) -> None:
     """One tile of values for each slot of the pattern."""
-    if not isinstance(values, Tensor):
-        raise TypeError(f"values must be a tensor, got {type(values).__name__}")
+    check_tensor("values", values)
     expected = (pattern.capacity, *pattern.tile)
     if tuple(values.shape) != expected:
         raise ValueError(f"values must have shape [capacity, bm, bn] = {expected}, got {tuple(values.shape)}")

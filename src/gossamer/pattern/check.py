@@ -30,10 +30,14 @@ def check_pair(name: str, pair: tuple[int, int], smallest: int) -> tuple[int, in
     return first, second
 
 
-def check_matrix(name: str, x: Tensor) -> None:
-    """Refuse anything that is not a strided tensor of two dimensions."""
+def check_tensor(name: str, x: object) -> None:
     if not isinstance(x, Tensor):
         raise TypeError(f"{name} must be a tensor, got {type(x).__name__}")
+
+
+def check_matrix(name: str, x: Tensor) -> None:
+    """Refuse anything that is not a strided tensor of two dimensions."""
+    check_tensor(name, x)
     if x.layout != torch.strided:
         raise TypeError(f"{name} must be a strided (dense) tensor, got layout {x.layout}")
     if x.dim() != 2:

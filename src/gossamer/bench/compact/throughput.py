@@ -8,7 +8,6 @@ nothing removed) and Torch-Pruning at the same ratio and rounding.
 from __future__ import annotations
 
 import copy
-import logging
 from collections.abc import Iterator
 from functools import partial
 from itertools import product
@@ -17,6 +16,7 @@ import torch
 from torch import nn
 
 import gossamer as gs
+from gossamer import extras
 from gossamer.bench.cells import milliseconds, ratio, value
 from gossamer.bench.compact.channels import (
     COMPACT,
@@ -29,17 +29,13 @@ from gossamer.bench.compact.channels import (
 )  # fmt: skip
 from gossamer.bench.section import Row, Section, Settings, Table
 
-log = logging.getLogger(__name__)
-
 FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 PRUNING, MASKED = "torch-pruning", "masked"
 
 
 def _torch_pruning(model: nn.Module, x: torch.Tensor, fraction: float, round_to: int) -> nn.Module | None:
-    try:
-        import torch_pruning as tp
-    except ImportError:
-        log.warning("Torch-Pruning is not installed, so its rows are left out: pip install 'gossamer[bench]'")
+    tp = extras.compared("torch_pruning", "Torch-Pruning", "bench")
+    if tp is None:
         return None
     pruned = copy.deepcopy(model)
     head = [m for m in pruned.modules() if isinstance(m, nn.Linear)][-1]

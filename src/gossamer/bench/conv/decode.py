@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 import itertools
-import logging
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
@@ -16,21 +15,19 @@ import torch
 from torch import nn
 
 import gossamer as gs
+from gossamer import extras
 from gossamer.bench.cells import CONTROL, Column, ratio, short, table, value
 from gossamer.bench.section import MEDIANS, Row, Rows, Section, Settings, Table
 from gossamer.nn.threshold.linear import store_by_input
 
-LOG = logging.getLogger(__name__)
 DENSE, OURS = "dense", "ours"
 CONTEXT, TOKENS = 32, 16
 
 
 def llama(quick: bool) -> nn.Module | None:
     """TinyLlama's layers, six of them, and a small vocabulary so that the output layer weighs what it does in 22."""
-    try:
-        import transformers
-    except ImportError:
-        LOG.warning("the section decode needs transformers: pip install gossamer[hf]")
+    transformers = extras.compared("transformers", "transformers", "hf")
+    if transformers is None:
         return None
     config = transformers.LlamaConfig(
         vocab_size=256 if quick else 8192, hidden_size=64 if quick else 2048, intermediate_size=128 if quick else 5632,

@@ -7,7 +7,6 @@ library that trains sparse on CPUs.
 
 from __future__ import annotations
 
-import logging
 import shutil
 from collections.abc import Callable, Iterator
 from typing import Any, cast
@@ -16,13 +15,12 @@ import torch
 from torch import nn
 
 import gossamer as gs
+from gossamer import extras
 from gossamer.bench.cells import CONTROL, milliseconds, ratio, value
 from gossamer.bench.dense import choose, settle
 from gossamer.bench.matmul.operands import normal
 from gossamer.bench.section import Row, Section, Settings, Table
 from gossamer.bench.step import training_step
-
-log = logging.getLogger(__name__)
 
 DENSE, OURS, THEIRS = "dense", "gossamer", "SparseLab"
 DENSES = ("torch", "engines", "inductor")
@@ -41,12 +39,10 @@ class _Fastest(nn.Linear):
 
 
 def _sparselab(widths: tuple[int, ...]) -> nn.Module | None:
-    try:
-        import sparselab
-    except ImportError:
-        log.warning("SparseLab is not installed, so its rows are left out: pip install 'gossamer[bench]'")
-        return None
-    return _network(lambda i, o: sparselab.SparseLinear(i, o, sparsity=1 - DENSITY), widths)
+    sparselab = extras.compared("sparselab", "SparseLab", "bench")
+    return (
+        None if sparselab is None else _network(lambda i, o: sparselab.SparseLinear(i, o, sparsity=1 - DENSITY), widths)
+    )
 
 
 def _networks(block: int, widths: tuple[int, ...], settings: Settings) -> dict[str, nn.Module]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import sys
 from typing import Any
 
+from gossamer import extras
+
 
 class Progress:
     """Steps of one stage, beginning with the `done` ones of an earlier run."""
@@ -12,10 +14,7 @@ class Progress:
     def __init__(self, name: str, done: int, total: int, *, shown: bool) -> None:
         self._bar: Any = None
         if shown and sys.stderr.isatty():
-            try:
-                from tqdm import tqdm
-            except ImportError:
-                raise ImportError('the progress bar needs tqdm: pip install "gossamer[run]"') from None
+            tqdm = extras.needed("tqdm", "the progress bar needs tqdm", "run").tqdm
             self._bar = tqdm(total=total, initial=done, desc=f"{name:6}", unit="step")
 
     def __enter__(self) -> Progress:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from gossamer import ops
 from gossamer.nn.traced import leaves_process
 from gossamer.ops.autograd import saving_is_watched
+from gossamer.ops.skipping.refusals import check_options
 from gossamer.planner import Site
 
 Skip = Literal["auto", "input", "never"]
@@ -95,12 +96,7 @@ def adopt(module: nn.Module, skip: Skip, relu: bool = False, keep_packed: bool =
     Raises:
         ValueError, TypeError: naming the argument.
     """
-    if skip not in ("auto", "input", "never"):
-        raise ValueError(f"skip must be 'auto', 'input' or 'never', got {skip!r}")
-    if not isinstance(relu, bool):
-        raise TypeError(f"relu must be a bool, got {relu!r}")
-    if not isinstance(keep_packed, bool):
-        raise TypeError(f"keep_packed must be a bool, got {keep_packed!r}")
+    check_options(skip, relu=relu, keep_packed=keep_packed)
     vars(module).update(skip=skip, relu=relu, keep_packed=keep_packed, site=Site(name))
 
 

@@ -22,7 +22,7 @@ from gossamer.nn.skip.conv2d import Conv2d, Skip, adopt, disown
 from gossamer.nn.skip.linear import Linear
 from gossamer.nn.skip.memory_order import reorder_
 from gossamer.nn.skip.report import SkipReport
-from gossamer.ops.skipping.refusals import why_dense
+from gossamer.ops.skipping.refusals import check_options, why_dense
 
 _log = logging.getLogger(__name__)
 
@@ -76,11 +76,7 @@ def skip_zeros(
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
-    if skip not in ("auto", "input", "never"):
-        raise ValueError(f"skip must be 'auto', 'input' or 'never', got {skip!r}")
-    for flag, value in (("fuse", fuse), ("keep_packed", keep_packed), ("channels_last", channels_last)):
-        if not isinstance(value, bool):
-            raise TypeError(f"{flag} must be a bool, got {value!r}")
+    check_options(skip, fuse=fuse, keep_packed=keep_packed, channels_last=channels_last)
     if isinstance(exclude, str):
         raise TypeError(f"exclude must be names, not one string: got {exclude!r}")
     names, every = set(exclude), list(model.named_modules(remove_duplicate=False))

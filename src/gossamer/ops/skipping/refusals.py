@@ -36,6 +36,15 @@ def check_shapes(x: torch.Size, weight: torch.Size, bias: torch.Size | None, dim
         raise ValueError(f"bias must have shape [{weight[0]}], weight's filters, got {tuple(bias)}")
 
 
+def check_options(skip: str, **flags: object) -> None:
+    """What a layer may be told: how to skip, and flags by their names."""
+    if skip not in ("auto", "input", "never"):
+        raise ValueError(f"skip must be 'auto', 'input' or 'never', got {skip!r}")
+    for flag, value in flags.items():
+        if not isinstance(value, bool):
+            raise TypeError(f"{flag} must be a bool, got {value!r}")
+
+
 def check_types(
     name: str, x: Tensor, weight: Tensor, bias: Tensor | None, skip: str, relu: bool, site: Site | None,
     keep_packed: bool, backend: Backend | None,
@@ -44,12 +53,7 @@ def check_types(
     for what, tensor in (("x", x), ("weight", weight), ("bias", bias)):
         if not isinstance(tensor, Tensor) and not (tensor is None and what == "bias"):
             raise TypeError(f"{what} must be a tensor, got {type(tensor).__name__}")
-    if skip not in ("auto", "input", "never"):
-        raise ValueError(f"skip must be 'auto', 'input' or 'never', got {skip!r}")
-    if not isinstance(relu, bool):
-        raise TypeError(f"relu must be a bool, got {relu!r}")
-    if not isinstance(keep_packed, bool):
-        raise TypeError(f"keep_packed must be a bool, got {keep_packed!r}")
+    check_options(skip, relu=relu, keep_packed=keep_packed)
     if site is not None and not isinstance(site, Site):
         raise TypeError(f"site must be a gossamer.planner.Site or None, got {type(site).__name__}")
     if backend is not None:

@@ -24,6 +24,7 @@ from gossamer.xmc.data.texts import Texts
 
 _LARGEST = 1 << 22  # bytes of a source file; longer ones are tables
 _ELSEWHERE = frozenset(("site-packages", "dist-packages", "__pycache__"))
+_BODIES = ("body", "handlers", "orelse", "finalbody", "cases")
 _FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 
 
@@ -165,7 +166,9 @@ def _functions(tree: ast.Module, module: str, documented: bool) -> Iterator[Exam
                 yield Example(" ".join(text.split()), frozenset(read - made), module)
         if isinstance(node, (*_FUNCTIONS, ast.ClassDef)):
             prefix = f"{prefix}{node.name}."
-        waiting += [(child, prefix, made) for child in reversed(list(ast.iter_child_nodes(node)))]
+        # Functions are statements, and these lie in no expression.
+        below = [child for field in _BODIES for child in getattr(node, field, ())]
+        waiting += [(child, prefix, made) for child in reversed(below)]
 
 
 def _names(node: ast.FunctionDef | ast.AsyncFunctionDef) -> tuple[set[str], set[str]]:

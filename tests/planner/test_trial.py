@@ -2,6 +2,7 @@
 
 import pytest
 
+from gossamer import planner
 from gossamer.planner.tuner.trial import Trial
 
 PLAIN = ("skip", "dense")
@@ -43,3 +44,24 @@ def test_a_path_that_may_no_longer_ends_the_trial_even_if_nobody_else_had_a_turn
     trial.report("skip", 1.0, 1.0, cold=True)
     assert trial.over("dense", lambda path: 1.0, lambda path: path == "dense")
     assert trial.best() == {"skip": 1.0}
+
+
+@pytest.mark.parametrize(("predicted", "true", "tried", "right"), [
+    (0.5, 0.5, True, "blocks"), (0.5, 1.5, True, "dense"), (1.3, 0.7, True, "blocks"), (9.0, 0.1, False, "dense"),
+])  # fmt: skip
+def test_a_trusted_prior_is_tried_within_its_share_where_it_is_near(predicted, true, tried, right):
+    tuner = planner.Tuner({"attention": {"blocks": "tiles"}}, lambda _, one, at: 1.0 if one == "dense" else predicted)
+    took = []
+    for _ in range(3000):
+        choice = tuner.bypassed("shape")
+        if choice is None:
+            choice = tuner.choose("attention", ("dense", "blocks"), "shape", {"tiles": 0.2})
+            tuner.observe("attention", choice, 1.0 if choice == "dense" else true)
+        took.append(choice)
+    other = "dense" if right == "blocks" else "blocks"
+    assert took[-500:].count(other) <= 15 and ("blocks" in took and "dense" in took) == tried
+    if min(predicted, 1.0) == min(true, 1.0):  # the prior was right: what was lost, was lost by trying
+        assert sum(max(true, 1.0) - min(true, 1.0) for one in took if one != right) <= 0.011 * min(true, 1.0) * 3000
+    said = tuner.explain()
+    assert (f"blocks takes {true:.2f} of dense where the prior says {predicted:.2f}" in said) == tried
+    assert tried or "attention: dense, the cheapest by the prior" in said

@@ -338,13 +338,15 @@ class Question:
 
     def _loss(self, now: Situation) -> float:
         """Seconds that a trial is expected to lose: as the last one did, or by a trusted prior."""
-        if now.loss is not None or not self.trusted:
+        if not self.trusted:
             return now.loss or 0.0
-        if now.chosen not in now.recent:
-            return float("inf")  # a caller that reports nothing
+        near = [one for one in now.candidates if self._may_win(now, one)]
+        if len(near) == 1 or now.chosen not in now.recent:
+            return float("inf")  # nothing to try, or a caller that reports nothing
+        if now.loss is not None:
+            return now.loss
         usual = self._cost(now, now.chosen)
-        more = (self._cost(now, one) / usual - 1.0 for one in now.candidates if self._may_win(now, one))
-        return 2 * now.usual(now.chosen) * sum(max(each, 0.0) for each in more)
+        return 2 * now.usual(now.chosen) * sum(max(self._cost(now, one) / usual - 1.0, 0.0) for one in near)
 
     def _conclude(self, now: Situation, trial: Trial) -> None:
         best = trial.best()

@@ -41,6 +41,15 @@
 //          of values[l, j] * x[b, indices[l / group, j]]. positives[count] ascend: label * batch + row. loss: 0 BCE, 1 squared
 //          hinge. optimizer: 0 SGD, 1 momentum, 2 Adam, whose states may not be null. Writes grad_x[batch, cols] and the
 //          loss; where it returns false it has written nothing.
+// fan_in_topk  scores[batch, best], ids: of each row of x[batch, cols] the best labels, first + 0, first + 1, ..., by score
+//          (x's product with the label's row, plus its bias), equal ones in order of label, without the excluded ones;
+//          -inf and -1 where there are too few. Returns -1, or -2 if structure was broken, or a label whose score is NaN.
+// fan_in_rewire  Takes the weakest connections of the labels away and gives as many others: drop of each row of indices, or
+//          with `everywhere` of all; if drop < 0 all whose magnitude is below the threshold. Rows stay ascending. New values
+//          are within init of 0, new states 0. Returns how many went, or -1 if a row of indices or candidates does not
+//          ascend, names no column, or both name one: then nothing was written.
+// fan_in_draw  out[rows, k]: k of cols columns, ascending, for the rows first + 0, first + 1, ..., none of those in
+//          taken[rows, count] (null: count is 0), which ascend or the answer is false; k + count <= cols.
 // sdd      values[capacity, bm, bn] = the present tiles of a[m, k] @ b[k, n], float or double; slots past the pattern and
 //          ragged padding are zero. packed is workspace: k * m elements if a is transposed and k * n more if b is not.
 //          next is workspace: tile_rows + 1 + threads entries.
@@ -110,6 +119,14 @@
      int64_t count, int loss, int optimizer, float scale, float rate, float decay, float beta1, float gain1,          \
      float beta2, float gain2, float root, float eps, int64_t seed, int64_t step, float* grad_x, double* total,       \
      void* workspace, int threads)                                                                                    \
+  OP(fan_in_topk_workspace, int64_t, const Classifier& c, int64_t best, int threads)                                  \
+  OP(fan_in_topk, int64_t, const Operand& x, const Classifier& c, const Parameters& at, int64_t first,                \
+     const Excluded& excluded, int64_t best, float* scores, int64_t* ids, void* workspace, int threads)               \
+  OP(fan_in_rewire_workspace, int64_t, const Classifier& c, const Rewiring& how, int threads)                         \
+  OP(fan_in_rewire, int64_t, const Classifier& c, const Parameters& at, const Rewiring& how, float threshold,         \
+     float init, void* workspace, int threads)                                                                        \
+  OP(fan_in_draw, bool, void* out, int index_size, int64_t rows, int64_t k, int64_t cols, const void* taken,          \
+     int64_t count, int64_t seed, int64_t step, int64_t first, int threads)                                           \
   OP(sdd, bool, const Operand& a, const Operand& b, int64_t k, int element_size, const Index& index, void* values,    \
      void* packed, int64_t* next, int threads)                                                                        \
   OP(skip_conv_weight_workspace, int64_t, const Convolution& conv, bool skip_dy, int threads)                         \
@@ -172,6 +189,30 @@ struct Parameters {
   void* values;
   const void* indices;
   float *bias, *first, *second, *bias_first, *bias_second;
+};
+
+// Labels that must not be found: ids[offsets[b], offsets[b + 1]) by row b (`count` of them; null offsets: none), and
+// always[always_count] by any. Each list ascends.
+struct Excluded {
+  const int64_t* offsets;
+  const int64_t* ids;
+  int64_t count;
+  const int64_t* always;
+  int64_t always_count;
+};
+
+// Which connections go and what comes. What belongs to a connection moves with it, also ages[rows of indices, k] or null,
+// which count how often it stayed, and protect it below min_age. Of
+// candidates[rows, candidate_count] those with the largest |scores| are grown; a negative count: any free input, without
+// avoid_dropped also one that has just gone. seed, step and the number of the first label choose the random numbers.
+struct Rewiring {
+  int64_t drop, everywhere, avoid_dropped;
+  uint8_t* ages;
+  int64_t min_age;
+  const void* candidates;
+  const float* scores;
+  int64_t candidate_count;
+  int64_t seed, step, first;
 };
 
 #define GOSSAMER_DECLARE(name, result, ...) result name(__VA_ARGS__);

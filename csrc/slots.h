@@ -48,6 +48,19 @@ inline bool all_below(const void* list, int size, int64_t begin, int64_t end, in
   return all_below(static_cast<const uint64_t*>(list) + begin, end - begin, bound);
 }
 
+// The first place of an ascending list whose number is not below `x`.
+template <class Number>
+inline int64_t place_of(const Number* ascending, int64_t count, int64_t x) {
+  const Number* const begin = ascending;
+  while (count > 0) {
+    const int64_t half = count / 2;
+    const bool below = int64_t(ascending[half]) < x;
+    ascending = below ? ascending + half + 1 : ascending;
+    count = below ? count - half - 1 : half;
+  }
+  return ascending - begin;
+}
+
 // What the threads of an op find: right until one of them says no.
 class Verdict {
  public:

@@ -208,6 +208,45 @@ def fan_in_step(
     threads: int,
     /,
 ) -> bool: ...
+def fan_in_topk_workspace(c: tuple[int, ...], best: int, threads: int, /) -> int: ...
+def fan_in_topk(
+    x: tuple[int, ...],
+    c: tuple[int, ...],
+    at: tuple[int, ...],
+    first: int,
+    excluded: tuple[int, ...],
+    best: int,
+    scores: int,
+    ids: int,
+    workspace: int,
+    threads: int,
+    /,
+) -> int: ...
+def fan_in_rewire_workspace(c: tuple[int, ...], how: tuple[int, ...], threads: int, /) -> int: ...
+def fan_in_rewire(
+    c: tuple[int, ...],
+    at: tuple[int, ...],
+    how: tuple[int, ...],
+    threshold: float,
+    init: float,
+    workspace: int,
+    threads: int,
+    /,
+) -> int: ...
+def fan_in_draw(
+    out: int,
+    index_size: int,
+    rows: int,
+    k: int,
+    cols: int,
+    taken: int,
+    count: int,
+    seed: int,
+    step: int,
+    first: int,
+    threads: int,
+    /,
+) -> bool: ...
 def sdd(
     a: tuple[int, ...],
     b: tuple[int, ...],

@@ -13,6 +13,7 @@ from functools import cached_property
 from typing import Any
 
 import torch
+from connections import best_labels, drawn_rows, rewired_rows
 from oracles import gathered, index_of, numbers, scattered, shuffled, tiles_of
 from torch import Tensor
 from torch.nn.functional import pad
@@ -54,6 +55,27 @@ class Drawn:
     def columns(self) -> Tensor:
         """Of every row's elements; a row may name one twice."""
         return torch.randint(max(self.k, 1), (self.rows, self.fan_in)).to(torch.uint16)
+
+    @cached_property
+    def connections(self) -> tuple[Tensor, Tensor]:
+        """uint16[rows, fan_in] and [rows, at most 4], ascending, none of both: what rows have, and might have."""
+        order = torch.rand(self.rows, self.k).argsort(1)
+        cut = self.fan_in
+        return tuple(part.sort(1).values.to(torch.uint16) for part in (order[:, :cut], order[:, cut : cut + 4]))
+
+    def rewiring(self, drop: int, threshold: float, everywhere: bool, avoid: bool, chosen: bool) -> tuple[Any, ...]:
+        """Arguments of fan_in_rewire: weights with ties, ages of which some are protected."""
+        mine, others = self.connections
+        ages = torch.randint(4, mine.shape, dtype=torch.uint8)
+        candidates = (others, torch.rand(others.shape)) if chosen else (None, None)
+        how = self.k, 1, drop, threshold, everywhere, avoid, 1, 0.0, 7, 3, 40
+        return self(*mine.shape), mine, [], ages, *candidates, *how
+
+    @cached_property
+    def filters(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Labels that a row of a batch must not get, and those that none gets, some of which there are not."""
+        ids = [torch.randperm(self.rows + 9)[:4].sort().values for _ in range(self.n)]
+        return torch.arange(self.n + 1) * 4, torch.cat([*ids, torch.zeros(0, dtype=torch.int64)]), torch.tensor([5, 8])
 
     @cached_property
     def groups(self) -> tuple[Tensor, Tensor]:
@@ -198,6 +220,26 @@ ROWS = (
         lambda dy, x, indices: (x.double()[:, indices.long()] * dy.double()[:, :, None]).sum(0),
     ),
     Row("fan_in_step", lambda d: (d(d.n, d.k), *classifier(d)), hinge_step, writes=(1, 3)),
+    Row(
+        "fan_in_topk",
+        lambda d: (d(d.n, d.k), d(d.rows, d.fan_in), d.connections[0], d(d.rows), 1, 6, 5, *d.filters),
+        best_labels,
+    ),
+    *(
+        Row("fan_in_rewire", lambda d, how=how: d.rewiring(*how), rewired_rows, writes=(0, 1, 3))
+        for how in (
+            (2, 0.0, False, True, False),
+            (3, 0.0, False, False, True),
+            (-1, 3.0, False, False, False),
+            (40, 0.0, True, True, False),
+        )
+    ),
+    Row(
+        "fan_in_draw",
+        lambda d: (torch.zeros(d.rows, min(3, d.k - d.fan_in)).to(torch.uint16), d.connections[0], d.k, 9, 4, 40),
+        drawn_rows,
+        writes=(0,),
+    ),
     Row(
         "skip_mv",
         lambda d: (d(d.rows, d.k, zeros=0.6), d(d.k, d.n), d(d.n), graph_input(0.7)),

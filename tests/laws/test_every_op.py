@@ -71,7 +71,8 @@ def test_operands_may_lie_anyhow(row):
         else arg
         for at, arg in enumerate(args)
     ]
-    assert any(not arg.is_contiguous() for arg in tensors(apart))
+    loose = tensors(arg for at, arg in enumerate(apart) if at not in row.writes)
+    assert not loose or any(not arg.is_contiguous() for arg in loose)
     expected = results(op, copied(args, row.writes), row.writes)
     for got, exact in zip(results(op, copied(apart, row.writes), row.writes), expected, strict=True):
         assert_same_bits(got, exact)

@@ -27,6 +27,17 @@ def slot_bits(keys: Tensor, slots: int) -> Tensor:
     return x ^ (x >> 16) ^ _shifted(keys[:, None], 32)
 
 
+def draws(keys: Tensor, numbers: Tensor) -> Tensor:
+    """int64[n, m]: the draws of these numbers of the rows with these keys, 64 random bits each."""
+    return _mix(keys[:, None] + numbers * _signed(0x9E3779B97F4A7C15))
+
+
+def draws_below(keys: Tensor, number: int, n: Tensor) -> Tensor:
+    """int64[n]: one draw of each row, in [0, n) with n up to 2**31: the upper half of 64 random bits times n."""
+    bits = draws(keys, torch.tensor([number], device=keys.device))[:, 0]
+    return (_shifted(bits, 32) * n + ((bits & _LOW) * n >> 32)) >> 32
+
+
 def round_stochastically(x: Tensor, keys: Tensor) -> Tensor:
     """float32[n, k] as bfloat16, up or down with the odds of where it lies between: right on average.
 

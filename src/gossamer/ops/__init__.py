@@ -1,6 +1,9 @@
 """The ops on tensors and a Pattern: schema, dispatch by device, autograd. May import planner, pattern and kernels."""
 
 from gossamer.ops.fan_in.product import fan_in_mm
+from gossamer.ops.fan_in.rewire import fan_in_candidates, fan_in_indices, fan_in_rewire
+from gossamer.ops.fan_in.step import fan_in_step
+from gossamer.ops.fan_in.topk import fan_in_topk, merge_topk
 from gossamer.ops.gemv import gated_mv, skip_mv, statistical_topk
 from gossamer.ops.grouped import grouped_matmul
 from gossamer.ops.matmul import matmul
@@ -30,12 +33,18 @@ __all__ = [
     "dds",
     "detect",
     "dsd",
+    "fan_in_candidates",
+    "fan_in_indices",
     "fan_in_mm",
+    "fan_in_rewire",
+    "fan_in_step",
+    "fan_in_topk",
     "gated_mv",
     "gather",
     "grouped_matmul",
     "linear",
     "matmul",
+    "merge_topk",
     "scatter",
     "sdd",
     "skip_mv",

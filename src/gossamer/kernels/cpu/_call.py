@@ -94,6 +94,26 @@ def matrix(value: Tensor, name: str, *, dtypes: tuple[torch.dtype, ...] = ()) ->
     )
 
 
+def classifier(
+    values: Tensor, indices: Tensor, bias: Tensor | None, group: int, batch: int, cols: int
+) -> tuple[int, int, int, int, int, int, int]:
+    """Shapes and dtypes of a classifier of fixed fan-in; returns it as the kernels take it (`Classifier` in
+    csrc/kernels.h). Its numbers are checked by the kernel that reads them."""
+    tensor(values, "values", ndim=2, dtypes=(torch.float32, torch.bfloat16))
+    tensor(indices, "indices", ndim=2, dtypes=(torch.uint16, torch.int32))
+    labels, k = values.shape
+    if group < 1 or tuple(indices.shape) != (-(-labels // group), k):
+        raise ValueError(
+            f"indices must have the shape {(-(-labels // max(group, 1)), k)} for {labels} labels in groups of {group}, "
+            f"got {tuple(indices.shape)}"
+        )
+    if bias is not None and tensor(bias, "bias", ndim=1, dtypes=(torch.float32,)).shape[0] != labels:
+        raise ValueError(f"bias must have {labels} entries, got {bias.shape[0]}")
+    if max(labels, 1) * max(batch, 1) * max(k, 1) > MOST:
+        raise ValueError(f"labels * batch * fan-in must be at most 2**56, got {labels} * {batch} * {k}")
+    return batch, cols, labels, k, group, indices.itemsize, values.itemsize
+
+
 def count(value: int, name: str) -> None:
     """Refuse a number of things that there cannot be."""
     if not 0 <= value <= MOST:

@@ -21,21 +21,12 @@ def fan_in_step(
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """See `gossamer.kernels.reference.fan_in_step`. x is read in either order."""
     operand = _call.matrix(x, "x", dtypes=(torch.float32,))
-    _call.tensor(values, "values", ndim=2, dtypes=(torch.float32, torch.bfloat16))
-    _call.tensor(indices, "indices", ndim=2, dtypes=(torch.uint16, torch.int32))
     _call.tensor(positives, "positives", ndim=1, dtypes=(torch.int64,))
-    (batch, cols), (labels, k) = x.shape, values.shape
+    (batch, cols), labels = x.shape, values.shape[0]
     if group not in GROUPS:
         raise ValueError(f"group must be one of {', '.join(map(str, GROUPS))}, got {group}")
-    if tuple(indices.shape) != (-(-labels // group), k):
-        raise ValueError(
-            f"indices must have the shape {(-(-labels // group), k)} for {labels} labels in groups of {group}, "
-            f"got {tuple(indices.shape)}"
-        )
-    if max(labels, 1) * max(batch, 1) * max(k, 1) > _call.MOST:
-        raise ValueError(f"labels * batch * fan-in must be at most 2**56, got {labels} * {batch} * {k}")
+    classifier = _call.classifier(values, indices, bias, group, batch, cols)
     kept = _states(states, values, bias, OPTIMIZERS.index(optimizer))
-    classifier = (batch, cols, labels, k, group, indices.itemsize, values.itemsize)
     parameters = (values.data_ptr(), indices.data_ptr(), 0 if bias is None else bias.data_ptr(), *kept)
     threads = torch.get_num_threads()
     grad_x, total = torch.empty(batch, cols), torch.empty((), dtype=torch.float64)
@@ -68,10 +59,6 @@ def _states(states: list[Tensor], values: Tensor, bias: Tensor | None, each: int
             raise ValueError(
                 f"states[{at}] must have the shape {tuple(parameter.shape)} of {name}, got {tuple(state.shape)}"
             )
-    if bias is not None:
-        _call.tensor(bias, "bias", ndim=1, dtypes=(torch.float32,))
-        if bias.shape[0] != values.shape[0]:
-            raise ValueError(f"bias must have {values.shape[0]} entries, got {bias.shape[0]}")
     of_values, of_bias = (
         [state.data_ptr() for state in some] + [0] * (2 - len(some)) for some in (states[:each], states[each:])
     )

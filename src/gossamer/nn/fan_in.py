@@ -20,7 +20,8 @@ from gossamer.nn.block_sparse.gradient_capture import Captured
 from gossamer.nn.block_sparse.slot_remapping import remapped, slot_sources, states_of
 from gossamer.nn.block_sparse.tiled import check_fits
 from gossamer.ops.autograd import wants_gradient
-from gossamer.ops.fan_in.connections import draw_connections, draw_values
+from gossamer.ops.fan_in.connections import draw_values
+from gossamer.ops.fan_in.rewire import fan_in_indices
 from gossamer.ops.transforms import check_transforms
 from gossamer.pattern import Pattern
 from gossamer.pattern.build import index_dtype
@@ -82,7 +83,7 @@ class FanInLinear(nn.Module):
             raise ValueError(f"fan_in must be at most in_features={in_features}, got {fan_in}")
         seed = int(torch.randint(2**62, ())) if seed is None else seed
         columns = (
-            draw_connections(out_features, in_features, fan_in, seed=seed)
+            fan_in_indices(out_features, in_features, fan_in, seed=seed)
             if pattern is None
             else self._columns_of(pattern)
         )

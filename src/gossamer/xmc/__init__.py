@@ -14,11 +14,17 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from gossamer.xmc import data, metrics
     from gossamer.xmc.head import FusedHead
+    from gossamer.xmc.sharded import ShardedHead
+    from gossamer.xmc.store import StoreError
 
 _MODULES = ("data", "metrics")
-_NAMES: dict[str, str] = {"FusedHead": "gossamer.xmc.head"}  # a name of a module of the package: the module that has it
+_NAMES: dict[str, str] = {  # a name of a module of the package: the module that has it
+    "FusedHead": "gossamer.xmc.head",
+    "ShardedHead": "gossamer.xmc.sharded",
+    "StoreError": "gossamer.xmc.store",
+}
 
-__all__ = ["FusedHead", "data", "metrics"]
+__all__ = ["FusedHead", "ShardedHead", "StoreError", "data", "metrics"]
 
 
 def __getattr__(name: str) -> Any:

@@ -7,17 +7,22 @@ cross entropy.)
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
 from gossamer.kernels.reference.fan_in_step import Rule as RuleOf
-from gossamer.ops.fan_in.connections import draw_connections, draw_values
+from gossamer.ops.fan_in.connections import draw_values
+from gossamer.ops.fan_in.rewire import Scope, fan_in_indices, fan_in_rewire
 from gossamer.ops.fan_in.step import GROUPS, STATES, Rule, fan_in_step, sorted_positives
+from gossamer.ops.fan_in.topk import fan_in_topk
 from gossamer.ops.registration import Backend, check_backend
 from gossamer.pattern.build import index_dtype
+from gossamer.xmc import saved
 from gossamer.xmc.data.csr import Csr
 from gossamer.xmc.memory import Layout, require_room
 from gossamer.xmc.shortlist import softmax_step
@@ -41,11 +46,16 @@ class FusedHead(nn.Module):
         bias: whether labels have a bias (float32, zero at first, without decay).
         seed: of the first inputs and values, and of stochastic rounding.
         betas, eps, weight_decay: of the optimizer; betas[0] is the momentum.
+        first_label: the number of the first of these labels where they are a share of more, a multiple of group: what
+            is drawn at random is then what the whole would have.
+
+    Under `torch.device("meta")` nothing is allocated and nothing drawn.
 
     Attributes (buffers; nothing here is a Parameter, for `step` is the optimizer):
         values: [labels, fan_in]. indices: uint16 or int32 [ceil(labels / group), fan_in], rows sorted, none twice.
         bias: float32[labels] or None.
         first, second, bias_first, bias_second: states of the optimizer, or None.
+        ages: uint8, like indices, how many rewirings each connection has stayed; None until `rewire` protects some.
         steps: int64 [], steps taken.
 
     Memory: labels * fan_in * (bytes of a value + bytes of an index / group + 4 for each state) + 4 * labels for the
@@ -70,6 +80,7 @@ class FusedHead(nn.Module):
     second: Tensor | None
     bias_first: Tensor | None
     bias_second: Tensor | None
+    ages: Tensor | None
     steps: Tensor
 
     def __init__(
@@ -87,24 +98,32 @@ class FusedHead(nn.Module):
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
         weight_decay: float = 0.0,
+        first_label: int = 0,
     ) -> None:
         super().__init__()
         _check(width, labels, fan_in, dtype, optimizer, loss, group)
-        layout = Layout(fan_in, index_dtype(width).itemsize, dtype.itemsize, STATES[optimizer], group, bias)
-        require_room(layout, labels)
+        device = torch.get_default_device()
+        if device.type != "meta":
+            layout = Layout(fan_in, index_dtype(width).itemsize, dtype.itemsize, STATES[optimizer], group, bias)
+            require_room(layout, labels)
+        self.first_label = first_label
         self.width, self.labels, self.fan_in, self.group, self.seed = width, labels, fan_in, group, seed
         self.optimizer: Rule = optimizer
         self.loss: Loss = loss
         self.betas, self.eps, self.weight_decay = betas, eps, weight_decay
-        self.register_buffer("values", torch.empty(labels, fan_in, dtype=dtype))
-        self.register_buffer("indices", draw_connections(-(-labels // group), width, fan_in, seed=seed))
+        self.register_buffer("values", torch.empty(labels, fan_in, dtype=dtype, device=device))
+        rows = -(-labels // group)
+        self.register_buffer("indices", torch.empty(rows, fan_in, dtype=index_dtype(width), device=device))
         self.register_buffer("bias", torch.zeros(labels) if bias else None)
         for at, name in enumerate(("first", "second")):
             kept = at < STATES[optimizer]
             self.register_buffer(name, torch.zeros(labels, fan_in) if kept else None)
             self.register_buffer(f"bias_{name}", torch.zeros(labels) if kept and bias else None)
+        self.register_buffer("ages", None)
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
-        draw_values(self.values, seed=seed)
+        if device.type != "meta":
+            fan_in_indices(labels, width, fan_in, seed=seed, group=group, first=first_label, out=self.indices)
+            draw_values(self.values, seed=seed, first=first_label)
 
     def extra_repr(self) -> str:
         return (
@@ -149,9 +168,7 @@ class FusedHead(nn.Module):
         Raises:
             TypeError, ValueError: naming the argument; nothing has changed then.
         """
-        if not isinstance(x, Tensor) or x.dim() != 2 or x.shape[1] != self.width or not x.is_floating_point():
-            found = f"{x.dtype}{list(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
-            raise ValueError(f"x must be floats [batch, {self.width}], got {found}")
+        self._check_input(x)
         check_backend(backend, "x", x)
         x, step, positives = x.detach().float(), int(self.steps) + 1, self._positives(labels, len(x))
         if self.loss == "softmax" or shortlist is not None:
@@ -171,6 +188,109 @@ class FusedHead(nn.Module):
         )  # fmt: skip
         self.steps += 1
         return grad_x, float(loss)
+
+    def topk(
+        self,
+        x: Tensor,
+        k: int = 5,
+        *,
+        exclude: Csr | None = None,
+        never: Tensor | None = None,
+        backend: Backend | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """The k labels of highest logit for each row of x: see `gossamer.ops.fan_in_topk`.
+
+        Args:
+            x: [batch, width], any float dtype; computed in float32.
+            exclude: Csr of shape (batch, labels): what a row must not get.
+            never: int64[n], ascending: what no row gets.
+
+        Returns:
+            (scores float32[batch, k], ids int64[batch, k]), best first, equal scores in order of label; -inf and -1
+            where too few are left. Whatever is excluded, k are found if there are k others.
+
+        Raises:
+            TypeError, ValueError: naming the argument.
+        """
+        self._check_input(x)
+        lists = None
+        if exclude is not None:
+            if exclude.shape != (len(x), self.labels):
+                raise ValueError(f"exclude must be of shape {(len(x), self.labels)}, got {exclude.shape}")
+            device = self.values.device
+            lists = exclude.offsets.to(device), exclude.indices.to(device, torch.int64)
+        return fan_in_topk(
+            x.detach().float(), self.values, self.indices, k, bias=self.bias, group=self.group, exclude=lists,
+            never=never, backend=backend,
+        )  # fmt: skip
+
+    @torch.no_grad()
+    def rewire(
+        self,
+        fraction: float | None = None,
+        threshold: float | None = None,
+        scope: Scope = "row",
+        *,
+        avoid_dropped: bool = True,
+        protect: int = 0,
+        backend: Backend | None = None,
+    ) -> int:
+        """Replace the weakest connections by new ones, of value and state 0: see `gossamer.ops.fan_in_rewire`.
+
+        Args:
+            protect: connections that have not stayed for so many rewirings are left alone. The first call with a number
+                above 0 allocates `ages`, a byte for each connection, and takes all there are for old.
+
+        Returns:
+            How many connections (of rows of `indices`) were replaced.
+        """
+        if protect and self.ages is None:
+            self.ages = torch.full(self.indices.shape, 255, dtype=torch.uint8, device=self.indices.device)
+        states = [state for state in (self.first, self.second) if state is not None]
+        return int(
+            fan_in_rewire(
+                self.values, self.indices, self.width, fraction=fraction, threshold=threshold, scope=scope,
+                states=states, ages=self.ages, min_age=protect, avoid_dropped=avoid_dropped, group=self.group,
+                seed=self.seed, step=int(self.steps), first=self.first_label, backend=backend,
+            )
+        )  # fmt: skip
+
+    def save(self, directory: str | os.PathLike[str]) -> Path:
+        """Write everything that training goes on from, whole or not at all: see `gossamer.xmc.store`."""
+        return saved.save(self, directory)
+
+    @classmethod
+    def open(cls, directory: str | os.PathLike[str], *, mmap: bool = True, verify: bool = False) -> FusedHead:
+        """What `save` wrote, also in shares; training goes on with the same bits.
+
+        Args:
+            mmap: leave the numbers where they lie until they are read: milliseconds, whatever the size. What is
+                written, by `step` for example, stays in this process, and is in memory then.
+            verify: compare every byte with its checksum first.
+
+        Raises:
+            StoreError: nothing there, or damaged, edited, newer, or no head.
+        """
+        return saved.load(cls, directory, mmap=mmap, verify=verify)
+
+    def subset(self, labels: Tensor) -> FusedHead:
+        """A head with copies of these labels only, numbered in the order given (int64[n]); their inputs are not shared.
+
+        Raises:
+            TypeError, ValueError: a label that is not there; no labels.
+        """
+        return saved.subset(self, labels)
+
+    def to_csr(self) -> Csr:
+        """The weights as a sparse matrix of shape (labels, width), float32 values: what other tools take."""
+        rows = self.indices.to(torch.int32).repeat_interleave(self.group, 0)[: self.labels]
+        offsets = torch.arange(self.labels + 1, device=rows.device) * self.fan_in
+        return Csr(offsets, rows.reshape(-1), self.values.float().reshape(-1), (self.labels, self.width))
+
+    def _check_input(self, x: Tensor) -> None:
+        if not isinstance(x, Tensor) or x.dim() != 2 or x.shape[1] != self.width or not x.is_floating_point():
+            found = f"{x.dtype}{list(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
+            raise ValueError(f"x must be floats [batch, {self.width}], got {found}")
 
     def _check_shortlist(self, shortlist: Tensor | None, batch: int) -> None:
         if self.loss != "softmax":

@@ -197,7 +197,9 @@ def write_shares(directory: str | os.PathLike[str], folders: list[str], bounds: 
             shutil.rmtree(old, ignore_errors=True)
 
 
-def load_shares(directory: str | os.PathLike[str], *, mmap: bool = True) -> list[tuple[int, int, Stored]]:
+def load_shares(
+    directory: str | os.PathLike[str], *, mmap: bool = True, verify: bool = False
+) -> list[tuple[int, int, Stored]]:
     """(begin, end, what is stored) of each share in `directory`, in order of labels; a folder without shares is one.
 
     Raises:
@@ -205,7 +207,7 @@ def load_shares(directory: str | os.PathLike[str], *, mmap: bool = True) -> list
     """
     root = Path(directory)
     if not (root / SHARES).exists():
-        whole = load(root, mmap=mmap)
+        whole = load(root, mmap=mmap, verify=verify)
         return [(0, _labels(root, whole), whole)]
     record = _header(root / SHARES, f"{FORMAT}.shares")
     folders, bounds = record.get("folders"), record.get("bounds")
@@ -215,7 +217,7 @@ def load_shares(directory: str | os.PathLike[str], *, mmap: bool = True) -> list
     for begin, end, folder in zip(bounds[:-1], bounds[1:], folders, strict=True):
         if not isinstance(folder, str) or not re.fullmatch(r"share-[0-9a-f]{12}-\d+", folder):
             raise StoreError(f"{root / SHARES}: folders are named share-<token>-<number>, got {folder!r}")
-        share = load(root / folder, mmap=mmap)
+        share = load(root / folder, mmap=mmap, verify=verify)
         if _labels(root / folder, share) != end - begin:
             raise StoreError(f"{root / folder} has {_labels(root / folder, share)} labels, {SHARES} says {end - begin}")
         shares.append((begin, end, share))

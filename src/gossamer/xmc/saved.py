@@ -1,0 +1,137 @@
+"""Heads on disk and parts of them: what a head consists of, by name, and a head made of that."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from gossamer.xmc import store
+from gossamer.xmc.store import DTYPES, Stored, StoreError
+
+if TYPE_CHECKING:
+    from gossamer.xmc.head import FusedHead
+
+Head = TypeVar("Head", bound="FusedHead")
+SETTINGS = (
+    "width", "labels", "fan_in", "optimizer", "loss", "group", "seed", "betas", "eps", "weight_decay", "first_label",
+)  # fmt: skip
+BY_ROW = ("indices", "ages")  # with a row for each group of labels
+
+
+def settings_of(head: FusedHead) -> dict[str, Any]:
+    """The arguments that make a head like this one."""
+    plain = {name: getattr(head, name) for name in SETTINGS}
+    return {**plain, "dtype": str(head.values.dtype).removeprefix("torch."), "bias": head.bias is not None}
+
+
+def save(head: FusedHead, directory: str | os.PathLike[str]) -> Path:
+    return store.save(directory, settings_of(head), dict(head.named_buffers()))
+
+
+def load(
+    cls: type[Head],
+    directory: str | os.PathLike[str],
+    *,
+    mmap: bool,
+    verify: bool,
+    begin: int = 0,
+    end: int | None = None,
+) -> Head:
+    """The labels [begin, end) of what is stored, which may be in several shares."""
+    shares = store.load_shares(directory, mmap=mmap, verify=verify)
+    total = shares[-1][1]
+    end = total if end is None else end
+    whole = begin == 0 and end == total
+    if len(shares) == 1 and whole:
+        return made(cls, shares[0][2], directory)
+    parts = [(share, max(begin, a) - a, min(end, b) - a) for a, b, share in shares if a < end and b > begin]
+    first, group = parts[0][0], group_of(shares[0][2], directory)
+    if any(a % group for a in (begin, *(a for a, _, _ in shares))):
+        raise StoreError(f"{directory}: shares must begin at multiples of the group of {group} labels")
+    tensors = {"steps": first.tensors["steps"]} if "steps" in first.tensors else {}
+    for name in first.tensors:
+        if name != "steps":
+            if any(name not in share.tensors for share, _, _ in parts):
+                raise StoreError(f"{directory}: a share has no {name}, which others have")
+            tensors[name] = _joined([_rows(share.tensors[name], a, b, group, name) for share, a, b in parts])
+    settings = {**first.settings, "labels": end - begin, "first_label": begin}
+    return made(cls, Stored(settings, tensors), directory)
+
+
+def _rows(x: Tensor, begin: int, end: int, group: int, name: str) -> Tensor:
+    return x[begin // group : -(-end // group)] if name in BY_ROW else x[begin:end]
+
+
+def _joined(parts: list[Tensor]) -> Tensor:
+    """Rows one after the other; torch joins no uint16, so bytes are joined."""
+    if len(parts) == 1:
+        return parts[0]
+    rows = sum(len(part) for part in parts)
+    joined = torch.cat([store.bytes_of(part.contiguous()) for part in parts])
+    return joined.view(parts[0].dtype).view(rows, *parts[0].shape[1:])
+
+
+def made(cls: type[Head], stored: Stored, where: str | os.PathLike[str]) -> Head:
+    """A head of these settings whose buffers are these tensors, no copies of them."""
+    settings = dict(stored.settings)
+    try:
+        missing = {*SETTINGS, "dtype", "bias"} - settings.keys()
+        if missing:
+            raise ValueError(f"the settings lack {', '.join(sorted(missing))}")
+        dtype, betas = DTYPES[settings.pop("dtype")], tuple(settings.pop("betas"))
+        with torch.device("meta"):
+            head = cls(dtype=dtype, betas=betas, **settings)  # type: ignore[arg-type]
+    except (KeyError, TypeError, ValueError) as error:
+        raise StoreError(f"{where} holds no head of this version: {error}") from error
+    wanted: dict[str, Tensor] = dict(head.named_buffers())
+    if "ages" in stored.tensors:
+        wanted["ages"] = torch.empty(head.indices.shape, dtype=torch.uint8, device="meta")
+    if wanted.keys() != stored.tensors.keys():
+        raise StoreError(f"{where} has the arrays {sorted(stored.tensors)}, expected {sorted(wanted)}")
+    for name, expected in wanted.items():
+        found = stored.tensors[name]
+        if found.shape != expected.shape or found.dtype != expected.dtype:
+            raise StoreError(
+                f"{where} has {name} {found.dtype}{list(found.shape)}, expected {expected.dtype}{list(expected.shape)}"
+            )
+        nn.Module.__setattr__(head, name, found)
+    return head
+
+
+def subset(head: Head, labels: Tensor) -> Head:
+    """A head with copies of some labels, in this order; each has inputs of its own."""
+    if not isinstance(labels, Tensor) or labels.dtype != torch.int64 or labels.dim() != 1:
+        what = f"{labels.dtype}{list(labels.shape)}" if isinstance(labels, Tensor) else type(labels).__name__
+        raise TypeError(f"labels must be int64[n], got {what}")
+    outside = labels[(labels < 0) | (labels >= head.labels)]
+    if not labels.numel() or outside.numel():
+        wrong = f"{int(outside[0])}" if outside.numel() else "none"
+        raise ValueError(f"labels must be at least 0 and below {head.labels}, at least one, got {wrong}")
+    tensors = {
+        name: x.clone() if name == "steps" else _picked(x, labels // head.group if name in BY_ROW else labels)
+        for name, x in head.named_buffers()
+    }
+    settings = {**settings_of(head), "labels": labels.numel(), "group": 1, "first_label": 0}
+    return made(type(head), Stored(settings, tensors), "the subset")
+
+
+def _picked(x: Tensor, rows: Tensor) -> Tensor:
+    wide = x.view(torch.int16) if x.dtype == torch.uint16 else x  # torch picks no rows of uint16
+    return wide[rows.to(x.device)].view(x.dtype)
+
+
+def size_of(directory: str | os.PathLike[str]) -> tuple[int, int]:
+    """(labels, labels that share inputs) of a stored head, which may be in shares."""
+    shares = store.load_shares(directory)
+    return shares[-1][1], group_of(shares[0][2], directory)
+
+
+def group_of(stored: Stored, where: str | os.PathLike[str]) -> int:
+    group = stored.settings.get("group")
+    if not isinstance(group, int) or group < 1:
+        raise StoreError(f"{where}: group is {group!r}, expected a number from 1")
+    return group

@@ -36,11 +36,11 @@ def fan_in_rewire(
     if indices.shape[1] > cols:
         raise ValueError(f"cols must be at least {indices.shape[1]}, the connections of a row, got {cols}")
     how = (
-        drop, int(everywhere), int(avoid_dropped), _address(ages), min_age, _address(candidates), _address(scores),
-        count, seed, step, first,
+        drop, int(everywhere), int(avoid_dropped), _call.address(ages), min_age, _call.address(candidates),
+        _call.address(scores), count, seed, step, first,
     )  # fmt: skip
     moved = [*states, None, None]
-    parameters = (values.data_ptr(), indices.data_ptr(), 0, _address(moved[0]), _address(moved[1]), 0, 0)
+    parameters = (values.data_ptr(), indices.data_ptr(), 0, _call.address(moved[0]), _call.address(moved[1]), 0, 0)
     threads = torch.get_num_threads()
     workspace = torch.empty(_call.native.fan_in_rewire_workspace(classifier, how, threads), dtype=torch.uint8)
     went = _call.native.fan_in_rewire(classifier, parameters, how, threshold, init, workspace.data_ptr(), threads)
@@ -72,10 +72,6 @@ def _like(name: str, x: Tensor, other: Tensor, dtype: torch.dtype) -> None:
         raise ValueError(f"{name} must have shape {tuple(other.shape)}, got {tuple(x.shape)}")
 
 
-def _address(x: Tensor | None) -> int:
-    return 0 if x is None else x.data_ptr()
-
-
 def fan_in_draw(out: Tensor, taken: Tensor | None, cols: int, seed: int, step: int, first: int) -> None:
     """Draws connections for rows; see `gossamer.kernels.reference.fan_in_draw`."""
     _call.tensor(out, "out", ndim=2, dtypes=(torch.uint16, torch.int32))
@@ -89,7 +85,7 @@ def fan_in_draw(out: Tensor, taken: Tensor | None, cols: int, seed: int, step: i
     if not k + count <= cols <= most:
         raise ValueError(f"cols must be at least {k + count}, the connections of a row, and at most {most}, got {cols}")
     if not _call.native.fan_in_draw(
-        out.data_ptr(), out.itemsize, rows, k, cols, _address(taken), count, seed, step, first,
+        out.data_ptr(), out.itemsize, rows, k, cols, _call.address(taken), count, seed, step, first,
         torch.get_num_threads(),
     ):  # fmt: skip
         assert taken is not None

@@ -24,15 +24,14 @@ def fan_in_topk(
     _call.count(best, "best")
     _call.count(batch * best, "the product of batch and best")
     excluded = (
-        offsets.data_ptr() if offsets is not None else 0, ids.data_ptr() if ids is not None else 0,
-        ids.numel() if ids is not None else 0, always.data_ptr() if always is not None else 0,
-        always.numel() if always is not None else 0,
+        _call.address(offsets), _call.address(ids), 0 if ids is None else ids.numel(), _call.address(always),
+        0 if always is None else always.numel(),
     )  # fmt: skip
     scores, found = torch.empty(batch, best), torch.empty(batch, best, dtype=torch.int64)
     if best == 0:
         return scores, found
     threads = torch.get_num_threads()
-    parameters = (values.data_ptr(), indices.data_ptr(), 0 if bias is None else bias.data_ptr(), 0, 0, 0, 0)
+    parameters = (values.data_ptr(), indices.data_ptr(), _call.address(bias), 0, 0, 0, 0)
     room = _call.native.fan_in_topk_workspace(classifier, best, threads)
     workspace = torch.empty(room, dtype=torch.uint8)
     wrong = _call.native.fan_in_topk(

@@ -84,7 +84,7 @@ def made(cls: type[Head], stored: Stored, where: str | os.PathLike[str]) -> Head
             raise ValueError(f"the settings lack {', '.join(sorted(missing))}")
         dtype, betas = DTYPES[settings.pop("dtype")], tuple(settings.pop("betas"))
         with torch.device("meta"):
-            head = cls(dtype=dtype, betas=betas, **settings)  # type: ignore[arg-type]
+            head = cls(dtype=dtype, betas=betas, **settings)
     except (KeyError, TypeError, ValueError) as error:
         raise StoreError(f"{where} holds no head of this version: {error}") from error
     wanted: dict[str, Tensor] = dict(head.named_buffers())

@@ -119,7 +119,7 @@ def fan_in_rewire(
         raise ValueError(f"init must be at least 0 and finite, got {init}")
     if not first >= 0 or first % group:
         raise ValueError(f"first must be at least 0 and a multiple of group {group}, got {first}")
-    return fan_in_rewire_on(backend)(  # type: ignore[no-any-return]
+    return fan_in_rewire_on(backend)(
         values, indices, states, ages, chosen, scores, width, group, drop, bound, scope == "global", avoid_dropped,
         min_age, float(init), seed, step, first,
     )  # fmt: skip

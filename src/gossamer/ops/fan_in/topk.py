@@ -96,7 +96,7 @@ def fan_in_topk(
         check_tensor("never", never, (torch.int64,), 1, values.device)
         _check_lists("never", torch.tensor([0, never.numel()], device=never.device), never)
     detached = (None if bias is None else bias.detach()), group, k, first, offsets, ids, never
-    return fan_in_topk_on(backend)(x.detach(), values.detach(), indices, *detached)  # type: ignore[no-any-return]
+    return fan_in_topk_on(backend)(x.detach(), values.detach(), indices, *detached)
 
 
 def _check_lists(name: str, offsets: Tensor, ids: Tensor) -> None:

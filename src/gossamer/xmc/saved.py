@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -12,23 +12,22 @@ from torch import Tensor, nn
 from gossamer.xmc import store
 from gossamer.xmc.store import DTYPES, Stored, StoreError
 
-if TYPE_CHECKING:
-    from gossamer.xmc.head import FusedHead
-
-Head = TypeVar("Head", bound="FusedHead")
+Head = TypeVar("Head", bound=nn.Module)
+"""A `FusedHead`: a module whose attributes are its settings and whose buffers are the rest of it."""
 SETTINGS = (
     "width", "labels", "fan_in", "optimizer", "loss", "group", "seed", "betas", "eps", "weight_decay", "first_label",
 )  # fmt: skip
 BY_ROW = ("indices", "ages")  # with a row for each group of labels
 
 
-def settings_of(head: FusedHead) -> dict[str, Any]:
+def settings_of(head: nn.Module) -> dict[str, Any]:
     """The arguments that make a head like this one."""
     plain = {name: getattr(head, name) for name in SETTINGS}
-    return {**plain, "dtype": str(head.values.dtype).removeprefix("torch."), "bias": head.bias is not None}
+    buffers = dict(head.named_buffers())
+    return {**plain, "dtype": str(buffers["values"].dtype).removeprefix("torch."), "bias": "bias" in buffers}
 
 
-def save(head: FusedHead, directory: str | os.PathLike[str]) -> Path:
+def save(head: nn.Module, directory: str | os.PathLike[str]) -> Path:
     return store.save(directory, settings_of(head), dict(head.named_buffers()))
 
 
@@ -89,7 +88,7 @@ def made(cls: type[Head], stored: Stored, where: str | os.PathLike[str]) -> Head
         raise StoreError(f"{where} holds no head of this version: {error}") from error
     wanted: dict[str, Tensor] = dict(head.named_buffers())
     if "ages" in stored.tensors:
-        wanted["ages"] = torch.empty(head.indices.shape, dtype=torch.uint8, device="meta")
+        wanted["ages"] = torch.empty(wanted["indices"].shape, dtype=torch.uint8, device="meta")
     if wanted.keys() != stored.tensors.keys():
         raise StoreError(f"{where} has the arrays {sorted(stored.tensors)}, expected {sorted(wanted)}")
     for name, expected in wanted.items():
@@ -107,15 +106,17 @@ def subset(head: Head, labels: Tensor) -> Head:
     if not isinstance(labels, Tensor) or labels.dtype != torch.int64 or labels.dim() != 1:
         what = f"{labels.dtype}{list(labels.shape)}" if isinstance(labels, Tensor) else type(labels).__name__
         raise TypeError(f"labels must be int64[n], got {what}")
-    outside = labels[(labels < 0) | (labels >= head.labels)]
+    settings = settings_of(head)
+    count, group = settings["labels"], settings["group"]
+    outside = labels[(labels < 0) | (labels >= count)]
     if not labels.numel() or outside.numel():
         wrong = f"{int(outside[0])}" if outside.numel() else "none"
-        raise ValueError(f"labels must be at least 0 and below {head.labels}, at least one, got {wrong}")
+        raise ValueError(f"labels must be at least 0 and below {count}, at least one, got {wrong}")
     tensors = {
-        name: x.clone() if name == "steps" else _picked(x, labels // head.group if name in BY_ROW else labels)
+        name: x.clone() if name == "steps" else _picked(x, labels // group if name in BY_ROW else labels)
         for name, x in head.named_buffers()
     }
-    settings = {**settings_of(head), "labels": labels.numel(), "group": 1, "first_label": 0}
+    settings |= {"labels": labels.numel(), "group": 1, "first_label": 0}
     return made(type(head), Stored(settings, tensors), "the subset")
 
 

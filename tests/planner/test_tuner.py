@@ -384,15 +384,8 @@ def test_a_prior_needs_no_trials_and_the_tuner_can_be_asked_anything():
             density = 0.2 if call < 12 else 0.9
             tiles = {"tiles": density}
             found.append((call, tuner.choose("attention", ("dense", "blocks"), "shape", tiles, reports=False)))
-    assert found == [
-        (0, "blocks"),
-        (4, "blocks"),
-        (8, "blocks"),
-        (12, "blocks"),
-        (13, "dense"),
-        (17, "dense"),
-        (21, "dense"),
-    ]
+    calls = {0: "blocks", 4: "blocks", 8: "blocks", 12: "blocks", 13: "dense", 17: "dense", 21: "dense"}
+    assert dict(found) == calls
     assert sum(tuner.stats()["attention"]["calls"].values()) == 24
 
 

@@ -117,13 +117,21 @@ def _planned(
     a: Tensor, b: Tensor, sparse: Literal["a", "b"], plan: Plan | Planner | None, backend: Backend | None
 ) -> Tensor:
     """As a plan says; now and then its seconds are reported to the planner, so that what it predicts comes true."""
-    planner = None if isinstance(plan, Plan) else _planner(plan)
+    planner: Planner | None = None
     report: Report | None = None
     if isinstance(plan, Plan):
         chosen = plan
-    elif planner is None:
+    elif torch.compiler.is_compiling():
+        raise RuntimeError(
+            "matmul must read its operand on the host to plan, which torch.compile cannot do: "
+            "give tile, axis, index, or a plan made outside"
+        )
+    elif plan is not None and not isinstance(plan, Planner):
+        raise TypeError(f"plan must come from gossamer.planner, got {type(plan).__name__}")
+    elif plan is None and torch.are_deterministic_algorithms_enabled():
         chosen = plan_for(a, b, sparse)
     else:
+        planner = plan or SITES
         chosen, report = planner.ask(a, b, sparse)
     begin = 0.0 if report is None else clock.now()
     left, right = (AtNonzeros.call(a), b) if sparse == "a" else (a, AtNonzeros.call(b))
@@ -137,20 +145,6 @@ def _planned(
     if report is not None:
         report(clock.now() - begin)
     return c
-
-
-def _planner(plan: Planner | None) -> Planner | None:
-    """Who decides; None where the operands alone do."""
-    if torch.compiler.is_compiling():
-        raise RuntimeError(
-            "matmul must read its operand on the host to plan, which torch.compile cannot do: "
-            "give tile, axis, index, or a plan made outside"
-        )
-    if plan is not None and not isinstance(plan, Planner):
-        raise TypeError(f"plan must come from gossamer.planner, got {type(plan).__name__}")
-    if plan is None and torch.are_deterministic_algorithms_enabled():
-        return None
-    return plan or SITES
 
 
 def _skipping(

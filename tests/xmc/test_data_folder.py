@@ -88,8 +88,14 @@ def test_the_cache_is_taken_only_while_its_sources_are_the_same(tmp_path: Path, 
     assert taken()
     os.utime(place / names[0], ns=(5, 5))  # another time, the same content
     assert taken()
-    (place / names[0]).write_text(GOOD["trn_X_Y__txt"].replace("3:1", "1:1"))  # the same size, at once
+    (place / names[0]).write_text(GOOD["trn_X_Y__txt"].replace("3:1", "1:1"))  # the same size
     assert not taken()
+    load(place)
+    now = (place / names[0]).stat().st_mtime_ns
+    (place / names[0]).write_text(GOOD["trn_X_Y__txt"].replace("3:1", "2:1"))
+    os.utime(place / names[0], ns=(now, now))  # within one tick of the clock: the same size and time
+    assert not taken()
+    (place / names[0]).write_text(GOOD["trn_X_Y__txt"].replace("3:1", "1:1"))
     assert load(place).train.labels.row(1).tolist() == [1] and first.train.labels.row(1).tolist() == [3]
     assert taken()
     _write(place, trn_X_Xf__txt="2 3\n0:1\n\n", tst_X_Xf__txt="1 3\n\n")  # a piece that was not there

@@ -156,6 +156,7 @@ SPARSE, OLD, TEXTS, JSON, PAIRS, NPZ = (
         (SPARSE, b"1 4\n0:0x10\n", r":2: it has the value '0x10'"),
         (SPARSE, b"1 4\n0:1_0\n", r":2: it has the value '1_0'"),
         (SPARSE, b"1 4\n0:2-3 1:5:e\n", r":2: it has the value '2-3'"),
+        (SPARSE, b"1 9\n1:2-3 4:\n", r":2: it has the value '2-3'"),  # as many numbers as there should be
         (SPARSE, b"1 4\n0:3e38 0:3e38\n", r"row 0 has the value inf"),
         (SPARSE, b"1 4\n0\n", r":2: it has '0'; expected column:value"),
         (SPARSE, b"1 4\n0: 1\n", r":2: it has the value ''"),

@@ -121,8 +121,6 @@ def _pairs_at_once(content: bytes, lines: int, columns: int) -> Rows | None:
     # every word has one colon, behind at least one and at most 15 digits (which a float64 holds exactly)
     if len(starts) != len(colons) or not ((starts < colons) & (colons - starts <= 15)).all():
         return None
-    if (colons[:-1] > starts[1:]).any():
-        return None
     other = np.concatenate(([0], np.cumsum((text < ord("0")) | (text > ord("9")))))
     if (other[colons] != other[starts]).any() or np.append(blank, True)[colons + 1].any():
         return None

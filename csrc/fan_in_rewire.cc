@@ -5,7 +5,7 @@
 // number, so neither threads nor blocks change a bit.
 #include "counter.h"
 #include "kernels.h"
-#include "slots.h"
+#include "structure.h"
 
 namespace gossamer::GOSSAMER_ISA {
 namespace {
@@ -14,6 +14,7 @@ constexpr int64_t kBroken = -1;
 constexpr uint32_t kProtected = ~uint32_t(0);  // above every magnitude
 constexpr int kDigits = 3, kShift[kDigits] = {20, 9, 0}, kBits[kDigits] = {11, 11, 9};
 constexpr int kBuckets = 1 << 11;
+constexpr int64_t kFew = 2048;  // numbers of which bits are looked through for those that are set
 // Keep the streams of one seed apart.
 constexpr uint64_t kDrawing = 0x6472617764726177, kGrowing = 0x67726f7767726f77, kStarting = 0x7374617274737461;
 
@@ -25,6 +26,16 @@ inline int64_t draw_below(uint64_t key, int64_t number, int64_t n) {
 // m of the numbers below n, ascending, every set as likely as any other.
 template <class Number>
 inline void draw_ranks(uint64_t key, int64_t n, int64_t m, Number* out) {
+  if (n <= kFew) {  // a bit for each: sorted without moving any
+    uint64_t words[kFew / 64];
+    memset(words, 0, size_t(ceil_div(n, 64)) * 8);
+    Set drawn = {words};
+    for (int64_t j = 0; j < m; ++j)
+      if (!drawn.add(draw_below(key, j, n - m + j + 1))) drawn.add(n - m + j);
+    for (int64_t w = 0; w < ceil_div(n, 64); ++w)
+      for (uint64_t bits = words[w]; bits != 0; bits &= bits - 1) *out++ = Number(w * 64 + __builtin_ctzll(bits));
+    return;
+  }
   for (int64_t j = 0; j < m; ++j) {
     const int64_t most = n - m + j, x = draw_below(key, j, most + 1), at = place_of(out, j, x);
     if (at < j && int64_t(out[at]) == x) {
@@ -83,8 +94,11 @@ struct Cut {
 // The m smallest of n keys, bit by bit from the top; 0 < m <= n.
 inline Cut cut_of(const uint32_t* keys, int64_t n, int64_t m) {
   uint32_t limit = 0;
-  for (int bit = 31; bit >= 0; --bit)
-    if (count_below(keys, n, limit | 1u << bit) < m) limit |= 1u << bit;
+  for (int bit = 31; bit >= 0; --bit) {
+    const int64_t below = count_below(keys, n, limit | 1u << bit);
+    if (below == m) return {limit | 1u << bit, 0};  // nothing lies between the last that goes and this
+    if (below < m) limit |= 1u << bit;
+  }
   return {limit, m - count_below(keys, n, limit)};
 }
 

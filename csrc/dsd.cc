@@ -271,12 +271,12 @@ struct Product {
     }
   }
 
-  void multiply_piece(const Segment& segment, int64_t top, int64_t height, Panel<T> panel, T* out,
+  void multiply_piece(const Segment& segment, int64_t top, int64_t height, const Panel<T>& panel, T* out,
                       int64_t out_stride) const {
     if (s.bm > 1 && !as_is(s))
       return multiply_converted(s, segment.slot, segment.end, top, height, panel, out, out_stride);
     const int64_t row = s.transposed ? 1 : s.bn, col = s.transposed ? s.bm : 1;
-    const Run<T> run = {static_cast<const T*>(s.values) + top * row, s.bm * s.bn, row, col, 0, s.order != nullptr,
+    Run<T> run = {static_cast<const T*>(s.values) + top * row, s.bm * s.bn, row, col, 0, s.order != nullptr,
                         segment.slot, segment.end, 0, s.bn, false};
     if (s.bm == 1) return multiply_row_of<T>(panel.vectors, s.index_size)(s, run, panel, out, out_stride);
     multiply_rows(s, run, height, panel, out, out_stride);

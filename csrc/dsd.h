@@ -71,7 +71,7 @@ constexpr int most_vectors(int rows) {
 
 // Multiplies `run` by a panel into rows of whole vectors.
 template <class T>
-using Multiply = void (*)(const Tiles&, const Run<T>&, Panel<T>, T* out, int64_t out_stride);
+using Multiply = void (*)(const Tiles&, const Run<T>&, const Panel<T>&, T* out, int64_t out_stride);
 
 }  // namespace
 }  // namespace gossamer::GOSSAMER_ISA

@@ -8,7 +8,7 @@ namespace {
 
 // One row of the result. Every other element goes to a second set of sums, so that an addition seldom waits for another.
 template <class T, int kV, class Index>
-void multiply_row(const Tiles& s, const Run<T>& run, Panel<T> panel, T* out, int64_t) {
+void multiply_row(const Tiles& s, const Run<T>& run, const Panel<T>& panel, T* out, int64_t) {
   Lanes<T> sum[2][kV] = {};
   const Index* const indices = static_cast<const Index*>(s.indices);
   const auto add = [&](int half, T a, const T* b) {

@@ -8,7 +8,7 @@ namespace {
 constexpr int64_t kSlotsAhead = 2;  // tiles that are asked for before they are multiplied
 
 template <class T, int kR, int kV, bool kTransposed>
-void multiply(const Tiles& s, const Run<T>& run, Panel<T> panel, T* out, int64_t out_stride) {
+void multiply(const Tiles& s, const Run<T>& run, const Panel<T>& panel, T* out, int64_t out_stride) {
   for (int r = 0; r < kR; ++r)  // asked for now, written after all slots
     for (int v = 0; v < kV * kLanes<T>; v += kLine<T>) __builtin_prefetch(out + r * out_stride + v, 1);
   Lanes<T> sum[kR][kV];
@@ -55,10 +55,10 @@ Multiply<T> multiply_of(int vectors, bool transposed) {
   return transposed ? multiply<T, kR, kV, true> : multiply<T, kR, kV, false>;
 }
 
-// `height` rows of a tile row, a few at a time.
+// `height` rows of a tile row, a few at a time; run.a moves on with them. A copy of `run`, which was just written, would
+// wait until that has left the pipeline, with all products before it.
 template <class T>
-void multiply_rows(const Tiles& s, Run<T> run, int64_t height, Panel<T> panel, T* out,
-                   int64_t out_stride) {
+void multiply_rows(const Tiles& s, Run<T>& run, int64_t height, const Panel<T>& panel, T* out, int64_t out_stride) {
   int64_t r = 0;
   const auto rows = [&](auto count, Multiply<T> kernel) {
     for (; r + count <= height; r += count, run.a += count * run.row, out += count * out_stride)
@@ -86,11 +86,12 @@ void convert(const Stored* in, int64_t in_stride, T* out, int64_t out_stride, in
 
 // multiply_rows of tiles that are stored in another way: some at a time are converted to T in L1.
 template <class T>
-void multiply_converted(const Tiles& s, int64_t slot, int64_t end, int64_t top, int64_t height, 
-                        Panel<T> panel, T* out, int64_t out_stride) {
+void multiply_converted(const Tiles& s, int64_t slot, int64_t end, int64_t top, int64_t height, const Panel<T>& panel,
+                        T* out, int64_t out_stride) {
   alignas(64) T tiles[kConverted];
   const int64_t cols = least(s.bn, kConverted / height), batch = kConverted / (height * cols);
-  Run<T> run = {tiles, height * cols, s.transposed ? 1 : cols, s.transposed ? height : 1, slot, false, slot, slot, 0, 0, false};
+  Run<T> run = {tiles, height * cols, s.transposed ? 1 : cols, s.transposed ? height : 1,
+                slot,  false, slot, slot, 0, 0, false};
   if (slot == end) return multiply_rows(s, run, height, panel, out, out_stride);
   for (; slot < end; slot = run.end) {
     run.first = run.slot = slot;
@@ -114,6 +115,7 @@ void multiply_converted(const Tiles& s, int64_t slot, int64_t end, int64_t top, 
           if (s.storage == Storage::kInt8) from(static_cast<const int8_t*>(s.values));
         }
       }
+      run.a = tiles;
       multiply_rows(s, run, height, panel, out, out_stride);
       run.more = true;
     }

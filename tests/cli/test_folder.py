@@ -67,10 +67,10 @@ def test_resuming_deletes_drafts_only(out: Path) -> None:
     [
         {"identity": OLD},
         {"name": "sweep", "id": 7},
-        {"format": folder.FORMAT, "version": 99, "identity": OLD},
+        {"format": folder.TRAIN.format, "version": 99, "identity": OLD},
         [],
-        {"format": folder.FORMAT, "version": folder.VERSION, "identity": OLD},
-        files.sealed({"format": folder.FORMAT, "version": folder.VERSION}),
+        {"format": folder.TRAIN.format, "version": folder.VERSION, "identity": OLD},
+        files.sealed({"format": folder.TRAIN.format, "version": folder.VERSION}),
     ],
     ids=["old", "foreign", "newer", "list", "unsealed", "without identity"],
 )

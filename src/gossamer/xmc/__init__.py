@@ -2,6 +2,8 @@
 
     from gossamer import xmc
     sets = xmc.data.load("folder")
+    clf = xmc.Classifier(fan_in=64).fit(sets.train.texts, sets.train.labels)
+    scores, ids = clf.predict_topk(sets.test.texts, k=5)
 
 Everything is loaded on first use. May import nn, ops, pattern, kernels and what lies below; training lies beside it.
 """
@@ -12,19 +14,24 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from gossamer.xmc import data, metrics
+    from gossamer.xmc import data, encoders, metrics
+    from gossamer.xmc.classifier import Classifier, load
     from gossamer.xmc.head import FusedHead
+    from gossamer.xmc.recipe import Recipe
     from gossamer.xmc.sharded import ShardedHead
     from gossamer.xmc.store import StoreError
 
-_MODULES = ("data", "metrics")
+_MODULES = ("data", "encoders", "metrics")
 _NAMES: dict[str, str] = {  # a name of a module of the package: the module that has it
+    "Classifier": "gossamer.xmc.classifier",
     "FusedHead": "gossamer.xmc.head",
+    "Recipe": "gossamer.xmc.recipe",
     "ShardedHead": "gossamer.xmc.sharded",
     "StoreError": "gossamer.xmc.store",
+    "load": "gossamer.xmc.classifier",
 }
 
-__all__ = ["FusedHead", "ShardedHead", "StoreError", "data", "metrics"]
+__all__ = ["Classifier", "FusedHead", "Recipe", "ShardedHead", "StoreError", "data", "encoders", "load", "metrics"]
 
 
 def __getattr__(name: str) -> Any:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,23 +17,43 @@ from gossamer import files
 from gossamer.cli.train.checkpoint import differ
 
 RUN = "run.json"
-FORMAT, VERSION = "gossamer.run", 1
+VERSION = 1
 EVENTS = ".gossamer"  # the end of the name of every event file that a run writes
 LIMIT = 1 << 20
-# What a run writes, by folder; events of other programs have other names.
-WRITES = {
-    "": (RUN, "report.json", "report.html"),
-    "dense": ("checkpoint.pt",),
-    "sparse": ("checkpoint.pt",),
-    "compact": ("compact.json",),
-    "events": (),
-    "events/dense": (),
-    "events/sparse": (),
-}
 _WEIGHTS = re.compile(r"weights-[0-9a-f]{16}\.safetensors")
 
 
-def inspect(out: Path, identity: dict[str, Any], *, resume: bool, overwrite: bool) -> bool:
+@dataclass(frozen=True)
+class Kind:
+    """A kind of run: its name in run.json, the files that it writes by folder, and which others there are its own."""
+
+    format: str
+    writes: Mapping[str, tuple[str, ...]]
+    further: Callable[[str, str], bool] = lambda folder, file: False
+
+
+def _of_training(folder: str, file: str) -> bool:
+    """Compact weights; events, but for those of other programs, which have other names."""
+    weights = folder == "compact" and _WEIGHTS.fullmatch(file) is not None
+    return weights or (folder.startswith("events/") and file.endswith(EVENTS))
+
+
+TRAIN = Kind(
+    "gossamer.run",
+    {
+        "": (RUN, "report.json", "report.html"),
+        "dense": ("checkpoint.pt",),
+        "sparse": ("checkpoint.pt",),
+        "compact": ("compact.json",),
+        "events": (),
+        "events/dense": (),
+        "events/sparse": (),
+    },
+    _of_training,
+)
+
+
+def inspect(out: Path, identity: dict[str, Any], *, resume: bool, overwrite: bool, kind: Kind = TRAIN) -> bool:
     """Raise unless this run may write to `out`, to its end; nothing is changed.
 
     Returns:
@@ -53,12 +74,12 @@ def inspect(out: Path, identity: dict[str, Any], *, resume: bool, overwrite: boo
         return False  # empty, but for what a run left that was killed in its first moment
     if not os.path.lexists(out / RUN):
         raise FileExistsError(f"--out {out} holds files but no {RUN}, so it is no run of this program; choose another")
-    record = _record(out)
+    record = _record(out, kind)
     if not resume and not overwrite:
         raise FileExistsError(f"--out {out} holds a run already; --resume continues it, --overwrite deletes it")
     if resume:
         differ(record["identity"], identity, f"--resume: {out}")
-    for name, written in WRITES.items():
+    for name, written in kind.writes.items():
         place = out / name
         if os.path.lexists(place) and (not place.is_dir() or (name and place.is_symlink())):
             what = "a link" if place.is_symlink() else files.kind(place)
@@ -71,7 +92,7 @@ def inspect(out: Path, identity: dict[str, Any], *, resume: bool, overwrite: boo
     return resume and record.get("clearing") is not True
 
 
-def _record(out: Path) -> dict[str, Any]:
+def _record(out: Path, kind: Kind) -> dict[str, Any]:
     """The run.json of `out`, which says whose the folder is.
 
     Raises:
@@ -81,7 +102,7 @@ def _record(out: Path) -> dict[str, Any]:
     advice = "nothing here is deleted or continued; choose another --out, or remove the folder yourself"
     try:
         record = files.parse_json(files.read(path, limit=LIMIT))
-        if not isinstance(record, dict) or record.get("format") != FORMAT:
+        if not isinstance(record, dict) or record.get("format") != kind.format:
             raise ValueError("it is not of this program, or was written by an older version")
         if record.get("version") != VERSION:
             raise ValueError(f"its version is {record.get('version')!r}, expected {VERSION}")
@@ -93,39 +114,38 @@ def _record(out: Path) -> dict[str, Any]:
     return record
 
 
-def prepare(out: Path, identity: dict[str, Any], *, overwrite: bool) -> None:
+def prepare(out: Path, identity: dict[str, Any], *, overwrite: bool, kind: Kind = TRAIN) -> None:
     """Make the folder, empty of an earlier run when overwriting, and write down which run it is.
 
     run.json comes first and says "clearing" until the last file of the earlier run is gone, so that a run killed
     in between is still ours, and is cleared before anything of it would be continued.
     """
     out.mkdir(parents=True, exist_ok=True)
-    clear = overwrite or (os.path.lexists(out / RUN) and _record(out).get("clearing") is True)
-    record = {"format": FORMAT, "version": VERSION, "identity": identity}
+    clear = overwrite or (os.path.lexists(out / RUN) and _record(out, kind).get("clearing") is True)
+    record = {"format": kind.format, "version": VERSION, "identity": identity}
     if clear:
         files.write_json(out / RUN, files.sealed({**record, "clearing": True}))
-    for path in list(_ours(out, everything=clear)):
+    for path in list(_ours(out, kind, everything=clear)):
         path.unlink(missing_ok=True)
     if clear:
-        for name in sorted(WRITES, reverse=True):  # the inner ones first
+        for name in sorted(kind.writes, reverse=True):  # the inner ones first
             if name and (out / name).is_dir() and not os.listdir(out / name):
                 (out / name).rmdir()
     files.write_json(out / RUN, files.sealed(record))
-    for name in WRITES:  # some of them are written much later: a folder that takes none is found now
+    for name in kind.writes:  # some of them are written much later: a folder that takes none is found now
         if (out / name).is_dir():
             files.check_target(out / name / RUN)
 
 
-def _ours(out: Path, *, everything: bool) -> Iterator[Path]:
+def _ours(out: Path, kind: Kind, *, everything: bool) -> Iterator[Path]:
     """What earlier runs wrote into `out` except run.json itself; only drafts that they left unless `everything`."""
-    for name, written in WRITES.items():
+    for name, written in kind.writes.items():
         place = out / name
         if not place.is_dir() or (name and place.is_symlink()):
             continue
         for file in os.listdir(place):
             draft = files.draft_of(file)
             mine = (draft or file) in written or draft == RUN
-            mine |= name == "compact" and _WEIGHTS.fullmatch(draft or file) is not None
-            mine |= name.startswith("events/") and file.endswith(EVENTS)
+            mine |= kind.further(name, draft or file)
             if mine and (draft or (everything and file != RUN)):
                 yield place / file

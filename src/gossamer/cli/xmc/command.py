@@ -1,6 +1,10 @@
 """`gossamer xmc COMMAND`: choose the command.
 
-gossamer xmc data     make a data set from what this machine has, in the standard layout
+gossamer xmc data       make a data set from what this machine has, in the standard layout
+gossamer xmc train      train a classifier, choose its best epoch, report
+gossamer xmc evaluate   measure a classifier on the test part of a data set
+gossamer xmc predict    the best labels of texts
+gossamer xmc subset     a smaller classifier that knows some labels only
 """
 
 from __future__ import annotations
@@ -10,6 +14,10 @@ from collections.abc import Sequence
 HELP = """usage: gossamer xmc COMMAND [flags]
 
   data      make a data set from what this machine has: stdlib, debtags or planted
+  train     train a classifier, keep its best epoch, write a report
+  evaluate  measure a classifier on the test part of a data set
+  predict   the best labels of texts
+  subset    a smaller classifier that knows some labels only
 
 gossamer xmc COMMAND --help lists the flags of a command.
 """
@@ -24,5 +32,22 @@ def run(argv: Sequence[str]) -> None:
         from gossamer.cli.xmc.data import run as data
 
         data(rest)
+    elif command == "train":
+        from gossamer.cli.flags import parse
+        from gossamer.cli.xmc.train import Train
+        from gossamer.cli.xmc.train import run as train
+
+        train(parse(Train, "gossamer xmc train", rest), rest)
+    elif command in ("evaluate", "predict", "subset"):
+        from gossamer.cli.flags import parse
+        from gossamer.cli.xmc import predicting
+
+        program = f"gossamer xmc {command}"
+        if command == "evaluate":
+            predicting.evaluate(parse(predicting.Evaluate, program, rest))
+        elif command == "predict":
+            predicting.predict(parse(predicting.Predict, program, rest))
+        else:
+            predicting.subset(parse(predicting.Subset, program, rest))
     else:
-        raise ValueError(f"there is no command xmc {command!r}; expected data")
+        raise ValueError(f"there is no command xmc {command!r}; expected data, train, evaluate, predict or subset")

@@ -27,7 +27,7 @@ def make(name: str | Path, *, given: int | None = None, **settings: Any) -> Enco
     if str(name) == "bow":
         from gossamer.xmc.encoders.bow import Bow
 
-        return Bow(**settings) if given is None else Bow(features=given, given=True, **settings)
+        return Bow(**settings) if given is None else Bow(**{**settings, "features": given, "given": True})
     if given is not None:
         raise ValueError(f"encoder {str(name)!r} reads texts, and the data set has features only; expected 'bow'")
     from gossamer.xmc.encoders.transformer import Transformer

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import embedding_bag
+from torch.nn.functional import dropout, embedding_bag
 from torch.optim import Adagrad, Optimizer
 
 from gossamer.xmc.data.csr import Csr, index_type
@@ -30,6 +30,7 @@ class Bow(Encoder):
         given: whether it reads features (`Csr` with values) instead of texts; they are taken as they are.
         ngrams: the longest run of words that counts as a word of its own.
         relu: whether negative numbers become zero.
+        dropout: share of the words, and of the numbers of a vector, that a training step leaves out.
 
     >>> encoder = Bow(width=8, features=64)
     >>> encoder.learn(["a red apple", "a red pear"])
@@ -42,20 +43,30 @@ class Bow(Encoder):
     idf: Tensor
 
     def __init__(
-        self, width: int = 512, features: int = FEATURES, *, given: bool = False, ngrams: int = 1, relu: bool = True
+        self,
+        width: int = 512,
+        features: int = FEATURES,
+        *,
+        given: bool = False,
+        ngrams: int = 1,
+        relu: bool = True,
+        dropout: float = 0.3,
     ) -> None:
         super().__init__()
         for name, value in (("width", width), ("features", features), ("ngrams", ngrams)):
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise ValueError(f"{name} must be an integer of at least 1, got {value!r}")
-        self.width, self.features, self.given, self.ngrams, self.relu = width, features, given, ngrams, relu
+        if not 0 <= dropout < 1:
+            raise ValueError(f"dropout must be at least 0 and below 1, got {dropout}")
+        self.width, self.features, self.given, self.ngrams = width, features, given, ngrams
+        self.relu, self.dropout = relu, dropout
         # As if each row had one feature of length 1: what many rows share grows with their number, not before it.
         self.weight = nn.Parameter(torch.randn(features, width) / width**0.5)
         self.bias = nn.Parameter(torch.zeros(width))
         self.register_buffer("idf", torch.ones(0 if given else features))
 
     def settings(self) -> dict[str, Any]:
-        names = ("width", "features", "given", "ngrams", "relu")
+        names = ("width", "features", "given", "ngrams", "relu", "dropout")
         return {name: getattr(self, name) for name in names}
 
     def optimizer(self, lr: float) -> Optimizer:
@@ -86,11 +97,12 @@ class Bow(Encoder):
         """Csr [rows, features] -> float32[rows, width]."""
         device = self.weight.device
         places, offsets = inputs.indices.to(device).long(), inputs.offsets[:-1].to(device)
-        values = None if inputs.values is None else inputs.values.to(device)
+        values = torch.ones(inputs.nnz) if inputs.values is None else inputs.values
+        values = dropout(values.to(device), self.dropout, self.training)
         out = self.bias + embedding_bag(
             places, self.weight, offsets, mode="sum", sparse=True, per_sample_weights=values
         )
-        return out.relu() if self.relu else out
+        return dropout(out.relu() if self.relu else out, self.dropout, self.training)
 
     def _counted(self, examples: Iterable[str] | Csr) -> Iterator[Csr]:
         """Counts of hashed words, a block of texts at a time."""

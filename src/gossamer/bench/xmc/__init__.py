@@ -1,0 +1,1 @@
+"""Classifiers over many labels: steps, memory and quality, beside dense ones."""

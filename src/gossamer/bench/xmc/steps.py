@@ -1,0 +1,109 @@
+"""One step of a classifier's head: forward, loss, backward and update; its forward alone; top-k.
+
+The dense rival takes the same step label block by label block, with the fastest dense product. With the squared hinge
+most labels stand outside the margin after some training, and cost a forward pass only: "warm" rows are of a head whose
+logits are below the margin for all labels but those of the batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import gossamer as gs
+from gossamer.bench.cells import CONTROL, milliseconds, ratio, value
+from gossamer.bench.dense import Call, choose
+from gossamer.bench.section import Row, Section, Settings, Table
+from gossamer.bench.xmc.dense_head import DenseHead
+from gossamer.xmc import FusedHead
+from gossamer.xmc.data import Csr
+
+LABELS, WIDTH, FAN_IN, BATCH = 670_091, 768, 64, 32
+DENSE = "dense"
+WARM_BIAS = -3.0  # beyond the margin of every label that is not in the batch
+
+
+def sizes(settings: Settings) -> tuple[int, int, int, int]:
+    """Labels, width, fan-in, batch."""
+    return (2_000, 64, 16, 8) if settings.quick else (LABELS, WIDTH, FAN_IN, BATCH)
+
+
+def batch_of(settings: Settings) -> tuple[Tensor, Csr]:
+    """Examples of length 1, and five labels each."""
+    labels, width, _, batch = sizes(settings)
+    generator = torch.Generator().manual_seed(1)
+    x = torch.nn.functional.normalize(torch.randn(batch, width, generator=generator), dim=1)
+    positive = torch.randint(labels, (batch, 5), generator=generator)
+    return x, Csr.from_lists(positive.tolist(), labels)
+
+
+def _engine(a: Tensor, b: Tensor) -> Tensor:
+    return gs.ops.dense.linear(a, b.t())
+
+
+def _head(settings: Settings, **options: Any) -> FusedHead:
+    labels, width, fan_in, _ = sizes(settings)
+    return FusedHead(width, labels, fan_in=fan_in, **options)
+
+
+def _warm(head: FusedHead | DenseHead) -> None:
+    assert head.bias is not None
+    head.bias.fill_(WARM_BIAS)
+
+
+OPTIONS: dict[str, dict[str, Any]] = {
+    "fp32": {}, "bf16": {"dtype": torch.bfloat16}, "G=16": {"group": 16}, "Adam": {"optimizer": "adam"},
+}  # fmt: skip
+
+
+def _ours(settings: Settings, loss: str, x: Tensor, labels: Csr) -> dict[str, Call]:
+    calls: dict[str, Call] = {}
+    for name, options in OPTIONS.items():
+        head = _head(settings, loss=loss, **options)
+        if loss == "hinge":
+            _warm(head)
+        calls[name] = partial(head.step, x, labels, 1e-4)
+    return calls
+
+
+def _dense(settings: Settings, loss: str) -> dict[str, DenseHead]:
+    labels, width, _, _ = sizes(settings)
+    head = DenseHead(width, labels, loss=loss)
+    other = DenseHead.__new__(DenseHead)  # the same weight by another engine
+    vars(other).update(vars(head), product=_engine)
+    if loss == "hinge":
+        _warm(head)
+    return {"torch": head, "engines": other}
+
+
+def rows(settings: Settings) -> Iterator[Row]:
+    """The step with each loss, then the forward and top-5 over it."""
+    labels, width, fan_in, batch = sizes(settings)
+    x, y = batch_of(settings)
+    facts = {"labels": labels, "width": width, "fan_in": fan_in, "batch": batch}
+    for loss in ("bce", "hinge"):
+        calls = _ours(settings, loss, x, y)
+        dense: dict[str, Call] = {name: partial(head.step, x, y, 1e-4) for name, head in _dense(settings, loss).items()}
+        engine = choose(dense, calls, DENSE, settings, 6 * batch * labels * width)
+        run = gs.measure.interleave(calls, baseline=DENSE, reps=settings.reps, warmup=1, seconds=60)
+        yield {"what": f"step, {'BCE' if loss == 'bce' else 'squared hinge, warm'}", **facts, **engine, **run.to_dict()}
+        del calls, dense
+    head = _head(settings)
+    pattern = gs.Pattern(None, head.indices, (labels, width), (1, 1))
+    calls = {"fp32": partial(gs.ops.fan_in_mm, x, head.values, pattern), "top-5": partial(head.topk, x, 5)}
+    dense = {name: partial(head.forward, x) for name, head in _dense(settings, "bce").items()}
+    engine = choose(dense, calls, DENSE, settings, 2 * batch * labels * width)
+    run = gs.measure.interleave(calls, baseline=DENSE, reps=settings.reps, warmup=1, seconds=60)
+    yield {"what": "forward", **facts, **engine, **run.to_dict()}
+
+
+COLUMNS = (
+    ("", value("what")), ("labels", value("labels", ",")), ("dense ms", milliseconds(digits=0)),
+    *((name, ratio(name)) for name in ("fp32", "bf16", "G=16", "Adam", "top-5")), CONTROL,
+)  # fmt: skip
+
+SECTION = Section(rows, Table(COLUMNS), on_gpu=False)

@@ -1,0 +1,136 @@
+"""`gossamer xmc evaluate`, `predict` and `subset`: what is done with a trained classifier."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import tyro
+
+from gossamer import files
+from gossamer.cli.xmc.train import test
+from gossamer.xmc import data
+from gossamer.xmc.classifier import Classifier, load
+
+_LIMIT = 1 << 30
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """Measure a classifier on the test part of a data set: P, nDCG, PSP, PSnDCG and R."""
+
+    run: Annotated[Path, tyro.conf.Positional]
+    """Folder of a run, or of a classifier."""
+    data: Annotated[Path, tyro.conf.Positional]
+    """Folder of a data set."""
+    json: Path | None = None
+    """Write the numbers here too."""
+    debug: bool = False
+    """Show the traceback of an error."""
+
+
+@dataclass(frozen=True)
+class Predict:
+    """The best labels of texts."""
+
+    run: Annotated[Path, tyro.conf.Positional]
+    """Folder of a run, or of a classifier."""
+    text: str | None = None
+    """One text."""
+    file: Path | None = None
+    """A file with a text a line."""
+    k: Annotated[int, tyro.conf.arg(aliases=["-k"])] = 5
+    """How many labels."""
+    names: Path | None = None
+    """A file with the name of a label a line; by default those that the classifier was saved with, or numbers."""
+    debug: bool = False
+    """Show the traceback of an error."""
+
+
+@dataclass(frozen=True)
+class Subset:
+    """A smaller classifier that knows some labels only; everything about the others is gone."""
+
+    run: Annotated[Path, tyro.conf.Positional]
+    """Folder of a run, or of a classifier."""
+    labels: Path
+    """A file with a label a line: its number, or its name."""
+    out: Path
+    """Folder of the smaller classifier."""
+    debug: bool = False
+    """Show the traceback of an error."""
+
+
+def opened(run: Path) -> Classifier:
+    """The classifier of a run's folder, or of a classifier's own."""
+    return load(run / "classifier" if (run / "classifier").is_dir() else run)
+
+
+def evaluate(config: Evaluate) -> None:
+    """Print the table."""
+    classifier, sets = opened(config.run), data.load(config.data)
+    if classifier.head.labels != sets.labels:
+        raise ValueError(
+            f"the classifier knows {classifier.head.labels} labels, the data set has {sets.labels}; expected the same"
+        )
+    kind = classifier.encoder.kind
+    given = kind == "bow" and classifier.encoder.settings()["given"]
+    scores = test(classifier, sets, kind, "features" if given else "texts")
+    print(scores.table())
+    if config.json is not None:
+        files.write_json(config.json, {"scores": scores.at, "deciles": scores.deciles, "examples": scores.examples})
+        print(f"\nwritten: {config.json}")
+
+
+def predict(config: Predict) -> None:
+    """Print a line for each text: its labels and their scores."""
+    if (config.text is None) == (config.file is None):
+        raise ValueError("--text and --file were both given or neither; expected one of them")
+    if config.k < 1:
+        raise ValueError(f"-k is {config.k}; expected at least 1")
+    texts = [config.text] if config.file is None else lines(config.file, "--file")
+    classifier = opened(config.run)
+    names = classifier.names if config.names is None else lines(config.names, "--names")
+    if names is not None and len(names) != classifier.head.labels:
+        raise ValueError(f"--names has {len(names)} lines, the classifier {classifier.head.labels} labels")
+    scores, ids = classifier.predict_topk([text for text in texts if text is not None], k=config.k)
+    for row_scores, row_ids in zip(scores.tolist(), ids.tolist(), strict=True):
+        found: list[dict[str, Any]] = [
+            {"label": at if names is None else names[at], "score": round(score, 4)}
+            for score, at in zip(row_scores, row_ids, strict=True)
+            if at >= 0
+        ]
+        print(json.dumps(found, ensure_ascii=False))
+
+
+def subset(config: Subset) -> None:
+    """Write the smaller classifier."""
+    classifier = opened(config.run)
+    wanted = [numbered(line, at, classifier, config.labels) for at, line in enumerate(lines(config.labels, "--labels"))]
+    if not wanted:
+        raise ValueError(f"--labels {config.labels} is empty; expected a label a line")
+    small = classifier.subset(torch.tensor(wanted))
+    print(f"{len(wanted):,} of {classifier.head.labels:,} labels written: {small.save(config.out)}")
+
+
+def numbered(line: str, at: int, classifier: Classifier, path: Path) -> int:
+    """The number of a label that a line names."""
+    if classifier.names is not None and line in classifier.number_of:
+        return classifier.number_of[line]
+    if line.isdecimal() and int(line) < classifier.head.labels:
+        return int(line)
+    raise ValueError(
+        f"{path}:{at + 1} names the label {line!r}; expected a name that the classifier knows, or a number from 0 to "
+        f"{classifier.head.labels - 1}"
+    )
+
+
+def lines(path: Path, flag: str) -> list[str]:
+    """The lines of a text file, in UTF-8."""
+    try:
+        return files.read(path, limit=_LIMIT).decode().splitlines()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{flag} {path} is not UTF-8 at byte {error.start}") from None

@@ -1,0 +1,239 @@
+"""`gossamer xmc train DATA`: train, choose the best epoch by the validation part, test, report."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import tyro
+from torch import Tensor
+
+from gossamer import measure
+from gossamer.cli.stop import Stopped, catch_signals
+from gossamer.cli.train import checkpoint, folder
+from gossamer.cli.train.progress import Progress
+from gossamer.cli.xmc.report import write
+from gossamer.xmc import data
+from gossamer.xmc.classifier import Classifier, clear, load
+from gossamer.xmc.data import Csr, DataSet, Part
+from gossamer.xmc.encoders import Inputs
+from gossamer.xmc.fit import Examples, Fit, train
+from gossamer.xmc.metrics import Scores, inverse_propensity
+from gossamer.xmc.predict import evaluate
+from gossamer.xmc.recipe import Recipe
+
+K = 5
+RUN = folder.Kind(
+    "gossamer.xmc.run",
+    {"": ("run.json", "checkpoint.pt", "report.json", "report.html"), "classifier": ()},
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Train(Recipe):
+    """Train a classifier over many labels: an encoder and a head of fixed fan-in.
+
+    The epoch that is best on the validation part is kept, and measured once on the test part. Writes report.html and
+    the classifier into --out. Ctrl-C saves and stops; --resume goes on with the very same numbers.
+    """
+
+    data: Annotated[Path, tyro.conf.Positional]
+    """Folder of a data set, in any of the known layouts (`gossamer xmc data` makes some)."""
+    encoder: str = "bow"
+    """bow (hashed words or the data set's features; no download), minilm, or a Hugging Face folder."""
+    read: str = "auto"
+    """What the encoder reads: texts, features, or auto (features where there are some and the encoder is bow)."""
+    width: int = 512
+    """Numbers of an example's vector (bow)."""
+    max_length: int = 128
+    """Tokens of a text that are read (Hugging Face)."""
+    pooling: str = "mean"
+    """mean of the tokens, or cls, the first one (Hugging Face)."""
+    validation: float = 0.05
+    """Share of the training part that chooses the epoch; 0: the last one is kept."""
+    out: Path = Path("runs/xmc")
+    """Folder of everything this run writes."""
+    resume: bool = False
+    """Continue the run in --out where it stopped; start it if there is none."""
+    overwrite: bool = False
+    """Delete the run in --out first."""
+    threads: int | None = None
+    """CPU threads; torch's own choice when not given."""
+    debug: bool = False
+    """Show the traceback of an error."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.validation < 1:
+            raise ValueError(f"--validation is {self.validation}; expected at least 0 and below 1")
+        if self.read not in ("auto", "texts", "features"):
+            raise ValueError(f"--read is {self.read!r}; expected auto, texts or features")
+        if self.resume and self.overwrite:
+            raise ValueError("--resume continues the run that --overwrite deletes; expected one of them")
+        if self.threads is not None and self.threads < 1:
+            raise ValueError(f"--threads is {self.threads}; expected at least 1")
+
+    def recipe(self) -> Recipe:
+        return Recipe(**{each.name: getattr(self, each.name) for each in fields(Recipe)})
+
+    def identity(self) -> dict[str, Any]:
+        """What decides the numbers of a run: a checkpoint of another identity is refused."""
+        aside = ("out", "resume", "overwrite", "threads", "debug", "data")
+        return {key: value for key, value in asdict(self).items() if key not in aside} | {"data": str(self.data)}
+
+
+@dataclass
+class _Session:
+    """A run: what is trained on, what chooses the epoch, what has been seen."""
+
+    config: Train
+    sets: DataSet
+    classifier: Classifier
+    fit: Fit
+    examples: Examples
+    held_out: tuple[Inputs, Csr] | None
+
+
+def run(config: Train, arguments: Sequence[str]) -> None:
+    """Everything, from flags to the report; `arguments` are the flags as typed, for the report."""
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    sets = data.load(config.data)
+    session = _begin(config, sets)
+    if folder.inspect(config.out, config.identity(), resume=config.resume, overwrite=config.overwrite, kind=RUN):
+        _continue(session)
+    if config.overwrite and (config.out / "classifier").exists():
+        clear(config.out / "classifier")
+    folder.prepare(config.out, config.identity(), overwrite=config.overwrite, kind=RUN)
+    try:
+        _train(session)
+    except Stopped as stopped:
+        again = [a for a in arguments if a not in ("--overwrite", "--resume")]
+        command = shlex.join(["gossamer", "xmc", "train", *again, "--resume"])
+        print(f"\nstopped at {stopped}; resume with:\n  {command}", file=sys.stderr, flush=True)
+        raise
+    _finish(session, arguments)
+
+
+def inputs_of(part: Part, encoder: str, read: str) -> Any:
+    """The texts or the features of a part, as the encoder reads them."""
+    features = read == "features" or (read == "auto" and encoder == "bow" and part.features is not None)
+    found = part.features if features else part.texts
+    if found is None:
+        kind = "features" if features else "texts"
+        raise ValueError(f"the data set has no {kind}, which the encoder {encoder!r} reads with --read {read}")
+    return found
+
+
+def _begin(config: Train, sets: DataSet) -> _Session:
+    settings: dict[str, Any] = {"width": config.width}
+    if config.encoder != "bow":
+        settings = {"max_length": config.max_length, "pooling": config.pooling}
+    classifier = Classifier(config.encoder, encoder_settings=settings, recipe=config.recipe())
+    part = sets.train
+    fit, examples = classifier.begin(inputs_of(part, config.encoder, config.read), part.labels)
+    keep, held = _split(len(examples), config.validation, config.seed)
+    held_out = None
+    if len(held):
+        held_out = examples.inputs.take(held), examples.labels.take(held)
+        examples = Examples(examples.inputs.take(keep), examples.labels.take(keep), examples.clusters)
+    if sets.label_texts is not None:
+        classifier.names = [" ".join(name.split()) for name in sets.label_texts]
+    return _Session(config, sets, classifier, fit, examples, held_out)
+
+
+def _split(rows: int, share: float, seed: int) -> tuple[Tensor, Tensor]:
+    """Which rows are trained on, which choose the epoch; both in ascending order."""
+    order = torch.randperm(rows, generator=torch.Generator().manual_seed(seed))
+    count = round(share * rows)
+    return order[count:].sort().values, order[:count].sort().values
+
+
+def _file(config: Train) -> Path:
+    return config.out / "checkpoint.pt"
+
+
+def _continue(session: _Session) -> None:
+    config = session.config
+    if not _file(config).exists():
+        return
+    saved = checkpoint.load(_file(config), config.identity())
+    try:
+        session.fit.load(saved)
+    except ValueError as error:
+        raise ValueError(f"checkpoint {_file(config)} does not fit this run: {error}") from error
+
+
+def _train(session: _Session) -> None:
+    config, fit = session.config, session.fit
+    batch = min(config.batch_size, len(session.examples))
+    total = len(session.examples) // batch * config.epochs
+
+    def save() -> None:
+        checkpoint.save(_file(config), {"identity": config.identity(), **fit.state()})
+
+    with Progress("train", fit.step, total, shown=True) as bar, catch_signals() as stop:
+
+        def on_step(fit: Fit) -> None:
+            bar.to(fit.step)
+            if stop:
+                save()
+                raise Stopped(f"step {fit.step} of {total}", stop.signal)
+
+        def on_epoch(fit: Fit) -> None:
+            point = fit.curve[-1]
+            if session.held_out is not None:
+                inputs, labels = session.held_out
+                scores = evaluate(fit.encoder, fit.head, inputs, labels, k=K)
+                point |= {f"P@{k}": scores[f"P@{k}"] for k in (1, 3, 5)}
+                bar.note(f"P@1 {100 * scores['P@1']:.2f}")
+            best = max(fit.curve, key=lambda each: (each.get("P@1", 0.0), each["step"]))
+            if best is point:
+                session.classifier.save(config.out / "classifier")
+            save()
+
+        train(fit, session.examples, on_step=on_step, on_epoch=on_epoch)
+
+
+def _finish(session: _Session, arguments: Sequence[str]) -> None:
+    config, sets = session.config, session.sets
+    best = load(config.out / "classifier")
+    scores = test(best, sets, config.encoder, config.read)
+    page = {
+        "title": f"{sets.labels:,} labels of {sets.name}",
+        "scores": scores.at,
+        "deciles": scores.deciles,
+        "curve": session.fit.curve,
+        "bytes": memory(session.fit),
+        "data": {"labels": sets.labels, "train": sets.train.labels.shape[0], "test": sets.test.labels.shape[0]},
+        "config": config.identity(),
+        "environment": measure.environment(),
+        "command": shlex.join(["gossamer", "xmc", "train", *arguments]),
+    }
+    written = write(config.out, page)
+    print(scores.table())
+    print(f"\nreport: {written}\nclassifier: {config.out / 'classifier'}")
+
+
+def test(classifier: Classifier, sets: DataSet, encoder: str, read: str) -> Scores:
+    """The metrics of the test part, with the label frequencies of the training part."""
+    frequency = sets.train.labels.column_counts()
+    inputs = classifier.encoder.prepare(inputs_of(sets.test, encoder, read))
+    with Progress("test", 0, inputs.shape[0], shown=True) as bar:
+        return evaluate(
+            classifier.encoder, classifier.head, inputs, sets.test.labels, k=min(K, sets.labels),
+            exclude=sets.test.exclude, propensity=inverse_propensity(sets.train.labels), frequency=frequency,
+            on_batch=bar.to,
+        )  # fmt: skip
+
+
+def memory(fit: Fit) -> dict[str, int]:
+    """Bytes of the encoder, of the head with its optimizer, and of a dense float32 head with Adam."""
+    encoder = sum(p.numel() * p.itemsize for p in fit.encoder.parameters())
+    head = sum(t.numel() * t.itemsize for t in fit.head.buffers())
+    return {"encoder": encoder, "head": head, "dense head": 16 * fit.head.labels * (fit.head.width + 1)}

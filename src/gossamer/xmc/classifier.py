@@ -1,0 +1,344 @@
+"""Classifier: texts or features in, the best of many labels out; an encoder and a head of fixed fan-in."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from gossamer import files
+from gossamer.xmc import encoders
+from gossamer.xmc.clusters import balanced_clusters, label_vectors
+from gossamer.xmc.data.csr import Csr
+from gossamer.xmc.encoders import Encoder
+from gossamer.xmc.fit import Examples, Fit, train
+from gossamer.xmc.head import FusedHead
+from gossamer.xmc.predict import predictions
+from gossamer.xmc.recipe import Recipe
+
+if TYPE_CHECKING:
+    from scipy.sparse import spmatrix
+
+RECORD = "classifier.json"
+FORMAT, VERSION = "gossamer.xmc.classifier", 1
+NAMES = "labels.txt"
+_LIMIT = 1 << 20
+_NAMES_LIMIT = 1 << 34
+
+Data = "Iterable[str] | Csr | spmatrix"
+
+
+class Classifier:
+    """A classifier over many labels, trained end to end without logits, dense weights or dense gradients.
+
+    Args:
+        encoder: "bow" (hashed words, no download), "minilm", a Hugging Face folder, or an `Encoder`.
+        encoder_settings: of an encoder that is named, such as {"width": 512} or {"max_length": 64}.
+        recipe: everything about training; or its fields by name, such as fan_in=64, epochs=10, seed=0.
+
+    Attributes:
+        encoder, head: after `fit` or `load`; `head` is a `gossamer.xmc.FusedHead`.
+        names: of the labels, one a label; None where they are numbers only. Saved with the rest.
+        curve: a point an epoch: step, epoch, loss.
+
+    >>> texts, sets = ["a red apple", "a green pear", "red wine"] * 8, [[0, 2], [1], [0]] * 8
+    >>> clf = Classifier(encoder_settings={"width": 16, "features": 256}, fan_in=8, epochs=20, batch_size=8)
+    >>> scores, ids = clf.fit(texts, sets, labels=3).predict_topk(["green pear"], k=1)
+    >>> ids.tolist()
+    [[1]]
+    """
+
+    def __init__(
+        self,
+        encoder: str | Path | Encoder = "bow",
+        *,
+        encoder_settings: dict[str, Any] | None = None,
+        recipe: Recipe | None = None,
+        **settings: Any,
+    ) -> None:
+        if recipe is not None and settings:
+            raise TypeError(f"recipe was given, and {', '.join(settings)} besides; expected one of them")
+        unknown = set(settings) - set(Recipe.__dataclass_fields__)
+        if unknown:
+            raise TypeError(f"{sorted(unknown)[0]!r} is no setting; expected {', '.join(Recipe.__dataclass_fields__)}")
+        self.recipe = recipe or Recipe(**settings)
+        self.given, self.encoder_settings = encoder, dict(encoder_settings or {})
+        self.names: Sequence[str] | None = None
+        self.fitted: Fit | None = None
+        self._encoder: Encoder | None = None
+        self._head: FusedHead | None = None
+
+    @property
+    def encoder(self) -> Encoder:
+        """The encoder; RuntimeError before `fit`."""
+        if self._encoder is None:
+            raise RuntimeError("the classifier was not fitted; call fit(x, y) or gossamer.xmc.load(folder) first")
+        return self._encoder
+
+    @property
+    def head(self) -> FusedHead:
+        """The head; RuntimeError before `fit`."""
+        if self._head is None:
+            raise RuntimeError("the classifier was not fitted; call fit(x, y) or gossamer.xmc.load(folder) first")
+        return self._head
+
+    @cached_property
+    def number_of(self) -> dict[str, int]:
+        """Name -> number of a label; of two that share a name, the first."""
+        return {name: at for at, name in reversed(list(enumerate(self.names or ())))}
+
+    @property
+    def curve(self) -> list[dict[str, float]]:
+        return [] if self.fitted is None else self.fitted.curve
+
+    def begin(self, x: Any, y: Csr) -> tuple[Fit, Examples]:
+        """The encoder and the head before their first step, and the examples as they read them."""
+        x = as_data("x", x)
+        encoder = self.given
+        if not isinstance(encoder, Encoder):
+            torch.manual_seed(self.recipe.seed)
+            given = x.shape[1] if isinstance(x, Csr) else None
+            encoder = encoders.make(encoder, given=given, **self.encoder_settings)
+        encoder.learn(x)
+        inputs = encoder.prepare(x)
+        if inputs.shape[0] != y.shape[0]:
+            raise ValueError(f"x has {inputs.shape[0]} examples and y {y.shape[0]}; expected as many")
+        fit = Fit.of(encoder, y, self.recipe)
+        self.fitted, self._encoder, self._head = fit, encoder, fit.head
+        return fit, Examples(inputs, y, self._clusters(x, inputs, y))
+
+    def _clusters(self, x: Any, inputs: Any, y: Csr) -> Tensor | None:
+        if not self.recipe.clusters:
+            return None
+        if not isinstance(inputs, Csr):  # words say more of a label than the vectors of an encoder before training
+            words = encoders.make("bow", width=1)
+            words.learn(x)
+            inputs = words.prepare(x)
+        vectors = label_vectors(y, inputs, seed=self.recipe.seed)
+        return balanced_clusters(vectors, self.recipe.clusters, seed=self.recipe.seed)
+
+    def fit(
+        self,
+        x: Any,
+        y: Csr | spmatrix | Sequence[Sequence[int]],
+        *,
+        labels: int | None = None,
+        on_step: Callable[[Fit], None] = lambda _: None,
+        on_epoch: Callable[[Fit], None] = lambda _: None,
+    ) -> Classifier:
+        """Train on examples `x` and their label sets `y`; a second call starts anew.
+
+        Args:
+            x: texts; or features, a `Csr` with values or any scipy.sparse matrix [examples, width].
+            y: [examples, labels]: a `Csr`, a scipy.sparse matrix, or a list of numbers an example.
+            labels: how many labels there are, where `y` is a list; None: the largest number and one.
+            on_step, on_epoch: called with the `Fit`, after each step and epoch.
+
+        Returns:
+            itself.
+
+        Raises:
+            TypeError, ValueError: naming the argument. MemoryError: the head does not fit; says how many labels do.
+            FloatingPointError: training went out of range.
+        """
+        fit, examples = self.begin(x, as_labels("y", y, labels))
+        train(fit, examples, on_step=on_step, on_epoch=on_epoch)
+        return self
+
+    def predict_topk(
+        self, x: Any, k: int = 5, *, exclude: Csr | Sequence[Sequence[int]] | None = None, batch_size: int = 256
+    ) -> tuple[Tensor, Tensor]:
+        """The best labels of each example.
+
+        Args:
+            x: as in `fit`.
+            exclude: labels that are not to be predicted: a list of numbers an example, or a `Csr` [examples, labels].
+
+        Returns:
+            scores float32[examples, k] and ids int64[examples, k], best first; ties go to the lower label. With fewer
+            than k labels left, the rest are of score -inf and id -1.
+        """
+        inputs = self.encoder.prepare(as_data("x", x))
+        if exclude is not None and not isinstance(exclude, Csr):
+            exclude = Csr.from_lists(exclude, self.head.labels)
+        if exclude is not None and exclude.shape != (inputs.shape[0], self.head.labels):
+            raise ValueError(f"exclude must be of shape {(inputs.shape[0], self.head.labels)}, got {exclude.shape}")
+        found = list(predictions(self.encoder, self.head, inputs, k, exclude=exclude, batch_size=batch_size))
+        if not found:
+            return torch.zeros(0, k), torch.zeros(0, k, dtype=torch.int64)
+        return torch.cat([scores for scores, _ in found]), torch.cat([ids for _, ids in found])
+
+    def subset(self, labels: Sequence[int] | Tensor) -> Classifier:
+        """A smaller classifier that knows these labels only, numbered 0, 1, ... in this order; the encoder is shared.
+
+        Raises:
+            ValueError: a label that does not exist, or twice.
+        """
+        small = Classifier(self.given, encoder_settings=self.encoder_settings, recipe=self.recipe)
+        wanted = torch.as_tensor(labels, dtype=torch.int64)
+        small._encoder, small._head = self.encoder, self.head.subset(wanted)
+        small.names = None if self.names is None else [self.names[at] for at in wanted.tolist()]
+        return small
+
+    def save(self, folder: str | Path) -> Path:
+        """Write everything that `load` needs: JSON, safetensors and flat arrays, no pickle.
+
+        A folder that holds a classifier already is replaced at the end; an interrupted save leaves the one of before.
+
+        Raises:
+            FileExistsError: the folder holds something else.
+        """
+        folder = Path(folder)
+        before = saved_files(folder)
+        if self.names is not None:
+            _check_names(self.names, self.head.labels)
+        content = f"content-{secrets.token_hex(4)}"  # a new place at every save: the record is what changes at once
+        (folder / content / "encoder").mkdir(parents=True)
+        encoder = self.encoder
+        encoder.save(folder / content / "encoder")
+        self.head.save(folder / content / "head")
+        if self.names is not None:
+            with files.replacing(folder / content / NAMES) as file:
+                file.writelines(f"{name}\n".encode() for name in self.names)
+        written = [str(path.relative_to(folder)) for path in sorted((folder / content).rglob("*")) if path.is_file()]
+        record = {
+            "format": FORMAT, "version": VERSION, "labels": self.head.labels, "recipe": asdict(self.recipe),
+            "encoder": {"kind": encoder.kind, "settings": encoder.settings()}, "content": content, "files": written,
+        }  # fmt: skip
+        files.write_json(folder / RECORD, files.sealed(record))
+        remove_saved(folder, before)
+        return folder
+
+
+def load(folder: str | Path, *, mmap: bool = True) -> Classifier:
+    """The classifier that `Classifier.save` wrote.
+
+    Args:
+        mmap: read the head from the file when it is needed, instead of all of it now.
+
+    Raises:
+        FileNotFoundError: there is none. ValueError: a file is damaged, or of another program.
+    """
+    folder = Path(folder)
+    record = _record(folder)
+    if record.get("empty") is True:
+        raise FileNotFoundError(f"{folder} holds no classifier yet")
+    try:
+        recipe = Recipe(**record["recipe"])
+        kind, settings = record["encoder"]["kind"], record["encoder"]["settings"]
+        place = folder / record["content"]
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{folder / RECORD} cannot be used: {error}") from error
+    out = Classifier(place / "encoder" if kind != "bow" else kind, encoder_settings=settings, recipe=recipe)
+    out._encoder = encoders.restore(place / "encoder", kind, settings).eval()
+    out._head = FusedHead.open(place / "head", mmap=mmap)
+    if (out._head.width, out._head.labels) != (out._encoder.width, record["labels"]):
+        raise ValueError(f"{folder}: encoder, head and {RECORD} do not belong together")
+    if (place / NAMES).is_file():
+        out.names = files.read(place / NAMES, limit=_NAMES_LIMIT).decode().split("\n")[:-1]
+        _check_names(out.names, out._head.labels)
+    return out
+
+
+def _check_names(names: Sequence[str], labels: int) -> None:
+    if len(names) != labels:
+        raise ValueError(f"names has {len(names)} entries; expected one for each of the {labels} labels")
+    wrong = next((at for at, name in enumerate(names) if "\n" in name), None)
+    if wrong is not None:
+        raise ValueError(f"names[{wrong}] is {names[wrong]!r:.80}; expected names of one line")
+
+
+def saved_files(folder: Path) -> list[str]:
+    """What an earlier save wrote into `folder`, the record apart.
+
+    Raises:
+        FileExistsError: it is no folder, or holds files of others only.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise FileExistsError(f"{folder} is {files.kind(folder)}; expected a folder, or nothing there")
+    if not folder.exists() or not any(files.draft_of(path.name) != RECORD for path in folder.iterdir()):
+        return []
+    return [name for name in _record(folder)["files"] if isinstance(name, str)]
+
+
+def clear(folder: Path) -> None:
+    """Delete what an earlier save wrote; the folder stays ours, for the next one.
+
+    Raises:
+        FileExistsError: it is no folder of ours.
+    """
+    names = saved_files(folder)
+    empty = {"format": FORMAT, "version": VERSION, "empty": True}
+    files.write_json(folder / RECORD, files.sealed({**empty, "files": names}))  # whoever is killed now goes on here
+    remove_saved(folder, names)
+    files.write_json(folder / RECORD, files.sealed({**empty, "files": []}))
+
+
+def remove_saved(folder: Path, names: list[str]) -> None:
+    """Delete the files of an earlier save, and the folders that are empty then; nothing that a link leads to."""
+    for name in names:
+        inner = Path(name)
+        if inner.is_absolute() or ".." in inner.parts or not inner.parts[0].startswith("content-"):
+            continue
+        path = folder / inner
+        if any(part.is_symlink() for part in (path, *path.parents) if part.is_relative_to(folder) and part != folder):
+            continue
+        path.unlink(missing_ok=True)
+        for parent in path.parents:
+            if parent == folder or not parent.is_dir() or any(parent.iterdir()):
+                break
+            parent.rmdir()
+
+
+def _record(folder: Path) -> dict[str, Any]:
+    path = folder / RECORD
+    if not path.is_file():
+        kind = FileExistsError if folder.exists() else FileNotFoundError
+        raise kind(f"{folder} holds no {RECORD}, so it is no classifier of this program")
+    try:
+        record = files.parse_json(files.read(path, limit=_LIMIT))
+        if not isinstance(record, dict) or record.get("format") != FORMAT or record.get("version") != VERSION:
+            raise ValueError(f"expected the format {FORMAT!r}, version {VERSION}")
+        files.check_seal(record)
+        if not isinstance(record.get("files"), list):
+            raise ValueError("it lacks 'files'")
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path} cannot be read: {error}") from error
+    return record
+
+
+def as_data(name: str, x: Any) -> Any:
+    """Texts as they are, features as a valid `Csr`."""
+    if isinstance(x, str | bytes):
+        raise TypeError(f"{name} is one {type(x).__name__}; expected a sequence of texts")
+    if isinstance(x, Csr):
+        return x.validate()
+    if hasattr(x, "tocsr"):
+        return Csr.from_scipy(x)
+    if not isinstance(x, Sequence):
+        raise TypeError(f"{name} must be texts, a Csr or a scipy.sparse matrix, got {type(x).__name__}")
+    return x
+
+
+def as_labels(name: str, y: Any, labels: int | None = None) -> Csr:
+    """Label sets as a valid `Csr` without values."""
+    if hasattr(y, "tocsr"):
+        y = Csr.from_scipy(y, values=False)
+    elif isinstance(y, Csr):
+        y = Csr(y.offsets, y.indices, None, y.shape).validate()
+    elif isinstance(y, Sequence) and not isinstance(y, str):
+        most = max((max(row) for row in y if len(row)), default=-1)
+        y = Csr.from_lists(y, labels if labels is not None else most + 1)
+    else:
+        raise TypeError(f"{name} must be a Csr, a scipy.sparse matrix or lists of numbers, got {type(y).__name__}")
+    if labels is not None and y.shape[1] != labels:
+        raise ValueError(f"{name} has {y.shape[1]} labels; expected the {labels} of labels=")
+    if not y.shape[1]:
+        raise ValueError(f"{name} has no label; expected at least one")
+    return y

@@ -1,0 +1,181 @@
+"""Training an encoder and a head together.
+
+Every number depends on (seed, step) alone: the order of the examples, the learning rates, the connections, the random
+numbers inside the encoder. A run that stopped after any step goes on as if it had not.
+
+    x = encoder(batch)                      a graph of the encoder only
+    grad_x, loss = head.step(x, labels)     no logits, no gradients: the head is done with this batch
+    x.backward(grad_x)                      and the encoder follows
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import binary_cross_entropy_with_logits
+from torch.optim import Adam, Optimizer
+
+from gossamer.xmc.data.csr import Csr
+from gossamer.xmc.encoders import Encoder, Inputs
+from gossamer.xmc.head import FusedHead
+from gossamer.xmc.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class Examples:
+    """What is trained on: prepared inputs and their label sets, and the cluster of each label where there are some."""
+
+    inputs: Inputs
+    labels: Csr
+    clusters: Tensor | None = None
+
+    def __len__(self) -> int:
+        return self.labels.shape[0]
+
+
+@dataclass
+class Fit:
+    """An encoder and a head in training, and what has been seen so far."""
+
+    encoder: Encoder
+    head: FusedHead
+    recipe: Recipe
+    optimizer: Optimizer
+    auxiliary: nn.Linear | None = None
+    step: int = 0
+    loss_sum: float = 0.0
+    curve: list[dict[str, float]] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, encoder: Encoder, labels: Csr, recipe: Recipe) -> Fit:
+        """A new one for these label sets. The encoder is as it comes; the head is drawn from the recipe's seed.
+
+        Labels begin with a bias at their frequency: from zero, what all of them together ask of the encoder at first is
+        to say no, and it would not recover from that.
+        """
+        head = FusedHead(
+            encoder.width, labels.shape[1], fan_in=recipe.fan_in, group=recipe.group, loss=recipe.loss,
+            optimizer=recipe.optimizer, dtype=getattr(torch, recipe.dtype), seed=recipe.seed,
+        )  # fmt: skip
+        if head.bias is not None and recipe.loss == "bce":
+            head.bias.copy_(((labels.column_counts() + 0.5) / (labels.shape[0] + 1)).logit())
+        optimizer = encoder.optimizer(recipe.encoder_lr or encoder.usual_lr)
+        auxiliary = None
+        if recipe.clusters:
+            auxiliary = nn.Linear(encoder.width, recipe.clusters)
+            nn.init.zeros_(auxiliary.weight)
+            nn.init.zeros_(auxiliary.bias)
+        return cls(encoder, head, recipe, optimizer, auxiliary)
+
+    def state(self) -> dict[str, Any]:
+        """All of it as plain data; `load` takes it back."""
+        state = {"step": self.step, "loss_sum": self.loss_sum, "curve": self.curve}
+        state |= {"encoder": self.encoder.state_dict(), "head": self.head.state_dict()}
+        state |= {"optimizer": self.optimizer.state_dict()}
+        if self.auxiliary is not None and self._adam is not None:
+            state |= {"auxiliary": self.auxiliary.state_dict(), "auxiliary_optimizer": self._adam.state_dict()}
+        return state
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Go on where `state` was taken.
+
+        Raises:
+            ValueError: it lacks something, or belongs to another encoder or head.
+        """
+        try:
+            self.encoder.load_state_dict(state["encoder"])
+            self.head.load_state_dict(state["head"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            if self.auxiliary is not None and self._adam is not None:
+                self.auxiliary.load_state_dict(state["auxiliary"])
+                self._adam.load_state_dict(state["auxiliary_optimizer"])
+            self.step, self.loss_sum, self.curve = int(state["step"]), float(state["loss_sum"]), list(state["curve"])
+        except (KeyError, RuntimeError, TypeError, ValueError) as error:
+            raise ValueError(f"the saved state does not fit this classifier: {str(error).splitlines()[0]}") from error
+
+    def __post_init__(self) -> None:
+        self._adam = None if self.auxiliary is None else Adam(self.auxiliary.parameters(), lr=1e-3)
+
+    def learn(self, examples: Examples, rows: Tensor, total: int, epoch: int) -> float:
+        """One step on the examples `rows`; returns its loss, the sum over labels and mean over examples."""
+        recipe = self.recipe
+        torch.manual_seed((recipe.seed * total + self.step) % 2**63)  # dropout draws from here
+        rate, share = recipe.rate(self.step, total), recipe.auxiliary(self.step, total)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.optimizer.defaults["lr"] * rate
+        labels = examples.labels.take(rows)
+        self.optimizer.zero_grad()
+        x = self.encoder(examples.inputs.take(rows))
+        if not bool(x.detach().isfinite().all()):
+            raise FloatingPointError(f"the encoder gives numbers that are not finite at step {self.step + 1}")
+        grad_x, loss = self.head.step(x.detach(), labels, recipe.head_lr * rate, scale=(1 - share) / len(rows))
+        roots, gradients = [x], [grad_x]
+        if share and self.auxiliary is not None and examples.clusters is not None:
+            roots.append(share * self._cluster_loss(x, labels, examples.clusters))
+            gradients.append(torch.ones(()))
+        # Embeddings have sparse gradients, which torch makes itself; unless it is told so it warns that nobody checks.
+        with torch.sparse.check_sparse_tensor_invariants(False):
+            torch.autograd.backward(roots, gradients)
+            self.optimizer.step()
+        if len(roots) > 1 and self._adam is not None:
+            self._adam.step()
+            self._adam.zero_grad()
+        self.step += 1
+        moved = recipe.rewired(self.step, total, epoch)
+        if moved:
+            self.head.rewire(fraction=moved)
+        return loss
+
+    def _cluster_loss(self, x: Tensor, labels: Csr, clusters: Tensor) -> Tensor:
+        assert self.auxiliary is not None
+        targets = torch.zeros(len(x), self.auxiliary.out_features)
+        owner = torch.repeat_interleave(torch.arange(len(x)), labels.counts())
+        targets[owner, clusters[labels.indices.long()]] = 1
+        return binary_cross_entropy_with_logits(self.auxiliary(x), targets, reduction="sum") / len(x)
+
+
+def train(
+    fit: Fit,
+    examples: Examples,
+    *,
+    on_step: Callable[[Fit], None] = lambda _: None,
+    on_epoch: Callable[[Fit], None] = lambda _: None,
+) -> None:
+    """Train from where `fit` stands to the end of the last epoch.
+
+    Args:
+        on_step: called after each step; what it raises ends the training with the step whole.
+        on_epoch: called before that after the last step of an epoch, when the curve has its point.
+
+    Raises:
+        FloatingPointError: the loss or the encoder's output is not finite.
+    """
+    recipe = fit.recipe
+    batch = min(recipe.batch_size, len(examples))
+    if not batch:
+        raise ValueError("there are no training examples; expected at least one")
+    per_epoch = len(examples) // batch
+    total = per_epoch * recipe.epochs
+    fit.encoder.train()
+    while fit.step < total:
+        order = _order(len(examples), recipe.seed, fit.step // per_epoch)
+        for at in range(fit.step % per_epoch, per_epoch):
+            loss = fit.learn(examples, order[at * batch : (at + 1) * batch], total, per_epoch)
+            if not np.isfinite(loss):
+                raise FloatingPointError(f"the loss is {loss} at step {fit.step}; a smaller lr may help")
+            fit.loss_sum += loss
+            if at == per_epoch - 1:
+                fit.curve.append({"step": fit.step, "epoch": fit.step // per_epoch, "loss": fit.loss_sum / per_epoch})
+                fit.loss_sum = 0.0
+                on_epoch(fit)
+            on_step(fit)
+
+
+def _order(rows: int, seed: int, epoch: int) -> Tensor:
+    """The examples of an epoch; those left over after the last full batch join another epoch's."""
+    return torch.from_numpy(np.random.default_rng((seed, epoch)).permutation(rows))

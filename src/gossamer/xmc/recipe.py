@@ -1,0 +1,100 @@
+"""How a classifier is trained: the settings of a run, and what they are when nobody says."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from gossamer.schedule import Schedule
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Settings of the head, its training, its rewiring and the auxiliary objective.
+
+    Args:
+        fan_in: inputs of a label. group: labels that share theirs (1, 16, 32 or 64).
+        loss: "bce" or "hinge". optimizer: of the head, "sgd", "momentum" or "adam". dtype: "float32" or "bfloat16".
+        epochs, batch_size: passes over the training part, examples of a step.
+        lr, encoder_lr: highest learning rates of the head and the encoder; None: by optimizer and encoder.
+        warmup: share of the steps in which both rise; then they fall on a cosine.
+        rewire_every: steps between two changes of the connections; None: a tenth of an epoch, at least 50; 0: never.
+        rewire_fraction: connections of a label that move the first time; falls on a cosine to none ...
+        rewire_until: ... at this share of the steps.
+        clusters: of labels, which the auxiliary head tells apart; 0: none.
+        aux_weight: share of the loss that is the auxiliary one at first; falls on a cosine to none ...
+        aux_until: ... at this share of the steps. Predictions never use it.
+        seed: of everything.
+
+    Raises:
+        ValueError: naming the setting, its value and what was expected.
+
+    Source: Ullah et al., "Navigating extremes", 2024 (arXiv 2411.03171), sections 3 and 4, appendix on settings.
+    """
+
+    fan_in: int = 64
+    group: int = 1
+    loss: Literal["bce", "hinge"] = "bce"
+    optimizer: Literal["sgd", "momentum", "adam"] = "adam"
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    epochs: int = 10
+    batch_size: int = 64
+    lr: float | None = None
+    encoder_lr: float | None = None
+    warmup: float = 0.05
+    rewire_every: int | None = None
+    rewire_fraction: float = 0.25
+    rewire_until: float = 0.66
+    clusters: int = 0
+    aux_weight: float = 0.4
+    aux_until: float = 0.3
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("fan_in", "epochs", "batch_size"):
+            _whole(name, getattr(self, name), 1)
+        for name in ("clusters", "seed"):
+            _whole(name, getattr(self, name), 0)
+        if self.rewire_every is not None:
+            _whole("rewire_every", self.rewire_every, 0)
+        for name in ("warmup", "rewire_until", "aux_until", "rewire_fraction", "aux_weight"):
+            value = getattr(self, name)
+            if not 0 <= value <= 1:
+                raise ValueError(f"{name} must be from 0 to 1, got {value}")
+        for name in ("lr", "encoder_lr"):
+            value = getattr(self, name)
+            if value is not None and not (math.isfinite(value) and value > 0):
+                raise ValueError(f"{name} must be a positive number, got {value}")
+        if self.dtype not in ("float32", "bfloat16"):
+            raise ValueError(f"dtype must be 'float32' or 'bfloat16', got {self.dtype!r}")
+
+    @property
+    def head_lr(self) -> float:
+        """The highest learning rate of the head, whose loss is a sum over labels and a mean over examples."""
+        return self.lr if self.lr is not None else {"adam": 0.005}.get(self.optimizer, 0.5)
+
+    def rate(self, step: int, total: int) -> float:
+        """Factor of both learning rates at `step` of `total`: linear warm-up, then a cosine to zero."""
+        rising = math.ceil(self.warmup * total)
+        if step < rising:
+            return (step + 1) / rising
+        return Schedule("cosine", 1.0)((step - rising) / max(1, total - rising))
+
+    def rewired(self, step: int, total: int, epoch: int) -> float:
+        """Share of the connections that move after `step` of `total`; 0: none. An epoch has `epoch` steps."""
+        every = max(50, epoch // 10) if self.rewire_every is None else self.rewire_every
+        end = self.rewire_until * total
+        if every == 0 or step == 0 or step % every or step >= end:
+            return 0.0
+        return Schedule("cosine", self.rewire_fraction)(step / end)
+
+    def auxiliary(self, step: int, total: int) -> float:
+        """Share of the loss that is the auxiliary objective at `step` of `total`."""
+        end = self.aux_until * total
+        return Schedule("cosine", self.aux_weight)(step / end) if self.clusters and step < end else 0.0
+
+
+def _whole(name: str, value: object, least: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ValueError(f"{name} must be an integer of at least {least}, got {value!r}")

@@ -1,0 +1,198 @@
+"""Law: `gossamer xmc` from data to predictions: what it writes is whole, goes on after any stop; errors are a line."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from gossamer import files
+from gossamer.cli.__main__ import main
+from gossamer.xmc import load
+
+FLAGS = ["--epochs", "4", "--batch-size", "16", "--fan-in", "8", "--width", "32", "--rewire-every", "5"]
+
+
+@pytest.fixture(scope="module")
+def sets(tmp_path_factory):
+    """A planted data set with texts and label names, in the standard layout."""
+    folder = tmp_path_factory.mktemp("sets")
+    words = [f"word{i}" for i in range(24)]
+    for part, rows in (("trn", 160), ("tst", 40)):
+        chosen = [[(7 * i) % 24, (7 * i + i % 5) % 24] for i in range(rows)]
+        (folder / f"{part}_X.txt").write_text("".join(" ".join(words[j] for j in row) + "\n" for row in chosen))
+        lines = [" ".join(f"{j}:1" for j in sorted(set(row))) + "\n" for row in chosen]
+        (folder / f"{part}_X_Y.txt").write_text(f"{rows} 24\n" + "".join(lines))
+    (folder / "Y.txt").write_text("".join(f"the {word}\n" for word in words))
+    return folder
+
+
+def train(sets, out, *flags):
+    return main(["xmc", "train", str(sets), "--out", str(out), *FLAGS, *flags])
+
+
+def weights(out):
+    classifier = load(out / "classifier")
+    return {**classifier.encoder.state_dict(), **{f"head.{k}": v for k, v in classifier.head.state_dict().items()}}
+
+
+def same(a, b):
+    a, b = weights(a), weights(b)
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+@pytest.fixture(scope="module")
+def run(sets, tmp_path_factory):
+    out = tmp_path_factory.mktemp("runs") / "run"
+    assert train(sets, out) == 0
+    return out
+
+
+def test_the_whole_way(sets, run, tmp_path, capsys):
+    report = json.loads((run / "report.json").read_text())
+    assert report["scores"]["P"][0] > 0.3 and len(report["curve"]) == 4
+    assert {"P@1", "P@3", "P@5", "loss"} <= set(report["curve"][0])
+    assert sum(record["labels"] for record in report["deciles"]) == 24
+    page = (run / "report.html").read_text()
+    assert page.count("<figure") == 4 and "24 labels" in page and "http" not in page.split("</style>")[1]
+
+    assert main(["xmc", "evaluate", str(run), str(sets), "--json", str(tmp_path / "scores.json")]) == 0
+    assert json.loads((tmp_path / "scores.json").read_text())["scores"] == report["scores"]
+    capsys.readouterr()
+    assert main(["xmc", "predict", str(run), "--text", "word3", "-k", "2"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert len(found) == 2 and all(entry["label"].startswith("the word") for entry in found)
+    (tmp_path / "labels.txt").write_text("the word5\n17\nthe word3\n")
+    assert (
+        main(["xmc", "subset", str(run), "--labels", str(tmp_path / "labels.txt"), "--out", str(tmp_path / "s")]) == 0
+    )
+    capsys.readouterr()
+    assert main(["xmc", "predict", str(tmp_path / "s"), "--text", "word3", "-k", "9"]) == 0
+    labels = [entry["label"] for entry in json.loads(capsys.readouterr().out)]
+    assert sorted(labels) == ["the word17", "the word3", "the word5"]
+
+
+def test_the_best_epoch_is_kept(sets, run):
+    curve = json.loads((run / "report.json").read_text())["curve"]
+    best = max(curve, key=lambda point: (point["P@1"], point["step"]))
+    out = run.parent / "best"
+    assert train(sets, out, "--epochs", str(int(best["epoch"]))) == 0 or best["epoch"] == 4
+    assert load(run / "classifier").head.steps == best["step"]
+
+
+# Runs the command line and sends itself a signal in the step that is named.
+DRIVER = """
+import os, signal, sys
+from gossamer.cli.__main__ import main
+from gossamer.xmc.fit import Fit
+
+learn = Fit.learn
+
+def learn_and_stop(fit, *arguments):
+    loss = learn(fit, *arguments)
+    if fit.step == int(sys.argv[1]):
+        os.kill(os.getpid(), getattr(signal, sys.argv[2]))
+    return loss
+
+Fit.learn = learn_and_stop
+sys.exit(main(sys.argv[3:]))
+"""
+
+
+def driven(sets, out, step, number, *flags):
+    words = ["xmc", "train", str(sets), "--out", str(out), *FLAGS, *flags]
+    command = [sys.executable, "-c", DRIVER, str(step), number, *words]
+    return subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+
+
+def test_a_killed_run_goes_on_with_the_same_bits(sets, run, tmp_path):
+    """kill -9 before the first checkpoint, inside an epoch, in its last step; it ends as a run that nobody stopped."""
+    out = tmp_path / "killed"
+    for step in (3, 13, 18):
+        assert driven(sets, out, step, "SIGKILL", "--resume").returncode == -signal.SIGKILL
+    assert driven(sets, out, 0, "SIGKILL", "--resume").returncode == 0
+    assert same(out, run)
+    curves = [json.loads((each / "report.json").read_text())["curve"] for each in (out, run)]
+    assert curves[0] == curves[1]
+
+
+@pytest.mark.parametrize("step", [4, 9])
+def test_ctrl_c_saves_and_says_how_to_go_on(step, sets, run, tmp_path):
+    out = tmp_path / "stopped"
+    stopped = driven(sets, out, step, "SIGINT")
+    assert stopped.returncode == 128 + signal.SIGINT
+    assert f"stopped at step {step} of 36" in stopped.stderr and "resume with:\n  gossamer xmc train" in stopped.stderr
+    assert torch.load(out / "checkpoint.pt", weights_only=True)["step"] == step
+    assert driven(sets, out, 0, "SIGINT", "--resume").returncode == 0
+    assert same(out, run)
+
+
+def test_a_run_is_not_overwritten_unasked(sets, run, tmp_path, capsys):
+    before = sorted(path for path in run.rglob("*"))
+    assert train(sets, run) == 2 and "--resume continues it, --overwrite deletes it" in capsys.readouterr().err
+    assert sorted(path for path in run.rglob("*")) == before
+    assert train(sets, run, "--resume", "--seed", "3") == 2 and "seed 0 (now 3)" in capsys.readouterr().err
+    (tmp_path / "theirs.txt").write_text("mine")
+    assert train(sets, tmp_path) == 2 and "no run of this program" in capsys.readouterr().err
+
+
+def test_overwrite_deletes_what_is_ours_only(sets, tmp_path):
+    out = tmp_path / "run"
+    assert train(sets, out, "--epochs", "1") == 0
+    note = out / "classifier" / "note.txt"
+    note.write_text("mine")
+    old = [path for path in (out / "classifier").rglob("*") if path.is_file() and path != note]
+    assert train(sets, out, "--epochs", "1", "--seed", "2", "--overwrite") == 0
+    assert note.read_text() == "mine"
+    assert not any(path.exists() for path in old if path.name != "classifier.json")
+
+
+BAD = [
+    (["train", "NOWHERE"], "NOWHERE"),
+    (["train", "SETS", "--fan-in", "64", "--width", "8"], "fan_in must be at most the width of 8, got 64"),
+    (["train", "SETS", "--encoder", "nowhere"], "'nowhere'; expected a folder"),
+    (["train", "SETS", "--read", "features"], "the data set has no features"),
+    (["train", "SETS", "--validation", "1"], "--validation is 1.0"),
+    (["train", "SETS", "--epochs", "0"], "epochs must be an integer of at least 1, got 0"),
+    (["train", "SETS", "--resume", "--overwrite"], "expected one of them"),
+    (["evaluate", "NOWHERE", "SETS"], "no classifier"),
+    (["predict", "RUN"], "--text and --file"),
+    (["predict", "RUN", "--text", "a", "-k", "0"], "-k is 0"),
+    (["predict", "RUN", "--file", "NOWHERE"], "NOWHERE"),
+    (["subset", "RUN", "--labels", "UNKNOWN", "--out", "OUT"], "labels.txt:2 names the label 'the wombat'"),
+    (["subset", "RUN", "--labels", "EMPTY", "--out", "OUT"], "is empty; expected a label a line"),
+    (["nothing"], "there is no command xmc 'nothing'"),
+]
+
+
+@pytest.mark.parametrize(("words", "said"), BAD, ids=[" ".join(words) for words, _ in BAD])
+def test_errors_are_one_line_that_names_the_cause(words, said, sets, run, tmp_path, capsys):
+    (tmp_path / "labels.txt").write_text("the word1\nthe wombat\n")
+    (tmp_path / "empty.txt").write_text("")
+    places = {"SETS": sets, "RUN": run, "NOWHERE": tmp_path / "NOWHERE", "OUT": tmp_path / "out"}
+    places |= {"UNKNOWN": tmp_path / "labels.txt", "EMPTY": tmp_path / "empty.txt"}
+    arguments = [str(places.get(word, word)) for word in words]
+    if words[0] == "train":
+        arguments += ["--out", str(tmp_path / "out")]
+    assert main(["xmc", *arguments]) == 2
+    error = capsys.readouterr().err
+    assert said in error and error.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_damaged_checkpoint_is_named(sets, run, tmp_path, capsys):
+    out = tmp_path / "copy"
+    shutil.copytree(run, out)
+    content = bytearray((out / "checkpoint.pt").read_bytes())
+    content[len(content) // 2] ^= 1
+    (out / "checkpoint.pt").write_bytes(content)
+    assert train(sets, out, "--resume") == 2
+    assert "checkpoint.pt cannot be read: it is damaged" in capsys.readouterr().err
+
+
+def test_files_are_whole(run):
+    assert not [name for _, _, names in os.walk(run) for name in names if files.draft_of(name)]

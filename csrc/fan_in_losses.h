@@ -26,18 +26,15 @@ inline Lanes<float> exp_negative(Lanes<float> x) {
   return p * (Lanes<float>)power;
 }
 
-// log(1 + e) for e in [0, 1]: 2 atanh(e / (2 + e)), a series in at most (1/3)^2.
+// log(1 + e) for e in [0, 1]: e times the polynomial that interpolates log(1 + e) / e at Chebyshev's points, off by 5e-9.
+// The series in e / (2 + e) would be shorter, but a division costs as much as all this.
 inline Lanes<float> log_one_plus(Lanes<float> e) {
-  const Lanes<float> s = e / (e + 2.0f), q = s * s;
-  Lanes<float> p = broadcast(1.0f / 15);
-  p = fma(p, q, broadcast(1.0f / 13));
-  p = fma(p, q, broadcast(1.0f / 11));
-  p = fma(p, q, broadcast(1.0f / 9));
-  p = fma(p, q, broadcast(1.0f / 7));
-  p = fma(p, q, broadcast(1.0f / 5));
-  p = fma(p, q, broadcast(1.0f / 3));
-  p = fma(p, q, broadcast(1.0f));
-  return (s + s) * p;
+  constexpr float kTerms[] = {0.0195425283f, -0.0563736148f, 0.105436236f, -0.152696669f, 0.196632743f,
+                              -0.249516159f, 0.333297104f,   -0.499998927f, 1.0f};
+  Lanes<float> p = broadcast(-0.00317605701f);
+#pragma GCC unroll 9
+  for (const float term : kTerms) p = fma(p, e, broadcast(term));
+  return e * p;
 }
 
 // Of logits z with targets y, 1 or 0: adds the loss to `sum` and returns its gradient.

@@ -150,6 +150,9 @@ struct Step {
     const Number* const columns = static_cast<const Number*>(at.indices) + unit * c.k;
     const float* const w = s.weights + here * c.k;
     const Group<kV> group(s.room, c.group, c.k, row());
+    // The rows of a group are read side by side, which no prefetcher foresees: the next ones are asked for.
+    const char* const next = reinterpret_cast<const char*>(w + c.group * c.k);
+    for (int64_t byte = 0; byte < c.group * c.k * 4; byte += 64) __builtin_prefetch(next + byte);
     group.gather(columns, panels().at(packed, p));
     bool any = false;
     group.multiply(w, labels, [&](int64_t i, Lanes<float>(&z)[kV]) {

@@ -1,6 +1,9 @@
 """The fused head: its first connections, its buffers, steps that learn, and what it refuses."""
 
 import copy
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -116,3 +119,31 @@ def test_what_it_refuses(monkeypatch):
     monkeypatch.setattr(memory_of, "free_memory", lambda: 10_000)
     with pytest.raises(MemoryError, match=r"labels=1,000 .* 28 bytes each, .* at most 357 labels fit"):
         FusedHead(8, 1000, fan_in=4)
+
+
+MEASURED = """
+import sys, torch
+from gossamer.xmc import FusedHead
+peak = lambda: next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM")) * 1024
+FusedHead(768, 100, fan_in=4).step(torch.randn(2, 768), [[1], []], 0.1)
+before, (labels, batch) = peak(), map(int, sys.argv[1:])
+head = FusedHead(768, labels, fan_in=32, dtype=torch.bfloat16)
+x = torch.randn(batch, 768)
+for _ in range(2):
+    head.step(x, [[row, labels - 1] for row in range(batch)], 0.1)
+print(peak() - before)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the peak of a process is read from /proc")
+def test_memory_is_what_the_formula_says_and_no_logits():
+    """A batch of 512 would have a gibibyte of logits."""
+    labels, mib = 500_000, 2**20
+    peaks = {}
+    for batch in (32, 512):
+        script = [sys.executable, "-c", MEASURED, str(labels), str(batch)]
+        peaks[batch] = int(subprocess.run(script, capture_output=True, text=True, check=True).stdout)
+    formula = labels * memory_of.Layout(32, 2, 2, 0, 1, True).label
+    assert peaks[32] <= 1.1 * formula + 64 * mib
+    assert peaks[512] - peaks[32] <= 32 * mib

@@ -24,6 +24,7 @@ SUITES = {
     "conv": "convolutions, linears and networks that skip run-time zeros; training that has them",
     "detect": "finding the nonzero tiles of a dense tensor, against reading it once",
     "matmul": "block-sparse products, products with run-time zeros, experts, sparse training steps",
+    "xmc": "classifiers over many labels: steps and memory of the head, beside dense ones",
 }
 
 

@@ -1,1 +1,1 @@
-"""Classifiers over many labels: steps, memory and quality, beside dense ones."""
+"""Classifiers over many labels: steps and memory of the head, beside dense ones."""

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 import gossamer as gs
-from gossamer.bench.cells import CONTROL, milliseconds, ratio, value
+from gossamer.bench.cells import CONTROL, milliseconds, ratio, short, value
 from gossamer.bench.dense import Call, choose
-from gossamer.bench.section import Row, Section, Settings, Table
+from gossamer.bench.section import MEDIANS, Row, Section, Settings, Table
 from gossamer.bench.xmc.dense_head import DenseHead
 from gossamer.xmc import FusedHead
 from gossamer.xmc.data import Csr
@@ -113,4 +113,10 @@ COLUMNS = (
     *((name, ratio(name)) for name in ("fp32", "bf16", "G=16", "Adam", "top-5", "top-5 bf16")), CONTROL,
 )  # fmt: skip
 
-SECTION = Section(rows, Table(COLUMNS), on_gpu=False)
+BRIEF = (
+    ("", value("what")),
+    ("dense ms", milliseconds(digits=0)),
+    *((each, short(each)) for each in ("fp32", "bf16", "G=16")),
+)
+
+SECTION = Section(rows, Table(COLUMNS), {"brief": Table(BRIEF, MEDIANS)}, on_gpu=False)

@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from gossamer.extras import needed
+
 if TYPE_CHECKING:
     from scipy.sparse import csr_matrix
 
@@ -153,12 +155,9 @@ class Csr:
         Raises:
             ImportError: scipy is not installed.
         """
-        try:
-            from scipy.sparse import csr_matrix
-        except ImportError:
-            raise ImportError('Csr.to_scipy needs scipy: pip install "gossamer[run]"') from None
+        sparse = needed("scipy.sparse", "Csr.to_scipy needs scipy", "xmc")
         values = torch.ones(self.nnz) if self.values is None else self.values
-        return csr_matrix((values.numpy(), self.indices.numpy(), self.offsets.numpy()), shape=self.shape)
+        return sparse.csr_matrix((values.numpy(), self.indices.numpy(), self.offsets.numpy()), shape=self.shape)
 
     # ---------------------------------------------------------------- parts
 

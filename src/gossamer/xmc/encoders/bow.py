@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.functional import dropout, embedding_bag
 from torch.optim import Adagrad, Optimizer
 
+from gossamer.extras import needed
 from gossamer.xmc.data.csr import Csr, index_type
 from gossamer.xmc.encoders.encoder import Encoder
 
@@ -108,11 +109,8 @@ class Bow(Encoder):
         """Counts of hashed words, a block of texts at a time."""
         if isinstance(examples, Csr | str):
             raise TypeError(f"this encoder reads texts, got {type(examples).__name__}")
-        try:
-            from sklearn.feature_extraction.text import HashingVectorizer
-        except ImportError:
-            raise ImportError('the bag of words needs scikit-learn: pip install "gossamer[xmc]"') from None
-        hashed = HashingVectorizer(
+        text = needed("sklearn.feature_extraction.text", "the bag of words needs scikit-learn", "xmc")
+        hashed = text.HashingVectorizer(
             n_features=self.features, alternate_sign=False, norm=None, ngram_range=(1, self.ngrams), dtype="float32"
         )
         texts = iter(examples)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from abc import abstractmethod
 from collections.abc import Iterable
 from pathlib import Path
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from gossamer import files
+from gossamer.extras import needed
 from gossamer.xmc.data.csr import Csr
 
 WEIGHTS = "weights.safetensors"
@@ -86,7 +86,4 @@ class Encoder(nn.Module):
 
 def safetensors() -> Any:
     """The module safetensors.torch."""
-    try:
-        return importlib.import_module("safetensors.torch")
-    except ImportError:
-        raise ImportError('saving a classifier needs safetensors: pip install "gossamer[xmc]"') from None
+    return needed("safetensors.torch", "saving a classifier needs safetensors", "xmc")

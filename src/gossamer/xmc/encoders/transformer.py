@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.optim import AdamW, Optimizer
 
+from gossamer.extras import needed
 from gossamer.xmc.data.csr import Csr
 from gossamer.xmc.encoders.encoder import Encoder
 
@@ -135,18 +136,15 @@ def find(folder: str | Path) -> Path:
 
 
 def _read(place: Path) -> tuple[Any, Any]:
-    try:
-        from transformers import AutoModel, AutoTokenizer
-    except ImportError:
-        raise ImportError('this encoder needs transformers: pip install "gossamer[hf]"') from None
+    transformers = needed("transformers", "this encoder needs transformers", "hf")
     if not (place / "config.json").is_file():
         raise FileNotFoundError(f"encoder {place} has no config.json; expected a folder that save_pretrained wrote")
     if not any(place.glob("model*.safetensors")):
         raise FileNotFoundError(f"encoder {place} has no weights: expected model.safetensors in it")
     try:
         with _quiet():
-            tokenizer = AutoTokenizer.from_pretrained(place, local_files_only=True)
-            model, found = AutoModel.from_pretrained(
+            tokenizer = transformers.AutoTokenizer.from_pretrained(place, local_files_only=True)
+            model, found = transformers.AutoModel.from_pretrained(
                 place, local_files_only=True, use_safetensors=True, dtype=torch.float32, output_loading_info=True
             )
     except Exception as error:  # kinds of transformers, tokenizers and safetensors, which have no common base

@@ -261,7 +261,7 @@ def test_before_fit_it_says_so():
 def test_schedules():
     recipe = Recipe(clusters=4, rewire_every=10, rewire_until=0.5, warmup=0.1)
     assert recipe.rate(0, 100) == 0.1 and recipe.rate(9, 100) == 1.0 and recipe.rate(100, 100) == 0.0
-    moves = [recipe.rewired(step, 100, 10) for step in range(101)]
+    moves = [recipe.rewired(step, 100) for step in range(101)]
     assert [step for step, share in enumerate(moves) if share] == [10, 20, 30, 40]
     assert moves[10] > moves[20] > moves[40] > 0
     shares = [recipe.auxiliary(step, 100) for step in range(101)]
@@ -282,9 +282,9 @@ def test_examples_are_seen_once_an_epoch():
     seen = []
     learn = fit.learn
 
-    def spy(examples, rows, total, epoch):
+    def spy(examples, rows, total):
         seen.append(rows)
-        return learn(examples, rows, total, epoch)
+        return learn(examples, rows, total)
 
     fit.learn = spy
     train(fit, Examples(examples.inputs, examples.labels))

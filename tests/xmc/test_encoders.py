@@ -44,7 +44,7 @@ def case(request, bert):
     torch.manual_seed(0)
     made = {
         "words": lambda: (make("bow", width=8, features=64), TEXTS),
-        "pairs": lambda: (make("bow", width=8, features=64, ngrams=2, relu=False), TEXTS),
+        "pairs": lambda: (make("bow", width=8, features=64, ngrams=2, relu=True), TEXTS),
         "features": lambda: (make("bow", given=6, width=8), FEATURES),
         "mean": lambda: (make(bert, max_length=8), TEXTS),
         "cls": lambda: (make(str(bert), pooling="cls", max_length=4), TEXTS),

@@ -101,7 +101,7 @@ class Fit:
     def __post_init__(self) -> None:
         self._adam = None if self.auxiliary is None else Adam(self.auxiliary.parameters(), lr=1e-3)
 
-    def learn(self, examples: Examples, rows: Tensor, total: int, epoch: int) -> float:
+    def learn(self, examples: Examples, rows: Tensor, total: int) -> float:
         """One step on the examples `rows`; returns its loss, the sum over labels and mean over examples."""
         recipe = self.recipe
         torch.manual_seed((recipe.seed * total + self.step) % 2**63)  # dropout draws from here
@@ -126,7 +126,7 @@ class Fit:
             self._adam.step()
             self._adam.zero_grad()
         self.step += 1
-        moved = recipe.rewired(self.step, total, epoch)
+        moved = recipe.rewired(self.step, total)
         if moved:
             self.head.rewire(fraction=moved)
         return loss
@@ -165,7 +165,7 @@ def train(
     while fit.step < total:
         order = _order(len(examples), recipe.seed, fit.step // per_epoch)
         for at in range(fit.step % per_epoch, per_epoch):
-            loss = fit.learn(examples, order[at * batch : (at + 1) * batch], total, per_epoch)
+            loss = fit.learn(examples, order[at * batch : (at + 1) * batch], total)
             if not np.isfinite(loss):
                 raise FloatingPointError(f"the loss is {loss} at step {fit.step}; a smaller lr may help")
             fit.loss_sum += loss

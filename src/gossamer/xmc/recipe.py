@@ -19,7 +19,7 @@ class Recipe:
         epochs, batch_size: passes over the training part, examples of a step.
         lr, encoder_lr: highest learning rates of the head and the encoder; None: by optimizer and encoder.
         warmup: share of the steps in which both rise; then they fall on a cosine.
-        rewire_every: steps between two changes of the connections; None: a tenth of an epoch, at least 50; 0: never.
+        rewire_every: steps between two changes of the connections; 0: they stay.
         rewire_fraction: connections of a label that move the first time; falls on a cosine to none ...
         rewire_until: ... at this share of the steps.
         clusters: of labels, which the auxiliary head tells apart; 0: none.
@@ -43,7 +43,7 @@ class Recipe:
     lr: float | None = None
     encoder_lr: float | None = None
     warmup: float = 0.05
-    rewire_every: int | None = None
+    rewire_every: int = 0
     rewire_fraction: float = 0.25
     rewire_until: float = 0.66
     clusters: int = 0
@@ -54,10 +54,8 @@ class Recipe:
     def __post_init__(self) -> None:
         for name in ("fan_in", "epochs", "batch_size"):
             _whole(name, getattr(self, name), 1)
-        for name in ("clusters", "seed"):
+        for name in ("clusters", "seed", "rewire_every"):
             _whole(name, getattr(self, name), 0)
-        if self.rewire_every is not None:
-            _whole("rewire_every", self.rewire_every, 0)
         for name in ("warmup", "rewire_until", "aux_until", "rewire_fraction", "aux_weight"):
             value = getattr(self, name)
             if not 0 <= value <= 1:
@@ -81,11 +79,10 @@ class Recipe:
             return (step + 1) / rising
         return Schedule("cosine", 1.0)((step - rising) / max(1, total - rising))
 
-    def rewired(self, step: int, total: int, epoch: int) -> float:
-        """Share of the connections that move after `step` of `total`; 0: none. An epoch has `epoch` steps."""
-        every = max(50, epoch // 10) if self.rewire_every is None else self.rewire_every
+    def rewired(self, step: int, total: int) -> float:
+        """Share of the connections that move after `step` of `total`; 0: none."""
         end = self.rewire_until * total
-        if every == 0 or step == 0 or step % every or step >= end:
+        if self.rewire_every == 0 or step == 0 or step % self.rewire_every or step >= end:
             return 0.0
         return Schedule("cosine", self.rewire_fraction)(step / end)
 

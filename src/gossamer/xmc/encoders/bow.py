@@ -20,7 +20,7 @@ FEATURES = 1 << 16
 
 
 class Bow(Encoder):
-    """Words, or features that the data set brings, times a trained embedding; then a bias and a ReLU.
+    """Words, or features that the data set brings, times a trained embedding, plus a bias; a ReLU if asked for.
 
     A word weighs (1 + log of its count) * log of the inverse document frequency; rows have length 1. Words of one hash
     share an embedding, so there is no vocabulary to keep.
@@ -50,7 +50,7 @@ class Bow(Encoder):
         *,
         given: bool = False,
         ngrams: int = 1,
-        relu: bool = True,
+        relu: bool = False,
         dropout: float = 0.3,
     ) -> None:
         super().__init__()

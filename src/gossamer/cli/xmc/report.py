@@ -100,14 +100,19 @@ def _deciles(deciles: list[dict[str, Any]]) -> Markup:
         found = next(value for key, value in record.items() if key.startswith("R@"))
         seen = " to ".join(f"{n:,}" for n in dict.fromkeys(record["frequency"])) or "none"
         entries.append((f"{record['labels']:,} labels in {seen} examples", found, percent(found), "sparse"))
-    return tag("figure", bars(entries, "Share of the positives found, by frequency of the label"))
+    return _half(bars(entries, "Share of the positives found, by frequency of the label"))
 
 
 def _memory(sizes: dict[str, int]) -> Markup:
     style = {"dense head": "dense", "head": "sparse"}
     label = {"dense head": "a dense head in float32, with its gradient and Adam", "head": "this head and its optimizer"}
     entries = [(label.get(k, f"the {k}"), float(n), short(n, "B"), style.get(k, "control")) for k, n in sizes.items()]
-    return tag("figure", bars(entries, "Bytes in memory"))
+    return _half(bars(entries, "Bytes in memory"))
+
+
+def _half(drawn: Markup) -> Markup:
+    """A figure of the width of a column, so that its letters are those of the others."""
+    return tag("div", tag("figure", drawn), class_="pair")
 
 
 def _environment(settings: dict[str, Any]) -> Markup:

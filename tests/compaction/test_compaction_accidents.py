@@ -141,7 +141,7 @@ def test_training_goes_on_with_what_cannot_be_cut(
 ) -> None:
     """As where the code only fails later: the trial at the start finds nothing."""
     torch.manual_seed(0)
-    monkeypatch.setattr(gs.training.channels, "unfit", lambda *arguments: {})
+    monkeypatch.setattr(gs.training.channels, "culprits", lambda *arguments: {})
     net, x = Stubborn(), torch.randn(3, 4)
     optimizer = torch.optim.SGD(net.parameters(), 0.1)
     method = gs.training.Chase(

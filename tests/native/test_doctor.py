@@ -15,7 +15,8 @@ import torch
 from gossamer import _native, doctor
 
 OPS = {"detect", "dsd", "fan_in_mm", "gather", "gather_mm", "grouped", "mask", "relu_bits", "scatter", "sdd", "select"}
-OPS |= {"skip_conv", "skip_conv_weight", "skip_mv", "transpose"}
+OPS |= {"skip_conv", "skip_conv_weight", "skip_mv", "transpose", "fan_in_mm_t", "fan_in_sdd", "fan_in_step"}
+OPS |= {"fan_in_topk", "fan_in_rewire"}
 
 
 def without(monkeypatch, *packages):

@@ -262,9 +262,11 @@ def test_inference_then_training_then_decoding(name: str) -> None:
     module = make()
     with torch.inference_mode():
         first = module(*args)
+    # Attention in inference takes turns with a mask, which adds in another order.
+    same = torch.allclose if name == "attention" else torch.equal
     with torch.no_grad():
-        assert torch.equal(module(*args), first)
-    assert torch.equal(train(module, args), first)
+        assert same(module(*args), first)
+    assert same(train(module, args), first)
 
 
 def converted(_: BlockSparseLinear) -> nn.Module:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import io
 import pickle
+from functools import partial
 
 import pytest
 import torch
@@ -263,7 +264,7 @@ def test_inference_then_training_then_decoding(name: str) -> None:
     with torch.inference_mode():
         first = module(*args)
     # Attention in inference takes turns with a mask, which adds in another order.
-    same = torch.allclose if name == "attention" else torch.equal
+    same = partial(torch.allclose, rtol=1e-5, atol=1e-6) if name == "attention" else torch.equal
     with torch.no_grad():
         assert same(module(*args), first)
     assert same(train(module, args), first)

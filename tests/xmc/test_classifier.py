@@ -1,6 +1,8 @@
 """Law: a classifier learns what can be learned, is the same after a save, and goes on after a stop as if it had not."""
 
+import copy
 import os
+import pickle
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,7 @@ from gossamer.xmc import Classifier, load
 from gossamer.xmc.classifier import as_labels
 from gossamer.xmc.data import Csr
 from gossamer.xmc.data.planted import planted
+from gossamer.xmc.encoders import make
 from gossamer.xmc.fit import Examples, train
 from gossamer.xmc.predict import evaluate
 from gossamer.xmc.recipe import Recipe
@@ -84,6 +87,42 @@ def test_a_run_goes_on_as_if_it_had_not_stopped(case, stop, tmp_path):
     train(fit, examples)
     assert_same(resumed, whole)
     assert resumed.curve == whole.curve
+
+
+@pytest.mark.parametrize("mode", [torch.inference_mode, torch.no_grad])
+def test_modes_of_the_caller_change_nothing(mode, tmp_path):
+    """What was made without gradients, or in inference mode, is what it would have been, and trains on."""
+    usual = small().fit(TEXTS, SETS)
+    with mode():
+        inside = small().fit(TEXTS, SETS)
+        assert_same(inside, usual)
+        inside.save(tmp_path)
+        opened, part = load(tmp_path), inside.subset([0, 1])
+    for classifier in (inside, opened, part):
+        out = classifier.encoder(classifier.encoder.prepare(TEXTS))
+        grad, _ = classifier.head.step(out.detach(), [[0]] * len(TEXTS), 0.1)
+        out.backward(grad)
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda fitted: pickle.loads(pickle.dumps(fitted))])
+def test_copies_are_apart_and_the_same(copied):
+    classifier = small().fit(TEXTS, SETS)
+    other = copied(classifier)
+    assert_same(other, classifier)
+    before = classifier.head.values.clone()
+    other.head.step(torch.rand(1, 32), [[0]], 0.5)
+    assert torch.equal(classifier.head.values, before) and not torch.equal(other.head.values, before)
+
+
+@pytest.mark.parametrize("settings", [{}, {"clusters": 3}])
+def test_what_is_frozen_stays(settings):
+    encoder = make("bow", **SMALL)
+    encoder.requires_grad_(False)
+    before = {name: value.clone() for name, value in encoder.state_dict().items() if name != "idf"}
+    classifier = Classifier(encoder, fan_in=8, epochs=20, batch_size=16, **settings).fit(TEXTS, SETS)
+    assert all(torch.equal(value, encoder.state_dict()[name]) for name, value in before.items())
+    losses = [point["loss"] for point in classifier.curve]
+    assert losses[-1] < losses[0]  # the head has learned
 
 
 def test_another_state_is_refused():

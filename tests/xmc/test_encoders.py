@@ -124,6 +124,11 @@ def test_a_step_touches_the_words_of_its_batch_only():
     assert 0 < len(moved) <= 2 and set(moved.tolist()) <= set(inputs.indices.tolist())
 
 
+def test_a_frozen_encoder_has_an_optimizer_with_nothing_to_do(bert):
+    encoder = make(bert).requires_grad_(False)
+    encoder.optimizer(0.1).step()
+
+
 @pytest.mark.parametrize(
     ("arguments", "error", "said"),
     [

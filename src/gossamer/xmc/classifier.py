@@ -97,6 +97,7 @@ class Classifier:
     def curve(self) -> list[dict[str, float]]:
         return [] if self.fitted is None else self.fitted.curve
 
+    @torch.inference_mode(False)
     def begin(self, x: Any, y: Csr) -> tuple[Fit, Examples]:
         """The encoder and the head before their first step, and the examples as they read them."""
         x = as_data("x", x)
@@ -216,6 +217,7 @@ class Classifier:
         return folder
 
 
+@torch.inference_mode(False)
 def load(folder: str | Path, *, mmap: bool = True) -> Classifier:
     """The classifier that `Classifier.save` wrote.
 

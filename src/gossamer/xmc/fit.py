@@ -52,6 +52,7 @@ class Fit:
     curve: list[dict[str, float]] = field(default_factory=list)
 
     @classmethod
+    @torch.inference_mode(False)
     def of(cls, encoder: Encoder, labels: Csr, recipe: Recipe) -> Fit:
         """A new one for these label sets. The encoder is as it comes; the head is drawn from the recipe's seed.
 
@@ -110,26 +111,30 @@ class Fit:
             group["lr"] = self.optimizer.defaults["lr"] * rate
         labels = examples.labels.take(rows)
         self.optimizer.zero_grad()
-        x = self.encoder(examples.inputs.take(rows))
+        with torch.enable_grad():
+            x = self.encoder(examples.inputs.take(rows))
         if not bool(x.detach().isfinite().all()):
             raise FloatingPointError(f"the encoder gives numbers that are not finite at step {self.step + 1}")
         grad_x, loss = self.head.step(x.detach(), labels, recipe.head_lr * rate, scale=(1 - share) / len(rows))
-        roots, gradients = [x], [grad_x]
-        if share and self.auxiliary is not None and examples.clusters is not None:
-            roots.append(share * self._cluster_loss(x, labels, examples.clusters))
+        # An encoder that is frozen has no graph; the heads train on.
+        roots, gradients = ([x], [grad_x]) if x.requires_grad else ([], [])
+        if share and self._adam is not None and examples.clusters is not None:
+            with torch.enable_grad():
+                roots.append(share * self._cluster_loss(x, labels, examples.clusters))
             gradients.append(torch.ones(()))
         # Embeddings have sparse gradients, which torch makes itself; unless it is told so it warns that nobody checks.
         with torch.sparse.check_sparse_tensor_invariants(False):
-            torch.autograd.backward(roots, gradients)
+            if roots:
+                torch.autograd.backward(roots, gradients)
             self.optimizer.step()
-        if len(roots) > 1 and self._adam is not None:
+        if share and self._adam is not None:
             self._adam.step()
             self._adam.zero_grad()
         self.step += 1
         moved = recipe.rewired(self.step, total)
         if moved:
             self.head.rewire(fraction=moved)
-        return loss
+        return loss / (1 - share) if share < 1 else 0.0  # of the labels alone, so that points of the curve compare
 
     def _cluster_loss(self, x: Tensor, labels: Csr, clusters: Tensor) -> Tensor:
         assert self.auxiliary is not None
@@ -139,6 +144,7 @@ class Fit:
         return binary_cross_entropy_with_logits(self.auxiliary(x), targets, reduction="sum") / len(x)
 
 
+@torch.inference_mode(False)
 def train(
     fit: Fit,
     examples: Examples,

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -83,6 +83,7 @@ class FusedHead(nn.Module):
     ages: Tensor | None
     steps: Tensor
 
+    @torch.inference_mode(False)
     def __init__(
         self,
         width: int,
@@ -259,7 +260,17 @@ class FusedHead(nn.Module):
         """Write everything that training goes on from, whole or not at all: see `gossamer.xmc.store`."""
         return saved.save(self, directory)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """With indices of 16 bits as int16, for torch reads back no pickled uint16."""
+        indices = self.indices.view(torch.int16) if self.indices.dtype == torch.uint16 else self.indices
+        return {**self.__dict__, "_buffers": {**self._buffers, "indices": indices}}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self.indices = self.indices.view(index_dtype(self.width))
+
     @classmethod
+    @torch.inference_mode(False)
     def open(cls, directory: str | os.PathLike[str], *, mmap: bool = True, verify: bool = False) -> FusedHead:
         """What `save` wrote, also in shares; training goes on with the same bits.
 
@@ -273,6 +284,7 @@ class FusedHead(nn.Module):
         """
         return saved.load(cls, directory, mmap=mmap, verify=verify)
 
+    @torch.inference_mode(False)
     def subset(self, labels: Tensor) -> FusedHead:
         """A head with copies of these labels only, numbered in the order given (int64[n]); their inputs are not shared.
 

@@ -93,11 +93,8 @@ class Transformer(Encoder):
     def optimizer(self, lr: float) -> Optimizer:
         """AdamW; matrices decay, norms and biases do not."""
         every = [p for p in self.parameters() if p.requires_grad]
-        groups = [
-            {"params": [p for p in every if p.dim() > 1], "weight_decay": 0.01},
-            {"params": [p for p in every if p.dim() <= 1], "weight_decay": 0.0},
-        ]
-        return AdamW([group for group in groups if group["params"]], lr=lr)
+        matrices = {"params": [p for p in every if p.dim() > 1], "weight_decay": 0.01}
+        return AdamW([matrices, {"params": [p for p in every if p.dim() <= 1], "weight_decay": 0.0}], lr=lr)
 
     def prepare(self, examples: Iterable[str] | Csr) -> Tokens:
         if isinstance(examples, Csr | str):

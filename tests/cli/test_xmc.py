@@ -159,6 +159,8 @@ BAD = [
     (["train", "SETS", "--validation", "1"], "--validation is 1.0"),
     (["train", "SETS", "--epochs", "0"], "epochs must be an integer of at least 1, got 0"),
     (["train", "SETS", "--resume", "--overwrite"], "expected one of them"),
+    (["train", "SETS", "--clusters", "UNKNOWN"], "labels.txt:1: it has the id 'the word1'"),
+    (["train", "SETS", "--clusters", "NOWHERE"], "NOWHERE"),
     (["evaluate", "NOWHERE", "SETS"], "no classifier"),
     (["predict", "RUN"], "--text and --file"),
     (["predict", "RUN", "--text", "a", "-k", "0"], "-k is 0"),
@@ -182,6 +184,15 @@ def test_errors_are_one_line_that_names_the_cause(words, said, sets, run, tmp_pa
     error = capsys.readouterr().err
     assert said in error and error.count("\n") == 1
     assert not (tmp_path / "out").exists()
+
+
+def test_clusters_from_a_file_belong_to_the_run(sets, tmp_path, capsys):
+    clusters, out = tmp_path / "clusters.txt", tmp_path / "run"
+    clusters.write_text("".join(f"{at % 4}\n" for at in range(24)))
+    assert train(sets, out, "--epochs", "1", "--clusters", str(clusters)) == 0
+    clusters.write_text("".join(f"{at % 3}\n" for at in range(24)))
+    assert train(sets, out, "--epochs", "1", "--clusters", str(clusters), "--resume") == 2
+    assert "other settings: clusters" in capsys.readouterr().err
 
 
 def test_a_damaged_checkpoint_is_named(sets, run, tmp_path, capsys):

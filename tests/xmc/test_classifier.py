@@ -89,6 +89,16 @@ def test_a_run_goes_on_as_if_it_had_not_stopped(case, stop, tmp_path):
     assert resumed.curve == whole.curve
 
 
+def test_clusters_are_those_of_the_file_or_the_caller(tmp_path):
+    said = [0, 1, 2, 0, 1, 2, 0, 1]
+    (tmp_path / "clusters").write_text("\n".join(map(str, said)))
+    whole = small(aux_until=0.8).fit(TEXTS, SETS, clusters=said)
+    assert_same(small(clusters=str(tmp_path / "clusters"), aux_until=0.8).fit(TEXTS, SETS), whole)
+    assert whole.fitted.auxiliary.out_features == 3
+    for other in (small(aux_until=0.8).fit(TEXTS, SETS), small(aux_until=0.8).fit(TEXTS, SETS, clusters=sorted(said))):
+        assert not torch.equal(other.encoder.weight, whole.encoder.weight)
+
+
 @pytest.mark.parametrize("mode", [torch.inference_mode, torch.no_grad])
 def test_modes_of_the_caller_change_nothing(mode, tmp_path):
     """What was made without gradients, or in inference mode, is what it would have been, and trains on."""
@@ -266,6 +276,7 @@ def test_scipy_matrices_are_taken():
         ({"x": TEXTS, "y": SETS, "labels": 4}, ValueError, "expected 0 to 3"),
         ({"x": Csr.from_lists([[0]], 3), "y": [[0]]}, TypeError, "with values"),
         ({"x": [], "y": []}, ValueError, "no label|at least one"),
+        ({"x": TEXTS, "y": SETS, "clusters": [0] * 7}, ValueError, "clusters has 7 entries"),
     ],
 )
 def test_bad_input_is_named(arguments, error, said):
@@ -305,7 +316,6 @@ def test_schedules():
     assert moves[10] > moves[20] > moves[40] > 0
     shares = [recipe.auxiliary(step, 100) for step in range(101)]
     assert shares[0] == recipe.aux_weight and shares[29] > 0 and shares[30] == 0
-    assert Recipe().auxiliary(0, 100) == 0
 
 
 def test_the_loss_that_runs_away_is_said():

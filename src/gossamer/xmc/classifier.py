@@ -14,10 +14,10 @@ from torch import Tensor
 
 from gossamer import files
 from gossamer.xmc import encoders
-from gossamer.xmc.clusters import balanced_clusters, label_vectors
 from gossamer.xmc.data.csr import Csr
 from gossamer.xmc.encoders import Encoder
 from gossamer.xmc.fit import Examples, Fit, train
+from gossamer.xmc.grouping import as_clusters, clusters_of
 from gossamer.xmc.head import FusedHead
 from gossamer.xmc.predict import predictions
 from gossamer.xmc.recipe import Recipe
@@ -98,7 +98,7 @@ class Classifier:
         return [] if self.fitted is None else self.fitted.curve
 
     @torch.inference_mode(False)
-    def begin(self, x: Any, y: Csr) -> tuple[Fit, Examples]:
+    def begin(self, x: Any, y: Csr, clusters: Tensor | None = None) -> tuple[Fit, Examples]:
         """The encoder and the head before their first step, and the examples as they read them."""
         x = as_data("x", x)
         encoder = self.given
@@ -110,19 +110,11 @@ class Classifier:
         inputs = encoder.prepare(x)
         if inputs.shape[0] != y.shape[0]:
             raise ValueError(f"x has {inputs.shape[0]} examples and y {y.shape[0]}; expected as many")
-        fit = Fit.of(encoder, y, self.recipe)
+        if clusters is None:
+            clusters = clusters_of(self.recipe.clusters, x, inputs, y, seed=self.recipe.seed)
+        fit = Fit.of(encoder, y, self.recipe, 0 if clusters is None else int(clusters.max()) + 1)
         self.fitted, self._encoder, self._head = fit, encoder, fit.head
-        return fit, Examples(inputs, y, self._clusters(x, inputs, y))
-
-    def _clusters(self, x: Any, inputs: Any, y: Csr) -> Tensor | None:
-        if not self.recipe.clusters:
-            return None
-        if not isinstance(inputs, Csr):  # words say more of a label than the vectors of an encoder before training
-            words = encoders.make("bow", width=1)
-            words.learn(x)
-            inputs = words.prepare(x)
-        vectors = label_vectors(y, inputs, seed=self.recipe.seed)
-        return balanced_clusters(vectors, self.recipe.clusters, seed=self.recipe.seed)
+        return fit, Examples(inputs, y, clusters)
 
     def fit(
         self,
@@ -130,6 +122,7 @@ class Classifier:
         y: Csr | spmatrix | Sequence[Sequence[int]],
         *,
         labels: int | None = None,
+        clusters: Tensor | Sequence[int] | None = None,
         on_step: Callable[[Fit], None] = lambda _: None,
         on_epoch: Callable[[Fit], None] = lambda _: None,
     ) -> Classifier:
@@ -139,6 +132,7 @@ class Classifier:
             x: texts; or features, a `Csr` with values or any scipy.sparse matrix [examples, width].
             y: [examples, labels]: a `Csr`, a scipy.sparse matrix, or a list of numbers an example.
             labels: how many labels there are, where `y` is a list; None: the largest number and one.
+            clusters: the cluster of each label, for the auxiliary objective; None: what `Recipe.clusters` says.
             on_step, on_epoch: called with the `Fit`, after each step and epoch.
 
         Returns:
@@ -148,7 +142,8 @@ class Classifier:
             TypeError, ValueError: naming the argument. MemoryError: the head does not fit; says how many labels do.
             FloatingPointError: training went out of range.
         """
-        fit, examples = self.begin(x, as_labels("y", y, labels))
+        y = as_labels("y", y, labels)
+        fit, examples = self.begin(x, y, None if clusters is None else as_clusters(clusters, y.shape[1]))
         train(fit, examples, on_step=on_step, on_epoch=on_epoch)
         return self
 

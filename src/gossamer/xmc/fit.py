@@ -53,8 +53,11 @@ class Fit:
 
     @classmethod
     @torch.inference_mode(False)
-    def of(cls, encoder: Encoder, labels: Csr, recipe: Recipe) -> Fit:
+    def of(cls, encoder: Encoder, labels: Csr, recipe: Recipe, clusters: int = 0) -> Fit:
         """A new one for these label sets. The encoder is as it comes; the head is drawn from the recipe's seed.
+
+        Args:
+            clusters: how many the auxiliary head tells apart; 0: there is none.
 
         Labels begin with a bias at their frequency: from zero, what all of them together ask of the encoder at first is
         to say no, and it would not recover from that.
@@ -67,8 +70,8 @@ class Fit:
             head.bias.copy_(((labels.column_counts() + 0.5) / (labels.shape[0] + 1)).logit())
         optimizer = encoder.optimizer(recipe.encoder_lr or encoder.usual_lr)
         auxiliary = None
-        if recipe.clusters:
-            auxiliary = nn.Linear(encoder.width, recipe.clusters)
+        if clusters:
+            auxiliary = nn.Linear(encoder.width, clusters)
             nn.init.zeros_(auxiliary.weight)
             nn.init.zeros_(auxiliary.bias)
         return cls(encoder, head, recipe, optimizer, auxiliary)
@@ -106,7 +109,8 @@ class Fit:
         """One step on the examples `rows`; returns its loss, the sum over labels and mean over examples."""
         recipe = self.recipe
         torch.manual_seed((recipe.seed * total + self.step) % 2**63)  # dropout draws from here
-        rate, share = recipe.rate(self.step, total), recipe.auxiliary(self.step, total)
+        rate = recipe.rate(self.step, total)
+        share = 0.0 if self.auxiliary is None else recipe.auxiliary(self.step, total)
         for group in self.optimizer.param_groups:
             group["lr"] = self.optimizer.defaults["lr"] * rate
         labels = examples.labels.take(rows)

@@ -22,7 +22,8 @@ class Recipe:
         rewire_every: steps between two changes of the connections; 0: they stay.
         rewire_fraction: connections of a label that move the first time; falls on a cosine to none ...
         rewire_until: ... at this share of the steps.
-        clusters: of labels, which the auxiliary head tells apart; 0: none.
+        clusters: of labels, which the auxiliary head tells apart: how many (0: none), or a file that says them, a
+            number a line (or a matrix in .npz, see `gossamer.xmc.grouping`).
         aux_weight: share of the loss that is the auxiliary one at first; falls on a cosine to none ...
         aux_until: ... at this share of the steps. Predictions never use it.
         seed: of everything.
@@ -46,7 +47,7 @@ class Recipe:
     rewire_every: int = 0
     rewire_fraction: float = 0.25
     rewire_until: float = 0.66
-    clusters: int = 0
+    clusters: int | str = 0
     aux_weight: float = 0.4
     aux_until: float = 0.3
     seed: int = 0
@@ -55,7 +56,8 @@ class Recipe:
         for name in ("fan_in", "epochs", "batch_size"):
             _whole(name, getattr(self, name), 1)
         for name in ("clusters", "seed", "rewire_every"):
-            _whole(name, getattr(self, name), 0)
+            if name != "clusters" or not isinstance(self.clusters, str):
+                _whole(name, getattr(self, name), 0)
         for name in ("warmup", "rewire_until", "aux_until", "rewire_fraction", "aux_weight"):
             value = getattr(self, name)
             if not 0 <= value <= 1:
@@ -87,9 +89,9 @@ class Recipe:
         return Schedule("cosine", self.rewire_fraction)(step / end)
 
     def auxiliary(self, step: int, total: int) -> float:
-        """Share of the loss that is the auxiliary objective at `step` of `total`."""
+        """Share of the loss that is the auxiliary objective, where there is one, at `step` of `total`."""
         end = self.aux_until * total
-        return Schedule("cosine", self.aux_weight)(step / end) if self.clusters and step < end else 0.0
+        return Schedule("cosine", self.aux_weight)(step / end) if step < end else 0.0
 
 
 def _whole(name: str, value: object, least: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import shlex
 import sys
 from collections.abc import Sequence
@@ -13,7 +14,7 @@ import torch
 import tyro
 from torch import Tensor
 
-from gossamer import measure
+from gossamer import files, measure
 from gossamer.cli.stop import Stopped, catch_signals
 from gossamer.cli.train import checkpoint, folder
 from gossamer.cli.train.progress import Progress
@@ -84,7 +85,11 @@ class Train(Recipe):
     def identity(self) -> dict[str, Any]:
         """What decides the numbers of a run: a checkpoint of another identity is refused."""
         aside = ("out", "resume", "overwrite", "threads", "debug", "data")
-        return {key: value for key, value in asdict(self).items() if key not in aside} | {"data": str(self.data)}
+        said = {key: value for key, value in asdict(self).items() if key not in aside} | {"data": str(self.data)}
+        if isinstance(self.clusters, str):
+            digest = hashlib.sha256(files.read(self.clusters, limit=1 << 34)).hexdigest()
+            said["clusters"] = f"{self.clusters}, SHA-256 {digest}"
+        return said
 
 
 @dataclass

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from gossamer.xmc import Classifier, load
+from gossamer.xmc import Classifier, FusedHead, load
 from gossamer.xmc.classifier import as_labels
 from gossamer.xmc.data import Csr
 from gossamer.xmc.data.planted import planted
@@ -43,7 +43,8 @@ def assert_same(a, b):
 CASES = {
     "adam": {}, "sgd": {"optimizer": "sgd", "lr": 2.0}, "momentum": {"optimizer": "momentum", "lr": 0.5},
     "hinge": {"loss": "hinge", "lr": 0.01}, "bfloat16": {"dtype": "bfloat16"}, "grouped": {"group": 16},
-    "clusters": {"clusters": 3, "aux_until": 0.8},
+    "clusters": {"clusters": 3, "aux_until": 0.8}, "frequent": {"frequent": 0.25, "fan_in": 6},
+    "intermediate": {"intermediate": 48}, "composed": {"intermediate": 48, "frequent": 0.3, "group": 16, "fan_in": 12},
 }  # fmt: skip
 
 
@@ -63,11 +64,12 @@ def test_the_seed_decides_everything(case):
     one, two = small(**CASES[case]).fit(TEXTS, SETS), small(**CASES[case]).fit(TEXTS, SETS)
     assert_same(one, two)
     other = small(**{**CASES[case], "seed": 2}).fit(TEXTS, SETS)
-    assert not torch.equal(one.head.indices, other.head.indices)
+    name = next(name for name in one.head.state_dict() if name.endswith("values"))
+    assert not torch.equal(one.head.state_dict()[name], other.head.state_dict()[name])
 
 
 @pytest.mark.parametrize("stop", [1, 4, 7, 15])
-@pytest.mark.parametrize("case", ["adam", "bfloat16", "clusters"])
+@pytest.mark.parametrize("case", ["adam", "bfloat16", "clusters", "composed"])
 def test_a_run_goes_on_as_if_it_had_not_stopped(case, stop, tmp_path):
     class Enough(Exception):
         pass
@@ -153,8 +155,9 @@ def test_connections_move_and_stay_sorted():
 
 
 @pytest.mark.parametrize("mmap", [True, False])
-def test_a_saved_one_is_the_same(tmp_path, mmap):
-    classifier = small().fit(TEXTS, SETS)
+@pytest.mark.parametrize("case", ["adam", "composed"])
+def test_a_saved_one_is_the_same(case, tmp_path, mmap):
+    classifier = small(**CASES[case]).fit(TEXTS, SETS)
     classifier.names = WORDS
     classifier.save(tmp_path / "run")
     again = load(tmp_path / "run", mmap=mmap)
@@ -291,6 +294,10 @@ def test_bad_input_is_named(arguments, error, said):
         ({"lr": float("nan")}, "lr must be a positive number, got nan"),
         ({"aux_weight": 2.0}, "aux_weight must be from 0 to 1, got 2.0"),
         ({"dtype": "float8"}, "dtype must be 'float32' or 'bfloat16', got 'float8'"),
+        ({"grouping": "alike"}, "grouping must be one of similar, frequency, given, got 'alike'"),
+        ({"frequent": 1.5}, "frequent must be from 0 to 1, got 1.5"),
+        ({"intermediate": -1}, "intermediate must be an integer of at least 0, got -1"),
+        ({"intermediate_lr": 0.0}, "intermediate_lr must be a positive number, got 0.0"),
         ({"rewire_every": -1}, "rewire_every must be an integer of at least 0, got -1"),
     ],
 )
@@ -299,6 +306,24 @@ def test_settings_that_cannot_work_are_named(settings, said):
         Recipe(**settings)
     with pytest.raises(TypeError, match="'fanin' is no setting; expected fan_in"):
         Classifier(fanin=3)
+
+
+def test_frequent_labels_read_more_and_like_ones_share():
+    """Which labels the parts of the head hold; sizes that cannot be are named."""
+    counts = [40, 1, 30, 2, 20, 3, 10, 4]
+    sets = [[label for label in range(8) if row < counts[label]] for row in range(64)]
+    head = small(frequent=0.25, frequent_fan_in=20).begin(TEXTS, as_labels("y", sets))[0].head
+    assert head.order.tolist() == [0, 2, 1, 3, 4, 5, 6, 7] and [part.fan_in for part in head.parts] == [20, 8]
+    head = small(frequent=0.25, group=16, grouping="frequency").begin(TEXTS, as_labels("y", sets))[0].head
+    assert head.order.tolist() == [0, 2, 4, 6, 7, 5, 3, 1] and [part.fan_in for part in head.parts] == [32, 8]
+    assert isinstance(small(group=16, grouping="given").begin(TEXTS, as_labels("y", sets))[0].head, FusedHead)
+    many = [[label] for _ in range(4) for label in range(32)]
+    texts = [f"topic{label % 2} word{label % 2} number{label}" for _ in range(4) for label in range(32)]
+    order = small(group=16).begin(texts, as_labels("y", many))[0].head.order
+    assert {tuple(sorted(set((run % 2).tolist()))) for run in order.view(2, 16)} == {(0,), (1,)}
+    for wrong in (4, 33):
+        with pytest.raises(ValueError, match=f"frequent_fan_in must be from fan_in=8 to the width of 32, got {wrong}"):
+            small(frequent=0.5, frequent_fan_in=wrong).fit(TEXTS, SETS)
 
 
 def test_before_fit_it_says_so():

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gossamer.xmc.clusters import balanced_clusters, label_vectors
+from gossamer.xmc.clusters import balanced_clusters, label_vectors, similar_order
 from gossamer.xmc.data import Csr
 from gossamer.xmc.data.formats.lines import Malformed
 from gossamer.xmc.data.formats.scipy_npz import write_npz
@@ -31,6 +31,20 @@ def test_labels_that_are_alike_are_together():
     planted = order // 16
     pairs = {(int(a), int(b)) for a, b in zip(found, planted, strict=True)}
     assert len(pairs) == 8  # each cluster is one of those that were planted
+
+
+@given(st.integers(1, 90), st.sampled_from([1, 16, 32]))
+def test_an_order_has_every_label_once(labels, group):
+    vectors = torch.randn(labels, 3, generator=torch.Generator().manual_seed(labels))
+    assert similar_order(vectors, group).sort().values.tolist() == list(range(labels))
+
+
+def test_runs_of_an_order_are_alike():
+    centres = torch.eye(5)[:, None, :] + 0.05 * torch.randn(5, 16, 5, generator=torch.Generator().manual_seed(0))
+    order = torch.randperm(80, generator=torch.Generator().manual_seed(1))
+    found = similar_order(centres.flatten(0, 1)[order], 16, seed=3)
+    runs = (order // 16)[found].view(5, 16)
+    assert bool((runs == runs[:, :1]).float().mean() > 0.7) and len(set(runs.mode(1).values.tolist())) >= 4
 
 
 def test_the_seed_decides():

@@ -17,21 +17,30 @@ if TYPE_CHECKING:
     from gossamer.xmc import data, encoders, metrics
     from gossamer.xmc.classifier import Classifier, load
     from gossamer.xmc.head import FusedHead
+    from gossamer.xmc.joined import JoinedHead
+    from gossamer.xmc.opening import open_head
     from gossamer.xmc.recipe import Recipe
     from gossamer.xmc.sharded import ShardedHead
     from gossamer.xmc.store import StoreError
+    from gossamer.xmc.wide import WideHead
 
 _MODULES = ("data", "encoders", "metrics")
 _NAMES: dict[str, str] = {  # a name of a module of the package: the module that has it
     "Classifier": "gossamer.xmc.classifier",
     "FusedHead": "gossamer.xmc.head",
+    "JoinedHead": "gossamer.xmc.joined",
     "Recipe": "gossamer.xmc.recipe",
     "ShardedHead": "gossamer.xmc.sharded",
     "StoreError": "gossamer.xmc.store",
+    "WideHead": "gossamer.xmc.wide",
     "load": "gossamer.xmc.classifier",
+    "open_head": "gossamer.xmc.opening",
 }
 
-__all__ = ["Classifier", "FusedHead", "Recipe", "ShardedHead", "StoreError", "data", "encoders", "load", "metrics"]
+__all__ = [
+    "Classifier", "FusedHead", "JoinedHead", "Recipe", "ShardedHead", "StoreError", "WideHead", "data", "encoders",
+    "load", "metrics", "open_head",
+]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:

@@ -14,12 +14,14 @@ from torch import Tensor
 
 from gossamer import files
 from gossamer.xmc import encoders
+from gossamer.xmc.base_head import Head
 from gossamer.xmc.data.csr import Csr
 from gossamer.xmc.encoders import Encoder
 from gossamer.xmc.fit import Examples, Fit, train
-from gossamer.xmc.grouping import as_clusters, clusters_of
-from gossamer.xmc.head import FusedHead
+from gossamer.xmc.grouping import as_clusters, clusters_of, order_of
+from gossamer.xmc.opening import open_head
 from gossamer.xmc.predict import predictions
+from gossamer.xmc.ranks import ALONE, Ranks
 from gossamer.xmc.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -43,7 +45,7 @@ class Classifier:
         recipe: everything about training; or its fields by name, such as fan_in=64, epochs=10, seed=0.
 
     Attributes:
-        encoder, head: after `fit` or `load`; `head` is a `gossamer.xmc.FusedHead`.
+        encoder, head: after `fit` or `load`; `head` is a `gossamer.xmc.FusedHead`, or consists of some.
         names: of the labels, one a label; None where they are numbers only. Saved with the rest.
         curve: a point an epoch: step, epoch, loss.
 
@@ -72,7 +74,7 @@ class Classifier:
         self.names: Sequence[str] | None = None
         self.fitted: Fit | None = None
         self._encoder: Encoder | None = None
-        self._head: FusedHead | None = None
+        self._head: Head | None = None
 
     @property
     def encoder(self) -> Encoder:
@@ -82,7 +84,7 @@ class Classifier:
         return self._encoder
 
     @property
-    def head(self) -> FusedHead:
+    def head(self) -> Head:
         """The head; RuntimeError before `fit`."""
         if self._head is None:
             raise RuntimeError("the classifier was not fitted; call fit(x, y) or gossamer.xmc.load(folder) first")
@@ -98,8 +100,12 @@ class Classifier:
         return [] if self.fitted is None else self.fitted.curve
 
     @torch.inference_mode(False)
-    def begin(self, x: Any, y: Csr, clusters: Tensor | None = None) -> tuple[Fit, Examples]:
-        """The encoder and the head before their first step, and the examples as they read them."""
+    def begin(self, x: Any, y: Csr, clusters: Tensor | None = None, *, ranks: Ranks = ALONE) -> tuple[Fit, Examples]:
+        """The encoder and the head before their first step, and the examples as they read them.
+
+        Args:
+            ranks: the processes that divide the labels; each calls this with the same examples.
+        """
         x = as_data("x", x)
         encoder = self.given
         if not isinstance(encoder, Encoder):
@@ -112,7 +118,9 @@ class Classifier:
             raise ValueError(f"x has {inputs.shape[0]} examples and y {y.shape[0]}; expected as many")
         if clusters is None:
             clusters = clusters_of(self.recipe.clusters, x, inputs, y, seed=self.recipe.seed)
-        fit = Fit.of(encoder, y, self.recipe, 0 if clusters is None else int(clusters.max()) + 1)
+        count = 0 if clusters is None else int(clusters.max()) + 1
+        order = order_of(self.recipe, x, inputs, y)
+        fit = Fit.of(encoder, y, self.recipe, clusters=count, order=order, ranks=ranks)
         self.fitted, self._encoder, self._head = fit, encoder, fit.head
         return fit, Examples(inputs, y, clusters)
 
@@ -185,39 +193,49 @@ class Classifier:
     def save(self, folder: str | Path) -> Path:
         """Write everything that `load` needs: JSON, safetensors and flat arrays, no pickle.
 
-        A folder that holds a classifier already is replaced at the end; an interrupted save leaves the one of before.
+        Where labels are divided among processes, all of them call it. A folder that holds a classifier already is
+        replaced at the end; an interrupted save leaves the one of before.
 
         Raises:
             FileExistsError: the folder holds something else.
         """
-        folder = Path(folder)
-        before = saved_files(folder)
-        if self.names is not None:
-            _check_names(self.names, self.head.labels)
-        content = f"content-{secrets.token_hex(4)}"  # a new place at every save: the record is what changes at once
-        (folder / content / "encoder").mkdir(parents=True)
-        encoder = self.encoder
-        encoder.save(folder / content / "encoder")
-        self.head.save(folder / content / "head")
-        if self.names is not None:
-            with files.replacing(folder / content / NAMES) as file:
-                file.writelines(f"{name}\n".encode() for name in self.names)
-        written = [str(path.relative_to(folder)) for path in sorted((folder / content).rglob("*")) if path.is_file()]
-        record = {
-            "format": FORMAT, "version": VERSION, "labels": self.head.labels, "recipe": asdict(self.recipe),
-            "encoder": {"kind": encoder.kind, "settings": encoder.settings()}, "content": content, "files": written,
-        }  # fmt: skip
-        files.write_json(folder / RECORD, files.sealed(record))
-        remove_saved(folder, before)
+        folder, ranks, encoder = Path(folder), self.head.ranks, self.encoder
+        content = ranks.same(f"content-{secrets.token_hex(4)}")  # a new place: the record is what changes at once
+        place, before = folder / content, list[str]()
+
+        def begin() -> None:
+            before.extend(saved_files(folder))
+            if self.names is not None:
+                _check_names(self.names, self.head.labels)
+            (place / "encoder").mkdir(parents=True)
+            encoder.save(place / "encoder")
+
+        def finish() -> None:
+            if self.names is not None:
+                with files.replacing(place / NAMES) as file:
+                    file.writelines(f"{name}\n".encode() for name in self.names)
+            written = [str(path.relative_to(folder)) for path in sorted(place.rglob("*")) if path.is_file()]
+            record = {
+                "format": FORMAT, "version": VERSION, "labels": self.head.labels, "recipe": asdict(self.recipe),
+                "encoder": {"kind": encoder.kind, "settings": encoder.settings()}, "content": content,
+                "files": written,
+            }  # fmt: skip
+            files.write_json(folder / RECORD, files.sealed(record))
+            remove_saved(folder, before)
+
+        ranks.together(begin, first=True)
+        self.head.save(place / "head")
+        ranks.together(finish, first=True)
         return folder
 
 
 @torch.inference_mode(False)
-def load(folder: str | Path, *, mmap: bool = True) -> Classifier:
+def load(folder: str | Path, *, mmap: bool = True, ranks: Ranks = ALONE) -> Classifier:
     """The classifier that `Classifier.save` wrote.
 
     Args:
         mmap: read the head from the file when it is needed, instead of all of it now.
+        ranks: the processes that divide the labels.
 
     Raises:
         FileNotFoundError: there is none. ValueError: a file is damaged, or of another program.
@@ -234,7 +252,7 @@ def load(folder: str | Path, *, mmap: bool = True) -> Classifier:
         raise ValueError(f"{folder / RECORD} cannot be used: {error}") from error
     out = Classifier(place / "encoder" if kind != "bow" else kind, encoder_settings=settings, recipe=recipe)
     out._encoder = encoders.restore(place / "encoder", kind, settings).eval()
-    out._head = FusedHead.open(place / "head", mmap=mmap)
+    out._head = open_head(place / "head", mmap=mmap, ranks=ranks)
     if (out._head.width, out._head.labels) != (out._encoder.width, record["labels"]):
         raise ValueError(f"{folder}: encoder, head and {RECORD} do not belong together")
     if (place / NAMES).is_file():

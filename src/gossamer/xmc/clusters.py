@@ -6,6 +6,8 @@ sizes, again and again (as in PECOS, arXiv 2010.05878, section 3): so that no cl
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -35,22 +37,46 @@ def balanced_clusters(vectors: Tensor, clusters: int, *, seed: int = 0) -> Tenso
     labels = len(vectors)
     if not 1 <= clusters <= labels:
         raise ValueError(f"clusters must be from 1 to the {labels} labels, got {clusters}")
+
+    def left(members: int, count: int) -> int:  # so that every cluster gets the floor or the ceiling of labels/clusters
+        least, spare = divmod(members, count)
+        return count // 2 * least + min(count // 2, spare)
+
+    return _divided(vectors, clusters, left, seed)
+
+
+def similar_order(vectors: Tensor, group: int, *, seed: int = 0) -> Tensor:
+    """int64[labels]: the labels in an order whose runs of `group` are alike; only the last run may be shorter.
+
+    Args:
+        vectors: float32[labels, dimensions], what labels are like.
+
+    >>> x = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.9, 0.1], [0.1, 0.9]])
+    >>> sorted(similar_order(x, 2).view(2, 2).tolist())
+    [[0, 2], [1, 3]]
+    """
+    count = -(-len(vectors) // group)
+    if count <= 1:
+        return torch.arange(len(vectors))
+    found = _divided(vectors, count, lambda members, count: count // 2 * group, seed)
+    return found.argsort(stable=True)
+
+
+def _divided(vectors: Tensor, clusters: int, left: Callable[[int, int], int], seed: int) -> Tensor:
+    """The cluster of each label; left(members, clusters) members go to the first half of the clusters of a node."""
     if not bool(vectors.isfinite().all()):
         raise ValueError("vectors must be finite, got NaN or infinity")
     vectors = torch.nn.functional.normalize(vectors.float(), dim=1)
-    out = torch.empty(labels, dtype=torch.int64)
-    todo = [(torch.arange(labels), 0, clusters)]
+    out = torch.empty(len(vectors), dtype=torch.int64)
+    todo = [(torch.arange(len(vectors)), 0, clusters)]
     while todo:
         members, first, count = todo.pop()
         if count == 1:
             out[members] = first
             continue
-        left = count // 2
-        # So that every cluster gets the floor or the ceiling of labels / clusters.
-        least, spare = divmod(len(members), count)
-        size = left * least + min(left, spare)
-        near = _halved(vectors[members], size, seed=(seed, first, count))
-        todo += [(members[near], first, left), (members[~near], first + left, count - left)]
+        half = count // 2
+        near = _halved(vectors[members], left(len(members), count), seed=(seed, first, count))
+        todo += [(members[near], first, half), (members[~near], first + half, count - half)]
     return out
 
 

@@ -20,9 +20,11 @@ from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 from torch.optim import Adam, Optimizer
 
+from gossamer.xmc.base_head import Head
+from gossamer.xmc.build import build_head
 from gossamer.xmc.data.csr import Csr
 from gossamer.xmc.encoders import Encoder, Inputs
-from gossamer.xmc.head import FusedHead
+from gossamer.xmc.ranks import ALONE, Ranks
 from gossamer.xmc.recipe import Recipe
 
 
@@ -43,7 +45,7 @@ class Fit:
     """An encoder and a head in training, and what has been seen so far."""
 
     encoder: Encoder
-    head: FusedHead
+    head: Head
     recipe: Recipe
     optimizer: Optimizer
     auxiliary: nn.Linear | None = None
@@ -53,21 +55,29 @@ class Fit:
 
     @classmethod
     @torch.inference_mode(False)
-    def of(cls, encoder: Encoder, labels: Csr, recipe: Recipe, clusters: int = 0) -> Fit:
+    def of(
+        cls,
+        encoder: Encoder,
+        labels: Csr,
+        recipe: Recipe,
+        *,
+        clusters: int = 0,
+        order: Tensor | None = None,
+        ranks: Ranks = ALONE,
+    ) -> Fit:
         """A new one for these label sets. The encoder is as it comes; the head is drawn from the recipe's seed.
 
         Args:
             clusters: how many the auxiliary head tells apart; 0: there is none.
+            order: int64[labels], in which the head holds the labels; None: their own.
+            ranks: the processes that divide the labels.
 
         Labels begin with a bias at their frequency: from zero, what all of them together ask of the encoder at first is
         to say no, and it would not recover from that.
         """
-        head = FusedHead(
-            encoder.width, labels.shape[1], fan_in=recipe.fan_in, group=recipe.group, loss=recipe.loss,
-            optimizer=recipe.optimizer, dtype=getattr(torch, recipe.dtype), seed=recipe.seed,
-        )  # fmt: skip
-        if head.bias is not None and recipe.loss == "bce":
-            head.bias.copy_(((labels.column_counts() + 0.5) / (labels.shape[0] + 1)).logit())
+        head = build_head(encoder.width, labels.shape[1], recipe, order=order, ranks=ranks)
+        if recipe.loss == "bce":
+            head.set_bias(((labels.column_counts() + 0.5) / (labels.shape[0] + 1)).logit())
         optimizer = encoder.optimizer(recipe.encoder_lr or encoder.usual_lr)
         auxiliary = None
         if clusters:

@@ -14,11 +14,12 @@ import torch
 from torch import Tensor
 
 from gossamer.xmc import encoders
-from gossamer.xmc.clusters import balanced_clusters, label_vectors
+from gossamer.xmc.clusters import balanced_clusters, label_vectors, similar_order
 from gossamer.xmc.data.csr import Csr
 from gossamer.xmc.data.formats.lines import blocks, refuse
 from gossamer.xmc.data.formats.rows import parse_ids
 from gossamer.xmc.data.formats.scipy_npz import read_npz
+from gossamer.xmc.recipe import Recipe
 
 
 def clusters_of(how: int | str, examples: Any, inputs: Any, labels: Csr, *, seed: int) -> Tensor | None:
@@ -48,6 +49,25 @@ def vectors_of(examples: Any, inputs: Any, labels: Csr, *, seed: int) -> Tensor:
         words.learn(examples)
         inputs = words.prepare(examples)
     return label_vectors(labels, inputs, seed=seed)
+
+
+def order_of(recipe: Recipe, examples: Any, inputs: Any, labels: Csr) -> Tensor | None:
+    """int64[labels]: the order in which the head holds the labels, the frequent ones first; None: their own.
+
+    Args:
+        examples, inputs, labels: as for `vectors_of`.
+    """
+    top = recipe.frequent_of(labels.shape[1])
+    if not top and (recipe.group == 1 or recipe.grouping == "given"):
+        return None
+    by_frequency = labels.column_counts().argsort(descending=True, stable=True)
+    first, rest = by_frequency[:top].sort().values, by_frequency[top:]
+    if recipe.group == 1 or recipe.grouping != "frequency":
+        rest = rest.sort().values
+    if recipe.group > 1 and recipe.grouping == "similar":
+        vectors = vectors_of(examples, inputs, labels, seed=recipe.seed)
+        rest = rest[similar_order(vectors[rest], recipe.group, seed=recipe.seed)]
+    return torch.cat([first, rest])
 
 
 def read_clusters(path: Path, labels: int) -> Tensor:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from gossamer.kernels.reference.fan_in_step import Rule as RuleOf
 from gossamer.ops.fan_in.connections import draw_values
@@ -23,6 +23,7 @@ from gossamer.ops.fan_in.topk import fan_in_topk
 from gossamer.ops.registration import Backend, check_backend
 from gossamer.pattern.build import index_dtype
 from gossamer.xmc import saved
+from gossamer.xmc.base_head import Head, checked_sets, checked_x
 from gossamer.xmc.data.csr import Csr
 from gossamer.xmc.memory import Layout, require_room
 from gossamer.xmc.shortlist import softmax_step
@@ -30,7 +31,7 @@ from gossamer.xmc.shortlist import softmax_step
 Loss = Literal["bce", "hinge", "softmax"]
 
 
-class FusedHead(nn.Module):
+class FusedHead(Head):
     """z = x S^T + bias over `labels` labels, S having `fan_in` values in each row; trained by `step`.
 
     Args:
@@ -169,9 +170,9 @@ class FusedHead(nn.Module):
         Raises:
             TypeError, ValueError: naming the argument; nothing has changed then.
         """
-        self._check_input(x)
+        x = checked_x(x, self.width)
         check_backend(backend, "x", x)
-        x, step, positives = x.detach().float(), int(self.steps) + 1, self._positives(labels, len(x))
+        step, positives = int(self.steps) + 1, self._positives(labels, len(x))
         if self.loss == "softmax" or shortlist is not None:
             self._check_shortlist(shortlist, len(x))
             assert shortlist is not None
@@ -213,15 +214,13 @@ class FusedHead(nn.Module):
         Raises:
             TypeError, ValueError: naming the argument.
         """
-        self._check_input(x)
-        lists = None
+        x, lists = checked_x(x, self.width), None
         if exclude is not None:
-            if exclude.shape != (len(x), self.labels):
-                raise ValueError(f"exclude must be of shape {(len(x), self.labels)}, got {exclude.shape}")
+            checked_sets("exclude", exclude, len(x), self.labels)
             device = self.values.device
             lists = exclude.offsets.to(device), exclude.indices.to(device, torch.int64)
         return fan_in_topk(
-            x.detach().float(), self.values, self.indices, k, bias=self.bias, group=self.group, exclude=lists,
+            x, self.values, self.indices, k, bias=self.bias, group=self.group, exclude=lists,
             never=never, backend=backend,
         )  # fmt: skip
 
@@ -255,6 +254,11 @@ class FusedHead(nn.Module):
                 seed=self.seed, step=int(self.steps), first=self.first_label, backend=backend,
             )
         )  # fmt: skip
+
+    def set_bias(self, bias: Tensor) -> None:
+        """Take float32[labels] as the bias; without effect where labels have none."""
+        if self.bias is not None:
+            self.bias.copy_(bias)
 
     def save(self, directory: str | os.PathLike[str]) -> Path:
         """Write everything that training goes on from, whole or not at all: see `gossamer.xmc.store`."""
@@ -299,11 +303,6 @@ class FusedHead(nn.Module):
         offsets = torch.arange(self.labels + 1, device=rows.device) * self.fan_in
         return Csr(offsets, rows.reshape(-1), self.values.float().reshape(-1), (self.labels, self.width))
 
-    def _check_input(self, x: Tensor) -> None:
-        if not isinstance(x, Tensor) or x.dim() != 2 or x.shape[1] != self.width or not x.is_floating_point():
-            found = f"{x.dtype}{list(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
-            raise ValueError(f"x must be floats [batch, {self.width}], got {found}")
-
     def _check_shortlist(self, shortlist: Tensor | None, batch: int) -> None:
         if self.loss != "softmax":
             raise ValueError(f"shortlist is for loss='softmax', got it with loss={self.loss!r}")
@@ -316,10 +315,7 @@ class FusedHead(nn.Module):
             raise ValueError(f"shortlist must name labels below {self.labels}, got {int(shortlist.max())}")
 
     def _positives(self, labels: Csr | Sequence[Sequence[int]], batch: int) -> Tensor:
-        if not isinstance(labels, Csr):
-            labels = Csr.from_lists(labels, self.labels)
-        if labels.shape != (batch, self.labels):
-            raise ValueError(f"labels must be of shape {(batch, self.labels)}, got {labels.shape}")
+        labels = checked_sets("labels", labels, batch, self.labels)
         device = self.values.device
         return sorted_positives(labels.offsets.to(device), labels.indices.to(device), self.labels)
 

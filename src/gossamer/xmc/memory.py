@@ -33,15 +33,22 @@ class Layout:
 
 def require_room(layout: Layout, labels: int) -> None:
     """Refuse, with a number that would do, what is larger than the memory that is free (where that can be told)."""
+    advice = "Take a smaller fan_in, dtype=torch.bfloat16, optimizer='sgd' or a larger group"
+    require_bytes("labels", labels, layout.label, "labels", advice, f" with fan_in={layout.fan_in}")
+
+
+def require_bytes(name: str, count: int, each: float, unit: str, advice: str, how: str = "") -> None:
+    """Refuse `count` things of `each` bytes if they are more than what is free.
+
+    Raises:
+        MemoryError: naming the argument, and how many fit.
+    """
     free = free_memory()
-    needed = labels * layout.label
-    if free is None or needed <= free:
+    if free is None or count * each <= free:
         return
-    most = int(free / layout.label)
     raise MemoryError(
-        f"labels={labels:,} with fan_in={layout.fan_in} need {needed / GIB:.1f} GiB, {layout.label:g} bytes each, and "
-        f"{free / GIB:.1f} GiB are free: at most {most:,} labels fit. Take a smaller fan_in, dtype=torch.bfloat16, "
-        "optimizer='sgd' or a larger group"
+        f"{name}={count:,}{how} need {count * each / GIB:.1f} GiB, {each:g} bytes each, and {free / GIB:.1f} GiB are "
+        f"free: at most {int(free / each):,} {unit} fit. {advice}"
     )
 
 

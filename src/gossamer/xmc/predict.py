@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
+from gossamer.xmc.base_head import Head
 from gossamer.xmc.data.csr import Csr
 from gossamer.xmc.encoders import Encoder, Inputs
-from gossamer.xmc.head import FusedHead
 from gossamer.xmc.metrics import Metrics, Scores
 
 BATCH = 256
@@ -17,7 +17,7 @@ BATCH = 256
 
 @torch.no_grad()
 def predictions(
-    encoder: Encoder, head: FusedHead, inputs: Inputs, k: int, *, exclude: Csr | None = None, batch_size: int = BATCH
+    encoder: Encoder, head: Head, inputs: Inputs, k: int, *, exclude: Csr | None = None, batch_size: int = BATCH
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """(scores float32[rows, k], ids int64[rows, k]) batch by batch, best first; the encoder's mode is put back."""
     training = encoder.training
@@ -33,7 +33,7 @@ def predictions(
 
 def evaluate(
     encoder: Encoder,
-    head: FusedHead,
+    head: Head,
     inputs: Inputs,
     labels: Csr,
     *,

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from gossamer.schedule import Schedule
+
+Grouping = Literal["similar", "frequency", "given"]
 
 
 @dataclass(frozen=True)
@@ -15,9 +17,13 @@ class Recipe:
 
     Args:
         fan_in: inputs of a label. group: labels that share theirs (1, 16, 32 or 64).
+        grouping: which ones share: "similar" (those with like examples), "frequency" or "given" (in their own order).
+        frequent: share of the labels, the most frequent, that read more inputs: `frequent_fan_in` (0: all of them).
+        intermediate: outputs of a ReLU layer between encoder and head, which the labels then read; 0: there is none.
         loss: "bce" or "hinge". optimizer: of the head, "sgd", "momentum" or "adam". dtype: "float32" or "bfloat16".
         epochs, batch_size: passes over the training part, examples of a step.
         lr, encoder_lr: highest learning rates of the head and the encoder; None: by optimizer and encoder.
+        intermediate_lr: that of the intermediate layer, whose optimizer is Adam.
         warmup: share of the steps in which both rise; then they fall on a cosine.
         rewire_every: steps between two changes of the connections; 0: they stay.
         rewire_fraction: connections of a label that move the first time; falls on a cosine to none ...
@@ -36,6 +42,10 @@ class Recipe:
 
     fan_in: int = 64
     group: int = 1
+    grouping: Grouping = "similar"
+    frequent: float = 0.0
+    frequent_fan_in: int = 0
+    intermediate: int = 0
     loss: Literal["bce", "hinge"] = "bce"
     optimizer: Literal["sgd", "momentum", "adam"] = "adam"
     dtype: Literal["float32", "bfloat16"] = "float32"
@@ -43,6 +53,7 @@ class Recipe:
     batch_size: int = 64
     lr: float | None = None
     encoder_lr: float | None = None
+    intermediate_lr: float = 1e-3
     warmup: float = 0.05
     rewire_every: int = 0
     rewire_fraction: float = 0.25
@@ -55,17 +66,19 @@ class Recipe:
     def __post_init__(self) -> None:
         for name in ("fan_in", "epochs", "batch_size"):
             _whole(name, getattr(self, name), 1)
-        for name in ("clusters", "seed", "rewire_every"):
+        for name in ("clusters", "seed", "rewire_every", "frequent_fan_in", "intermediate"):
             if name != "clusters" or not isinstance(self.clusters, str):
                 _whole(name, getattr(self, name), 0)
-        for name in ("warmup", "rewire_until", "aux_until", "rewire_fraction", "aux_weight"):
+        for name in ("warmup", "rewire_until", "aux_until", "rewire_fraction", "aux_weight", "frequent"):
             value = getattr(self, name)
             if not 0 <= value <= 1:
                 raise ValueError(f"{name} must be from 0 to 1, got {value}")
-        for name in ("lr", "encoder_lr"):
+        for name in ("lr", "encoder_lr", "intermediate_lr"):
             value = getattr(self, name)
             if value is not None and not (math.isfinite(value) and value > 0):
                 raise ValueError(f"{name} must be a positive number, got {value}")
+        if self.grouping not in get_args(Grouping):
+            raise ValueError(f"grouping must be one of {', '.join(get_args(Grouping))}, got {self.grouping!r}")
         if self.dtype not in ("float32", "bfloat16"):
             raise ValueError(f"dtype must be 'float32' or 'bfloat16', got {self.dtype!r}")
 
@@ -73,6 +86,10 @@ class Recipe:
     def head_lr(self) -> float:
         """The highest learning rate of the head, whose loss is a sum over labels and a mean over examples."""
         return self.lr if self.lr is not None else {"adam": 0.005}.get(self.optimizer, 0.5)
+
+    def frequent_of(self, labels: int) -> int:
+        """How many of the labels count as frequent; one at least is left, and where there is a share, one is."""
+        return min(math.ceil(self.frequent * labels), labels - 1)
 
     def rate(self, step: int, total: int) -> float:
         """Factor of both learning rates at `step` of `total`: linear warm-up, then a cosine to zero."""

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
+import re
+import secrets
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from gossamer.xmc import store
+from gossamer.xmc import base_head, store
 from gossamer.xmc.store import DTYPES, Stored, StoreError
 
 Head = TypeVar("Head", bound=nn.Module)
@@ -103,21 +106,30 @@ def made(cls: type[Head], stored: Stored, where: str | os.PathLike[str]) -> Head
 
 def subset(head: Head, labels: Tensor) -> Head:
     """A head with copies of some labels, in this order; each has inputs of its own."""
-    if not isinstance(labels, Tensor) or labels.dtype != torch.int64 or labels.dim() != 1:
-        what = f"{labels.dtype}{list(labels.shape)}" if isinstance(labels, Tensor) else type(labels).__name__
-        raise TypeError(f"labels must be int64[n], got {what}")
     settings = settings_of(head)
-    count, group = settings["labels"], settings["group"]
-    outside = labels[(labels < 0) | (labels >= count)]
-    if not labels.numel() or outside.numel():
-        wrong = f"{int(outside[0])}" if outside.numel() else "none"
-        raise ValueError(f"labels must be at least 0 and below {count}, at least one, got {wrong}")
+    labels, group = checked_labels(labels, settings["labels"]), settings["group"]
     tensors = {
         name: x.clone() if name == "steps" else _picked(x, labels // group if name in BY_ROW else labels)
         for name, x in head.named_buffers()
     }
     settings |= {"labels": labels.numel(), "group": 1, "first_label": 0}
     return made(type(head), Stored(settings, tensors), "the subset")
+
+
+def checked_labels(labels: Tensor, count: int) -> Tensor:
+    """The labels of a subset.
+
+    Raises:
+        TypeError, ValueError: they are no int64[n], none, or one is not there.
+    """
+    if not isinstance(labels, Tensor) or labels.dtype != torch.int64 or labels.dim() != 1:
+        what = f"{labels.dtype}{list(labels.shape)}" if isinstance(labels, Tensor) else type(labels).__name__
+        raise TypeError(f"labels must be int64[n], got {what}")
+    outside = labels[(labels < 0) | (labels >= count)]
+    if not labels.numel() or outside.numel():
+        wrong = f"{int(outside[0])}" if outside.numel() else "none"
+        raise ValueError(f"labels must be at least 0 and below {count}, at least one, got {wrong}")
+    return labels
 
 
 def _picked(x: Tensor, rows: Tensor) -> Tensor:
@@ -136,3 +148,37 @@ def group_of(stored: Stored, where: str | os.PathLike[str]) -> int:
     if not isinstance(group, int) or group < 1:
         raise StoreError(f"{where}: group is {group!r}, expected a number from 1")
     return group
+
+
+def save_composite(
+    head: Any,
+    directory: str | os.PathLike[str],
+    settings: dict[str, Any],
+    tensors: dict[str, Tensor],
+    parts: Sequence[base_head.Head],
+) -> Path:
+    """Write a head that consists of heads: each in a folder of its own, and then, at once, that they are one.
+
+    Args:
+        head: its `kind` says what it is, its `ranks` which processes save it together.
+    """
+    root, ranks = Path(directory), head.ranks
+    token = ranks.same(secrets.token_hex(6))
+    names = [f"part-{token}-{at}" for at in range(len(parts))]
+    for name, part in zip(names, parts, strict=True):
+        part.save(root / name)
+    record = {**settings, "kind": head.kind, "parts": names}
+    ranks.together(lambda: store.save(root, record, tensors, folders=names), first=True)
+    return root
+
+
+def parts_of(stored: Stored, where: str | os.PathLike[str]) -> list[Path]:
+    """The folders of the heads that a stored head consists of.
+
+    Raises:
+        StoreError: it names none.
+    """
+    names = stored.settings.get("parts")
+    if not isinstance(names, list) or not names or not all(re.fullmatch(store.FOLDER, str(name)) for name in names):
+        raise StoreError(f"{where}: parts are {names!r:.80}, expected folders named part-<token>-<number>")
+    return [Path(where) / name for name in names]

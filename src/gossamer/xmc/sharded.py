@@ -21,8 +21,10 @@ from torch import Tensor, distributed, nn
 
 from gossamer.ops.fan_in.topk import fan_in_topk, merge_topk
 from gossamer.xmc import saved, store
+from gossamer.xmc.base_head import Head, checked_sets, checked_x, within
 from gossamer.xmc.data.csr import Csr
 from gossamer.xmc.head import FusedHead
+from gossamer.xmc.ranks import Ranks
 
 
 def share_of(labels: int, rank: int, size: int, group: int = 1) -> tuple[int, int]:
@@ -36,7 +38,7 @@ def share_of(labels: int, rank: int, size: int, group: int = 1) -> tuple[int, in
     return begin, min(end, labels)
 
 
-class ShardedHead(nn.Module):
+class ShardedHead(Head):
     """`FusedHead` with this process's share of the labels, which are numbered as in the whole.
 
     In float32 weights and states are those that one process would have, bit for bit, as long as x is; grad_x, a sum
@@ -57,69 +59,66 @@ class ShardedHead(nn.Module):
         self, width: int, labels: int, *, process_group: distributed.ProcessGroup | None = None, **settings: Any
     ) -> None:
         super().__init__()
-        self._place(labels, settings.get("group", 1), process_group)
+        self._place(width, labels, settings.get("group", 1), Ranks.of(process_group))
         self.head = FusedHead(width, self.end - self.begin, first_label=self.begin, **settings)
 
-    def _place(self, labels: int, group: int, process_group: distributed.ProcessGroup | None) -> None:
-        self.process_group, self.labels = process_group, labels
-        self.rank, self.size = distributed.get_rank(process_group), distributed.get_world_size(process_group)
-        self.begin, self.end = share_of(labels, self.rank, self.size, group)
-        if -(-labels // group) < self.size:
+    def _place(self, width: int, labels: int, group: int, ranks: Ranks) -> None:
+        self.ranks, self.width, self.labels = ranks, width, labels
+        self.begin, self.end = share_of(labels, ranks.rank, ranks.size, group)
+        if -(-labels // group) < ranks.size:
             raise ValueError(
-                f"labels must make at least {self.size} groups of {group}, one for each process, got {labels}"
+                f"labels must make at least {ranks.size} groups of {group}, one for each process, got {labels}"
             )
 
     def extra_repr(self) -> str:
-        return f"labels {self.begin} to {self.end} of {self.labels}, process {self.rank} of {self.size}"
+        return f"labels {self.begin} to {self.end} of {self.labels}, process {self.ranks.rank} of {self.ranks.size}"
+
+    @property
+    def steps(self) -> Tensor:
+        return self.head.steps
 
     @torch.no_grad()
     def step(
         self, x: Tensor, labels: Csr | Sequence[Sequence[int]], lr: float, *, scale: float = 1.0
     ) -> tuple[Tensor, float]:
         """As `FusedHead.step`, with x and labels the same in every process; so are (grad_x, loss)."""
-        mine = self._mine(labels if isinstance(labels, Csr) else Csr.from_lists(labels, self.labels), len(x))
+        mine = within(checked_sets("labels", labels, len(x), self.labels), self.begin, self.end)
         grad_x, loss = self.head.step(x, mine, lr, scale=scale)
         total = torch.tensor(loss, dtype=torch.float64, device=grad_x.device)
-        distributed.all_reduce(grad_x, group=self.process_group)
-        distributed.all_reduce(total, group=self.process_group)
+        self.ranks.add(grad_x, total)
         return grad_x, float(total)
-
-    def _mine(self, labels: Csr, batch: int) -> Csr:
-        if labels.shape != (batch, self.labels):
-            raise ValueError(f"labels must be of shape {(batch, self.labels)}, got {labels.shape}")
-        here = (labels.indices >= self.begin) & (labels.indices < self.end)
-        before = torch.nn.functional.pad(here.cumsum(0), (1, 0))
-        shape = batch, self.end - self.begin
-        return Csr(before[labels.offsets], labels.indices[here] - self.begin, None, shape)
 
     def topk(
         self, x: Tensor, k: int = 5, *, exclude: Csr | None = None, never: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """As `FusedHead.topk`, among all labels, by their number in the whole; the same in every process."""
-        if exclude is not None and exclude.shape != (len(x), self.labels):
-            raise ValueError(f"exclude must be of shape {(len(x), self.labels)}, got {exclude.shape}")
-        head = self.head
-        lists = None if exclude is None else (exclude.offsets, exclude.indices.to(torch.int64))
+        x, head, lists = checked_x(x, self.width), self.head, None
+        if exclude is not None:
+            checked_sets("exclude", exclude, len(x), self.labels)
+            lists = exclude.offsets, exclude.indices.to(torch.int64)
         found = fan_in_topk(
-            x.detach().float(), head.values, head.indices, k, bias=head.bias, group=head.group, exclude=lists,
-            never=never, first=self.begin,
+            x, head.values, head.indices, k, bias=head.bias, group=head.group, exclude=lists, never=never,
+            first=self.begin,
         )  # fmt: skip
-        parts = [[torch.empty_like(each) for _ in range(self.size)] for each in found]
-        for every, mine in zip(parts, found, strict=True):
-            distributed.all_gather(every, mine, group=self.process_group)
-        return merge_topk(list(zip(*parts, strict=True)), k)
+        scores, ids = (self.ranks.gather(each) for each in found)
+        return merge_topk(list(zip(scores, ids, strict=True)), k)
 
     def rewire(self, fraction: float | None = None, threshold: float | None = None, **how: Any) -> int:
         """As `FusedHead.rewire`, row by row, and with the same connections; the number of all that were replaced.
 
         Raises:
-            ValueError: scope="global", which would have to compare connections of all processes.
+            ValueError: scope="global": of the many connections that are equal, new ones at 0 above all, those in lower
+                slots go first, and no process knows how many of them others have.
         """
         if how.get("scope", "row") != "row":
             raise ValueError(f"scope must be 'row' where labels are divided among processes, got {how['scope']!r}")
         went = torch.tensor(self.head.rewire(fraction, threshold, **how), device=self.head.values.device)
-        distributed.all_reduce(went, group=self.process_group)
+        self.ranks.add(went)
         return int(went)
+
+    def set_bias(self, bias: Tensor) -> None:
+        """Take this process's share of float32[labels]."""
+        self.head.set_bias(bias[self.begin : self.end])
 
     def save(self, directory: str | os.PathLike[str]) -> Path:
         """Write every share, and then that they are one head: whole or not at all. `FusedHead.open` opens it too.
@@ -127,35 +126,50 @@ class ShardedHead(nn.Module):
         Raises:
             OSError, ValueError: in every process, if one could not write its share.
         """
-        root = Path(directory)
-        token = [secrets.token_hex(6)]
-        distributed.broadcast_object_list(token, src=self._first, group=self.process_group)
-        folders = [f"share-{token[0]}-{rank}" for rank in range(self.size)]
-        self._together(lambda: saved.save(self.head, root / folders[self.rank]))
-        group = self.head.group
-        bounds = [share_of(self.labels, rank, self.size, group)[0] for rank in range(self.size)] + [self.labels]
-        self._together(lambda: store.write_shares(root, folders, bounds) if self.rank == 0 else None)
+        root, ranks = Path(directory), self.ranks
+        token = ranks.same(secrets.token_hex(6))
+        folders = [f"share-{token}-{rank}" for rank in range(ranks.size)]
+        ranks.together(lambda: saved.save(self.head, root / folders[ranks.rank]))
+        bounds = [share_of(self.labels, rank, ranks.size, self.head.group)[0] for rank in range(ranks.size)]
+        ranks.together(lambda: store.write_shares(root, folders, [*bounds, self.labels]), first=True)
         return root
 
-    @property
-    def _first(self) -> int:
-        """The global rank of this group's first process."""
-        return 0 if self.process_group is None else distributed.get_global_rank(self.process_group, 0)
+    def state_dict(self, *args: Any, destination: Any = None, prefix: str = "", keep_vars: bool = False) -> Any:
+        """That of a `FusedHead` with all labels, in the first process; in the others there is nothing of it.
 
-    def _together(self, work: Any) -> None:
-        """Run `work`; if it fails in one process it has failed in all, and none waits for the others."""
-        error: Exception | None = None
-        try:
-            work()
-        except Exception as failed:
-            error = failed
-        said: list[str | None] = [None] * self.size
-        distributed.all_gather_object(said, None if error is None else str(error), group=self.process_group)
-        if error is not None:
-            raise error
-        for rank, words in enumerate(said):
-            if words is not None:
-                raise OSError(f"process {rank} could not save its share: {words}")
+        All processes call it together. `load_state_dict` takes it, for any number of processes.
+        """
+        destination = {} if destination is None else destination
+        for name, mine in self.head.named_buffers():
+            if name == "steps":
+                whole: Tensor | None = mine.detach().clone()
+            else:
+                bounds = [self._rows(name, rank) for rank in range(self.ranks.size)]
+                each = store.bytes_of(mine.detach().contiguous())
+                row = each.numel() // len(mine)
+                found = self.ranks.collect(each, [row * (end - begin) for begin, end in bounds])
+                whole = None if found is None else found.view(mine.dtype).view(bounds[-1][1], *mine.shape[1:])
+            if whole is not None and self.ranks.first:
+                destination[prefix + name] = whole
+        return destination
+
+    def _rows(self, name: str, rank: int) -> tuple[int, int]:
+        """The rows [begin, end) of a tensor of the whole that a process has."""
+        begin, end = share_of(self.labels, rank, self.ranks.size, self.head.group)
+        return (begin // self.head.group, -(-end // self.head.group)) if name in saved.BY_ROW else (begin, end)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        for name, _ in self.head.named_buffers():
+            whole = state_dict.pop(prefix + name, None)
+            if isinstance(whole, Tensor) and name != "steps" and len(whole) == self._rows(name, self.ranks.size - 1)[1]:
+                begin, end = self._rows(name, self.ranks.rank)
+                whole = whole[begin:end]
+            if whole is not None:
+                state_dict[f"{prefix}head.{name}"] = whole
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+    def subset(self, labels: Tensor) -> Head:
+        raise RuntimeError("a head whose labels are divided among processes gives no subset; open it in one process")
 
     @classmethod
     def open(
@@ -171,9 +185,15 @@ class ShardedHead(nn.Module):
         Raises:
             StoreError: nothing there, or damaged, edited, newer, or no head. ValueError: more processes than groups.
         """
+        return cls.share(directory, Ranks.of(process_group), mmap=mmap, verify=verify)
+
+    @classmethod
+    def share(cls, directory: str | os.PathLike[str], ranks: Ranks, *, mmap: bool, verify: bool) -> ShardedHead:
+        """As `open`, of these processes."""
         labels, group = saved.size_of(directory)
         sharded = cls.__new__(cls)
         nn.Module.__init__(sharded)
-        sharded._place(labels, group, process_group)
+        sharded._place(0, labels, group, ranks)
         sharded.head = saved.load(FusedHead, directory, mmap=mmap, verify=verify, begin=sharded.begin, end=sharded.end)
+        sharded.width = sharded.head.width
         return sharded

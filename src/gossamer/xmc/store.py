@@ -16,7 +16,7 @@ import re
 import secrets
 import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -35,6 +35,7 @@ DTYPES = {
     str(dtype).removeprefix("torch."): dtype
     for dtype in (torch.float32, torch.bfloat16, torch.uint16, torch.int32, torch.int64, torch.uint8)
 }
+FOLDER = r"(share|part)-[0-9a-f]{12}-\d+"  # names of the folders of parts of a head
 _NAME = re.compile(r"[a-z_]+-[0-9a-f]{12}\.bin")
 
 
@@ -50,11 +51,18 @@ class Stored:
     tensors: dict[str, Tensor]
 
 
-def save(directory: str | os.PathLike[str], settings: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Path:
+def save(
+    directory: str | os.PathLike[str],
+    settings: Mapping[str, Any],
+    tensors: Mapping[str, Tensor],
+    *,
+    folders: Collection[str] = (),
+) -> Path:
     """Write arrays and settings into a folder, whole or not at all; what an older save left there goes at the end.
 
     Args:
         directory: made if it is not there.
+        folders: of parts or shares in it that belong to what is saved; others go too.
         settings: plain data that JSON can say.
         tensors: of dtypes float32, bfloat16, uint16, int32, int64 or uint8; names of lower-case letters and "_".
 
@@ -90,7 +98,16 @@ def save(directory: str | os.PathLike[str], settings: Mapping[str, Any], tensors
         draft = files.draft_of(old.name)
         if _NAME.fullmatch(draft or old.name) and not old.name.endswith(f"-{token}.bin"):
             old.unlink(missing_ok=True)
+    (directory / SHARES).unlink(missing_ok=True)
+    _remove_folders(directory, folders)
     return directory
+
+
+def _remove_folders(root: Path, kept: Collection[str]) -> None:
+    """Delete the folders of parts and shares that an older save left, but for those that are `kept`."""
+    for old in root.iterdir():
+        if old.is_dir() and not old.is_symlink() and re.fullmatch(FOLDER, old.name) and old.name not in kept:
+            shutil.rmtree(old, ignore_errors=True)
 
 
 def _write(path: Path, x: Tensor) -> dict[str, Any]:
@@ -192,9 +209,7 @@ def write_shares(directory: str | os.PathLike[str], folders: list[str], bounds: 
     root = Path(directory)
     record = {"format": f"{FORMAT}.shares", "version": VERSION, "folders": folders, "bounds": bounds}
     files.write_json(root / SHARES, files.sealed(record))
-    for old in root.iterdir():
-        if old.is_dir() and re.fullmatch(r"share-[0-9a-f]{12}-\d+", old.name) and old.name not in folders:
-            shutil.rmtree(old, ignore_errors=True)
+    _remove_folders(root, folders)
 
 
 def load_shares(
@@ -215,7 +230,7 @@ def load_shares(
         raise StoreError(f"{root / SHARES}: expected folders and one more bounds, got {folders} and {bounds}")
     shares = []
     for begin, end, folder in zip(bounds[:-1], bounds[1:], folders, strict=True):
-        if not isinstance(folder, str) or not re.fullmatch(r"share-[0-9a-f]{12}-\d+", folder):
+        if not isinstance(folder, str) or not re.fullmatch(FOLDER, folder):
             raise StoreError(f"{root / SHARES}: folders are named share-<token>-<number>, got {folder!r}")
         share = load(root / folder, mmap=mmap, verify=verify)
         if _labels(root / folder, share) != end - begin:

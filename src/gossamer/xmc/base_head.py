@@ -1,0 +1,92 @@
+"""What a classifier asks of its head, whatever the head consists of."""
+
+from __future__ import annotations
+
+import os
+from abc import abstractmethod
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gossamer.xmc.data.csr import Csr
+from gossamer.xmc.ranks import Ranks
+
+
+class Head(nn.Module):
+    """Scores of `labels` labels for vectors of `width` numbers; `step` trains it, `topk` searches it.
+
+    Implementations: `FusedHead` (the kernels), `JoinedHead` (heads side by side, labels in an order of their own),
+    `WideHead` (a layer in front of a head), `ShardedHead` (labels divided among processes).
+
+    Attributes:
+        width, labels: sizes. steps: int64 [], steps taken.
+        ranks: the processes that its labels are divided among.
+    """
+
+    width: int
+    labels: int
+    steps: Any
+    ranks: Ranks = Ranks()
+
+    @abstractmethod
+    def step(
+        self, x: Tensor, labels: Csr | Sequence[Sequence[int]], lr: float, *, scale: float = 1.0
+    ) -> tuple[Tensor, float]:
+        """One step of training: (gradient of the loss by x, loss), as `FusedHead.step`."""
+
+    @abstractmethod
+    def topk(
+        self, x: Tensor, k: int = 5, *, exclude: Csr | None = None, never: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """(scores, ids) of the k best labels of each row, as `FusedHead.topk`."""
+
+    @abstractmethod
+    def rewire(self, *args: Any, **how: Any) -> int:
+        """Replace weak connections, as `FusedHead.rewire`; how many were replaced."""
+
+    @abstractmethod
+    def set_bias(self, bias: Tensor) -> None:
+        """Take float32[labels] as the bias, where labels have one."""
+
+    @abstractmethod
+    def save(self, directory: str | os.PathLike[str]) -> Path:
+        """Write everything that training goes on from, whole or not at all; `open_head` reads it."""
+
+    @abstractmethod
+    def subset(self, labels: Tensor) -> Head:
+        """A head with copies of these labels only, numbered in the order given (int64[n])."""
+
+
+def checked_x(x: Tensor, width: int) -> Tensor:
+    """x[batch, width] as float32, without its graph.
+
+    Raises:
+        ValueError: it is none.
+    """
+    if not isinstance(x, Tensor) or x.dim() != 2 or x.shape[1] != width or not x.is_floating_point():
+        found = f"{x.dtype}{list(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
+        raise ValueError(f"x must be floats [batch, {width}], got {found}")
+    return x.detach().float()
+
+
+def checked_sets(name: str, labels: Csr | Sequence[Sequence[int]], batch: int, count: int) -> Csr:
+    """The label sets of a batch as a Csr [batch, count].
+
+    Raises:
+        ValueError: another shape, or a label that is not there.
+    """
+    if not isinstance(labels, Csr):
+        labels = Csr.from_lists(labels, count)
+    if labels.shape != (batch, count):
+        raise ValueError(f"{name} must be of shape {(batch, count)}, got {labels.shape}")
+    return labels
+
+
+def within(labels: Csr, begin: int, end: int) -> Csr:
+    """The labels [begin, end) of each row, numbered from 0."""
+    here = (labels.indices >= begin) & (labels.indices < end)
+    before = torch.nn.functional.pad(here.cumsum(0), (1, 0))
+    return Csr(before[labels.offsets], labels.indices[here] - begin, None, (labels.shape[0], end - begin))

@@ -1,0 +1,55 @@
+"""The head that a recipe asks for, before its first step."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gossamer.xmc.base_head import Head
+from gossamer.xmc.head import FusedHead
+from gossamer.xmc.joined import JoinedHead
+from gossamer.xmc.ranks import Ranks
+from gossamer.xmc.recipe import Recipe
+from gossamer.xmc.sharded import ShardedHead
+from gossamer.xmc.wide import WideHead
+
+_SHARED = 64  # labels that read all inputs share the list of them ...
+_MANY = 4096  # ... where there are so many that processes can still divide them
+
+
+def build_head(width: int, labels: int, recipe: Recipe, *, order: Tensor | None = None, ranks: Ranks) -> Head:
+    """A head over `labels` labels for vectors of `width` numbers.
+
+    Args:
+        order: int64[labels], as `gossamer.xmc.grouping.order_of` gives it.
+        ranks: the processes that divide the labels.
+
+    Raises:
+        ValueError: naming the setting. MemoryError: it does not fit; says what does.
+    """
+    inner = recipe.intermediate or width
+    top = recipe.frequent_of(labels)
+    wanted = recipe.frequent_fan_in or inner
+    if top and not recipe.fan_in <= wanted <= inner:
+        raise ValueError(f"frequent_fan_in must be from fan_in={recipe.fan_in} to the width of {inner}, got {wanted}")
+    common = {"loss": recipe.loss, "optimizer": recipe.optimizer, "dtype": getattr(torch, recipe.dtype)}
+    parts = []
+    if top:
+        group = _SHARED if wanted == inner and top >= _MANY else 1
+        parts.append(_part(inner, top, ranks, fan_in=wanted, group=group, seed=recipe.seed + 1, **common))
+    parts.append(
+        _part(inner, labels - top, ranks, fan_in=recipe.fan_in, group=recipe.group, seed=recipe.seed, **common)
+    )
+    head: Head = parts[0] if order is None else JoinedHead(parts, order)
+    if recipe.intermediate:
+        relative = recipe.intermediate_lr / recipe.head_lr
+        head = WideHead(width, head, relative_lr=relative, seed=recipe.seed + 2)
+    return head
+
+
+def _part(width: int, labels: int, ranks: Ranks, **settings: Any) -> Head:
+    if ranks.size == 1:
+        return FusedHead(width, labels, **settings)
+    return ShardedHead(width, labels, process_group=ranks.group, **settings)

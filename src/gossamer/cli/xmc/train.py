@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import shlex
+import signal
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
@@ -19,6 +20,7 @@ from gossamer.cli.stop import Stopped, catch_signals
 from gossamer.cli.train import checkpoint, folder
 from gossamer.cli.train.progress import Progress
 from gossamer.cli.xmc.report import write
+from gossamer.integrations.distributed import World, connected
 from gossamer.xmc import data
 from gossamer.xmc.classifier import Classifier, clear, load
 from gossamer.xmc.data import Csr, DataSet, Part
@@ -26,7 +28,9 @@ from gossamer.xmc.encoders import Inputs
 from gossamer.xmc.fit import Examples, Fit, train
 from gossamer.xmc.metrics import Scores, inverse_propensity
 from gossamer.xmc.predict import evaluate
+from gossamer.xmc.ranks import ALONE, Ranks
 from gossamer.xmc.recipe import Recipe
+from gossamer.xmc.wide import WideHead
 
 K = 5
 RUN = folder.Kind(
@@ -40,7 +44,8 @@ class Train(Recipe):
     """Train a classifier over many labels: an encoder and a head of fixed fan-in.
 
     The epoch that is best on the validation part is kept, and measured once on the test part. Writes report.html and
-    the classifier into --out. Ctrl-C saves and stops; --resume goes on with the very same numbers.
+    the classifier into --out. Ctrl-C saves and stops; --resume goes on with the very same numbers. Under torchrun the
+    labels are divided among the processes.
     """
 
     data: Annotated[Path, tyro.conf.Positional]
@@ -102,27 +107,44 @@ class _Session:
     fit: Fit
     examples: Examples
     held_out: tuple[Inputs, Csr] | None
+    world: World
+
+    @property
+    def ranks(self) -> Ranks:
+        """The processes that divide the labels."""
+        return self.fit.head.ranks
 
 
 def run(config: Train, arguments: Sequence[str]) -> None:
     """Everything, from flags to the report; `arguments` are the flags as typed, for the report."""
     if config.threads is not None:
         torch.set_num_threads(config.threads)
-    sets = data.load(config.data)
-    session = _begin(config, sets)
+    with connected("cpu") as world:
+        session = _begin(config, data.load(config.data), world)
+        _open(session)
+        try:
+            _train(session)
+        except Stopped as stopped:
+            if world.first:
+                again = [a for a in arguments if a not in ("--overwrite", "--resume")]
+                command = shlex.join(["gossamer", "xmc", "train", *again, "--resume"])
+                print(f"\nstopped at {stopped}; resume with:\n  {command}", file=sys.stderr, flush=True)
+            world.wait()  # whoever starts the processes ends the others when the first one leaves
+            raise
+        _finish(session, arguments)
+
+
+def _open(session: _Session) -> None:
+    """Continue from the checkpoint in --out or make --out ready; nothing is written before all was read."""
+    config, world = session.config, session.world
     if folder.inspect(config.out, config.identity(), resume=config.resume, overwrite=config.overwrite, kind=RUN):
         _continue(session)
-    if config.overwrite and (config.out / "classifier").exists():
-        clear(config.out / "classifier")
-    folder.prepare(config.out, config.identity(), overwrite=config.overwrite, kind=RUN)
-    try:
-        _train(session)
-    except Stopped as stopped:
-        again = [a for a in arguments if a not in ("--overwrite", "--resume")]
-        command = shlex.join(["gossamer", "xmc", "train", *again, "--resume"])
-        print(f"\nstopped at {stopped}; resume with:\n  {command}", file=sys.stderr, flush=True)
-        raise
-    _finish(session, arguments)
+    world.wait()
+    if world.first:
+        if config.overwrite and (config.out / "classifier").exists():
+            clear(config.out / "classifier")
+        folder.prepare(config.out, config.identity(), overwrite=config.overwrite, kind=RUN)
+    world.wait()
 
 
 def inputs_of(part: Part, encoder: str, read: str) -> Any:
@@ -135,13 +157,14 @@ def inputs_of(part: Part, encoder: str, read: str) -> Any:
     return found
 
 
-def _begin(config: Train, sets: DataSet) -> _Session:
+def _begin(config: Train, sets: DataSet, world: World) -> _Session:
     settings: dict[str, Any] = {"width": config.width}
     if config.encoder != "bow":
         settings = {"max_length": config.max_length, "pooling": config.pooling}
     classifier = Classifier(config.encoder, encoder_settings=settings, recipe=config.recipe())
     part = sets.train
-    fit, examples = classifier.begin(inputs_of(part, config.encoder, config.read), part.labels)
+    ranks = Ranks.of() if world.size > 1 else ALONE
+    fit, examples = classifier.begin(inputs_of(part, config.encoder, config.read), part.labels, ranks=ranks)
     keep, held = _split(len(examples), config.validation, config.seed)
     held_out = None
     if len(held):
@@ -149,7 +172,7 @@ def _begin(config: Train, sets: DataSet) -> _Session:
         examples = Examples(examples.inputs.take(keep), examples.labels.take(keep), examples.clusters)
     if sets.label_texts is not None:
         classifier.names = [" ".join(name.split()) for name in sets.label_texts]
-    return _Session(config, sets, classifier, fit, examples, held_out)
+    return _Session(config, sets, classifier, fit, examples, held_out, world)
 
 
 def _split(rows: int, share: float, seed: int) -> tuple[Tensor, Tensor]:
@@ -180,15 +203,18 @@ def _train(session: _Session) -> None:
     total = len(session.examples) // batch * config.epochs
 
     def save() -> None:
-        checkpoint.save(_file(config), {"identity": config.identity(), **fit.state()})
+        state = fit.state()  # the shares of all processes
+        if session.world.first:
+            checkpoint.save(_file(config), {"identity": config.identity(), **state})
 
-    with Progress("train", fit.step, total, shown=True) as bar, catch_signals() as stop:
+    with Progress("train", fit.step, total, shown=session.world.first) as bar, catch_signals() as stop:
 
         def on_step(fit: Fit) -> None:
             bar.to(fit.step)
-            if stop:
+            if session.world.any(bool(stop))[0]:
                 save()
-                raise Stopped(f"step {fit.step} of {total}", stop.signal)
+                # A process that was not signalled itself stops because another one was.
+                raise Stopped(f"step {fit.step} of {total}", stop.signal or signal.SIGINT)
 
         def on_epoch(fit: Fit) -> None:
             point = fit.curve[-1]
@@ -207,14 +233,17 @@ def _train(session: _Session) -> None:
 
 def _finish(session: _Session, arguments: Sequence[str]) -> None:
     config, sets = session.config, session.sets
-    best = load(config.out / "classifier")
-    scores = test(best, sets, config.encoder, config.read)
+    best = load(config.out / "classifier", ranks=session.ranks)
+    scores = test(best, sets, config.encoder, config.read, shown=session.world.first)
+    sizes = memory(session.fit)
+    if not session.world.first:
+        return
     page = {
         "title": f"{sets.labels:,} labels of {sets.name}",
         "scores": scores.at,
         "deciles": scores.deciles,
         "curve": session.fit.curve,
-        "bytes": memory(session.fit),
+        "bytes": sizes,
         "data": {"labels": sets.labels, "train": sets.train.labels.shape[0], "test": sets.test.labels.shape[0]},
         "config": config.identity(),
         "environment": measure.environment(),
@@ -225,11 +254,11 @@ def _finish(session: _Session, arguments: Sequence[str]) -> None:
     print(f"\nreport: {written}\nclassifier: {config.out / 'classifier'}")
 
 
-def test(classifier: Classifier, sets: DataSet, encoder: str, read: str) -> Scores:
+def test(classifier: Classifier, sets: DataSet, encoder: str, read: str, *, shown: bool = True) -> Scores:
     """The metrics of the test part, with the label frequencies of the training part."""
     frequency = sets.train.labels.column_counts()
     inputs = classifier.encoder.prepare(inputs_of(sets.test, encoder, read))
-    with Progress("test", 0, inputs.shape[0], shown=True) as bar:
+    with Progress("test", 0, inputs.shape[0], shown=shown) as bar:
         return evaluate(
             classifier.encoder, classifier.head, inputs, sets.test.labels, k=min(K, sets.labels),
             exclude=sets.test.exclude, propensity=inverse_propensity(sets.train.labels), frequency=frequency,
@@ -238,7 +267,13 @@ def test(classifier: Classifier, sets: DataSet, encoder: str, read: str) -> Scor
 
 
 def memory(fit: Fit) -> dict[str, int]:
-    """Bytes of the encoder, of the head with its optimizer, and of a dense float32 head with Adam."""
+    """Bytes of the encoder, of layer and head with their optimizers, and of a dense float32 head with Adam."""
     encoder = sum(p.numel() * p.itemsize for p in fit.encoder.parameters())
-    head = sum(t.numel() * t.itemsize for t in fit.head.buffers())
-    return {"encoder": encoder, "head": head, "dense head": 16 * fit.head.labels * (fit.head.width + 1)}
+    inner, layer = fit.head, {}
+    if isinstance(inner, WideHead):
+        layer = {"intermediate layer": sum(t.numel() * t.itemsize for t in inner.buffers(recurse=False))}
+        inner = inner.head
+    mine = torch.tensor(sum(t.numel() * t.itemsize for t in inner.buffers()))
+    fit.head.ranks.add(mine)  # of all processes
+    head = int(mine)
+    return {"encoder": encoder, **layer, "head": head, "dense head": 16 * fit.head.labels * (fit.head.width + 1)}

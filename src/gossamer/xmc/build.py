@@ -32,7 +32,7 @@ def build_head(width: int, labels: int, recipe: Recipe, *, order: Tensor | None 
     inner = recipe.intermediate or width
     top = recipe.frequent_of(labels)
     wanted = recipe.frequent_fan_in or inner
-    if top and not recipe.fan_in <= wanted <= inner:
+    if top and recipe.frequent_fan_in and not recipe.fan_in <= wanted <= inner:
         raise ValueError(f"frequent_fan_in must be from fan_in={recipe.fan_in} to the width of {inner}, got {wanted}")
     common = {"loss": recipe.loss, "optimizer": recipe.optimizer, "dtype": getattr(torch, recipe.dtype)}
     parts = []

@@ -200,7 +200,7 @@ def test_only_folders_of_ours_are_written(tmp_path):
     with pytest.raises(FileExistsError, match="no classifier"):
         classifier.save(tmp_path / "theirs")
     (tmp_path / "file").write_text("")
-    with pytest.raises(FileExistsError, match="expected a folder"):
+    with pytest.raises(NotADirectoryError, match="expected a folder"):
         classifier.save(tmp_path / "file")
     assert os.listdir(tmp_path / "theirs") == ["thesis.tex"]
 

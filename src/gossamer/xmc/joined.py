@@ -121,9 +121,11 @@ class JoinedHead(Head):
     ) -> tuple[Tensor, Tensor]:
         """As `FusedHead.topk`, among the labels of all parts; equal scores in order of label as everybody knows it."""
         x = checked_x(x, self.width)
+        if not isinstance(k, int) or k < 1:
+            raise ValueError(f"k must be an integer of at least 1, got {k!r}")
         lists = None if exclude is None else self._inside(checked_sets("exclude", exclude, len(x), self.labels))
         if never is not None:
-            never = self.place[never].long().sort().values
+            never = self.place[never[(never >= 0) & (never < self.labels)]].long().sort().values
         # Parts decide between equal scores by the number inside. Where the next one has the score of the last, all
         # labels of that score are needed; that is rare, and then asked of such rows alone.
         scores, ids = self._search(x, k + 1, lists, never)

@@ -183,9 +183,11 @@ def test_a_subset_has_the_scores_of_the_whole(kind):
 
 
 def test_a_dense_part_keeps_its_connections():
+    """Also where what goes may come back at once, with the value 0."""
     head = joined()
-    before = [part.indices.clone() for part in head.parts]
-    assert head.rewire(0.5) > 0
+    before, values = [part.indices.clone() for part in head.parts], head.parts[0].values.clone()
+    assert head.rewire(0.5) > 0 and head.rewire(0.5, avoid_dropped=False) > 0
+    assert torch.equal(head.parts[0].values, values)
     assert torch.equal(head.parts[0].indices, before[0]) and not torch.equal(head.parts[1].indices, before[1])
 
 

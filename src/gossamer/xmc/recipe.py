@@ -18,7 +18,8 @@ class Recipe:
     Args:
         fan_in: inputs of a label. group: labels that share theirs (1, 16, 32 or 64).
         grouping: which ones share: "similar" (those with like examples), "frequency" or "given" (in their own order).
-        frequent: share of the labels, the most frequent, that read more inputs: `frequent_fan_in` (0: all of them).
+        frequent: share of the labels, the most frequent ones, that read more than `fan_in` inputs ...
+        frequent_fan_in: ... so many; 0: all there are.
         intermediate: outputs of a ReLU layer between encoder and head, which the labels then read; 0: there is none.
         loss: "bce" or "hinge". optimizer: of the head, "sgd", "momentum" or "adam". dtype: "float32" or "bfloat16".
         epochs, batch_size: passes over the training part, examples of a step.

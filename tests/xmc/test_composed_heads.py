@@ -6,8 +6,11 @@ import pytest
 import torch
 
 from gossamer.testing import assert_same_bits
-from gossamer.xmc import FusedHead, JoinedHead, StoreError, WideHead, open_head
+from gossamer.xmc import FusedHead, JoinedHead, StoreError, WideHead, open_head, store
+from gossamer.xmc.build import build_head
 from gossamer.xmc.data import Csr
+from gossamer.xmc.ranks import ALONE
+from gossamer.xmc.recipe import Recipe
 
 WIDTH, LABELS = 12, 40
 ORDER = torch.randperm(LABELS, generator=torch.Generator().manual_seed(0))
@@ -130,6 +133,11 @@ def test_the_layer_follows_torch_adam():
     assert bool((head.features(x) == 0).any())
 
 
+def test_a_recipe_gives_the_layer_its_own_learning_rate():
+    head = build_head(WIDTH, LABELS, Recipe(fan_in=5, intermediate=30, intermediate_lr=0.002, lr=0.01), ranks=ALONE)
+    assert isinstance(head, WideHead) and head.relative_lr == pytest.approx(0.2) and head.head.width == 30
+
+
 def test_rows_of_the_layer_at_a_time_change_nothing(monkeypatch):
     whole, parts = wide(), wide()
     for at in range(3):
@@ -180,6 +188,16 @@ def test_a_subset_has_the_scores_of_the_whole(kind):
         assert names.sort(1).values.tolist() == [list(range(len(wanted)))] * len(x)
     with pytest.raises(ValueError, match="at least 0 and below 40, at least one, got 40"):
         head.subset(torch.tensor([1, 40]))
+
+
+def test_a_head_saved_over_shares_is_the_one_that_is_opened(tmp_path):
+    fused(9, seed=1).save(tmp_path / "share-000000000000-0")
+    store.write_shares(tmp_path, ["share-000000000000-0"], [0, 9])
+    assert open_head(tmp_path).labels == 9
+    head = fused()
+    head.save(tmp_path)
+    assert_same_bits(open_head(tmp_path).values, head.values)
+    assert not list(tmp_path.glob("share*"))
 
 
 def test_a_dense_part_keeps_its_connections():

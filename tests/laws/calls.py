@@ -2,6 +2,8 @@
 
 from importlib import import_module
 
+import pytest
+
 
 def results(function, args, writes=()):
     """What a function returns, as a list, and what the arguments at the positions `writes` hold after it."""
@@ -12,3 +14,11 @@ def results(function, args, writes=()):
 
 def kernel_results(module, op, args, writes):
     return results(getattr(import_module(module), op), args, writes)
+
+
+def results_in_blocks(module, sizes, op, args, writes):
+    """The same with other constants in the module: sizes of blocks so small that a test has several."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, size in sizes.items():
+            patch.setattr(import_module(module), name, size)
+        return kernel_results(module, op, args, writes)

@@ -52,6 +52,58 @@ def fan_in():
         yield "fan_in_mm", "add_columns", constants, {"x": kind, "values": kind, "y": kind, "indices": index}
 
 
+CLASSIFIER = {
+    "gather_logits": "fan_in_gather", "spread": "fan_in_gather", "gather_update": "fan_in_gather",
+    "densify": "fan_in_dense", "dense_logits": "fan_in_dense", "dense_spread": "fan_in_dense",
+    "dense_sample": "fan_in_dense", "dense_update": "fan_in_dense", "best_of_labels": "fan_in_topk",
+}  # fmt: skip
+
+
+def classifiers():
+    """(kernel, constexprs, pointer types) of the step of a classifier by both routes, and of its best labels."""
+    rule = dict.fromkeys(("rate", "decay", "beta1", "gain1", "beta2", "gain2", "root", "eps", "scale"), "fp32")
+    states = dict.fromkeys(("value_first", "value_second", "bias_first", "bias_second"), "*fp32")
+    work = {
+        **dict.fromkeys(("xt", "g", "partial", "tile", "bias"), "*fp32"), "losses": "*fp64", "mask": "*i8",
+        "keys": "*i64", "broken": "*i32",
+    }  # fmt: skip
+    rules = ("*fp32", "bce", "adam", "ieee"), ("*bf16", "hinge", "sgd", "tf32")
+    sizes = (1, "*i32", 128), (1, "*u16", 16), (64, "*u16", 128)
+    for kernel, (kind, loss, optimizer, precision), (group, index, batch) in itertools.product(
+        CLASSIFIER, rules, sizes
+    ):
+        constants = fan_in_blocks(kernel, batch, group)
+        if constants is None:
+            continue
+        constants |= {"LOSS": loss, "OPTIMIZER": optimizer, "RESTS": optimizer == "sgd", "PRECISION": precision}
+        constants |= dict.fromkeys(states) if optimizer == "sgd" else {}
+        constants |= {"mask": None} if group > 1 else {}
+        pointers = {**rule, **states, **work, "values": kind, "indices": index}
+        marks = () if (kind, batch, group) == ("*bf16", 128, 1) else pytest.mark.slow
+        yield pytest.param(kernel, constants, pointers, id=f"{kernel}-{kind}-{index}-{group}", marks=marks)
+
+
+def fan_in_blocks(kernel, batch, group):
+    """The blocks that a launch chooses; None where a kernel takes no groups."""
+    if CLASSIFIER[kernel] == "fan_in_dense":
+        dense = {"BM": 64, "BN": min(batch, 64), "BK": min(batch, 32)}
+        some = {
+            "densify": {"BR": 128}, "dense_spread": dense | {"BK": 16}, "dense_sample": dense | {"BN": 64},
+            "dense_update": {"BR": 32, "BB": 32, "BK": 32},
+        }  # fmt: skip
+        return some.get(kernel, dense) if group == 1 else None
+    if kernel == "spread":
+        return {"BB": 32, "GROUP": group, "MEMBERS": min(group, 32)}
+    bb = min(batch, 32 if group > 1 or kernel == "best_of_labels" else 128)
+    return {
+        "BR": 2048 // bb if group == 1 else group,
+        "BB": bb,
+        "BK": 16 if group > 1 else 8,
+        "GROUP": group,
+        "BEST": 5,
+    }
+
+
 EVERY = [*moves(), *finds(), *fan_in()]
 
 
@@ -69,6 +121,18 @@ def test_compiles_for_hopper_without_spills(module, kernel, constants, pointers,
     compiled = build(module, kernel, constants, pointers, SIZES if whole else ())
     assert compiled.asm["cubin"]
     assert_no_spills(compiled)
+
+
+@pytest.mark.parametrize(("kernel", "constants", "pointers"), classifiers())
+def test_classifiers_compile_for_hopper_without_spills(kernel, constants, pointers, build, assert_no_spills):
+    """The products of dense tiles are of tensor cores, if float32 may be rounded to TF32."""
+    warps = {"num_warps": 1} if kernel == "spread" else {}
+    compiled = build(CLASSIFIER[kernel], kernel, constants, pointers, **warps)
+    assert_no_spills(compiled)
+    dense = kernel in ("dense_logits", "dense_spread", "dense_sample") or (
+        constants.get("GROUP", 1) > 1 and kernel != "spread"
+    )
+    assert ("mma" in compiled.asm["ptx"]) == (dense and constants["PRECISION"] == "tf32")
 
 
 @pytest.mark.parametrize("kernel", ["gather_tiles", "scatter_tiles"])

@@ -13,9 +13,12 @@ _LOW = 0xFFFFFFFF
 
 def row_keys(seed: int, step: int, rows: Tensor) -> Tensor:
     """int64[n]: 64 random bits for each row number of int64[n]."""
-    device = rows.device
-    key = _mix(torch.tensor(_signed(seed), device=device))
-    return _mix(_mix(key ^ _signed(step)) + rows)
+    return _mix(step_key(seed, step) + rows)
+
+
+def step_key(seed: int, step: int) -> int:
+    """What rows of this step begin with: an int64."""
+    return int(_mix(_mix(torch.tensor(_signed(seed))) ^ _signed(step)))
 
 
 def slot_bits(keys: Tensor, slots: int) -> Tensor:

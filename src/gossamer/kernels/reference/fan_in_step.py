@@ -54,32 +54,6 @@ def loss_of(loss: str, z: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     return margin.square(), -2 * sign * margin
 
 
-class Gathered:
-    """A block of labels and x, as float64: the elements of a label meet the rows of x^T that they name."""
-
-    elements = BLOCK_ELEMENTS
-
-    def __init__(self, x: Tensor) -> None:
-        self.xt = x.double().t()
-
-    @staticmethod
-    def width(batch: int, cols: int, k: int) -> int:
-        """Numbers in memory for each label of a block."""
-        return batch * k
-
-    def logits(self, w: Tensor, columns: Tensor) -> Tensor:
-        """w[block, k], columns[block, k] -> [block, batch]."""
-        self.w, self.columns, self.taken = w.double(), columns, self.xt[columns]
-        return torch.einsum("rkb,rk->rb", self.taken, self.w)
-
-    def gradients(self, g: Tensor) -> tuple[Tensor, Tensor]:
-        """g[block, batch] -> (by x^T [cols, batch], by w [block, k])."""
-        each = (self.w[:, :, None] * g[:, None]).view(self.columns.numel(), self.xt.shape[1])
-        return torch.zeros_like(self.xt).index_add_(0, self.columns.reshape(-1), each), torch.einsum(
-            "rkb,rb->rk", self.taken, g
-        )
-
-
 def fan_in_step(
     x: Tensor, values: Tensor, indices: Tensor, bias: Tensor | None, states: list[Tensor], positives: Tensor,
     group: int, loss: str, optimizer: str, lr: float, weight_decay: float, beta1: float, beta2: float, eps: float,
@@ -90,19 +64,6 @@ def fan_in_step(
     `positives` are numbers label * batch + row, ascending. values, bias and states are written: states has those of
     the values (one for momentum, two for adam), then those of the bias.
     """
-    return in_blocks(
-        Gathered, x, values, indices, bias, states, positives, group, loss, optimizer, lr, weight_decay, beta1, beta2,
-        eps, scale, step, seed,
-    )  # fmt: skip
-
-
-def in_blocks(
-    product: type[Gathered],
-    x: Tensor, values: Tensor, indices: Tensor, bias: Tensor | None, states: list[Tensor], positives: Tensor,
-    group: int, loss: str, optimizer: str, lr: float, weight_decay: float, beta1: float, beta2: float, eps: float,
-    scale: float, step: int, seed: int,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """The step by blocks of labels, each multiplied by a `product`."""
     (batch, cols), (labels, k) = x.shape, values.shape
     columns = indices.to(torch.int64)
     check_places(columns, torch.ones_like(columns, dtype=torch.bool), cols, "indices")
@@ -110,13 +71,15 @@ def in_blocks(
     check_places(positives, torch.ones_like(positives, dtype=torch.bool), labels * batch, "positives")
     rule = Rule(optimizer, lr, weight_decay, beta1, beta2, eps, step)
     per_value = {"sgd": 0, "momentum": 1, "adam": 2}[optimizer]
-    made, total = product(x), x.new_zeros((), dtype=torch.float64)
-    grad_xt = torch.zeros_like(made.xt)
-    block = max(product.elements // max(product.width(batch, cols, k) * group, 1), 1) * group
+    xt, total = x.double().t(), x.new_zeros((), dtype=torch.float64)
+    grad_xt = torch.zeros_like(xt)
+    block = max(BLOCK_ELEMENTS // max(batch * k * group, 1), 1) * group
     for begin in range(0, labels, block):
         rows = slice(begin, min(begin + block, labels))
         names = torch.arange(rows.start, rows.stop, device=x.device)
-        z = made.logits(values[rows], columns[names // group])
+        w, mine = values[rows].double(), columns[names // group]
+        taken = xt[mine]  # [block, k, batch]
+        z = torch.einsum("rkb,rk->rb", taken, w)
         if bias is not None:
             z = z + bias[rows, None]
         y = torch.zeros_like(z).view(-1)
@@ -125,8 +88,8 @@ def in_blocks(
         each, g = loss_of(loss, z, y.view_as(z))
         total += each.sum(dtype=torch.float64) * scale
         g = g * scale
-        by_x, by_w = made.gradients(g)
-        grad_xt += by_x
+        grad_xt.index_add_(0, mine.reshape(-1), (w[:, :, None] * g[:, None]).view(mine.numel(), batch))
+        by_w = torch.einsum("rkb,rb->rk", taken, g)
         new = rule.apply(values[rows], [state[rows] for state in states[:per_value]], by_w, weight_decay)
         values[rows] = new if values.dtype == torch.float32 else round_stochastically(new, row_keys(seed, step, names))
         if bias is not None:

@@ -22,7 +22,13 @@ REFUSALS = (ValueError, TypeError, RuntimeError)
 NUMBERS = (-(2**63), -(2**50), -1, 0, 1, 2, 5, 13, 2**44, 2**50, 2**56, 2**57, 2**62, 2**63 - 1, 2**63)
 ENTRIES = (-(2**63), -(2**31), -7, -1, 0, 1, 2, 3, 9, 40, 65535, 2**31 - 1, 2**31, 2**40, 2**63 - 1)
 # Of the arguments, the numbers of these become addresses: they are broken inside, others only in shape and dtype.
-STRUCTURE = ("offsets", "indices", "order", "source", "target", "work")
+STRUCTURE = ("offsets", "indices", "order", "source", "target", "work", "candidates", "taken")
+OF_VALUES = (torch.float32, torch.bfloat16)
+
+WRITES = {
+    "fan_in_step": ("values", "bias"), "fan_in_rewire": ("values", "indices", "states", "ages"),
+    "fan_in_draw": ("out",),
+}  # fmt: skip
 
 Arguments = dict[str, Any]
 
@@ -158,6 +164,55 @@ def fan_in_step(draw: random.Random) -> Arguments:
     }  # fmt: skip
 
 
+def fan_in_topk(draw: random.Random) -> Arguments:
+    """Filters that ascend over all rows, so that they do wherever offsets cut them."""
+    labels, cols, *_ = sizes(draw)
+    batch, group, k, first = draw.choice((0, 1, 7, 33)), draw.choice((1, 16, 32)), min(cols, 5), draw.choice((0, 2**40))
+    rows = -(-labels // group)
+    indices = torch.tensor([draw.sample(range(cols), k) for _ in range(rows)], dtype=torch.int64).view(rows, k)
+    ids, always = (sorted(draw.sample(range(labels + 9), (labels + 9) // 3)) for _ in range(2))
+    cuts = sorted(draw.randint(0, len(ids)) for _ in range(batch))
+    filtered = draw.random() < 0.7
+    return {
+        "x": integers(draw, batch, cols), "values": integers(draw, labels, k, dtype=draw.choice(OF_VALUES)),
+        "indices": indices.to(draw.choice((torch.uint16, torch.int32))),
+        "bias": draw.choice((None, integers(draw, labels))), "group": group, "best": draw.choice((1, 5, 40)),
+        "first": first, "offsets": torch.tensor([0, *cuts]) if filtered else None,
+        "ids": torch.tensor(ids) + first if filtered else None,
+        "always": draw.choice((None, torch.tensor(always) + first)),
+    }  # fmt: skip
+
+
+def fan_in_rewire(draw: random.Random) -> Arguments:
+    """Rows that ascend, and candidates that they do not have."""
+    labels, cols, *_ = sizes(draw)
+    group, k = draw.choice((1, 16, 32)), draw.randint(0, min(cols, 9))
+    rows, spare = -(-labels // group), draw.randint(0, min(cols - k, 4))
+    drawn = [draw.sample(range(cols), k + spare) for _ in range(rows)]
+    kind = draw.choice((torch.uint16, torch.int32))
+    indices, others = (
+        torch.tensor([sorted(row[part]) for row in drawn], dtype=torch.int64).view(rows, -1 if rows else size).to(kind)
+        for part, size in ((slice(k), k), (slice(k, None), spare))
+    )
+    chosen = draw.random() < 0.3
+    return {
+        "values": integers(draw, labels, k, dtype=draw.choice(OF_VALUES)), "indices": indices,
+        "states": [integers(draw, labels, k) for _ in range(draw.choice((0, 1, 2)))],
+        "ages": draw.choice((None, integers(draw, rows, k).abs().to(torch.uint8))),
+        "candidates": others if chosen else None, "scores": integers(draw, rows, spare) if chosen else None,
+        "cols": cols, "group": group, "drop": draw.choice((-1, 0, 1, 3, 40)), "threshold": 2.0,
+        "everywhere": draw.random() < 0.3, "avoid_dropped": draw.random() < 0.5, "min_age": draw.choice((0, 2)),
+        "init": draw.choice((0.0, 0.25)), "seed": draw.getrandbits(40), "step": 3, "first": 0,
+    }  # fmt: skip
+
+
+def fan_in_draw(draw: random.Random) -> Arguments:
+    drawn = fan_in_rewire(draw)
+    taken, cols = drawn["indices"], drawn["cols"]
+    room = torch.zeros(len(taken), draw.randint(0, cols - taken.shape[1])).to(taken.dtype)
+    return {"out": room, "taken": draw.choice((None, taken)), "cols": cols, "seed": 5, "step": 1, "first": 0}
+
+
 def sdd(draw: random.Random) -> Arguments:
     rows, cols, bm, bn = sizes(draw)
     k, dtype = draw.choice((0, 1, 7, 33, 600)), draw.choice((torch.float32, torch.float64))
@@ -283,8 +338,8 @@ def gated_mv(draw: random.Random) -> Arguments:
 
 
 OPS: tuple[Callable[[random.Random], Arguments], ...] = (
-    detect, gather, scatter, transpose, dsd, dsd, fan_in_mm, fan_in_mm_t, fan_in_sdd, fan_in_step, sdd,
-    gather_mm, grouped_mm, grouped_outer, skip_conv,
+    detect, gather, scatter, transpose, dsd, dsd, fan_in_mm, fan_in_mm_t, fan_in_sdd, fan_in_step, fan_in_topk,
+    fan_in_rewire, fan_in_draw, sdd, gather_mm, grouped_mm, grouped_outer, skip_conv,
     skip_conv_weight, relu_bits, keep_bits, topk_mask, skip_mv, gated_mv,
 )  # fmt: skip
 
@@ -319,7 +374,9 @@ def broken(draw: random.Random, arguments: Arguments) -> tuple[Arguments, str]:
     """The arguments with one of them, structure most often, not what it should be; and its name."""
     arguments = dict(arguments)
     names = [
-        name for name, value in arguments.items() if value is not None and not isinstance(value, (bool, str, float))
+        name
+        for name, value in arguments.items()
+        if value is not None and not isinstance(value, (bool, str, float, list))
     ]
     structure = [name for name in names if name in STRUCTURE]
     name = draw.choice(structure if structure and draw.random() < 0.6 else names)
@@ -338,11 +395,16 @@ def broken(draw: random.Random, arguments: Arguments) -> tuple[Arguments, str]:
 def answer(backend: Any, op: str, arguments: Arguments) -> tuple[Tensor, ...]:
     if op == "skip_conv":  # each backend packs for itself; the mutant is of the shape of a weight
         arguments = {**arguments, "packed": backend.skip_pack(arguments["packed"])}
-    if op == "fan_in_step":  # it writes
-        arguments = {name: x.clone() if isinstance(x, Tensor) else x for name, x in arguments.items()}
-        return *backend.fan_in_step(**arguments), arguments["values"], arguments["bias"]
+    if op in WRITES:
+        arguments = {name: copied(x) for name, x in arguments.items()}
     found = getattr(backend, op)(**arguments)
-    return found if isinstance(found, tuple) else (found,)
+    found = found if isinstance(found, tuple) else () if found is None else (found,)
+    written = [arguments[name] for name in WRITES.get(op, ())]
+    return *found, *(each for x in written if x is not None for each in (x if isinstance(x, list) else [x]))
+
+
+def copied(x: Any) -> Any:
+    return [copied(each) for each in x] if isinstance(x, list) else x.clone() if isinstance(x, Tensor) else x
 
 
 def same(ours: tuple[Tensor, ...], theirs: tuple[Tensor, ...]) -> bool:
@@ -377,6 +439,8 @@ def trial(seed: int) -> str:
     except REFUSALS as error:
         assert is_broken and str(error), f"seed {seed}: {op.__name__} refused what is right: {error}"
         return "refused"
+    if op is fan_in_topk and name in ("ids", "always"):  # a list that does not ascend says nothing
+        return "no oracle"
     if op is skip_conv and name in ("out", "packed"):  # how many outputs are packed is seen in whole groups of them
         return "no oracle"
     try:

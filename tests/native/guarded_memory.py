@@ -126,6 +126,68 @@ def gather_mm(draw: random.Random, at_end: bool) -> None:
         )
 
 
+def classifier(draw: random.Random, at_end: bool) -> None:
+    """A step, a search and a rewiring of one classifier; the last group and the last vector are ragged."""
+    threads, group, size = draw.choice((1, 2)), draw.choice((1, 16, 64)), draw.choice((2, 4))
+    labels, batch, cols = draw.choice((0, 1, 37, 300)), draw.choice((0, 1, 7, 16, 33, 70)), draw.choice((1, 9, 60))
+    k, best, adam = draw.choice((1, cols // 2 + 1, cols)), draw.choice((1, 5, 40)), draw.choice((0, 1, 2))
+    rows = -(-labels // group)
+    kind, index = (torch.float32, torch.bfloat16)[size == 2], draw.choice((torch.uint16, torch.int32))
+    columns = torch.rand(rows, cols).argsort(1)[:, :k].sort(1).values.to(index)
+    values, indices = guarded(content(torch.randn(labels, k).to(kind)), at_end), guarded(content(columns), at_end)
+    bias = draw.choice((0, guarded(content(torch.randn(labels)), at_end)))
+    states = [guarded(content(torch.rand(labels, k)), at_end) if i < adam else 0 for i in range(2)]
+    of_bias = [guarded(content(torch.rand(labels)), at_end) if bias and i < adam else 0 for i in range(2)]
+    shape, at = (batch, cols, labels, k, group, columns.itemsize, size), (values, indices, bias, *states, *of_bias)
+    positives = (torch.rand(labels, batch) < 0.2).flatten().nonzero().flatten().contiguous()
+    named = guarded(content(positives), at_end), len(positives)
+    ids, offsets = torch.arange(labels // 3), torch.tensor([0] + [labels // 3] * batch)
+    excluded = (
+        guarded(content(offsets), at_end),
+        guarded(content(ids), at_end),
+        len(ids),
+        guarded(content(ids), at_end),
+        1,
+    )
+    excluded = excluded if labels > 2 else (0, 0, 0, 0, 0)
+    x = guarded(content(torch.randn(batch, cols)), at_end)
+    for operand in ((x, cols, False), (x, batch, True)):
+        room = guarded(_native.fan_in_step_workspace(shape, threads), at_end)
+        assert _native.fan_in_step(
+            operand, shape, at, *named, draw.choice((0, 1)), adam, 1.0, 0.1, 0.1, 0.9, 0.1, 0.99, 0.01, 1.0, 1e-8, 1, 2,
+            guarded(4 * batch * cols, at_end), guarded(8, at_end), room, threads,
+        )  # fmt: skip
+        room = guarded(_native.fan_in_topk_workspace(shape, best, threads), at_end)
+        found = guarded(4 * batch * best, at_end), guarded(8 * batch * best, at_end)
+        assert _native.fan_in_topk(operand, shape, at, 5, excluded, best, *found, room, threads) == -1
+    drop, everywhere, spare = draw.choice((-1, 1, k)), draw.choice((0, 1)), cols - k
+    ages = draw.choice((0, guarded(content(torch.randint(4, (rows, k), dtype=torch.uint8)), at_end)))
+    how = (drop, everywhere, draw.choice((0, 1)), ages, 2 if ages else 0, 0, 0, -1, 7, 3, 0)
+    room = guarded(_native.fan_in_rewire_workspace(shape, how, threads), at_end)
+    assert _native.fan_in_rewire(shape, at, how, 0.5, 0.25, room, threads) >= 0
+    out = guarded(columns.itemsize * rows * spare, at_end)
+    assert _native.fan_in_draw(out, columns.itemsize, rows, spare, cols, indices, k, 1, 2, 0, threads)
+
+
+def fan_in(draw: random.Random, at_end: bool) -> None:
+    """The product and both of its gradients."""
+    size, threads, index = draw.choice((4, 8)), draw.choice((1, 2)), draw.choice((torch.uint16, torch.int32))
+    rows, batch, cols = draw.choice((0, 1, 17, 300)), draw.choice((0, 1, 7, 16, 33, 70)), draw.choice((1, 9, 60))
+    k, wide = draw.choice((0, 1, 5, 40)), index.itemsize
+    x, dy, values = (guarded(size * n, at_end) for n in (batch * cols, batch * rows, rows * k))
+    indices = guarded(content(torch.randint(cols, (rows, k)).to(index)), at_end)
+    for turned in (False, True):
+        left, right = (x, batch if turned else cols, turned), (dy, batch if turned else rows, turned)
+        room = guarded(_native.fan_in_mm_workspace(size, batch, cols), at_end)
+        y = guarded(size * batch * rows, at_end)
+        assert _native.fan_in_mm(left, batch, cols, values, size, indices, wide, rows, k, y, room, threads)
+        room = guarded(_native.fan_in_mm_t_workspace(size, batch, rows, cols, k, threads), at_end)
+        dx = guarded(size * batch * cols, at_end)
+        assert _native.fan_in_mm_t(right, batch, rows, values, size, indices, wide, k, dx, cols, room, threads)
+        room, dw = guarded(_native.fan_in_sdd_workspace(size, batch, cols), at_end), guarded(size * rows * k, at_end)
+        assert _native.fan_in_sdd(right, left, batch, rows, cols, size, indices, wide, k, dw, room, threads)
+
+
 def grouped(draw: random.Random, at_end: bool) -> None:
     size, threads, count = draw.choice((4, 8)), draw.choice((1, 2)), draw.choice((0, 1, 5))
     dtype = {4: torch.float32, 8: torch.float64}[size]
@@ -254,6 +316,8 @@ if __name__ == "__main__":
             sdd(random.Random(seed), at_end)
             gather_mm(random.Random(seed), at_end)
             grouped(random.Random(seed), at_end)
+            fan_in(random.Random(seed), at_end)
+            classifier(random.Random(seed), at_end)
             elements(random.Random(seed), at_end)
             few_rows(random.Random(seed), at_end)
             skip_conv(random.Random(seed), at_end)

@@ -32,9 +32,8 @@ def fan_in_rewire(
         _like("scores", scores, candidates, torch.float32)
     elif scores is not None:
         raise ValueError("candidates must come with scores, got None")
-    _call.count(cols, "cols")
-    if indices.shape[1] > cols:
-        raise ValueError(f"cols must be at least {indices.shape[1]}, the connections of a row, got {cols}")
+    _check_cols(cols, indices.shape[1], indices.dtype)
+    _call.count(first, "first")
     how = (
         drop, int(everywhere), int(avoid_dropped), _call.address(ages), min_age, _call.address(candidates),
         _call.address(scores), count, seed, step, first,
@@ -66,6 +65,12 @@ def _refuse(lists: dict[str, Tensor], cols: int) -> None:
     _call.refuse_changed(" and ".join(lists))
 
 
+def _check_cols(cols: int, least: int, dtype: torch.dtype) -> None:
+    most = torch.iinfo(dtype).max + 1
+    if not least <= cols <= most:
+        raise ValueError(f"cols must be at least {least}, the connections of a row, and at most {most}, got {cols}")
+
+
 def _like(name: str, x: Tensor, other: Tensor, dtype: torch.dtype) -> None:
     _call.tensor(x, name, ndim=2, dtypes=(dtype,))
     if x.shape != other.shape:
@@ -81,9 +86,8 @@ def fan_in_draw(out: Tensor, taken: Tensor | None, cols: int, seed: int, step: i
         count = taken.shape[1]
         if taken.shape[0] != rows:
             raise ValueError(f"taken must have {rows} rows, as out, got {taken.shape[0]}")
-    most = torch.iinfo(out.dtype).max + 1
-    if not k + count <= cols <= most:
-        raise ValueError(f"cols must be at least {k + count}, the connections of a row, and at most {most}, got {cols}")
+    _check_cols(cols, k + count, out.dtype)
+    _call.count(first, "first")
     if not _call.native.fan_in_draw(
         out.data_ptr(), out.itemsize, rows, k, cols, _call.address(taken), count, seed, step, first,
         torch.get_num_threads(),

@@ -22,6 +22,7 @@ def fan_in_topk(
     if (offsets is None) != (ids is None) or (offsets is not None and offsets.numel() != batch + 1):
         raise ValueError(f"offsets must have {batch + 1} entries and come with ids, got {offsets} and {ids}")
     _call.count(best, "best")
+    _call.count(first, "first")
     _call.count(batch * best, "the product of batch and best")
     excluded = (
         _call.address(offsets), _call.address(ids), 0 if ids is None else ids.numel(), _call.address(always),

@@ -154,7 +154,7 @@ def keys_of(values: Tensor, ages: Tensor | None, group: int, min_age: int, part:
         members = (labels - torch.arange(part.start, part.stop, device=values.device) * group).clamp(max=group)
         mine = total / members[:, None]
     keys = mine.view(torch.int32).to(torch.int64)
-    return keys if ages is None else torch.where(ages[part] < min_age, PROTECTED, keys)
+    return keys if ages is None else torch.where(ages[part].to(torch.int64) < min_age, PROTECTED, keys)
 
 
 def _cut_of_all(values: Tensor, ages: Tensor | None, group: int, drop: int, min_age: int) -> tuple[int, int]:

@@ -74,6 +74,16 @@
 //          outputs). A zero of x, or an element whose bit is not set in bits[images, in down, in along, ceil(channels /
 //          32)] words (null: all are), meets no weight. relu: y is cut at zero, and y_bits gets the bits of what is not.
 //          counts[2]: nonzeros of x, multiply-adds made.
+// page_append  Writes the keys and values of new tokens, [tokens, key_heads, width], of the heads sources[pages.heads] into
+//          the pages of their requests, and then the summaries of the stretches of keys that they are in. Where it returns
+//          false it has written nothing.
+// page_attention  out[tokens, query_heads, width]: softmax(scale * q @ keys^T) @ values of each new token over the keys that
+//          it sees: of the pages that the list of its block names (null: all) those at its own place and before, of which
+//          the first `sink` and the last `window`, itself among these. Head h of the pages serves query heads
+//          first_heads[h] + [0, group); the others of out are left alone. cap > 0: scores are cap * tanh(score / cap). lse
+//          [tokens, query_heads], or null: the logarithm of the sum of exp(score).
+// page_scores  scores[requests, query_heads, table_cols]: for each page of a request the largest product of a query's
+//          form[requests, query_heads, 2 * width] with the summaries of that page; -inf where there is none.
 // relu_bits  y[rows, cols] = x cut at zero, bits[rows, ceil(cols / 32)] words where it is not: NaN stays.
 // keep_bits  y[rows, cols] = x where the bit is set, else zero.
 // read     Sums x[bytes] as words: the fastest way to touch memory once, the yardstick of the other ops.
@@ -148,6 +158,15 @@
   OP(skip_conv, void, const float* x, const float* packed, const float* bias, const void* bits,                       \
      const Convolution& conv, bool transposed, bool relu, float* y, void* y_bits, int64_t* counts, void* workspace,   \
      int threads)                                                                                                     \
+  OP(page_append, bool, const float* keys, const float* values, int64_t key_heads, const int64_t* sources,             \
+     const Pages& pages, const Requests& requests, const Summaries& extremes, const Summaries& moments, int threads)  \
+  OP(page_attention_workspace, int64_t, const Pages& pages, const Requests& requests, const AttentionShape& shape,    \
+     const int64_t* first_heads, const PageLists& lists, int threads)                                                 \
+  OP(page_attention, bool, const float* q, const Pages& pages, const Requests& requests, const AttentionShape& shape, \
+     const int64_t* first_heads, const PageLists& lists, float scale, float cap, float* out, float* lse,              \
+     void* workspace, int threads)                                                                                    \
+  OP(page_scores, bool, const float* form, int64_t query_heads, int64_t group, const int64_t* first_heads,            \
+     const Pages& pages, const Requests& requests, const Summaries& summaries, float* scores, int threads)            \
   OP(relu_bits, void, const float* x, int64_t rows, int64_t cols, float* y, void* bits, int threads)                  \
   OP(keep_bits, void, const float* x, const void* bits, int64_t rows, int64_t cols, float* y, int threads)            \
   OP(read, uint64_t, const void* x, int64_t bytes, int threads)
@@ -213,6 +232,40 @@ struct Rewiring {
   const float* scores;
   int64_t candidate_count;
   int64_t seed, step, first;
+};
+
+// Keys and values of many requests, in `count` pages of `page` tokens for each of `heads` heads: head h of page i is the tile
+// t = i * heads + h, keys[t][width][page] and values[t][page][width]. storage: 0 float, 2 bfloat16, 4 half; or codes of a
+// byte (3) or four bits (5) with scales[t][2][page] in bfloat16: x = code * scale + zero.
+struct Pages {
+  void *keys, *values, *key_scales, *value_scales;
+  int64_t count, heads, width, page, storage;
+};
+
+// Request r has the new tokens [offsets[r], offsets[r + 1]), which are the last of the lengths[r] that it has then. Its
+// tokens [i * page, (i + 1) * page) are in the page table[r, i].
+struct Requests {
+  const int64_t *offsets, *lengths;
+  const int32_t* table;
+  int64_t count, tokens, table_cols;
+};
+
+// What is kept of each stretch of keys in a page: bfloat16 [tile][page / stretch][2][width], the largest and the least of
+// each coordinate, or its mean and variance. No summaries: the address is null.
+struct Summaries {
+  void* address;
+  int64_t stretch;
+};
+
+// Pages that each `list_tokens` tokens of a request and each head look at: row (block of tokens, head) owns
+// pages[offsets[row], offsets[row + 1]), int32, which ascend.
+struct PageLists {
+  const int64_t* offsets;
+  const void* pages;
+  int64_t rows, capacity;
+};
+struct AttentionShape {
+  int64_t query_heads, group, list_tokens, window, sink;
 };
 
 #define GOSSAMER_DECLARE(name, result, ...) result name(__VA_ARGS__);

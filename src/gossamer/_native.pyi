@@ -339,6 +339,54 @@ def skip_conv(
     threads: int,
     /,
 ) -> None: ...
+def page_append(
+    keys: int,
+    values: int,
+    key_heads: int,
+    sources: int,
+    pages: tuple[int, ...],
+    requests: tuple[int, ...],
+    extremes: tuple[int, ...],
+    moments: tuple[int, ...],
+    threads: int,
+    /,
+) -> bool: ...
+def page_attention_workspace(
+    pages: tuple[int, ...],
+    requests: tuple[int, ...],
+    shape: tuple[int, ...],
+    first_heads: int,
+    lists: tuple[int, ...],
+    threads: int,
+    /,
+) -> int: ...
+def page_attention(
+    q: int,
+    pages: tuple[int, ...],
+    requests: tuple[int, ...],
+    shape: tuple[int, ...],
+    first_heads: int,
+    lists: tuple[int, ...],
+    scale: float,
+    cap: float,
+    out: int,
+    lse: int,
+    workspace: int,
+    threads: int,
+    /,
+) -> bool: ...
+def page_scores(
+    form: int,
+    query_heads: int,
+    group: int,
+    first_heads: int,
+    pages: tuple[int, ...],
+    requests: tuple[int, ...],
+    summaries: tuple[int, ...],
+    scores: int,
+    threads: int,
+    /,
+) -> bool: ...
 def relu_bits(x: int, rows: int, cols: int, y: int, bits: int, threads: int, /) -> None: ...
 def keep_bits(x: int, bits: int, rows: int, cols: int, y: int, threads: int, /) -> None: ...
 def read(x: int, bytes: int, threads: int, /) -> int: ...

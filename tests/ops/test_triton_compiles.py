@@ -6,7 +6,7 @@ import re
 import pytest
 
 triton = pytest.importorskip("triton", reason="triton is not installed: pip install gossamer[triton]")
-from gossamer.kernels.triton import detect, fan_in_mm, rows  # noqa: E402
+from gossamer.kernels.triton import detect, fan_in_mm, page_attention, rows  # noqa: E402
 
 TILES = [(1, 1), (1, 32), (32, 1), (8, 8), (3, 5), (64, 64), (1, 4096)]
 WORDS = ["*u8", "*i16", "*i32", "*i64"]
@@ -104,12 +104,38 @@ def fan_in_blocks(kernel, batch, group):
     }
 
 
-EVERY = [*moves(), *finds(), *fan_in()]
+def pages():
+    """(module, kernel, constexprs, pointer types) of attention over pages: floats, codes of a byte and of four bits."""
+    requests = {"offsets": "*i64", "lengths": "*i64", "table": "*i32", "heads": "*i64", "sources": "*i64"}
+    summaries = {"extremes": "*bf16", "moments": "*bf16", "summaries": "*bf16", "scores": "*fp32", "form": "*fp32"}
+    blocks = dict.fromkeys(("block_request", "block_number", "block_page", "list_pages"), "*i32")
+    lists = {"list_offsets": "*i64", "list_rows": "*i64"}
+    plain = dict.fromkeys(("q", "out", "lse", "sums", "new_keys", "new_values"), "*fp32")
+    sizes = {"GROUP": 4, "W": 128, "WIDE": 128, "P": 64, "PRECISION": "tf32", "DIVIDED": True}
+    kept = {"EXTREMES": 4, "MOMENTS": 1, "STRETCHES": 4, "BP": 16}
+    numbers = {"window": "i64", "sink": "i64", "scale": "fp32", "cap": "fp32", "list_tokens": "i64"}
+    for stored, kind in ((0, "*bf16"), (1, "*u8"), (2, "*u8")):
+        scales = dict.fromkeys(("key_scales", "value_scales"), "*bf16")
+        pointers = requests | summaries | blocks | lists | plain | numbers | scales | {"keys": kind, "values": kind}
+        rows = page_attention.rows_of(stored, "tf32")
+        constants = {**sizes, **kept, "WAY": stored, "M": rows, "BT": rows // 4}
+        yield "page_attention", "attend", constants, pointers
+        yield "page_append", "append_pages", constants, pointers
+        if not stored:
+            yield "page_scores", "score_pages", {**constants, "N": 256, "WIDE": 256}, pointers
+            yield "page_attention", "add_shares", constants, pointers
+
+
+EVERY = [*moves(), *finds(), *fan_in(), *pages()]
 
 
 # 16-bit words and float32 on every run; other words and whole sizes with the slow tests.
 def case_marks(pointers, whole):
-    fast = not {"*i16", "*fp32"}.isdisjoint((pointers.get("x"), pointers.get("values"))) or "starts" in pointers
+    fast = (
+        not {"*i16", "*fp32"}.isdisjoint((pointers.get("x"), pointers.get("values")))
+        or "starts" in pointers
+        or "q" in pointers
+    )
     return () if fast and not whole else pytest.mark.slow
 
 

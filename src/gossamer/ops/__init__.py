@@ -7,6 +7,10 @@ from gossamer.ops.fan_in.topk import fan_in_topk, merge_topk
 from gossamer.ops.gemv import gated_mv, skip_mv, statistical_topk
 from gossamer.ops.grouped import grouped_matmul
 from gossamer.ops.matmul import matmul
+from gossamer.ops.paged.append import page_append
+from gossamer.ops.paged.attention import page_attention
+from gossamer.ops.paged.pool import Batch, PagePool
+from gossamer.ops.paged.scores import page_scores
 from gossamer.ops.products import dds, dsd, sdd
 from gossamer.ops.registration import Backend
 from gossamer.ops.skipping.conv2d import conv2d
@@ -28,6 +32,8 @@ keep_old_names(
 
 __all__ = [
     "Backend",
+    "Batch",
+    "PagePool",
     "Transposed",
     "conv2d",
     "dds",
@@ -45,6 +51,9 @@ __all__ = [
     "linear",
     "matmul",
     "merge_topk",
+    "page_append",
+    "page_attention",
+    "page_scores",
     "scatter",
     "sdd",
     "skip_mv",

@@ -1,0 +1,131 @@
+// Products of a few rows with what lies in a page, widened in registers: a page is read once, and nothing is staged.
+//
+// An element of the result is the same chain of multiply-adds as in the dense products of many rows, so it has the same
+// bits. Codes stay codes here: scales and zeros of tokens are applied to scores and to weights, which are fewer.
+#pragma once
+#include "gemm.h"
+#include "page_tiles.h"
+
+namespace gossamer::GOSSAMER_ISA {
+namespace {
+
+constexpr int kFewTogether = 4;               // rows
+constexpr int kFewVecs = kRegisters / 8;      // vectors of columns
+constexpr int64_t kRowFloats = kRowStride<float>;  // from row to row of what is multiplied
+
+inline Lanes<float> load_stored(const float* p) { return load_lanes(p); }
+inline Lanes<float> load_stored(const BFloat16* p) { return load_weights(p); }
+inline Lanes<float> load_stored(const uint16_t* p) { return load_halves(p); }
+inline Lanes<float> load_stored(const uint8_t* p) { return load_codes<0, 255>(p); }
+
+// c[rows, cols] (+)= a[rows, depth] @ b[depth, cols], b stored; what lies `ahead` elements further comes into L2.
+template <class B>
+struct FewRows {
+  const float* a;
+  const B* b;
+  int64_t b_stride, depth;
+  float* c;
+  int64_t c_stride;
+  bool add;
+  int64_t ahead;
+
+  template <int kRows, int kVecs>
+  void tile(int64_t r, int64_t col) const {
+    constexpr int kStep = kLanes<float>;
+    Lanes<float> sum[kRows][kVecs];
+#pragma GCC unroll 4
+    for (int i = 0; i < kRows; ++i)
+#pragma GCC unroll 4
+      for (int v = 0; v < kVecs; ++v)
+        sum[i][v] = add ? load_lanes(c + (r + i) * c_stride + col + v * kStep) : Lanes<float>{};
+    const B* row = b + col;
+    const float* left = a + r * kRowFloats;
+#pragma GCC unroll 2
+    for (int64_t j = 0; j < depth; ++j, row += b_stride, ++left) {
+      Lanes<float> right[kVecs];
+#pragma GCC unroll 4
+      for (int v = 0; v < kVecs; ++v) right[v] = load_stored(row + v * kStep);
+      for (int64_t byte = 0; byte < int64_t(kVecs * kStep * sizeof(B)); byte += 64)
+        __builtin_prefetch(reinterpret_cast<const char*>(row + ahead) + byte, 0, 2);
+#pragma GCC unroll 4
+      for (int i = 0; i < kRows; ++i) {
+        const Lanes<float> x = broadcast(left[i * kRowFloats]);
+#pragma GCC unroll 4
+        for (int v = 0; v < kVecs; ++v) sum[i][v] = fma(x, right[v], sum[i][v]);
+      }
+    }
+#pragma GCC unroll 4
+    for (int i = 0; i < kRows; ++i)
+#pragma GCC unroll 4
+      for (int v = 0; v < kVecs; ++v) store_lanes(c + (r + i) * c_stride + col + v * kStep, sum[i][v]);
+  }
+
+  template <int kRows>
+  void strip(int64_t r, int64_t cols) const {
+    constexpr int kStep = kLanes<float>;
+    int64_t col = 0;
+    for (; col + kFewVecs * kStep <= cols; col += kFewVecs * kStep) tile<kRows, kFewVecs>(r, col);
+    for (; col < cols; col += kStep) tile<kRows, 1>(r, col);
+  }
+
+  void run(int64_t rows, int64_t cols) const {
+    for (int64_t r = 0; r < rows;) {
+      const int64_t height = next_share(rows - r, kFewTogether, 1);
+      if (height == 4) strip<4>(r, cols);
+      else if (height == 3) strip<3>(r, cols);
+      else if (height == 2) strip<2>(r, cols);
+      else strip<1>(r, cols);
+      r += height;
+    }
+  }
+};
+
+// The dense product of many rows, b of floats.
+inline void multiply_rows(const float* a, const float* b, int64_t b_stride, int64_t depth, float* c, int64_t c_stride,
+                          int64_t rows, int64_t cols, bool add) {
+  for (int64_t r = 0; r < rows;) {
+    const int64_t height = next_share(rows - r, kTileRows, 1);
+    float* to[kTileRows];
+    for (int64_t i = 0; i < height; ++i) to[i] = c + (r + i) * c_stride;
+    for (int64_t col = 0; col < cols; col += kTileCols<float>)
+      multiply_tile<float, Order::kRows, false>(height, a + r * kRowFloats, {b + col, b_stride, nullptr}, depth, to, col,
+                                                least(kTileCols<float>, cols - col), add);
+    r += height;
+  }
+}
+
+// A matrix of a page, [depth, stride] numbers as they are stored; `next` is the one that comes after it, or itself.
+struct StoredMatrix {
+  const void *at, *next;
+  int64_t stride, depth;
+  Stored stored;
+};
+
+constexpr int64_t kStageRows = 8;  // with more, numbers are widened once for all of them
+
+// c[rows, cols] (+)= a[rows, depth] @ the first `cols` columns; `stage` has room for the matrix as floats.
+inline void multiply_stored(const float* a, const StoredMatrix& b, float* stage, float* c, int64_t c_stride, int64_t rows,
+                            int64_t cols, bool add) {
+  const auto few = [&]<class B>(const B* at) {
+    const int64_t ahead = static_cast<const B*>(b.next) - at;
+    FewRows<B>{a, at, b.stride, b.depth, c, c_stride, add, ahead}.run(rows, cols);
+  };
+  if (rows <= kStageRows) {
+    if (b.stored == Stored::kFloat) return few(static_cast<const float*>(b.at));
+    if (b.stored == Stored::kBFloat16) return few(static_cast<const BFloat16*>(b.at));
+    if (b.stored == Stored::kHalf) return few(static_cast<const uint16_t*>(b.at));
+    if (b.stored == Stored::kBytes) return few(static_cast<const uint8_t*>(b.at));
+  }
+  const float* wide = static_cast<const float*>(b.at);
+  if (b.stored != Stored::kFloat) {
+    const int64_t row = bytes_of(b.stored, b.stride);
+    for (int64_t j = 0; j < b.depth; ++j)
+      for_each_vector(static_cast<const char*>(b.at) + j * row, b.stride, b.stored,
+                      [&](int64_t i, Lanes<float> x) { store_lanes(stage + j * b.stride + i, x); });
+    wide = stage;
+  }
+  multiply_rows(a, wide, b.stride, b.depth, c, c_stride, rows, cols, add);
+}
+
+}  // namespace
+}  // namespace gossamer::GOSSAMER_ISA

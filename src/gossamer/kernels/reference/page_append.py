@@ -1,0 +1,108 @@
+"""New keys and values into their pages: the oracle, token by token."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from gossamer.kernels.reference._pages import check_requests, numbers, tokens_of
+from gossamer.kernels.reference._slots import demand
+
+
+def page_append(
+    new_keys: Tensor, new_values: Tensor, sources: Tensor, keys: Tensor, values: Tensor, key_scales: Tensor | None,
+    value_scales: Tensor | None, stored: str, extremes: Tensor | None, moments: Tensor | None, offsets: Tensor,
+    lengths: Tensor, table: Tensor,
+) -> None:  # fmt: skip
+    """new_keys, new_values float32[tokens, key heads, width] into keys[pages, heads, width, page] and
+    values[pages, heads, page, width], head h of which is the model's key head sources[h].
+
+    Request r has the tokens offsets[r] to offsets[r + 1], the last of the lengths[r] it has then; its tokens
+    [i * page, (i + 1) * page) lie in page table[r, i]. int8 and int4 store codes with scales[pages, heads, 2, page].
+    extremes and moments [pages, heads, n, 2, width] get the largest and least, and the mean and variance, of each of n
+    stretches of a page that changed.
+    """
+    count, _, _width, _ = keys.shape
+    page = values.shape[2]
+    check_requests(offsets, lengths, table, len(new_keys), count, page)
+    for r, first, end, place in tokens_of(offsets, lengths):
+        if first == end:
+            continue
+        at = torch.arange(place, place + end - first, device=keys.device)
+        pages = table[r].long()[at // page]
+        demand(((pages >= 0) & (pages < count)).all(), f"table must name pages below {count}")
+        for tensor, scales, new, is_keys in (
+            (keys, key_scales, new_keys, True), (values, value_scales, new_values, False),
+        ):  # fmt: skip
+            codes = new[first:end][:, sources].transpose(0, 1)
+            if scales is not None:
+                codes, scale, zero = coded(codes, 255 if stored == "int8" else 15)
+                scales[pages, :, 0, at % page] = scale.transpose(0, 1)
+                scales[pages, :, 1, at % page] = zero.transpose(0, 1)
+            _write(tensor, codes.transpose(0, 1), pages, at % page, is_keys, stored)
+        for summaries, of in ((extremes, _extremes), (moments, _moments)):
+            if summaries is not None:
+                _summarize(summaries, of, keys, key_scales, stored, table[r].long(), place, place + end - first, page)
+
+
+def coded(x: Tensor, most: int) -> tuple[Tensor, Tensor, Tensor]:
+    """uint8 codes of x[..., width], their scale and zero, bfloat16: x is within half a scale of code * scale + zero."""
+    low, high = x.amin(-1), x.amax(-1)
+    zero = round_bfloat16(low, up=False)
+    scale = round_bfloat16((high - zero.float()) / most, up=True)
+    safe = torch.where(scale > 0, scale.float(), 1)[..., None]
+    codes = torch.where((scale > 0)[..., None], ((x - zero.float()[..., None]) / safe).round(), 0)
+    return codes.nan_to_num().clamp(0, most).to(torch.uint8), scale, zero
+
+
+def round_bfloat16(x: Tensor, *, up: bool) -> Tensor:
+    """The next bfloat16 that is not less (or not more) than x."""
+    near = x.bfloat16()
+    bits = near.view(torch.int16).int()
+    wrong = near.float() < x if up else near.float() > x
+    away = (near >= 0) == up  # from zero
+    at_zero = near == 0
+    step = torch.where(away, 1, -1)
+    moved = torch.where(at_zero, torch.tensor(1 if up else -32767, device=x.device), bits + step)
+    return torch.where(wrong, moved, bits).to(torch.int16).view(torch.bfloat16)
+
+
+def _write(tensor: Tensor, codes: Tensor, pages: Tensor, at: Tensor, is_keys: bool, stored: str) -> None:
+    """codes [tokens, heads, width] to the places `at` of `pages`."""
+    if stored != "int4":
+        if is_keys:
+            tensor[pages, :, :, at] = codes.to(tensor.dtype)
+        else:
+            tensor[pages, :, at] = codes.to(tensor.dtype)
+        return
+    half = codes.shape[2] // 2
+    if not is_keys:
+        tensor[pages, :, at] = codes[..., :half] | codes[..., half:] << 4
+        return
+    half = tensor.shape[3]
+    for i, (p, t) in enumerate(zip(pages.tolist(), at.tolist(), strict=True)):  # two tokens share a byte
+        column = tensor[p, :, :, t % half]
+        tensor[p, :, :, t % half] = (column & 0xF0) | codes[i] if t < half else (column & 0x0F) | codes[i] << 4
+
+
+def _extremes(x: Tensor) -> tuple[Tensor, Tensor]:
+    return round_bfloat16(x.amax(-2), up=True), round_bfloat16(x.amin(-2), up=False)
+
+
+def _moments(x: Tensor) -> tuple[Tensor, Tensor]:
+    return x.mean(-2).bfloat16(), x.var(-2, correction=0).bfloat16()
+
+
+def _summarize(
+    summaries: Tensor, of: object, keys: Tensor, scales: Tensor | None, stored: str, table: Tensor, begin: int,
+    end: int, page: int,
+) -> None:  # fmt: skip
+    assert callable(of)
+    stretch = page // summaries.shape[2]
+    for j in range(begin // stretch, -(-end // stretch)):
+        p = int(table[j * stretch // page])
+        x = numbers(keys[p], None if scales is None else scales[p], stored, keys=True)
+        from_ = j * stretch % page
+        x = x[:, from_ : from_ + min(stretch, end - j * stretch)]
+        first, second = of(x)
+        summaries[p, :, j % (page // stretch), 0], summaries[p, :, j % (page // stretch), 1] = first, second

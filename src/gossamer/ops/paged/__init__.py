@@ -1,0 +1,1 @@
+"""Keys and values in pages: appended, summarized, scored and attended to, where they lie."""

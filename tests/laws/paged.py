@@ -1,0 +1,101 @@
+"""Keys and values in pages: arguments whose results are exact, and what they mean, a token at a time."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+HEADS, GROUP, WIDTH, PAGE, STRETCH = 2, 2, 16, 32, 8
+SOURCES = torch.tensor([2, 0])  # of the three key heads of a model
+
+
+def requests(tokens: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Offsets, lengths and table of three requests, one without new tokens, whose pages lie in any order."""
+    cut = tokens // 3
+    offsets = torch.tensor([0, cut, cut, tokens])
+    lengths = offsets.diff() + torch.tensor([5, 3, 40])
+    table = torch.full((3, 5), -7, dtype=torch.int32)
+    order = iter(torch.randperm(15).tolist())
+    for r, length in enumerate(lengths.tolist()):
+        for page in range(-(-length // PAGE)):
+            table[r, page] = next(order)
+    return offsets, lengths, table
+
+
+def places(offsets: Tensor, lengths: Tensor, table: Tensor) -> list[tuple[int, int, int, int]]:
+    """(token, request, page of the pool, place in it) of every new token."""
+    out = []
+    for r in range(len(lengths)):
+        begin, end = int(offsets[r]), int(offsets[r + 1])
+        for token in range(begin, end):
+            at = int(lengths[r]) - end + token
+            out.append((token, r, int(table[r, at // PAGE]), at % PAGE))
+    return out
+
+
+def pool(d: Any) -> tuple[Any, ...]:
+    """Keys and values of 15 pages, all of them numbers."""
+    return d(15, HEADS, WIDTH, PAGE), d(15, HEADS, PAGE, WIDTH), None, None, "float32"
+
+
+def append_arguments(d: Any) -> tuple[Any, ...]:
+    extremes = torch.zeros(15, HEADS, PAGE // STRETCH, 2, WIDTH, dtype=torch.bfloat16)
+    new = d(d.rows, 3, WIDTH), d(d.rows, 3, WIDTH)
+    return *new, SOURCES, *pool(d), extremes, None, *requests(d.rows)
+
+
+def appended(
+    new_keys: Tensor, new_values: Tensor, sources: Tensor, keys: Tensor, values: Tensor, *rest: Any
+) -> tuple[Tensor, ...]:
+    keys, values, extremes = keys.clone(), values.clone(), rest[3].clone()
+    offsets, lengths, table = rest[5:]
+    changed = set()
+    for token, r, page, at in places(offsets, lengths, table):
+        for h, source in enumerate(sources.tolist()):
+            keys[page, h, :, at], values[page, h, at] = new_keys[token, source], new_values[token, source]
+        changed.add((r, page, at // STRETCH))
+    for r, page, j in changed:
+        begin = table[r].tolist().index(page) * PAGE + j * STRETCH
+        stretch = keys[page, :, :, j * STRETCH : j * STRETCH + min(STRETCH, int(lengths[r]) - begin)]
+        extremes[page, :, j, 0], extremes[page, :, j, 1] = stretch.amax(2), stretch.amin(2)
+    return keys, values, extremes
+
+
+def attention_arguments(d: Any) -> tuple[Any, ...]:
+    """Each token sees itself alone, whose weight is exactly 1."""
+    q = d(d.rows, HEADS * GROUP, WIDTH)
+    out, lse = torch.zeros(q.shape), torch.zeros(q.shape[:2])
+    return q, out, lse, torch.tensor([2, 0]), GROUP, *pool(d), *requests(d.rows), None, None, 2**40, 1, 0, 1.0, 0.0
+
+
+def attended(
+    q: Tensor, out: Tensor, lse: Tensor, heads: Tensor, group: int, keys: Tensor, values: Tensor, *rest: Any
+) -> tuple[Tensor, ...]:
+    out, lse = out.clone(), lse.clone()
+    for token, _, page, at in places(*rest[3:6]):
+        for h, first in enumerate(heads.tolist()):
+            for head in range(first, first + group):
+                out[token, head] = values[page, h, at]
+                lse[token, head] = q[token, head] @ keys[page, h, :, at]
+    return out, lse
+
+
+def scores_arguments(d: Any) -> tuple[Any, ...]:
+    lengths, table = requests(d.rows)[1:]
+    summaries = d(15, HEADS, PAGE // STRETCH, 2, WIDTH).bfloat16()
+    return d(3, HEADS * GROUP, 2 * WIDTH), torch.tensor([2, 0]), GROUP, summaries, lengths, table, PAGE
+
+
+def scored(
+    form: Tensor, heads: Tensor, group: int, summaries: Tensor, lengths: Tensor, table: Tensor, page: int
+) -> Tensor:
+    scores = torch.full((*form.shape[:2], table.shape[1]), -torch.inf)
+    for r, length in enumerate(lengths.tolist()):
+        for p in range(-(-length // page)):
+            for h, first in enumerate(heads.tolist()):
+                for head in range(first, first + group):
+                    filled = summaries[table[r, p], h, : -(-min(length - p * page, page) // STRETCH)].float()
+                    scores[r, head, p] = (filled.flatten(1) @ form[r, head]).max()
+    return scores

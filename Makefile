@@ -60,6 +60,7 @@ bench: $(STAMP) ## measure on this machine and rewrite the docs' tables
 	$(BIN)/gossamer bench compact --json benchmarks/results/cpu/compact.json
 	$(BIN)/gossamer bench conv --json benchmarks/results/cpu/conv.json
 	$(BIN)/gossamer bench matmul --json benchmarks/results/cpu/matmul.json
+	$(BIN)/gossamer bench attention --json benchmarks/results/cpu/attention.json
 	$(BIN)/python benchmarks/tables.py
 
 docs: $(STAMP)  ## run every example of the docs and rewrite their tables from the committed results

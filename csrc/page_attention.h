@@ -7,7 +7,7 @@
 namespace gossamer::GOSSAMER_ISA {
 namespace {
 
-constexpr int64_t kMostRows = 64;    // queries that meet a page together
+constexpr int64_t kMostRows = 128;   // queries that meet a page together
 constexpr int64_t kFewRows = 16;     // fewer are divided along their pages too
 constexpr int64_t kChunkPages = 16;  // pages whose softmax is one sum: the same however rows and pages are divided
 

@@ -80,11 +80,13 @@ struct FewRows {
   }
 };
 
-// The dense product of many rows, b of floats.
+// The dense product of many rows, b of floats. Meanwhile `bytes` at `next` come into L2, a share with each few rows.
 inline void multiply_rows(const float* a, const float* b, int64_t b_stride, int64_t depth, float* c, int64_t c_stride,
-                          int64_t rows, int64_t cols, bool add) {
+                          int64_t rows, int64_t cols, bool add, const char* next, int64_t bytes) {
   for (int64_t r = 0; r < rows;) {
     const int64_t height = next_share(rows - r, kTileRows, 1);
+    for (int64_t byte = r * bytes / rows / 64 * 64; byte < (r + height) * bytes / rows; byte += 64)
+      __builtin_prefetch(next + byte, 0, 2);
     float* to[kTileRows];
     for (int64_t i = 0; i < height; ++i) to[i] = c + (r + i) * c_stride;
     for (int64_t col = 0; col < cols; col += kTileCols<float>)
@@ -124,7 +126,8 @@ inline void multiply_stored(const float* a, const StoredMatrix& b, float* stage,
                       [&](int64_t i, Lanes<float> x) { store_lanes(stage + j * b.stride + i, x); });
     wide = stage;
   }
-  multiply_rows(a, wide, b.stride, b.depth, c, c_stride, rows, cols, add);
+  multiply_rows(a, wide, b.stride, b.depth, c, c_stride, rows, cols, add, static_cast<const char*>(b.next),
+                b.next == b.at ? 0 : bytes_of(b.stored, b.stride) * b.depth);
 }
 
 }  // namespace

@@ -69,7 +69,7 @@ class PagePool:
             ValueError: naming the argument.
 
         >>> PagePool.allocate(4, 2, 64, stored="int8").nbytes
-        90112
+        79872
         """
         for name, value in (("count", count), ("heads", heads)):
             if isinstance(value, bool) or not isinstance(value, int) or value < 0:

@@ -163,7 +163,10 @@ def test_overwrite_deletes_what_is_ours_only(sets, tmp_path):
 
 BAD = [
     (["train", "NOWHERE"], "NOWHERE"),
-    (["train", "SETS", "--fan-in", "64", "--width", "8"], "fan_in must be at most the width of 8, got 64"),
+    (
+        ["train", "SETS", "--fan-in", "64", "--width", "8", "--words", "8"],
+        "fan_in must be at most the width of 16, got 64",
+    ),
     (["train", "SETS", "--encoder", "nowhere"], "'nowhere'; expected a folder"),
     (["train", "SETS", "--read", "features"], "the data set has no features"),
     (["train", "SETS", "--validation", "1"], "--validation is 1.0"),

@@ -111,8 +111,9 @@ def test_modes_of_the_caller_change_nothing(mode, tmp_path):
         inside.save(tmp_path)
         opened, part = load(tmp_path), inside.subset([0, 1])
     for classifier in (inside, opened, part):
-        out = classifier.encoder(classifier.encoder.prepare(TEXTS))
-        grad, _ = classifier.head.step(out.detach(), [[0]] * len(TEXTS), 0.1)
+        inputs = classifier.encoder.prepare(TEXTS)
+        out, features = classifier.encoder(inputs), classifier.encoder.features(inputs)
+        grad, _ = classifier.head.step(out.detach(), [[0]] * len(TEXTS), 0.1, features=features)
         out.backward(grad)
 
 
@@ -122,7 +123,7 @@ def test_copies_are_apart_and_the_same(copied):
     other = copied(classifier)
     assert_same(other, classifier)
     before = classifier.head.values.clone()
-    other.head.step(torch.rand(1, 32), [[0]], 0.5)
+    other.head.step(torch.rand(1, other.head.width), [[0]], 0.5)
     assert torch.equal(classifier.head.values, before) and not torch.equal(other.head.values, before)
 
 
@@ -130,7 +131,7 @@ def test_copies_are_apart_and_the_same(copied):
 def test_what_is_frozen_stays(settings):
     encoder = make("bow", **SMALL)
     encoder.requires_grad_(False)
-    before = {name: value.clone() for name, value in encoder.state_dict().items() if name != "idf"}
+    before = {name: value.clone() for name, value in encoder.state_dict().items() if name not in ("idf", "column")}
     classifier = Classifier(encoder, fan_in=8, epochs=20, batch_size=16, **settings).fit(TEXTS, SETS)
     assert all(torch.equal(value, encoder.state_dict()[name]) for name, value in before.items())
     losses = [point["loss"] for point in classifier.curve]

@@ -44,7 +44,7 @@ def batch(at, rows=6):
 def weights_of(head):
     """float64[labels, width] and float64[labels], by the labels outside."""
     weight, bias = torch.zeros(LABELS, WIDTH, dtype=torch.double), torch.zeros(LABELS, dtype=torch.double)
-    for part, begin, end in head._parts:
+    for part, begin, end in head.placed:
         weight[head.order[begin:end].long()] = torch.from_numpy(part.to_csr().to_scipy().toarray()).double()
         bias[head.order[begin:end].long()] = part.bias.double()
     return weight, bias

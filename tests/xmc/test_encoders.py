@@ -133,7 +133,8 @@ def test_a_frozen_encoder_has_an_optimizer_with_nothing_to_do(bert):
     ("arguments", "error", "said"),
     [
         ({"name": "nowhere"}, FileNotFoundError, "'nowhere'; expected a folder"),
-        ({"name": "bow", "width": 0}, ValueError, "width must be an integer of at least 1, got 0"),
+        ({"name": "bow", "width": -1}, ValueError, "width must be an integer of at least 0, got -1"),
+        ({"name": "bow", "width": 0, "words": 0}, ValueError, "width and words are both 0"),
         ({"name": "minilm", "given": 5}, ValueError, "reads texts"),
     ],
 )

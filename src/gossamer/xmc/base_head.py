@@ -33,13 +33,25 @@ class Head(nn.Module):
 
     @abstractmethod
     def step(
-        self, x: Tensor, labels: Csr | Sequence[Sequence[int]], lr: float, *, scale: float = 1.0
+        self,
+        x: Tensor,
+        labels: Csr | Sequence[Sequence[int]],
+        lr: float,
+        *,
+        features: Csr | None = None,
+        scale: float = 1.0,
     ) -> tuple[Tensor, float]:
         """One step of training: (gradient of the loss by x, loss), as `FusedHead.step`."""
 
     @abstractmethod
     def topk(
-        self, x: Tensor, k: int = 5, *, exclude: Csr | None = None, never: Tensor | None = None
+        self,
+        x: Tensor,
+        k: int = 5,
+        *,
+        features: Csr | None = None,
+        exclude: Csr | None = None,
+        never: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """(scores, ids) of the k best labels of each row, as `FusedHead.topk`."""
 
@@ -60,15 +72,18 @@ class Head(nn.Module):
         """A head with copies of these labels only, numbered in the order given (int64[n])."""
 
 
-def checked_x(x: Tensor, width: int) -> Tensor:
-    """x[batch, width] as float32, without its graph.
+def checked_x(x: Tensor, width: int, features: Csr | None = None) -> Tensor:
+    """x[batch, width] as float32, without its graph; of the width, `features` are the last inputs.
 
     Raises:
-        ValueError: it is none.
+        ValueError: it is none, or features are no Csr [batch, ...] with values.
     """
+    width -= 0 if features is None else features.shape[1]
     if not isinstance(x, Tensor) or x.dim() != 2 or x.shape[1] != width or not x.is_floating_point():
         found = f"{x.dtype}{list(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
         raise ValueError(f"x must be floats [batch, {width}], got {found}")
+    if features is not None and (features.values is None or features.shape[0] != len(x)):
+        raise ValueError(f"features must have values and {len(x)} rows, as x, got {features}")
     return x.detach().float()
 
 

@@ -19,17 +19,20 @@ _SHARED = 64  # labels that read all inputs share the list of them ...
 _MANY = 4096  # ... where there are so many that processes can still divide them
 
 
-def build_head(width: int, labels: int, recipe: Recipe, *, order: Tensor | None = None, ranks: Ranks) -> Head:
+def build_head(
+    width: int, labels: int, recipe: Recipe, *, beside: int = 0, order: Tensor | None = None, ranks: Ranks
+) -> Head:
     """A head over `labels` labels for vectors of `width` numbers.
 
     Args:
+        beside: features that the head reads too; a wide layer in front of it (`Recipe.intermediate`) reads none.
         order: int64[labels], as `gossamer.xmc.grouping.order_of` gives it.
         ranks: the processes that divide the labels.
 
     Raises:
         ValueError: naming the setting. MemoryError: it does not fit; says what does.
     """
-    inner = recipe.intermediate or width
+    inner = recipe.intermediate or width + beside
     top = recipe.frequent_of(labels)
     wanted = recipe.frequent_fan_in or inner
     if top and recipe.frequent_fan_in and not recipe.fan_in <= wanted <= inner:

@@ -18,12 +18,14 @@ from gossamer.xmc import encoders
 from gossamer.xmc.base_head import Head
 from gossamer.xmc.data.csr import Csr
 from gossamer.xmc.encoders import Encoder
+from gossamer.xmc.features import features_of
 from gossamer.xmc.fit import Examples, Fit, train
 from gossamer.xmc.grouping import as_clusters, clusters_of, order_of
 from gossamer.xmc.opening import open_head
 from gossamer.xmc.predict import predictions
 from gossamer.xmc.ranks import ALONE, Ranks
 from gossamer.xmc.recipe import Recipe
+from gossamer.xmc.wiring import wire
 
 if TYPE_CHECKING:
     from scipy.sparse import spmatrix
@@ -121,6 +123,9 @@ class Classifier:
         count = 0 if clusters is None else int(clusters.max()) + 1
         order = order_of(self.recipe, x, inputs, y)
         fit = Fit.of(encoder, y, self.recipe, clusters=count, order=order, ranks=ranks)
+        features = features_of(encoder, fit.head, inputs)
+        if features is not None:
+            wire(fit.head, features, y, self.recipe.chosen)
         self.fitted, self._encoder, self._head = fit, encoder, fit.head
         return fit, Examples(inputs, y, clusters)
 
@@ -253,7 +258,8 @@ def load(folder: str | Path, *, mmap: bool = True, ranks: Ranks = ALONE) -> Clas
     out = Classifier(place / "encoder" if kind != "bow" else kind, encoder_settings=settings, recipe=recipe)
     out._encoder = encoders.restore(place / "encoder", kind, settings).eval()
     out._head = open_head(place / "head", mmap=mmap, ranks=ranks)
-    if (out._head.width, out._head.labels) != (out._encoder.width, record["labels"]):
+    widths = out._encoder.width, out._encoder.width + out._encoder.beside
+    if out._head.width not in widths or out._head.labels != record["labels"]:
         raise ValueError(f"{folder}: encoder, head and {RECORD} do not belong together")
     if (place / NAMES).is_file():
         out.names = files.read(place / NAMES, limit=_NAMES_LIMIT).decode().split("\n")[:-1]

@@ -4,7 +4,7 @@ Every number depends on (seed, step) alone: the order of the examples, the learn
 numbers inside the encoder. A run that stopped after any step goes on as if it had not.
 
     x = encoder(batch)                      a graph of the encoder only
-    grad_x, loss = head.step(x, labels)     no logits, no gradients: the head is done with this batch
+    grad_x, loss = head.step(x, labels)     no logits, no gradients: the head is done with this batch (and its words)
     x.backward(grad_x)                      and the encoder follows
 """
 
@@ -24,6 +24,7 @@ from gossamer.xmc.base_head import Head
 from gossamer.xmc.build import build_head
 from gossamer.xmc.data.csr import Csr
 from gossamer.xmc.encoders import Encoder, Inputs
+from gossamer.xmc.features import features_of
 from gossamer.xmc.ranks import ALONE, Ranks
 from gossamer.xmc.recipe import Recipe
 
@@ -75,12 +76,14 @@ class Fit:
         Labels begin with a bias at their frequency: from zero, what all of them together ask of the encoder at first is
         to say no, and it would not recover from that.
         """
-        head = build_head(encoder.width, labels.shape[1], recipe, order=order, ranks=ranks)
+        head = build_head(encoder.width, labels.shape[1], recipe, beside=encoder.beside, order=order, ranks=ranks)
         if recipe.loss == "bce":
             head.set_bias(((labels.column_counts() + 0.5) / (labels.shape[0] + 1)).logit())
         optimizer = encoder.optimizer(recipe.encoder_lr or encoder.usual_lr)
         auxiliary = None
         if clusters:
+            if not encoder.width:
+                raise ValueError(f"clusters are {clusters}, but the encoder has nothing to train; expected none")
             auxiliary = nn.Linear(encoder.width, clusters)
             nn.init.zeros_(auxiliary.weight)
             nn.init.zeros_(auxiliary.bias)
@@ -125,11 +128,15 @@ class Fit:
             group["lr"] = self.optimizer.defaults["lr"] * rate
         labels = examples.labels.take(rows)
         self.optimizer.zero_grad()
+        batch = examples.inputs.take(rows)
         with torch.enable_grad():
-            x = self.encoder(examples.inputs.take(rows))
+            x = self.encoder(batch)
         if not bool(x.detach().isfinite().all()):
             raise FloatingPointError(f"the encoder gives numbers that are not finite at step {self.step + 1}")
-        grad_x, loss = self.head.step(x.detach(), labels, recipe.head_lr * rate, scale=(1 - share) / len(rows))
+        grad_x, loss = self.head.step(
+            x.detach(), labels, recipe.head_lr * rate, features=features_of(self.encoder, self.head, batch),
+            scale=(1 - share) / len(rows),
+        )  # fmt: skip
         # An encoder that is frozen has no graph; the heads train on.
         roots, gradients = ([x], [grad_x]) if x.requires_grad else ([], [])
         if share and self._adam is not None and examples.clusters is not None:

@@ -45,7 +45,7 @@ def vectors_of(examples: Any, inputs: Any, labels: Csr, *, seed: int) -> Tensor:
         labels: the label sets of the examples.
     """
     if not isinstance(inputs, Csr):  # words say more of a label than the vectors of an encoder before training
-        words = encoders.make("bow", width=1)
+        words = encoders.make("bow", width=1, words=0)
         words.learn(examples)
         inputs = words.prepare(examples)
     return label_vectors(labels, inputs, seed=seed)

@@ -25,6 +25,7 @@ from gossamer.pattern.build import index_dtype
 from gossamer.xmc import saved
 from gossamer.xmc.base_head import Head, checked_sets, checked_x
 from gossamer.xmc.data.csr import Csr
+from gossamer.xmc.features import beside
 from gossamer.xmc.memory import Layout, require_room
 from gossamer.xmc.shortlist import softmax_step
 
@@ -60,8 +61,8 @@ class FusedHead(Head):
         steps: int64 [], steps taken.
 
     Memory: labels * fan_in * (bytes of a value + bytes of an index / group + 4 for each state) + 4 * labels for the
-    bias and each of its states; and while it steps 4 * width * batch for each thread and two more. No other number
-    grows with labels or batch.
+    bias and each of its states; and while it steps 4 * width * batch for each thread and two more, and a copy of the
+    indices where features come beside x. No other number grows with labels or batch.
 
     Raises:
         TypeError, ValueError: naming the argument. MemoryError: more than is free; says how many labels fit.
@@ -146,6 +147,7 @@ class FusedHead(Head):
         labels: Csr | Sequence[Sequence[int]],
         lr: float,
         *,
+        features: Csr | None = None,
         shortlist: Tensor | None = None,
         scale: float = 1.0,
         backend: Backend | None = None,
@@ -158,44 +160,49 @@ class FusedHead(Head):
             labels: of each row of x, a `gossamer.xmc.data.Csr` of shape (batch, labels) or a list of numbers for each;
                 what is named twice counts once.
             lr: learning rate of this step.
+            features: Csr [batch, f] with values: x has the first width - f inputs only, the others are these. They get
+                no gradient, and those that no row of the batch has are skipped, which takes memory for a copy of
+                `indices` while it steps.
             shortlist: with loss="softmax", int64[batch, size]: the labels of each row that its positives compete with;
                 negative numbers fill up shorter lists.
             scale: factor of the loss and all gradients: 1 / batch for a mean over rows.
             backend: None for the kernels of x's device; or "cpu", "triton", "reference" to insist.
 
         Returns:
-            (grad_x float32[batch, width], loss), both of the values before the step. The gradient of the weights is
+            (grad_x float32 like x, loss), both of the values before the step. The gradient of the weights is
             used up: clipping and accumulating gradients need `gossamer.nn.FanInLinear`.
 
         Raises:
             TypeError, ValueError: naming the argument; nothing has changed then.
         """
-        x = checked_x(x, self.width)
+        x = checked_x(x, self.width, features)
         check_backend(backend, "x", x)
+        x, indices, width = *beside(x, features, self.indices), x.shape[1]
         step, positives = int(self.steps) + 1, self._positives(labels, len(x))
         if self.loss == "softmax" or shortlist is not None:
             self._check_shortlist(shortlist, len(x))
             assert shortlist is not None
             rule = RuleOf(self.optimizer, float(lr), self.weight_decay, *self.betas, self.eps, step)
             grad_x, loss = softmax_step(
-                x, self.values, self.indices, self.bias, self.states, positives, shortlist.long(), self.group, rule,
+                x, self.values, indices, self.bias, self.states, positives, shortlist.long(), self.group, rule,
                 scale, self.seed, backend,
             )  # fmt: skip
             self.steps += 1
-            return grad_x, float(loss)
+            return grad_x[:, :width].contiguous(), float(loss)
         grad_x, loss = fan_in_step(
-            x, self.values, self.indices, self.bias, self.states, positives,
+            x, self.values, indices, self.bias, self.states, positives,
             lr=lr, step=step, loss=self.loss, optimizer=self.optimizer, group=self.group, betas=self.betas,
             eps=self.eps, weight_decay=self.weight_decay, scale=scale, seed=self.seed, backend=backend,
         )  # fmt: skip
         self.steps += 1
-        return grad_x, float(loss)
+        return grad_x[:, :width].contiguous(), float(loss)
 
     def topk(
         self,
         x: Tensor,
         k: int = 5,
         *,
+        features: Csr | None = None,
         exclude: Csr | None = None,
         never: Tensor | None = None,
         backend: Backend | None = None,
@@ -204,6 +211,7 @@ class FusedHead(Head):
 
         Args:
             x: [batch, width], any float dtype; computed in float32.
+            features: as in `step`.
             exclude: Csr of shape (batch, labels): what a row must not get.
             never: int64[n], ascending: what no row gets.
 
@@ -214,13 +222,14 @@ class FusedHead(Head):
         Raises:
             TypeError, ValueError: naming the argument.
         """
-        x, lists = checked_x(x, self.width), None
+        x, indices = beside(checked_x(x, self.width, features), features, self.indices)
+        lists = None
         if exclude is not None:
             checked_sets("exclude", exclude, len(x), self.labels)
             device = self.values.device
             lists = exclude.offsets.to(device), exclude.indices.to(device, torch.int64)
         return fan_in_topk(
-            x, self.values, self.indices, k, bias=self.bias, group=self.group, exclude=lists,
+            x, self.values, indices, k, bias=self.bias, group=self.group, exclude=lists,
             never=never, backend=backend,
         )  # fmt: skip
 

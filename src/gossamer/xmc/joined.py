@@ -66,10 +66,10 @@ class JoinedHead(Head):
 
     @property
     def steps(self) -> Any:
-        return self._parts[0][0].steps
+        return self.placed[0][0].steps
 
     @property
-    def _parts(self) -> list[tuple[Head, int, int]]:
+    def placed(self) -> list[tuple[Head, int, int]]:
         """Each part and the labels [begin, end) inside that it has."""
         out, begin = [], 0
         for part in self.parts:
@@ -94,7 +94,7 @@ class JoinedHead(Head):
             raise ValueError(f"order must name the labels 0 to {self.labels - 1}, each once")
         return place.to(self.order.dtype)
 
-    def _inside(self, labels: Csr) -> Csr:
+    def inside(self, labels: Csr) -> Csr:
         """Label sets by the numbers inside, ascending in each row."""
         labels.validate()
         found = self.place[labels.indices.long()].long()
@@ -103,66 +103,80 @@ class JoinedHead(Head):
 
     @torch.no_grad()
     def step(
-        self, x: Tensor, labels: Csr | Sequence[Sequence[int]], lr: float, *, scale: float = 1.0
+        self,
+        x: Tensor,
+        labels: Csr | Sequence[Sequence[int]],
+        lr: float,
+        *,
+        features: Csr | None = None,
+        scale: float = 1.0,
     ) -> tuple[Tensor, float]:
         """As `FusedHead.step`: one step of every part on its labels; gradients and losses are added up."""
-        x = checked_x(x, self.width)
-        inside = self._inside(checked_sets("labels", labels, len(x), self.labels))
+        x = checked_x(x, self.width, features)
+        inside = self.inside(checked_sets("labels", labels, len(x), self.labels))
         grad_x, loss = torch.zeros_like(x), 0.0
-        for part, begin, end in self._parts:
-            grad, share = part.step(x, within(inside, begin, end), lr, scale=scale)
+        for part, begin, end in self.placed:
+            grad, share = part.step(x, within(inside, begin, end), lr, features=features, scale=scale)
             grad_x += grad
             loss += share
         return grad_x, loss
 
     @torch.no_grad()
     def topk(
-        self, x: Tensor, k: int = 5, *, exclude: Csr | None = None, never: Tensor | None = None
+        self,
+        x: Tensor,
+        k: int = 5,
+        *,
+        features: Csr | None = None,
+        exclude: Csr | None = None,
+        never: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """As `FusedHead.topk`, among the labels of all parts; equal scores in order of label as everybody knows it."""
-        x = checked_x(x, self.width)
+        x = checked_x(x, self.width, features)
         if not isinstance(k, int) or k < 1:
             raise ValueError(f"k must be an integer of at least 1, got {k!r}")
-        lists = None if exclude is None else self._inside(checked_sets("exclude", exclude, len(x), self.labels))
+        lists = None if exclude is None else self.inside(checked_sets("exclude", exclude, len(x), self.labels))
         if never is not None:
             never = self.place[never[(never >= 0) & (never < self.labels)]].long().sort().values
         # Parts decide between equal scores by the number inside. Where the next one has the score of the last, all
         # labels of that score are needed; that is rare, and then asked of such rows alone.
-        scores, ids = self._search(x, k + 1, lists, never)
+        scores, ids = self._search(x, features, k + 1, lists, never)
         for row in ((scores[:, k] == scores[:, k - 1]) & (ids[:, k] >= 0)).nonzero().flatten().tolist():
             one, wanted = slice(row, row + 1), k + 1
-            mine = None if lists is None else lists.slice(row, row + 1)
+            mine, words = (None if each is None else each.slice(row, row + 1) for each in (lists, features))
             while True:
                 wanted = min(8 * wanted, self.labels + 1)
-                found, names = self._search(x[one], wanted, mine, never)
+                found, names = self._search(x[one], words, wanted, mine, never)
                 if names[0, -1] < 0 or found[0, -1] != found[0, k - 1]:
                     break
             scores[one], ids[one] = (each[:, : k + 1] for each in (found, names))
         return scores[:, :k].contiguous(), ids[:, :k].contiguous()
 
-    def _search(self, x: Tensor, k: int, exclude: Csr | None, never: Tensor | None) -> tuple[Tensor, Tensor]:
+    def _search(
+        self, x: Tensor, features: Csr | None, k: int, exclude: Csr | None, never: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
         """The k best by the parts' decisions, then by score and label outside."""
         found = []
-        for part, begin, end in self._parts:
+        for part, begin, end in self.placed:
             lists = None if exclude is None else within(exclude, begin, end)
             mine = None if never is None else never[(never >= begin) & (never < end)] - begin
-            scores, ids = part.topk(x, k, exclude=lists, never=mine)
+            scores, ids = part.topk(x, k, features=features, exclude=lists, never=mine)
             found.append((scores, torch.where(ids < 0, -1, self.order.long()[(ids + begin).clamp(min=0)])))
         return merge_topk(found, k)
 
     def rewire(self, *args: Any, **how: Any) -> int:
         """As `FusedHead.rewire`, in each part by itself; one that reads all inputs has nothing to move."""
-        return sum(part.rewire(*args, **how) for part, _, _ in self._parts if getattr(part, "fan_in", 0) < self.width)
+        return sum(part.rewire(*args, **how) for part, _, _ in self.placed if getattr(part, "fan_in", 0) < self.width)
 
     def set_bias(self, bias: Tensor) -> None:
         """Take float32[labels], in the order of labels outside."""
-        for part, begin, end in self._parts:
+        for part, begin, end in self.placed:
             part.set_bias(bias[self.order[begin:end].long()])
 
     def subset(self, labels: Tensor) -> Head:
         """As `FusedHead.subset`, of every part that has some of the labels."""
         inside, parts, orders = self.place[saved.checked_labels(labels, self.labels)].long(), [], []
-        for part, begin, end in self._parts:
+        for part, begin, end in self.placed:
             where = ((inside >= begin) & (inside < end)).nonzero().flatten()
             if len(where):
                 parts.append(part.subset(inside[where] - begin))
@@ -171,7 +185,7 @@ class JoinedHead(Head):
 
     def save(self, directory: str | os.PathLike[str]) -> Path:
         """Write everything that training goes on from, whole or not at all; `open_head` reads it."""
-        return saved.save_composite(self, directory, {}, {"order": self.order}, [part for part, _, _ in self._parts])
+        return saved.save_composite(self, directory, {}, {"order": self.order}, [part for part, _, _ in self.placed])
 
     @classmethod
     def made(cls, stored: Stored, parts: list[Head], where: str | os.PathLike[str]) -> JoinedHead:

@@ -10,6 +10,7 @@ from torch import Tensor
 from gossamer.xmc.base_head import Head
 from gossamer.xmc.data.csr import Csr
 from gossamer.xmc.encoders import Encoder, Inputs
+from gossamer.xmc.features import features_of
 from gossamer.xmc.metrics import Metrics, Scores
 
 BATCH = 256
@@ -26,7 +27,8 @@ def predictions(
         for begin in range(0, inputs.shape[0], batch_size):
             rows = torch.arange(begin, min(begin + batch_size, inputs.shape[0]))
             left_out = None if exclude is None else exclude.take(rows)
-            yield head.topk(encoder(inputs.take(rows)), k, exclude=left_out)
+            batch = inputs.take(rows)
+            yield head.topk(encoder(batch), k, features=features_of(encoder, head, batch), exclude=left_out)
     finally:
         encoder.train(training)
 

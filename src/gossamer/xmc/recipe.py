@@ -21,6 +21,8 @@ class Recipe:
         frequent: share of the labels, the most frequent ones, that read more than `fan_in` inputs ...
         frequent_fan_in: ... so many; 0: all there are.
         intermediate: outputs of a ReLU layer between encoder and head, which the labels then read; 0: there is none.
+        chosen: share of a label's inputs that are the words (or features) which tell most of it, where the encoder
+            passes words on; the others are drawn from the embedding. 0: all are drawn from both.
         loss: "bce" or "hinge". optimizer: of the head, "sgd", "momentum" or "adam". dtype: "float32" or "bfloat16".
         epochs, batch_size: passes over the training part, examples of a step.
         lr, encoder_lr: highest learning rates of the head and the encoder; None: by optimizer and encoder.
@@ -47,10 +49,11 @@ class Recipe:
     frequent: float = 0.0
     frequent_fan_in: int = 0
     intermediate: int = 0
+    chosen: float = 0.5
     loss: Literal["bce", "hinge"] = "bce"
     optimizer: Literal["sgd", "momentum", "adam"] = "adam"
     dtype: Literal["float32", "bfloat16"] = "float32"
-    epochs: int = 10
+    epochs: int = 4
     batch_size: int = 64
     lr: float | None = None
     encoder_lr: float | None = None
@@ -70,7 +73,7 @@ class Recipe:
         for name in ("clusters", "seed", "rewire_every", "frequent_fan_in", "intermediate"):
             if name != "clusters" or not isinstance(self.clusters, str):
                 _whole(name, getattr(self, name), 0)
-        for name in ("warmup", "rewire_until", "aux_until", "rewire_fraction", "aux_weight", "frequent"):
+        for name in ("chosen", "warmup", "rewire_until", "aux_until", "rewire_fraction", "aux_weight", "frequent"):
             value = getattr(self, name)
             if not 0 <= value <= 1:
                 raise ValueError(f"{name} must be from 0 to 1, got {value}")

@@ -23,6 +23,7 @@ from gossamer.ops.fan_in.topk import fan_in_topk, merge_topk
 from gossamer.xmc import saved, store
 from gossamer.xmc.base_head import Head, checked_sets, checked_x, within
 from gossamer.xmc.data.csr import Csr
+from gossamer.xmc.features import beside
 from gossamer.xmc.head import FusedHead
 from gossamer.xmc.ranks import Ranks
 
@@ -79,25 +80,38 @@ class ShardedHead(Head):
 
     @torch.no_grad()
     def step(
-        self, x: Tensor, labels: Csr | Sequence[Sequence[int]], lr: float, *, scale: float = 1.0
+        self,
+        x: Tensor,
+        labels: Csr | Sequence[Sequence[int]],
+        lr: float,
+        *,
+        features: Csr | None = None,
+        scale: float = 1.0,
     ) -> tuple[Tensor, float]:
-        """As `FusedHead.step`, with x and labels the same in every process; so are (grad_x, loss)."""
+        """As `FusedHead.step`, with all arguments the same in every process; so are (grad_x, loss)."""
         mine = within(checked_sets("labels", labels, len(x), self.labels), self.begin, self.end)
-        grad_x, loss = self.head.step(x, mine, lr, scale=scale)
+        grad_x, loss = self.head.step(x, mine, lr, features=features, scale=scale)
         total = torch.tensor(loss, dtype=torch.float64, device=grad_x.device)
         self.ranks.add(grad_x, total)
         return grad_x, float(total)
 
     def topk(
-        self, x: Tensor, k: int = 5, *, exclude: Csr | None = None, never: Tensor | None = None
+        self,
+        x: Tensor,
+        k: int = 5,
+        *,
+        features: Csr | None = None,
+        exclude: Csr | None = None,
+        never: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """As `FusedHead.topk`, among all labels, by their number in the whole; the same in every process."""
-        x, head, lists = checked_x(x, self.width), self.head, None
+        head, lists = self.head, None
+        x, indices = beside(checked_x(x, self.width, features), features, head.indices)
         if exclude is not None:
             checked_sets("exclude", exclude, len(x), self.labels)
             lists = exclude.offsets, exclude.indices.to(torch.int64)
         found = fan_in_topk(
-            x, head.values, head.indices, k, bias=head.bias, group=head.group, exclude=lists, never=never,
+            x, head.values, indices, k, bias=head.bias, group=head.group, exclude=lists, never=never,
             first=self.begin,
         )  # fmt: skip
         scores, ids = (self.ranks.gather(each) for each in found)

@@ -93,9 +93,16 @@ class WideHead(Head):
 
     @torch.no_grad()
     def step(
-        self, x: Tensor, labels: Csr | Sequence[Sequence[int]], lr: float, *, scale: float = 1.0
+        self,
+        x: Tensor,
+        labels: Csr | Sequence[Sequence[int]],
+        lr: float,
+        *,
+        features: Csr | None = None,
+        scale: float = 1.0,
     ) -> tuple[Tensor, float]:
-        """As `FusedHead.step`: the head's, and then that of the layer."""
+        """As `FusedHead.step`: the head's, and then that of the layer, which reads no features beside x."""
+        _refuse(features)
         x = checked_x(x, self.width)
         h = self.features(x)
         grad, loss = self.head.step(h, labels, lr, scale=scale)
@@ -119,9 +126,16 @@ class WideHead(Head):
 
     @torch.no_grad()
     def topk(
-        self, x: Tensor, k: int = 5, *, exclude: Csr | None = None, never: Tensor | None = None
+        self,
+        x: Tensor,
+        k: int = 5,
+        *,
+        features: Csr | None = None,
+        exclude: Csr | None = None,
+        never: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """As `FusedHead.topk`."""
+        _refuse(features)
         return self.head.topk(self.features(x), k, exclude=exclude, never=never)
 
     def rewire(self, *args: Any, **how: Any) -> int:
@@ -168,3 +182,8 @@ class WideHead(Head):
                 raise ValueError(f"{name} is {found.dtype}{list(found.shape)}, expected {list(wanted.shape)}")
             setattr(other, name, found)
         return other
+
+
+def _refuse(features: Csr | None) -> None:
+    if features is not None:
+        raise ValueError(f"features must be None where a wide layer reads x, got {features}")

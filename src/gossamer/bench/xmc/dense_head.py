@@ -57,3 +57,55 @@ class DenseHead:
         for begin in range(0, len(self.weight), self.block):
             weight, bias = self.weight[begin : begin + self.block], self.bias[begin : begin + self.block]
             (self.product or torch.mm)(x, weight.t()).add_(bias)
+
+
+class AdamHead:
+    """A dense head in place of a `FusedHead` in training: BCE, Adam, all logits of a batch at once.
+
+    Args:
+        width, labels: of it. bias: the first one. seed: of the first weights.
+    """
+
+    def __init__(self, width: int, labels: int, bias: Tensor, seed: int) -> None:
+        generator = torch.Generator().manual_seed(seed)
+        self.labels, self.loss = labels, "bce"
+        self.weight = torch.empty(labels, width).uniform_(-(width**-0.5), width**-0.5, generator=generator)
+        self.bias = bias.clone()
+        self._adam = torch.optim.Adam([self.weight, self.bias])
+
+    def step(
+        self, x: Tensor, labels: Csr, lr: float, *, features: Csr | None = None, scale: float = 1.0
+    ) -> tuple[Tensor, float]:
+        """One step: (gradient by x, loss), both times `scale`."""
+        read = self._read(x, features)
+        targets = torch.zeros(len(x), self.labels)
+        targets[torch.repeat_interleave(torch.arange(len(x)), labels.counts()), labels.indices.long()] = 1
+        z = torch.addmm(self.bias, read, self.weight.t())
+        loss = torch.nn.functional.binary_cross_entropy_with_logits(z, targets, reduction="sum")
+        grad = z.sigmoid_().sub_(targets).mul_(scale)
+        grad_x = grad @ self.weight[:, : x.shape[1]]
+        self.weight.grad, self.bias.grad = grad.t() @ read, grad.sum(0)
+        self._adam.param_groups[0]["lr"] = lr
+        self._adam.step()
+        return grad_x, float(loss) * scale
+
+    def topk(
+        self, x: Tensor, k: int, *, features: Csr | None = None, exclude: Csr | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """The best k labels of each row."""
+        found = torch.addmm(self.bias, self._read(x, features), self.weight.t()).topk(k)
+        return found.values, found.indices
+
+    def buffers(self) -> list[Tensor]:
+        """What it consists of, without the optimizer's state."""
+        return [self.weight, self.bias]
+
+    def _read(self, x: Tensor, features: Csr | None) -> Tensor:
+        if features is None:
+            return x
+        out = torch.zeros(len(x), self.weight.shape[1])
+        out[:, : x.shape[1]] = x
+        owner = torch.repeat_interleave(torch.arange(len(x)), features.counts())
+        assert features.values is not None
+        out[owner, x.shape[1] + features.indices.long()] = features.values
+        return out

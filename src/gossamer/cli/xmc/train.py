@@ -23,7 +23,7 @@ from gossamer.cli.xmc.report import write
 from gossamer.integrations.distributed import World, connected
 from gossamer.xmc import data
 from gossamer.xmc.classifier import Classifier, clear, load
-from gossamer.xmc.data import Csr, DataSet, Part
+from gossamer.xmc.data import Csr, DataSet, Part, Texts
 from gossamer.xmc.encoders import Inputs
 from gossamer.xmc.fit import Examples, Fit, train
 from gossamer.xmc.metrics import Scores, inverse_propensity
@@ -55,7 +55,9 @@ class Train(Recipe):
     read: str = "auto"
     """What the encoder reads: texts, features, or auto (features where there are some and the encoder is bow)."""
     width: int = 512
-    """Numbers of an example's vector (bow)."""
+    """Trained numbers of an example's vector (bow)."""
+    words: int = 1 << 14
+    """Words, or features, that labels can read themselves (bow)."""
     max_length: int = 128
     """Tokens of a text that are read (Hugging Face)."""
     pooling: str = "mean"
@@ -158,21 +160,25 @@ def inputs_of(part: Part, encoder: str, read: str) -> Any:
 
 
 def _begin(config: Train, sets: DataSet, world: World) -> _Session:
-    settings: dict[str, Any] = {"width": config.width}
+    settings: dict[str, Any] = {"width": config.width, "words": config.words}
     if config.encoder != "bow":
         settings = {"max_length": config.max_length, "pooling": config.pooling}
     classifier = Classifier(config.encoder, encoder_settings=settings, recipe=config.recipe())
-    part = sets.train
+    given, labels = inputs_of(sets.train, config.encoder, config.read), sets.train.labels
+    keep, held = _split(labels.shape[0], config.validation, config.seed)
+    # What is held out is not seen before training either: not by word frequencies, first biases and connections.
     ranks = Ranks.of() if world.size > 1 else ALONE
-    fit, examples = classifier.begin(inputs_of(part, config.encoder, config.read), part.labels, ranks=ranks)
-    keep, held = _split(len(examples), config.validation, config.seed)
+    fit, examples = classifier.begin(_taken(given, keep), labels.take(keep), ranks=ranks)
     held_out = None
     if len(held):
-        held_out = examples.inputs.take(held), examples.labels.take(held)
-        examples = Examples(examples.inputs.take(keep), examples.labels.take(keep), examples.clusters)
+        held_out = classifier.encoder.prepare(_taken(given, held)), labels.take(held)
     if sets.label_texts is not None:
         classifier.names = [" ".join(name.split()) for name in sets.label_texts]
     return _Session(config, sets, classifier, fit, examples, held_out, world)
+
+
+def _taken(given: Any, rows: Tensor) -> Any:
+    return given.take(rows) if isinstance(given, Csr) else Texts.of(given[row] for row in rows.tolist())
 
 
 def _split(rows: int, share: float, seed: int) -> tuple[Tensor, Tensor]:
@@ -267,7 +273,7 @@ def test(classifier: Classifier, sets: DataSet, encoder: str, read: str, *, show
 
 
 def memory(fit: Fit) -> dict[str, int]:
-    """Bytes of the encoder, of layer and head with their optimizers, and of a dense float32 head with Adam."""
+    """Bytes of the encoder, of layer and head with their optimizers, and of a dense float32 head on the embedding."""
     encoder = sum(p.numel() * p.itemsize for p in fit.encoder.parameters())
     inner, layer = fit.head, {}
     if isinstance(inner, WideHead):
@@ -276,4 +282,5 @@ def memory(fit: Fit) -> dict[str, int]:
     mine = torch.tensor(sum(t.numel() * t.itemsize for t in inner.buffers()))
     fit.head.ranks.add(mine)  # of all processes
     head = int(mine)
-    return {"encoder": encoder, **layer, "head": head, "dense head": 16 * fit.head.labels * (fit.head.width + 1)}
+    width = fit.encoder.width or fit.head.width
+    return {"encoder": encoder, **layer, "head": head, "dense head": 16 * fit.head.labels * (width + 1)}

@@ -1,4 +1,4 @@
-"""Bag of words: hashed words weighted by tf-idf, then an embedding that is trained. Needs no download."""
+"""Bag of words: hashed words weighted by tf-idf, and an embedding of them that is trained. Needs no download."""
 
 from __future__ import annotations
 
@@ -16,22 +16,28 @@ from gossamer.xmc.data.csr import Csr, index_type
 from gossamer.xmc.encoders.encoder import Encoder
 
 _BLOCK = 8192  # texts that are counted together
-FEATURES = 1 << 16
+FEATURES, WORDS = 1 << 16, 1 << 14
+LENGTH = 3.0  # of an example's words beside its embedding
 
 
 class Bow(Encoder):
-    """Words, or features that the data set brings, times a trained embedding, plus a bias; a ReLU if asked for.
+    """Words, or features that the data set brings: times a trained embedding, plus a bias, and beside that as they are.
+
+    So a label can be a linear classifier of the few words that tell most of it, which serves rare labels too, and of
+    the embedding, which says what words have in common.
 
     A word weighs (1 + log of its count) * log of the inverse document frequency; rows have length 1. Words of one hash
-    share an embedding, so there is no vocabulary to keep.
+    are one, so there is no vocabulary to keep.
 
     Args:
-        width: of the vector that the head reads.
+        width: of the embedding; 0: none.
         features: hashes, or the width of the data set's own features.
+        words: how many words are passed on as they are: at most so many, those of the most training examples, at least
+            two; 0: none.
         given: whether it reads features (`Csr` with values) instead of texts; they are taken as they are.
         ngrams: the longest run of words that counts as a word of its own.
-        relu: whether negative numbers become zero.
-        dropout: share of the words, and of the numbers of a vector, that a training step leaves out.
+        relu: whether negative numbers of the embedding become zero.
+        dropout: share of the words that the embedding lacks in a training step, and of its numbers that the head lacks.
 
     >>> encoder = Bow(width=8, features=64)
     >>> encoder.learn(["a red apple", "a red pear"])
@@ -42,61 +48,72 @@ class Bow(Encoder):
     kind: ClassVar[str] = "bow"
     usual_lr: ClassVar[float] = 0.05
     idf: Tensor
+    column: Tensor
 
     def __init__(
         self,
         width: int = 512,
         features: int = FEATURES,
         *,
+        words: int = WORDS,
         given: bool = False,
         ngrams: int = 1,
         relu: bool = False,
         dropout: float = 0.3,
     ) -> None:
         super().__init__()
-        for name, value in (("width", width), ("features", features), ("ngrams", ngrams)):
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name} must be an integer of at least 1, got {value!r}")
+        sizes = ("width", width, 0), ("features", features, 1), ("words", words, 0), ("ngrams", ngrams, 1)
+        for name, value, least in sizes:
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+                raise ValueError(f"{name} must be an integer of at least {least}, got {value!r}")
+        if not width + words:
+            raise ValueError("width and words are both 0; expected one of them above")
         if not 0 <= dropout < 1:
             raise ValueError(f"dropout must be at least 0 and below 1, got {dropout}")
-        self.width, self.features, self.given, self.ngrams = width, features, given, ngrams
-        self.relu, self.dropout = relu, dropout
+        self.width, self.hashes, self.beside = width, features, min(words, features)
+        self.given, self.ngrams, self.relu, self.dropout = given, ngrams, relu, dropout
         # As if each row had one feature of length 1: what many rows share grows with their number, not before it.
-        self.weight = nn.Parameter(torch.randn(features, width) / width**0.5)
+        self.weight = nn.Parameter(torch.randn(features, width) / max(width, 1) ** 0.5)
         self.bias = nn.Parameter(torch.zeros(width))
         self.register_buffer("idf", torch.ones(0 if given else features))
+        self.register_buffer("column", torch.full((features,), -1, dtype=torch.int32))  # of each word; -1: it has none
 
     def settings(self) -> dict[str, Any]:
-        names = ("width", "features", "given", "ngrams", "relu", "dropout")
-        return {name: getattr(self, name) for name in names}
+        plain = {name: getattr(self, name) for name in ("width", "given", "ngrams", "relu", "dropout")}
+        return {**plain, "features": self.hashes, "words": self.beside}
 
     def optimizer(self, lr: float) -> Optimizer:
         """Adagrad: words that are rare keep large steps, and a step touches only the words of its batch."""
         return Adagrad(self.parameters(), lr=lr)
 
     def learn(self, examples: Iterable[str] | Csr) -> None:
-        """Document frequencies of the training texts."""
-        if self.given:
-            return
-        rows, counts = 0, torch.zeros(self.features, dtype=torch.int64)
-        for block in self._counted(examples):
+        """Document frequencies of the training texts, and which words are passed on."""
+        rows, counts = 0, torch.zeros(self.hashes, dtype=torch.int64)
+        for block in [self.prepare(examples)] if self.given else self._counted(examples):
             rows += block.shape[0]
             counts += block.column_counts()
-        # One document that has every word, so that no frequency is zero (scikit-learn's smooth_idf).
-        self.idf.copy_(((1 + rows) / (1 + counts.double())).log() + 1)
+        often = counts.argsort(descending=True, stable=True)[: self.beside]
+        often = often[counts[often] >= min(2, rows)].sort().values  # a word of one example tells nothing of another
+        self.column.fill_(-1)
+        self.column[often] = torch.arange(len(often), dtype=torch.int32, device=self.column.device)
+        if not self.given:
+            # One document that has every word, so that no frequency is zero (scikit-learn's smooth_idf).
+            self.idf.copy_(((1 + rows) / (1 + counts.double())).log() + 1)
 
     def prepare(self, examples: Iterable[str] | Csr) -> Csr:
         if self.given:
-            if not isinstance(examples, Csr) or examples.values is None or examples.shape[1] != self.features:
+            if not isinstance(examples, Csr) or examples.values is None or examples.shape[1] != self.hashes:
                 found = examples.shape if isinstance(examples, Csr) else type(examples).__name__
-                raise TypeError(f"this encoder reads features [rows, {self.features}] with values, got {found}")
+                raise TypeError(f"this encoder reads features [rows, {self.hashes}] with values, got {found}")
             return examples
         blocks = [self._weighted(block) for block in self._counted(examples)]
-        return _joined(blocks, self.features)
+        return _joined(blocks, self.hashes)
 
     def forward(self, inputs: Csr) -> Tensor:
         """Csr [rows, features] -> float32[rows, width]."""
         device = self.weight.device
+        if not self.width:
+            return torch.zeros(inputs.shape[0], 0, device=device)
         places, offsets = inputs.indices.to(device).long(), inputs.offsets[:-1].to(device)
         values = torch.ones(inputs.nnz) if inputs.values is None else inputs.values
         values = dropout(values.to(device), self.dropout, self.training)
@@ -105,13 +122,22 @@ class Bow(Encoder):
         )
         return dropout(out.relu() if self.relu else out, self.dropout, self.training)
 
+    def features(self, inputs: Csr) -> Csr | None:
+        """Csr [rows, beside]: the words that are passed on. Dropout leaves them: measured, it made them no better."""
+        if not self.beside or inputs.values is None:
+            return None
+        columns = self.column.cpu()[inputs.indices.long()]
+        kept = columns >= 0
+        ends = nn.functional.pad(kept.cumsum(0), (1, 0))[inputs.offsets]
+        return Csr(ends, columns[kept], LENGTH * inputs.values[kept], (inputs.shape[0], self.beside))
+
     def _counted(self, examples: Iterable[str] | Csr) -> Iterator[Csr]:
         """Counts of hashed words, a block of texts at a time."""
         if isinstance(examples, Csr | str):
             raise TypeError(f"this encoder reads texts, got {type(examples).__name__}")
         text = needed("sklearn.feature_extraction.text", "the bag of words needs scikit-learn", "xmc")
         hashed = text.HashingVectorizer(
-            n_features=self.features, alternate_sign=False, norm=None, ngram_range=(1, self.ngrams), dtype="float32"
+            n_features=self.hashes, alternate_sign=False, norm=None, ngram_range=(1, self.ngrams), dtype="float32"
         )
         texts = iter(examples)
         while block := list(islice(texts, _BLOCK)):

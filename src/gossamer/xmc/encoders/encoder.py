@@ -1,4 +1,4 @@
-"""What an encoder is: a module that turns texts or features into one vector an example."""
+"""What an encoder is: it turns texts or features into one vector an example, and may pass features on beside it."""
 
 from __future__ import annotations
 
@@ -29,17 +29,23 @@ class Inputs(Protocol):
 
 
 class Encoder(nn.Module):
-    """Base of the encoders. `forward(inputs)` gives float32[examples, width]; the head reads that.
+    """Base of the encoders. `forward(inputs)` gives float32[examples, width]; the head reads that, and `features`.
 
     Attributes:
         kind: the name under which a saved one is found again.
         usual_lr: highest learning rate of its optimizer where nobody says another.
         width: numbers of one example's vector.
+        beside: sparse features that the head reads beside it.
     """
 
     kind: ClassVar[str]
     usual_lr: ClassVar[float]
     width: int
+    beside: int = 0
+
+    def features(self, inputs: Any) -> Csr | None:
+        """Csr [examples, beside] with values, which has no parameters and no gradient; None where beside is 0."""
+        return None
 
     @abstractmethod
     def settings(self) -> dict[str, Any]:

@@ -61,7 +61,7 @@ def test_the_dense_head_of_a_classifier_is_a_linear_layer_with_adam():
         optimizer.step()
         grad, found = head.step(x.detach(), labels, 0.1, features=words, scale=1 / 3)
         torch.testing.assert_close(grad, x.grad)
-        assert found == pytest.approx(float(loss))
+        assert found == pytest.approx(float(loss.detach()))
     torch.testing.assert_close(head.weight, layer.weight.detach())
     z = layer(torch.cat([x, torch.tensor(words.to_scipy().toarray())], 1))
     assert torch.equal(head.topk(x.detach(), 2, features=words)[1], z.topk(2).indices)

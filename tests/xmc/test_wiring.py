@@ -83,7 +83,9 @@ def test_nothing_chosen_leaves_the_head_as_it_was_drawn():
 
 @pytest.mark.parametrize("beside", [0, 5, 300, 65_526, 70_000])
 @pytest.mark.parametrize("optimizer", ["sgd", "adam"])
-def test_features_beside_dense_inputs_are_inputs(beside, optimizer):
+@pytest.mark.parametrize("cached", [0, 1 << 30])
+def test_features_beside_dense_inputs_are_inputs(monkeypatch, beside, optimizer, cached):
+    monkeypatch.setattr("gossamer.xmc.features.CACHED", cached)
     torch.manual_seed(0)
     width = 10
     whole, head = (FusedHead(width + beside, 40, fan_in=8, optimizer=optimizer, seed=1) for _ in range(2))
@@ -106,7 +108,8 @@ def test_features_beside_dense_inputs_are_inputs(beside, optimizer):
         head.step(x[:, :3], labels, 0.1)
 
 
-def test_all_features_of_a_batch_may_be_there():
+def test_all_features_of_a_batch_may_be_there(monkeypatch):
+    monkeypatch.setattr("gossamer.xmc.features.CACHED", 0)
     head = FusedHead(1 << 16, 4, fan_in=8)
     x = torch.randn(2, 1 << 16)
     _, ids = head.topk(x[:, :1], 2, features=sparse(x[:, 1:]))

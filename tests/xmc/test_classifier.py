@@ -152,7 +152,7 @@ def test_connections_move_and_stay_sorted():
     assert not torch.equal(still.head.indices, moved.head.indices)
     for classifier in (still, moved):
         indices = classifier.head.indices.long()
-        assert bool((indices.diff(dim=1) > 0).all()) and int(indices.max()) < 32
+        assert bool((indices.diff(dim=1) > 0).all()) and int(indices.max()) < classifier.head.width
 
 
 @pytest.mark.parametrize("mmap", [True, False])

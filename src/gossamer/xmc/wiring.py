@@ -127,8 +127,9 @@ def connect(head: FusedHead, features: Csr, labels: Csr, share: float) -> None:
     drawn = torch.empty(len(chosen), 0, dtype=torch.int64)
     if trained:
         few = min(head.fan_in, trained)
-        about = {"first": head.first_label, "group": head.group}
-        drawn = fan_in_indices(head.labels, trained, few, seed=head.seed + DRAWN, **about).long()
+        drawn = fan_in_indices(
+            head.labels, trained, few, seed=head.seed + DRAWN, first=head.first_label, group=head.group
+        ).long()
         shuffle = torch.empty(len(drawn), few)
         draw_values(shuffle, seed=head.seed + SHUFFLED, first=head.first_label // head.group)
         drawn = drawn.gather(1, shuffle.argsort(dim=1, stable=True))

@@ -68,7 +68,7 @@ class AdamHead:
 
     def __init__(self, width: int, labels: int, bias: Tensor, seed: int) -> None:
         generator = torch.Generator().manual_seed(seed)
-        self.labels, self.loss = labels, "bce"
+        self.width, self.labels, self.loss = width, labels, "bce"
         self.weight = torch.empty(labels, width).uniform_(-(width**-0.5), width**-0.5, generator=generator)
         self.bias = bias.clone()
         self._adam = torch.optim.Adam([self.weight, self.bias])

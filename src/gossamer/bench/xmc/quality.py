@@ -19,8 +19,9 @@ from gossamer.bench.cells import Cell, Column, value
 from gossamer.bench.section import Row, Settings, Table
 from gossamer.bench.xmc import rivals
 from gossamer.bench.xmc.dense_head import AdamHead
+from gossamer.xmc.base_head import Head
 from gossamer.xmc.classifier import Classifier
-from gossamer.xmc.data import Csr, DataSet
+from gossamer.xmc.data import DataSet
 from gossamer.xmc.encoders import make
 from gossamer.xmc.fit import Fit, train
 from gossamer.xmc.head import FusedHead
@@ -94,8 +95,9 @@ def _trained(model: Model, sets: DataSet, seed: int) -> dict[str, Any]:
     begin = _cpu()
     fit, examples = classifier.begin(given, sets.train.labels)
     if model.dense:
-        assert fit.head.bias is not None
-        fit.head = cast(FusedHead, AdamHead(fit.head.width, sets.labels, fit.head.bias, seed))
+        bias = cast(FusedHead, fit.head).bias
+        assert bias is not None
+        fit.head = cast(Head, AdamHead(fit.head.width, sets.labels, bias, seed))
     gradients: list[float] = []
     batch = min(fit.recipe.batch_size, len(examples))
     early = max(1.0, EARLY * (len(examples) // batch) * fit.recipe.epochs)
@@ -108,8 +110,9 @@ def _trained(model: Model, sets: DataSet, seed: int) -> dict[str, Any]:
     train(fit, examples, on_step=on_step)
     seconds = _cpu() - begin
     scores = evaluate(
-        fit.encoder, fit.head, fit.encoder.prepare(unseen), sets.test.labels, k=K, **_weights(sets.train.labels)
-    )
+        fit.encoder, fit.head, fit.encoder.prepare(unseen), sets.test.labels, k=K,
+        propensity=inverse_propensity(sets.train.labels), frequency=sets.train.labels.column_counts(),
+    )  # fmt: skip
     size = sum(t.numel() * t.itemsize for t in _of_model(fit.head))
     return {**_facts(scores), "head_bytes": size, "cpu_seconds": seconds, "gradient": _mean(gradients)}
 
@@ -125,10 +128,6 @@ def _of_model(head: Any) -> list[Tensor]:
     if isinstance(head, AdamHead):
         return head.buffers()
     return [t for t in (head.values, head.indices, head.bias) if t is not None]
-
-
-def _weights(labels: Csr) -> dict[str, Tensor]:
-    return {"propensity": inverse_propensity(labels), "frequency": labels.column_counts()}
 
 
 def _facts(scores: Scores) -> dict[str, Any]:
@@ -165,7 +164,8 @@ def _rival(program: str, sets: DataSet) -> dict[str, Any]:
     found = rivals.run(program, given, sets.train.labels, unseen)
     if isinstance(found, str):
         return {"runs": 0, "absent": found}
-    metrics = Metrics(sets.labels, K, **_weights(sets.train.labels))
+    labels = sets.train.labels
+    metrics = Metrics(sets.labels, K, propensity=inverse_propensity(labels), frequency=labels.column_counts())
     metrics.add(torch.arange(K, 0, -1.0).expand(len(found.ids), K), found.ids, sets.test.labels)
     of_one = {**_facts(metrics.result()), "head_bytes": found.bytes, "cpu_seconds": found.seconds, "gradient": None}
     return {**_together([of_one]), "peak_bytes": found.peak}

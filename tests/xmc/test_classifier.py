@@ -316,14 +316,15 @@ def test_frequent_labels_read_more_and_like_ones_share():
     head = small(frequent=0.25, frequent_fan_in=20).begin(TEXTS, as_labels("y", sets))[0].head
     assert head.order.tolist() == [0, 2, 1, 3, 4, 5, 6, 7] and [part.fan_in for part in head.parts] == [20, 8]
     head = small(frequent=0.25, group=16, grouping="frequency").begin(TEXTS, as_labels("y", sets))[0].head
-    assert head.order.tolist() == [0, 2, 4, 6, 7, 5, 3, 1] and [part.fan_in for part in head.parts] == [32, 8]
+    assert head.order.tolist() == [0, 2, 4, 6, 7, 5, 3, 1] and [part.fan_in for part in head.parts] == [head.width, 8]
     assert isinstance(small(group=16, grouping="given").begin(TEXTS, as_labels("y", sets))[0].head, FusedHead)
     many = [[label] for _ in range(4) for label in range(32)]
     texts = [f"topic{label % 2} word{label % 2} number{label}" for _ in range(4) for label in range(32)]
     order = small(group=16).begin(texts, as_labels("y", many))[0].head.order
     assert {tuple(sorted(set((run % 2).tolist()))) for run in order.view(2, 16)} == {(0,), (1,)}
-    for wrong in (4, 33):
-        with pytest.raises(ValueError, match=f"frequent_fan_in must be from fan_in=8 to the width of 32, got {wrong}"):
+    for wrong in (4, head.width + 1):
+        limits = f"from fan_in=8 to the width of {head.width}"
+        with pytest.raises(ValueError, match=f"frequent_fan_in must be {limits}, got {wrong}"):
             small(frequent=0.5, frequent_fan_in=wrong).fit(TEXTS, SETS)
 
 

@@ -118,14 +118,18 @@ def test_a_signal_after_the_last_step_is_not_lost(
         same(_end("parts", stage), _end("whole", stage))
 
 
-@pytest.mark.parametrize("during", ["write", "fsync", "replace"])
 def test_a_second_signal_while_saving_leaves_the_checkpoint_of_before(
-    train: Callable[..., int], monkeypatch: pytest.MonkeyPatch, during: str
+    train: Callable[..., int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The first one stops at step 7; the second comes while that is being saved, in the middle of the file or later."""
     assert train("--out", "whole") == 0
+    for owner, name in ((checkpoint._Writer, "write"), (os, "fsync"), (os, "replace")):
+        _signal_twice(train, monkeypatch, owner, name)
+        shutil.rmtree("parts")
+
+
+def _signal_twice(train: Callable[..., int], monkeypatch: pytest.MonkeyPatch, owner: Any, name: str) -> None:
     monkeypatch.setenv("STOP_AT", "7")
-    owner, name = {"write": (checkpoint._Writer, "write"), "fsync": (os, "fsync"), "replace": (os, "replace")}[during]
     real, seen = getattr(owner, name), [0]
 
     def signalled(*arguments: Any) -> Any:

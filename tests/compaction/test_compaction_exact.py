@@ -95,8 +95,11 @@ def test_integer_networks_bit_by_bit(name: str, seed: int) -> None:
         assert expected.abs().max() > 0
 
 
-@pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 1e-5), (torch.float64, 1e-12)])
-@pytest.mark.parametrize("name", NETS)
+# What is cut out does not depend on the dtype: some networks in float32 show that it runs there.
+ROUNDED = [(name, torch.float64, 1e-12) for name in NETS] + [(name, torch.float32, 1e-5) for name in list(NETS)[::4]]
+
+
+@pytest.mark.parametrize(("name", "dtype", "bound"), ROUNDED)
 def test_random_networks_to_rounding(name: str, dtype: torch.dtype, bound: float) -> None:
     model, x, keep = pruned(name, dtype, 2, integer=False)
     small = compacted(model, x, keep)

@@ -93,7 +93,10 @@ def randomised(model: nn.Module) -> None:
                 buffer.add_(torch.rand_like(buffer))
 
 
-@pytest.mark.parametrize("name", MODELS)
+# Depthwise convolutions are in efficientnet too.
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[pytest.mark.slow] if n == "mobilenet" else []) for n in MODELS]
+)
 def test_compacts_exactly_or_names_the_barrier(name: str) -> None:
     build, kind, removable, barrier = MODELS[name]
     torch.manual_seed(0)

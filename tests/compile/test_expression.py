@@ -72,7 +72,7 @@ def expressions(draw):
     return f"C[{','.join(target)}] {reducer}{space}{source}", target, reducer, indices
 
 
-@settings(max_examples=200)
+@settings(max_examples=100)
 @given(expressions())
 def test_valid_expressions_come_back(drawn):
     text, target, reducer, indices = drawn

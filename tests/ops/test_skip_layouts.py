@@ -63,13 +63,23 @@ def test_strides_do_not_matter(skip, backend):
             assert torch.equal(y, its if x.stride(0) == 0 else expected)
 
 
-@pytest.mark.parametrize("compiled", [False, True])
-@pytest.mark.parametrize("relu", [False, True])
-@pytest.mark.parametrize("skip", ["input", "auto"])
-@pytest.mark.parametrize("kernel", [1, 3])
+# A graph learns strides from the same fake rule whatever the kernel: each value once is enough of them.
+COMPILED = {(1, "input", False), (3, "auto", True)}
+
+
+@pytest.mark.parametrize(
+    ("kernel", "skip", "relu", "compiled"),
+    [
+        (*each, compiled)
+        for each in itertools.product((1, 3), ("input", "auto"), (False, True))
+        for compiled in (False, True)
+        if not compiled or each in COMPILED
+    ],
+)
 def test_results_lie_in_memory_as_torchs_do(kernel, skip, relu, compiled):
     """So that a view of the output, or of the input gradient, works after a conversion if it did before."""
-    torch.compiler.reset()
+    if compiled:
+        torch.compiler.reset()
     layer = partial(gs.ops.conv2d, padding=kernel // 2, skip=skip, relu=relu, site=gs.planner.Site())
     if compiled:
         layer = torch.compile(layer, fullgraph=True, backend="aot_eager")

@@ -23,7 +23,7 @@ run: $(STAMP)   ## train sparse, shrink, measure, on the bundled digits; writes 
 	$(BIN)/gossamer train --out runs/digits --overwrite
 
 # One thread in each of two processes: what is tested about threads sets its own number of them.
-test: $(STAMP)  ## the test suite (CPU, under 8 minutes on 2 cores)
+test: $(STAMP)  ## the test suite (CPU, some 7 minutes on 2 cores)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2
 
 test-all: $(STAMP)  ## the long tests too

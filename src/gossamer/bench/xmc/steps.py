@@ -46,7 +46,7 @@ def _engine(a: Tensor, b: Tensor) -> Tensor:
     return gs.ops.dense.linear(a, b.t())
 
 
-def _head(settings: Settings, **options: Any) -> FusedHead:
+def made(settings: Settings, **options: Any) -> FusedHead:
     labels, width, fan_in, _ = sizes(settings)
     return FusedHead(width, labels, fan_in=fan_in, **options)
 
@@ -59,7 +59,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 def _ours(settings: Settings, loss: str, x: Tensor, labels: Csr) -> dict[str, Call]:
     calls: dict[str, Call] = {}
     for name, options in OPTIONS.items():
-        head = _head(settings, loss=loss, **options)
+        head = made(settings, loss=loss, **options)
         if loss == "hinge" and head.bias is not None:
             head.bias.fill_(WARM_BIAS)
         calls[name] = partial(head.step, x, labels, 1e-4)
@@ -79,7 +79,7 @@ def _dense(settings: Settings, loss: str) -> dict[str, DenseHead]:
     }
 
 
-def _forward(head: FusedHead, x: Tensor) -> None:
+def all_logits(head: FusedHead, x: Tensor) -> None:
     """All logits, a block of labels at a time."""
     for begin in range(0, head.labels, FORWARD_BLOCK):
         values, indices = (t[begin : begin + FORWARD_BLOCK] for t in (head.values, head.indices))
@@ -98,9 +98,9 @@ def rows(settings: Settings) -> Iterator[Row]:
         run = gs.measure.interleave(calls, baseline=DENSE, reps=settings.reps, warmup=1, seconds=60)
         yield {"what": f"step, {'BCE' if loss == 'bce' else 'squared hinge, warm'}", **facts, **engine, **run.to_dict()}
         del calls, dense
-    head = _head(settings)
-    calls = {"fp32": partial(_forward, head, x), "top-5": partial(head.topk, x, 5)}
-    low = _head(settings, dtype=torch.bfloat16)
+    head = made(settings)
+    calls = {"fp32": partial(all_logits, head, x), "top-5": partial(head.topk, x, 5)}
+    low = made(settings, dtype=torch.bfloat16)
     calls["top-5 bf16"] = partial(low.topk, x, 5)
     dense = {name: partial(head.forward, x) for name, head in _dense(settings, "bce").items()}
     engine = choose(dense, calls, DENSE, settings, 2 * batch * labels * width)

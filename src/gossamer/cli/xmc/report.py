@@ -106,7 +106,7 @@ def _deciles(deciles: list[dict[str, Any]]) -> Markup:
 def _memory(sizes: dict[str, int]) -> Markup:
     style = {"dense head": "dense", "head": "sparse"}
     label = {
-        "dense head": "a dense head on the embedding, with its gradient and Adam",
+        "dense head": "a dense head, its gradient and Adam",
         "head": "this head and its optimizer",
     }
     entries = [(label.get(k, f"the {k}"), float(n), short(n, "B"), style.get(k, "control")) for k, n in sizes.items()]

@@ -87,14 +87,7 @@ def page_attention(
         if given is not None and (given.dtype != torch.float32 or given.shape != shape):
             raise ValueError(f"{name} must be float32{list(shape)}, got {given.dtype}{list(given.shape)}")
     chosen = heads_or_first(heads, pool, q.shape[1], group)
-    whole = pool.heads * group == q.shape[1]
-    target = (
-        out
-        if out is not None
-        else torch.empty_like(q, dtype=torch.float32)
-        if whole
-        else torch.zeros_like(q, dtype=torch.float32)
-    )
+    target = torch.zeros_like(q, dtype=torch.float32) if out is None else out
     page_attention_on(backend)(
         q.float(), target, lse, chosen, group, *pool.numbers, batch.offsets, batch.lengths, batch.table,
         *lists_of(lists), window, sink, scale, cap,

@@ -14,6 +14,7 @@ def test_every_section_runs_and_makes_its_tables():
     result = bench.run("xmc", bench.Settings(quick=True, reps=1, seeds=(0,)))
     for name, section in bench.sections("xmc").items():
         rows = result["sections"][name]["rows"]
+        assert all(isinstance(row.get("rows", []), list) for row in rows)  # what the command prints candidates from
         assert rows and section.table.text(rows).count("\n") == len(rows) + 2
         for table in section.further.values():
             assert table.text(rows).count("\n") == len(rows) + 2

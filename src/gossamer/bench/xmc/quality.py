@@ -75,7 +75,7 @@ def rows(
         data: seed -> data set: real ones are the same for all seeds.
     """
     sets = data(settings.seeds[0])
-    facts = {"data": name, "labels": sets.labels, "rows": sets.train.labels.shape[0]}
+    facts = {"data": name, "labels": sets.labels, "examples": sets.train.labels.shape[0]}
     for model in models:
         runs = [_trained(model, data(seed), seed) for seed in settings.seeds]
         yield {**facts, "model": model.name, **_together(runs)}

@@ -1,6 +1,8 @@
 """Attention over pages: errors are derived, bits depend on nothing that does not matter, broken tables are refused."""
 
+import copy
 import itertools
+import pickle
 import re
 
 import pytest
@@ -290,6 +292,25 @@ def test_pages_that_nobody_sees_need_not_exist():
     )
     with pytest.raises(ValueError, match=re.escape("table[0, 1] is -1, expected 0 <= page < 11")):
         page_attention(q, pool, Batch(newest.offsets, newest.lengths, table))
+
+
+def test_pools_are_copied_and_serve_in_and_after_inference_mode():
+    torch.manual_seed(0)
+    keys, q = torch.randn(70, 2, 32), torch.randn(70, 4, 32)
+
+    def run(pool, batch, n=70):
+        page_append(keys[:n], keys[:n], pool, batch)
+        return page_attention(q[:n], pool, batch, group=2)
+
+    with torch.inference_mode():
+        pool, batch = PagePool.allocate(2, 2, 32), Batch.of([70], [70], [[1, 0]])
+        expected = run(pool, batch)
+    for other in (pool, copy.deepcopy(PagePool.allocate(2, 2, 32)), pickle.loads(pickle.dumps(pool))):
+        assert_same_bits(run(other, batch), expected.clone())
+    with torch.autocast("cpu", torch.bfloat16):
+        assert_same_bits(run(PagePool.allocate(2, 2, 32), batch), expected.clone())
+    assert run(pool, Batch.of([], [], []), 0).shape == (0, 4, 32)
+    assert run(pool, Batch.of([0, 3], [5, 3], [[0], [1]]), 3).shape == (3, 4, 32)  # one without new tokens
 
 
 def test_bytes_are_what_the_formula_says():

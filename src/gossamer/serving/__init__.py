@@ -1,0 +1,1 @@
+"""Long texts: attention over pages, and generation."""

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
         pattern,
         planner,
         report,
+        serving,
         testing,
         training,
         tuning,
@@ -57,7 +58,7 @@ except PackageNotFoundError:  # a source tree on PYTHONPATH that was never insta
 
 _MODULES = (
     "bench", "compaction", "compile", "data", "doctor", "integrations", "kernels", "measure", "models", "nn", "ops",
-    "pattern", "planner", "report", "testing", "training", "tuning", "xmc",
+    "pattern", "planner", "report", "serving", "testing", "training", "tuning", "xmc",
 )  # fmt: skip
 _NAMES = {
     "Pattern": "gossamer.pattern",
@@ -86,6 +87,7 @@ __all__ = [
     "pattern",
     "planner",
     "report",
+    "serving",
     "testing",
     "training",
     "tuning",

@@ -1,0 +1,65 @@
+"""How many pages a memory holds, and how long a text may be."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+import torch
+
+from gossamer.serving.geometry import Geometry
+from gossamer.serving.sparsity import Part, Sparsity, View
+from gossamer.serving.store import bytes_of_page, most_pages
+
+SHARE = 0.5
+"""Of the memory that is free, keys and values take at most so much if nobody says how much."""
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that are free on a device."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def pages_for(
+    geometry: Geometry, sparsity: Sparsity, parts: Sequence[Sequence[Part]], *, memory: int | None, longest: int | None,
+    requests: int, chunk: int, device: torch.device,
+) -> tuple[dict[View, int], int]:  # fmt: skip
+    """Pages of each view, and the longest text then.
+
+    What sees a window needs a number of pages that does not grow with the text: `requests` requests have theirs. All
+    that is left is for heads that see everything, but not more than all requests at their longest can take.
+
+    Args:
+        memory: bytes for keys and values; None: half of what is free.
+        longest: tokens of the longest text; None: what the model was made for, or less if the memory does not hold it.
+        chunk: tokens of a prompt that are worked on at once, at most.
+
+    Raises:
+        ValueError: the memory does not hold one request of `longest` tokens.
+    """
+    size = bytes_of_page(geometry, sparsity, parts)
+    available = int(free_memory(device) * SHARE) if memory is None else memory
+    page, wanted = (
+        sparsity.page,
+        longest or geometry.longest or available // max(sum(size.values()) // sparsity.page, 1),
+    )
+    windows = {view: requests * most_pages(view, wanted, chunk, page) for view in size if view.window is not None}
+    left = available - sum(size[view] * count for view, count in windows.items())
+    dense = View(None, 0)
+    if dense not in size:
+        holds = wanted if left >= 0 else 0
+    else:
+        holds = max(left, 0) // size[dense] * page
+    if holds < (wanted if longest is not None else 1):
+        least = sum(size[view] * most_pages(view, wanted, chunk, page) for view in size)
+        raise ValueError(
+            f"memory of {available:,} bytes holds the keys of {holds:,} tokens beside {requests} requests' windows, "
+            f"expected {wanted:,}: one request of that length takes {least:,} bytes; give more memory or a smaller "
+            "max_length or max_requests"
+        )
+    length = min(wanted, holds)
+    if dense in size:
+        windows[dense] = min(holds // page, requests * -(-length // page))
+    return windows, length

@@ -1,0 +1,212 @@
+"""Attention and mask functions named "gossamer" for transformers, for any decoder that asks its attention interface.
+
+With a `SparseCache` the keys are in pages and attention reads them there. With any other cache, or none, keys come
+whole: they are put into pages for the call, and attention is dense. What these functions cannot do they refuse.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface
+from transformers.masking_utils import AttentionMaskInterface
+
+from gossamer import ops
+from gossamer.ops.paged.pool import PAGE, Batch, PagePool
+from gossamer.serving.paged_cache import Ticket
+from gossamer.serving.sparsity import STORED
+
+NAME = "gossamer"
+SAMPLES = 256
+_REFUSED = {
+    "s_aux": "attention sinks that are learned", "position_bias": "a bias by position", "head_mask": "masks of heads",
+    "block_mask": "block masks", "indexer": "an indexer",
+}  # fmt: skip
+
+
+def register() -> None:
+    """Make attn_implementation="gossamer" known; importing `gossamer.serving` does."""
+    AttentionInterface.register(NAME, attention)
+    AttentionMaskInterface.register(NAME, padding)
+
+
+def padding(
+    batch_size: int, q_length: int, kv_length: int, q_offset: Any = 0, kv_offset: int = 0,
+    mask_function: Callable[..., Any] | None = None, attention_mask: Tensor | None = None,
+    local_size: int | None = None, use_vmap: bool = False, device: Any = "cpu", **kwargs: Any,
+) -> Tensor | None:  # fmt: skip
+    """What attention needs of a mask: bool[batch, kv_length], False for padding; None if there is none.
+
+    Raises:
+        ValueError: the mask is not causal, with or without a window: what it hides is tried at places over all of it.
+    """
+    end = kv_offset + kv_length
+    if end != int(q_offset) + q_length:
+        raise ValueError(
+            f"keys end at {end} and queries at {int(q_offset) + q_length}: attn_implementation='gossamer' takes caches "
+            "that hold what there is, not ones of a fixed size"
+        )
+    if mask_function is not None:
+        places = q_length, kv_length, int(q_offset), kv_offset
+        _check_causal(mask_function, batch_size, places, local_size, use_vmap, device)
+    if attention_mask is None:
+        return None
+    if attention_mask.dim() != 2 or attention_mask.shape[1] < end:
+        raise ValueError(
+            f"attention_mask must have shape [{batch_size}, {end}], 1 for tokens and 0 for padding, got "
+            f"{list(attention_mask.shape)}"
+        )
+    mask = attention_mask[:, kv_offset:end].bool()
+    return None if bool(mask.all()) else mask
+
+
+def _check_causal(
+    mask_function: Callable[..., Any], batch: int, places: tuple[int, int, int, int], window: int | None,
+    use_vmap: bool, device: Any,
+) -> None:  # fmt: skip
+    """Compare a mask function with causal attention at the edges of what a query sees, and at places in between."""
+    if use_vmap:
+        raise ValueError("attn_implementation='gossamer' takes causal masks alone; this model adds a mask of its own")
+    q_length, kv_length, q_offset, kv_offset = places
+    generator = torch.Generator().manual_seed(q_length)
+    q = torch.randint(q_length, (SAMPLES,), generator=generator) + q_offset
+    q[:2] = torch.tensor([q_offset, q_offset + q_length - 1])
+    near = torch.tensor([-1, 0, 1]).repeat(SAMPLES // 3 + 1)[:SAMPLES]
+    edge = q - (window or 0) * (torch.arange(SAMPLES) % 2)
+    anywhere = torch.randint(kv_length, (SAMPLES,), generator=generator) + kv_offset
+    for keys in ((edge + near).clamp(kv_offset, kv_offset + kv_length - 1), anywhere):
+        rows = torch.arange(SAMPLES) % batch
+        expected = keys <= q
+        if window is not None:
+            expected &= keys > q - window
+        found = mask_function(rows.to(device), torch.zeros_like(rows).to(device), q.to(device), keys.to(device))
+        wrong = (torch.as_tensor(found).cpu().expand(SAMPLES) != expected).nonzero()
+        if wrong.numel():
+            at = int(wrong[0])
+            raise ValueError(
+                f"attn_implementation='gossamer' takes causal masks alone, with or without a window; in this one token "
+                f"{int(q[at])} and key {int(keys[at])} are {'apart' if expected[at] else 'together'}"
+            )
+
+
+def attention(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, dropout: float = 0.0,
+    scaling: float | None = None, softcap: float | None = None, sliding_window: int | None = None, **kwargs: Any,
+) -> tuple[Tensor, None]:  # fmt: skip
+    """Causal attention of query [batch, heads, new tokens, width]; returns [batch, new tokens, heads, width] and None.
+
+    Padding gives zeros.
+
+    Raises:
+        ValueError, RuntimeError: what is asked for is not supported: dropout, gradients, attention weights, masks of
+            four dimensions, attention that is not causal, learned sinks, biases.
+    """
+    _refuse(module, query, attention_mask, dropout, kwargs)
+    if isinstance(key, Ticket):
+        out = _from_pages(query, key, value, attention_mask, scaling, softcap or 0.0, sliding_window)
+    else:
+        out = _from_keys(query, key, value, attention_mask, scaling, softcap or 0.0, sliding_window)
+    return out.to(query.dtype), None
+
+
+def _refuse(module: nn.Module, query: Tensor, mask: Tensor | None, dropout: float, kwargs: dict[str, Any]) -> None:
+    if dropout:
+        raise ValueError(f"attn_implementation='gossamer' has no dropout, got {dropout}: call model.eval()")
+    if query.requires_grad:
+        raise RuntimeError(
+            "attn_implementation='gossamer' has no gradient: use torch.no_grad(), or 'sdpa' for training"
+        )
+    if kwargs.get("output_attentions"):
+        raise ValueError("attn_implementation='gossamer' makes no attention weights: use 'eager' for output_attentions")
+    if kwargs.get("is_causal", getattr(module, "is_causal", True)) is False:
+        raise ValueError(f"{type(module).__name__} is not causal; attn_implementation='gossamer' is for decoders")
+    for name, what in _REFUSED.items():
+        if kwargs.get(name) is not None:
+            raise ValueError(f"attn_implementation='gossamer' does not support {what} ({name})")
+    if mask is not None and mask.dim() != 2:
+        raise ValueError(
+            f"attn_implementation='gossamer' takes a mask [batch, keys] of padding, got {list(mask.shape)}"
+        )
+
+
+def _packed(states: Tensor, places: Tensor | None) -> Tensor:
+    """[batch, heads, tokens, width] as [tokens of all rows, heads, width], those at `places`."""
+    flat = states.transpose(1, 2).flatten(0, 1)
+    return flat if places is None else flat[places]
+
+
+def _unpacked(out: Tensor, query: Tensor, places: Tensor | None) -> Tensor:
+    if places is not None:
+        whole = out.new_zeros(query.shape[0] * query.shape[2], *out.shape[1:])
+        whole[places] = out
+        out = whole
+    return out.view(query.shape[0], query.shape[2], *out.shape[1:])
+
+
+def _from_pages(
+    query: Tensor, key: Ticket, value: Tensor, mask: Tensor | None, scale: float | None, cap: float, window: int | None
+) -> Tensor:
+    layer, cache = key.layer, key.layer.cache
+    expected = cache.geometry.layers[layer.index].window
+    if window is not None and window != expected:
+        raise ValueError(f"layer {layer.index} has a window of {window}, and its config {expected}")
+    assert isinstance(value, Ticket)
+    step, places = cache.enter(mask)
+    attend = cache.attention(layer, scale, cap)
+    out = attend(_packed(query, places), _packed(key.open(), places), _packed(value.open(), places), step)
+    return _unpacked(out, query, places)
+
+
+def _from_keys(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float | None, cap: float, window: int | None
+) -> Tensor:
+    """Dense attention over keys [batch, key heads, keys, width] that some other cache has."""
+    rows, heads, new, width = query.shape
+    key_heads, total = key.shape[1], key.shape[2]
+    if value.shape != key.shape or width != key.shape[3] or heads % key_heads:
+        raise ValueError(
+            f"query, key and value must share their width and the query heads be a multiple of the key heads, got "
+            f"{list(query.shape)}, {list(key.shape)} and {list(value.shape)}"
+        )
+    if mask is not None and tuple(mask.shape) != (rows, total):
+        raise ValueError(f"attention_mask must have shape {[rows, total]}, got {list(mask.shape)}")
+    seen = torch.ones(rows, total, dtype=torch.bool, device=query.device) if mask is None else mask
+    lengths, counts = seen.sum(1).tolist(), seen[:, -new:].sum(1).tolist()
+    places = None if mask is None else seen[:, -new:].flatten().nonzero()[:, 0]
+    if query.dtype not in STORED:
+        raise ValueError(f"query must be float32, bfloat16 or float16, got {query.dtype}")
+    tables, first = [], 0
+    for length in lengths:
+        pages = -(-length // PAGE)
+        tables.append(list(range(first, first + pages)))
+        first += pages
+    pool = PagePool.allocate(
+        first, key_heads, width, stored=STORED[query.dtype], extremes=None, moments=None, device=query.device
+    )
+    everything = None if mask is None else seen.flatten().nonzero()[:, 0]
+    ops.page_append(
+        _packed(key, everything), _packed(value, everything), pool, Batch.of(lengths, lengths, tables, query.device)
+    )
+    out = ops.page_attention(
+        _packed(query, places).float(), pool, Batch.of(counts, lengths, tables, query.device), group=heads // key_heads,
+        window=window, scale=scale, cap=cap,
+    )  # fmt: skip
+    return _unpacked(out, query, places)
+
+
+def use(model: Any) -> None:
+    """Have a model of transformers attend by these functions.
+
+    Raises:
+        ValueError: it does not ask transformers for its attention.
+    """
+    register()
+    try:
+        model.set_attn_implementation(NAME)
+    except (ValueError, AttributeError) as error:
+        raise ValueError(f"{type(model).__name__} does not take other attention: {error}") from None
+    if model.config._attn_implementation != NAME:
+        raise ValueError(f"{type(model).__name__} keeps its own attention, expected one that takes 'gossamer'")

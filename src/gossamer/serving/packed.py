@@ -1,0 +1,39 @@
+"""The engine's cache: the new tokens of many requests lie one after the other in the one row that a model sees."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from gossamer.serving.geometry import Geometry
+from gossamer.serving.paged_cache import PagedCache, PagedLayer
+from gossamer.serving.sparsity import Sparsity
+from gossamer.serving.store import Step, Store
+
+
+class PackedCache(PagedCache):
+    """Keys of all requests in one store; `begin` says what the next pass through the model works on."""
+
+    def __init__(self, geometry: Geometry, sparsity: Sparsity, store: Store) -> None:
+        super().__init__(geometry, sparsity)
+        self._store = store
+        self._step: Step | None = None
+
+    @property
+    def pages(self) -> Store:
+        return self._store
+
+    def begin(self, step: Step) -> None:
+        """The pass that comes works on this."""
+        self._step = step
+
+    def arrive(self, layer: PagedLayer, keys: Tensor, values: Tensor) -> None:
+        self.check(layer, keys, values)
+        if self._step is None or (keys.shape[0], keys.shape[2]) != (1, self._step.tokens):
+            raise ValueError(f"keys must be of one row with the tokens of the step, got {list(keys.shape)}")
+
+    def columns_before(self, layer: PagedLayer) -> int:
+        return 0  # places of tokens are always given, and there is no padding
+
+    def enter(self, mask: Tensor | None) -> tuple[Step, Tensor | None]:
+        assert self._step is not None and mask is None
+        return self._step, None

@@ -1,0 +1,144 @@
+"""Which pages a query reads: the best by score, the newest, the first; kept for some steps.
+
+What was chosen belongs to a request and a layer, never to a row of a batch. It is chosen anew after `interval` tokens
+and when a page opens, so the page that is being filled is always among the chosen.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor
+
+from gossamer import ops
+from gossamer.ops.paged.pool import Batch, PagePool
+from gossamer.pattern import Pattern
+from gossamer.serving.sparsity import Sparsity
+from gossamer.serving.store import Request
+
+
+def best(scores: Tensor, lengths: Tensor, count: int, page: int) -> Tensor:
+    """The pages of the largest scores, ascending; of equal scores the earlier; the first and the newest always.
+
+    Args:
+        scores: float32[requests, heads, pages], -inf where a request has no page.
+        lengths: int64[requests]: tokens of each, in more than `count` pages.
+
+    Returns:
+        int32[requests, heads, count].
+
+    >>> best(torch.tensor([[[0.0, 3, 1, 1, 0]]]), torch.tensor([300]), 4, 64).tolist()
+    [[[0, 1, 2, 4]]]
+    """
+    scores = scores.nan_to_num(nan=-torch.inf, posinf=torch.finfo(scores.dtype).max)
+    scores[:, :, 0] = torch.inf
+    last = ((lengths + page - 1) // page - 1)[:, None, None].expand(-1, scores.shape[1], 1)
+    scores.scatter_(2, last, torch.inf)
+    least = scores.topk(count, dim=2, sorted=False).values.amin(2, keepdim=True)
+    above, equal = scores > least, scores == least
+    room = count - above.sum(2, keepdim=True)
+    chosen = above | (equal & (equal.cumsum(2) <= room))
+    return chosen.nonzero()[:, 2].view(*scores.shape[:2], count).int()
+
+
+@dataclass(eq=False)
+class Chosen:
+    """Pages that one request reads in one layer, int32[heads, count], and its length and crops when it chose them."""
+
+    pages: Tensor
+    length: int
+    crops: int
+
+
+@dataclass(eq=False)
+class Selection:
+    """What the requests of a layer have chosen, and the lists of the last batch.
+
+    Attributes:
+        sparsity: budget, interval, score and whether the heads of a group choose together.
+        group: query heads that share a key head.
+        scale: of products of queries and keys.
+    """
+
+    sparsity: Sparsity
+    group: int
+    scale: float
+    chosen: WeakKeyDictionary[Request, Chosen] = field(default_factory=WeakKeyDictionary)
+    refreshed: int = 0
+    _of: tuple[tuple[Request, object], ...] = ()
+    _lists: Pattern | None = None
+
+    def lists(
+        self, q: Tensor, pool: PagePool, batch: Batch, requests: tuple[Request, ...], heads: Tensor
+    ) -> Pattern | None:
+        """What each head of each request reads: all pages below the budget, the chosen ones above.
+
+        Args:
+            q: [requests, query heads, width]: their newest tokens. heads: int64, the first query head of each head of
+                the pool.
+
+        Returns:
+            Rows (request, head of the pool); with select_per="q_head" (request, query head of the pool's groups). None
+            if all requests read all.
+        """
+        page, budget = pool.page, self.sparsity.budget_pages
+        assert budget is not None
+        many = [-(-request.length // page) for request in requests]
+        sparse = [at for at, pages in enumerate(many) if pages > budget]
+        if not sparse:
+            return None
+        stale = [at for at in sparse if self._stale(requests[at], page)]
+        if stale:
+            self._choose(q, pool, batch, requests, stale, heads)
+        now = tuple(
+            (request, self._made(request, pages, budget)) for request, pages in zip(requests, many, strict=True)
+        )
+        if self._lists is None or now != self._of:
+            self._lists, self._of = self._pattern(requests, many, budget, batch.table.shape[1], heads.numel()), now
+        return self._lists
+
+    def _made(self, request: Request, pages: int, budget: int) -> object:
+        """What tells what a request reads from what it read before: its choice, or how many pages there are."""
+        return self.chosen[request] if pages > budget else pages
+
+    def _stale(self, request: Request, page: int) -> bool:
+        made = self.chosen.get(request)
+        if made is None or made.crops != request.crops:
+            return True
+        if request.length - made.length >= self.sparsity.interval:
+            return True
+        return -(-request.length // page) != -(-made.length // page)
+
+    def _choose(
+        self, q: Tensor, pool: PagePool, batch: Batch, requests: tuple[Request, ...], stale: list[int], heads: Tensor
+    ) -> None:
+        at = torch.tensor(stale, device=q.device)
+        some = Batch(torch.arange(len(stale) + 1, device=q.device), batch.lengths[at], batch.table[at])
+        scores = ops.page_scores(
+            q[at], pool, some, by=self.sparsity.score, heads=heads, group=self.group, scale=self.scale
+        )
+        of_heads = heads[:, None] + torch.arange(self.group, device=q.device)
+        scores = scores[:, of_heads]  # [requests, heads of the pool, group, pages]
+        scores = scores.amax(2) if self.sparsity.select_per == "kv_group" else scores.flatten(1, 2)
+        assert self.sparsity.budget_pages is not None
+        pages = best(scores, some.lengths, self.sparsity.budget_pages, pool.page)
+        for row, index in enumerate(stale):
+            self.chosen[requests[index]] = Chosen(pages[row], requests[index].length, requests[index].crops)
+        self.refreshed += len(stale)
+
+    def _pattern(
+        self, requests: tuple[Request, ...], many: list[int], budget: int, columns: int, heads: int
+    ) -> Pattern:
+        sparse = next(at for at, pages in enumerate(many) if pages > budget)
+        each = heads * (self.group if self.sparsity.select_per == "q_head" else 1)
+        device, rows, counts = self.chosen[requests[sparse]].pages.device, [], []
+        for request, pages in zip(requests, many, strict=True):
+            if pages > budget:
+                rows.append(self.chosen[request].pages.flatten())
+            else:
+                rows.append(torch.arange(pages, dtype=torch.int32, device=device).repeat(each))
+            counts += [min(pages, budget)] * each
+        offsets = torch.tensor([0, *counts], device=device).cumsum(0)
+        return Pattern(offsets, torch.cat(rows), (len(counts), columns), (1, 1))

@@ -1,0 +1,127 @@
+"""What attention read of what it could have read: counted, so that a saving is a fact and not a hope."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from gossamer.pattern import Pattern
+from gossamer.serving.sparsity import Part, View
+from gossamer.serving.store import Request
+
+
+@dataclass
+class Tally:
+    """Counts since it was made. A key counts once for each key head that reads it, for each token.
+
+    Attributes:
+        decode_keys, decode_read: keys before the tokens that were decoded, and those of them that were read.
+        prefill_keys, prefill_read: the same for prompts.
+        scored: pages of which a score was computed. chosen: times that a request chose pages, in one layer.
+        sparse_steps: times that a layer decoded with less than all pages, for one request.
+        heads_bounded, worst_bound, mean_bound: heads whose error was bounded, and the bounds before anything was done.
+        heads_widened, heads_dense: heads that read more pages than the budget, and all, for their bound's sake.
+        worst_kept: the largest bound of what was returned.
+    """
+
+    decode_keys: int = 0
+    decode_read: int = 0
+    prefill_keys: int = 0
+    prefill_read: int = 0
+    scored: int = 0
+    chosen: int = 0
+    sparse_steps: int = 0
+    heads_bounded: int = 0
+    heads_widened: int = 0
+    heads_dense: int = 0
+    worst_bound: float = 0.0
+    worst_kept: float = 0.0
+    sum_of_bounds: float = 0.0
+
+    @property
+    def mean_bound(self) -> float:
+        return self.sum_of_bounds / max(self.heads_bounded, 1)
+
+    def decode(self, part: Part, requests: Sequence[Request]) -> None:
+        """Heads read all that they see."""
+        heads = part.heads.numel()
+        for request in requests:
+            self.decode_keys += heads * request.length
+            self.decode_read += heads * seen(part.view, request.length)
+
+    def chose(self, part: Part, requests: Sequence[Request], lists: Pattern | None, refreshed: int, page: int) -> None:
+        """Heads read the pages of lists."""
+        if lists is None:
+            return self.decode(part, requests)
+        heads, rows = part.heads.numel(), lists.shape[0]
+        counts = lists.row_offsets().diff().view(len(requests), -1).sum(1).tolist()
+        each = rows // len(requests) // heads  # 1, or the query heads of a group
+        for request, count in zip(requests, counts, strict=True):
+            self.decode_keys += heads * request.length * each
+            # The newest page is always read, and is not full.
+            self.decode_read += count * page - heads * each * (-request.length % page)
+            self.sparse_steps += count < heads * each * -(-request.length // page)
+        self.chosen += refreshed
+        self.scored += refreshed * heads * max(-(-request.length // page) for request in requests)
+
+    def prefill(self, part: Part, requests: Sequence[Request], counts: Sequence[int]) -> None:
+        """Heads read all that they see, for each of the last `counts` tokens."""
+        heads = part.heads.numel()
+        for request, count in zip(requests, counts, strict=True):
+            before = request.length - count
+            self.prefill_keys += heads * (triangle(request.length) - triangle(before))
+            self.prefill_read += heads * (seen_by_all(part.view, request.length) - seen_by_all(part.view, before))
+
+    def widened(self, over: Tensor, all_pages: bool, lists: Pattern, page: int) -> None:
+        count = int(over.sum())
+        self.heads_widened += 0 if all_pages else count
+        self.heads_dense += count if all_pages else 0
+        self.decode_read += int(lists.row_offsets()[-1]) * page
+
+    def bounded(self, first: Tensor, kept: Tensor) -> None:
+        self.heads_bounded += first.numel()
+        self.sum_of_bounds += float(first.sum())
+        self.worst_bound = max(self.worst_bound, float(first.max()))
+        self.worst_kept = max(self.worst_kept, float(kept.max()))
+
+    def __str__(self) -> str:
+        """
+        >>> print(Tally(decode_keys=1000, decode_read=100))
+        decoding read 10.0% of 1,000 keys
+        """
+        said = []
+        for name, keys, read in (
+            ("prefill", self.prefill_keys, self.prefill_read),
+            ("decoding", self.decode_keys, self.decode_read),
+        ):
+            if keys:
+                said.append(f"{name} read {read / keys:.1%} of {keys:,} keys")
+        if self.chosen:
+            said.append(f"pages were chosen {self.chosen:,} times from {self.scored:,} scores")
+        if self.heads_bounded:
+            said.append(
+                f"error bound {self.mean_bound:.2g} on average, {self.worst_bound:.2g} at most; kept below "
+                f"{self.worst_kept:.2g} by {self.heads_widened:,} wider and {self.heads_dense:,} dense reads"
+            )
+        return "; ".join(said) or "nothing was read"
+
+
+def seen(view: View, length: int) -> int:
+    """Keys that the last of `length` tokens sees."""
+    if view.window is None:
+        return length
+    return min(length, view.window + view.sink)
+
+
+def triangle(length: int) -> int:
+    return length * (length + 1) // 2
+
+
+def seen_by_all(view: View, length: int) -> int:
+    """Keys that `length` tokens see, added up."""
+    if view.window is None or length <= view.window + view.sink:
+        return triangle(length)
+    most = view.window + view.sink
+    return triangle(most) + (length - most) * most

@@ -1,0 +1,171 @@
+"""attn_implementation="gossamer" is attention: the same tokens and numbers as transformers' own, or an error."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from serving_decoders import FAMILIES, decoder, transformers
+
+import gossamer as gs
+from gossamer.serving import SparseCache
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+
+def padded(side: str):
+    ids, mask = torch.randint(2, 200, (2, 100)), torch.ones(2, 100, dtype=torch.long)
+    mask[1, :37] = 0
+    return ids, mask if side == "left" else mask.flip(1)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_tokens_of_transformers(family):
+    model, (ids, mask) = decoder(family), padded("left")
+    more = {"max_new_tokens": 30, "do_sample": False, "output_logits": True, "return_dict_in_generate": True}
+    model.set_attn_implementation("eager")
+    expected = model.generate(ids, attention_mask=mask, **more)
+    model.set_attn_implementation("gossamer")
+    for cache in (None, SparseCache(model.config)):
+        found = model.generate(ids, attention_mask=mask, past_key_values=cache, **more)
+        assert torch.equal(found.sequences, expected.sequences)
+        torch.testing.assert_close(torch.stack(found.logits), torch.stack(expected.logits), atol=2e-4, rtol=2e-4)
+
+
+@pytest.mark.parametrize("cached", [False, True])
+@pytest.mark.parametrize("family", ["llama", "gemma3"])
+def test_padding_on_the_right(family, cached):
+    model, (ids, mask) = decoder(family), padded("right")
+    model.set_attn_implementation("eager")
+    expected = model(ids, attention_mask=mask).logits
+    model.set_attn_implementation("gossamer")
+    cache = SparseCache(model.config) if cached else None
+    found = model(ids, attention_mask=mask, past_key_values=cache).logits
+    torch.testing.assert_close(found[mask.bool()], expected[mask.bool()], atol=2e-4, rtol=2e-4)
+
+
+def test_a_cache_of_any_kind_of_page_is_near():
+    model, (ids, mask) = decoder("qwen3"), padded("left")
+    model.set_attn_implementation("eager")
+    expected = model(ids, attention_mask=mask).logits[:, -1]
+    model.set_attn_implementation("gossamer")
+    sizes = []
+    for stored, error in (("float32", 1e-5), ("bfloat16", 0.03), ("float16", 0.005), ("int8", 0.03), ("int4", 1.0)):
+        cache = SparseCache(model.config, stored=stored, capacity=128)
+        found = model(ids, attention_mask=mask, past_key_values=cache).logits[:, -1]
+        assert (found - expected).norm() <= error * expected.norm(), stored
+        sizes.append(cache.nbytes)
+    assert sizes == sorted(sizes, reverse=True) and len(set(sizes)) == 4  # bfloat16 is as large as float16
+
+
+def test_beams_follow_their_pages():
+    model, (ids, mask) = decoder("llama"), padded("left")
+    more = {"max_new_tokens": 30, "do_sample": False, "num_beams": 3}
+    model.set_attn_implementation("eager")
+    expected = model.generate(ids, attention_mask=mask, **more)
+    model.set_attn_implementation("gossamer")
+    cache = SparseCache(model.config)
+    assert torch.equal(model.generate(ids, attention_mask=mask, past_key_values=cache, **more), expected)
+
+
+def test_a_conversation_goes_on_and_is_taken_back():
+    """A second turn uses the cache of the first; tokens that are taken away leave no trace."""
+    model = decoder("llama")
+    model.set_attn_implementation("gossamer")
+    ids, cache = torch.randint(2, 200, (1, 150)), SparseCache(model.config)
+    model(ids[:, :100], past_key_values=cache)
+    model(torch.randint(2, 200, (1, 7)), past_key_values=cache)
+    cache.crop(-7)
+    second = model(ids[:, 100:], past_key_values=cache).logits
+    torch.testing.assert_close(second, model(ids).logits[:, 100:], atol=2e-5, rtol=2e-5)
+    assert cache.get_seq_length() == 150
+    cache.reset()
+    assert cache.get_seq_length() == 0
+    torch.testing.assert_close(model(ids, past_key_values=cache).logits, model(ids).logits, atol=2e-5, rtol=2e-5)
+
+
+def test_a_window_that_has_moved_on_cannot_move_back():
+    model = decoder("mistral, a window")
+    model.set_attn_implementation("gossamer")
+    cache = SparseCache(model.config)
+    for part in torch.randint(2, 200, (1, 300)).split(50, dim=1):
+        model(part, past_key_values=cache)
+    assert not cache.is_croppable
+    with pytest.raises(ValueError, match="250 tokens cannot be taken away"):
+        cache.crop(-250)
+    cache.crop(-2)
+    assert cache.get_seq_length() == 298
+
+
+def test_gradients_dropout_weights_and_foreign_masks_are_refused():
+    model = decoder("llama")
+    model.set_attn_implementation("gossamer")
+    ids = torch.randint(2, 200, (1, 8))
+    with pytest.raises(ValueError, match="no attention weights: use 'eager'"):
+        model(ids, output_attentions=True)
+    with pytest.raises(ValueError, match=r"mask \[batch, keys\] of padding, got \[1, 1, 8, 8\]"):
+        model(ids, attention_mask=torch.zeros(1, 1, 8, 8))
+    packed = torch.tensor([[0, 1, 2, 0, 1, 2, 3, 4]])
+    with pytest.raises(ValueError, match="causal masks alone"):  # two texts in one row, told by their positions
+        model(ids, position_ids=packed, use_cache=False)
+    attention = model.model.layers[0].self_attn
+    state = torch.zeros(1, 4, 8, 16, requires_grad=True)
+    with pytest.raises(RuntimeError, match="no gradient"):
+        gs.serving.hooks.attention(attention, state, state, state, None)
+    with pytest.raises(ValueError, match=r"no dropout, got 0\.5"):
+        gs.serving.hooks.attention(attention, state.detach(), state, state, None, dropout=0.5)
+    with pytest.raises(ValueError, match=r"learned \(s_aux\)"):
+        gs.serving.hooks.attention(attention, state.detach(), state, state, None, s_aux=state)
+
+
+def test_an_encoder_is_refused():
+    config = transformers.BertConfig(
+        vocab_size=50, hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32
+    )
+    config._attn_implementation = "gossamer"
+    model = transformers.BertModel(config).eval()
+    with torch.no_grad(), pytest.raises(ValueError, match="causal"):
+        model(torch.tensor([[1, 2, 3]]))
+
+
+def test_another_attention_cannot_read_a_ticket():
+    model = decoder("llama")
+    for name in ("eager", "sdpa"):
+        model.set_attn_implementation(name)
+        with pytest.raises(RuntimeError, match='load the model with attn_implementation="gossamer"'):
+            model(torch.tensor([[5, 6]]), past_key_values=SparseCache(model.config))
+    model.set_attn_implementation("eager")
+
+
+def test_a_cache_of_a_fixed_size_is_refused():
+    model = decoder("llama")
+    model.set_attn_implementation("gossamer")
+    with pytest.raises(ValueError, match="not ones of a fixed size"):
+        model(torch.tensor([[5, 6]]), past_key_values=transformers.StaticCache(model.config, max_cache_len=16))
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"kv_lora_rank": 16}, "compressed keys"),
+        ({"layer_types": ["full_attention", "linear_attention", "full_attention"]}, "layer 1 of llama is linear"),
+        ({"head_dim": 20}, "heads of width 20"),
+        ({"head_dim": 272}, "heads of width 272"),
+        ({"num_kv_shared_layers": 1}, "another layer's keys"),
+        ({"is_encoder_decoder": True}, "an encoder with a decoder"),
+    ],
+)
+def test_what_pages_cannot_hold_is_refused_at_once(change, said):
+    config = transformers.LlamaConfig(num_hidden_layers=3, hidden_size=64, num_attention_heads=4)
+    for name, value in change.items():
+        setattr(config, name, value)
+    with pytest.raises(ValueError, match=said):
+        SparseCache(config)
+
+
+def test_a_full_cache_says_so():
+    model = decoder("llama")
+    model.set_attn_implementation("gossamer")
+    cache = SparseCache(model.config, capacity=64)
+    model(torch.randint(2, 200, (1, 60)), past_key_values=cache)
+    with pytest.raises(gs.serving.pages.OutOfPages, match="capacity of 64 tokens is full"):
+        model(torch.randint(2, 200, (1, 60)), past_key_values=cache)

@@ -199,8 +199,10 @@ class Sampler:
         if not isinstance(logits, Tensor) or logits.dim() != 1:
             raise _not_logits(logits, "[vocabulary]")
         _peaks(logits[None], [self])
-        weights = self._weights(self._changed(_row(logits)))
-        return torch.from_numpy(weights / weights.sum())
+        tokens, weights = self._weighed(self._changed(_row(logits)))
+        probabilities = np.zeros(self.vocabulary)
+        probabilities[tokens] = weights / weights.sum()
+        return torch.from_numpy(probabilities)
 
     def _choose(self, row: Floats | None, greedy: int) -> Choice:
         """The choice, from the logits; where they change nothing, `row` may be left out: it is `greedy`."""
@@ -208,10 +210,10 @@ class Sampler:
         logprob: float | None = None
         top: tuple[tuple[int, float], ...] = ()
         if row is not None and (self.sampling.temperature > 0 or self.changes_logits):
-            weights = self._weights(self._changed(row))
+            tokens, weights = self._weighed(self._changed(row))
             below = np.cumsum(weights)
             # The first token whose sum exceeds a number below the whole: never one of weight 0.
-            token = int(np.searchsorted(below, self._uniform() * below[-1], side="right"))
+            token = int(tokens[np.searchsorted(below, self._uniform() * below[-1], side="right")])
         if row is not None and self.sampling.logprobs is not None:
             logprobs = row - row.max()
             logprobs -= math.log(np.exp(logprobs).sum())
@@ -228,6 +230,8 @@ class Sampler:
 
     def _changed(self, row: Floats) -> Floats:
         """The logits after penalties and bias."""
+        if not self.changes_logits:
+            return row
         sampling = self.sampling
         row = row.copy()
         with np.errstate(over="ignore", invalid="ignore"):  # the largest is looked at below
@@ -245,25 +249,29 @@ class Sampler:
             )
         return row
 
-    def _weights(self, row: Floats) -> Floats:
-        """float64[vocabulary]: what each token's probability is in proportion to; 0 for those that are dropped."""
+    def _weighed(self, row: Floats) -> tuple[NDArray[np.int64], Floats]:
+        """Tokens in order, all that may be chosen among them, and what the probability of each is in proportion to."""
         sampling = self.sampling
         if sampling.temperature == 0:
-            weights = np.zeros_like(row)
-            weights[row.argmax()] = 1.0
-            return weights
-        with np.errstate(over="ignore"):  # a temperature near 0 takes all but the largest to -inf
-            weights = np.exp((row - row.max()) / sampling.temperature)
+            return row.argmax(axis=0, keepdims=True), np.ones(1)
         if sampling.top_k is not None and sampling.top_k < len(row):
-            weights[row < np.partition(row, -sampling.top_k)[-sampling.top_k]] = 0.0
+            tokens = np.flatnonzero(row >= np.partition(row, -sampling.top_k)[-sampling.top_k])
+        else:
+            tokens = np.arange(len(row))
+        weights = row[tokens]
+        weights -= weights.max()
+        with np.errstate(over="ignore"):  # a temperature near 0 takes all but the largest to -inf
+            weights /= sampling.temperature
+        np.exp(weights, out=weights)
         if sampling.top_p < 1:
             # No sum of tokens below this one reaches what may be dropped: the many that are not likely are not sorted.
-            dropped = (1 - sampling.top_p) * weights.sum()
-            likely = np.sort(weights[weights * len(weights) >= dropped])[::-1]
-            kept = np.searchsorted(np.cumsum(likely), sampling.top_p * weights.sum(), side="left")
+            total = weights.sum()
+            likely = np.sort(weights[weights >= (1 - sampling.top_p) * total / len(weights)])[::-1]
+            kept = np.searchsorted(np.cumsum(likely), sampling.top_p * total, side="left")
             weights[weights < likely[min(kept, len(likely) - 1)]] = 0.0
-        weights[weights < sampling.min_p] = 0.0  # the likeliest has weight 1
-        return weights
+        if sampling.min_p > 0:
+            weights[weights < sampling.min_p] = 0.0  # the likeliest has weight 1
+        return tokens, weights
 
     def _uniform(self) -> float:
         """The number in [0, 1) that belongs to the seed and the place of the next token: 53 bits of a hash of both."""

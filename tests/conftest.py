@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import random
 import sys
+from pathlib import Path
 
 import hypothesis
 import numpy as np
@@ -11,6 +13,7 @@ import pytest
 import torch
 
 from gossamer.kernels.cpu import memory
+from gossamer.serving import models
 from gossamer.testing import Clock
 
 # The same examples in every run, and no time limit for one or for drawing them: machines that share cores are slow at
@@ -24,6 +27,7 @@ _EMPTY = torch.empty
 _EMPTY_LIKE = torch.empty_like
 _NEW_EMPTY = torch.Tensor.new_empty
 _LEASED = memory._leased
+_CACHE = os.environ.get("GOSSAMER_CACHE")  # the user's: every test has an empty one of its own
 
 
 def _poison(tensor: torch.Tensor) -> torch.Tensor:
@@ -100,6 +104,19 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 def untuned(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
     """No costs that `gossamer tune` measured on this machine decide anything here."""
     monkeypatch.setenv("GOSSAMER_CACHE", str(tmp_path_factory.getbasetemp() / "no costs"))
+
+
+@pytest.fixture(scope="session")
+def smollm2() -> Path:
+    """The folder of a real language model, which `make` fetches: SmolLM2-135M-Instruct as a GGUF file."""
+    with pytest.MonkeyPatch.context() as patched:
+        if _CACHE is None:
+            patched.delenv("GOSSAMER_CACHE", raising=False)
+        else:
+            patched.setenv("GOSSAMER_CACHE", _CACHE)
+        if not models.is_here("smollm2"):
+            pytest.skip("SmolLM2 is not in the cache: gossamer model smollm2 fetches it, with a network")
+        return models.found("smollm2").parent
 
 
 @pytest.fixture(autouse=True)

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import importlib
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import ModuleType
 
 logger = logging.getLogger(__name__)
@@ -31,3 +33,17 @@ def compared(module: str, name: str, extra: str) -> ModuleType | None:
     except ImportError:
         logger.warning("%s is not installed, so its rows are left out: pip install 'gossamer[%s]'", name, extra)
         return None
+
+
+@contextmanager
+def no_progress_bars() -> Iterator[None]:
+    """Inside, transformers draws no progress bars: they are drawn into files too, and what is read takes a moment."""
+    from transformers.utils import logging as shown_by
+
+    shown = shown_by.is_progress_bar_enabled()
+    shown_by.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            shown_by.enable_progress_bar()

@@ -87,6 +87,20 @@ def _sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
+def cache_folder() -> Path:
+    """Where what can be made again is kept: `$GOSSAMER_CACHE`, or `gossamer` in the user's cache folder.
+
+    Raises:
+        FileNotFoundError: the user has no home, and no variable names a folder.
+    """
+    given = os.environ.get("GOSSAMER_CACHE")
+    cache = os.environ.get("XDG_CACHE_HOME", "")
+    home = Path(os.path.expanduser(given or (cache if os.path.isabs(cache) else "~/.cache")))
+    if not given and (not home.is_absolute() or (not os.path.isabs(cache) and os.environ.get("HOME") == "")):
+        raise FileNotFoundError("there is no home folder for what is kept; set GOSSAMER_CACHE to a folder")
+    return home if given else home / "gossamer"
+
+
 def draft_of(name: str) -> str | None:
     """The name of the file that `name` is a draft of (both without folders); None if it is no draft."""
     found = re.fullmatch(r"\.(.+)\.[0-9a-f]{12}\.part", name, re.DOTALL)

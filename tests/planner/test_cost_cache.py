@@ -23,7 +23,6 @@ from gossamer.planner.costs.cache import (
     Key,
     current,
     file_for,
-    folder_of_cache,
     forget,
     machine_of,
     text_of,
@@ -230,7 +229,7 @@ def test_where_the_curves_are(monkeypatch, variables, folder):
         monkeypatch.delenv(name, raising=False)
     for name, value in {"HOME": "/u", **variables}.items():
         monkeypatch.setenv(name, value)
-    assert str(folder_of_cache()) == folder
+    assert str(files.cache_folder()) == folder
 
 
 def test_merge_replaces_and_keeps():

@@ -4,6 +4,7 @@ gossamer train     train dense and sparse, compact, measure, report
 gossamer bench     measure on this machine
 gossamer tune      time products on this machine for the planner
 gossamer xmc       extreme classification: data sets
+gossamer model     fetch a language model that commands take by its name
 gossamer doctor    what this machine and installation can do
 gossamer version   the version
 """
@@ -27,6 +28,7 @@ _HELP = """usage: gossamer COMMAND [flags]
   bench     measure on this machine, each row beside its baselines
   tune      time dense and sparse products on this machine, for the planner's choices
   xmc       extreme classification: make a data set
+  model     fetch a language model that commands take by its name
   doctor    what this machine and this installation can do, and why not
   version   the version
 
@@ -74,8 +76,16 @@ def _run(argv: Sequence[str]) -> None:
         from gossamer.cli.xmc.command import run as xmc
 
         xmc(rest)
+    elif command == "model":
+        from gossamer.cli.flags import needs_tyro, parse
+
+        needs_tyro()
+        from gossamer.cli.model import Model
+        from gossamer.cli.model import run as model
+
+        model(parse(Model, "gossamer model", rest))
     else:
-        raise ValueError(f"there is no command {command!r}; expected train, bench, tune, xmc, doctor or version")
+        raise ValueError(f"there is no command {command!r}; expected train, bench, tune, xmc, model, doctor or version")
 
 
 def _fail(error: BaseException, argv: Sequence[str]) -> int:

@@ -167,26 +167,12 @@ def machine_of(device: torch.device | str = "cpu") -> dict[str, Any]:
     return {"device": fixed["gpu"], "triton": fixed["triton"], **versions}
 
 
-def folder_of_cache() -> Path:
-    """`$GOSSAMER_CACHE`, or `gossamer` in the user's cache folder.
-
-    Raises:
-        FileNotFoundError: the user has no home, and no variable names a folder.
-    """
-    given = os.environ.get("GOSSAMER_CACHE")
-    cache = os.environ.get("XDG_CACHE_HOME", "")
-    home = Path(os.path.expanduser(given or (cache if os.path.isabs(cache) else "~/.cache")))
-    if not given and (not home.is_absolute() or (not os.path.isabs(cache) and os.environ.get("HOME") == "")):
-        raise FileNotFoundError("there is no home folder for measured costs; set GOSSAMER_CACHE to a folder")
-    return home if given else home / "gossamer"
-
-
 def file_for(machine: dict[str, Any], folder: Path | None = None) -> Path:
     """Where the curves of a machine are kept."""
     words = [str(machine["device"]), str(machine.get("isa") or ""), f"{machine.get('threads', '')}"]
     slug = re.sub(r"[^a-z0-9]+", "-", " ".join(words).lower()).strip("-")[:60]
     digest = hashlib.sha256(text_of(machine).encode()).hexdigest()[:8]
-    return (folder or folder_of_cache()) / f"costs-{slug}-{digest}.json"
+    return (folder or files.cache_folder()) / f"costs-{slug}-{digest}.json"
 
 
 def text_of(machine: dict[str, Any]) -> str:

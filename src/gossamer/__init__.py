@@ -7,7 +7,8 @@ memory. A sparse thing is a `Pattern` (which micro-tiles are present) and a plai
     method = gs.training.Chase(model, optimizer, density=0.1, channel_sparsity=0.4, total_steps=1000)
     small = gs.compact(model, example_inputs, optimizer=optimizer)
 
-Everything is loaded on first use: importing gossamer imports torch and nothing optional.
+Everything is loaded on first use: importing gossamer imports torch and nothing optional. Where transformers is imported
+too it learns of attn_implementation="gossamer".
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ import importlib
 from importlib.metadata import PackageNotFoundError
 from importlib.metadata import version as _version
 from typing import TYPE_CHECKING, Any
+
+from gossamer.arrival import when_imported
 
 if TYPE_CHECKING:
     from gossamer import (
@@ -107,3 +110,7 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return __all__
+
+
+# attn_implementation="gossamer" is known wherever gossamer and transformers are both imported, in whichever order.
+when_imported("transformers.modeling_utils", lambda: importlib.import_module("gossamer.serving.hooks"))

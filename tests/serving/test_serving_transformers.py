@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 import torch
 from serving_decoders import FAMILIES, decoder, transformers
 
-import gossamer as gs
-from gossamer.serving import SparseCache
+from gossamer.serving import SparseCache, hooks
+from gossamer.serving.pages import OutOfPages
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -110,11 +113,11 @@ def test_gradients_dropout_weights_and_foreign_masks_are_refused():
     attention = model.model.layers[0].self_attn
     state = torch.zeros(1, 4, 8, 16, requires_grad=True)
     with pytest.raises(RuntimeError, match="no gradient"):
-        gs.serving.hooks.attention(attention, state, state, state, None)
+        hooks.attention(attention, state, state, state, None)
     with pytest.raises(ValueError, match=r"no dropout, got 0\.5"):
-        gs.serving.hooks.attention(attention, state.detach(), state, state, None, dropout=0.5)
+        hooks.attention(attention, state.detach(), state, state, None, dropout=0.5)
     with pytest.raises(ValueError, match=r"learned \(s_aux\)"):
-        gs.serving.hooks.attention(attention, state.detach(), state, state, None, s_aux=state)
+        hooks.attention(attention, state.detach(), state, state, None, s_aux=state)
 
 
 def test_an_encoder_is_refused():
@@ -167,5 +170,25 @@ def test_a_full_cache_says_so():
     model.set_attn_implementation("gossamer")
     cache = SparseCache(model.config, capacity=64)
     model(torch.randint(2, 200, (1, 60)), past_key_values=cache)
-    with pytest.raises(gs.serving.pages.OutOfPages, match="capacity of 64 tokens is full"):
+    with pytest.raises(OutOfPages, match="capacity of 64 tokens is full"):
         model(torch.randint(2, 200, (1, 60)), past_key_values=cache)
+
+
+@pytest.mark.parametrize("order", ["import gossamer\nimport transformers", "import transformers\nimport gossamer"])
+def test_the_name_is_known_wherever_both_are_imported(order):
+    code = f"""
+{order}
+import sys
+from transformers import LlamaConfig, AutoModelForCausalLM
+config = LlamaConfig(vocab_size=50, hidden_size=32, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2)
+model = AutoModelForCausalLM.from_config(config, attn_implementation="gossamer").eval().requires_grad_(False)
+import torch
+print(model(torch.tensor([[1, 2]])).logits.shape)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert "torch.Size([1, 2, 50])" in done.stdout, done.stderr
+
+
+def test_importing_gossamer_imports_no_transformers():
+    code = "import gossamer, gossamer.serving, sys; print('transformers' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"

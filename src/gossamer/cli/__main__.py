@@ -5,6 +5,7 @@ gossamer bench     measure on this machine
 gossamer tune      time products on this machine for the planner
 gossamer xmc       extreme classification: data sets
 gossamer model     fetch a language model that commands take by its name
+gossamer generate  complete a text, or answer a question about it
 gossamer doctor    what this machine and installation can do
 gossamer version   the version
 """
@@ -29,6 +30,7 @@ _HELP = """usage: gossamer COMMAND [flags]
   tune      time dense and sparse products on this machine, for the planner's choices
   xmc       extreme classification: make a data set
   model     fetch a language model that commands take by its name
+  generate  complete a text, or answer a question about it
   doctor    what this machine and this installation can do, and why not
   version   the version
 
@@ -84,8 +86,18 @@ def _run(argv: Sequence[str]) -> None:
         from gossamer.cli.model import run as model
 
         model(parse(Model, "gossamer model", rest))
+    elif command == "generate":
+        from gossamer.cli.flags import needs_tyro, parse
+
+        needs_tyro()
+        from gossamer.cli.generate import Generate
+        from gossamer.cli.generate import run as generate
+
+        generate(parse(Generate, "gossamer generate", rest))
     else:
-        raise ValueError(f"there is no command {command!r}; expected train, bench, tune, xmc, model, doctor or version")
+        raise ValueError(
+            f"there is no command {command!r}; expected train, bench, tune, xmc, model, generate, doctor or version"
+        )
 
 
 def _fail(error: BaseException, argv: Sequence[str]) -> int:

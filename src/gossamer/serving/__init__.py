@@ -1,41 +1,51 @@
 """Long texts: attention over pages, and generation.
 
+    llm = gs.serving.LLM("path/to/model", sparsity=gs.serving.Sparsity(token_budget=4096))
+    llm.generate(["..."], gs.serving.Sampling(max_tokens=64))
+
     model = AutoModelForCausalLM.from_pretrained(folder, attn_implementation="gossamer")
     model.generate(ids, past_key_values=gs.serving.SparseCache(model.config, token_budget=4096))
 
-Importing this package makes attn_implementation="gossamer" known to transformers, if that is installed. May import ops,
-pattern and what lies below; training and xmc lie beside it.
+Everything is loaded on first use. May import ops, pattern and what lies below; training and xmc lie beside it.
 """
 
 from __future__ import annotations
 
 import importlib
-import importlib.util
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from gossamer.serving.cache import SparseCache
     from gossamer.serving.engine import Engine, Job
     from gossamer.serving.heads import HeadPattern
+    from gossamer.serving.llm import LLM, Completion
+    from gossamer.serving.loading import load
+    from gossamer.serving.prefill import Antidiagonal, PrefillPolicy, VerticalSlash
     from gossamer.serving.sampling import Choice, Sampler, Sampling
     from gossamer.serving.sparsity import Sparsity
     from gossamer.serving.text import TextStream
 
 _NAMES: dict[str, str] = {  # a name of a module of the package: the module that has it
+    "LLM": "gossamer.serving.llm",
+    "Antidiagonal": "gossamer.serving.prefill",
     "Choice": "gossamer.serving.sampling",
+    "Completion": "gossamer.serving.llm",
     "Engine": "gossamer.serving.engine",
     "HeadPattern": "gossamer.serving.heads",
     "Job": "gossamer.serving.engine",
     "Sampler": "gossamer.serving.sampling",
     "Sampling": "gossamer.serving.sampling",
+    "PrefillPolicy": "gossamer.serving.prefill",
     "SparseCache": "gossamer.serving.cache",
     "Sparsity": "gossamer.serving.sparsity",
     "TextStream": "gossamer.serving.text",
+    "VerticalSlash": "gossamer.serving.prefill",
+    "load": "gossamer.serving.loading",
 }
 
 __all__ = [
-    "Choice", "Engine", "HeadPattern", "Job", "Sampler", "Sampling", "SparseCache", "Sparsity",
-    "TextStream",
+    "LLM", "Antidiagonal", "Choice", "Completion", "Engine", "HeadPattern", "Job", "PrefillPolicy", "Sampler",
+    "Sampling", "SparseCache", "Sparsity", "TextStream", "VerticalSlash", "load",
 ]  # fmt: skip
 
 
@@ -49,9 +59,3 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return __all__
-
-
-if importlib.util.find_spec("transformers") is not None:
-    from gossamer.serving import hooks
-
-    hooks.register()

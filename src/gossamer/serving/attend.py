@@ -14,6 +14,7 @@ from gossamer.ops.paged.pool import Batch
 from gossamer.pattern import Pattern
 from gossamer.serving.certificate import error_bound, page_bounds
 from gossamer.serving.selection import Selection, best
+from gossamer.serving.sparsity import View
 from gossamer.serving.store import Request, Step, Store
 from gossamer.serving.tally import Tally
 
@@ -54,8 +55,9 @@ class LayerAttention:
             if one:
                 self._decode(q[:one], out[:one], at, ones, step.requests[:one])
             if one < len(step.requests):
-                self._read(q[one:], out[one:], at, others)
-                self.tally.prefill(part, step.requests[one:], step.counts[one:])
+                lists = self._prefill_lists(q[one:], at, step) if part.prefill else None
+                self._read(q[one:], out[one:], at, others, lists)
+                self.tally.prefill(part, step.requests[one:], step.counts[one:], lists)
         return out
 
     def _read(
@@ -86,6 +88,31 @@ class LayerAttention:
             self._each_head(q, out, at, batch, lists)
         else:
             self._read(q, out, at, batch, lists)
+
+    def _prefill_lists(self, q: Tensor, at: int, step: Step) -> Pattern | None:
+        """The pages that the prompts' blocks read, by the policy; None where all texts are short: all."""
+        sparsity, pool, view = self.store.sparsity, self.store.pools[self.layer][at], View(None, 0)
+        policy, page, rows, begin = sparsity.prefill, pool.page, [], 0
+        assert policy is not None
+        texts = list(zip(step.requests, step.counts, strict=True))[step.decoding :]
+        if all(request.length <= policy.beyond for request, _ in texts):
+            return None
+        most = max(len(request.tables[view]) for request, _ in texts)
+        for request, count in texts:
+            pages = torch.tensor(request.tables[view], device=q.device)
+            blocks = -(-count // page)
+            if request.length <= policy.beyond or (request.length - count) % page:
+                own = torch.arange(request.length - count, request.length, page, device=q.device) + page - 1
+                seen = torch.arange(len(pages), device=q.device) <= own[:, None] // page
+                chosen = seen[:, None].expand(-1, pool.heads, -1)
+            else:
+                keys = pool.read_keys(pages).transpose(0, 1).flatten(1, 2)[:, : request.length]
+                mine = q[begin : begin + count].view(count, -1, self.group, q.shape[2])[:, self.heads[at]]
+                chosen = policy.choose(mine.permute(1, 2, 0, 3), keys, page, self.scale)
+            assert chosen.shape[0] == blocks
+            rows.append(torch.nn.functional.pad(chosen, (0, most - len(pages))).flatten(0, 1))
+            begin += count
+        return Pattern.from_tile_mask(torch.cat(rows), (page, 1))
 
     def _each_head(self, q: Tensor, out: Tensor, at: int, batch: Batch, lists: Pattern) -> None:
         """Each query head its own pages: the members of all groups in turn."""

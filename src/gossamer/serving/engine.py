@@ -99,6 +99,8 @@ class Engine:
         for name, value in given.items():
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise ValueError(f"{name} must be an integer of at least 1, got {value!r}")
+        if sparsity is not None and sparsity.prefill is not None and chunk < sparsity.page:
+            raise ValueError(f"chunk must be at least a page of {sparsity.page} tokens with prefill=, got {chunk}")
         _check_model(model)
         self.model, self.max_requests, self.chunk = model, max_requests, chunk
         self.sparsity = sparsity or Sparsity()
@@ -209,6 +211,10 @@ class Engine:
             for job in sorted(self.running, key=lambda job: job.done < len(job.prompt)):
                 ahead = job.ahead(left)
                 if job.done < len(job.prompt):
+                    if self.sparsity.prefill is not None and job.done + len(ahead) < len(job.prompt):
+                        ahead = ahead[
+                            : len(ahead) // self.sparsity.page * self.sparsity.page
+                        ]  # blocks begin with pages
                     left -= len(ahead)
                 if ahead:
                     plan.append((job, ahead))

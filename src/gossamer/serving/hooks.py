@@ -1,7 +1,8 @@
 """Attention and mask functions named "gossamer" for transformers, for any decoder that asks its attention interface.
 
 With a `SparseCache` the keys are in pages and attention reads them there. With any other cache, or none, keys come
-whole: they are put into pages for the call, and attention is dense. What these functions cannot do they refuse.
+whole: they are put into pages for the call, and attention is dense. What these functions cannot do they refuse. Importing this
+module makes the name known.
 """
 
 from __future__ import annotations
@@ -25,12 +26,6 @@ _REFUSED = {
     "s_aux": "attention sinks that are learned", "position_bias": "a bias by position", "head_mask": "masks of heads",
     "block_mask": "block masks", "indexer": "an indexer",
 }  # fmt: skip
-
-
-def register() -> None:
-    """Make attn_implementation="gossamer" known; importing `gossamer.serving` does."""
-    AttentionInterface.register(NAME, attention)
-    AttentionMaskInterface.register(NAME, padding)
 
 
 def padding(
@@ -203,10 +198,13 @@ def use(model: Any) -> None:
     Raises:
         ValueError: it does not ask transformers for its attention.
     """
-    register()
     try:
         model.set_attn_implementation(NAME)
     except (ValueError, AttributeError) as error:
         raise ValueError(f"{type(model).__name__} does not take other attention: {error}") from None
     if model.config._attn_implementation != NAME:
         raise ValueError(f"{type(model).__name__} keeps its own attention, expected one that takes 'gossamer'")
+
+
+AttentionInterface.register(NAME, attention)
+AttentionMaskInterface.register(NAME, padding)

@@ -15,6 +15,7 @@ from gossamer.ops.paged.pool import PAGE, STRETCH, PagePool, Stored
 from gossamer.ops.paged.scores import PageScore
 from gossamer.serving.geometry import Geometry
 from gossamer.serving.heads import HeadPattern, spread
+from gossamer.serving.prefill import Antidiagonal, PrefillPolicy
 
 logger = logging.getLogger(__name__)
 
@@ -44,6 +45,7 @@ class Sparsity:
         max_error: how far the output of a head may be from the dense one, as a share of the longest value vector of
             the request. A head whose bound is above takes four times the pages, and at last all. None: no limit.
         certify: compute that bound and keep it, without acting on it.
+        prefill: what heads that do not stream read of a prompt, a policy of `gossamer.serving.prefill`; None: all.
         stored: how keys and values are stored; None: in the dtype of the model.
         page, stretch: tokens of a page and of the stretches that its score is the largest of.
 
@@ -67,6 +69,7 @@ class Sparsity:
     dense_layers: tuple[int, ...] = ()
     max_error: float | None = None
     certify: bool = False
+    prefill: PrefillPolicy | None = None
     stored: Stored | None = None
     page: int = PAGE
     stretch: int = STRETCH
@@ -94,6 +97,10 @@ class Sparsity:
                 raise ValueError(f"{name} must be one of {', '.join(get_args(kinds))}, got {value!r}")
         if self.max_error is not None and not (math.isfinite(self.max_error) and self.max_error > 0):
             raise ValueError(f"max_error must be a number above 0, or None for no limit, got {self.max_error!r}")
+        if isinstance(self.prefill, Antidiagonal) and self.page % self.prefill.stride:
+            raise ValueError(f"prefill has a stride of {self.prefill.stride}, expected a divisor of page={self.page}")
+        if self.prefill is not None and not hasattr(self.prefill, "choose"):
+            raise ValueError(f"prefill must be a policy of gossamer.serving.prefill, or None, got {self.prefill!r}")
         if self.bounded and budget is None:
             raise ValueError(f"max_error and certify need token_budget, got max_error={self.max_error!r} without one")
         if self.bounded and self.select_per == "q_head":
@@ -151,13 +158,14 @@ class Sparsity:
         )
 
     def _split(self, heads: int, window: int | None, streaming: Tensor | None, at: int) -> tuple[Part, ...]:
-        chooses = self.token_budget is not None and at not in self.dense_layers
+        sparse = at not in self.dense_layers
+        choices = self.token_budget is not None and sparse, self.prefill is not None and sparse
         if window is not None:
-            return (Part(View(window, 0), torch.arange(heads), False),)
+            return (Part(View(window, 0), torch.arange(heads), False, False),)
         if streaming is None:
-            return (Part(View(None, 0), torch.arange(heads), chooses),)
+            return (Part(View(None, 0), torch.arange(heads), *choices),)
         some, others = (rows.nonzero()[:, 0] for rows in (~streaming[at], streaming[at]))
-        parts = Part(View(None, 0), some, chooses), Part(View(self.local, self.sink), others, False)
+        parts = Part(View(None, 0), some, *choices), Part(View(self.local, self.sink), others, False, False)
         return tuple(part for part in parts if part.heads.numel())
 
 
@@ -179,11 +187,13 @@ class View:
 
 @dataclass(frozen=True, eq=False)
 class Part:
-    """Heads of a layer that see alike: their view, which they are (int64), and whether they choose pages."""
+    """Heads of a layer that see alike: their view, which they are (int64), and whether they choose pages, while they
+    decode and while a prompt is read."""
 
     view: View
     heads: Tensor
     chooses: bool
+    prefill: bool
 
     def pool(self, count: int, width: int, sparsity: Sparsity, stored: Stored, device: torch.device) -> PagePool:
         """Memory for `count` pages of these heads; summaries only where something is chosen by them."""

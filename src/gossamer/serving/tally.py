@@ -66,9 +66,25 @@ class Tally:
         self.chosen += refreshed
         self.scored += refreshed * heads * max(-(-request.length // page) for request in requests)
 
-    def prefill(self, part: Part, requests: Sequence[Request], counts: Sequence[int]) -> None:
-        """Heads read all that they see, for each of the last `counts` tokens."""
+    def prefill(
+        self, part: Part, requests: Sequence[Request], counts: Sequence[int], lists: Pattern | None = None
+    ) -> None:
+        """Heads read all that they see for each of the last `counts` tokens, or what is listed, a page for a block."""
         heads = part.heads.numel()
+        if lists is not None:
+            page, entries, row = lists.tile[0], lists.row_offsets().tolist(), 0
+            for request, count in zip(requests, counts, strict=True):
+                self.prefill_keys += heads * (triangle(request.length) - triangle(request.length - count))
+                if (request.length - count) % page:  # such blocks read all, and pages of two blocks overlap
+                    self.prefill_read += heads * (triangle(request.length) - triangle(request.length - count))
+                    row += heads * -(-count // page)
+                    continue
+                for begin in range(0, count, page):
+                    tokens, pages = min(page, count - begin), entries[row + heads] - entries[row]
+                    # Of a block's own page the tokens before each are read; it is in every list.
+                    self.prefill_read += tokens * page * (pages - heads) + heads * triangle(tokens)
+                    row += heads
+            return
         for request, count in zip(requests, counts, strict=True):
             before = request.length - count
             self.prefill_keys += heads * (triangle(request.length) - triangle(before))

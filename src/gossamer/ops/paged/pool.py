@@ -14,6 +14,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
+from gossamer.kernels.reference._pages import numbers
 from gossamer.pattern import Pattern
 
 Stored = Literal["float32", "bfloat16", "float16", "int8", "int4"]
@@ -128,6 +129,16 @@ class PagePool:
     def numbers(self) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None, Stored]:
         """Keys, values, their scales and how they are stored, as ops take them."""
         return self.keys, self.values, self.key_scales, self.value_scales, self.stored
+
+    def read_keys(self, pages: Tensor) -> Tensor:
+        """The keys of some pages, as attention reads them: float32[pages, heads, page, width].
+
+        Args:
+            pages: integers [n].
+        """
+        chosen = pages.long()
+        scales = None if self.key_scales is None else self.key_scales[chosen]
+        return numbers(self.keys[chosen], scales, self.stored, keys=True)
 
 
 def page_bytes(

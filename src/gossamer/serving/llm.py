@@ -1,0 +1,188 @@
+"""`LLM`: texts in, texts out.
+
+llm = gs.serving.LLM("smollm2", sparsity=gs.serving.Sparsity(token_budget=1024))
+for each in llm.generate(["The capital of France is"], gs.serving.Sampling(max_tokens=8)):
+    print(each.text)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+
+from gossamer.serving import hooks
+from gossamer.serving.engine import Engine, Finished, Job
+from gossamer.serving.loading import load
+from gossamer.serving.sampling import Choice, Sampling
+from gossamer.serving.sparsity import Sparsity
+from gossamer.serving.tally import Tally
+from gossamer.serving.text import TextStream
+
+Prompt = str | Sequence[int]
+
+
+@dataclass(frozen=True)
+class Completion:
+    """What came of a prompt.
+
+    Attributes:
+        text: without the stop string; "" for a model without a tokenizer. tokens: all that were made.
+        finished: "stop", "length" or "abort".
+        prompt_tokens: how many the prompt had.
+        choices: the tokens with their log-probabilities, if those were asked for.
+    """
+
+    text: str
+    tokens: list[int]
+    finished: Finished
+    prompt_tokens: int
+    choices: list[Choice]
+
+
+class LLM:
+    """A language model that generates for many prompts at once, each of any length.
+
+    Args:
+        model: a name of `gossamer model`, a folder of Hugging Face's or with a .gguf, a .gguf file, or a model of
+            transformers.
+        sparsity: what attention skips; None: nothing.
+        tokenizer: of transformers; None: the one that comes with the model.
+        dtype, device: of the weights, as in `gossamer.serving.load`.
+        memory, max_length, max_requests, chunk: as in `gossamer.serving.Engine`.
+
+    Raises:
+        FileNotFoundError, ValueError, TypeError, ImportError: as `load` and `Engine` do, before anything runs.
+    """
+
+    def __init__(
+        self, model: str | Path | Any, *, sparsity: Sparsity | None = None, tokenizer: Any = None,
+        dtype: torch.dtype | str | None = None, device: torch.device | str | None = None, memory: int | None = None,
+        max_length: int | None = None, max_requests: int = 8, chunk: int = 512,
+    ) -> None:  # fmt: skip
+        loaded = load(model, dtype=dtype, device=device, attn_implementation=hooks.NAME)
+        self.tokenizer = tokenizer if tokenizer is not None else loaded.tokenizer
+        self.engine = Engine(
+            loaded.model, sparsity=sparsity, memory=memory, max_length=max_length, max_requests=max_requests,
+            chunk=chunk,
+        )  # fmt: skip
+
+    @property
+    def tally(self) -> Tally:
+        """What attention read of what it could have read, since the model was made."""
+        return self.engine.tally
+
+    def encode(self, prompt: Prompt) -> list[int]:
+        """The tokens of a text, with those that the tokenizer puts before it; tokens stay as they are.
+
+        Raises:
+            TypeError: neither text nor tokens. ValueError: there is no tokenizer.
+        """
+        if isinstance(prompt, str):
+            if self.tokenizer is None:
+                raise ValueError("a text was given and the model has no tokenizer; give tokens, or tokenizer=")
+            return list(self.tokenizer(prompt)["input_ids"])
+        if not isinstance(prompt, Sequence) or any(
+            isinstance(each, bool) or not isinstance(each, int) for each in prompt
+        ):
+            raise TypeError(f"prompt must be a text or a sequence of tokens, got {prompt!r:.60}")
+        return list(cast(Sequence[int], prompt))
+
+    def chat(self, messages: Sequence[dict[str, str]]) -> list[int]:
+        """The tokens of a conversation in the model's own template, up to where its answer begins.
+
+        Raises:
+            ValueError: the tokenizer has no template.
+        """
+        if getattr(self.tokenizer, "chat_template", None) is None:
+            raise ValueError("the model's tokenizer has no chat template; give a plain text")
+        encoded = self.tokenizer.apply_chat_template(list(messages), add_generation_prompt=True, return_dict=True)
+        return list(encoded["input_ids"])
+
+    def generate(
+        self, prompts: Prompt | Sequence[Prompt], sampling: Sampling | Sequence[Sampling] | None = None
+    ) -> list[Completion]:
+        """Complete prompts; what came of each, in their order.
+
+        Args:
+            prompts: a text or a sequence of tokens, or several.
+            sampling: for all, or one for each; None: greedy, 64 tokens.
+
+        Raises:
+            TypeError, ValueError: naming the prompt; nothing has run then.
+        """
+        if isinstance(prompts, str) or (prompts and isinstance(prompts[0], int)):
+            prompts = cast(Sequence[Prompt], [prompts])
+        each = [sampling or Sampling()] * len(prompts) if not isinstance(sampling, Sequence) else list(sampling)
+        if len(each) != len(prompts):
+            raise ValueError(f"sampling has {len(each)} entries for {len(prompts)} prompts")
+        jobs: list[Job] = []
+        try:
+            for at, (prompt, how) in enumerate(zip(prompts, each, strict=True)):
+                jobs.append(self._add(prompt, how, at if len(prompts) > 1 else None))  # type: ignore[arg-type]
+            streams = {id(job): self._stream(job) for job in jobs}
+            texts = {id(job): "" for job in jobs}
+            while any(job.finished is None for job in jobs):
+                for job in self.engine.step():
+                    if id(job) in texts:
+                        texts[id(job)] += self._advance(job, streams[id(job)])
+        finally:
+            for job in jobs:
+                self.engine.stop(job)
+        return [self._completion(job, texts[id(job)]) for job in jobs]
+
+    def stream(self, prompt: Prompt, sampling: Sampling | None = None) -> Iterator[str]:
+        """Complete one prompt, piece by piece. Leaving the loop ends the request.
+
+        Raises:
+            TypeError, ValueError: as `generate`, at the first piece.
+        """
+        job = self.start(prompt, sampling or Sampling())
+        try:
+            yield from self.pieces(job)
+        finally:
+            self.engine.stop(job)
+
+    def start(self, prompt: Prompt, sampling: Sampling) -> Job:
+        """A request that `pieces` waits for."""
+        return self._add(prompt, sampling, None)
+
+    def pieces(self, job: Job) -> Iterator[str]:
+        """The text of a request as it becomes certain."""
+        stream = self._stream(job)
+        while job.finished is None:
+            if job in self.engine.step() and (piece := self._advance(job, stream)):
+                yield piece
+
+    def _add(self, prompt: Prompt, sampling: Sampling, at: int | None) -> Job:
+        try:
+            if sampling.stop and self.tokenizer is None:
+                raise ValueError(f"stop is {sampling.stop} and the model has no tokenizer")
+            return self.engine.add(self.encode(prompt), sampling)
+        except (TypeError, ValueError) as error:
+            if at is None:
+                raise
+            raise type(error)(f"prompts[{at}]: {error}") from None
+
+    def _stream(self, job: Job) -> TextStream | None:
+        return None if self.tokenizer is None else TextStream(self.tokenizer, job.sampling.stop)
+
+    def _advance(self, job: Job, stream: TextStream | None) -> str:
+        """The text that its newest token makes certain."""
+        if stream is None:
+            return ""
+        ended = job.finished == "stop"  # by a token, which is no text
+        text = "" if ended else stream.add(job.tokens[-1])
+        if stream.stopped is not None:
+            self.engine.stop(job)
+            job.finished = "stop"
+            return text
+        return text + (stream.finish() if job.finished is not None else "")
+
+    def _completion(self, job: Job, text: str) -> Completion:
+        assert job.finished is not None
+        choices = job.choices if job.sampling.logprobs is not None else []
+        return Completion(text, job.tokens, job.finished, len(job.prompt), choices)

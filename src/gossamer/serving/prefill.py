@@ -136,7 +136,7 @@ def likeliest(mass: Tensor, share: float, most: int | None) -> Tensor:
     """The largest of mass [blocks, heads, pages] until they have the share of it; a block's own page and the first.
 
     >>> likeliest(torch.tensor([[[0.1, 0.6, 0.2, 0.1]]]), 0.7, None).int().tolist()
-    [[[1, 1, 1, 1]]]
+    [[[1, 1, 0, 1]]]
     """
     held = _held(torch.zeros_like(mass, dtype=torch.bool))
     order = torch.sort(mass.masked_fill(held, math.inf), dim=2, descending=True, stable=True)

@@ -1,0 +1,161 @@
+"""Texts in, texts out: the words of many requests, stop strings, streams; and the command that prints them."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from serving_decoders import transformers
+from small_tokenizers import byte_level
+
+import gossamer as gs
+from gossamer.cli.__main__ import main
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+TEMPLATE = "{% for m in messages %}<|user|>{{ m['content'] }}{% endfor %}{% if add_generation_prompt %}: {% endif %}"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A model with a tokenizer and a template, as a user has it."""
+    tokenizer, place = byte_level(), tmp_path_factory.mktemp("model")
+    tokenizer.chat_template = TEMPLATE
+    torch.manual_seed(3)
+    config = transformers.LlamaConfig(
+        vocab_size=len(tokenizer), hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, max_position_embeddings=512, eos_token_id=0, bos_token_id=None, pad_token_id=None,
+    )  # fmt: skip
+    model = transformers.AutoModelForCausalLM.from_config(config)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(4)
+    model.save_pretrained(place)
+    tokenizer.save_pretrained(place)
+    return place
+
+
+@pytest.fixture(scope="module")
+def llm(folder):
+    return gs.serving.LLM(folder, max_requests=3)
+
+
+def test_texts_are_the_decoded_tokens(llm):
+    prompts = ["the cat", "naïve café", [5, 6, 7], "日本"]
+    found = llm.generate(prompts, gs.serving.Sampling(max_tokens=12, logprobs=2))
+    for prompt, each in zip(prompts, found, strict=True):
+        assert each.text == llm.tokenizer.decode(each.tokens, skip_special_tokens=True)
+        assert each.prompt_tokens == len(llm.encode(prompt)) and len(each.choices) == len(each.tokens)
+        alone = llm.generate(prompt, gs.serving.Sampling(max_tokens=12))[0]
+        assert (alone.tokens, alone.text, alone.choices) == (each.tokens, each.text, [])
+        assert "".join(llm.stream(prompt, gs.serving.Sampling(max_tokens=12))) == each.text
+    assert not llm.engine.busy
+
+
+def test_each_request_has_its_own_sampling(llm):
+    how = [gs.serving.Sampling(max_tokens=9, temperature=2.0, seed=seed) for seed in (1, 2, 1)]
+    one, other, same = llm.generate(["the cat"] * 3, how)
+    assert one.tokens == same.tokens != other.tokens
+    assert llm.generate("the cat", how[0])[0].tokens == one.tokens
+
+
+def test_a_stop_string_is_cut_out_and_ends_the_request(llm):
+    whole = llm.generate("the cat", gs.serving.Sampling(max_tokens=20, ignore_eos=True))[0]
+    stop = whole.text[6:9]
+    found = llm.generate("the cat", gs.serving.Sampling(max_tokens=20, ignore_eos=True, stop=stop))[0]
+    assert found.text == whole.text[: whole.text.index(stop)] and found.finished == "stop"
+    assert len(found.tokens) < 20
+    assert "".join(llm.stream("the cat", gs.serving.Sampling(max_tokens=20, ignore_eos=True, stop=stop))) == found.text
+
+
+def test_leaving_a_stream_gives_its_pages_back(llm):
+    for _ in llm.stream("the cat", gs.serving.Sampling(max_tokens=50, ignore_eos=True)):
+        break
+    assert not llm.engine.busy
+    assert all(pages.free == pages.count for pages in llm.engine.store.pages.values())
+
+
+def test_one_wrong_prompt_stops_before_anything_runs(llm):
+    for prompts, said in (
+        (["the", 3], "prompts[1]: prompt must be a text"),
+        (["the", []], "prompts[1]: prompt must have at least one token"),
+        (["the", [9999]], "prompts[1]"),
+        (["the", "cat " * 600], "prompts[1]: prompt has"),
+    ):
+        with pytest.raises((TypeError, ValueError)) as error:
+            llm.generate(prompts)
+        assert said in str(error.value)
+        assert not llm.engine.busy
+    with pytest.raises(ValueError, match="sampling has 1 entries for 2 prompts"):
+        llm.generate(["a", "b"], [gs.serving.Sampling()])
+
+
+def test_a_model_without_a_tokenizer_takes_tokens(llm):
+    bare = gs.serving.LLM(llm.engine.model)
+    assert bare.generate([[5, 6]], gs.serving.Sampling(max_tokens=3))[0].text == ""
+    with pytest.raises(ValueError, match="no tokenizer; give tokens"):
+        bare.generate(["the cat"])
+    with pytest.raises(ValueError, match="no chat template"):
+        bare.chat([{"role": "user", "content": "the cat"}])
+
+
+def test_the_command_answers_and_says_what_it_read(folder, tmp_path, capsys):
+    (tmp_path / "book.txt").write_text("the cat sat on the mat. " * 12)
+    more = ["--max-tokens", "5", "--token-budget", "192", "--static", "0.5", "--sink", "16", "--local", "64"]
+    for text in (["--prompt-file", str(tmp_path / "book.txt")], ["--prompt", "the cat"]):
+        assert main(["generate", str(folder), *text, *more]) == 0
+        out, said = capsys.readouterr()
+        llm = gs.serving.LLM(folder, sparsity=gs.serving.Sparsity(static=0.5, sink=16, local=64, token_budget=192))
+        content = (tmp_path / "book.txt").read_text() if "file" in text[0] else "the cat"
+        expected = llm.generate([llm.chat([{"role": "user", "content": content}])], gs.serving.Sampling(max_tokens=5))
+        assert out == expected[0].text + "\n"
+        assert "tokens read in" in said and "prefill read" in said and "decoding read" in said
+    assert main(["generate", str(folder), "--prompt", "the cat", "--raw", "--max-tokens", "5"]) == 0
+    assert capsys.readouterr().out == llm.generate("the cat", gs.serving.Sampling(max_tokens=5))[0].text + "\n"
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        ([], "there is no text: give --prompt, --prompt-file or both"),
+        (["--prompt", "  "], "the text is empty"),
+        (["--prompt-file", "none.txt"], "none.txt"),
+        (["--prompt-file", "bytes.bin"], "bytes.bin is not a text in UTF-8"),
+        (["--prompt", "a", "--token-budget", "100"], "token_budget must be a multiple of the page"),
+        (["--prompt", "a", "--memory", "lots"], "--memory must be a size like 800M or 2G, got 'lots'"),
+        (["--prompt", "a", "--memory", "1k"], "memory of 1,024 bytes holds the keys of 0 tokens"),
+        (["--prompt", "a", "--pattern", "none.tsv", "--static", "0.5"], "none.tsv"),
+        (["--prompt", "a", "--threads", "0"], "--threads must be at least 1, got 0"),
+        (["--prompt", "cat " * 500], "expected at most 512"),
+        (["--prompt", "a", "--temperature", "nan"], "temperature must be"),
+    ],
+)
+def test_bad_flags_end_in_one_line(folder, tmp_path, monkeypatch, capsys, flags, said):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "bytes.bin").write_bytes(b"\xff\xfe\x00")
+    assert main(["generate", str(folder), *flags]) == 2
+    out, error = capsys.readouterr()
+    assert said in error and error.count("\n") == 1 and out == ""
+
+
+def test_a_reader_that_goes_away_ends_it(folder):
+    command = [sys.executable, "-m", "gossamer", "generate", str(folder), "--prompt", "the cat", "--max-tokens", "400"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        process.stdout.read(1)
+        process.stdout.close()
+        said = process.stderr.read().decode()
+    assert "Traceback" not in said and process.returncode != 0
+
+
+def test_smollm2_answers_about_a_text(smollm2, tmp_path, capsys):
+    """The real thing: a fact in the middle of a text, found by pages that the model's queries choose."""
+    import textwrap
+    from pathlib import Path
+
+    source = Path(textwrap.__file__).read_text()
+    (tmp_path / "text.txt").write_text(source[:4000] + "\n\nThe secret word is 'marmalade'.\n\n" + source[4000:7000])
+    flags = ["--prompt-file", str(tmp_path / "text.txt"), "--prompt", "Question: What is the secret word?"]
+    assert main(["generate", str(smollm2), *flags, "--max-tokens", "16", "--token-budget", "512"]) == 0
+    out, said = capsys.readouterr()
+    assert "marmalade" in out and "pages were chosen" in said

@@ -1,8 +1,8 @@
 """Attention and mask functions named "gossamer" for transformers, for any decoder that asks its attention interface.
 
 With a `SparseCache` the keys are in pages and attention reads them there. With any other cache, or none, keys come
-whole: they are put into pages for the call, and attention is dense. What these functions cannot do they refuse. Importing this
-module makes the name known.
+whole: they are put into pages for the call, and attention is dense. What these functions cannot do they refuse.
+Importing this module makes the name known.
 """
 
 from __future__ import annotations

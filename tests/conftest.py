@@ -13,7 +13,6 @@ import pytest
 import torch
 
 from gossamer.kernels.cpu import memory
-from gossamer.serving import models
 from gossamer.testing import Clock
 
 # The same examples in every run, and no time limit for one or for drawing them: machines that share cores are slow at
@@ -109,6 +108,8 @@ def untuned(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFa
 @pytest.fixture(scope="session")
 def smollm2() -> Path:
     """The folder of a real language model, which `make` fetches: SmolLM2-135M-Instruct as a GGUF file."""
+    from gossamer.serving import models  # here, because it brings transformers, which takes seconds
+
     with pytest.MonkeyPatch.context() as patched:
         if _CACHE is None:
             patched.delenv("GOSSAMER_CACHE", raising=False)

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 
-from gossamer.serving import gguf_header
+from gossamer.serving import gguf_header, gguf_weights
 from gossamer.serving.loading import load
 
 transformers = pytest.importorskip("transformers")
@@ -102,6 +102,25 @@ def test_packed_blocks_become_the_numbers_that_transformers_reads(tmp_path, pack
     theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, gguf_file="a.gguf", dtype=torch.float32)
     assert ours.keys() == theirs.state_dict().keys()
     assert all(torch.equal(ours[name], value) for name, value in theirs.state_dict().items())
+
+
+def test_architectures_without_a_table_are_read_by_transformers_and_looked_at(tmp_path, monkeypatch):
+    pytest.importorskip("accelerate")
+    monkeypatch.setattr(gguf_weights, "ARCHITECTURES", ())
+    made = tiny.model(rope_parameters={"rope_type": "linear", "rope_theta": 500.0, "factor": 4.0})
+    said = {"rope.scaling.type": "linear", "rope.scaling.factor": 4.0}
+    path = tiny.write_gguf(tmp_path / "a.gguf", made, "llama", metadata=said, packed="Q8_0")
+    loaded = load(path)
+    read = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, gguf_file="a.gguf", dtype=torch.float32)
+    assert all(torch.equal(read.state_dict()[name], value) for name, value in loaded.model.state_dict().items())
+    assert torch.equal(loaded.model.model.rotary_emb.inv_freq, made.model.rotary_emb.inv_freq)
+    bias = {"blk.0.attn_q.bias": torch.ones(64).numpy()}  # transformers leaves it out without a word
+    tiny.write_gguf(tmp_path / "b.gguf", made, "llama", tensors=bias)
+    with pytest.raises(ValueError, match=r"b.gguf holds (\d+) weights, of which the model reads \d+"):
+        load(tmp_path / "b.gguf")
+    tiny.write_gguf(tmp_path / "c.gguf", made, "llama", metadata={"attention.sliding_window": 8})
+    with pytest.raises(ValueError, match=r"c.gguf says attention.sliding_window 8, which transformers reads as"):
+        load(tmp_path / "c.gguf")
 
 
 def test_dtype_device_and_attention(tmp_path, caplog):

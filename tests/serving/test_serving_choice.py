@@ -25,9 +25,11 @@ class Text:
     """A request of one layer, whose keys and values are kept beside the pages to compute attention again from."""
 
     def __init__(self, sparsity: Sparsity, pages: int = 40, cap: float = 0.0) -> None:
-        geometry = Geometry((LayerShape(HEADS, GROUP, WIDTH, None),), None, torch.float32)
+        geometry = Geometry((LayerShape(HEADS, GROUP, WIDTH, None),), None)
         parts = sparsity.parts(geometry)
-        self.store = Store(geometry, sparsity, parts, dict.fromkeys(views(parts), pages))
+        self.store = Store(
+            geometry, sparsity, sparsity.stored_for(torch.float32), parts, dict.fromkeys(views(parts), pages)
+        )
         self.layer = LayerAttention(self.store, 0, Tally(), cap=cap)
         self.request, self.cap = self.store.open(), cap
         self.keys, self.values = torch.zeros(0, HEADS, WIDTH), torch.zeros(0, HEADS, WIDTH)
@@ -120,14 +122,14 @@ def test_pages_are_chosen_by_score_and_reread_until_they_are_stale():
     q = torch.full((1, HEADS * GROUP, WIDTH), 3.0)
     for step in range(8):
         out, dense = text.add(1, q, torch.zeros(1, HEADS, WIDTH))
-        chosen = text.layer.selections[0].chosen[text.request]
+        chosen = text.request.chosen[0, 0]
         assert chosen.pages.tolist() == [[0, 5, 10]] * HEADS
         assert chosen.length == 641 + step // 4 * 4
         torch.testing.assert_close(out, dense, atol=1e-4, rtol=1e-4)
     text.store.crop(text.request, 1)
     text.keys, text.values = text.keys[:-1], text.values[:-1]
     text.add(1, q, torch.zeros(1, HEADS, WIDTH))
-    assert text.layer.selections[0].chosen[text.request].length == 648  # what was chosen before the crop is stale
+    assert text.request.chosen[0, 0].length == 648  # what was chosen before the crop is stale
 
 
 def test_heads_of_a_group_choose_together_or_each_for_itself():
@@ -139,7 +141,7 @@ def test_heads_of_a_group_choose_together_or_each_for_itself():
         text = Text(Sparsity(token_budget=192 if per == "q_head" else 256, select_per=per))
         text.add(640, keys=keys)
         out, dense = text.add(1, q, torch.zeros(1, HEADS, WIDTH))
-        assert text.layer.selections[0].chosen[text.request].pages.tolist() == pages * HEADS
+        assert text.request.chosen[0, 0].pages.tolist() == pages * HEADS
         torch.testing.assert_close(out, dense, atol=1e-3, rtol=1e-3)
 
 
@@ -241,12 +243,12 @@ def test_numbers_out_of_range_are_named(attributes, said):
 
 
 def test_a_pattern_of_another_model_is_refused():
-    geometry = Geometry((LayerShape(HEADS, GROUP, WIDTH, None),), None, torch.float32)
+    geometry = Geometry((LayerShape(HEADS, GROUP, WIDTH, None),), None)
     with pytest.raises(ValueError, match=r"pattern has \[3, 4\] gates, expected \[1, 2\]"):
         Sparsity(static=0.5, pattern=HeadPattern(torch.zeros(3, 4, dtype=torch.float64))).parts(geometry)
 
 
 def test_without_a_pattern_it_is_said(caplog):
-    geometry = Geometry((LayerShape(HEADS, GROUP, WIDTH, None),), None, torch.float32)
+    geometry = Geometry((LayerShape(HEADS, GROUP, WIDTH, None),), None)
     gs.serving.Sparsity(static=0.5).parts(geometry)
     assert "static=0.5 without a pattern" in caplog.text

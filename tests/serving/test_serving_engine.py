@@ -46,7 +46,7 @@ def test_who_gives_pages_back_goes_on_with_the_same_tokens(sparsity):
     model, requests = decoder("llama"), prompts(250, 200, 260)
     expected = run(Engine(model, sparsity=sparsity, end=[]), requests, 60)
     geometry = Geometry.of(model.config)
-    sizes = bytes_of_page(geometry, sparsity, sparsity.parts(geometry))
+    sizes = bytes_of_page(geometry, sparsity, "float32", sparsity.parts(geometry))
     memory = sum(size * (6 if view.window is None else 3 * 8) for view, size in sizes.items())
     engine = Engine(model, sparsity=sparsity, end=[], memory=memory, max_length=320, max_requests=3, chunk=128)
     jobs = [engine.add(prompt, Sampling(max_tokens=60)) for prompt in requests]

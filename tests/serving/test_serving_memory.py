@@ -12,19 +12,19 @@ from gossamer.serving.pages import OutOfPages, Pages
 from gossamer.serving.sparsity import Sparsity, View
 from gossamer.serving.store import Store, bytes_of_page, most_pages, views
 
-GEOMETRY = Geometry((LayerShape(4, 2, 32, None), LayerShape(4, 2, 32, 100)), 4096, torch.float32)
+GEOMETRY = Geometry((LayerShape(4, 2, 32, None), LayerShape(4, 2, 32, 100)), 4096)
 PATTERN = {"static": 0.5, "sink": 40, "local": 90, "page": 32, "stretch": 16}
 
 
 def store(sparsity: Sparsity, count: int) -> Store:
     parts = sparsity.parts(GEOMETRY)
-    return Store(GEOMETRY, sparsity, parts, dict.fromkeys(views(parts), count))
+    return Store(GEOMETRY, sparsity, sparsity.stored_for(torch.float32), parts, dict.fromkeys(views(parts), count))
 
 
 @pytest.mark.parametrize("stored", ["float32", "bfloat16", "int8", "int4"])
 def test_bytes_are_those_of_the_formula(stored):
     sparsity = Sparsity(stored=stored, token_budget=96, certify=True, **PATTERN)
-    sizes = bytes_of_page(GEOMETRY, sparsity, sparsity.parts(GEOMETRY))
+    sizes = bytes_of_page(GEOMETRY, sparsity, stored, sparsity.parts(GEOMETRY))
     assert store(sparsity, 7).nbytes == 7 * sum(sizes.values())
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 import subprocess
 import sys
 
@@ -9,6 +11,7 @@ import pytest
 import torch
 from serving_decoders import FAMILIES, decoder, transformers
 
+import gossamer as gs
 from gossamer.serving import SparseCache, hooks
 from gossamer.serving.pages import OutOfPages
 
@@ -192,3 +195,76 @@ print(model(torch.tensor([[1, 2]])).logits.shape)
 def test_importing_gossamer_imports_no_transformers():
     code = "import gossamer, gossamer.serving, sys; print('transformers' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"
+
+
+def test_copies_go_on_as_the_cache_itself():
+    """A prefix that is read once and continued several times; a cache that is sent to another process."""
+    model = decoder("llama")
+    model.set_attn_implementation("gossamer")
+    ids, cache = torch.randint(2, 200, (2, 300)), SparseCache(model.config, token_budget=192)
+    for part in (ids, ids[:, :1], ids[:, :1]):
+        model(part, past_key_values=cache)
+    for other in (copy.deepcopy(cache), pickle.loads(pickle.dumps(cache))):
+        whole = copy.deepcopy(cache)
+        for _ in range(3):
+            expected = model(ids[:, :1], past_key_values=whole).logits
+            assert torch.equal(model(ids[:, :1], past_key_values=other).logits, expected)
+    assert cache.get_seq_length() == 302
+
+
+def test_around_the_cache():
+    """Inference mode and then none, autocast, weights of another dtype, embeddings, chunks, drafts, compiled models."""
+    model = decoder("llama")
+    model.set_attn_implementation("gossamer")
+    ids = torch.randint(2, 200, (1, 100))
+    expected = model(ids).logits
+    with torch.inference_mode():
+        cache = SparseCache(model.config)
+        model(ids[:, :60], past_key_values=cache)
+    torch.testing.assert_close(model(ids[:, 60:], past_key_values=cache).logits, expected[:, 60:], atol=2e-5, rtol=2e-5)
+    embedded = model(inputs_embeds=model.get_input_embeddings()(ids), past_key_values=SparseCache(model.config)).logits
+    torch.testing.assert_close(embedded, expected, atol=2e-5, rtol=2e-5)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert model(ids, past_key_values=SparseCache(model.config)).logits.dtype == torch.bfloat16
+    half, cache = copy.deepcopy(model).bfloat16(), SparseCache(model.config)
+    half(ids, past_key_values=cache)
+    assert cache.pages.stored == "bfloat16"
+    tokens = model.generate(ids, max_new_tokens=12, do_sample=False)
+    for more in ({"prefill_chunk_size": 33}, {"prompt_lookup_num_tokens": 3}):
+        cache = SparseCache(model.config)
+        assert torch.equal(
+            model.generate(ids, past_key_values=cache, max_new_tokens=12, do_sample=False, **more), tokens
+        )
+    compiled, cache = torch.compile(copy.deepcopy(model), backend="eager"), SparseCache(model.config)
+    compiled(ids[:, :60], past_key_values=cache)
+    found = compiled(ids[:, 60:], past_key_values=cache).logits
+    torch.testing.assert_close(found, expected[:, 60:], atol=2e-5, rtol=2e-5)
+
+
+def test_a_cache_refuses_what_does_not_fit_it():
+    model = decoder("llama")
+    model.set_attn_implementation("gossamer")
+    ids, cache = torch.randint(2, 200, (2, 20)), SparseCache(model.config)
+    model(ids, past_key_values=cache)
+    with pytest.raises(ValueError, match="keys have 1 rows and the cache 2"):
+        model(ids[:1], past_key_values=cache)
+    mask = torch.ones(2, 40)
+    mask[0, :5] = 0
+    with pytest.raises(ValueError, match="attention_mask has changed for tokens"):
+        model(ids, attention_mask=mask, past_key_values=cache)
+    with pytest.raises(ValueError, match=r"must be \[batch, 2, tokens, 32\]"):
+        model(ids, past_key_values=SparseCache(decoder("qwen3").config))
+    with pytest.raises(ValueError, match="both given"):
+        SparseCache(model.config, gs.serving.Sparsity(), token_budget=192)
+    with pytest.raises(ValueError, match="capacity must be a number"):
+        SparseCache(model.config, capacity=0)
+
+
+def test_an_engine_leaves_the_model_as_it_was():
+    model = decoder("llama")
+    model.set_attn_implementation("sdpa")
+    engine = gs.serving.Engine(model, end=[])
+    engine.add([5, 6], gs.serving.Sampling(max_tokens=2))
+    engine.step()
+    assert model.config._attn_implementation == "sdpa"
+    model(torch.tensor([[5, 6]]), output_attentions=False)

@@ -34,7 +34,9 @@ class LayerAttention:
         self.store, self.layer, self.tally = store, layer, tally
         self.group, self.cap = shape.group, cap
         self.scale = shape.width**-0.5 if scale is None else scale
-        self.selections = [Selection(store.sparsity, self.group, self.scale) for _ in store.parts[layer]]
+        self.selections = [
+            Selection((layer, at), store.sparsity, self.group, self.scale) for at in range(len(store.parts[layer]))
+        ]
         self.heads = [part.heads.to(store.device) for part in store.parts[layer]]
 
     def __call__(self, q: Tensor, keys: Tensor, values: Tensor, step: Step) -> Tensor:

@@ -66,6 +66,7 @@ class SparseCache(PagedCache):
         self.fresh = 0  # new tokens of each row in the present pass
         self.step: Step | None = None
         self.places: Tensor | None = None
+        self.real = torch.ones(0, 0, dtype=torch.bool)  # [rows, columns]: which tokens are no padding
 
     @property
     def is_croppable(self) -> bool:
@@ -111,8 +112,12 @@ class SparseCache(PagedCache):
         tokens = max(self.capacity or FIRST, keys.shape[2])
         page = self.sparsity.page
         pages = {view: keys.shape[0] * most_pages(view, tokens, keys.shape[2], page) for view in self.views}
-        self.store = Store(self.geometry, self.sparsity, self.parts, pages, self.device or keys.device)
+        self.store = Store(
+            self.geometry, self.sparsity, self.sparsity.stored_for(keys.dtype), self.parts, pages,
+            self.device or keys.device,
+        )  # fmt: skip
         self.rows = [self.store.open() for _ in range(keys.shape[0])]
+        self.real = torch.ones(keys.shape[0], 0, dtype=torch.bool, device=keys.device)
 
     def _finish(self) -> None:
         """End the pass before: what no row will see again is given back."""
@@ -125,9 +130,17 @@ class SparseCache(PagedCache):
         if self.step is None:
             assert self.store is not None
             counts = [self.fresh] * len(self.rows)
+            before = self.columns - self.fresh
             if mask is not None:
+                if not torch.equal(mask[:, :before], self.real):
+                    raise ValueError(
+                        "attention_mask has changed for tokens that the cache has; expected more columns only"
+                    )
                 new = mask[:, -self.fresh :]
                 counts, self.places = new.sum(1).tolist(), new.flatten().nonzero()[:, 0]
+                self.real = mask
+            else:
+                self.real = torch.nn.functional.pad(self.real, (0, self.fresh), value=True)
             self.step = self._extend(counts)
         return self.step, self.places
 
@@ -159,6 +172,7 @@ class SparseCache(PagedCache):
         for row in self.rows:
             self.store.crop(row, -tokens_to_remove)
         self.columns += tokens_to_remove
+        self.real = self.real[:, : self.columns]
 
     def batch_select_indices(self, indices: Tensor) -> None:
         """Have the rows `indices`, of which some may come several times."""
@@ -170,7 +184,7 @@ class SparseCache(PagedCache):
         for row in self.rows:
             if row not in chosen:
                 self.store.close(row)
-        self.rows = kept
+        self.rows, self.real = kept, self.real[indices.to(self.real.device)]
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         """Have the rows that a beam search goes on with."""

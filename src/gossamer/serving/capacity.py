@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from gossamer.ops.paged.pool import Stored
 from gossamer.serving.geometry import Geometry
 from gossamer.serving.sparsity import Part, Sparsity, View
 from gossamer.serving.store import bytes_of_page, most_pages
@@ -28,8 +29,8 @@ def free_memory(device: torch.device) -> int:
 
 
 def pages_for(
-    geometry: Geometry, sparsity: Sparsity, parts: Sequence[Sequence[Part]], *, memory: int | None, longest: int | None,
-    requests: int, chunk: int, device: torch.device,
+    geometry: Geometry, sparsity: Sparsity, stored: Stored, parts: Sequence[Sequence[Part]], *, memory: int | None,
+    longest: int | None, requests: int, chunk: int, device: torch.device,
 ) -> tuple[dict[View, int], int]:  # fmt: skip
     """Pages of each view, and the longest text then.
 
@@ -44,7 +45,7 @@ def pages_for(
     Raises:
         ValueError: the memory does not hold one request of `longest` tokens.
     """
-    size = bytes_of_page(geometry, sparsity, parts)
+    size = bytes_of_page(geometry, sparsity, stored, parts)
     available = int(free_memory(device) * SHARE) if memory is None else memory
     page, wanted = (
         sparsity.page,

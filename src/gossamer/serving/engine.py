@@ -78,7 +78,7 @@ class Engine:
     """Generates with a decoder of transformers.
 
     Args:
-        model: a ...ForCausalLM; its attention becomes "gossamer".
+        model: a ...ForCausalLM; its attention is "gossamer" during a step, and its own again after it.
         sparsity: what is skipped; None: nothing.
         memory: bytes for keys and values; None: half of what is free.
         max_length: tokens of prompt and output together, at most; None: what the model was made for, or what the memory
@@ -108,15 +108,16 @@ class Engine:
         if max_length is not None and geometry.longest is not None and max_length > geometry.longest:
             raise ValueError(f"max_length must be at most the model's {geometry.longest} tokens, got {max_length}")
         parts = self.sparsity.parts(geometry)
-        device = model.get_input_embeddings().weight.device
+        weight = model.get_input_embeddings().weight
+        device, stored = weight.device, self.sparsity.stored_for(weight.dtype)
         pages, self.max_length = pages_for(
-            geometry, self.sparsity, parts, memory=memory, longest=max_length, requests=max_requests, chunk=chunk,
-            device=device,
+            geometry, self.sparsity, stored, parts, memory=memory, longest=max_length, requests=max_requests,
+            chunk=chunk, device=device,
         )  # fmt: skip
         if max_length is None and geometry.longest is not None and self.max_length < geometry.longest:
             logger.warning("texts have at most %d tokens, of the model's %d: memory", self.max_length, geometry.longest)
-        hooks.use(model)
-        self.store = Store(geometry, self.sparsity, parts, pages, device)
+        hooks.check(model)
+        self.store = Store(geometry, self.sparsity, stored, parts, pages, device)
         self.cache = PackedCache(geometry, self.sparsity, self.store)
         self.end = frozenset(_end_tokens(model) if end is None else end)
         self.waiting: deque[Job] = deque()
@@ -181,10 +182,11 @@ class Engine:
         self.cache.begin(step)
         last = torch.tensor(counts).cumsum(0) - 1
         wanted = [at for at, (job, _) in enumerate(plan) if job.done == job.length]
-        logits = self.model(
-            input_ids=torch.tensor([tokens], device=device), position_ids=torch.tensor([places], device=device),
-            past_key_values=self.cache, use_cache=True, logits_to_keep=last[wanted].to(device),
-        ).logits[0]  # fmt: skip
+        with hooks.attending(self.model):
+            logits = self.model(
+                input_ids=torch.tensor([tokens], device=device), position_ids=torch.tensor([places], device=device),
+                past_key_values=self.cache, use_cache=True, logits_to_keep=last[wanted].to(device),
+            ).logits[0]  # fmt: skip
         self.store.trim(step.requests)
         jobs = [plan[at][0] for at in wanted]
         for job, choice in zip(jobs, choose(logits, [job.sampler for job in jobs]), strict=True):
@@ -264,7 +266,8 @@ def _check_model(model: Any) -> None:
     every = [ropes, *(each for each in ropes.values() if isinstance(each, dict))]
     for rope in every:
         kind = rope.get("rope_type", "default")
-        if kind not in ROPES:
+        alike = kind == "longrope" and rope.get("short_factor") == rope.get("long_factor")
+        if kind not in ROPES and not alike:
             raise ValueError(f"{name} has RoPE of type {kind!r}, expected one of {', '.join(ROPES)}")
     if model.training:
         raise ValueError(f"{name} is in training mode: call model.eval()")

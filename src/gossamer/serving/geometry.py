@@ -10,8 +10,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
 FULL, SLIDING = "full_attention", "sliding_attention"
 
 
@@ -27,11 +25,10 @@ class LayerShape:
 
 @dataclass(frozen=True)
 class Geometry:
-    """All layers of a model, the longest text that it was made for (None: unknown) and the dtype of its weights."""
+    """All layers of a model, and the longest text that it was made for (None: unknown)."""
 
     layers: tuple[LayerShape, ...]
     longest: int | None
-    dtype: torch.dtype
 
     @classmethod
     def of(cls, config: Any) -> Geometry:
@@ -68,8 +65,7 @@ class Geometry:
             if kind == SLIDING and (window is None or window < 1):
                 raise ValueError(f"layer {at} of {name} is {kind} with sliding_window={window!r}")
             shapes.append(LayerShape(key_heads, heads // key_heads, width, window))
-        dtype = getattr(config, "dtype", None) or torch.float32
-        return cls(tuple(shapes), getattr(config, "max_position_embeddings", None), dtype)
+        return cls(tuple(shapes), getattr(config, "max_position_embeddings", None))
 
     @property
     def key_heads(self) -> list[int]:

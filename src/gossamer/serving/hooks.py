@@ -7,7 +7,8 @@ Importing this module makes the name known.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -38,6 +39,8 @@ def padding(
     Raises:
         ValueError: the mask is not causal, with or without a window: what it hides is tried at places over all of it.
     """
+    if batch_size == 0:
+        return None
     end = kv_offset + kv_length
     if end != int(q_offset) + q_length:
         raise ValueError(
@@ -87,9 +90,11 @@ def _check_causal(
             )
 
 
+@torch.compiler.disable  # pages are taken and given back between two calls: no part of a graph
 def attention(
-    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, dropout: float = 0.0,
-    scaling: float | None = None, softcap: float | None = None, sliding_window: int | None = None, **kwargs: Any,
+    module: nn.Module, query: Tensor, key: Tensor | Ticket, value: Tensor | Ticket, attention_mask: Tensor | None,
+    dropout: float = 0.0, scaling: float | None = None, softcap: float | None = None,
+    sliding_window: int | None = None, **kwargs: Any,
 ) -> tuple[Tensor, None]:  # fmt: skip
     """Causal attention of query [batch, heads, new tokens, width]; returns [batch, new tokens, heads, width] and None.
 
@@ -100,9 +105,9 @@ def attention(
             four dimensions, attention that is not causal, learned sinks, biases.
     """
     _refuse(module, query, attention_mask, dropout, kwargs)
-    if isinstance(key, Ticket):
+    if isinstance(key, Ticket) and isinstance(value, Ticket):
         out = _from_pages(query, key, value, attention_mask, scaling, softcap or 0.0, sliding_window)
-    else:
+    elif isinstance(key, Tensor) and isinstance(value, Tensor):
         out = _from_keys(query, key, value, attention_mask, scaling, softcap or 0.0, sliding_window)
     return out.to(query.dtype), None
 
@@ -142,16 +147,15 @@ def _unpacked(out: Tensor, query: Tensor, places: Tensor | None) -> Tensor:
 
 
 def _from_pages(
-    query: Tensor, key: Ticket, value: Tensor, mask: Tensor | None, scale: float | None, cap: float, window: int | None
+    query: Tensor, key: Ticket, value: Ticket, mask: Tensor | None, scale: float | None, cap: float, window: int | None
 ) -> Tensor:
     layer, cache = key.layer, key.layer.cache
     expected = cache.geometry.layers[layer.index].window
     if window is not None and window != expected:
         raise ValueError(f"layer {layer.index} has a window of {window}, and its config {expected}")
-    assert isinstance(value, Ticket)
     step, places = cache.enter(mask)
     attend = cache.attention(layer, scale, cap)
-    out = attend(_packed(query, places), _packed(key.open(), places), _packed(value.open(), places), step)
+    out = attend(_packed(query, places), _packed(key.states, places), _packed(value.states, places), step)
     return _unpacked(out, query, places)
 
 
@@ -192,18 +196,35 @@ def _from_keys(
     return _unpacked(out, query, places)
 
 
-def use(model: Any) -> None:
-    """Have a model of transformers attend by these functions.
+def check(model: Any) -> None:
+    """Refuse a model that does not take other attention.
 
     Raises:
         ValueError: it does not ask transformers for its attention.
     """
+    before = model.config._attn_implementation
     try:
         model.set_attn_implementation(NAME)
+        if model.config._attn_implementation != NAME:
+            raise ValueError("it keeps its own")
     except (ValueError, AttributeError) as error:
         raise ValueError(f"{type(model).__name__} does not take other attention: {error}") from None
-    if model.config._attn_implementation != NAME:
-        raise ValueError(f"{type(model).__name__} keeps its own attention, expected one that takes 'gossamer'")
+    finally:
+        model.config._attn_implementation = before
+
+
+@contextmanager
+def attending(model: Any) -> Iterator[None]:
+    """Inside, a model of transformers attends by these functions; after it, as before."""
+    configs = {id(module.config): module.config for module in model.modules() if hasattr(module, "config")}
+    before = [(config, config._attn_implementation) for config in configs.values()]
+    try:
+        for config, _ in before:
+            config._attn_implementation = NAME
+        yield
+    finally:
+        for config, name in before:
+            config._attn_implementation = name
 
 
 AttentionInterface.register(NAME, attention)

@@ -7,7 +7,7 @@ next. What `update` returns is therefore a ticket for it; any other function tha
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -20,32 +20,42 @@ from gossamer.serving.store import Step, Store
 from gossamer.serving.tally import Tally
 
 
-class Ticket(Tensor):
+class Ticket:
     """New keys or values on their way from the cache to attention. Only their shape can be read."""
 
-    layer: PagedLayer
-    _ALLOWED = frozenset({"shape", "dtype", "device", "ndim", "requires_grad", "is_nested"})
+    def __init__(self, states: Tensor, layer: PagedLayer) -> None:
+        self.states, self.layer = states, layer
+
+    @property
+    def shape(self) -> torch.Size:
+        return self.states.shape
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.states.dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self.states.device
+
+    def __getattr__(self, name: str) -> NoReturn:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        raise _cannot(name)
+
+    def __getitem__(self, index: Any) -> NoReturn:
+        raise _cannot("an index")
 
     @classmethod
-    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        name = getattr(func, "__self__", func)
-        if getattr(name, "__name__", "") in cls._ALLOWED or getattr(func, "__name__", "") in ("size", "dim"):
-            with torch._C.DisableTorchFunctionSubclass():
-                return func(*args, **(kwargs or {}))
-        raise RuntimeError(
-            f"these keys lie in pages, and {getattr(func, '__name__', func)} cannot read them: load the "
-            'model with attn_implementation="gossamer"'
-        )
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> NoReturn:
+        raise _cannot(getattr(func, "__name__", str(func)))
 
-    @classmethod
-    def of(cls, states: Tensor, layer: PagedLayer) -> Ticket:
-        ticket = states.detach().as_subclass(cls)
-        ticket.layer = layer
-        return ticket
 
-    def open(self) -> Tensor:
-        """The states themselves."""
-        return self.as_subclass(Tensor)
+def _cannot(what: str) -> RuntimeError:
+    return RuntimeError(
+        f"keys of a paged cache lie in pages, and {what} cannot read them: load the model with "
+        'attn_implementation="gossamer"'
+    )
 
 
 class PagedLayer(CacheLayerMixin):
@@ -69,10 +79,11 @@ class PagedLayer(CacheLayerMixin):
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         """Nothing: pages come with the first update."""
 
+    @torch.compiler.disable
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """Tickets for new states [batch, key heads, new tokens, width]."""
         self.cache.arrive(self, key_states, value_states)
-        return Ticket.of(key_states, self), Ticket.of(value_states, self)
+        return Ticket(key_states, self), Ticket(value_states, self)  # type: ignore[return-value]
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         return self.get_seq_length() + int(query_length), 0

@@ -6,8 +6,7 @@ and when a page opens, so the page that is being filled is always among the chos
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from weakref import WeakKeyDictionary
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -16,7 +15,7 @@ from gossamer import ops
 from gossamer.ops.paged.pool import Batch, PagePool
 from gossamer.pattern import Pattern
 from gossamer.serving.sparsity import Sparsity
-from gossamer.serving.store import Request
+from gossamer.serving.store import Chosen, Request
 
 
 def best(scores: Tensor, lengths: Tensor, count: int, page: int) -> Tensor:
@@ -44,28 +43,20 @@ def best(scores: Tensor, lengths: Tensor, count: int, page: int) -> Tensor:
 
 
 @dataclass(eq=False)
-class Chosen:
-    """Pages that one request reads in one layer, int32[heads, count], and its length and crops when it chose them."""
-
-    pages: Tensor
-    length: int
-    crops: int
-
-
-@dataclass(eq=False)
 class Selection:
-    """What the requests of a layer have chosen, and the lists of the last batch.
+    """Chooses for the heads of a part of a layer, and keeps the lists of the last batch.
 
     Attributes:
+        place: the layer and the part, under which requests keep what they chose.
         sparsity: budget, interval, score and whether the heads of a group choose together.
         group: query heads that share a key head.
         scale: of products of queries and keys.
     """
 
+    place: tuple[int, int]
     sparsity: Sparsity
     group: int
     scale: float
-    chosen: WeakKeyDictionary[Request, Chosen] = field(default_factory=WeakKeyDictionary)
     refreshed: int = 0
     _of: tuple[tuple[Request, object], ...] = ()
     _lists: Pattern | None = None
@@ -101,13 +92,11 @@ class Selection:
 
     def _made(self, request: Request, pages: int, budget: int) -> object:
         """What tells what a request reads from what it read before: its choice, or how many pages there are."""
-        return self.chosen[request] if pages > budget else pages
+        return request.chosen[self.place] if pages > budget else pages
 
     def _stale(self, request: Request, page: int) -> bool:
-        made = self.chosen.get(request)
-        if made is None or made.crops != request.crops:
-            return True
-        if request.length - made.length >= self.sparsity.interval:
+        made = request.chosen.get(self.place)
+        if made is None or request.length - made.length >= self.sparsity.interval:
             return True
         return -(-request.length // page) != -(-made.length // page)
 
@@ -125,7 +114,7 @@ class Selection:
         assert self.sparsity.budget_pages is not None
         pages = best(scores, some.lengths, self.sparsity.budget_pages, pool.page)
         for row, index in enumerate(stale):
-            self.chosen[requests[index]] = Chosen(pages[row], requests[index].length, requests[index].crops)
+            requests[index].chosen[self.place] = Chosen(pages[row], requests[index].length)
         self.refreshed += len(stale)
 
     def _pattern(
@@ -133,10 +122,10 @@ class Selection:
     ) -> Pattern:
         sparse = next(at for at, pages in enumerate(many) if pages > budget)
         each = heads * (self.group if self.sparsity.select_per == "q_head" else 1)
-        device, rows, counts = self.chosen[requests[sparse]].pages.device, [], []
+        device, rows, counts = requests[sparse].chosen[self.place].pages.device, [], []
         for request, pages in zip(requests, many, strict=True):
             if pages > budget:
-                rows.append(self.chosen[request].pages.flatten())
+                rows.append(request.chosen[self.place].pages.flatten())
             else:
                 rows.append(torch.arange(pages, dtype=torch.int32, device=device).repeat(each))
             counts += [min(pages, budget)] * each

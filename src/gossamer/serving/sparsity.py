@@ -116,6 +116,10 @@ class Sparsity:
     def budget_pages(self) -> int | None:
         return None if self.token_budget is None else self.token_budget // self.page
 
+    def stored_for(self, dtype: torch.dtype) -> Stored:
+        """How keys and values of a model that computes in `dtype` are stored."""
+        return self.stored or STORED[dtype]
+
     def gates(self, geometry: Geometry) -> HeadPattern:
         """The gates of a model's heads.
 

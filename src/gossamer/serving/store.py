@@ -1,6 +1,6 @@
 """The memory of keys and values: pools for the heads of each layer, and for each request its pages and its length.
 
-    store = Store(geometry, sparsity, parts, {view: pages of it}, device)
+    store = Store(geometry, sparsity, stored, parts, {view: pages of it}, device)
     request = store.open()
     step = store.extend([request], [1000])        # pages for 1000 new tokens, to be written and read in each layer
     store.trim([request])                         # windows moved on: what nobody sees is given back
@@ -18,20 +18,33 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from gossamer.ops.paged.pool import Batch, PagePool, page_bytes
+from gossamer.ops.paged.pool import Batch, PagePool, Stored, page_bytes
 from gossamer.serving.geometry import Geometry
 from gossamer.serving.pages import OutOfPages, Pages
-from gossamer.serving.sparsity import STORED, Part, Sparsity, View
+from gossamer.serving.sparsity import Part, Sparsity, View
+
+
+@dataclass(frozen=True, eq=False)
+class Chosen:
+    """Pages that one request reads in one layer, int32[heads, count], and its length when it chose them."""
+
+    pages: Tensor
+    length: int
 
 
 @dataclass(eq=False)
 class Request:
-    """One text: how many of its tokens lie in pages, in which, -1 for pages that were given back, and how often some
-    of its last tokens were taken away."""
+    """One text.
+
+    Attributes:
+        length: tokens that lie in pages.
+        tables: for each view its pages in order; -1 for pages that were given back.
+        chosen: for each (layer, part of it) that chooses, what it reads.
+    """
 
     length: int = 0
     tables: dict[View, list[int]] = field(default_factory=dict)
-    crops: int = 0
+    chosen: dict[tuple[int, int], Chosen] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,8 +71,8 @@ class Store:
     """Pools and page tables of a model.
 
     Args:
-        geometry, sparsity: which heads there are and how they are stored.
-        parts: what the heads of each layer see, of `sparsity.parts(geometry)`.
+        geometry, sparsity: which heads there are and what is kept of their pages.
+        stored: how keys and values are stored. parts: what the heads of each layer see, of `sparsity.parts(geometry)`.
         pages: how many pages each view has; see `views`.
 
     Raises:
@@ -67,12 +80,12 @@ class Store:
     """
 
     def __init__(
-        self, geometry: Geometry, sparsity: Sparsity, parts: Sequence[Sequence[Part]], pages: dict[View, int],
-        device: torch.device | str = "cpu",
+        self, geometry: Geometry, sparsity: Sparsity, stored: Stored, parts: Sequence[Sequence[Part]],
+        pages: dict[View, int], device: torch.device | str = "cpu",
     ) -> None:  # fmt: skip
         self.geometry, self.sparsity = geometry, sparsity
         self.device = torch.device(device)
-        self.stored = sparsity.stored or STORED[geometry.dtype]
+        self.stored = stored
         self.parts = parts
         missing = set(views(self.parts)) - pages.keys()
         if missing:
@@ -110,6 +123,7 @@ class Store:
         for view, table in request.tables.items():
             self.pages[view].release(page for page in table if page >= 0)
             table.clear()
+        request.chosen.clear()
         request.length = 0
 
     def needed(self, request: Request, count: int) -> dict[View, int]:
@@ -184,7 +198,7 @@ class Store:
     def fork(self, request: Request) -> Request:
         """Another request with the same tokens; pages are shared until one of the two writes."""
         other = self.open()
-        other.length = request.length
+        other.length, other.chosen = request.length, dict(request.chosen)
         for view, table in request.tables.items():
             self.pages[view].share(page for page in table if page >= 0)
             other.tables[view] = list(table)
@@ -210,7 +224,7 @@ class Store:
             self.pages[view].release(each for each in table[kept:] if each >= 0)
             del table[kept:]
         request.length = length
-        request.crops += 1
+        request.chosen.clear()
 
     def grow(self, view: View, count: int) -> None:
         """Have `count` pages of a view, with what they hold."""
@@ -241,9 +255,10 @@ def views(parts: Sequence[Sequence[Part]]) -> list[View]:
     return list(dict.fromkeys(part.view for layer in parts for part in layer))
 
 
-def bytes_of_page(geometry: Geometry, sparsity: Sparsity, parts: Sequence[Sequence[Part]]) -> dict[View, int]:
+def bytes_of_page(
+    geometry: Geometry, sparsity: Sparsity, stored: Stored, parts: Sequence[Sequence[Part]]
+) -> dict[View, int]:
     """Bytes that one page of each view takes, in all layers together."""
-    stored = sparsity.stored or STORED[geometry.dtype]
     taken: dict[View, int] = {}
     for shape, some in zip(geometry.layers, parts, strict=True):
         for part in some:

@@ -159,3 +159,14 @@ def test_smollm2_answers_about_a_text(smollm2, tmp_path, capsys):
     assert main(["generate", str(smollm2), *flags, "--max-tokens", "16", "--token-budget", "512"]) == 0
     out, said = capsys.readouterr()
     assert "marmalade" in out and "pages were chosen" in said
+
+
+@pytest.mark.slow
+def test_smollm2_has_the_tokens_of_transformers(smollm2):
+    """256 greedy tokens after a long prompt, in dense mode."""
+    loaded = gs.serving.load(smollm2)
+    prompt = loaded.tokenizer("def factorial(n):\n    " * 40)["input_ids"]
+    expected = loaded.model.generate(torch.tensor([prompt]), max_new_tokens=256, do_sample=False)[0, len(prompt) :]
+    llm = gs.serving.LLM(loaded.model, max_requests=1, chunk=100)
+    found = llm.generate([prompt], gs.serving.Sampling(max_tokens=256))[0]
+    assert found.tokens == expected.tolist()

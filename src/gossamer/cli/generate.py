@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 
 import torch
 import tyro
+from tqdm import tqdm
 
 from gossamer import files
 from gossamer.measure import clock
@@ -101,12 +102,15 @@ def run(config: Generate) -> None:
     chat = not config.raw and getattr(llm.tokenizer, "chat_template", None) is not None
     prompt = llm.chat([{"role": "user", "content": text}]) if chat else llm.encode(text)
     begun, first, job = clock.now(), None, llm.start(prompt, sampling)
+    bar = tqdm(total=len(prompt), desc="reading", unit="token", disable=not sys.stderr.isatty(), leave=False)
     try:
-        for piece in llm.pieces(job):
+        for piece in llm.pieces(job, progress=lambda read: bar.update(read - bar.n)):
             first = first or clock.now()
+            bar.close()
             sys.stdout.write(piece)
             sys.stdout.flush()
     finally:
+        bar.close()
         llm.engine.stop(job)
     sys.stdout.write("\n")
     sys.stdout.flush()

@@ -116,7 +116,7 @@ class Engine:
         )  # fmt: skip
         if max_length is None and geometry.longest is not None and self.max_length < geometry.longest:
             logger.warning("texts have at most %d tokens, of the model's %d: memory", self.max_length, geometry.longest)
-        hooks.check(model)
+        self._attending = hooks.Attending(model)
         self.store = Store(geometry, self.sparsity, stored, parts, pages, device)
         self.cache = PackedCache(geometry, self.sparsity, self.store)
         self.end = frozenset(_end_tokens(model) if end is None else end)
@@ -182,7 +182,7 @@ class Engine:
         self.cache.begin(step)
         last = torch.tensor(counts).cumsum(0) - 1
         wanted = [at for at, (job, _) in enumerate(plan) if job.done == job.length]
-        with hooks.attending(self.model):
+        with self._attending():
             logits = self.model(
                 input_ids=torch.tensor([tokens], device=device), position_ids=torch.tensor([places], device=device),
                 past_key_values=self.cache, use_cache=True, logits_to_keep=last[wanted].to(device),

@@ -196,35 +196,37 @@ def _from_keys(
     return _unpacked(out, query, places)
 
 
-def check(model: Any) -> None:
-    """Refuse a model that does not take other attention.
+class Attending:
+    """Has a model of transformers attend by these functions for a while.
 
     Raises:
-        ValueError: it does not ask transformers for its attention.
+        ValueError: the model does not ask transformers for its attention.
     """
-    before = model.config._attn_implementation
-    try:
-        model.set_attn_implementation(NAME)
-        if model.config._attn_implementation != NAME:
-            raise ValueError("it keeps its own")
-    except (ValueError, AttributeError) as error:
-        raise ValueError(f"{type(model).__name__} does not take other attention: {error}") from None
-    finally:
-        model.config._attn_implementation = before
 
+    def __init__(self, model: Any) -> None:
+        before = model.config._attn_implementation
+        try:
+            model.set_attn_implementation(NAME)
+            if model.config._attn_implementation != NAME:
+                raise ValueError("it keeps its own")
+        except (ValueError, AttributeError) as error:
+            raise ValueError(f"{type(model).__name__} does not take other attention: {error}") from None
+        finally:
+            model.config._attn_implementation = before
+        every = {id(module.config): module.config for module in model.modules() if hasattr(module, "config")}
+        self.configs = list(every.values())
 
-@contextmanager
-def attending(model: Any) -> Iterator[None]:
-    """Inside, a model of transformers attends by these functions; after it, as before."""
-    configs = {id(module.config): module.config for module in model.modules() if hasattr(module, "config")}
-    before = [(config, config._attn_implementation) for config in configs.values()]
-    try:
-        for config, _ in before:
-            config._attn_implementation = NAME
-        yield
-    finally:
-        for config, name in before:
-            config._attn_implementation = name
+    @contextmanager
+    def __call__(self) -> Iterator[None]:
+        """Inside it does; afterwards it attends as before."""
+        before = [config._attn_implementation for config in self.configs]
+        try:
+            for config in self.configs:
+                config._attn_implementation = NAME
+            yield
+        finally:
+            for config, name in zip(self.configs, before, strict=True):
+                config._attn_implementation = name
 
 
 AttentionInterface.register(NAME, attention)

@@ -7,7 +7,7 @@ for each in llm.generate(["The capital of France is"], gs.serving.Sampling(max_t
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -150,11 +150,18 @@ class LLM:
         """A request that `pieces` waits for."""
         return self._add(prompt, sampling, None)
 
-    def pieces(self, job: Job) -> Iterator[str]:
-        """The text of a request as it becomes certain."""
+    def pieces(self, job: Job, progress: Callable[[int], object] | None = None) -> Iterator[str]:
+        """The text of a request as it becomes certain.
+
+        Args:
+            progress: called with the number of tokens that were read while the prompt is.
+        """
         stream = self._stream(job)
         while job.finished is None:
-            if job in self.engine.step() and (piece := self._advance(job, stream)):
+            new = job in self.engine.step()
+            if progress is not None and len(job.tokens) <= 1:
+                progress(job.done or len(job.prompt))
+            if new and (piece := self._advance(job, stream)):
                 yield piece
 
     def _add(self, prompt: Prompt, sampling: Sampling, at: int | None) -> Job:

@@ -56,6 +56,14 @@ nb::list isas(bool (*wanted)(int)) {
   return names;
 }
 
+nb::list ops_of(const std::string& isa) {
+  nb::list names;
+  for (int i = 0; i < isa_count(); ++i)
+    if (isa == isa_name(i) && isa_built(i))
+      for (const char* const* op = isa_ops(i); *op != nullptr; ++op) names.append(*op);
+  return names;
+}
+
 // `who` is how the user asked, for the message.
 void require_isa(const std::string& name, const std::string& who) {
   const char* why = nullptr;
@@ -63,7 +71,7 @@ void require_isa(const std::string& name, const std::string& who) {
     case IsaStatus::kOk: return;
     case IsaStatus::kUnknown: why = " is not a known instruction set"; break;
     case IsaStatus::kNotBuilt: why = " was not built for this processor family"; break;
-    case IsaStatus::kNotSupported: why = " is not supported by this CPU"; break;
+    case IsaStatus::kNotSupported: why = " is not supported by this CPU, or refused by its operating system"; break;
   }
   const std::string here = nb::cast<std::string>(nb::str(", ").attr("join")(isas(isa_supported)));
   throw nb::value_error((who + "'" + name + "'" + why + "; available here: " + here).c_str());
@@ -74,15 +82,18 @@ void require_isa(const std::string& name, const std::string& who) {
 NB_MODULE(_native, m) {
   m.doc() = "The C++ kernels on raw addresses. Call them through gossamer.kernels.cpu, which checks its arguments.\n\n"
             "Addresses are integers (`tensor.data_ptr()`); sizes are elements unless called bytes.";
-  select_best();
-  if (const char* forced = std::getenv("GOSSAMER_ISA")) require_isa(forced, "GOSSAMER_ISA=");
+  const char* const forced = std::getenv("GOSSAMER_ISA");
+  forced != nullptr ? require_isa(forced, "GOSSAMER_ISA=") : require_isa(best_isa(), "isa ");
 
   m.def("isa", [] { return std::string(active_name()); }, "The instruction set in use.");
   m.def("set_isa", [](const std::string& name) { require_isa(name, "isa "); }, nb::arg("name"),
         "Switch every later call to `name`; ValueError when this machine cannot run it.");
   const nb::sig names("def available_isas() -> list[str]"), built("def built_isas() -> list[str]");
   m.def("available_isas", [] { return isas(isa_supported); }, names, "Built, and run by this CPU; narrow to wide.");
+  m.def("best_isa", [] { return std::string(best_isa()); }, "What is chosen unless GOSSAMER_ISA says otherwise.");
   m.def("built_isas", [] { return isas(isa_built); }, built);
+  m.def("ops_of", ops_of, nb::arg("isa"), nb::sig("def ops_of(isa: str) -> list[str]"),
+        "Ops that `isa` was built with code of its own for; others run the code of a narrower one.");
   m.def("openmp_library", [] { return std::string(openmp_library()); },
         "The file of the OpenMP runtime in use; empty when built without OpenMP.");
   m.def("compiler", [] { return std::string(GOSSAMER_COMPILER); });

@@ -14,11 +14,12 @@ enum class IsaStatus { kOk, kUnknown, kNotBuilt, kNotSupported };
 const Kernels& active();          // the table every binding calls through
 const char* active_name();
 IsaStatus select_isa(const char* name);
-void select_best();               // by CPUID
+const char* best_isa();           // the one to choose unasked
 
 int isa_count();
 const char* isa_name(int i);      // from narrow to wide
 bool isa_built(int i);
+const char* const* isa_ops(int i);  // names of ops with code of its own, and a null; null if not built
 bool isa_supported(int i);        // built, and this CPU and operating system run it
 
 }  // namespace gossamer

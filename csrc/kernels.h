@@ -2,6 +2,14 @@
 #pragma once
 #include <stdint.h>
 
+// The ops of page_attention.cc: an instruction set may have its own code for these and that of its base for all others.
+#define GOSSAMER_PAGE_ATTENTION(OP)                                                                                   \
+  OP(page_attention_workspace, int64_t, const Pages& pages, const Requests& requests, const AttentionShape& shape,    \
+     const int64_t* first_heads, const PageLists& lists, int threads)                                                 \
+  OP(page_attention, bool, const float* q, const Pages& pages, const Requests& requests, const AttentionShape& shape, \
+     const int64_t* first_heads, const PageLists& lists, float scale, float cap, float* out, float* lse,              \
+     void* workspace, int threads)
+
 // Matrices are contiguous, row-major, `rows` x `cols` elements. Edge tiles may be ragged. Nothing here allocates: a
 // `workspace` has as many bytes as the function X_workspace says. What is bool is false, and what it wrote is worthless,
 // where structure was broken: each number of an index is compared with its bound before it becomes an address.
@@ -160,11 +168,7 @@
      int threads)                                                                                                     \
   OP(page_append, bool, const float* keys, const float* values, int64_t key_heads, const int64_t* sources,             \
      const Pages& pages, const Requests& requests, const Summaries& extremes, const Summaries& moments, int threads)  \
-  OP(page_attention_workspace, int64_t, const Pages& pages, const Requests& requests, const AttentionShape& shape,    \
-     const int64_t* first_heads, const PageLists& lists, int threads)                                                 \
-  OP(page_attention, bool, const float* q, const Pages& pages, const Requests& requests, const AttentionShape& shape, \
-     const int64_t* first_heads, const PageLists& lists, float scale, float cap, float* out, float* lse,              \
-     void* workspace, int threads)                                                                                    \
+  GOSSAMER_PAGE_ATTENTION(OP)                                                                                         \
   OP(page_scores, bool, const float* form, int64_t query_heads, int64_t group, const int64_t* first_heads,            \
      const Pages& pages, const Requests& requests, const Summaries& summaries, float* scores, int threads)            \
   OP(relu_bits, void, const float* x, int64_t rows, int64_t cols, float* y, void* bits, int threads)                  \

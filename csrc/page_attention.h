@@ -7,9 +7,21 @@
 namespace gossamer::GOSSAMER_ISA {
 namespace {
 
-constexpr int64_t kMostRows = 128;   // queries that meet a page together
+constexpr int64_t kMostRows = 128;   // queries that meet a page together ...
+constexpr int64_t kMostPaired = 256;  // ... and where bfloat16 numbers are multiplied as such, which takes less time
 constexpr int64_t kFewRows = 16;     // fewer are divided along their pages too
 constexpr int64_t kChunkPages = 16;  // pages whose softmax is one sum: the same however rows and pages are divided
+
+#if defined(GOSSAMER_AVX512_BF16)
+constexpr bool kMultipliesPairs = true;
+#else
+constexpr bool kMultipliesPairs = false;
+#endif
+inline bool in_pairs(const PageTiles& pages) { return kMultipliesPairs && pages.stored() == Stored::kBFloat16; }
+inline int64_t most_rows(const PageTiles& pages) { return in_pairs(pages) ? kMostPaired : kMostRows; }
+
+// A number of floats, filled up to cache lines.
+inline int64_t whole_lines(int64_t floats) { return ceil_div(floats, 16) * 16; }
 
 // Queries that look at the same pages: those of `tokens` consecutive tokens of a request, and of `heads` heads of each.
 struct QueryBlock {
@@ -56,9 +68,9 @@ struct SoftmaxRows {
   float *largest, *sum, *values;
   int64_t rows, width;
 
-  static int64_t floats(int64_t rows, int64_t width) { return rows * (width + 2); }
+  static int64_t floats(int64_t rows, int64_t width) { return whole_lines(rows * (width + 2)); }
   SoftmaxRows(float* room, int64_t rows, int64_t width)
-      : largest(room), sum(room + rows), values(room + 2 * rows), rows(rows), width(width) {}
+      : largest(room + rows * width), sum(largest + rows), values(room), rows(rows), width(width) {}
 
   void clear() const {
     for (int64_t r = 0; r < rows; ++r) {

@@ -15,7 +15,15 @@ def set_isa(name: str) -> None:
 def available_isas() -> list[str]:
     """Built, and run by this CPU; narrow to wide."""
 
+def best_isa() -> str:
+    """What is chosen unless GOSSAMER_ISA says otherwise."""
+
 def built_isas() -> list[str]: ...
+def ops_of(isa: str) -> list[str]:
+    """
+    Ops that `isa` was built with code of its own for; others run the code of a narrower one.
+    """
+
 def openmp_library() -> str:
     """
     The file of the OpenMP runtime in use; empty when built without OpenMP.

@@ -2,7 +2,7 @@
 
     >>> import gossamer as gs
     >>> report = gs.doctor.report()
-    >>> report["native"]["isa"] in ("scalar", "avx2", "avx512")
+    >>> report["native"]["isa"] in ("scalar", "avx2", "avx512", "avx512_bf16", "avx512_amx")
     True
     >>> print(gs.doctor.text(report).splitlines()[0].split()[0])
     gossamer
@@ -56,6 +56,9 @@ def text(report: dict[str, Any]) -> str:
         lines.append(f"native   unavailable: {native['error']}")
     else:
         lines.append(f"native   {native['isa']}, {native['why']}; available: {', '.join(native['available'])}")
+        others = [isa for isa in native["built"] if isa not in native["available"]]
+        if others:
+            lines.append(f"         not here, by this CPU or its operating system: {', '.join(others)}")
         lines.append(f"         compiled with {native['compiler']}")
     lines.append(f"threads  {threads['summary']}")
     lines.append(f"GPU      {gpu['name'] or gpu['error']}")
@@ -112,8 +115,8 @@ def _native() -> dict[str, Any]:
     active, available = native.isa(), native.available_isas()
     if active == forced:
         why = f"because GOSSAMER_ISA={forced}"
-    elif active == available[-1]:
-        why = "the widest that this CPU and this build have"
+    elif active == native.best_isa():
+        why = "the fastest that this CPU, its operating system and this build have"
     else:
         why = "set in this process"
     return {

@@ -306,12 +306,43 @@ def weight_gradient(
         )  # fmt: skip
 
 
+def pages(draw: random.Random, at_end: bool) -> None:
+    """Attention over pages that nobody else has; what lies behind a request's last key was never written."""
+    storage, dtype = draw.choice(((0, torch.float32), (2, torch.bfloat16), (2, torch.bfloat16), (4, torch.float16)))
+    heads, group, width, page = draw.randint(1, 2), draw.randint(1, 5), draw.choice((16, 48, 80)), draw.choice((32, 64))
+    new, threads = [draw.choice((0, 1, 3, 70)) for _ in range(2)], draw.choice((1, 2))
+    lengths = [n + draw.choice((0, 1, 100, 1100)) for n in new]
+    cols = max(1, *(-(-length // page) for length in lengths))
+    count = 2 * cols
+    numbers = [guarded(content(torch.randn(count * heads * width * page).to(dtype)), at_end) for _ in range(2)]
+    table = torch.randperm(count).int()
+    requests = (
+        guarded(content(torch.tensor([0, new[0], sum(new)])), at_end), guarded(content(torch.tensor(lengths)), at_end),
+        guarded(content(table), at_end), 2, sum(new), cols,
+    )  # fmt: skip
+    tokens, query_heads = sum(new), heads * group
+    shape = (query_heads, group, draw.choice((2**40, 64)), draw.choice((2**56, 40)), draw.choice((0, 10)))
+    pool = (*numbers, 0, 0, count, heads, width, page, storage)
+    first, lists = guarded(content(torch.arange(heads) * group), at_end), (0, 0, 0, 0)
+    size = _native.page_attention_workspace(pool, requests, shape, first, lists, threads)
+    out = guarded(4 * tokens * query_heads * width, at_end)
+    assert _native.page_attention(
+        guarded(content(torch.randn(tokens * query_heads * width)), at_end), pool, requests, shape, first, lists, 0.2,
+        draw.choice((0.0, 5.0)), out, draw.choice((0, guarded(4 * tokens * query_heads, at_end))),
+        guarded(size, at_end), threads,
+    )  # fmt: skip
+
+
 if __name__ == "__main__":
     _native.set_isa(sys.argv[1])
     torch.manual_seed(0)
     calls = 0
     for seed in range(60):
         for at_end in (True, False):
+            pages(random.Random(seed), at_end)
+            calls += 1
+            if _native.ops_of(sys.argv[1]) != _native.ops_of("scalar"):  # code of its own for attention alone
+                continue
             tiles(random.Random(seed), at_end)
             sdd(random.Random(seed), at_end)
             gather_mm(random.Random(seed), at_end)
@@ -324,6 +355,5 @@ if __name__ == "__main__":
             skip_conv_weight(random.Random(seed), at_end)
             if seed < 6:
                 skip_conv_weight_in_stretches(random.Random(seed), at_end)
-            calls += 1
             KEPT.clear()
     print(calls)

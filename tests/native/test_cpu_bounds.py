@@ -8,6 +8,8 @@ import pytest
 import torch
 from by_name import cpu
 
+from gossamer import _native
+
 X = torch.arange(12.0).view(3, 4)
 OFFSETS = torch.tensor([0, 1, 2])
 INDICES = torch.tensor([0, 1], dtype=torch.uint16)
@@ -15,6 +17,7 @@ VALUES = torch.ones(2, 2, 2)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="uses mprotect")
+@pytest.mark.parametrize("isa", _native.available_isas())
 def test_guard_pages(isa):
     program = Path(__file__).with_name("guarded_memory.py")
     result = subprocess.run([sys.executable, program, isa], capture_output=True, text=True)

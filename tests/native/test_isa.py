@@ -33,8 +33,11 @@ def test_environment_forces(isa):
     assert result.stdout.split(" ", 1) == [isa, "[23, 0, 0, 0]\n"], result.stderr
 
 
-def test_widest_is_the_default():
-    assert run(None).stdout.split()[0] == _native.available_isas()[-1]
+def test_the_fastest_is_the_default():
+    chosen = run(None).stdout.split()[0]
+    assert chosen == _native.best_isa()
+    left_out = _native.available_isas()[_native.available_isas().index(chosen) + 1 :]
+    assert left_out in ([], ["avx512_bf16"])  # whose products are slow on some CPUs
 
 
 @pytest.mark.parametrize("isa", ["sse2", "AVX2", ""])
@@ -53,10 +56,40 @@ def test_set_isa_refuses_and_keeps():
 
 
 def test_lists_are_narrow_to_wide(isa):
-    order = ["scalar", "avx2", "avx512"]
+    order = ["scalar", "avx2", "avx512", "avx512_bf16", "avx512_amx"]
     assert isa == _native.isa()
     for names in (_native.available_isas(), _native.built_isas()):
         assert names == [name for name in order if name in names] and names[0] == "scalar"
+
+
+@pytest.mark.parametrize("isa", ["avx512_bf16", "avx512_amx"])
+def test_what_multiplies_bfloat16_has_code_of_its_own_for_attention(isa):
+    if isa not in _native.built_isas():
+        pytest.skip("not of this processor family")
+    assert _native.ops_of(isa) == ["page_attention_workspace", "page_attention"]
+    assert set(_native.ops_of(isa)) < set(_native.ops_of("avx512"))
+    assert _native.ops_of("neon") == []
+
+
+SMALL_STACK = """
+import ctypes
+class Stack(ctypes.Structure):
+    _fields_ = [("address", ctypes.c_void_p), ("flags", ctypes.c_int), ("size", ctypes.c_size_t)]
+memory = ctypes.create_string_buffer(8000)
+assert ctypes.CDLL(None).sigaltstack(ctypes.byref(Stack(ctypes.addressof(memory), 0, len(memory))), None) == 0
+"""
+
+
+@pytest.mark.skipif("avx512_amx" not in _native.available_isas(), reason="no tiles to refuse")
+def test_tiles_are_not_chosen_where_the_operating_system_refuses_them():
+    """As it does while a thread's stack for signals has no room for them."""
+    environment = {name: value for name, value in os.environ.items() if name != "GOSSAMER_ISA"}
+    for isa, expected in (("", "avx512 [23, 0, 0, 0]\n"), ("avx512_amx", "")):
+        chosen = environment | ({"GOSSAMER_ISA": isa} if isa else {})
+        program = [sys.executable, "-c", SMALL_STACK + PROGRAM]
+        result = subprocess.run(program, env=chosen, capture_output=True, text=True)
+        assert result.stdout == expected, result.stderr
+        assert ("refused by its operating system" in result.stderr) == bool(isa)
 
 
 def objects(isa):
@@ -71,6 +104,7 @@ def output(*command):
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
+@pytest.mark.parametrize("isa", _native.built_isas())
 def test_objects_define_only_their_own_names(isa):
     """A weak symbol compiled for AVX-512 could be the copy that the linker keeps for the scalar path."""
     for path in objects(isa):
@@ -82,12 +116,19 @@ def test_objects_define_only_their_own_names(isa):
             assert line.split()[1] == "T" and f" gossamer::{isa}::" in line, line
 
 
+@pytest.mark.parametrize("isa", _native.built_isas())
 def test_objects_hold_only_their_own_registers(isa):
     """A wider register in narrower code is an illegal instruction somewhere; none of its own means scalar loops."""
-    widest = {"scalar": "xmm", "avx2": "ymm", "avx512": "zmm"}[isa]
-    forbidden = {"scalar": ("%ymm", "%zmm"), "avx2": ("%zmm",), "avx512": ()}[isa]
+    widest = {"scalar": "xmm", "avx2": "ymm"}.get(isa, "zmm")
+    pairs = ("ps2bf16", "dpbf16ps", "%tmm")
+    forbidden = {
+        "scalar": ("%ymm", "%zmm", *pairs), "avx2": ("%zmm", *pairs), "avx512": pairs, "avx512_bf16": ("%tmm",),
+        "avx512_amx": (),
+    }[isa]  # fmt: skip
     for path in objects(isa):
         code = output("objdump", "-d", "--no-show-raw-insn", path)
         assert not any(register in code for register in forbidden), path
+        if isa.startswith("avx512_"):
+            assert "vdpbf16ps" in code and (isa == "avx512_bf16" or "tdpbf16ps" in code)
         if path.name.split(".")[0] in ("detect", "mask", "read", "select"):
             assert code.count(f"%{widest}") >= 10, path

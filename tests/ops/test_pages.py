@@ -37,12 +37,18 @@ def filled(lengths, heads, width, *, stored="float32", page=64, spare=3, **optio
     return pool, batch, keys, values
 
 
-def error_bound(q, keys, values, scale, terms):
-    """Scores err by a rounded product; exp makes that a share of each weight; a weighted mean errs by all of it."""
+def multiplies_bfloat16(isa, stored):
+    """Whether queries and weights are rounded to bfloat16 too."""
+    return stored == "bfloat16" and isa in ("avx512_bf16", "avx512_amx")
+
+
+def error_bound(q, keys, values, scale, terms, weight=0.0):
+    """Scores err by a rounded product; exp makes that a share of each weight, which may be rounded by `weight` of
+    itself; a weighted mean errs by all of it."""
     width = q.shape[-1]
     most = (q.abs().amax((0, 1)) * keys.abs().amax((0, 1))).sum() * scale
     score = gamma(width + 4, torch.float32) * float(most) + 4 * unit_roundoff(torch.float32) * float(most)
-    share = 2 * (torch.expm1(torch.tensor(2 * score)).item() + gamma(terms + 8, torch.float32) + 2**-21)
+    share = 2 * (torch.expm1(torch.tensor(2 * score)).item() + gamma(terms + 8, torch.float32) + 2**-21 + weight)
     return share * values.abs().max()
 
 
@@ -55,14 +61,45 @@ def test_numbers(isa, stored, width, heads, group, page):
         pytest.skip("four bits need a width that is a multiple of 32")
     lengths = [1, 31, 65, 100]
     pool, batch, keys, values = filled(lengths, heads, width, stored=stored, page=page)
-    q = torch.randn(sum(lengths), heads * group, width)
+    q, weight = torch.randn(sum(lengths), heads * group, width), 0.0
+    if multiplies_bfloat16(isa, stored):
+        q, weight = q.bfloat16().float(), 1.01 * unit_roundoff(torch.bfloat16)
     for mask in MASKS:
         got, exact = (torch.full(q.shape[:2], torch.nan) for _ in range(2))
         out = page_attention(q, pool, batch, group=group, lse=got, **mask)
         oracle = page_attention(q, pool, batch, group=group, lse=exact, backend="reference", **mask)
-        bound = error_bound(q, 1.1 * keys, 1.1 * values, width**-0.5, max(lengths))
+        bound = error_bound(q, 1.1 * keys, 1.1 * values, width**-0.5, max(lengths), weight)
         assert_within(out, oracle, bound)
         assert_within(got, exact, bound / values.abs().max() + 2**-20 * exact.abs())
+
+
+def test_products_of_bfloat16_round_what_they_meet_and_nothing_else(isa):
+    """The query, once; a weight and its share of the sum alike: the mean of what is one number is that number."""
+    torch.manual_seed(5)
+    lengths = [1500, 40]
+    pool, batch, _, _ = filled(lengths, 2, 48, stored="bfloat16")
+    pool.values.fill_(1.375)
+    q = 2 * torch.randn(1540, 6, 48)
+    lse, rounded = torch.zeros(1540, 6), torch.zeros(1540, 6)
+    out = page_attention(q, pool, batch, group=3, lse=lse)
+    assert_within(out, torch.full_like(out, 1.375), torch.tensor(1.375 * gamma(1500, torch.float32)))
+    again = page_attention(q.bfloat16().float(), pool, batch, group=3, lse=rounded)
+    if multiplies_bfloat16(isa, "bfloat16"):
+        assert_same_bits(out, again)
+        assert_same_bits(lse, rounded)
+    else:
+        assert not torch.equal(lse, rounded)
+
+
+def test_what_was_never_written_is_not_read(isa):
+    for stored in ("float32", "bfloat16", "float16"):
+        pool = PagePool.allocate(3, 1, 48, stored=stored)
+        pool.keys.fill_(torch.nan), pool.values.fill_(torch.nan)
+        for length in (1, 2, 35, 64, 65):
+            batch = Batch.of([length], [length], [[2, 0]])
+            page_append(torch.ones(length, 1, 48), torch.ones(length, 1, 48), pool, batch)
+            out = page_attention(torch.ones(length, 2, 48), pool, batch, group=2)
+            assert_within(out, torch.ones_like(out), torch.tensor(gamma(length, torch.float32)))
 
 
 def test_one_key_head_of_many_query_heads(isa):
@@ -111,7 +148,7 @@ def test_codes_are_within_half_a_scale():
 def test_bits_depend_neither_on_how_a_prompt_is_cut_nor_on_the_batch_nor_on_the_team(isa, stored):
     """Prefill at once, in pieces of any length, and token by token beside other requests: the same bits everywhere."""
     torch.manual_seed(1)
-    length = 1040 if stored == "float32" else 130
+    length = 1040 if stored == "float32" or multiplies_bfloat16(isa, stored) else 130
     keys, values, q = torch.randn(length, 2, 32), torch.randn(length, 2, 32), torch.randn(length, 6, 32)
     pages = torch.randperm(40)[:18].tolist()
     masks = ({}, {"window": 70, "sink": 20})
@@ -138,7 +175,7 @@ def test_bits_depend_neither_on_how_a_prompt_is_cut_nor_on_the_batch_nor_on_the_
     try:
         whole, written, _ = run([length], 0, 1)
         ways = [([length], 3, 3), ([1, 65, 129, length], 1, 2)]
-        if stored == "float32":
+        if length > 1000:
             ways.append(([1023, 1024, 1025, 1030, length], 0, 2))
         for cuts, others, threads in ways:
             out, again, used = run(cuts, others, threads)

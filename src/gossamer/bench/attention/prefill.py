@@ -10,8 +10,10 @@ from gossamer.bench.attention.layer import GROUP, HEADS, WIDTH, Layer, lengths, 
 from gossamer.bench.cells import CONTROL, milliseconds, ratio, short, value
 from gossamer.bench.dense import Call
 from gossamer.bench.section import MEDIANS, Row, Section, Settings, Table
+from gossamer.ops.paged.pool import Stored
 
 SINK, WINDOW = 128, 2048
+STORED: tuple[Stored, ...] = ("float32", "bfloat16", "int8")
 BASELINE = "torch float32"
 
 
@@ -34,7 +36,7 @@ def rows(settings: Settings) -> Iterator[Row]:
         keys, values = layer.keys, layer.values
         calls: dict[str, Call] = {BASELINE: partial(torch_attention, q, keys, values)}
         calls["torch bfloat16"] = partial(torch_attention, q.bfloat16(), keys.bfloat16(), values.bfloat16())
-        for stored in ("float32", "int8"):
+        for stored in STORED:
             pool, batch = layer.pool(stored)
             calls[stored] = partial(gs.ops.page_attention, q, pool, batch, group=GROUP)
         calls["half streaming"] = half_streaming(layer)
@@ -44,11 +46,11 @@ def rows(settings: Settings) -> Iterator[Row]:
 
 COLUMNS = (
     ("prompt", value("length", ",")), ("torch float32 ms", milliseconds(digits=0)),
-    *((name, ratio(name)) for name in ("torch bfloat16", "float32", "int8", "half streaming")), CONTROL,
+    *((name, ratio(name)) for name in ("torch bfloat16", *STORED, "half streaming")), CONTROL,
 )  # fmt: skip
 BRIEF = (
     ("prompt", value("length", ",")), ("torch ms", milliseconds(digits=0)),
-    *((name, short(name)) for name in ("torch bfloat16", "float32", "half streaming")),
+    *((name, short(name)) for name in ("torch bfloat16", "float32", "bfloat16", "half streaming")),
 )  # fmt: skip
 
 SECTION = Section(rows, Table(COLUMNS), {"brief": Table(BRIEF, MEDIANS)}, on_gpu=False)

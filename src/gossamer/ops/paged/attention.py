@@ -42,7 +42,8 @@ def page_attention(
     threads, nor on the other requests, nor on how its prompt was cut into calls, nor on pages that it does not see.
 
     Args:
-        q: floats [tokens, query heads, width], computed in float32.
+        q: floats [tokens, query heads, width], computed in float32; or, with stored="bfloat16" on a CPU that multiplies
+            bfloat16 numbers, rounded to bfloat16, as softmax weights are, for products that are added up in float32.
         pool, batch: the keys are in the pages already: `page_append` comes first.
         heads: int64[pool.heads], the first query head of each head of the pool; None: every `group`-th from 0.
         group: query heads that share a key head.

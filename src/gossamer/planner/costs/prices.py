@@ -21,7 +21,7 @@ FAR = 5.0
 _MOST_PRICES = 1024
 
 # Without measurements: what processors of the last years reach, with torch's dense product. Only ratios matter.
-_LANES = {"avx512": 16, "avx2": 8, "scalar": 4}
+_LANES = {"avx512": 16, "avx512_bf16": 16, "avx512_amx": 16, "avx2": 8, "scalar": 4}
 _HERTZ = 3.0e9
 _BYTES_PER_SECOND = 1.5e10
 _GPU_FLOPS = {"float32": 4.0e13, "bfloat16": 4.0e14, "float16": 4.0e14}

@@ -252,3 +252,43 @@ def test_without_a_pattern_it_is_said(caplog):
     geometry = Geometry((LayerShape(HEADS, GROUP, WIDTH, None),), None)
     gs.serving.Sparsity(static=0.5).parts(geometry)
     assert "static=0.5 without a pattern" in caplog.text
+
+
+@pytest.mark.parametrize("cap", [0.0, 2.0])
+def test_the_bound_is_the_missing_share_where_keys_are_alike(cap):
+    """With equal keys in each page nothing is lost in bounding them: twice the softmax that is missing, no less."""
+    text = Text(Sparsity(token_budget=192, certify=True, interval=1), cap=cap)
+    keys = torch.randn(10, 1, WIDTH).repeat_interleave(64, 0).expand(-1, HEADS, -1) * 0.5
+    text.add(640, keys=keys.contiguous())
+    q = torch.randn(1, HEADS, WIDTH).repeat_interleave(GROUP, 1)
+    text.add(1, q, torch.zeros(1, HEADS, WIDTH))
+    weights = torch.einsum("hgd,khd->hgk", q.view(HEADS, GROUP, WIDTH), text.keys) * WIDTH**-0.5
+    weights = (cap * torch.tanh(weights / cap) if cap else weights).softmax(-1)
+    read = torch.zeros(HEADS, 11, dtype=torch.bool).scatter_(1, text.request.chosen[0, 0].pages.long(), True)
+    missing = (weights * ~read.repeat_interleave(64, 1)[:, None, :641]).sum(2).amax()
+    assert 2 * missing <= text.layer.tally.worst_bound <= 2.05 * missing
+
+
+def test_heads_within_the_limit_are_left_alone():
+    """One key head has a peak that is read, the other has none: only that one reads more."""
+    text = Text(Sparsity(token_budget=192, max_error=0.2, interval=1))
+    keys = torch.randn(1600, HEADS, WIDTH) * 0.3
+    keys[5, 0] = 9.0
+    text.add(1600, keys=keys)
+    q = torch.randn(1, HEADS * GROUP, WIDTH)
+    q[:, :GROUP] = 3.0
+    out, dense = text.add(1, q, torch.zeros(1, HEADS, WIDTH))
+    tally = text.layer.tally
+    assert tally.heads_bounded == 2 and tally.heads_dense == 1 and tally.worst_kept <= 0.2
+    torch.testing.assert_close(out, dense, atol=1e-4, rtol=1e-4)
+
+
+def test_a_group_reads_what_one_of_it_wants_most():
+    keys = torch.zeros(640, HEADS, WIDTH)
+    keys[333, :, 0], keys[140, :, 1], keys[140, :, 0] = 30.0, 29.0, 10.0
+    q = torch.zeros(1, HEADS * GROUP, WIDTH)
+    q[0, 0::2, 0], q[0, 1::2, 1] = 3.0, 3.0  # on average page 2 is wanted more, but nobody wants it most
+    text = Text(Sparsity(token_budget=192))
+    text.add(640, keys=keys)
+    text.add(1, q, torch.zeros(1, HEADS, WIDTH))
+    assert text.request.chosen[0, 0].pages.tolist() == [[0, 5, 10]] * HEADS

@@ -20,7 +20,7 @@ from gossamer.measure import environment
 __all__ = ["SUITES", "Section", "Settings", "run", "sections"]
 
 SUITES = {
-    "attention": "attention over long contexts: decoding and prefill of one layer, over the best of torch",
+    "attention": "attention over long contexts: one layer, whole models, batches; what choosing pages costs",
     "compact": "train sparse, shrink, run: accuracy, throughput, step overhead, training that shrinks as it goes",
     "conv": "convolutions, linears and networks that skip run-time zeros; training that has them",
     "detect": "finding the nonzero tiles of a dense tensor, against reading it once",

@@ -1,1 +1,1 @@
-"""Attention over long contexts: decoding and prefill of one layer, over the best of torch."""
+"""Attention over long contexts: decoding and prefill of one layer, whole models, many requests, and their quality."""

@@ -16,6 +16,8 @@ from gossamer.pattern import Pattern
 
 # Bounds and scores are sums of up to 512 float32 products each; their rounding stays below this share of a bound.
 SLACK = 2.0**-10
+# Weights that are rounded to bfloat16 move the logarithm of their sum by so much at most.
+ROUNDED = 2.0**-8
 
 
 def page_bounds(
@@ -42,5 +44,5 @@ def error_bound(bounds: Tensor, lse: Tensor, lists: Pattern, page: int) -> Tenso
     requests, heads, _, pages = bounds.shape
     read = lists.to_tile_mask().view(requests, heads, 1, -1)[..., :pages]
     dropped = bounds.masked_fill(read, -torch.inf).logsumexp(3) + torch.log(torch.tensor(float(page)))
-    missing = torch.sigmoid(dropped - lse)  # D / (1 + D)
+    missing = torch.sigmoid(dropped - lse + ROUNDED)  # D / (1 + D)
     return 2 * missing.nan_to_num(nan=1.0)

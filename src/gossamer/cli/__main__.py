@@ -6,6 +6,7 @@ gossamer tune      time products on this machine for the planner
 gossamer xmc       extreme classification: data sets
 gossamer model     fetch a language model that commands take by its name
 gossamer generate  complete a text, or answer a question about it
+gossamer calibrate measure which heads of a model may stream
 gossamer doctor    what this machine and installation can do
 gossamer version   the version
 """
@@ -13,6 +14,7 @@ gossamer version   the version
 from __future__ import annotations
 
 import errno
+import importlib
 import io
 import logging
 import os
@@ -31,11 +33,15 @@ _HELP = """usage: gossamer COMMAND [flags]
   xmc       extreme classification: make a data set
   model     fetch a language model that commands take by its name
   generate  complete a text, or answer a question about it
+  calibrate measure which heads of a language model need the first and last tokens only
   doctor    what this machine and this installation can do, and why not
   version   the version
 
 gossamer COMMAND --help lists the flags of a command.
 """
+
+_PLAIN = ("bench", "tune", "model", "generate", "calibrate")
+"""Commands of a module of their name, which has their flags and `run`."""
 
 
 def _run(argv: Sequence[str]) -> None:
@@ -60,43 +66,20 @@ def _run(argv: Sequence[str]) -> None:
         from gossamer.cli.train.command import run as train
 
         train(config, rest)
-    elif command == "bench":
-        from gossamer.cli.flags import needs_tyro, parse
-
-        needs_tyro()
-        from gossamer.cli.bench import Bench
-        from gossamer.cli.bench import run as bench
-
-        bench(parse(Bench, "gossamer bench", rest))
-    elif command == "tune":
-        from gossamer.cli.flags import parse
-        from gossamer.cli.tune import Tune
-        from gossamer.cli.tune import run as tune
-
-        tune(parse(Tune, "gossamer tune", rest))
     elif command == "xmc":
         from gossamer.cli.xmc.command import run as xmc
 
         xmc(rest)
-    elif command == "model":
+    elif command in _PLAIN:
         from gossamer.cli.flags import needs_tyro, parse
 
         needs_tyro()
-        from gossamer.cli.model import Model
-        from gossamer.cli.model import run as model
-
-        model(parse(Model, "gossamer model", rest))
-    elif command == "generate":
-        from gossamer.cli.flags import needs_tyro, parse
-
-        needs_tyro()
-        from gossamer.cli.generate import Generate
-        from gossamer.cli.generate import run as generate
-
-        generate(parse(Generate, "gossamer generate", rest))
+        module = importlib.import_module(f"gossamer.cli.{command}")
+        module.run(parse(getattr(module, command.title()), f"gossamer {command}", rest))
     else:
         raise ValueError(
-            f"there is no command {command!r}; expected train, bench, tune, xmc, model, generate, doctor or version"
+            f"there is no command {command!r}; expected train, bench, tune, xmc, model, generate, calibrate, doctor or "
+            "version"
         )
 
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from gossamer.serving.cache import SparseCache
+    from gossamer.serving.calibration import calibrate
     from gossamer.serving.engine import Engine, Job
     from gossamer.serving.heads import HeadPattern
     from gossamer.serving.llm import LLM, Completion
@@ -40,12 +41,13 @@ _NAMES: dict[str, str] = {  # a name of a module of the package: the module that
     "Sparsity": "gossamer.serving.sparsity",
     "TextStream": "gossamer.serving.text",
     "VerticalSlash": "gossamer.serving.prefill",
+    "calibrate": "gossamer.serving.calibration",
     "load": "gossamer.serving.loading",
 }
 
 __all__ = [
     "LLM", "Antidiagonal", "Choice", "Completion", "Engine", "HeadPattern", "Job", "PrefillPolicy", "Sampler",
-    "Sampling", "SparseCache", "Sparsity", "TextStream", "VerticalSlash", "load",
+    "Sampling", "SparseCache", "Sparsity", "TextStream", "VerticalSlash", "calibrate", "load",
 ]  # fmt: skip
 
 

@@ -104,7 +104,11 @@ def attention(
         ValueError, RuntimeError: what is asked for is not supported: dropout, gradients, attention weights, masks of
             four dimensions, attention that is not causal, learned sinks, biases.
     """
-    _refuse(module, query, attention_mask, dropout, kwargs)
+    refuse(module, attention_mask, dropout, kwargs)
+    if query.requires_grad:
+        raise RuntimeError(
+            "attn_implementation='gossamer' has no gradient: use torch.no_grad(), or 'sdpa' for training"
+        )
     if isinstance(key, Ticket) and isinstance(value, Ticket):
         out = _from_pages(query, key, value, attention_mask, scaling, softcap or 0.0, sliding_window)
     elif isinstance(key, Tensor) and isinstance(value, Tensor):
@@ -112,13 +116,10 @@ def attention(
     return out.to(query.dtype), None
 
 
-def _refuse(module: nn.Module, query: Tensor, mask: Tensor | None, dropout: float, kwargs: dict[str, Any]) -> None:
+def refuse(module: nn.Module, mask: Tensor | None, dropout: float, kwargs: dict[str, Any]) -> None:
+    """Raise ValueError for what attention over pages cannot do."""
     if dropout:
         raise ValueError(f"attn_implementation='gossamer' has no dropout, got {dropout}: call model.eval()")
-    if query.requires_grad:
-        raise RuntimeError(
-            "attn_implementation='gossamer' has no gradient: use torch.no_grad(), or 'sdpa' for training"
-        )
     if kwargs.get("output_attentions"):
         raise ValueError("attn_implementation='gossamer' makes no attention weights: use 'eager' for output_attentions")
     if kwargs.get("is_causal", getattr(module, "is_causal", True)) is False:
@@ -197,17 +198,18 @@ def _from_keys(
 
 
 class Attending:
-    """Has a model of transformers attend by these functions for a while.
+    """Has a model of transformers attend by these functions for a while, or by others that are registered.
 
     Raises:
         ValueError: the model does not ask transformers for its attention.
     """
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Any, name: str = NAME) -> None:
+        self.name = name
         before = model.config._attn_implementation
         try:
-            model.set_attn_implementation(NAME)
-            if model.config._attn_implementation != NAME:
+            model.set_attn_implementation(name)
+            if model.config._attn_implementation != name:
                 raise ValueError("it keeps its own")
         except (ValueError, AttributeError) as error:
             raise ValueError(f"{type(model).__name__} does not take other attention: {error}") from None
@@ -222,7 +224,7 @@ class Attending:
         before = [config._attn_implementation for config in self.configs]
         try:
             for config in self.configs:
-                config._attn_implementation = NAME
+                config._attn_implementation = self.name
             yield
         finally:
             for config, name in zip(self.configs, before, strict=True):

@@ -6,10 +6,10 @@ import torch
 from gossamer import bench
 from gossamer.bench.attention import batch, whole
 from gossamer.bench.attention.decode import rivals
-from gossamer.bench.attention.decoders import TOY, llama
-from gossamer.bench.attention.forced import Text, Texts, coarser
+from gossamer.bench.attention.decoders import TOY, Decoder, llama
+from gossamer.bench.attention.forced import Scores, Text, Texts, coarser
 from gossamer.bench.attention.layer import GROUP, Layer, newest, queries, torch_attention
-from gossamer.bench.attention.quality import perplexity
+from gossamer.bench.attention.quality import Hidden, perplexity
 from gossamer.bench.attention.steps import STEPS, Steps, engine, filled
 from gossamer.ops import PagePool, page_append, page_attention
 from gossamer.serving.sparsity import Sparsity
@@ -102,3 +102,17 @@ def test_extremes_of_stretches_are_those_of_their_keys():
         page_append(keys, values, each, prompt)
     found = coarser(pools[0], 16)
     assert torch.equal(found.extremes, pools[1].extremes) and found.keys is pools[0].keys
+
+
+def test_a_pass_key_is_found_if_all_its_tokens_are(toy):
+    hidden = Hidden.drawn(Decoder("toy", toy), context=256, keys=3, words=2, seed=0)
+    context, tokens = hidden.text.context, hidden.text.tokens
+    for place in hidden.places:  # what is asked for was told before
+        key = tokens[place.start : place.stop]
+        assert any(tokens[at : at + len(key)] == key for at in range(context))
+    hits = torch.ones(len(tokens) - context - 1, dtype=torch.bool)
+    right = hidden.right(Scores(hits.float(), hits))
+    assert [len(each) for each in right] == [2, 2, 2] and all(bool(each.all()) for each in right)
+    hits[hidden.places[1][-1] - context - 1] = False
+    right = hidden.right(Scores(hits.float(), hits))
+    assert [each.tolist() for each in right] == [[True, True], [True, False], [True, True]]

@@ -97,13 +97,13 @@ def calibrate(
                 loss = distance + regularization * gates[trained].mean()
                 (gates.grad,) = torch.autograd.grad(loss, gates)
             if not bool(gates.grad.isfinite().all()):
-                raise ValueError(f"the loss of step {step} is {float(loss)} and its gradient no number")
+                raise ValueError(f"the loss of step {step} is {float(loss.detach())} and its gradient no number")
             optimizer.param_groups[0]["lr"] = learning_rate * min(1.0, (steps - step) / (_SETTLING * steps))
             optimizer.step()
             with torch.no_grad():
                 gates.clamp_(0, 1)
             if progress is not None:
-                progress(step + 1, steps, float(distance), float(gates[trained].mean()))
+                progress(step + 1, steps, float(distance.detach()), float(gates.detach()[trained].mean()))
     return HeadPattern(gates.detach().double().cpu())
 
 

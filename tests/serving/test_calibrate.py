@@ -19,9 +19,10 @@ from gossamer.serving.calibration import calibrate
 from gossamer.serving.gates import gated, gated_attention
 from gossamer.serving.geometry import Geometry
 from gossamer.serving.heads import HeadPattern
+from gossamer.serving.loading import Loaded
 from gossamer.serving.passkeys import passkeys
 
-pytestmark = pytest.mark.filterwarnings("ignore")
+pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.filterwarnings("error:Converting a tensor")]
 WAY = {"sink": 2, "local": 4, "steps": 30, "learning_rate": 0.1}
 
 
@@ -205,6 +206,25 @@ def test_numbers_that_are_none_are_an_error():
         model.model.layers[0].self_attn.v_proj.weight[0, 0] = torch.nan
     with pytest.raises(ValueError, match="step 0 is nan"):
         calibrate(model, samples(1), **WAY)
+
+
+def test_a_model_known_by_name_brings_its_gates(monkeypatch):
+    """Found by `LLM`; a pattern that is given stays, and so does what has no name."""
+    config = induction.transformers.LlamaConfig(
+        vocab_size=16, hidden_size=48, intermediate_size=16, num_hidden_layers=30, num_attention_heads=3,
+        num_key_value_heads=3, max_position_embeddings=256,
+    )  # fmt: skip
+    loaded = Loaded(induction.transformers.LlamaForCausalLM(config).eval(), None, "smollm2")
+    monkeypatch.setattr("gossamer.serving.llm.load", lambda *_, **__: loaded)
+    half = gs.serving.Sparsity(static=0.5)
+    found = gs.serving.LLM("smollm2", sparsity=half, memory=2**24).engine.sparsity.pattern
+    assert sorted(each.name for each in found.iterdir()) == ["config.json", "full_attention_heads.tsv"]
+    streaming = HeadPattern.load(found).streaming(0.5)
+    assert streaming.shape == (30, 3) and streaming.sum() == 45
+    other = HeadPattern(torch.ones(30, 3, dtype=torch.float64))
+    assert gs.serving.Sparsity(static=0.5, pattern=other).of("smollm2").pattern is other
+    for same, model in ((half, "another"), (half, loaded.model), (gs.serving.Sparsity(), "smollm2")):
+        assert same.of(model) is same
 
 
 # The command.

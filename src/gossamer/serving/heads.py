@@ -17,6 +17,8 @@ from gossamer import files
 
 NAME = "full_attention_heads.tsv"
 LARGEST = 2**24  # bytes of such a file
+SHIPPED = {"smollm2": Path(__file__).parent / "patterns" / "smollm2"}
+"""Models of `gossamer model` that were calibrated: the folder of their gates; its config.json says how."""
 
 
 @dataclass(frozen=True, eq=False)

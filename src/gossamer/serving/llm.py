@@ -66,8 +66,8 @@ class LLM:
         loaded = load(model, dtype=dtype, device=device, attn_implementation=hooks.NAME)
         self.tokenizer = tokenizer if tokenizer is not None else loaded.tokenizer
         self.engine = Engine(
-            loaded.model, sparsity=sparsity, memory=memory, max_length=max_length, max_requests=max_requests,
-            chunk=chunk,
+            loaded.model, sparsity=(sparsity or Sparsity()).of(model), memory=memory, max_length=max_length,
+            max_requests=max_requests, chunk=chunk,
         )  # fmt: skip
 
     @property

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -14,7 +14,7 @@ from torch import Tensor
 from gossamer.ops.paged.pool import PAGE, STRETCH, PagePool, Stored
 from gossamer.ops.paged.scores import PageScore
 from gossamer.serving.geometry import Geometry
-from gossamer.serving.heads import HeadPattern, spread
+from gossamer.serving.heads import SHIPPED, HeadPattern, spread
 from gossamer.serving.prefill import Antidiagonal, PrefillPolicy
 
 logger = logging.getLogger(__name__)
@@ -32,7 +32,8 @@ class Sparsity:
     Attributes:
         static: the share of all key heads that stream: they see the first `sink` and the last `local` tokens.
         pattern: gates that say which (a `HeadPattern`, or the file or folder of one); `gossamer calibrate` makes them.
-            None: the later heads of each layer, with a warning if static is above 0.
+            None: those that come with a model known by its name; else the later heads of each layer, with a warning if
+            static is above 0.
         sink, local: what streaming heads see, in prefill and in decoding alike; local counts the token itself.
         token_budget: while decoding, a head that does not stream reads so many tokens, in pages that its query
             chooses; a multiple of page and at least three of them. None: all. Requests that have no more are dense, to
@@ -119,6 +120,17 @@ class Sparsity:
     def stored_for(self, dtype: torch.dtype) -> Stored:
         """How keys and values of a model that computes in `dtype` are stored."""
         return self.stored or STORED[dtype]
+
+    def of(self, model: object) -> Sparsity:
+        """The same; with the gates that come with a model which is given by its name, where `static` has no pattern.
+
+        >>> Sparsity(static=0.5).of("smollm2").pattern.name
+        'smollm2'
+        """
+        if self.static == 0 or self.pattern is not None or not isinstance(model, str) or model not in SHIPPED:
+            return self
+        logger.info("static=%s: the gates of %s are those of %s", self.static, model, SHIPPED[model])
+        return replace(self, pattern=SHIPPED[model])
 
     def gates(self, geometry: Geometry) -> HeadPattern:
         """The gates of a model's heads.

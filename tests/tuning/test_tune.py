@@ -93,7 +93,7 @@ def test_a_cache_that_cannot_be_written_is_said_before_measuring(tmp_path, capsy
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
     monkeypatch.setenv("HOME", "")
     assert main(["tune"]) == 2
-    assert "no home folder for measured costs; set GOSSAMER_CACHE" in capsys.readouterr().err
+    assert "no home folder for what is kept; set GOSSAMER_CACHE" in capsys.readouterr().err
 
 
 def test_regret_with_real_products(cache):

@@ -23,9 +23,10 @@ if {"gossamer", "gossamer.cli"} & set(sys.orig_argv[1:]) and sys.argv[:1] == ["-
 import importlib
 from importlib.metadata import PackageNotFoundError
 from importlib.metadata import version as _version
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from gossamer.arrival import when_imported
+from gossamer.lazy import surface
 
 if TYPE_CHECKING:
     from gossamer import (
@@ -98,14 +99,7 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
-    if name in _MODULES:
-        return importlib.import_module(f"gossamer.{name}")
-    if name in _NAMES:
-        value = getattr(importlib.import_module(_NAMES[name]), name)
-        globals()[name] = value
-        return value
-    raise AttributeError(f"module 'gossamer' has no attribute {name!r}")
+__getattr__, _ = surface(__name__, _NAMES, _MODULES)
 
 
 def __dir__() -> list[str]:

@@ -93,15 +93,16 @@ def test_given_texts_are_judged_as_transformers_judges_them(toy):
     assert perplexity(dense) == pytest.approx(float(torch.cat([each.logprobs for each in dense]).mean().neg().exp()))
 
 
-def test_extremes_of_stretches_are_those_of_their_keys():
+def test_summaries_of_stretches_are_those_of_their_keys():
     layer = Layer.drawn(256)
     keys, values = (x[0].transpose(0, 1).contiguous() for x in (layer.keys, layer.values))
     pool, prompt = layer.pool("float32")
-    pools = [PagePool.allocate(4, pool.heads, pool.width, extremes=stretch) for stretch in (1, 16)]
+    pools = [PagePool.allocate(4, pool.heads, pool.width, extremes=stretch, moments=stretch) for stretch in (1, 16)]
     for each in pools:
         page_append(keys, values, each, prompt)
     found = coarser(pools[0], 16)
     assert torch.equal(found.extremes, pools[1].extremes) and found.keys is pools[0].keys
+    torch.testing.assert_close(found.moments, pools[1].moments, atol=0.02, rtol=0.02)  # of keys rounded to bfloat16
 
 
 def test_a_pass_key_is_found_if_all_its_tokens_are(toy):

@@ -347,3 +347,9 @@ def test_arguments_that_do_not_fit_are_named():
             Sampler(sampling, prompt, 4)
     with pytest.raises(ValueError, match="vocabulary must be an integer of at least 1, got 0"):
         Sampler(Sampling(), [], 0)
+
+
+def test_a_number_on_a_boundary_never_takes_a_token_of_no_weight(monkeypatch):
+    monkeypatch.setattr(Sampler, "_uniform", lambda self: 0.0)
+    sampler = Sampler(Sampling(temperature=1.0), [0], 2)
+    assert sampler.choose(torch.tensor([-torch.inf, 0.0])).token == 1

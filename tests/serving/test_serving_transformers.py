@@ -119,6 +119,8 @@ def test_gradients_dropout_weights_and_foreign_masks_are_refused():
         hooks.attention(attention, state, state, state, None)
     with pytest.raises(ValueError, match=r"no dropout, got 0\.5"):
         hooks.attention(attention, state.detach(), state, state, None, dropout=0.5)
+    with pytest.raises(TypeError, match="key and value must both come from one cache"):
+        hooks.attention(attention, state.detach(), state, None, None)
     with pytest.raises(ValueError, match=r"learned \(s_aux\)"):
         hooks.attention(attention, state.detach(), state, state, None, s_aux=state)
 

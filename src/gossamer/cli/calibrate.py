@@ -11,6 +11,7 @@ import torch
 import tyro
 
 from gossamer import files
+from gossamer.cli.flags import use_threads
 from gossamer.serving.calibration import calibrate
 from gossamer.serving.geometry import Geometry
 from gossamer.serving.heads import NAME, HeadPattern
@@ -62,10 +63,7 @@ class Calibrate:
 
 def run(config: Calibrate) -> None:
     """Calibrate, print the gates and write them, whole or not at all."""
-    if config.threads is not None:
-        if config.threads < 1:
-            raise ValueError(f"--threads must be at least 1, got {config.threads}")
-        torch.set_num_threads(config.threads)
+    use_threads(config.threads)
     if not 0 <= config.static <= 1:
         raise ValueError(f"--static must be from 0 to 1, got {config.static}")
     folder = config.out.is_dir() or not config.out.suffix

@@ -18,6 +18,16 @@ def needs_tyro() -> None:
     extras.needed("tyro", "this command needs tyro", "run")
 
 
+def use_threads(count: int | None) -> None:
+    """Have torch use so many CPU threads; None: its own choice."""
+    if count is not None:
+        if count < 1:
+            raise ValueError(f"--threads must be at least 1, got {count}")
+        import torch
+
+        torch.set_num_threads(count)
+
+
 def parse(kind: type[Config], program: str, arguments: Sequence[str]) -> Config:
     """Build `kind` from the arguments; `--help` prints its fields and their docstrings and exits.
 

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
-import torch
 import tyro
 from tqdm import tqdm
 
 from gossamer import files
+from gossamer.cli.flags import use_threads
 from gossamer.measure import clock
 from gossamer.ops.paged.pool import Stored
 from gossamer.serving.llm import LLM
@@ -81,10 +81,7 @@ class Generate:
 
 def run(config: Generate) -> None:
     """Write the answer to standard output as it comes, and what was read to standard error."""
-    if config.threads is not None:
-        if config.threads < 1:
-            raise ValueError(f"--threads must be at least 1, got {config.threads}")
-        torch.set_num_threads(config.threads)
+    use_threads(config.threads)
     sampling = Sampling(
         max_tokens=config.max_tokens, temperature=config.temperature, top_k=config.top_k, top_p=config.top_p,
         repetition_penalty=config.repetition_penalty, seed=config.seed, stop=config.stop,

@@ -10,6 +10,7 @@ from typing import Literal
 import torch
 
 from gossamer import files
+from gossamer.cli.flags import use_threads
 from gossamer.planner.costs import cache as costs_file
 from gossamer.planner.costs.cache import Database, Key
 from gossamer.tuning.tune import tune
@@ -33,10 +34,7 @@ def run(config: Tune) -> None:
     """Measure, save and print the curves."""
     if config.device == "cuda" and not torch.cuda.is_available():
         raise RuntimeError("--device cuda: torch sees no CUDA device here")
-    if config.threads is not None:
-        if config.threads < 1:
-            raise ValueError(f"--threads must be at least 1, got {config.threads}")
-        torch.set_num_threads(config.threads)
+    use_threads(config.threads)
     folder = config.cache
     # Minutes of measuring are not to end in an error that could be seen before.
     path = costs_file.file_for(costs_file.machine_of(config.device), folder)

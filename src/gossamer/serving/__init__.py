@@ -11,8 +11,9 @@ Everything is loaded on first use. May import ops, pattern and what lies below; 
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from gossamer.lazy import surface
 
 if TYPE_CHECKING:
     from gossamer.serving.cache import SparseCache
@@ -51,13 +52,4 @@ __all__ = [
 ]  # fmt: skip
 
 
-def __getattr__(name: str) -> Any:
-    if name in _NAMES:
-        value = getattr(importlib.import_module(_NAMES[name]), name)
-        globals()[name] = value
-        return value
-    raise AttributeError(f"module 'gossamer.serving' has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-    return __all__
+__getattr__, __dir__ = surface(__name__, _NAMES)

@@ -1,7 +1,9 @@
 """One layer's attention for a batch: keys are written, heads that stream see their window, the others what they chose.
 
-layer = LayerAttention(store, 3)
-out = layer(q, keys, values, step)
+    layer = LayerAttention(store, 3)
+    out = layer(q, keys, values, step)
+
+All parts of a layer write into one result.
 """
 
 from __future__ import annotations

@@ -1,8 +1,10 @@
 """`SparseCache`: a cache of transformers' whose keys and values lie in pages.
 
-model = AutoModelForCausalLM.from_pretrained(folder, attn_implementation="gossamer")
-cache = SparseCache(model.config, token_budget=4096)
-model.generate(ids, past_key_values=cache)
+    model = AutoModelForCausalLM.from_pretrained(folder, attn_implementation="gossamer")
+    cache = SparseCache(model.config, token_budget=4096)
+    model.generate(ids, past_key_values=cache)
+
+Its rows are requests of a store; what is padding has no page.
 """
 
 from __future__ import annotations

@@ -27,7 +27,7 @@ from gossamer.serving.geometry import Geometry
 from gossamer.serving.packed import PackedCache
 from gossamer.serving.pages import OutOfPages
 from gossamer.serving.sampling import Choice, Sampler, Sampling, choose
-from gossamer.serving.sparsity import Sparsity
+from gossamer.serving.sparsity import Sparsity, View
 from gossamer.serving.store import Request, Store
 from gossamer.serving.tally import Tally
 
@@ -169,10 +169,21 @@ class Engine:
 
         Returns:
             The requests that have a new token.
+
+        An error, or Ctrl-C, in the middle leaves pages without their keys: who had a part in the pass starts again.
         """
         plan = self._plan()
         if not plan:
             return []
+        try:
+            return self._pass(plan)
+        except BaseException:
+            for job in reversed([job for job in self.running if any(job is each for each, _ in plan)]):
+                self._restart(job)
+            raise
+
+    def _pass(self, plan: Sequence[tuple[Job, list[int]]]) -> list[Job]:
+        """The model's next logits for the plan, and a token from each that a request waits for."""
         tokens = [token for _, ahead in plan for token in ahead]
         counts = [len(ahead) for _, ahead in plan]
         places = [at for job, ahead in plan for at in range(job.done, job.done + len(ahead))]
@@ -204,7 +215,7 @@ class Engine:
 
     def _plan(self) -> list[tuple[Job, list[int]]]:
         """Who works on which tokens, for which there are pages: those that decode, then prompts up to the chunk."""
-        while self.waiting and len(self.running) < self.max_requests:
+        while self.waiting and len(self.running) < self.max_requests and self._has_room(self.waiting[0]):
             job = self.waiting.popleft()
             job.pages = self.store.open()
             self.running.append(job)
@@ -214,9 +225,7 @@ class Engine:
                 ahead = job.ahead(left)
                 if job.done < len(job.prompt):
                     if self.sparsity.prefill is not None and job.done + len(ahead) < len(job.prompt):
-                        ahead = ahead[
-                            : len(ahead) // self.sparsity.page * self.sparsity.page
-                        ]  # blocks begin with pages
+                        ahead = ahead[: len(ahead) - len(ahead) % self.sparsity.page]  # blocks begin with pages
                     left -= len(ahead)
                 if ahead:
                     plan.append((job, ahead))
@@ -224,10 +233,25 @@ class Engine:
                 return plan
             if len(self.running) == 1:
                 raise OutOfPages(f"one request of {self.running[0].length} tokens has no room alone")
-            newest = self.running[-1]
-            self._release(newest)
-            newest.restarts += 1
-            self.waiting.appendleft(newest)
+            self._restart(self.running[-1])
+
+    def _has_room(self, job: Job) -> bool:
+        """Whether all pages that a request has to have for its next token are free, and not wanted by those before it.
+
+        Pages of windows are there for all; one request alone always has room.
+        """
+        dense = self.store.pages.get(View(None, 0))
+        if dense is None or not self.running:
+            return True
+        page = self.sparsity.page
+        wanted = sum(job.length // page + 1 - len(_pages(job).tables[View(None, 0)]) for job in self.running)
+        return job.length // page + 1 + wanted <= dense.free
+
+    def _restart(self, job: Job) -> None:
+        """Give its pages back; it is the next to begin."""
+        self._release(job)
+        job.restarts += 1
+        self.waiting.appendleft(job)
 
     def _fits(self, plan: Sequence[tuple[Job, list[int]]]) -> bool:
         needed = [self.store.needed(_pages(job), len(ahead)) for job, ahead in plan]

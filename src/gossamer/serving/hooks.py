@@ -113,6 +113,9 @@ def attention(
         out = _from_pages(query, key, value, attention_mask, scaling, softcap or 0.0, sliding_window)
     elif isinstance(key, Tensor) and isinstance(value, Tensor):
         out = _from_keys(query, key, value, attention_mask, scaling, softcap or 0.0, sliding_window)
+    else:
+        kinds = type(key).__name__, type(value).__name__
+        raise TypeError(f"key and value must both come from one cache, got {kinds[0]} and {kinds[1]}")
     return out.to(query.dtype), None
 
 

@@ -39,7 +39,7 @@ class Sparsity:
             chooses; a multiple of page and at least three of them. None: all. Requests that have no more are dense, to
             the bit.
         interval: pages are chosen anew after so many tokens, and when a page opens.
-        score: how pages are ranked, as in `gossamer.ops.page_scores`.
+        score: how pages are ranked, as in `gossamer.ops.page_scores`; docs/paged_attention.md compares the two.
         select_per: "kv_group": the query heads that share a key head read the same pages, each page once. "q_head":
             each its own.
         dense_layers: layers that neither stream nor choose.
@@ -48,7 +48,7 @@ class Sparsity:
         certify: compute that bound and keep it, without acting on it.
         prefill: what heads that do not stream read of a prompt, a policy of `gossamer.serving.prefill`; None: all.
         stored: how keys and values are stored; None: in the dtype of the model.
-        page, stretch: tokens of a page and of the stretches that its score is the largest of.
+        page, stretch: tokens of a page, and of the stretches that are summarized: the score of a page is their largest.
 
     Raises:
         ValueError: naming the attribute, its value and what was expected.
@@ -65,7 +65,7 @@ class Sparsity:
     local: int = 256
     token_budget: int | None = None
     interval: int = 4
-    score: PageScore = "moments"
+    score: PageScore = "extremes"
     select_per: SelectPer = "kv_group"
     dense_layers: tuple[int, ...] = ()
     max_error: float | None = None
@@ -222,5 +222,5 @@ class Part:
         return {
             "page": sparsity.page,
             "extremes": sparsity.stretch if extremes else None,
-            "moments": sparsity.page if moments else None,
+            "moments": sparsity.stretch if moments else None,
         }

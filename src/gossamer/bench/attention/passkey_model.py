@@ -11,6 +11,7 @@ Source: mimetic initialization (arXiv 2305.09828), for the transposes; induction
 
 from __future__ import annotations
 
+import logging
 import math
 import random
 import sys
@@ -24,6 +25,8 @@ from torch.nn import functional as F
 
 from gossamer.bench.attention.passkey_task import VOCABULARY, lesson, tokenizer
 from gossamer.measure.clock import now
+
+logger = logging.getLogger(__name__)
 
 FOLDER = Path(__file__).parent / "passkey_decoder"
 WIDTH, HEADS, KEY_HEADS, HEAD, LAYERS = 128, 4, 2, 32, 2
@@ -97,7 +100,7 @@ def answers(model: Any, texts: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def train(model: Any, stages: tuple[Stage, ...] = STAGES, *, seed: int = 0, every: int = 20) -> None:
-    """Train in place, and print how it goes every so many steps."""
+    """Train in place; the log says how it goes every so many steps."""
     draw, started = random.Random(seed), now()
     optimizer = torch.optim.AdamW(model.parameters(), lr=RATE, betas=(0.9, 0.98), weight_decay=0.01)
     plan = [stage for stage in stages for _ in range(stage.steps)]
@@ -115,12 +118,13 @@ def train(model: Any, stages: tuple[Stage, ...] = STAGES, *, seed: int = 0, ever
         optimizer.step()
         if at % every == 0 or at == len(plan) - 1:
             right = float((logits.argmax(1) == wanted).float().mean())
-            print(f"step {at}: {length} words, loss {loss:.3f}, {right:.1%} right, "
-                  f"{now() - started:.0f} s", flush=True)  # fmt: skip
+            spent = now() - started
+            logger.info("step %d: %d words, loss %.3f, %.1f%% right, %.0f s", at, length, loss, 100 * right, spent)
 
 
 def main(folder: Path = FOLDER) -> None:
     """Train on one thread, and save as float16."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
     torch.set_num_threads(1)
     torch.manual_seed(0)
     model = begin()

@@ -43,7 +43,7 @@ def page_scores(
     Args:
         q: floats [requests, query heads, width]: one query a request, the newest.
         by: "extremes": no scaled product of q with a key of the page is above the score. "moments": about the logarithm
-            of the mean of exp(scale * q . k), q . mean + q^2 . variance / 2 with scaled q, which ranks better.
+            of the mean of exp(scale * q . k), q . mean + q^2 . variance / 2 with scaled q.
         heads, group, scale: as in `page_attention`.
 
     Returns:

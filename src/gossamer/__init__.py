@@ -44,6 +44,7 @@ if TYPE_CHECKING:
         pattern,
         planner,
         report,
+        routing,
         serving,
         testing,
         training,
@@ -62,7 +63,7 @@ except PackageNotFoundError:  # a source tree on PYTHONPATH that was never insta
 
 _MODULES = (
     "bench", "compaction", "compile", "data", "doctor", "integrations", "kernels", "measure", "models", "nn", "ops",
-    "pattern", "planner", "report", "serving", "testing", "training", "tuning", "xmc",
+    "pattern", "planner", "report", "routing", "serving", "testing", "training", "tuning", "xmc",
 )  # fmt: skip
 _NAMES = {
     "Pattern": "gossamer.pattern",
@@ -91,6 +92,7 @@ __all__ = [
     "pattern",
     "planner",
     "report",
+    "routing",
     "serving",
     "testing",
     "training",

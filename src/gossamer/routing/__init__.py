@@ -1,0 +1,28 @@
+"""Tokens that choose their layers.
+
+    radial = gs.routing.Radial(model, mode="skip", kv="sparse")
+    gs.routing.distill(radial, teacher, batches, budget=0.7, steps=500)
+    radial.generate(ids, max_new_tokens=64)          # a layer that a token skips costs it nothing
+
+Everything is loaded on first use. Stands on serving, whose pages hold the keys of what each layer ran.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from gossamer.lazy import surface
+
+if TYPE_CHECKING:
+    from gossamer.routing.policy import Choice, Policy, Tokens, Walk
+
+_NAMES: dict[str, str] = {  # a name of the package: the module that has it
+    "Choice": "gossamer.routing.policy",
+    "Policy": "gossamer.routing.policy",
+    "Tokens": "gossamer.routing.policy",
+    "Walk": "gossamer.routing.policy",
+}
+
+__all__ = ["Choice", "Policy", "Tokens", "Walk"]
+
+__getattr__, __dir__ = surface(__name__, _NAMES)

@@ -6,7 +6,8 @@
         h = ...
         walk.leave(unit, h)
 
-A unit is a layer, or its attention or its MLP alone. A policy holds parameters; what belongs to one pass is in its walk.
+A unit is a layer, or its attention or its MLP alone. A policy holds parameters; its walk holds what belongs to one
+pass.
 """
 
 from __future__ import annotations

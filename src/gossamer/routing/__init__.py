@@ -15,14 +15,16 @@ from gossamer.lazy import surface
 
 if TYPE_CHECKING:
     from gossamer.routing.policy import Choice, Policy, Tokens, Walk
+    from gossamer.routing.stack import Stack
 
 _NAMES: dict[str, str] = {  # a name of the package: the module that has it
     "Choice": "gossamer.routing.policy",
     "Policy": "gossamer.routing.policy",
+    "Stack": "gossamer.routing.stack",
     "Tokens": "gossamer.routing.policy",
     "Walk": "gossamer.routing.policy",
 }
 
-__all__ = ["Choice", "Policy", "Tokens", "Walk"]
+__all__ = ["Choice", "Policy", "Stack", "Tokens", "Walk"]
 
 __getattr__, __dir__ = surface(__name__, _NAMES)

@@ -6,14 +6,15 @@
         h = ...
         walk.leave(unit, h)
 
-A unit is a layer, or its attention or its MLP alone. A policy holds parameters; its walk holds what belongs to one
-pass.
+A unit is a layer, or its attention or its MLP alone. A policy holds parameters; what belongs to one pass is in its
+walk.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Literal
 
 import torch
@@ -68,13 +69,19 @@ class Choice:
     rows: Tensor | None = None
     weight: Tensor | None = None
 
+    @cached_property
+    def places(self) -> Tensor | None:
+        """int64[n], ascending: the same as `rows`. Found once, for who runs them and for who decides what is next."""
+        return None if self.rows is None else self.rows.nonzero().squeeze(1)
+
 
 class Walk(ABC):
     """One pass of tokens through all units.
 
     Attributes:
         decisions: how often a token asked the policy's networks, for counting what that costs.
-        losses: further losses of training, by name, each a scalar.
+        losses: further scalars of training, by name, means over tokens: what is to be small, but for "entropy", that of
+            the routes in nats, which training begins by keeping large.
         expected: float[units]: the mean over tokens of the share in which each unit runs, differentiable; None outside
             of training.
     """
@@ -101,9 +108,11 @@ class Policy(nn.Module, ABC):
 
     Attributes:
         phase: "soft": probabilities, which training begins with; "hard": decisions. In eval mode always hard.
+        temperature: what logits are divided by before they are probabilities; training lowers it.
     """
 
     phase: Phase = "hard"
+    temperature: float = 1.0
 
     def __init__(self, units: int, width: int) -> None:
         super().__init__()

@@ -32,6 +32,9 @@ class Jumps(Policy):
             weights are left out for the whole batch; prompts route token by token.
         hidden, bias: of the router.
 
+    Attributes:
+        temperature: what logits are divided by before they are probabilities; training lowers it.
+
     Raises:
         ValueError: an argument is out of its range.
 
@@ -40,6 +43,8 @@ class Jumps(Policy):
     >>> walk.enter(0, torch.randn(5, 32)).rows.tolist()                  # a new one is the base network
     [True, True, True, True, True]
     """
+
+    temperature: float = 1.0
 
     def __init__(
         self,
@@ -88,7 +93,7 @@ class Together(Walk):
 
     def __init__(self, router: Router, h: Tensor) -> None:
         super().__init__()
-        self._router, self._hops = router, 0
+        self._units, self._pick, self._hops = router.units, router.picker(), 0
         self._nobody = Choice(h.new_zeros(len(h), dtype=torch.bool))
         self._next = self._ask(START, h)
 
@@ -101,11 +106,10 @@ class Together(Walk):
             self._next = self._ask(unit + 1, h)
 
     def _ask(self, last: int, h: Tensor) -> int:
-        if last == self._router.units:
+        if last == self._units:
             return last
         self.decisions += len(h)
-        z = self._router(h, last, self._hops, last)
-        return last + int((z if len(h) == 1 else z.mean(0)).argmax())
+        return self._pick(h, last, self._hops, last)
 
 
 class Apart(Walk):
@@ -120,25 +124,25 @@ class Apart(Walk):
         self._weight = h.new_ones(tokens, dtype=router.up.dtype) if policy.training else None
         self._shares: list[Tensor] = []
         self._entropy = h.new_zeros((), dtype=router.up.dtype)
-        self._choice = _ALL
+        self._rows = h.new_zeros(tokens, dtype=torch.bool)
         self._ask(START, h, torch.arange(tokens, device=h.device))
 
     def enter(self, unit: int, h: Tensor) -> Choice:
-        rows = self._next == unit
+        self._rows = self._next == unit
         if self._weight is None:
-            self._choice = Choice(rows)
-            return self._choice
-        weight = self._weight * rows
-        self._choice = Choice(rows, weight)
+            return Choice(self._rows)
+        weight = self._weight * self._rows
         self._shares.append(weight.mean())
-        return self._choice
+        return Choice(self._rows, weight)
 
     def leave(self, unit: int, h: Tensor) -> None:
-        last, places = unit + 1, self._choice.places
-        if last < self._router.units and places is not None and len(places):
-            self._hops[places] += 1
-            self._ask(last, h[places], places)
-        elif last == self._router.units and self._policy.training:
+        last = unit + 1
+        if last < self._router.units:
+            places = self._rows.nonzero().squeeze(1)
+            if len(places):
+                self._hops[places] += 1
+                self._ask(last, h[places], places)
+        elif self._policy.training:
             self.expected = torch.stack(self._shares)
             self.losses["entropy"] = self._entropy / len(self._next)
 

@@ -6,15 +6,14 @@
         h = ...
         walk.leave(unit, h)
 
-A unit is a layer, or its attention or its MLP alone. A policy holds parameters; what belongs to one pass is in its
-walk.
+A unit is a layer, or its attention or its MLP alone. A policy holds parameters; its walk holds what belongs to one
+pass.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Any, Literal
 
 import torch
@@ -69,19 +68,13 @@ class Choice:
     rows: Tensor | None = None
     weight: Tensor | None = None
 
-    @cached_property
-    def places(self) -> Tensor | None:
-        """int64[n], ascending: the same as `rows`. Found once, for who runs them and for who decides what is next."""
-        return None if self.rows is None else self.rows.nonzero().squeeze(1)
-
 
 class Walk(ABC):
     """One pass of tokens through all units.
 
     Attributes:
         decisions: how often a token asked the policy's networks, for counting what that costs.
-        losses: further scalars of training, by name, means over tokens: what is to be small, but for "entropy", that of
-            the routes in nats, which training begins by keeping large.
+        losses: further losses of training, by name, each a scalar.
         expected: float[units]: the mean over tokens of the share in which each unit runs, differentiable; None outside
             of training.
     """
@@ -108,11 +101,9 @@ class Policy(nn.Module, ABC):
 
     Attributes:
         phase: "soft": probabilities, which training begins with; "hard": decisions. In eval mode always hard.
-        temperature: what logits are divided by before they are probabilities; training lowers it.
     """
 
     phase: Phase = "hard"
-    temperature: float = 1.0
 
     def __init__(self, units: int, width: int) -> None:
         super().__init__()

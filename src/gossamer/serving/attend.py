@@ -1,7 +1,7 @@
 """One layer's attention for a batch: keys are written, heads that stream see their window, the others what they chose.
 
     layer = LayerAttention(store, 3)
-    out = layer(q, keys, values, step)
+    out = layer(q, keys, values, step)              # or layer.append(keys, values, step) and layer.attend(q, step)
 
 All parts of a layer write into one result.
 """
@@ -15,9 +15,10 @@ from gossamer import ops
 from gossamer.ops.paged.pool import Batch
 from gossamer.pattern import Pattern
 from gossamer.serving.certificate import error_bound, page_bounds
+from gossamer.serving.requests import Step
 from gossamer.serving.selection import Selection, best
 from gossamer.serving.sparsity import View
-from gossamer.serving.store import Request, Step, Store
+from gossamer.serving.store import Store
 from gossamer.serving.tally import Tally
 
 WIDER = 4
@@ -50,18 +51,29 @@ class LayerAttention:
         Returns:
             float32 like q.
         """
-        q, keys, values = (x.detach().float().contiguous() for x in (q, keys, values))
+        self.append(keys, values, step)
+        return self.attend(q, step)
+
+    def append(self, keys: Tensor, values: Tensor, step: Step) -> None:
+        """Write the new keys and values of a step."""
+        keys, values = (x.detach().float().contiguous() for x in (keys, values))
+        for at, part in enumerate(self.store.parts[self.layer]):
+            every, _, _ = step.batches[part.view]
+            ops.page_append(keys, values, self.store.pools[self.layer][at], every, heads=self.heads[at])
+
+    def attend(self, q: Tensor, step: Step) -> Tensor:
+        """Attention of the new tokens, whose keys are written."""
+        q = q.detach().float().contiguous()
         out = torch.zeros_like(q)
         one = step.decoding
         for at, part in enumerate(self.store.parts[self.layer]):
-            every, ones, others = step.batches[part.view]
-            ops.page_append(keys, values, self.store.pools[self.layer][at], every, heads=self.heads[at])
+            _, ones, others = step.batches[part.view]
             if one:
-                self._decode(q[:one], out[:one], at, ones, step.requests[:one])
+                self._decode(q[:one], out[:one], at, ones, step)
             if one < len(step.requests):
                 lists = self._prefill_lists(q[one:], at, step) if part.prefill else None
                 self._read(q[one:], out[one:], at, others, lists)
-                self.tally.prefill(part, step.requests[one:], step.counts[one:], lists)
+                self.tally.prefill(part, step.lengths[one:], step.counts[one:], lists)
         return out
 
     def _read(
@@ -74,16 +86,17 @@ class LayerAttention:
             lists=lists, window=view.window, sink=view.sink, scale=self.scale, cap=self.cap, out=out, lse=lse,
         )  # fmt: skip
 
-    def _decode(self, q: Tensor, out: Tensor, at: int, batch: Batch, requests: tuple[Request, ...]) -> None:
+    def _decode(self, q: Tensor, out: Tensor, at: int, batch: Batch, step: Step) -> None:
         """Attention of single tokens of a part's heads, which may choose what they read."""
         part, selection, pool = self.store.parts[self.layer][at], self.selections[at], self.store.pools[self.layer][at]
         lists = None
         if part.chooses:
             before = selection.refreshed
-            lists = selection.lists(q, pool, batch, requests, self.heads[at] * self.group)
-            self.tally.chose(part, requests, lists, selection.refreshed - before, pool.page)
+            requests, lengths = step.requests[: step.decoding], step.lengths[: step.decoding]
+            lists = selection.lists(q, pool, batch, requests, lengths, self.heads[at] * self.group)
+            self.tally.chose(part, lengths, lists, selection.refreshed - before, pool.page)
         else:
-            self.tally.decode(part, requests)
+            self.tally.decode(part, step.lengths[: step.decoding])
         if lists is None:
             self._read(q, out, at, batch)
         elif self.store.sparsity.bounded:
@@ -98,19 +111,19 @@ class LayerAttention:
         sparsity, pool, view = self.store.sparsity, self.store.pools[self.layer][at], View(None, 0)
         policy, page, rows, begin = sparsity.prefill, pool.page, [], 0
         assert policy is not None
-        texts = list(zip(step.requests, step.counts, strict=True))[step.decoding :]
-        if all(request.length <= policy.beyond for request, _ in texts):
+        texts = list(zip(step.requests, step.counts, step.lengths, strict=True))[step.decoding :]
+        if all(length <= policy.beyond for _, _, length in texts):
             return None
-        most = max(len(request.tables[view]) for request, _ in texts)
-        for request, count in texts:
-            pages = torch.tensor(request.tables[view], device=q.device)
+        most = step.batches[view][2].table.shape[1]
+        for request, count, length in texts:
+            pages = torch.tensor(request.tables[view][: -(-length // page)], device=q.device)
             blocks = -(-count // page)
-            if request.length <= policy.beyond or (request.length - count) % page:
-                own = torch.arange(request.length - count, request.length, page, device=q.device) + page - 1
+            if length <= policy.beyond or (length - count) % page:
+                own = torch.arange(length - count, length, page, device=q.device) + page - 1
                 seen = torch.arange(len(pages), device=q.device) <= own[:, None] // page
                 chosen = seen[:, None].expand(-1, pool.heads, -1)
             else:
-                keys = pool.read_keys(pages).transpose(0, 1).flatten(1, 2)[:, : request.length]
+                keys = pool.read_keys(pages).transpose(0, 1).flatten(1, 2)[:, :length]
                 mine = q[begin : begin + count].view(count, -1, self.group, q.shape[2])[:, self.heads[at]]
                 chosen = policy.choose(mine.permute(1, 2, 0, 3), keys, page, self.scale)
             assert chosen.shape[0] == blocks

@@ -17,8 +17,9 @@ from torch import Tensor
 from gossamer.serving.geometry import Geometry
 from gossamer.serving.paged_cache import PagedCache, PagedLayer
 from gossamer.serving.pages import OutOfPages
+from gossamer.serving.requests import Request, Step
 from gossamer.serving.sparsity import Sparsity
-from gossamer.serving.store import Request, Step, Store, most_pages, views
+from gossamer.serving.store import Store, most_pages, views
 
 FIRST = 1024  # tokens that there is room for at first, when no capacity is given
 
@@ -27,7 +28,7 @@ class SparseCache(PagedCache):
     """Keys and values of a batch in pages, with heads that stream and pages that queries choose.
 
     Args:
-        config: of the model, which must run with attn_implementation="gossamer".
+        config: of the model, which must run with attn_implementation="gossamer"; or a model's own `geometry`.
         sparsity: what is skipped; or its attributes as keywords. Without either nothing is.
         capacity: tokens of a row that memory is taken for at once; None: it grows.
         device: where the pages lie; None: where the first keys are.
@@ -54,7 +55,8 @@ class SparseCache(PagedCache):
             raise ValueError(f"sparsity and its attributes {sorted(attributes)} were both given, expected one of them")
         if capacity is not None and (isinstance(capacity, bool) or not isinstance(capacity, int) or capacity < 1):
             raise ValueError(f"capacity must be a number of tokens of at least 1, or None, got {capacity!r}")
-        super().__init__(Geometry.of(config), Sparsity(**attributes) if sparsity is None else sparsity)
+        geometry = config if isinstance(config, Geometry) else Geometry.of(config)
+        super().__init__(geometry, Sparsity(**attributes) if sparsity is None else sparsity)
         self.parts = self.sparsity.parts(self.geometry)
         self.views = views(self.parts)
         self.capacity, self.device = capacity, device
@@ -91,35 +93,50 @@ class SparseCache(PagedCache):
 
     def arrive(self, layer: PagedLayer, keys: Tensor, values: Tensor) -> None:
         """New states come to a layer; the first of a pass begins it."""
-        self.check(layer, keys, values)
         if self.rows and keys.shape[0] != len(self.rows):
             raise ValueError(f"keys have {keys.shape[0]} rows and the cache {len(self.rows)}")
         if layer.passes == self.passes:
-            behind = [each.index for each in self.stack if each.passes != self.passes]
-            if behind:
-                raise RuntimeError(
-                    f"layer {layer.index} began a new pass and layer {behind[0]} is not through the last"
-                )
-            if self.store is None:
-                self._begin(keys)
-            self._finish()
-            self.passes += 1
-            self.fresh = keys.shape[2]
-            self.columns += self.fresh
+            self._begin(f"layer {layer.index}", keys.shape[0], keys.shape[2], keys.device, keys.dtype)
         elif keys.shape[2] != self.fresh:
             raise ValueError(f"layer {layer.index} got {keys.shape[2]} new tokens, the layers before it {self.fresh}")
         layer.passes = self.passes
 
-    def _begin(self, keys: Tensor) -> None:
-        tokens = max(self.capacity or FIRST, keys.shape[2])
-        page = self.sparsity.page
-        pages = {view: keys.shape[0] * most_pages(view, tokens, keys.shape[2], page) for view in self.views}
-        self.store = Store(
-            self.geometry, self.sparsity, self.sparsity.stored_for(keys.dtype), self.parts, pages,
-            self.device or keys.device,
-        )  # fmt: skip
-        self.rows = [self.store.open() for _ in range(keys.shape[0])]
-        self.real = torch.ones(keys.shape[0], 0, dtype=torch.bool, device=keys.device)
+    def _begin(self, who: str, batch: int, new: int, device: torch.device | str, dtype: torch.dtype) -> None:
+        """A pass of `new` tokens of each row."""
+        behind = [each.index for each in self.stack if each.passes != self.passes]
+        if behind:
+            raise RuntimeError(f"{who} began a new pass and layer {behind[0]} is not through the last")
+        if self.store is None:
+            self._open(batch, new, device, dtype)
+        self._finish()
+        self.passes += 1
+        self.fresh = new
+        self.columns += new
+
+    def _open(self, batch: int, new: int, device: torch.device | str, dtype: torch.dtype) -> None:
+        tokens, page = max(self.capacity or FIRST, new), self.sparsity.page
+        pages = {view: batch * most_pages(view, tokens, new, page) for view in self.views}
+        stored = self.sparsity.stored_for(dtype)
+        self.store = Store(self.geometry, self.sparsity, stored, self.parts, pages, self.device or device)
+        self.rows = [self.store.open() for _ in range(batch)]
+        self.real = torch.ones(batch, 0, dtype=torch.bool, device=device)
+
+    def enter_routed(
+        self, batch: int, new: int, mask: Tensor | None, device: torch.device | str, dtype: torch.dtype
+    ) -> tuple[Step, Tensor | None]:
+        """A pass whose layers take only some of the tokens; see `PagedCache.route`."""
+        if self.rows and batch != len(self.rows):
+            raise ValueError(f"batch must be the {len(self.rows)} rows of the cache, got {batch}")
+        total = self.columns + new
+        if mask is not None and tuple(mask.shape) != (batch, total):
+            raise ValueError(f"mask must be [{batch}, {total}], 1 for tokens, 0 for padding, got {list(mask.shape)}")
+        self._begin("a routed pass", batch, new, device, dtype)
+        if mask is not None:
+            mask = None if mask.all() and self.real.all() else mask.bool()
+        step, places = self.enter(mask)
+        for layer in self.stack:
+            layer.passes = self.passes
+        return step, places
 
     def _finish(self) -> None:
         """End the pass before: what no row will see again is given back."""

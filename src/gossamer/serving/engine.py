@@ -26,9 +26,10 @@ from gossamer.serving.capacity import pages_for
 from gossamer.serving.geometry import Geometry
 from gossamer.serving.packed import PackedCache
 from gossamer.serving.pages import OutOfPages
+from gossamer.serving.requests import Request
 from gossamer.serving.sampling import Choice, Sampler, Sampling, choose
 from gossamer.serving.sparsity import Sparsity, View
-from gossamer.serving.store import Request, Store
+from gossamer.serving.store import Store
 from gossamer.serving.tally import Tally
 
 logger = logging.getLogger(__name__)

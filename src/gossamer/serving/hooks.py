@@ -18,8 +18,8 @@ from transformers.masking_utils import AttentionMaskInterface
 
 from gossamer import ops
 from gossamer.ops.paged.pool import PAGE, Batch, PagePool
-from gossamer.serving.paged_cache import Ticket
 from gossamer.serving.sparsity import STORED
+from gossamer.serving.ticket import Ticket
 
 NAME = "gossamer"
 SAMPLES = 256
@@ -153,12 +153,11 @@ def _unpacked(out: Tensor, query: Tensor, places: Tensor | None) -> Tensor:
 def _from_pages(
     query: Tensor, key: Ticket, value: Ticket, mask: Tensor | None, scale: float | None, cap: float, window: int | None
 ) -> Tensor:
-    layer, cache = key.layer, key.layer.cache
-    expected = cache.geometry.layers[layer.index].window
-    if window is not None and window != expected:
-        raise ValueError(f"layer {layer.index} has a window of {window}, and its config {expected}")
-    step, places = cache.enter(mask)
-    attend = cache.attention(layer, scale, cap)
+    keys = key.keys
+    if window is not None and window != keys.window:
+        raise ValueError(f"layer {keys.index} has a window of {window}, and its config {keys.window}")
+    step, places = keys.enter(mask)
+    attend = keys.attending(scale, cap)
     out = attend(_packed(query, places), _packed(key.states, places), _packed(value.states, places), step)
     return _unpacked(out, query, places)
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from gossamer.serving.geometry import Geometry
 from gossamer.serving.paged_cache import PagedCache, PagedLayer
+from gossamer.serving.requests import Step
 from gossamer.serving.sparsity import Sparsity
-from gossamer.serving.store import Step, Store
+from gossamer.serving.store import Store
 
 
 class PackedCache(PagedCache):
@@ -27,13 +29,20 @@ class PackedCache(PagedCache):
         self._step = step
 
     def arrive(self, layer: PagedLayer, keys: Tensor, values: Tensor) -> None:
-        self.check(layer, keys, values)
         if self._step is None or (keys.shape[0], keys.shape[2]) != (1, self._step.tokens):
             raise ValueError(f"keys must be of one row with the tokens of the step, got {list(keys.shape)}")
 
     def columns_before(self, layer: PagedLayer) -> int:
         return 0  # places of tokens are always given, and there is no padding
 
+    def enter_routed(
+        self, batch: int, new: int, mask: Tensor | None, device: torch.device | str, dtype: torch.dtype
+    ) -> tuple[Step, Tensor | None]:
+        if self._step is None or (batch, new) != (1, self._step.tokens):
+            raise ValueError(f"batch and new must be one row with the tokens of the step, got {batch} and {new}")
+        return self.enter(mask)
+
     def enter(self, mask: Tensor | None) -> tuple[Step, Tensor | None]:
-        assert self._step is not None and mask is None
+        if self._step is None or mask is not None:
+            raise ValueError("mask must be None for packed tokens, in a pass that has begun")
         return self._step, None

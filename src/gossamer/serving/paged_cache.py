@@ -7,7 +7,7 @@ next. What `update` returns is therefore a ticket for it; any other function tha
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,47 +15,12 @@ from transformers.cache_utils import Cache, CacheLayerMixin
 
 from gossamer.serving.attend import LayerAttention
 from gossamer.serving.geometry import Geometry
+from gossamer.serving.requests import Step
+from gossamer.serving.routed import RoutedPass
 from gossamer.serving.sparsity import Sparsity
-from gossamer.serving.store import Step, Store
+from gossamer.serving.store import Store
 from gossamer.serving.tally import Tally
-
-
-class Ticket:
-    """New keys or values on their way from the cache to attention. Only their shape can be read."""
-
-    def __init__(self, states: Tensor, layer: PagedLayer) -> None:
-        self.states, self.layer = states, layer
-
-    @property
-    def shape(self) -> torch.Size:
-        return self.states.shape
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.states.dtype
-
-    @property
-    def device(self) -> torch.device:
-        return self.states.device
-
-    def __getattr__(self, name: str) -> NoReturn:
-        if name.startswith("__"):
-            raise AttributeError(name)
-        raise _cannot(name)
-
-    def __getitem__(self, index: Any) -> NoReturn:
-        raise _cannot("an index")
-
-    @classmethod
-    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> NoReturn:
-        raise _cannot(getattr(func, "__name__", str(func)))
-
-
-def _cannot(what: str) -> RuntimeError:
-    return RuntimeError(
-        f"keys of a paged cache lie in pages, and {what} cannot read them: load the model with "
-        'attn_implementation="gossamer"'
-    )
+from gossamer.serving.ticket import Ticket
 
 
 class PagedLayer(CacheLayerMixin):
@@ -66,7 +31,7 @@ class PagedLayer(CacheLayerMixin):
 
     def __init__(self, cache: PagedCache, index: int, window: int | None) -> None:
         super().__init__()
-        self.cache, self.index = cache, index
+        self.cache, self.index, self.window = cache, index, window
         self.is_sliding = window is not None
         self.passes = 0  # how many passes through the model this layer has taken part in
         self.attention: LayerAttention | None = None
@@ -82,8 +47,17 @@ class PagedLayer(CacheLayerMixin):
     @torch.compiler.disable
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """Tickets for new states [batch, key heads, new tokens, width]."""
+        self.cache.check(self.index, key_states, value_states)
         self.cache.arrive(self, key_states, value_states)
         return Ticket(key_states, self), Ticket(value_states, self)  # type: ignore[return-value]
+
+    def enter(self, mask: Tensor | None) -> tuple[Step, Tensor | None]:
+        """The step of the present pass, of which this layer takes all tokens; see `PagedCache.enter`."""
+        step, places = self.cache.enter(mask)
+        return self.cache.pages.narrow(step, self.index) if step.uneven else step, places
+
+    def attending(self, scale: float | None, cap: float) -> LayerAttention:
+        return self.cache.attention(self.index, scale, cap)
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         return self.get_seq_length() + int(query_length), 0
@@ -140,19 +114,51 @@ class PagedCache(Cache):
     def pages(self) -> Store:
         """Where keys and values lie."""
 
-    def attention(self, layer: PagedLayer, scale: float | None, cap: float) -> LayerAttention:
-        """What attends in a layer; scale and cap are those of its first call."""
+    @abstractmethod
+    def enter_routed(
+        self, batch: int, new: int, mask: Tensor | None, device: torch.device | str, dtype: torch.dtype
+    ) -> tuple[Step, Tensor | None]:
+        """Begin a pass before there are keys; see `route` and `enter`."""
+
+    def route(
+        self, batch: int, new: int, mask: Tensor | None = None, *, device: torch.device | str, dtype: torch.dtype
+    ) -> RoutedPass:
+        """Begin a pass in which each slot takes only some of the tokens.
+
+        Args:
+            batch, new: rows, and new tokens of each, padding too. mask: [batch, tokens of the cache and new ones], 1
+                for tokens and 0 for padding; None: no padding among the new ones.
+            device, dtype: of the keys to come.
+
+        Raises:
+            ValueError: naming the argument. OutOfPages: there is no room. RuntimeError: another pass is not through.
+
+        >>> from gossamer.serving import SparseCache
+        >>> from transformers import LlamaConfig
+        >>> config = LlamaConfig(num_hidden_layers=2, hidden_size=64, num_attention_heads=4)
+        >>> routed = SparseCache(config).route(1, 3, device="cpu", dtype=torch.float32)
+        >>> past = routed.at(1, torch.tensor([0, 2]))     # past_key_values of layer 1, which two of the tokens run
+        >>> routed.position.tolist()
+        [0, 1, 2]
+        """
+        step, places = self.enter_routed(batch, new, mask, device, dtype)
+        self.pages.separate(step)
+        return RoutedPass(self.pages, step, places, self.attention, self.check)
+
+    def attention(self, index: int, scale: float | None, cap: float) -> LayerAttention:
+        """What attends in a layer, or slot; scale and cap are those of its first call."""
+        layer = self.stack[index]
         if layer.attention is None or layer.attention.store is not self.pages:
-            layer.attention = LayerAttention(self.pages, layer.index, self.tally, scale, cap)
+            layer.attention = LayerAttention(self.pages, index, self.tally, scale, cap)
         return layer.attention
 
-    def check(self, layer: PagedLayer, keys: Tensor, values: Tensor) -> None:
+    def check(self, index: int, keys: Tensor, values: Tensor) -> None:
         """Refuse states that are not those of the layer."""
-        shape = self.geometry.layers[layer.index]
+        shape = self.geometry.layers[index]
         expected = (shape.key_heads, shape.width)
         if (keys.shape[1], keys.shape[3]) != expected or values.shape != keys.shape:
             raise ValueError(
-                f"keys and values of layer {layer.index} must be [batch, {expected[0]}, tokens, {expected[1]}], got "
+                f"keys and values of layer {index} must be [batch, {expected[0]}, tokens, {expected[1]}], got "
                 f"{list(keys.shape)} and {list(values.shape)}"
             )
         if keys.requires_grad or values.requires_grad:

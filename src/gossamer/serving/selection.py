@@ -14,8 +14,8 @@ from torch import Tensor
 from gossamer import ops
 from gossamer.ops.paged.pool import Batch, PagePool
 from gossamer.pattern import Pattern
+from gossamer.serving.requests import Chosen, Request
 from gossamer.serving.sparsity import Sparsity
-from gossamer.serving.store import Chosen, Request
 
 
 def best(scores: Tensor, lengths: Tensor, count: int, page: int) -> Tensor:
@@ -62,13 +62,14 @@ class Selection:
     _lists: Pattern | None = None
 
     def lists(
-        self, q: Tensor, pool: PagePool, batch: Batch, requests: tuple[Request, ...], heads: Tensor
-    ) -> Pattern | None:
+        self, q: Tensor, pool: PagePool, batch: Batch, requests: tuple[Request, ...], lengths: tuple[int, ...],
+        heads: Tensor,
+    ) -> Pattern | None:  # fmt: skip
         """What each head of each request reads: all pages below the budget, the chosen ones above.
 
         Args:
-            q: [requests, query heads, width]: their newest tokens. heads: int64, the first query head of each head of
-                the pool.
+            q: [requests, query heads, width]: their newest tokens. lengths: how many tokens each has in the layer.
+            heads: int64, the first query head of each head of the pool.
 
         Returns:
             Rows (request, head of the pool); with select_per="q_head" (request, query head of the pool's groups). None
@@ -76,13 +77,13 @@ class Selection:
         """
         page, budget = pool.page, self.sparsity.budget_pages
         assert budget is not None
-        many = [-(-request.length // page) for request in requests]
+        many = [-(-length // page) for length in lengths]
         sparse = [at for at, pages in enumerate(many) if pages > budget]
         if not sparse:
             return None
-        stale = [at for at in sparse if self._stale(requests[at], page)]
+        stale = [at for at in sparse if self._stale(requests[at], lengths[at], page)]
         if stale:
-            self._choose(q, pool, batch, requests, stale, heads)
+            self._choose(q, pool, batch, requests, lengths, stale, heads)
         now = tuple(
             (request, self._made(request, pages, budget)) for request, pages in zip(requests, many, strict=True)
         )
@@ -94,15 +95,16 @@ class Selection:
         """What tells what a request reads from what it read before: its choice, or how many pages there are."""
         return request.chosen[self.place] if pages > budget else pages
 
-    def _stale(self, request: Request, page: int) -> bool:
+    def _stale(self, request: Request, length: int, page: int) -> bool:
         made = request.chosen.get(self.place)
-        if made is None or request.length - made.length >= self.sparsity.interval:
+        if made is None or length - made.length >= self.sparsity.interval:
             return True
-        return -(-request.length // page) != -(-made.length // page)
+        return -(-length // page) != -(-made.length // page)
 
     def _choose(
-        self, q: Tensor, pool: PagePool, batch: Batch, requests: tuple[Request, ...], stale: list[int], heads: Tensor
-    ) -> None:
+        self, q: Tensor, pool: PagePool, batch: Batch, requests: tuple[Request, ...], lengths: tuple[int, ...],
+        stale: list[int], heads: Tensor,
+    ) -> None:  # fmt: skip
         at = torch.tensor(stale, device=q.device)
         some = Batch(torch.arange(len(stale) + 1, device=q.device), batch.lengths[at], batch.table[at])
         scores = ops.page_scores(
@@ -114,7 +116,7 @@ class Selection:
         assert self.sparsity.budget_pages is not None
         pages = best(scores, some.lengths, self.sparsity.budget_pages, pool.page)
         for row, index in enumerate(stale):
-            requests[index].chosen[self.place] = Chosen(pages[row], requests[index].length)
+            requests[index].chosen[self.place] = Chosen(pages[row], lengths[index])
         self.refreshed += len(stale)
 
     def _pattern(

@@ -8,63 +8,29 @@
 
 All heads that see alike, of all layers, share the numbers of their pages: a request takes a page in all their pools at
 once. So a page table is one for a view, not one for a layer.
+
+A slot is one list of keys: a layer, or one of the several times that tokens may pass through it. Tokens may skip slots.
+Each slot then has its own length of a request, in `kept`, and fills the first of the request's pages:
+
+    store.separate(step)
+    part = store.narrow(step, 3, [0, 1, 5])       # the tokens of the pass that slot 3 takes
 """
 
 from __future__ import annotations
 
+import copy
+from bisect import bisect_left
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from gossamer.ops.paged.pool import Batch, PagePool, Stored, page_bytes
 from gossamer.serving.geometry import Geometry
+from gossamer.serving.kept import Kept
 from gossamer.serving.pages import OutOfPages, Pages
+from gossamer.serving.requests import Request, Step, split
 from gossamer.serving.sparsity import Part, Sparsity, View
-
-
-@dataclass(frozen=True, eq=False)
-class Chosen:
-    """Pages that one request reads in one layer, int32[heads, count], and its length when it chose them."""
-
-    pages: Tensor
-    length: int
-
-
-@dataclass(eq=False)
-class Request:
-    """One text.
-
-    Attributes:
-        length: tokens that lie in pages.
-        tables: for each view its pages in order; -1 for pages that were given back.
-        chosen: for each (layer, part of it) that chooses, what it reads.
-    """
-
-    length: int = 0
-    tables: dict[View, list[int]] = field(default_factory=dict)
-    chosen: dict[tuple[int, int], Chosen] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, eq=False)
-class Step:
-    """What one pass through the model works on: new tokens of some requests.
-
-    Attributes:
-        requests, counts: who, and how many new tokens each has; those that decode one come first.
-        decoding: how many of them decode.
-        batches: for each view all of them, those that decode, and the others.
-    """
-
-    requests: tuple[Request, ...]
-    counts: tuple[int, ...]
-    decoding: int
-    batches: dict[View, tuple[Batch, Batch, Batch]]
-
-    @property
-    def tokens(self) -> int:
-        return sum(self.counts)
 
 
 class Store:
@@ -95,6 +61,11 @@ class Store:
             [self._pool(part, layer, pages[part.view]) for part in parts] for layer, parts in enumerate(self.parts)
         ]
         self.requests: set[Request] = set()
+        windows = [shape.window for shape in geometry.layers]
+        self._streaming = {  # the slots whose heads see a window of what the slot holds, and not of the text
+            view: [at for at, some in enumerate(parts) if windows[at] is None and any(p.view == view for p in some)]
+            for view in self.pages if view.window is not None
+        }  # fmt: skip
 
     def _pool(self, part: Part, layer: int, count: int) -> PagePool:
         width = self.geometry.layers[layer].width
@@ -123,17 +94,26 @@ class Store:
         for view, table in request.tables.items():
             self.pages[view].release(page for page in table if page >= 0)
             table.clear()
-        request.chosen.clear()
+        for each in (request.chosen, request.kept, request.memory):
+            each.clear()
         request.length = 0
 
     def needed(self, request: Request, count: int) -> dict[View, int]:
-        """Pages that `count` more tokens take in each view, and a copy of one that is shared and not full."""
-        page, needed = self.sparsity.page, {}
-        for view, table in request.tables.items():
-            more = -(-(request.length + count) // page) - len(table)
-            partial = count > 0 and request.length % page and self.pages[view].shared(table[-1])
-            needed[view] = more + bool(partial)
-        return needed
+        """Pages that `count` more tokens take in each view, with copies of those that are shared and not full."""
+        page = self.sparsity.page
+        return {
+            view: -(-(request.length + count) // page) - len(table) + len(self._copied(request, view, count))
+            for view, table in request.tables.items()
+        }
+
+    def _copied(self, request: Request, view: View, count: int) -> list[int]:
+        """Which pages of a request its next `count` tokens may be written to, and are others' too."""
+        if not count:
+            return []
+        page, table, pages = self.sparsity.page, request.tables[view], self.pages[view]
+        ends = {len(kept) for kept in request.kept} or {request.length}
+        written = {at for end in ends for at in range(end // page, min(-(-(end + count) // page), len(table)))}
+        return [at for at in written if table[at] >= 0 and pages.shared(table[at])]
 
     def extend(self, requests: Sequence[Request], counts: Sequence[int], decoding: int = 0) -> Step:
         """Pages for new tokens, whose keys and values are written by `LayerAttention`.
@@ -153,34 +133,70 @@ class Store:
                 raise OutOfPages(f"{total} pages are needed and {pages.free} of {pages.count} are free")
         for request, count in zip(requests, counts, strict=True):
             self._extend(request, count)
-        batches = {view: self._batches(view, requests, counts, decoding) for view in self.pages}
-        return Step(tuple(requests), tuple(counts), decoding, batches)
+        lengths = [request.length for request in requests]
+        batches = {}
+        for view in self.pages:
+            tables = [request.tables[view] for request in requests]
+            batches[view] = split(Batch.of(list(counts), lengths, tables, self.device), decoding)
+        uneven = any(request.kept for request in requests)
+        step = Step(tuple(requests), tuple(counts), tuple(lengths), decoding, batches, uneven)
+        if uneven:
+            self.separate(step)
+        return step
 
     def _extend(self, request: Request, count: int) -> None:
         page = self.sparsity.page
         for view, table in request.tables.items():
             pages = self.pages[view]
-            if count and request.length % page and pages.shared(table[-1]):
-                (copy,) = pages.take(1)
-                self._copy(view, table[-1], copy)
-                pages.release(table[-1:])
-                table[-1] = copy
+            for at in self._copied(request, view, count):
+                (copied,) = pages.take(1)
+                self._copy(view, table[at], copied)
+                pages.release(table[at : at + 1])
+                table[at] = copied
             table.extend(pages.take(-(-(request.length + count) // page) - len(table)))
         request.length += count
 
-    def _batches(
-        self, view: View, requests: Sequence[Request], counts: Sequence[int], decoding: int
-    ) -> tuple[Batch, Batch, Batch]:
-        rows = [request.tables[view] for request in requests]
-        lengths = [request.length for request in requests]
-        every = Batch.of(list(counts), lengths, rows, self.device)
-        if decoding == len(counts):
-            return every, every, Batch.of([], [], [], self.device)
-        if not decoding:
-            return every, Batch.of([], [], [], self.device), every
-        ones = Batch.of(list(counts[:decoding]), lengths[:decoding], rows[:decoding], self.device)
-        others = Batch.of(list(counts[decoding:]), lengths[decoding:], rows[decoding:], self.device)
-        return every, ones, others
+    def separate(self, step: Step) -> None:
+        """From this pass on slots hold different tokens of its requests; each has to be asked, by `narrow`."""
+        for request, count in zip(step.requests, step.counts, strict=True):
+            if not request.kept:
+                request.kept = [Kept(request.length - count) for _ in self.parts]
+
+    def narrow(self, step: Step, slot: int, rows: Sequence[int] | None = None) -> Step:
+        """The part of a pass that a slot takes: its pages have room for the keys, which are to be written now.
+
+        Args:
+            rows: which of the tokens of the step, ascending; None: all.
+
+        Raises:
+            ValueError: the slot has these tokens, or some behind them, already; or it has the model's own window, which
+                is one of positions, and lacks tokens. Nothing is taken then.
+        """
+        taken = []
+        for request, count, start in zip(step.requests, step.counts, step.starts, strict=False):
+            before = request.length - count
+            mine = range(before, request.length) if rows is None else _positions(rows, start, count, before)
+            self._check(slot, request, mine)
+            taken.append(mine)
+        for request, mine in zip(step.requests, taken, strict=True):
+            request.kept[slot].add(mine)
+        lengths = tuple([len(request.kept[slot]) for request in step.requests])
+        return step.part(tuple([len(mine) for mine in taken]), lengths)
+
+    def _check(self, slot: int, request: Request, mine: Sequence[int]) -> None:
+        if not len(mine):
+            return
+        kept, window = request.kept[slot], self.geometry.layers[slot].window
+        if mine[0] <= kept.last:
+            raise ValueError(
+                f"slot {slot} was given the token at {mine[0]} of a text, and holds keys up to {kept.last}: each slot "
+                "takes tokens in order, in one call for a pass"
+            )
+        if window is not None and len(kept) + len(mine) != request.length:
+            raise ValueError(
+                f"slot {slot} has a window of {window} tokens by their positions, and would hold "
+                f"{len(kept) + len(mine)} of {request.length}: layers with a window of the model's own take all tokens"
+            )
 
     def trim(self, requests: Sequence[Request]) -> None:
         """Give back the pages that no token to come sees."""
@@ -189,16 +205,22 @@ class Store:
             for view, table in request.tables.items():
                 if view.window is None:
                     continue
-                first, at = -(-view.sink // page), view.first_seen(request.length) // page - 1
+                held = min(self._held(request.kept, view, request.length))
+                first, at = -(-view.sink // page), view.first_seen(held) // page - 1
                 while at >= first and table[at] >= 0:
                     self.pages[view].release(table[at : at + 1])
                     table[at] = -1
                     at -= 1
 
+    def _held(self, kept: Sequence[Kept], view: View, length: int) -> set[int]:
+        """How many tokens slots hold whose heads see such a window of them."""
+        return {len(kept[slot]) for slot in self._streaming[view]} if kept and self._streaming[view] else {length}
+
     def fork(self, request: Request) -> Request:
         """Another request with the same tokens; pages are shared until one of the two writes."""
         other = self.open()
         other.length, other.chosen = request.length, dict(request.chosen)
+        other.kept, other.memory = [kept.copy() for kept in request.kept], copy.deepcopy(request.memory)
         for view, table in request.tables.items():
             self.pages[view].share(page for page in table if page >= 0)
             other.tables[view] = list(table)
@@ -213,17 +235,18 @@ class Store:
         if not 0 <= count <= request.length:
             raise ValueError(f"count must be from 0 to the {request.length} tokens of the request, got {count}")
         page, length = self.sparsity.page, request.length - count
+        kept = [each.cropped(length) for each in request.kept]
         for view, table in request.tables.items():
-            seen = table[view.first_seen(length) // page : -(-length // page)]
-            if -1 in seen:
+            ends = {length} if view.window is None else {length} | self._held(kept, view, length)
+            if any(-1 in table[view.first_seen(end) // page : -(-end // page)] for end in ends):
                 raise ValueError(
                     f"{count} tokens cannot be taken away: what a window of {view.window} sees then is gone"
                 )
         for view, table in request.tables.items():
-            kept = -(-length // page)
-            self.pages[view].release(each for each in table[kept:] if each >= 0)
-            del table[kept:]
-        request.length = length
+            whole = -(-length // page)
+            self.pages[view].release(each for each in table[whole:] if each >= 0)
+            del table[whole:]
+        request.length, request.kept = length, kept
         request.chosen.clear()
 
     def grow(self, view: View, count: int) -> None:
@@ -243,6 +266,15 @@ class Store:
                 if part.view == view:
                     for each in _tensors(pool):
                         each[target] = each[source]
+
+
+def _positions(rows: Sequence[int], start: int, count: int, before: int) -> Sequence[int]:
+    """The places in a text of the `rows` that are its new tokens, which begin at row `start` and at place `before`."""
+    first = bisect_left(rows, start)
+    mine = rows[first : bisect_left(rows, start + count, lo=first)]
+    if mine and mine[-1] - mine[0] == len(mine) - 1:
+        return range(mine[0] - start + before, mine[-1] - start + before + 1)
+    return [row - start + before for row in mine]
 
 
 def _tensors(pool: PagePool) -> list[Tensor]:

@@ -9,7 +9,6 @@ from torch import Tensor
 
 from gossamer.pattern import Pattern
 from gossamer.serving.sparsity import Part, View
-from gossamer.serving.store import Request
 
 
 @dataclass
@@ -44,39 +43,37 @@ class Tally:
     def mean_bound(self) -> float:
         return self.sum_of_bounds / max(self.heads_bounded, 1)
 
-    def decode(self, part: Part, requests: Sequence[Request]) -> None:
-        """Heads read all that they see."""
+    def decode(self, part: Part, lengths: Sequence[int]) -> None:
+        """Heads read all that they see, in texts of so many tokens."""
         heads = part.heads.numel()
-        for request in requests:
-            self.decode_keys += heads * request.length
-            self.decode_read += heads * seen(part.view, request.length)
+        for length in lengths:
+            self.decode_keys += heads * length
+            self.decode_read += heads * seen(part.view, length)
 
-    def chose(self, part: Part, requests: Sequence[Request], lists: Pattern | None, refreshed: int, page: int) -> None:
+    def chose(self, part: Part, lengths: Sequence[int], lists: Pattern | None, refreshed: int, page: int) -> None:
         """Heads read the pages of lists."""
         if lists is None:
-            return self.decode(part, requests)
+            return self.decode(part, lengths)
         heads, rows = part.heads.numel(), lists.shape[0]
-        counts = lists.row_offsets().diff().view(len(requests), -1).sum(1).tolist()
-        each = rows // len(requests) // heads  # 1, or the query heads of a group
-        for request, count in zip(requests, counts, strict=True):
-            self.decode_keys += heads * request.length * each
+        counts = lists.row_offsets().diff().view(len(lengths), -1).sum(1).tolist()
+        each = rows // len(lengths) // heads  # 1, or the query heads of a group
+        for length, count in zip(lengths, counts, strict=True):
+            self.decode_keys += heads * length * each
             # The newest page is always read, and is not full.
-            self.decode_read += count * page - heads * each * (-request.length % page)
-            self.sparse_steps += count < heads * each * -(-request.length // page)
+            self.decode_read += count * page - heads * each * (-length % page)
+            self.sparse_steps += count < heads * each * -(-length // page)
         self.chosen += refreshed
-        self.scored += refreshed * heads * max(-(-request.length // page) for request in requests)
+        self.scored += refreshed * heads * max(-(-length // page) for length in lengths)
 
-    def prefill(
-        self, part: Part, requests: Sequence[Request], counts: Sequence[int], lists: Pattern | None = None
-    ) -> None:
+    def prefill(self, part: Part, lengths: Sequence[int], counts: Sequence[int], lists: Pattern | None = None) -> None:
         """Heads read all that they see for each of the last `counts` tokens, or what is listed, a page for a block."""
         heads = part.heads.numel()
         if lists is not None:
             page, entries, row = lists.tile[0], lists.row_offsets().tolist(), 0
-            for request, count in zip(requests, counts, strict=True):
-                self.prefill_keys += heads * (triangle(request.length) - triangle(request.length - count))
-                if (request.length - count) % page:  # such blocks read all, and pages of two blocks overlap
-                    self.prefill_read += heads * (triangle(request.length) - triangle(request.length - count))
+            for length, count in zip(lengths, counts, strict=True):
+                self.prefill_keys += heads * (triangle(length) - triangle(length - count))
+                if (length - count) % page:  # such blocks read all, and pages of two blocks overlap
+                    self.prefill_read += heads * (triangle(length) - triangle(length - count))
                     row += heads * -(-count // page)
                     continue
                 for begin in range(0, count, page):
@@ -85,10 +82,10 @@ class Tally:
                     self.prefill_read += tokens * page * (pages - heads) + heads * triangle(tokens)
                     row += heads
             return
-        for request, count in zip(requests, counts, strict=True):
-            before = request.length - count
-            self.prefill_keys += heads * (triangle(request.length) - triangle(before))
-            self.prefill_read += heads * (seen_by_all(part.view, request.length) - seen_by_all(part.view, before))
+        for length, count in zip(lengths, counts, strict=True):
+            before = length - count
+            self.prefill_keys += heads * (triangle(length) - triangle(before))
+            self.prefill_read += heads * (seen_by_all(part.view, length) - seen_by_all(part.view, before))
 
     def widened(self, over: Tensor, all_pages: bool, lists: Pattern, page: int) -> None:
         count = int(over.sum())

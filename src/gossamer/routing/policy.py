@@ -75,11 +75,13 @@ class Walk(ABC):
     Attributes:
         decisions: how often a token asked the policy's networks, for counting what that costs.
         losses: further losses of training, by name, each a scalar.
+        finished: no token of the pass runs any unit that comes.
         expected: float[units]: the mean over tokens of the share in which each unit runs, differentiable; None outside
             of training.
     """
 
     decisions: int = 0
+    finished: bool = False
     expected: Tensor | None = None
 
     def __init__(self) -> None:

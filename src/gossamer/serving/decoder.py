@@ -57,7 +57,9 @@ def check_decoder(config: Any, source: str) -> None:
     kind = type(config)
     if getattr(config, "is_encoder_decoder", False):
         raise ValueError(f"{source} is an encoder with a decoder ({config.model_type}); expected a causal decoder")
-    if kind not in transformers.MODEL_FOR_CAUSAL_LM_MAPPING or getattr(config, "is_decoder", None) is False:
+    # is_decoder is False in the settings of some decoders too; where a model can be an encoder it means what it says.
+    encoder = kind in transformers.MODEL_FOR_MASKED_LM_MAPPING and getattr(config, "is_decoder", None) is False
+    if kind not in transformers.MODEL_FOR_CAUSAL_LM_MAPPING or encoder:
         raise ValueError(f"{source} is no causal decoder ({config.model_type})")
     if config.get_text_config() is not config:
         raise ValueError(f"{source} reads more than text ({config.model_type}); expected the decoder of text alone")

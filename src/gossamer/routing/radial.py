@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 import torch
 from torch import Tensor, nn
@@ -103,7 +103,7 @@ class Radial(nn.Module):
         self.geometry = _repeated(geometry, self.hops)
         self._attending = hooks.Attending(model)
         self._results = _results(model, once) * self.hops
-        self.model: Any = model
+        self.model = cast(Any, model)
         like = self.model.get_input_embeddings().weight
         if policy is None:
             if mode == "free":

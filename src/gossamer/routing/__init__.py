@@ -14,9 +14,13 @@ from typing import TYPE_CHECKING
 from gossamer.lazy import surface
 
 if TYPE_CHECKING:
+    from gossamer.routing.expert_choice import ExpertChoice
+    from gossamer.routing.fixed import EarlyExit, RandomSkip, Static
     from gossamer.routing.hops import Hops
     from gossamer.routing.jumps import Jumps
     from gossamer.routing.lm import RadialConfig, RadialLM
+    from gossamer.routing.per_text import PerText
+    from gossamer.routing.per_unit import PerUnit
     from gossamer.routing.policy import Choice, Policy, Tokens, Walk
     from gossamer.routing.radial import Radial
     from gossamer.routing.router import Router
@@ -24,28 +28,40 @@ if TYPE_CHECKING:
 
 _NAMES: dict[str, str] = {  # a name of the package: the module that has it
     "Choice": "gossamer.routing.policy",
+    "EarlyExit": "gossamer.routing.fixed",
+    "ExpertChoice": "gossamer.routing.expert_choice",
     "Hops": "gossamer.routing.hops",
     "Jumps": "gossamer.routing.jumps",
+    "PerText": "gossamer.routing.per_text",
+    "PerUnit": "gossamer.routing.per_unit",
     "Policy": "gossamer.routing.policy",
     "Radial": "gossamer.routing.radial",
     "RadialConfig": "gossamer.routing.lm",
     "RadialLM": "gossamer.routing.lm",
+    "RandomSkip": "gossamer.routing.fixed",
     "Router": "gossamer.routing.router",
     "Stack": "gossamer.routing.stack",
+    "Static": "gossamer.routing.fixed",
     "Tokens": "gossamer.routing.policy",
     "Walk": "gossamer.routing.policy",
 }
 
 __all__ = [
     "Choice",
+    "EarlyExit",
+    "ExpertChoice",
     "Hops",
     "Jumps",
+    "PerText",
+    "PerUnit",
     "Policy",
     "Radial",
     "RadialConfig",
     "RadialLM",
+    "RandomSkip",
     "Router",
     "Stack",
+    "Static",
     "Tokens",
     "Walk",
 ]

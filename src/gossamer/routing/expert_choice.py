@@ -61,7 +61,7 @@ class ExpertChoice(Policy):
         hidden = max(16, width // 16) if hidden is None else hidden
         if hidden < 1:
             raise ValueError(f"hidden must be an integer of at least 1, got {hidden!r}")
-        self.causal = causal
+        self.causal, self.hidden = causal, hidden
         count = len(self.routed)
         self.score = nn.Parameter(torch.randn(count, width) / math.sqrt(width) * 0.1)
         self.open = nn.Parameter(torch.full((count,), _OPEN))
@@ -75,8 +75,7 @@ class ExpertChoice(Policy):
 
     def macs(self) -> int:
         """The score, and the predictor."""
-        inside = self.predictors[0][1].out_features if len(self.predictors) else 0
-        return self.width + inside * (self.width + 1)
+        return self.width + (self.hidden * (self.width + 1) if self.causal else 0)
 
 
 class _Chosen(Walk):

@@ -22,9 +22,6 @@ class Hops(Policy):
         joint: tokens that are generated in the same pass go together, by their mean logits.
         hidden, bias: of the router.
 
-    Attributes:
-        temperature: what logits are divided by before they are probabilities.
-
     In the soft phase of training a token's layer is drawn by these, later it is the likeliest; either way the
     contribution is multiplied by p / stop_gradient(p).
 
@@ -33,8 +30,6 @@ class Hops(Policy):
     >>> walk.enter(0, torch.randn(2, 32)).rows.tolist()                  # a new one is the network in order
     [True, True]
     """
-
-    temperature: float = 1.0
 
     def __init__(
         self, layers: int, hops: int, width: int, *, joint: bool = False, hidden: int | None = None, bias: float = 6.0

@@ -32,9 +32,6 @@ class Jumps(Policy):
             weights are left out for the whole batch; prompts route token by token.
         hidden, bias: of the router.
 
-    Attributes:
-        temperature: what logits are divided by before they are probabilities; training lowers it.
-
     Raises:
         ValueError: an argument is out of its range.
 
@@ -43,8 +40,6 @@ class Jumps(Policy):
     >>> walk.enter(0, torch.randn(5, 32)).rows.tolist()                  # a new one is the base network
     [True, True, True, True, True]
     """
-
-    temperature: float = 1.0
 
     def __init__(
         self,

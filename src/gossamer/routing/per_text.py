@@ -31,10 +31,9 @@ class PerText(Policy):
     (True, [{'per_text': {0: True}}])
     """
 
-    temperature: float = 1.0
-
     def __init__(self, units: int, width: int) -> None:
         super().__init__(units, width)
+        self.causal = False  # the first tokens of a prompt go where all of it says
         self.gate = nn.Parameter(torch.randn(units, width) / math.sqrt(width) * 0.1)
         self.open = nn.Parameter(torch.full((units,), _OPEN))
 

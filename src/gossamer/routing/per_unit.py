@@ -41,7 +41,6 @@ class PerUnit(Policy):
     """
 
     threshold: Tensor
-    temperature: float = 1.0
 
     def __init__(self, units: int, width: int, shares: float | Sequence[float], *, momentum: float = 0.95) -> None:
         super().__init__(units, width)

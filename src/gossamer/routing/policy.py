@@ -74,7 +74,8 @@ class Walk(ABC):
 
     Attributes:
         decisions: how often a token asked the policy's networks, for counting what that costs.
-        losses: further losses of training, by name, each a scalar.
+        losses: further scalars of training, by name, means over tokens, to be kept small; but "entropy" is that of the
+            routes in nats, which training begins by keeping large.
         finished: no token of the pass runs any unit that comes.
         expected: float[units]: the mean over tokens of the share in which each unit runs, differentiable; None outside
             of training.
@@ -103,9 +104,13 @@ class Policy(nn.Module, ABC):
 
     Attributes:
         phase: "soft": probabilities, which training begins with; "hard": decisions. In eval mode always hard.
+        temperature: what logits are divided by before they are probabilities; training lowers it.
+        causal: in eval mode a token's choice depends on nothing behind it, and a prompt routes as token by token.
     """
 
     phase: Phase = "hard"
+    temperature: float = 1.0
+    causal: bool = True
 
     def __init__(self, units: int, width: int) -> None:
         super().__init__()

@@ -45,6 +45,7 @@ if TYPE_CHECKING:
         planner,
         report,
         routing,
+        server,
         serving,
         testing,
         training,
@@ -63,7 +64,7 @@ except PackageNotFoundError:  # a source tree on PYTHONPATH that was never insta
 
 _MODULES = (
     "bench", "compaction", "compile", "data", "doctor", "integrations", "kernels", "measure", "models", "nn", "ops",
-    "pattern", "planner", "report", "routing", "serving", "testing", "training", "tuning", "xmc",
+    "pattern", "planner", "report", "routing", "server", "serving", "testing", "training", "tuning", "xmc",
 )  # fmt: skip
 _NAMES = {
     "Pattern": "gossamer.pattern",
@@ -93,6 +94,7 @@ __all__ = [
     "planner",
     "report",
     "routing",
+    "server",
     "serving",
     "testing",
     "training",

@@ -7,6 +7,7 @@ gossamer xmc       extreme classification: data sets
 gossamer model     fetch a language model that commands take by its name
 gossamer generate  complete a text, or answer a question about it
 gossamer calibrate measure which heads of a model may stream
+gossamer serve     a language model behind OpenAI's API
 gossamer doctor    what this machine and installation can do
 gossamer version   the version
 """
@@ -34,13 +35,14 @@ _HELP = """usage: gossamer COMMAND [flags]
   model     fetch a language model that commands take by its name
   generate  complete a text, or answer a question about it
   calibrate measure which heads of a language model need the first and last tokens only
+  serve     serve a language model by OpenAI's API, with a page to look at
   doctor    what this machine and this installation can do, and why not
   version   the version
 
 gossamer COMMAND --help lists the flags of a command.
 """
 
-_PLAIN = ("bench", "tune", "model", "generate", "calibrate")
+_PLAIN = ("bench", "tune", "model", "generate", "calibrate", "serve")
 """Commands of a module of their name, which has their flags and `run`."""
 
 

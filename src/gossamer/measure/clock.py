@@ -6,7 +6,12 @@ So a test need not depend on the machine's load: with another function in its pl
 from __future__ import annotations
 
 from collections.abc import Callable
-from time import perf_counter
+from time import perf_counter, time
 
 now: Callable[[], float] = perf_counter
 """Seconds since some moment in the past; never goes back."""
+
+
+def seconds_since_epoch() -> int:
+    """The time of day, for dates that others read; nothing is measured or decided by it."""
+    return int(time())

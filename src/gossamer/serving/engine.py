@@ -17,9 +17,10 @@ import logging
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import torch
+from torch import Tensor
 
 from gossamer.serving import hooks
 from gossamer.serving.capacity import pages_for
@@ -39,6 +40,16 @@ ROPES = ("default", "linear", "llama3", "yarn", "proportional")
 """Turns by position alone. Others look at the longest text of a batch, which is then not a matter of one request."""
 
 
+class Constraint(Protocol):
+    """Keeps a text to a form, such as a JSON schema."""
+
+    def narrow(self, logits: Tensor) -> Tensor:
+        """Logits [vocabulary] with -inf for tokens that may not come next."""
+
+    def take(self, token: int) -> bool:
+        """A token was chosen; whether the text is complete with it."""
+
+
 @dataclass(eq=False)
 class Job:
     """One prompt and what came of it.
@@ -48,6 +59,8 @@ class Job:
         finished: None while it runs; "stop": an end token, or a stop string that `Engine.stop` was told of; "length":
             max_tokens; "abort".
         restarts: how often it gave its pages to others.
+        cached: tokens of the prompt whose keys were there when it began.
+        constraint: what keeps its text to a form; None: nothing.
     """
 
     prompt: list[int]
@@ -57,6 +70,8 @@ class Job:
     choices: list[Choice] = field(default_factory=list)
     finished: Finished | None = None
     restarts: int = 0
+    cached: int = 0
+    constraint: Constraint | None = None
     pages: Request | None = None
 
     @property
@@ -201,6 +216,9 @@ class Engine:
             ).logits[0]  # fmt: skip
         self.store.trim(step.requests)
         jobs = [plan[at][0] for at in wanted]
+        for at, job in enumerate(jobs):
+            if job.constraint is not None:
+                logits[at] = job.constraint.narrow(logits[at])
         for job, choice in zip(jobs, choose(logits, [job.sampler for job in jobs]), strict=True):
             self._take(job, choice)
         return jobs
@@ -208,7 +226,8 @@ class Engine:
     def _take(self, job: Job, choice: Choice) -> None:
         job.tokens.append(choice.token)
         job.choices.append(choice)
-        ends = choice.token in job.sampling.stop_token_ids
+        whole = job.constraint is not None and job.constraint.take(choice.token)
+        ends = choice.token in job.sampling.stop_token_ids or whole
         if ends or (choice.token in self.end and not job.sampling.ignore_eos):
             self.stop(job, "stop")
         elif len(job.tokens) == job.sampling.max_tokens:

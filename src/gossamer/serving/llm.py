@@ -128,7 +128,7 @@ class LLM:
             while any(job.finished is None for job in jobs):
                 for job in self.engine.step():
                     if id(job) in texts:
-                        texts[id(job)] += self._advance(job, streams[id(job)])
+                        texts[id(job)] += self.advance(job, streams[id(job)])
         finally:
             for job in jobs:
                 self.engine.stop(job)
@@ -161,7 +161,7 @@ class LLM:
             new = job in self.engine.step()
             if progress is not None and len(job.tokens) <= 1:
                 progress(job.done or len(job.prompt))
-            if new and (piece := self._advance(job, stream)):
+            if new and (piece := self.advance(job, stream)):
                 yield piece
 
     def _add(self, prompt: Prompt, sampling: Sampling, at: int | None) -> Job:
@@ -177,12 +177,13 @@ class LLM:
     def _stream(self, job: Job) -> TextStream | None:
         return None if self.tokenizer is None else TextStream(self.tokenizer, job.sampling.stop)
 
-    def _advance(self, job: Job, stream: TextStream | None) -> str:
-        """The text that its newest token makes certain."""
+    def advance(self, job: Job, stream: TextStream | None) -> str:
+        """The text that its newest token makes certain; a stop string in it ends the request."""
         if stream is None:
             return ""
-        ended = job.finished == "stop"  # by a token, which is no text
-        text = "" if ended else stream.add(job.tokens[-1])
+        token = job.tokens[-1]
+        ends = token in job.sampling.stop_token_ids or (token in self.engine.end and not job.sampling.ignore_eos)
+        text = "" if ends else stream.add(token)  # a token that ends a text is no text
         if stream.stopped is not None:
             self.engine.stop(job)
             job.finished = "stop"

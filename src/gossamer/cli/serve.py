@@ -1,0 +1,168 @@
+"""`gossamer serve`: a model behind OpenAI's API on this machine."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import socket
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+
+from gossamer.cli.flags import use_threads
+from gossamer.cli.generate import _bytes as as_bytes
+from gossamer.extras import needed
+from gossamer.ops.paged.pool import Stored
+from gossamer.server.app import Limits, application
+from gossamer.server.state import State
+from gossamer.serving import models
+from gossamer.serving.llm import LLM
+from gossamer.serving.sparsity import Sparsity
+
+
+@dataclass(frozen=True)
+class Serve:
+    """Serve a language model by OpenAI's API, with a page to look at. `gossamer serve demo` serves SmolLM2."""
+
+    model: Annotated[str, tyro.conf.Positional]
+    """A name of `gossamer model`, a folder of Hugging Face's or with a .gguf, a .gguf file, or demo."""
+    host: str = "127.0.0.1"
+    """Where to listen; others than this machine reach 0.0.0.0, which wants an API key."""
+    port: int = 8000
+    """0: any that is free."""
+    served_model_name: tuple[str, ...] = ()
+    """Names by which clients ask for the model; that of the folder or file when not given."""
+    api_key: str | None = None
+    """What clients must send; the variable GOSSAMER_API_KEY when not given."""
+    static_sparsity: float = 0.0
+    """Share of key heads that see the first and the last tokens only."""
+    pattern: Path | None = None
+    """Which heads those are: a file of `gossamer calibrate`."""
+    sink: int = 128
+    """First tokens that they see."""
+    local: int = 256
+    """Last tokens that they see."""
+    token_budget: int | None = None
+    """Tokens that the other heads read while decoding, in pages that they choose; all when not given."""
+    interval: int = 4
+    """Tokens after which pages are chosen anew."""
+    kv_dtype: Stored | None = None
+    """How keys and values are stored; as the weights when not given."""
+    memory: str | None = None
+    """For keys and values, like 800M or 2G; half of what is free when not given."""
+    max_model_len: int | None = None
+    """Tokens of prompt and answer together; what the model was made for when not given."""
+    max_num_seqs: int = 16
+    """Texts that are made at once."""
+    chunk: int = 256
+    """Tokens of prompts in one pass, beside those that are being written."""
+    queue: int = 64
+    """Texts that are made or wait; more are told to come later."""
+    timeout: float | None = None
+    """Seconds that a request may take."""
+    drain: float = 30.0
+    """Seconds that running requests have to end in when the server is stopped."""
+    dtype: Literal["float32", "bfloat16", "float16"] | None = None
+    """Of the weights; as they were saved when not given."""
+    threads: int | None = None
+    """CPU threads; torch's own choice when not given."""
+    debug: bool = False
+    """Show the traceback of an error."""
+
+
+def run(config: Serve) -> None:
+    """Serve until a signal comes."""
+    uvicorn: Any = needed("uvicorn", "gossamer serve needs uvicorn", "server")
+    for name in ("starlette", "pydantic", "prometheus_client"):
+        needed(name, f"gossamer serve needs {name}", "server")
+    use_threads(config.threads)
+    bound = _bound(config.host, config.port)  # before a model is read: a port in use is said at once
+    state = _state(config)
+    key = config.api_key or os.environ.get("GOSSAMER_API_KEY")
+    server = uvicorn.Server(
+        uvicorn.Config(application(state, Limits(key=key)), log_level="warning", lifespan="off", access_log=False)
+    )
+    host, port = bound.getsockname()[:2]
+    print(f"{state.names[0]} is served at http://{host}:{port} (stop with Ctrl-C)", file=sys.stderr, flush=True)
+    try:
+        asyncio.run(_serve(server, bound, state, config.drain))
+    finally:
+        state.loop.close()
+        bound.close()
+
+
+def _state(config: Serve) -> State:
+    sparsity = Sparsity(
+        static=config.static_sparsity, pattern=config.pattern, sink=config.sink, local=config.local,
+        token_budget=config.token_budget, interval=config.interval, stored=config.kv_dtype,
+    )  # fmt: skip
+    name = config.model
+    if name == "demo":
+        name = next(iter(models.MODELS))
+        models.found(name)
+    llm = LLM(
+        name, sparsity=sparsity, dtype=config.dtype, memory=as_bytes(config.memory), max_length=config.max_model_len,
+        max_requests=config.max_num_seqs, chunk=config.chunk,
+    )  # fmt: skip
+    names = config.served_model_name or (Path(name).name or name,)
+    return State(llm, names, queue_size=config.queue, seconds=config.timeout)
+
+
+def _bound(host: str, port: int) -> socket.socket:
+    """A socket that listens.
+
+    Raises:
+        ValueError: a port out of range. OSError: it is in use, or the host is not this machine's.
+    """
+    if not 0 <= port <= 65535:
+        raise ValueError(f"--port must be from 0 to 65535, got {port}")
+    kind = socket.AF_INET6 if ":" in host else socket.AF_INET
+    bound = socket.socket(kind, socket.SOCK_STREAM)
+    bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        bound.bind((host, port))
+    except OSError as error:
+        bound.close()
+        raise OSError(error.errno, f"--host {host} --port {port} cannot be used: {error.strerror}") from None
+    bound.listen(2048)
+    return bound
+
+
+async def _serve(server: Any, bound: socket.socket, state: State, drain: float) -> None:
+    """Serve; at a signal finish what runs, at a second one do not wait for it."""
+    stop = asyncio.Event()
+    server.install_signal_handlers = lambda: None
+    loop = asyncio.get_running_loop()
+
+    def signalled() -> None:
+        if stop.is_set():
+            server.force_exit = True
+        stop.set()
+
+    for each in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(each, signalled)
+    with _no_capture(server):
+        serving = asyncio.create_task(server.serve(sockets=[bound]))
+        stopped = asyncio.create_task(stop.wait())
+        await asyncio.wait([serving, stopped], return_when=asyncio.FIRST_COMPLETED)
+        if not serving.done():
+            logging.getLogger(__name__).info("stopping")
+            waiting = asyncio.create_task(state.loop.drain(drain))
+            while not waiting.done() and not server.force_exit:
+                await asyncio.sleep(0.05)
+            server.should_exit = True
+            state.loop.close()
+        await serving
+
+
+@contextlib.contextmanager
+def _no_capture(server: Any) -> Any:
+    """uvicorn takes signals for itself while it serves; this command has its own way with them."""
+    server.capture_signals = contextlib.nullcontext
+    yield

@@ -1,0 +1,222 @@
+"""/v1/chat/completions and /v1/completions."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+from starlette.requests import Request as HttpRequest
+from starlette.responses import JSONResponse, Response, StreamingResponse
+
+from gossamer.measure import clock
+from gossamer.server.answer import (
+    DONE,
+    Gathered,
+    chat_logprobs,
+    event,
+    gathered,
+    merged,
+    plain_logprobs,
+    room,
+    sampling_of,
+    usage,
+)
+from gossamer.server.conversation import Call, call_schema, calls_in, forced_call, tokens_of
+from gossamer.server.errors import ApiError, invalid
+from gossamer.server.grammar import any_object
+from gossamer.server.loop import Generation
+from gossamer.server.requests import Chat, Completions, Function, NamedTool
+from gossamer.server.state import State
+from gossamer.serving.sampling import Sampling
+
+
+def seeded(sampling: Sampling, count: int) -> list[Sampling]:
+    """One sampling for each of n texts; with a seed each has its own, so that they differ and repeat."""
+    if sampling.seed is None:
+        return [sampling] * count
+    return [replace(sampling, seed=sampling.seed + at) for at in range(count)]
+
+
+class ChatAnswer:
+    """One request for a chat completion, from its fields to its answer."""
+
+    def __init__(self, state: State, request: Chat) -> None:
+        self.state, self.request = state, request
+        self.tools: list[Function] = [tool.function for tool in request.tools or []]
+        if request.tool_choice == "none":
+            self.tools = []
+        self.forced = request.tool_choice == "required" or isinstance(request.tool_choice, NamedTool)
+        self.id, self.created = f"chatcmpl-{secrets.token_hex(12)}", clock.seconds_since_epoch()
+        self.prompt = tokens_of(state.llm, request.messages, self.tools)
+        logprobs = (request.top_logprobs or 0) if request.logprobs else None
+        asked = request.max_completion_tokens or request.max_tokens
+        self.sampling = sampling_of(request, most=room(state.loop, len(self.prompt), asked), logprobs=logprobs)
+
+    def start(self) -> list[Generation]:
+        return self.state.loop.submit(self.prompt, seeded(self.sampling, self.request.n or 1), self._constraint())
+
+    def _constraint(self) -> Callable[[], Any] | None:
+        request = self.request
+        schema, param = None, "response_format"
+        if self.forced:
+            choice = request.tool_choice
+            schema = call_schema(self.tools, choice.function.name if isinstance(choice, NamedTool) else None)
+            param = "tools"
+        elif request.response_format is not None and request.response_format.type != "text":
+            named = request.response_format.json_schema
+            schema = any_object() if named is None else named.schema_
+        return None if schema is None else self.state.constraint(schema, param)
+
+    def whole(self, texts: Sequence[Gathered], generations: Sequence[Generation]) -> dict[str, Any]:
+        choices = []
+        for at, text in enumerate(texts):
+            said, calls, finish = self._read(text)
+            message: dict[str, Any] = {"role": "assistant", "content": said, "refusal": None}
+            if calls:
+                message["tool_calls"] = [_call(call) for call in calls]
+            logprobs = chat_logprobs(text.choices, self.state.decode) if self.request.logprobs else None
+            choices.append({"index": at, "message": message, "logprobs": logprobs, "finish_reason": finish})
+        return self._body("chat.completion", choices) | {"usage": usage(len(self.prompt), generations)}
+
+    def _read(self, text: Gathered) -> tuple[str | None, list[Call], str | None]:
+        """What was said, which calls, and why it ended."""
+        if self.forced:
+            call = forced_call(text.text)
+            return (text.text, [], text.finished) if call is None else (None, [call], "tool_calls")
+        said, calls = calls_in(text.text, self.tools) if self.tools else (text.text, [])
+        return (said or None if calls else said), calls, "tool_calls" if calls else text.finished
+
+    def _body(self, kind: str, choices: list[dict[str, Any]]) -> dict[str, Any]:
+        return {
+            "id": self.id, "object": kind, "created": self.created, "model": self.request.model, "choices": choices,
+            "service_tier": "default", "system_fingerprint": self.state.fingerprint,
+        }  # fmt: skip
+
+    async def stream(self, generations: Sequence[Generation]) -> AsyncIterator[str]:
+        """Server-sent events: a role, pieces, an end for each text; then the usage, if it was asked for."""
+        counted = self.request.stream_options is not None and bool(self.request.stream_options.include_usage)
+
+        def chunk(choices: list[dict[str, Any]], used: Any = None) -> str:
+            body = self._body("chat.completion.chunk", choices)
+            return event(body | {"usage": used} if counted else body)
+
+        def choice(at: int, delta: dict[str, Any], logprobs: Any = None, finish: str | None = None) -> dict[str, Any]:
+            return {"index": at, "delta": delta, "logprobs": logprobs, "finish_reason": finish}
+
+        for at in range(len(generations)):
+            yield chunk([choice(at, {"role": "assistant", "content": None if self.forced else "", "refusal": None})])
+        texts = [Gathered() for _ in generations]
+        async for at, piece in merged(generations):
+            texts[at].add(piece)
+            # Calls are told when they are whole: until then it is not certain that they are calls.
+            if not self.tools and (piece.text or (self.request.logprobs and piece.choices)):
+                logprobs = chat_logprobs(piece.choices, self.state.decode) if self.request.logprobs else None
+                yield chunk([choice(at, {"content": piece.text}, logprobs)])
+            if piece.finished is not None:
+                finish: str | None = piece.finished
+                if self.tools:
+                    said, calls, finish = self._read(texts[at])
+                    logprobs = chat_logprobs(texts[at].choices, self.state.decode) if self.request.logprobs else None
+                    if said:
+                        yield chunk([choice(at, {"content": said}, logprobs)])
+                    for number, call in enumerate(calls):
+                        yield chunk([choice(at, {"tool_calls": [{"index": number, **_call(call)}]})])
+                yield chunk([choice(at, {}, None, finish)])
+        if counted:
+            yield chunk([], usage(len(self.prompt), generations))
+        yield DONE
+
+
+def _call(call: Call) -> dict[str, Any]:
+    return {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
+
+
+class PlainAnswer:
+    """One request for completions of texts, each n times."""
+
+    def __init__(self, state: State, request: Completions) -> None:
+        self.state, self.request = state, request
+        self.id, self.created = f"cmpl-{secrets.token_hex(12)}", clock.seconds_since_epoch()
+        given = request.prompt
+        several = isinstance(given, list) and given and not isinstance(given[0], int)
+        prompts: list[Any] = given if several else [given]  # type: ignore[assignment]
+        if not prompts:
+            raise invalid("prompt is an empty list, expected at least one", "prompt")
+        self.prompts = [self.state.encode(prompt, "prompt") for prompt in prompts]
+        self.echoed = [state.decode_all(prompt) if request.echo else "" for prompt in self.prompts]
+        asked = request.max_tokens or 16
+        self.samplings = [sampling_of(request, most=asked, logprobs=request.logprobs) for _ in self.prompts]
+
+    def start(self) -> list[Generation]:
+        each = self.request.n or 1
+        for prompt, sampling in zip(self.prompts, self.samplings, strict=True):
+            self.state.loop.check(prompt, sampling, each * len(self.prompts))
+        return [
+            generation
+            for prompt, sampling in zip(self.prompts, self.samplings, strict=True)
+            for generation in self.state.loop.submit(prompt, seeded(sampling, each))
+        ]
+
+    def _choice(self, at: int, text: str, choices: Sequence[Any], start: int, finish: str | None) -> dict[str, Any]:
+        asked = self.request.logprobs is not None
+        logprobs = plain_logprobs(choices, self.state.decode, start) if asked else None
+        return {"text": text, "index": at, "logprobs": logprobs, "finish_reason": finish}
+
+    def _body(self, choices: list[dict[str, Any]]) -> dict[str, Any]:
+        return {
+            "id": self.id, "object": "text_completion", "created": self.created, "model": self.request.model,
+            "choices": choices, "system_fingerprint": self.state.fingerprint,
+        }  # fmt: skip
+
+    @property
+    def tokens(self) -> int:
+        return sum(map(len, self.prompts))
+
+    def whole(self, texts: Sequence[Gathered], generations: Sequence[Generation]) -> dict[str, Any]:
+        each = self.request.n or 1
+        choices = [
+            self._choice(at, self.echoed[at // each] + text.text, text.choices, 0, text.finished)
+            for at, text in enumerate(texts)
+        ]
+        return self._body(choices) | {"usage": usage(self.tokens, generations)}
+
+    async def stream(self, generations: Sequence[Generation]) -> AsyncIterator[str]:
+        """Server-sent events: pieces of each text; then the usage, if it was asked for."""
+        counted = self.request.stream_options is not None and bool(self.request.stream_options.include_usage)
+        each, lengths = self.request.n or 1, [0] * len(generations)
+
+        def chunk(choices: list[dict[str, Any]], used: Any = None) -> str:
+            return event(self._body(choices) | ({"usage": used} if counted else {}))
+
+        for at in range(len(generations)):
+            if self.request.echo:
+                yield chunk([self._choice(at, self.echoed[at // each], (), 0, None)])
+        async for at, piece in merged(generations):
+            if piece.text or piece.finished or (self.request.logprobs is not None and piece.choices):
+                yield chunk([self._choice(at, piece.text, piece.choices, lengths[at], piece.finished)])
+            lengths[at] += len(piece.text)
+        if counted:
+            yield chunk([], usage(self.tokens, generations))
+        yield DONE
+
+
+async def answer(http: HttpRequest, made: ChatAnswer | PlainAnswer) -> Response:
+    """Run a request and answer it, streamed or whole."""
+    generations = made.start()
+    if made.request.stream:
+        return StreamingResponse(guarded(made.stream(generations)), media_type="text/event-stream", headers=UNBUFFERED)
+    return JSONResponse(made.whole(await gathered(http, generations), generations))
+
+
+UNBUFFERED = {"cache-control": "no-cache", "x-accel-buffering": "no"}
+
+
+async def guarded(events: AsyncIterator[str]) -> AsyncIterator[str]:
+    """A stream whose errors are its last event, as clients read them: its status was sent long ago."""
+    try:
+        async for each in events:
+            yield each
+    except ApiError as error:
+        yield event(error.body)

@@ -1,0 +1,58 @@
+"""What the engine is doing now, for the page: each request's pages by layer, what is read of them, and how fast.
+
+Read from another thread while the engine runs: numbers may be of two neighbouring passes, never wrong in kind.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from gossamer.measure import clock
+from gossamer.server.loop import Generation
+from gossamer.server.state import State
+from gossamer.serving.sparsity import View
+
+MOST = 16  # requests that are told of
+
+
+def picture(state: State) -> dict[str, Any]:
+    """JSON for the page."""
+    engine = state.llm.engine
+    dense = engine.store.pages.get(View(None, 0))
+    pages = None if dense is None else {"used": dense.count - dense.free, "count": dense.count}
+    layers = [{"dense": _heads(parts, None), "streaming": _heads(parts, True)} for parts in engine.store.parts]
+    shown = sorted(state.loop.open, key=lambda each: each.times.arrived)[:MOST]
+    tally = engine.tally
+    return {
+        "model": state.names[0], "page": engine.store.sparsity.page, "pages": pages, "layers": layers,
+        "waiting": len(engine.waiting), "running": len(engine.running), "read": str(tally),
+        "token_budget": engine.sparsity.token_budget, "requests": [_request(state, each) for each in shown],
+    }  # fmt: skip
+
+
+def _heads(parts: Any, streaming: bool | None) -> int:
+    return sum(part.heads.numel() for part in parts if (part.view.window is not None) == bool(streaming))
+
+
+def _request(state: State, generation: Generation) -> dict[str, Any]:
+    job, times = generation.job, generation.times
+    said: dict[str, Any] = {
+        "prompt": len(generation.prompt), "tokens": generation.tokens, "cached": generation.cached,
+        "seconds": round(clock.now() - times.arrived, 2), "state": "waiting", "layers": [],
+    }  # fmt: skip
+    request = None if job is None else job.pages
+    if request is None or job is None:
+        return said
+    said["state"] = "reading" if job.done < len(job.prompt) else "writing"
+    if times.first is not None and times.last is not None and times.last > times.first:
+        said["rate"] = round((generation.tokens - 1) / (times.last - times.first), 1)
+    page = state.llm.engine.store.sparsity.page
+    total = -(-request.length // page)
+    chosen = dict(request.chosen)
+    for layer, parts in enumerate(state.llm.engine.store.parts):
+        for at, part in enumerate(parts):
+            if part.view.window is None:
+                each = chosen.get((layer, at))
+                read = sorted({int(p) for p in each.pages.flatten().tolist()}) if each is not None else None
+                said["layers"].append({"layer": layer, "pages": total, "read": read})
+    return said

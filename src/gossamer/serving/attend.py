@@ -1,7 +1,7 @@
 """One layer's attention for a batch: keys are written, heads that stream see their window, the others what they chose.
 
     layer = LayerAttention(store, 3)
-    out = layer(q, keys, values, step)              # or layer.append(keys, values, step) and layer.attend(q, step)
+    out = layer(q, keys, values, step)
 
 All parts of a layer write into one result.
 """
@@ -40,7 +40,7 @@ class LayerAttention:
         self.selections = [
             Selection((layer, at), store.sparsity, self.group, self.scale) for at in range(len(store.parts[layer]))
         ]
-        self.heads = [part.heads.to(store.device) for part in store.parts[layer]]
+        self.heads = store.heads[layer]
 
     def __call__(self, q: Tensor, keys: Tensor, values: Tensor, step: Step) -> Tensor:
         """
@@ -51,15 +51,8 @@ class LayerAttention:
         Returns:
             float32 like q.
         """
-        self.append(keys, values, step)
+        self.store.append(self.layer, keys, values, step)
         return self.attend(q, step)
-
-    def append(self, keys: Tensor, values: Tensor, step: Step) -> None:
-        """Write the new keys and values of a step."""
-        keys, values = (x.detach().float().contiguous() for x in (keys, values))
-        for at, part in enumerate(self.store.parts[self.layer]):
-            every, _, _ = step.batches[part.view]
-            ops.page_append(keys, values, self.store.pools[self.layer][at], every, heads=self.heads[at])
 
     def attend(self, q: Tensor, step: Step) -> Tensor:
         """Attention of the new tokens, whose keys are written."""
@@ -100,7 +93,7 @@ class LayerAttention:
         if lists is None:
             self._read(q, out, at, batch)
         elif self.store.sparsity.bounded:
-            self._bounded(q, out, at, batch, lists)
+            self._bounded(q, out, at, batch, lists, -(-max(step.lengths[: step.decoding]) // pool.page))
         elif self.store.sparsity.select_per == "q_head":
             self._each_head(q, out, at, batch, lists)
         else:
@@ -140,8 +133,8 @@ class LayerAttention:
                 lists=_rows(lists, rows[:, member]), scale=self.scale, cap=self.cap, out=out,
             )  # fmt: skip
 
-    def _bounded(self, q: Tensor, out: Tensor, at: int, batch: Batch, lists: Pattern) -> None:
-        """Attention whose error is bounded: heads over the limit read more pages, and at last all."""
+    def _bounded(self, q: Tensor, out: Tensor, at: int, batch: Batch, lists: Pattern, most: int) -> None:
+        """Attention whose error is bounded: heads over the limit read more pages, and at last all, `most`."""
         sparsity, heads, pool = self.store.sparsity, self.heads[at] * self.group, self.store.pools[self.layer][at]
         members = heads[:, None] + torch.arange(self.group, device=q.device)
         bounds = page_bounds(q, pool, batch, heads=heads, group=self.group, scale=self.scale, cap=self.cap)
@@ -151,12 +144,12 @@ class LayerAttention:
         first = bound
         if sparsity.max_error is not None:
             assert sparsity.budget_pages is not None
-            for pages in (WIDER * sparsity.budget_pages, bounds.shape[3]):
+            for pages in (WIDER * sparsity.budget_pages, most):
                 over = bound > sparsity.max_error
                 if not over.any():
                     break
                 lists = _wider(lists, over, bounds.amax(2), batch.lengths, pages, pool.page)
-                self.tally.widened(over, pages >= bounds.shape[3], lists, pool.page)
+                self.tally.widened(over, pages >= most, lists, pool.page)
                 # Heads within the limit have empty lists here: they cost nothing and keep what they have.
                 again, more = torch.zeros_like(out), torch.zeros_like(lse)
                 self._read(q, again, at, batch, lists, more)

@@ -168,7 +168,7 @@ class SparseCache(PagedCache):
         for view, pages in store.pages.items():
             needed = sum(store.needed(row, count)[view] for row, count in zip(self.rows, counts, strict=True))
             if needed > pages.free:
-                if self.capacity is not None:
+                if self.capacity is not None and self.columns > self.capacity:
                     raise OutOfPages(f"capacity of {self.capacity} tokens is full with {self.columns} of each row")
                 store.grow(view, pages.count + max(needed - pages.free, pages.count // 2))
         # A pass with one column is a token that is decoded, unless it is the first or padding.
@@ -188,6 +188,8 @@ class SparseCache(PagedCache):
         if tokens_to_remove == 0 or self.store is None:
             return
         self._finish()
+        for row in self.rows:
+            self.store.cropped(row, -tokens_to_remove)  # raises before any row has changed
         for row in self.rows:
             self.store.crop(row, -tokens_to_remove)
         self.columns += tokens_to_remove

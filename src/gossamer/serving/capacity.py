@@ -30,17 +30,19 @@ def free_memory(device: torch.device) -> int:
 
 def pages_for(
     geometry: Geometry, sparsity: Sparsity, stored: Stored, parts: Sequence[Sequence[Part]], *, memory: int | None,
-    longest: int | None, requests: int, chunk: int, device: torch.device,
+    longest: int | None, requests: int, chunk: int, device: torch.device, skips: bool = False,
 ) -> tuple[dict[View, int], int]:  # fmt: skip
     """Pages of each view, and the longest text then.
 
     What sees a window needs a number of pages that does not grow with the text: `requests` requests have theirs. All
-    that is left is for heads that see everything, but not more than all requests at their longest can take.
+    that is left is for heads that see everything, but not more than all requests at their longest can take. Where
+    tokens skip layers, heads that stream need as many: a layer that few tokens take keeps the first pages, which all
+    layers share.
 
     Args:
         memory: bytes for keys and values; None: half of what is free.
         longest: tokens of the longest text; None: what the model was made for, or less if the memory does not hold it.
-        chunk: tokens of a prompt that are worked on at once, at most.
+        chunk: tokens of a prompt that are worked on at once, at most. skips: whether tokens may skip layers.
 
     Raises:
         ValueError: the memory does not hold one request of `longest` tokens.
@@ -51,21 +53,25 @@ def pages_for(
         sparsity.page,
         longest or geometry.longest or available // max(sum(size.values()) // sparsity.page, 1),
     )
-    windows = {view: requests * most_pages(view, wanted, chunk, page) for view in size if view.window is not None}
+    streaming = {
+        part.view for shape, some in zip(geometry.layers, parts, strict=True) for part in some if not shape.window
+    }
+    whole = {view for view in size if view.window is None or (skips and view in streaming)}
+    windows = {view: requests * most_pages(view, wanted, chunk, page) for view in size if view not in whole}
     left = available - sum(size[view] * count for view, count in windows.items())
-    dense = View(None, 0)
-    if dense not in size:
+    if not whole:
         holds = wanted if left >= 0 else 0
     else:
-        holds = max(left, 0) // size[dense] * page
+        holds = max(left, 0) // sum(size[view] for view in whole) * page
     if holds < (wanted if longest is not None else 1):
-        least = sum(size[view] * most_pages(view, wanted, chunk, page) for view in size)
+        least = sum(
+            size[view] * (-(-wanted // page) if view in whole else most_pages(view, wanted, chunk, page))
+            for view in size
+        )
         raise ValueError(
             f"memory of {available:,} bytes holds the keys of {holds:,} tokens beside {requests} requests' windows, "
             f"expected {wanted:,}: one request of that length takes {least:,} bytes; give more memory or a smaller "
             "max_length or max_requests"
         )
     length = min(wanted, holds)
-    if dense in size:
-        windows[dense] = min(holds // page, requests * -(-length // page))
-    return windows, length
+    return windows | dict.fromkeys(whole, min(holds // page, requests * -(-length // page))), length

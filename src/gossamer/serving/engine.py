@@ -120,7 +120,7 @@ class Engine:
         _check_model(model)
         self.model, self.max_requests, self.chunk = model, max_requests, chunk
         self.sparsity = sparsity or Sparsity()
-        geometry = Geometry.of(model.config)
+        geometry = Geometry.of_model(model)
         if max_length is not None and geometry.longest is not None and max_length > geometry.longest:
             raise ValueError(f"max_length must be at most the model's {geometry.longest} tokens, got {max_length}")
         parts = self.sparsity.parts(geometry)
@@ -128,7 +128,7 @@ class Engine:
         device, stored = weight.device, self.sparsity.stored_for(weight.dtype)
         pages, self.max_length = pages_for(
             geometry, self.sparsity, stored, parts, memory=memory, longest=max_length, requests=max_requests,
-            chunk=chunk, device=device,
+            chunk=chunk, device=device, skips=isinstance(getattr(model, "geometry", None), Geometry),
         )  # fmt: skip
         if max_length is None and geometry.longest is not None and self.max_length < geometry.longest:
             logger.warning("texts have at most %d tokens, of the model's %d: memory", self.max_length, geometry.longest)

@@ -25,10 +25,16 @@ class LayerShape:
 
 @dataclass(frozen=True)
 class Geometry:
-    """All layers of a model, and the longest text that it was made for (None: unknown)."""
+    """All layers of a model, and the longest text that it was made for (None: unknown).
+
+    Attributes:
+        layers: or slots, where tokens may pass through a layer several times: those of all layers for the first time,
+            for the second, ... hops: how often.
+    """
 
     layers: tuple[LayerShape, ...]
     longest: int | None
+    hops: int = 1
 
     @classmethod
     def of(cls, config: Any) -> Geometry:
@@ -66,6 +72,30 @@ class Geometry:
                 raise ValueError(f"layer {at} of {name} is {kind} with sliding_window={window!r}")
             shapes.append(LayerShape(key_heads, heads // key_heads, width, window))
         return cls(tuple(shapes), getattr(config, "max_position_embeddings", None))
+
+    @classmethod
+    def of_model(cls, model: Any) -> Geometry:
+        """A model's own `geometry`, if it has one; else that of its config."""
+        own = getattr(model, "geometry", None)
+        return own if isinstance(own, Geometry) else cls.of(model.config)
+
+    def repeated(self, hops: int) -> Geometry:
+        """The slots of a model whose tokens may pass through each layer `hops` times; slot hop * layers + layer.
+
+        Raises:
+            ValueError: hops is below 1.
+
+        >>> len(Geometry((LayerShape(2, 1, 16, None),) * 3, None).repeated(2).layers)
+        6
+        """
+        if isinstance(hops, bool) or not isinstance(hops, int) or hops < 1:
+            raise ValueError(f"hops must be an integer of at least 1, got {hops!r}")
+        return Geometry(self.layers * hops, self.longest, self.hops * hops)
+
+    @property
+    def once(self) -> Geometry:
+        """Each layer once."""
+        return Geometry(self.layers[: len(self.layers) // self.hops], self.longest)
 
     @property
     def key_heads(self) -> list[int]:

@@ -39,11 +39,18 @@ class Kept:
         """Keys of further tokens, ascending, lie behind those that it has."""
         if not len(positions):
             return
-        if isinstance(positions, range) and not self.more and positions.start == self.whole:
-            self.whole = positions.stop
+        if not self.more and positions[0] == self.whole and positions[-1] == self.whole + len(positions) - 1:
+            self.whole = positions[-1] + 1
         else:
             self.more.extend(positions)
         self.last = max(self.last, positions[-1])
+
+    def has(self, positions: Sequence[int]) -> list[int]:
+        """Which of some tokens, ascending, it holds."""
+        if positions[0] > self.last:
+            return []
+        more = set(self.more)
+        return [each for each in positions if each < self.whole or each in more]
 
     def copy(self) -> Kept:
         return Kept(self.whole, self.more[:])

@@ -2,6 +2,8 @@
 
     routed = cache.route(batch, new, mask, device=..., dtype=...)
     past = routed.at(slot, rows)          # what a layer gets as past_key_values for the tokens at `rows`
+    past = routed.at(slot, rows, known=(others, keys, values))       # with keys of others that do not run it
+    routed.put(slot, counts, positions, keys, values)                # keys of tokens of earlier passes, late
 
 The layer runs on one packed row [1, tokens, width] with attn_implementation="gossamer" and no mask. Its tokens attend
 to what the slot holds of their texts: the keys of those tokens that took it, now and in earlier passes.
@@ -9,9 +11,9 @@ to what the slot holds of their texts: the keys of those tokens that took it, no
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import cached_property
-from itertools import pairwise
+from collections.abc import Callable, Sequence
+from functools import cached_property, partial
+from itertools import accumulate, pairwise
 from typing import Any
 
 import torch
@@ -51,6 +53,68 @@ class SlotKeys:
 
     def attending(self, scale: float | None, cap: float) -> Attends:
         return self.routed.attention(self.index, scale, cap)
+
+
+class KnownKeys(SlotKeys):
+    """The same, where keys of further tokens are known: they lie among the others, and do not attend."""
+
+    def __init__(
+        self, routed: RoutedPass, slot: int, rows: list[int], others: list[int], keys: Tensor, values: Tensor
+    ) -> None:
+        super().__init__(routed, slot, rows)
+        self.others, self.states = others, (keys, values)
+
+    def enter(self, mask: Tensor | None) -> tuple[Step, Tensor | None]:
+        _refuse(mask)
+        every = sorted([*(self.rows or []), *self.others])
+        return self.routed.store.narrow(self.routed.step, self.index, every), None
+
+    def attending(self, scale: float | None, cap: float) -> Attends:
+        return partial(self._attend, self.routed.attention(self.index, scale, cap))
+
+    def _attend(self, attend: LayerAttention, q: Tensor, keys: Tensor, values: Tensor, step: Step) -> Tensor:
+        device, own = q.device, torch.tensor(self.rows, dtype=torch.int64)
+        places = torch.cat([own, torch.tensor(self.others, dtype=torch.int64)])
+        order = places.argsort().to(device)
+        k, v = (torch.cat(both)[order] for both in zip((keys, values), self.states, strict=True))
+        self.routed.store.append(self.index, k, v, step)
+        # Queries of texts with any are those of all their keys; the ones of others are zeros, and are left out again.
+        asks = order < len(own)
+        texts = torch.arange(len(step.counts)).repeat_interleave(torch.tensor(step.counts)).to(device)
+        asked = torch.zeros(len(step.counts), dtype=torch.bool, device=device).index_fill_(0, texts[asks], True)
+        counts = [count if some else 0 for count, some in zip(step.counts, asked.tolist(), strict=True)]
+        wide = q.new_zeros(len(places), *q.shape[1:])
+        wide[asks] = q
+        reads = asked[texts]
+        return attend.attend(wide[reads], step.part(tuple(counts), step.lengths))[asks[reads]]
+
+
+class CaughtKeys:
+    """What a layer gets as past_key_values whose keys are wanted alone: attention gives zeros.
+
+    Attributes:
+        states: keys and values [tokens, key heads, width], once the layer has run.
+    """
+
+    window = None
+
+    def __init__(self, routed: RoutedPass, slot: int) -> None:
+        self.routed, self.index = routed, slot
+        self.states: tuple[Tensor, Tensor] | None = None
+
+    @torch.compiler.disable
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """Tickets for new states [1, key heads, tokens, width]."""
+        self.routed.check(self.index, key_states, value_states)
+        self.states = key_states[0].transpose(0, 1), value_states[0].transpose(0, 1)
+        return Ticket(key_states, self), Ticket(value_states, self)  # type: ignore[return-value]
+
+    def enter(self, mask: Tensor | None) -> tuple[Step, Tensor | None]:
+        _refuse(mask)
+        return self.routed.step, None
+
+    def attending(self, scale: float | None, cap: float) -> Attends:
+        return lambda q, keys, values, step: torch.zeros_like(q)
 
 
 def _refuse(mask: Tensor | None) -> None:
@@ -93,17 +157,68 @@ class RoutedPass:
         ]
         return torch.arange(self.tokens, device=self.store.device) + self.text.new_tensor(before)[self.text]
 
-    def at(self, slot: int, rows: Tensor | None = None) -> SlotKeys:
+    def at(self, slot: int, rows: Tensor | None = None, known: tuple[Tensor, Tensor, Tensor] | None = None) -> SlotKeys:
         """What the layer of a slot gets as past_key_values.
 
         Args:
             rows: int64[n], ascending: which of the tokens run it; None: all.
+            known: int64[m], ascending: tokens that do not run it, and keys and values [m, key heads, width] of theirs,
+                which the slot holds from now on.
 
         Raises:
             ValueError: there is no such slot, or no such tokens. When the layer attends: the slot has some of them, or
                 it has a window of the model's own and lacks tokens.
         """
-        return SlotKeys(self, self._slot(slot), None if rows is None else self._rows("rows", rows))
+        places = None if rows is None else self._rows("rows", rows)
+        if known is None:
+            return SlotKeys(self, self._slot(slot), places)
+        others, keys, values = known
+        found = self._rows("known", others)
+        both = set(range(self.tokens) if places is None else places) & set(found)
+        if both:
+            raise ValueError(f"known must be tokens that do not run slot {slot}, got {sorted(both)!r:.80} of both")
+        self._check_states(self._slot(slot), len(found), keys, values)
+        if not found:
+            return SlotKeys(self, slot, places)
+        return KnownKeys(self, slot, places or [], found, keys, values)
+
+    def put(
+        self, slot: int, counts: Sequence[int], positions: Sequence[int] | Tensor, keys: Tensor, values: Tensor
+    ) -> None:
+        """Give a slot keys of tokens of earlier passes, which it lacks; before tokens of this pass take it.
+
+        Args:
+            counts: how many of each text. positions: int64[sum of counts], their places in their texts, text after
+                text, ascending in each.
+            keys, values: [sum of counts, key heads, width].
+
+        Raises:
+            ValueError: naming the argument; or the slot holds some of them.
+        """
+        places = positions.tolist() if isinstance(positions, Tensor) else list(positions)
+        if len(counts) != self.texts or sum(counts) != len(places):
+            raise ValueError(
+                f"counts must be a number for each of {self.texts} texts, {len(places)} together, got {counts!r:.80}"
+            )
+        self._check_states(self._slot(slot), len(places), keys, values)
+        if not places:
+            return
+        ends = list(accumulate(counts))
+        each = [places[end - count : end] for count, end in zip(counts, ends, strict=True)]
+        self.store.append(slot, keys, values, self.store.put(self.step, slot, each))
+
+    def keys_only(self, slot: int) -> CaughtKeys:
+        """What a layer gets as past_key_values to learn the keys that it would write; they are written nowhere."""
+        return CaughtKeys(self, self._slot(slot))
+
+    def _check_states(self, slot: int, count: int, keys: Tensor, values: Tensor) -> None:
+        shape = self.store.geometry.layers[slot]
+        expected = (count, shape.key_heads, shape.width)
+        for name, states in (("keys", keys), ("values", values)):
+            if tuple(states.shape) != expected or states.requires_grad:
+                raise ValueError(
+                    f"{name} of slot {slot} must be {list(expected)} without gradient, got {list(states.shape)}"
+                )
 
     def _slot(self, slot: int) -> int:
         count = len(self.store.parts)

@@ -156,11 +156,13 @@ class Sparsity:
         return pattern
 
     def parts(self, geometry: Geometry) -> tuple[tuple[Part, ...], ...]:
-        """The heads of each layer, by what they see.
+        """The heads of each layer, by what they see; of each slot, where tokens may pass through layers several times.
 
         Raises:
             ValueError: dense_layers or pattern do not fit the model.
         """
+        if geometry.hops > 1:
+            return self.parts(geometry.once) * geometry.hops
         count = len(geometry.layers)
         wrong = [layer for layer in self.dense_layers if not 0 <= layer < count]
         if wrong:

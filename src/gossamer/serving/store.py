@@ -21,10 +21,12 @@ from __future__ import annotations
 import copy
 from bisect import bisect_left
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor
 
+from gossamer.ops.paged.append import page_append
 from gossamer.ops.paged.pool import Batch, PagePool, Stored, page_bytes
 from gossamer.serving.geometry import Geometry
 from gossamer.serving.kept import Kept
@@ -60,6 +62,7 @@ class Store:
         self.pools = [
             [self._pool(part, layer, pages[part.view]) for part in parts] for layer, parts in enumerate(self.parts)
         ]
+        self.heads = [[part.heads.to(self.device) for part in parts] for parts in self.parts]
         self.requests: set[Request] = set()
         windows = [shape.window for shape in geometry.layers]
         self._streaming = {  # the slots whose heads see a window of what the slot holds, and not of the text
@@ -149,12 +152,18 @@ class Store:
         for view, table in request.tables.items():
             pages = self.pages[view]
             for at in self._copied(request, view, count):
-                (copied,) = pages.take(1)
-                self._copy(view, table[at], copied)
-                pages.release(table[at : at + 1])
-                table[at] = copied
+                self._own(request, view, at)
             table.extend(pages.take(-(-(request.length + count) // page) - len(table)))
         request.length += count
+
+    def _own(self, request: Request, view: View, at: int) -> int:
+        """Have a copy of a shared page in its place."""
+        table, pages = request.tables[view], self.pages[view]
+        (copied,) = pages.take(1)
+        self._copy(view, table[at], copied)
+        pages.release(table[at : at + 1])
+        table[at] = copied
+        return copied
 
     def separate(self, step: Step) -> None:
         """From this pass on slots hold different tokens of its requests; each has to be asked, by `narrow`."""
@@ -176,27 +185,79 @@ class Store:
         for request, count, start in zip(step.requests, step.counts, step.starts, strict=False):
             before = request.length - count
             mine = range(before, request.length) if rows is None else _positions(rows, start, count, before)
-            self._check(slot, request, mine)
+            if len(mine) and mine[0] <= request.kept[slot].last:
+                raise ValueError(
+                    f"slot {slot} was given the token at {mine[0]} of a text, and holds keys up to "
+                    f"{request.kept[slot].last}: each slot takes the tokens of a pass in one call"
+                )
+            self._check_window(slot, request, mine)
             taken.append(mine)
+        return self._take(step, slot, taken)
+
+    def put(self, step: Step, slot: int, positions: Sequence[Sequence[int]]) -> Step:
+        """The part of a pass in which a slot is given keys of tokens of earlier passes, which are to be written now.
+
+        Args:
+            positions: for each request places in its text, ascending.
+
+        Raises:
+            ValueError: a token is of this pass, or the slot has it. Nothing is taken then.
+        """
+        for request, count, mine in zip(step.requests, step.counts, positions, strict=True):
+            before = request.length - count
+            if not len(mine):
+                continue
+            if not 0 <= mine[0] <= mine[-1] < before or any(a >= b for a, b in pairwise(mine)):
+                raise ValueError(
+                    f"positions must be ascending places among the {before} earlier tokens of a text, got {mine!r:.80}"
+                )
+            if held := request.kept[slot].has(mine):
+                raise ValueError(f"slot {slot} holds the keys of tokens {held!r:.80} already")
+            self._check_window(slot, request, mine)
+        for row, mine in enumerate(positions):
+            self._own_late(step, row, slot, len(mine))
+        return self._take(step, slot, positions)
+
+    def _own_late(self, step: Step, row: int, slot: int, count: int) -> None:
+        """Have pages of its own for keys that come late: `extend`, which did not know of them, left them shared."""
+        request, page = step.requests[row], self.sparsity.page
+        end = len(request.kept[slot])
+        for view in {part.view for part in self.parts[slot]}:
+            table = request.tables[view]
+            for at in range(end // page, -(-(end + count) // page)):
+                if self.pages[view].shared(table[at]):
+                    if not self.pages[view].free:
+                        self.grow(view, self.pages[view].count * 3 // 2 + 1)
+                    step.batches[view][0].table[row, at] = self._own(request, view, at)
+                    step.parts.clear()
+
+    def _take(self, step: Step, slot: int, taken: Sequence[Sequence[int]]) -> Step:
         for request, mine in zip(step.requests, taken, strict=True):
             request.kept[slot].add(mine)
         lengths = tuple([len(request.kept[slot]) for request in step.requests])
         return step.part(tuple([len(mine) for mine in taken]), lengths)
 
-    def _check(self, slot: int, request: Request, mine: Sequence[int]) -> None:
-        if not len(mine):
-            return
+    def _check_window(self, slot: int, request: Request, mine: Sequence[int]) -> None:
+        """A window of the model's own counts positions: a token must lie where it would if none had been skipped."""
         kept, window = request.kept[slot], self.geometry.layers[slot].window
-        if mine[0] <= kept.last:
+        if window is None or not len(mine):
+            return
+        if kept.more or mine[0] != kept.whole or mine[-1] != kept.whole + len(mine) - 1:
             raise ValueError(
-                f"slot {slot} was given the token at {mine[0]} of a text, and holds keys up to {kept.last}: each slot "
-                "takes tokens in order, in one call for a pass"
+                f"slot {slot} has a window of {window} tokens by their positions, and lacks tokens before {mine[-1]}: "
+                "layers with a window of the model's own take all tokens"
             )
-        if window is not None and len(kept) + len(mine) != request.length:
-            raise ValueError(
-                f"slot {slot} has a window of {window} tokens by their positions, and would hold "
-                f"{len(kept) + len(mine)} of {request.length}: layers with a window of the model's own take all tokens"
-            )
+        page = self.sparsity.page
+        for part in self.parts[slot]:
+            if -1 in request.tables[part.view][kept.whole // page : -(-(kept.whole + len(mine)) // page)]:
+                raise ValueError(f"tokens {list(mine)!r:.80} come too late for the window of {window} of slot {slot}")
+
+    def append(self, slot: int, keys: Tensor, values: Tensor, step: Step) -> None:
+        """Write the new keys and values [tokens, key heads, width] of a step, or of the part that the slot takes."""
+        keys, values = (x.detach().float().contiguous() for x in (keys, values))
+        for at, part in enumerate(self.parts[slot]):
+            every, _, _ = step.batches[part.view]
+            page_append(keys, values, self.pools[slot][at], every, heads=self.heads[slot][at])
 
     def trim(self, requests: Sequence[Request]) -> None:
         """Give back the pages that no token to come sees."""
@@ -230,7 +291,23 @@ class Store:
         """Take the last `count` tokens away.
 
         Raises:
-            ValueError: there are not so many, or a window would move back over pages that were given back.
+            ValueError: as `cropped`.
+        """
+        kept = self.cropped(request, count)
+        length = request.length - count
+        for view, table in request.tables.items():
+            whole = -(-length // self.sparsity.page)
+            self.pages[view].release(each for each in table[whole:] if each >= 0)
+            del table[whole:]
+        request.length, request.kept = length, kept
+        request.chosen.clear()
+
+    def cropped(self, request: Request, count: int) -> list[Kept]:
+        """What slots would hold without the last `count` tokens.
+
+        Raises:
+            ValueError: there are not so many, a window would move back over pages that were given back, or a slot was
+                given keys of a token that stays after those of one that goes.
         """
         if not 0 <= count <= request.length:
             raise ValueError(f"count must be from 0 to the {request.length} tokens of the request, got {count}")
@@ -242,12 +319,7 @@ class Store:
                 raise ValueError(
                     f"{count} tokens cannot be taken away: what a window of {view.window} sees then is gone"
                 )
-        for view, table in request.tables.items():
-            whole = -(-length // page)
-            self.pages[view].release(each for each in table[whole:] if each >= 0)
-            del table[whole:]
-        request.length, request.kept = length, kept
-        request.chosen.clear()
+        return kept
 
     def grow(self, view: View, count: int) -> None:
         """Have `count` pages of a view, with what they hold."""
@@ -268,13 +340,10 @@ class Store:
                         each[target] = each[source]
 
 
-def _positions(rows: Sequence[int], start: int, count: int, before: int) -> Sequence[int]:
+def _positions(rows: Sequence[int], start: int, count: int, before: int) -> list[int]:
     """The places in a text of the `rows` that are its new tokens, which begin at row `start` and at place `before`."""
     first = bisect_left(rows, start)
-    mine = rows[first : bisect_left(rows, start + count, lo=first)]
-    if mine and mine[-1] - mine[0] == len(mine) - 1:
-        return range(mine[0] - start + before, mine[-1] - start + before + 1)
-    return [row - start + before for row in mine]
+    return [row - start + before for row in rows[first : bisect_left(rows, start + count, lo=first)]]
 
 
 def _tensors(pool: PagePool) -> list[Tensor]:

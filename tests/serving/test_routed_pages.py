@@ -102,8 +102,8 @@ class Texts:
             late = self.late[slot]
             if any(late):
                 _, keys, values = zip(*(token for row in late for token in row), strict=True)
-                positions = [token[0] for row in late for token in row]
-                routed.put(slot, [len(row) for row in late], positions, torch.stack(keys), torch.stack(values))
+                text, position = zip(*((row, token[0]) for row, some in enumerate(late) for token in some), strict=True)
+                routed.put(slot, torch.tensor(text), torch.tensor(position), torch.stack(keys), torch.stack(values))
             for row, some in zip(self.held[slot], late, strict=True):
                 row.extend(some)
                 some.clear()
@@ -287,7 +287,7 @@ def test_a_window_of_the_model_takes_all_tokens():
     with pytest.raises(ValueError, match="lacks tokens before 40"):
         attend(routed.at(1), tokens[:1])
     _, keys, values = (torch.stack(x) for x in zip(*tokens[30:], strict=True))
-    routed.put(1, [10], range(30, 40), keys, values)
+    routed.put(1, torch.zeros(10, dtype=torch.int64), torch.arange(30, 40), keys, values)
     query, key, value = states(0, 40, 1)
     (found,) = attend(routed.at(1), [(query, key, value)])
     _, keys, values = (torch.stack(x) for x in zip(*tokens[25:], (query, key, value), strict=True))
@@ -299,7 +299,7 @@ def test_a_window_of_the_model_takes_all_tokens():
     routed = cache.route(1, 1, device="cpu", dtype=torch.float32)
     late = torch.zeros(64, KEY_HEADS, WIDTH)
     with pytest.raises(ValueError, match="come too late for the window of 16 of slot 1"):
-        routed.put(1, [64], range(41, 105), late, late)
+        routed.put(1, torch.zeros(64, dtype=torch.int64), torch.arange(41, 105), late, late)
 
 
 def test_keys_that_are_caught_are_written_nowhere():
@@ -362,13 +362,18 @@ def test_what_does_not_fit_a_pass_is_refused():
     with pytest.raises(ValueError, match="given the token at 2 of a text, and holds keys up to 3: each slot takes the"):
         attend(routed.at(0, torch.tensor([2])), [tokens[2]])
     routed = cache.route(2, 1, device="cpu", dtype=torch.float32)
-    with pytest.raises(ValueError, match=r"slot 0 holds the keys of tokens \[3\] already"):
-        routed.put(0, [1, 0], [3], key, key)
-    with pytest.raises(ValueError, match="ascending places among the 5 earlier tokens of a text"):
-        routed.put(0, [0, 1], [5], key, key)
-    with pytest.raises(ValueError, match="counts must be a number for each of 2 texts, 1 together"):
-        routed.put(0, [1], [1], key, key)
-    routed.put(0, [1, 0], [2], key, key)
+    for text, position, said in (
+        ([0], [3], r"slot 0 holds the keys of tokens \[3\] already"),
+        ([1], [6], r"position must be ascending places among the 6 tokens of a text, got \[6\]"),
+        ([0, 0], [2, 1], r"position must be ascending places among the 6 tokens of a text, got \[2, 1\]"),
+        ([2], [1], r"text must be ascending numbers of 2 texts, as many as positions, 1; got \[2\]"),
+        ([1, 0], [1, 1], r"text must be ascending numbers of 2 texts, as many as positions, 2; got \[1, 0\]"),
+    ):
+        some = key.expand(len(position), -1, -1)
+        with pytest.raises(ValueError, match=said):
+            routed.put(0, torch.tensor(text), torch.tensor(position), some, some)
+    routed.put(0, torch.tensor([0, 1]), torch.tensor([2, 5]), key.expand(2, -1, -1), key.expand(2, -1, -1))
+    assert [row.kept[0].positions for row in cache.rows] == [[0, 3, 2], [5]]
     with pytest.raises(ValueError, match="cannot be cropped to 3 tokens: keys of an earlier token lie behind"):
         cache.crop(-3)
     assert [row.length for row in cache.rows] == [6, 6]  # nothing was taken away

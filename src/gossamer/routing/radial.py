@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from functools import partial
 from typing import Any, Literal, cast, get_args
 
@@ -99,8 +98,7 @@ class Radial(nn.Module):
         self.hops = _hops(hops, mode, units, len(stack.layers))
         self.units = once * self.hops
         self.slots = list(range(len(self.units))) if self.hops > 1 else [unit.layer for unit in once]
-        geometry = Geometry.of(model.config)
-        self.geometry = _repeated(geometry, self.hops)
+        self.geometry = Geometry.of(model.config).repeated(self.hops)
         self._attending = hooks.Attending(model)
         self._results = _results(model, once) * self.hops
         self.model = cast(Any, model)
@@ -223,11 +221,6 @@ class Radial(nn.Module):
 
     def set_attn_implementation(self, name: str) -> None:
         self.model.set_attn_implementation(name)
-
-
-def _repeated(geometry: Geometry, hops: int) -> Geometry:
-    """The layers once for each hop: a layer's keys at one hop are a list of their own."""
-    return replace(geometry, layers=geometry.layers * hops)
 
 
 def _hops(given: int | None, mode: str, units: str, layers: int) -> int:

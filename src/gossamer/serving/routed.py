@@ -3,7 +3,7 @@
     routed = cache.route(batch, new, mask, device=..., dtype=...)
     past = routed.at(slot, rows)          # what a layer gets as past_key_values for the tokens at `rows`
     past = routed.at(slot, rows, known=(others, keys, values))       # with keys of others that do not run it
-    routed.put(slot, counts, positions, keys, values)                # keys of tokens of earlier passes, late
+    routed.put(slot, text, position, keys, values)                   # keys alone, also of earlier passes' tokens
 
 The layer runs on one packed row [1, tokens, width] with attn_implementation="gossamer" and no mask. Its tokens attend
 to what the slot holds of their texts: the keys of those tokens that took it, now and in earlier passes.
@@ -11,9 +11,9 @@ to what the slot holds of their texts: the keys of those tokens that took it, no
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import cached_property, partial
-from itertools import accumulate, pairwise
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -129,7 +129,8 @@ class RoutedPass:
         tokens: how many real tokens it has, text after text; padding is left out.
         places: int64[tokens], which of the new tokens of all rows, row after row, they are; None: all of them.
         texts: the rows. decoding: the first so many have one token, which follows on what was generated.
-        memory: for each text what its policies remember from pass to pass.
+        memory: for each text what its policies remember from pass to pass. first: for each the place of its first token
+            of this pass.
     """
 
     def __init__(
@@ -141,6 +142,7 @@ class RoutedPass:
         self.attention, self.check = attention, check
         self.tokens, self.texts, self.decoding = step.tokens, len(step.requests), step.decoding
         self.memory = [request.memory for request in step.requests]
+        self.first = [length - count for length, count in zip(step.lengths, step.counts, strict=True)]
 
     @cached_property
     def text(self) -> Tensor:
@@ -151,10 +153,7 @@ class RoutedPass:
     @cached_property
     def position(self) -> Tensor:
         """int64[tokens]: the place of each in its text."""
-        before = [
-            length - count - start
-            for length, count, start in zip(self.step.lengths, self.step.counts, self.step.starts, strict=False)
-        ]
+        before = [first - start for first, start in zip(self.first, self.step.starts, strict=False)]
         return torch.arange(self.tokens, device=self.store.device) + self.text.new_tensor(before)[self.text]
 
     def at(self, slot: int, rows: Tensor | None = None, known: tuple[Tensor, Tensor, Tensor] | None = None) -> SlotKeys:
@@ -182,30 +181,32 @@ class RoutedPass:
             return SlotKeys(self, slot, places)
         return KnownKeys(self, slot, places or [], found, keys, values)
 
-    def put(
-        self, slot: int, counts: Sequence[int], positions: Sequence[int] | Tensor, keys: Tensor, values: Tensor
-    ) -> None:
-        """Give a slot keys of tokens of earlier passes, which it lacks; before tokens of this pass take it.
+    def put(self, slot: int, text: Tensor, position: Tensor, keys: Tensor, values: Tensor) -> None:
+        """Give a slot keys of tokens that it lacks, of this pass or of earlier ones; no attention.
 
         Args:
-            counts: how many of each text. positions: int64[sum of counts], their places in their texts, text after
-                text, ascending in each.
-            keys, values: [sum of counts, key heads, width].
+            text: int64[n], ascending: of which text each is. position: int64[n], ascending in each text.
+            keys, values: [n, key heads, width].
 
         Raises:
-            ValueError: naming the argument; or the slot holds some of them.
+            ValueError: naming the argument; or the slot holds some of them. Nothing is written then.
         """
-        places = positions.tolist() if isinstance(positions, Tensor) else list(positions)
-        if len(counts) != self.texts or sum(counts) != len(places):
+        self._check_states(self._slot(slot), position.numel(), keys, values)
+        texts = text.tolist()
+        if len(texts) != position.numel() or any(a > b for a, b in pairwise(texts)) or not self._has(texts):
             raise ValueError(
-                f"counts must be a number for each of {self.texts} texts, {len(places)} together, got {counts!r:.80}"
+                f"text must be ascending numbers of {self.texts} texts, as many as positions, {position.numel()}; got "
+                f"{texts!r:.80}"
             )
-        self._check_states(self._slot(slot), len(places), keys, values)
-        if not places:
+        if not texts:
             return
-        ends = list(accumulate(counts))
-        each = [places[end - count : end] for count, end in zip(counts, ends, strict=True)]
+        each: list[list[int]] = [[] for _ in range(self.texts)]
+        for at, place in zip(texts, position.tolist(), strict=True):
+            each[at].append(place)
         self.store.append(slot, keys, values, self.store.put(self.step, slot, each))
+
+    def _has(self, texts: list[int]) -> bool:
+        return not texts or 0 <= texts[0] <= texts[-1] < self.texts
 
     def keys_only(self, slot: int) -> CaughtKeys:
         """What a layer gets as past_key_values to learn the keys that it would write; they are written nowhere."""

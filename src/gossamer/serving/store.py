@@ -195,21 +195,20 @@ class Store:
         return self._take(step, slot, taken)
 
     def put(self, step: Step, slot: int, positions: Sequence[Sequence[int]]) -> Step:
-        """The part of a pass in which a slot is given keys of tokens of earlier passes, which are to be written now.
+        """The part of a pass in which a slot is given keys alone, of earlier tokens too, which are to be written now.
 
         Args:
             positions: for each request places in its text, ascending.
 
         Raises:
-            ValueError: a token is of this pass, or the slot has it. Nothing is taken then.
+            ValueError: there is no such token, or the slot has it. Nothing is taken then.
         """
-        for request, count, mine in zip(step.requests, step.counts, positions, strict=True):
-            before = request.length - count
+        for request, mine in zip(step.requests, positions, strict=True):
             if not len(mine):
                 continue
-            if not 0 <= mine[0] <= mine[-1] < before or any(a >= b for a, b in pairwise(mine)):
+            if not 0 <= mine[0] <= mine[-1] < request.length or any(a >= b for a, b in pairwise(mine)):
                 raise ValueError(
-                    f"positions must be ascending places among the {before} earlier tokens of a text, got {mine!r:.80}"
+                    f"position must be ascending places among the {request.length} tokens of a text, got {mine!r:.80}"
                 )
             if held := request.kept[slot].has(mine):
                 raise ValueError(f"slot {slot} holds the keys of tokens {held!r:.80} already")

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from importlib.resources import files
 from typing import Any
 
 from gossamer.report.bars import bars
 from gossamer.report.channels import channel_map
 from gossamer.report.curves import Line, chart
+from gossamer.report.document import document
 from gossamer.report.markup import Markup, tag
 from gossamer.report.quantity import MISSING, percent, short
 
@@ -185,7 +185,6 @@ def _environment(report: dict[str, Any]) -> list[Markup]:
 
 def page(report: dict[str, Any]) -> str:
     """The whole document."""
-    css = files("gossamer.report").joinpath("style.css").read_text(encoding="utf-8")
     body = tag(
         "main",
         tag("p", "Gossamer training report", class_="eyebrow"),
@@ -201,12 +200,4 @@ def page(report: dict[str, Any]) -> str:
         _environment(report),
         tag("footer", "Written by Gossamer. The same numbers are in report.json."),
     )
-    head = tag(
-        "head",
-        Markup('<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'),
-        tag("title", report["title"]),
-        tag("style", Markup(css)),
-    )
-    return Markup(
-        "<!doctype html>\n" + tag("html", head, tag("body", body, tag("script", Markup(_SLIDER))), lang="en") + "\n"
-    )
+    return document(report["title"], body, script=_SLIDER)

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from gossamer.routing.per_text import PerText
     from gossamer.routing.per_unit import PerUnit
     from gossamer.routing.policy import Choice, Policy, Tokens, Walk
+    from gossamer.routing.profiled import Profile
+    from gossamer.routing.profiling import profile
     from gossamer.routing.radial import Radial
     from gossamer.routing.router import Router
     from gossamer.routing.stack import Stack
@@ -35,6 +37,7 @@ _NAMES: dict[str, str] = {  # a name of the package: the module that has it
     "PerText": "gossamer.routing.per_text",
     "PerUnit": "gossamer.routing.per_unit",
     "Policy": "gossamer.routing.policy",
+    "Profile": "gossamer.routing.profiled",
     "Radial": "gossamer.routing.radial",
     "RadialConfig": "gossamer.routing.lm",
     "RadialLM": "gossamer.routing.lm",
@@ -44,6 +47,7 @@ _NAMES: dict[str, str] = {  # a name of the package: the module that has it
     "Static": "gossamer.routing.fixed",
     "Tokens": "gossamer.routing.policy",
     "Walk": "gossamer.routing.policy",
+    "profile": "gossamer.routing.profiling",
 }
 
 __all__ = [
@@ -55,6 +59,7 @@ __all__ = [
     "PerText",
     "PerUnit",
     "Policy",
+    "Profile",
     "Radial",
     "RadialConfig",
     "RadialLM",
@@ -64,6 +69,7 @@ __all__ = [
     "Static",
     "Tokens",
     "Walk",
+    "profile",
 ]
 
 __getattr__, __dir__ = surface(__name__, _NAMES)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.resources
 from pathlib import Path
 from typing import Any
 
 from gossamer import files
 from gossamer.report.curves import Line, chart
+from gossamer.report.document import document
 from gossamer.report.markup import Markup, tag
 from gossamer.report.quantity import percent, short
 
@@ -24,7 +24,6 @@ def write(folder: Path, report: dict[str, Any]) -> Path:
 
 def page(report: dict[str, Any]) -> str:
     """The whole document, without outside resources."""
-    css = importlib.resources.files("gossamer.report").joinpath("style.css").read_text(encoding="utf-8")
     sizes = report["data"]
     body = tag(
         "main",
@@ -47,13 +46,7 @@ def page(report: dict[str, Any]) -> str:
         _environment({**report["config"], **report["environment"]}),
         tag("footer", "Written by Gossamer. The same numbers are in report.json."),
     )  # fmt: skip
-    head = tag(
-        "head",
-        Markup('<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'),
-        tag("title", report["title"]),
-        tag("style", Markup(css)),
-    )
-    return Markup("<!doctype html>\n" + tag("html", head, tag("body", body), lang="en") + "\n")
+    return document(report["title"], body)
 
 
 def _scores(scores: dict[str, list[float]]) -> Markup:

@@ -7,11 +7,14 @@ it is then a count, not an estimate.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
 _SHIFT = 15
 _BINS = 1 << (31 - _SHIFT)
+_INFINITE = 0x7F800000 >> _SHIFT
 
 
 class Magnitudes:
@@ -52,6 +55,14 @@ class Magnitudes:
             raise ValueError("nothing was added")
         below = self.counts.cumsum(0)
         return _top(int((below - sparsity * int(below[-1])).abs().argmin()))
+
+    def quantile(self, share: float) -> float:
+        """The smallest number at or below which at least this share of |x| lies, or up to 0.4 % more."""
+        if self.counts is None:
+            raise ValueError("nothing was added")
+        below = self.counts.cumsum(0)
+        at = int(torch.searchsorted(below, max(1, math.ceil(share * int(below[-1])))))
+        return math.inf if at >= _INFINITE else _top(at)
 
     def share(self, threshold: float) -> float:
         """The share of |x| <= threshold; exact for thresholds that `threshold` gives, else to within a bin."""

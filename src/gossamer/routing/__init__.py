@@ -15,6 +15,7 @@ from gossamer.lazy import surface
 
 if TYPE_CHECKING:
     from gossamer.routing.expert_choice import ExpertChoice
+    from gossamer.routing.export import drop
     from gossamer.routing.fixed import EarlyExit, RandomSkip, Static
     from gossamer.routing.hops import Hops
     from gossamer.routing.jumps import Jumps
@@ -47,6 +48,7 @@ _NAMES: dict[str, str] = {  # a name of the package: the module that has it
     "Static": "gossamer.routing.fixed",
     "Tokens": "gossamer.routing.policy",
     "Walk": "gossamer.routing.policy",
+    "drop": "gossamer.routing.export",
     "profile": "gossamer.routing.profiling",
 }
 
@@ -69,6 +71,7 @@ __all__ = [
     "Static",
     "Tokens",
     "Walk",
+    "drop",
     "profile",
 ]
 

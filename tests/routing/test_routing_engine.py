@@ -1,0 +1,118 @@
+"""The engine's tokens of a model whose tokens skip layers are those that each request has alone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from serving_decoders import prompts, transformers
+
+from gossamer.routing import EarlyExit, Radial, RandomSkip
+from gossamer.serving import Engine, Sampling, Sparsity
+from gossamer.serving.geometry import Geometry
+from gossamer.serving.store import bytes_of_page
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+SIZES: dict[str, Any] = {
+    "vocab_size": 200, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 4, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "max_position_embeddings": 2048, "pad_token_id": 0, "eos_token_id": None,
+    "bos_token_id": 1,
+}  # fmt: skip
+
+
+def decoder(kind: str = "Llama", **more: Any) -> Any:
+    torch.manual_seed(1)
+    model = getattr(transformers, f"{kind}ForCausalLM")(getattr(transformers, f"{kind}Config")(**SIZES | more)).eval()
+    for parameter in model.requires_grad_(False).parameters():
+        parameter.mul_(3)
+    return model
+
+
+def alone(radial: Radial, requests: list[list[int]], count: int = 20) -> list[list[int]]:
+    made = [
+        radial.generate(torch.tensor([each]), max_new_tokens=count, do_sample=False)[0].tolist() for each in requests
+    ]
+    return [tokens[len(each) :] for tokens, each in zip(made, requests, strict=True)]
+
+
+def run(engine: Engine, requests: list[list[int]], count: int = 20) -> list[list[int]]:
+    jobs = [engine.add(prompt, Sampling(max_tokens=count)) for prompt in requests]
+    while engine.busy:
+        engine.step()
+    assert all(pages.free == pages.count for pages in engine.store.pages.values())
+    return [job.tokens for job in jobs]
+
+
+def restless(radial: Radial) -> Radial:
+    """A router that sends tokens on many ways."""
+    torch.manual_seed(2)
+    with torch.no_grad():
+        for name, parameter in radial.policy.named_parameters():
+            if parameter.dim() > 1:
+                parameter.normal_(0, 0.3 if "embed" in name else 1.0)
+            else:
+                parameter.normal_(0, 1.0)
+    return radial
+
+
+MODELS = {
+    "random, sparse": lambda: Radial(decoder(), policy=RandomSkip(4, 64, rate=0.5, seed=3)),
+    "random, late keys": lambda: Radial(decoder(), kv="propagate", policy=RandomSkip(4, 64, rate=0.5, seed=4)),
+    "random branches of windows, known keys": lambda: Radial(
+        decoder("Mistral", sliding_window=32), kv="project", units="branch", policy=RandomSkip(8, 64, rate=0.5, seed=5)
+    ),
+    "early exits, propagated": lambda: Radial(
+        decoder(), kv="propagate", policy=EarlyExit(4, 64, threshold=0.8, measure="saturation", first=1)
+    ),
+    "jumps": lambda: restless(Radial(decoder())),
+    "hops": lambda: restless(Radial(decoder(), mode="free", hops=3)),
+}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_ragged_batches_are_solo_runs(name):
+    """With prompts in chunks, and a request that begins when another has ended."""
+    radial, requests = MODELS[name]().eval(), prompts(5, 70, 1, 129)
+    expected = alone(radial, requests)
+    assert radial.run is not None and len(set(radial.run.ran)) > 1  # some were skipped
+    assert run(Engine(radial, end=[], max_requests=3, chunk=48), requests) == expected
+
+
+def test_who_gives_pages_back_goes_on_with_the_same_tokens():
+    """Heads that stream need as many pages as the others: a layer that few tokens take keeps the first of them."""
+    radial = Radial(decoder(), policy=RandomSkip(4, 64, rate=0.5, seed=3)).eval()
+    sparsity, requests = Sparsity(static=0.5, sink=32, local=64, token_budget=192), prompts(180, 170, 160)
+    expected = run(Engine(radial, sparsity=sparsity, end=[], chunk=512), requests, 60)
+    geometry = Geometry.of(radial.config)
+    sizes = bytes_of_page(geometry, sparsity, "float32", sparsity.parts(geometry))
+    engine = Engine(
+        radial, sparsity=sparsity, end=[], memory=6 * sum(sizes.values()), max_length=320, max_requests=3, chunk=100
+    )
+    assert [pages.count for pages in engine.store.pages.values()] == [6] * len(sizes)
+    jobs = [engine.add(prompt, Sampling(max_tokens=60)) for prompt in requests]
+    while engine.busy:
+        engine.step()
+    assert [job.tokens for job in jobs] == expected
+    assert [job.restarts for job in jobs] == [0, 1, 1]
+    every = 2 * 4 * sum(prompt + at for prompt in (180, 170, 160) for at in range(1, 60))
+    assert 0 < engine.tally.decode_keys < every / 3  # half of the tokens look at half of the keys, and some twice
+
+
+def test_an_engine_has_the_slots_of_its_model():
+    radial = Radial(decoder(), mode="free").eval()
+    engine, requests = Engine(radial, end=[], max_length=100), prompts(50, 9)
+    assert len(engine.store.pools) == 16
+    assert run(engine, requests) == run(Engine(radial.model, end=[]), requests)  # a new router is the network in order
+
+
+def test_layers_with_a_window_refuse_to_be_skipped():
+    """The request stays, and the engine can go on without it."""
+    radial = Radial(decoder("Mistral", sliding_window=32), policy=RandomSkip(4, 64, rate=0.5, seed=3)).eval()
+    engine = Engine(radial, end=[])
+    job = engine.add(prompts(30)[0], Sampling(max_tokens=20))
+    with pytest.raises(ValueError, match="has a window of 32 tokens by their positions, and lacks tokens"):
+        engine.step()
+    engine.stop(job)
+    assert not engine.busy and all(pages.free == pages.count for pages in engine.store.pages.values())

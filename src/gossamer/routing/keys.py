@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from gossamer.routing.call import Call
 from gossamer.routing.stack import Unit
+from gossamer.serving.routed import RoutedPass
 
 KeyPolicy = Literal["sparse", "project", "propagate"]
 POLICIES: tuple[str, ...] = get_args(KeyPolicy)
@@ -91,7 +92,7 @@ class Keys:
     def __init__(self, policy: KeyPolicy, units: Sequence[Unit], slots: Sequence[int]) -> None:
         self.policy, self.units, self.slots = policy, units, slots
 
-    def begin(self, routed: Any) -> None:
+    def begin(self, routed: RoutedPass) -> None:
         self.routed = routed
         self.total = routed.tokens
 

@@ -14,9 +14,11 @@ from typing import TYPE_CHECKING
 from gossamer.lazy import surface
 
 if TYPE_CHECKING:
+    from gossamer.routing.budget import Budget
     from gossamer.routing.expert_choice import ExpertChoice
     from gossamer.routing.export import drop
     from gossamer.routing.fixed import EarlyExit, RandomSkip, Static
+    from gossamer.routing.flops import Costs, Counter
     from gossamer.routing.hops import Hops
     from gossamer.routing.jumps import Jumps
     from gossamer.routing.lm import RadialConfig, RadialLM
@@ -30,7 +32,10 @@ if TYPE_CHECKING:
     from gossamer.routing.stack import Stack
 
 _NAMES: dict[str, str] = {  # a name of the package: the module that has it
+    "Budget": "gossamer.routing.budget",
     "Choice": "gossamer.routing.policy",
+    "Costs": "gossamer.routing.flops",
+    "Counter": "gossamer.routing.flops",
     "EarlyExit": "gossamer.routing.fixed",
     "ExpertChoice": "gossamer.routing.expert_choice",
     "Hops": "gossamer.routing.hops",
@@ -53,7 +58,10 @@ _NAMES: dict[str, str] = {  # a name of the package: the module that has it
 }
 
 __all__ = [
+    "Budget",
     "Choice",
+    "Costs",
+    "Counter",
     "EarlyExit",
     "ExpertChoice",
     "Hops",

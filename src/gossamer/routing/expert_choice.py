@@ -77,6 +77,9 @@ class ExpertChoice(Policy):
         """The score, and the predictor."""
         return self.width + (self.hidden * (self.width + 1) if self.causal else 0)
 
+    def asked(self, shares: Tensor) -> Tensor | float:
+        return float(len(self.routed))
+
 
 class _Chosen(Walk):
     def __init__(self, policy: ExpertChoice, h: Tensor, tokens: Tokens) -> None:

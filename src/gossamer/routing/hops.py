@@ -44,6 +44,9 @@ class Hops(Policy):
     def macs(self) -> int:
         return self.router.macs()
 
+    def asked(self, shares: Tensor) -> Tensor | float:
+        return 1 + shares[: -self.layers].sum()  # at the start, and after all hops but the last
+
 
 class Hopping(Walk):
     """Each token goes from layer to layer; the first `together` ones go as one."""

@@ -70,6 +70,9 @@ class Jumps(Policy):
     def macs(self) -> int:
         return 0 if self.router is None else self.router.macs()
 
+    def asked(self, shares: Tensor) -> Tensor | float:
+        return 0.0 if self.router is None else 1 + shares[:-1].sum()  # at the start, and after all units but the last
+
 
 class Sequential(Walk):
     """Every token runs every unit."""

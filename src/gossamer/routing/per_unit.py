@@ -61,6 +61,9 @@ class PerUnit(Policy):
     def macs(self) -> int:
         return self.width
 
+    def asked(self, shares: Tensor) -> Tensor | float:
+        return float(sum(share < 1 for share in self.shares))
+
 
 class _Gated(Walk):
     def __init__(self, policy: PerUnit, h: Tensor, tokens: Tokens) -> None:

@@ -130,3 +130,7 @@ class Policy(nn.Module, ABC):
     def macs(self) -> int:
         """Multiply-adds of one decision of one token."""
         return 0
+
+    def asked(self, shares: Tensor) -> Tensor | float:
+        """How often a token asks in eval mode, in the mean, when units are run in these shares, float[units]."""
+        return 0.0

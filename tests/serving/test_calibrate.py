@@ -296,7 +296,7 @@ def test_ctrl_c_writes_nothing(folder, loaded, tmp_path, capfd, monkeypatch):
 ])  # fmt: skip
 def test_bad_flags_are_named_before_the_work(folder, loaded, tmp_path, capfd, monkeypatch, flags, match):
     monkeypatch.setattr("gossamer.cli.calibrate.load", lambda *_, **__: loaded)
-    monkeypatch.setattr("gossamer.serving.passkeys._python_topics", lambda: "the cat sat. " * 900)
+    monkeypatch.setattr("gossamer.serving.passkeys.python_topics", lambda: "the cat sat. " * 900)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "SHORT").write_text("too short")
     (tmp_path / "BYTES").write_bytes(b"\xff\xfe\xff")

@@ -7,6 +7,7 @@ gossamer xmc       extreme classification: data sets
 gossamer model     fetch a language model that commands take by its name
 gossamer generate  complete a text, or answer a question about it
 gossamer calibrate measure which heads of a model may stream
+gossamer route     tokens that choose their layers
 gossamer serve     a language model behind OpenAI's API
 gossamer doctor    what this machine and installation can do
 gossamer version   the version
@@ -35,6 +36,7 @@ _HELP = """usage: gossamer COMMAND [flags]
   model     fetch a language model that commands take by its name
   generate  complete a text, or answer a question about it
   calibrate measure which heads of a language model need the first and last tokens only
+  route     tokens that choose their layers: what layers contribute
   serve     serve a language model by OpenAI's API, with a page to look at
   doctor    what this machine and this installation can do, and why not
   version   the version
@@ -72,6 +74,10 @@ def _run(argv: Sequence[str]) -> None:
         from gossamer.cli.xmc.command import run as xmc
 
         xmc(rest)
+    elif command == "route":
+        from gossamer.cli.route.command import run as route
+
+        route(rest)
     elif command in _PLAIN:
         from gossamer.cli.flags import needs_tyro, parse
 
@@ -80,8 +86,8 @@ def _run(argv: Sequence[str]) -> None:
         module.run(parse(getattr(module, command.title()), f"gossamer {command}", rest))
     else:
         raise ValueError(
-            f"there is no command {command!r}; expected train, bench, tune, xmc, model, generate, calibrate, doctor or "
-            "version"
+            f"there is no command {command!r}; expected train, bench, tune, xmc, model, generate, calibrate, route, "
+            "serve, doctor or version"
         )
 
 

@@ -158,9 +158,9 @@ def passkeys(
         )
 
     return Passkeys(
-        text=torch.tensor(tokens(_python_topics() if text is None else text), dtype=torch.int64),
+        text=torch.tensor(tokens(python_topics() if text is None else text), dtype=torch.int64),
         words=words,
-        begin=_begin(tokenizer),
+        begin=beginning(tokenizer),
         names=[tokens(f"{_FIRST} {name}{_BETWEEN}") for name in _NAMES.split()],
         vocabulary=[tokens(f" {word}", _BETWEEN) for word in _WORDS.split()],
         end=tokens(_END, "alpha"),
@@ -168,13 +168,14 @@ def passkeys(
     )
 
 
-def _begin(tokenizer: Any) -> list[int]:
+def beginning(tokenizer: Any) -> list[int]:
     """The tokens that a tokenizer puts before every text."""
     said, bare = (list(tokenizer.encode("a", add_special_tokens=special)) for special in (True, False))
     return next((said[:at] for at in range(len(said)) if said[at : at + len(bare)] == bare), [])
 
 
-def _python_topics() -> str:
+def python_topics() -> str:
+    """Python's documentation of its language, which every Python has."""
     from pydoc_data.topics import topics
 
     return "\n\n".join(text for _, text in sorted(topics.items()))

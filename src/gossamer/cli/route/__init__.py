@@ -1,0 +1,1 @@
+"""`gossamer route`: tokens that choose their layers."""

@@ -1,0 +1,44 @@
+"""`gossamer route COMMAND`: choose the command.
+
+gossamer route profile    what each layer contributes to the states of tokens
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Sequence
+
+COMMANDS = {
+    "profile": "measure what each layer contributes to the states of tokens: is there anything to skip?",
+}
+"""Commands of a module of their name, which has their flags (a class of the same name) and `run`."""
+
+_HELP = """usage: gossamer route COMMAND [flags]
+
+Every token of a language model runs every layer, and many layers change it little. Routing lets tokens skip such
+layers, which saves their time.
+
+{commands}
+
+Begin with what there is to gain:
+
+  gossamer model smollm2                            # fetch a small model, once
+  gossamer route profile smollm2 --html profile.html
+
+gossamer route COMMAND --help lists the flags of a command.
+"""
+
+
+def run(argv: Sequence[str]) -> None:
+    """Run one command of routing."""
+    command, rest = (argv[0], list(argv[1:])) if argv else ("--help", [])
+    if command in ("-h", "--help", "help"):
+        print(_HELP.format(commands="\n".join(f"  {name:<8}  {about}" for name, about in COMMANDS.items())), end="")
+    elif command in COMMANDS:
+        from gossamer.cli.flags import needs_tyro, parse
+
+        needs_tyro()
+        module = importlib.import_module(f"gossamer.cli.route.{command}")
+        module.run(parse(getattr(module, command.title()), f"gossamer route {command}", rest))
+    else:
+        raise ValueError(f"there is no command route {command!r}; expected {', '.join(COMMANDS)}")

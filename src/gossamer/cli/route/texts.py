@@ -1,0 +1,62 @@
+"""What the commands of routing read: files of text, or Python's own documentation, as tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from gossamer import files
+from gossamer.serving.loading import Loaded
+from gossamer.serving.passkeys import beginning, python_topics
+
+_LARGEST = 1 << 26
+
+
+def read(paths: Sequence[Path]) -> list[str]:
+    """The texts of these files; of none, Python's documentation of its language.
+
+    Raises:
+        ValueError: a file that holds no text in UTF-8. OSError: it cannot be read.
+    """
+    if not paths:
+        return [python_topics()]
+    texts = []
+    for path in paths:
+        try:
+            texts.append(files.read(path, limit=_LARGEST).decode())
+        except ValueError as error:
+            raise ValueError(f"--text {path} is not a text in UTF-8: {error}") from None
+    return texts
+
+
+def pieces(loaded: Loaded, texts: Sequence[str], tokens: int, length: int) -> list[Tensor]:
+    """The first tokens of texts, in pieces int64[1, up to length], no piece of two texts.
+
+    Each piece begins with what the tokenizer puts before every text, which is not counted.
+
+    Raises:
+        ValueError: naming the flag: the model has no tokenizer, or was not made for pieces so long; texts are empty.
+    """
+    for flag, value in (("--tokens", tokens), ("--length", length)):
+        if value < 1:
+            raise ValueError(f"{flag} must be at least 1, got {value}")
+    if loaded.tokenizer is None:
+        raise ValueError(f"{loaded.source} has no tokenizer, which texts need")
+    start = beginning(loaded.tokenizer)
+    longest = getattr(loaded.model.config, "max_position_embeddings", None)
+    if longest is not None and len(start) + length > longest:
+        raise ValueError(f"--length must be up to {longest - len(start)} for {loaded.source}, got {length}")
+    found: list[Tensor] = []
+    for text in texts:
+        # A token is rarely longer than 64 letters: the rest of a long text need not be read.
+        ids = loaded.tokenizer.encode(text[: 64 * tokens], add_special_tokens=False)[:tokens]
+        found += [torch.tensor([start + ids[at : at + length]]) for at in range(0, len(ids), length)]
+        tokens -= len(ids)
+        if not tokens:
+            break
+    if not found:
+        raise ValueError("--text holds no text")
+    return found

@@ -1,0 +1,106 @@
+"""`gossamer route`: help that a newcomer understands, a table, files that are whole, errors in a line."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from gossamer.cli.__main__ import main
+from gossamer.cli.route.command import COMMANDS
+
+transformers = pytest.importorskip("transformers")
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint of three layers whose tokens are letters."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    letters = Tokenizer(models.WordLevel({chr(code): code - 31 for code in range(32, 127)} | {"<u>": 0}, "<u>"))
+    letters.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    place = tmp_path_factory.mktemp("model")
+    transformers.PreTrainedTokenizerFast(tokenizer_object=letters, unk_token="<u>").save_pretrained(place)
+    torch.manual_seed(0)
+    config = transformers.LlamaConfig(
+        vocab_size=96, hidden_size=32, intermediate_size=48, num_hidden_layers=3, num_attention_heads=2,
+        max_position_embeddings=64,
+    )  # fmt: skip
+    transformers.LlamaForCausalLM(config).save_pretrained(place)
+    return place
+
+
+def test_help_begins_at_the_beginning(capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(["route"]) == 0 and main(["route", "--help"]) == 0
+    said = capfd.readouterr().out
+    for name, about in COMMANDS.items():
+        assert f"  {name}" in said and about in said
+    for name in COMMANDS:
+        with pytest.raises(SystemExit) as leaving:
+            main(["route", name, "--help"])
+        assert leaving.value.code == 0
+        assert "Show the traceback of an error." in capfd.readouterr().out
+
+
+def test_profile(model: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "a.txt").write_text("abcdefghij" * 10)
+    (tmp_path / "b.txt").write_text("klm" * 30)
+    texts = ["--text", str(tmp_path / "a.txt"), str(tmp_path / "b.txt")]
+    out = ["--json", str(tmp_path / "out/p.json"), "--html", str(tmp_path / "out/p.html")]
+    assert main(["route", "profile", str(model), *texts, "--tokens", "150", "--length", "40", *out]) == 0
+    said = capfd.readouterr()
+    assert said.err == ""
+    lines = said.out.splitlines()
+    assert lines[0].startswith(f"{model} (LlamaForCausalLM), 3 layers, 150 tokens")
+    assert [line.split()[0] for line in lines[2:5]] == ["0", "1", "2"]
+    assert lines[-1] == f"written: {tmp_path / 'out/p.json'}, {tmp_path / 'out/p.html'}"
+    found = json.loads((tmp_path / "out/p.json").read_text())
+    assert (found["tokens"], found["layers"]) == (150, 3)
+    page = (tmp_path / "out/p.html").read_text()
+    assert "a.txt, b.txt, 40 tokens at a time. Weights: float32." in page
+    # Pieces of a text are texts of their own, so the same letters in one file more give the same numbers.
+    (tmp_path / "c.txt").write_text("klm" * 30)
+    (tmp_path / "d.txt").write_text("abcdefghij" * 4)
+    (tmp_path / "e.txt").write_text("abcdefghij" * 6)
+    texts = ["--text", *(str(tmp_path / f"{name}.txt") for name in "dec")]
+    assert main(["route", "profile", str(model), *texts, "--tokens", "150", "--length", "40", *out]) == 0
+    again = json.loads((tmp_path / "out/p.json").read_text())
+    assert again["influence"] == pytest.approx(found["influence"], rel=1e-6)
+
+
+def test_python_is_the_text_that_everybody_has(model: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(["route", "profile", str(model), "--tokens", "70", "--length", "64"]) == 0
+    assert "70 tokens" in capfd.readouterr().out
+
+
+def test_mistakes(model: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "empty.txt").write_text("")
+    (tmp_path / "bytes.txt").write_bytes(b"\xff\xfe")
+    words = tmp_path / "no words"
+    transformers.LlamaForCausalLM.from_pretrained(model).save_pretrained(words)
+    for arguments, said in (
+        (["profil"], "there is no command route 'profil'; expected profile"),
+        (["profile"], "MODEL"),
+        (["profile", "no/such"], "there is no model 'no/such'"),
+        (["profile", str(model), "--text", str(tmp_path / "none.txt")], "none.txt"),
+        (["profile", str(model), "--text", str(tmp_path / "empty.txt")], "--text holds no text"),
+        (["profile", str(model), "--text", str(tmp_path / "bytes.txt")], "bytes.txt is not a text in UTF-8"),
+        (["profile", str(model), "--length", "65"], "--length must be up to 64"),
+        (["profile", str(model), "--length", "0"], "--length must be at least 1, got 0"),
+        (["profile", str(model), "--tokens", "-1"], "--tokens must be at least 1, got -1"),
+        (["profile", str(model), "--json", str(tmp_path)], "is a folder"),
+        (["profile", str(words)], "has no tokenizer, which texts need"),
+    ):
+        assert main(["route", *arguments]) == 2, arguments
+        shown = capfd.readouterr().err.splitlines()[-1]
+        assert shown.startswith("gossamer: error: ") and said in shown
+
+
+def test_tyro_is_named_where_it_is_missing(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setitem(sys.modules, "tyro", None)
+    assert main(["route", "profile", "smollm2"]) == 2
+    assert 'pip install "gossamer[run]"' in capfd.readouterr().err
+    assert main(["route", "--help"]) == 0

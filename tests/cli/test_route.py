@@ -86,7 +86,7 @@ def test_mistakes(model: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
         (["profile"], "MODEL"),
         (["profile", "no/such"], "there is no model 'no/such'"),
         (["profile", str(model), "--text", str(tmp_path / "none.txt")], "none.txt"),
-        (["profile", str(model), "--text", str(tmp_path / "empty.txt")], "--text holds no text"),
+        (["profile", str(model), "--text", str(tmp_path / "empty.txt"), "--length", "9"], "--text holds no text"),
         (["profile", str(model), "--text", str(tmp_path / "bytes.txt")], "bytes.txt is not a text in UTF-8"),
         (["profile", str(model), "--length", "65"], "--length must be up to 64"),
         (["profile", str(model), "--length", "0"], "--length must be at least 1, got 0"),

@@ -62,6 +62,8 @@ class Serve:
     """Texts that are made at once."""
     chunk: int = 256
     """Tokens of prompts in one pass, beside those that are being written."""
+    prefixes: int = 64
+    """Texts whose keys stay for others that begin alike, while there is room; 0: none."""
     queue: int = 64
     """Texts that are made or wait; more are told to come later."""
     timeout: float | None = None
@@ -108,7 +110,7 @@ def _state(config: Serve) -> State:
         models.found(name)
     llm = LLM(
         name, sparsity=sparsity, dtype=config.dtype, memory=as_bytes(config.memory), max_length=config.max_model_len,
-        max_requests=config.max_num_seqs, chunk=config.chunk,
+        max_requests=config.max_num_seqs, chunk=config.chunk, prefixes=config.prefixes,
     )  # fmt: skip
     names = config.served_model_name or (Path(name).name or name,)
     return State(llm, names, queue_size=config.queue, seconds=config.timeout)

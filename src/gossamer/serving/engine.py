@@ -27,6 +27,7 @@ from gossamer.serving.capacity import pages_for
 from gossamer.serving.geometry import Geometry
 from gossamer.serving.packed import PackedCache
 from gossamer.serving.pages import OutOfPages
+from gossamer.serving.prefix import Prefixes
 from gossamer.serving.requests import Request
 from gossamer.serving.sampling import Choice, Sampler, Sampling, choose
 from gossamer.serving.sparsity import Sparsity, View
@@ -100,6 +101,7 @@ class Engine:
         max_length: tokens of prompt and output together, at most; None: what the model was made for, or what the memory
             holds.
         max_requests: how many are worked on at once. chunk: tokens of prompts in a step, at most.
+        prefixes: texts whose pages stay for others that begin alike; 0: none.
         end: tokens that end a text; None: those of the model's generation config.
 
     Raises:
@@ -108,7 +110,8 @@ class Engine:
 
     def __init__(
         self, model: Any, *, sparsity: Sparsity | None = None, memory: int | None = None, max_length: int | None = None,
-        max_requests: int = 8, chunk: int = 512, end: Sequence[int] | None = None,
+        max_requests: int = 8, chunk: int = 512, prefixes: int = 0,
+        end: Sequence[int] | None = None,
     ) -> None:  # fmt: skip
         given = {"max_requests": max_requests, "chunk": chunk}
         given |= {name: value for name, value in (("memory", memory), ("max_length", max_length)) if value is not None}
@@ -134,6 +137,7 @@ class Engine:
             logger.warning("texts have at most %d tokens, of the model's %d: memory", self.max_length, geometry.longest)
         self._attending = hooks.Attending(model)
         self.store = Store(geometry, self.sparsity, stored, parts, pages, device)
+        self.prefixes = Prefixes(self.store, prefixes)
         self.cache = PackedCache(geometry, self.sparsity, self.store)
         self.end = frozenset(_end_tokens(model) if end is None else end)
         self.waiting: deque[Job] = deque()
@@ -224,6 +228,8 @@ class Engine:
         return jobs
 
     def _take(self, job: Job, choice: Choice) -> None:
+        if not job.tokens and self.prefixes.most:
+            self.prefixes.keep(self.store.fork(_pages(job)), job.prompt)
         job.tokens.append(choice.token)
         job.choices.append(choice)
         whole = job.constraint is not None and job.constraint.take(choice.token)
@@ -235,9 +241,9 @@ class Engine:
 
     def _plan(self) -> list[tuple[Job, list[int]]]:
         """Who works on which tokens, for which there are pages: those that decode, then prompts up to the chunk."""
-        while self.waiting and len(self.running) < self.max_requests and self._has_room(self.waiting[0]):
+        while self.waiting and len(self.running) < self.max_requests and self._room_made(self.waiting[0]):
             job = self.waiting.popleft()
-            job.pages = self.store.open()
+            job.pages = self._begun(job)
             self.running.append(job)
         while True:
             plan, left = [], self.chunk
@@ -249,11 +255,27 @@ class Engine:
                     left -= len(ahead)
                 if ahead:
                     plan.append((job, ahead))
-            if self._fits(plan):
+            while not self._fits(plan):
+                if not self.prefixes.evict():
+                    break
+            else:
                 return plan
             if len(self.running) == 1:
                 raise OutOfPages(f"one request of {self.running[0].length} tokens has no room alone")
             self._restart(self.running[-1])
+
+    def _begun(self, job: Job) -> Request:
+        """Its pages: none yet, or those of a text that began alike."""
+        found = None if job.tokens else self.prefixes.take(job.prompt)
+        job.cached = 0 if found is None else found.length
+        return self.store.open() if found is None else found
+
+    def _room_made(self, job: Job) -> bool:
+        """Whether a request has room, if need be that of texts which are kept for others."""
+        while not self._has_room(job):
+            if not self.prefixes.evict():
+                return False
+        return True
 
     def _has_room(self, job: Job) -> bool:
         """Whether all pages that a request has to have for its next token are free, and not wanted by those before it.
@@ -269,7 +291,7 @@ class Engine:
 
     def _restart(self, job: Job) -> None:
         """Give its pages back; it is the next to begin."""
-        self._release(job)
+        self._release(job, keep=False)
         job.restarts += 1
         self.waiting.appendleft(job)
 
@@ -277,9 +299,12 @@ class Engine:
         needed = [self.store.needed(_pages(job), len(ahead)) for job, ahead in plan]
         return all(sum(each[view] for each in needed) <= pages.free for view, pages in self.store.pages.items())
 
-    def _release(self, job: Job) -> None:
+    def _release(self, job: Job, keep: bool = True) -> None:
         if job.pages is not None:
-            self.store.close(job.pages)
+            if keep:
+                self.prefixes.keep(job.pages, [*job.prompt, *job.tokens])
+            else:
+                self.store.close(job.pages)
             job.pages = None
             self.running.remove(job)
 

@@ -52,7 +52,7 @@ class LLM:
         sparsity: what attention skips; None: nothing.
         tokenizer: of transformers; None: the one that comes with the model.
         dtype, device: of the weights, as in `gossamer.serving.load`.
-        memory, max_length, max_requests, chunk: as in `gossamer.serving.Engine`.
+        memory, max_length, max_requests, chunk, prefixes: as in `gossamer.serving.Engine`.
 
     Raises:
         FileNotFoundError, ValueError, TypeError, ImportError: as `load` and `Engine` do, before anything runs.
@@ -61,13 +61,13 @@ class LLM:
     def __init__(
         self, model: str | Path | Any, *, sparsity: Sparsity | None = None, tokenizer: Any = None,
         dtype: torch.dtype | str | None = None, device: torch.device | str | None = None, memory: int | None = None,
-        max_length: int | None = None, max_requests: int = 8, chunk: int = 512,
+        max_length: int | None = None, max_requests: int = 8, chunk: int = 512, prefixes: int = 0,
     ) -> None:  # fmt: skip
         loaded = load(model, dtype=dtype, device=device, attn_implementation=hooks.NAME)
         self.tokenizer = tokenizer if tokenizer is not None else loaded.tokenizer
         self.engine = Engine(
             loaded.model, sparsity=(sparsity or Sparsity()).of(model), memory=memory, max_length=max_length,
-            max_requests=max_requests, chunk=chunk,
+            max_requests=max_requests, chunk=chunk, prefixes=prefixes,
         )  # fmt: skip
 
     @property

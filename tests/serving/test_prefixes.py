@@ -1,0 +1,128 @@
+"""Prompts that begin as earlier texts did: the same tokens as from nothing, and no page lost, whoever needs them."""
+
+from __future__ import annotations
+
+import pytest
+from serving_decoders import FAMILIES, decoder, prompts
+
+from gossamer.serving import Engine, Sampling, Sparsity
+from gossamer.serving.geometry import Geometry
+from gossamer.serving.store import bytes_of_page
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+SPARSITIES = {
+    "dense": Sparsity(),
+    "streaming": Sparsity(static=0.5, sink=64, local=64),
+    "chosen": Sparsity(token_budget=192),
+    "both": Sparsity(token_budget=192, static=0.5, sink=64, local=64),
+}
+
+
+def finished(engine: Engine, requests: list[list[int]], count: int = 12) -> list[list[int]]:
+    """One after the other, so that each can find those before it."""
+    tokens = []
+    for prompt in requests:
+        job = engine.add(prompt, Sampling(max_tokens=count))
+        while engine.busy:
+            engine.step()
+        tokens.append(job.tokens)
+    return tokens
+
+
+def pages_are_free(engine: Engine) -> bool:
+    engine.prefixes.clear()
+    return all(pages.free == pages.count for pages in engine.store.pages.values())
+
+
+def family_of(shared: int, *ends: int) -> list[list[int]]:
+    """Prompts with the same `shared` tokens and then others."""
+    (head, *tails) = prompts(shared, *ends)
+    return [head + tail for tail in tails]
+
+
+@pytest.mark.parametrize("sparsity", SPARSITIES.values(), ids=SPARSITIES)
+@pytest.mark.parametrize("chunk", [32, 512])
+def test_what_was_known_changes_no_token(sparsity: Sparsity, chunk: int) -> None:
+    model = decoder("llama")
+    requests = family_of(200, 3, 70, 1, 3)
+    requests = [*requests, requests[1], requests[0][:150], requests[0][:199]]
+    cold = finished(Engine(model, sparsity=sparsity, end=[], chunk=chunk), requests)
+    engine = Engine(model, sparsity=sparsity, end=[], chunk=chunk, prefixes=8)
+    assert finished(engine, requests) == cold
+    assert engine.prefixes.queries == sum(map(len, requests)) and engine.prefixes.hits > 0
+    assert pages_are_free(engine)
+
+
+def test_dense_texts_are_used_up_to_where_they_part() -> None:
+    engine = Engine(decoder("llama"), end=[], prefixes=8)
+    first, second, third = family_of(150, 5, 40, 9)
+    jobs = [engine.add(prompt, Sampling(max_tokens=4)) for prompt in (first, second, second, third)]
+    for job in jobs:
+        while job.finished is None:
+            engine.step()
+    assert [job.cached for job in jobs][:1] == [0]
+    again = engine.add(first, Sampling(max_tokens=4))
+    while engine.busy:
+        engine.step()
+    assert again.cached == len(first) - 1  # the last token is read again: its logits are wanted
+    assert again.tokens == jobs[0].tokens
+
+
+def test_rings_are_used_at_their_ends_only() -> None:
+    engine = Engine(decoder("llama"), sparsity=SPARSITIES["streaming"], end=[], prefixes=8)
+    (longer,) = family_of(150, 40)
+    base = longer[:150]
+    other = [*base[:140], *prompts(20)[0]]
+    cached = []
+    for prompt in (base, longer, other, base):
+        job = engine.add(prompt, Sampling(max_tokens=4))
+        while engine.busy:
+            engine.step()
+        cached.append(job.cached)
+    assert cached == [0, 150, 0, 0]  # a prompt that is known whole has no token left to read: it begins anew
+
+
+@pytest.mark.parametrize("sparsity", [Sparsity(), Sparsity(token_budget=192)], ids=["dense", "chosen"])
+def test_known_texts_give_way_and_restarts_stay_exact(sparsity: Sparsity) -> None:
+    """Pages for two of three requests that grow, all with a known beginning."""
+    model, requests = decoder("llama"), family_of(130, 50, 40, 30)
+    expected = finished(Engine(model, sparsity=sparsity, end=[]), requests, 60)
+    geometry = Geometry.of(model.config)
+    size = sum(bytes_of_page(geometry, sparsity, "float32", sparsity.parts(geometry)).values())
+    engine = Engine(
+        model, sparsity=sparsity, end=[], memory=6 * size, max_length=320, max_requests=3, chunk=128, prefixes=8
+    )
+    for _ in range(3):
+        jobs = [engine.add(prompt, Sampling(max_tokens=60)) for prompt in requests]
+        while engine.busy:
+            engine.step()
+        assert [job.tokens for job in jobs] == expected
+    assert pages_are_free(engine)
+
+
+def test_texts_that_were_stopped_or_failed_leave_only_whole_keys(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, (prompt, longer) = decoder("llama"), family_of(200, 30, 50)
+    expected = finished(Engine(model, end=[]), [prompt, longer])
+    engine = Engine(model, end=[], chunk=64, prefixes=8)
+    stopped = engine.add(prompt, Sampling(max_tokens=12))
+    engine.step()
+    engine.stop(stopped)
+    assert finished(engine, [prompt]) == expected[:1] and engine.prefixes.hits == 64
+    engine.add(longer, Sampling(max_tokens=12))
+    layer = model.model.layers[1]
+    with monkeypatch.context() as patch:
+        patch.setattr(layer, "forward", lambda *args, **keywords: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            engine.step()
+    while engine.busy:
+        engine.step()
+    assert finished(engine, [longer]) == expected[1:] and pages_are_free(engine)
+
+
+@pytest.mark.parametrize("family", sorted(FAMILIES))
+def test_every_family(family: str) -> None:
+    model, requests = decoder(family), family_of(140, 8, 20)
+    engine = Engine(model, end=[], prefixes=8)
+    assert finished(engine, requests, 6) == finished(Engine(model, end=[]), requests, 6)
+    assert pages_are_free(engine)

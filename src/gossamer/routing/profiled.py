@@ -128,7 +128,8 @@ class Profile:
 
     def _page(self, source: str) -> Markup:
         figures = [tag("figure", tag("h3", _title(kind)), self._boxes(kind)) for kind in self.kinds]
-        figures.append(tag("figure", tag("h3", "Pairs of token and layer that contribute no more"), self._sparsity()))
+        influence = tag("h3", "Block influence, 1 \N{MINUS SIGN} mean cos(h, h + f(h))")
+        figures.append(tag("figure", influence, self._influence()))
         precision = "" if self.exact else " Quantiles are up to 0.4 % of their value too large."
         return tag(
             "main",
@@ -139,10 +140,12 @@ class Profile:
             tag("p", "‖f(h)‖ / ‖h + f(h)‖: the share that a layer's work has in the state of a token after it. A mark "
                 "at the median of all tokens, a bar over the quartiles, a line from 5 to 95 %.", class_="quiet"),
             tag("div", figures, class_="pair"),
-            tag("h2", "Block influence"),
-            tag("p", "1 \N{MINUS SIGN} mean cos(h, h + f(h)): how far a layer turns the state. Least influence first: "
+            tag("h2", "What could be left out"),
+            tag("p", "Block influence says how far a layer turns the state. Least influence first: "
                 f"{', '.join(map(str, self.order()))}.", class_="quiet"),
-            tag("div", tag("figure", self._influence()), class_="pair"),
+            tag("div", tag("figure", tag("h3", "Pairs of token and layer that contribute no more"), self._sparsity()),
+                tag("figure", tag("h3", "Layers that contribute more to a token, in the mean"), self._depth()),
+                class_="pair"),
             tag("h2", "All layers"),
             self._table(),
             tag("footer", "Written by Gossamer."),
@@ -152,6 +155,15 @@ class Profile:
         entries = [Box(each.low, each.q1, each.median, each.q3, each.high) for each in self.contribution[kind]]
         title = f"Contribution of each layer's {_NAMES[kind]}"
         return boxes(entries, title=title, x_label="layer", mark=lambda v: percent(v, 0), style=_STYLES[kind])
+
+    def _depth(self) -> Markup:
+        head = tag("tr", [tag("th", each, scope="col") for each in ("Than", *map(_title, self.kinds))])
+        rows = []
+        for threshold in (0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5):
+            depths = [self.layers * (1 - self.sparsity(threshold, kind)) for kind in self.kinds]
+            cells = [tag("td", f"{depth:.1f}") for depth in depths]
+            rows.append(tag("tr", tag("th", percent(threshold, 0), scope="row"), cells))
+        return tag("div", tag("table", tag("thead", head), tag("tbody", rows)), class_="scroll")
 
     def _sparsity(self) -> Markup:
         lines = [

@@ -5,7 +5,7 @@
     found = prefixes.take(prompt)              # a request that holds what the prompt shares with one of them, or None
 
 What is kept gives its pages back when others need them, the one that was used longest ago first. Windows move on and
-their pages are given back, so a text whose heads stream can be used up to its end only, not up to a place in its middle:
+their pages are given back, so a text whose heads stream can be used up to its end only, not to a place in its middle:
 that is why prompts are kept when they have been read, and not only texts when they have ended.
 """
 

@@ -222,6 +222,24 @@ def test_any_order_of_passes_crops_and_forks(seed, streams, caplog):
     assert all(pages.free == pages.count for pages in store.pages.values())
 
 
+@pytest.mark.parametrize("late", [False, True])
+def test_copies_of_a_text_write_into_pages_of_their_own(late):
+    """Slots that lag write into pages before the last, and keys that come late into pages that nobody foresaw."""
+    texts = Texts(cache_of(page=32), [1, 1, 1])
+    texts.step(columns(100, 100, 100))
+    if late:  # the copies differ from here on, and slot 2 is given more keys than the pass has tokens
+        texts.late[2] = [
+            [(place, *states(row, place, 2)[1:]) for place in range(99) if role(1, place, 2) == "never"]
+            for row in (20, 21, 22)
+        ]
+    texts.reorder([0, 0, 0])
+    for row, some in enumerate(texts.late[2]) if late else ():
+        texts.late[2][row] = [(place, key + row, value) for place, key, value in some]
+    for _ in range(12):
+        texts.step(torch.ones(3, 1, dtype=torch.bool))
+    texts.check_kept()
+
+
 SPARSITIES = {
     "pages": {"token_budget": 96, "interval": 3},
     "pages of each head": {"token_budget": 96, "select_per": "q_head", "stored": "int8"},
@@ -374,6 +392,8 @@ def test_what_does_not_fit_a_pass_is_refused():
             routed.put(0, torch.tensor(text), torch.tensor(position), some, some)
     routed.put(0, torch.tensor([0, 1]), torch.tensor([2, 5]), key.expand(2, -1, -1), key.expand(2, -1, -1))
     assert [row.kept[0].positions for row in cache.rows] == [[0, 3, 2], [5]]
+    with pytest.raises(ValueError, match=r"slot 0 holds the keys of tokens \[3\] already"):
+        routed.put(0, torch.tensor([0]), torch.tensor([3]), key, key)
     with pytest.raises(ValueError, match="cannot be cropped to 3 tokens: keys of an earlier token lie behind"):
         cache.crop(-3)
     assert [row.length for row in cache.rows] == [6, 6]  # nothing was taken away

@@ -213,17 +213,19 @@ class Store:
             if held := request.kept[slot].has(mine):
                 raise ValueError(f"slot {slot} holds the keys of tokens {held!r:.80} already")
             self._check_window(slot, request, mine)
-        for row, mine in enumerate(positions):
-            self._own_late(step, row, slot, len(mine))
+        for row, (count, mine) in enumerate(zip(step.counts, positions, strict=True)):
+            if len(mine):
+                self._own_late(step, row, slot, len(mine) + count)
         return self._take(step, slot, positions)
 
     def _own_late(self, step: Step, row: int, slot: int, count: int) -> None:
-        """Have pages of its own for keys that come late: `extend`, which did not know of them, left them shared."""
+        """Have pages of its own for keys that come late, and for those of the pass, which move on by as many: `extend`,
+        which did not know of them, left such pages shared."""
         request, page = step.requests[row], self.sparsity.page
         end = len(request.kept[slot])
         for view in {part.view for part in self.parts[slot]}:
             table = request.tables[view]
-            for at in range(end // page, -(-(end + count) // page)):
+            for at in range(end // page, min(-(-(end + count) // page), len(table))):
                 if self.pages[view].shared(table[at]):
                     if not self.pages[view].free:
                         self.grow(view, self.pages[view].count * 3 // 2 + 1)

@@ -17,11 +17,13 @@ if TYPE_CHECKING:
     from gossamer.routing.budget import Budget
     from gossamer.routing.expert_choice import ExpertChoice
     from gossamer.routing.export import drop
+    from gossamer.routing.fit import History
     from gossamer.routing.fixed import EarlyExit, RandomSkip, Static
     from gossamer.routing.flops import Costs, Counter
     from gossamer.routing.hops import Hops
     from gossamer.routing.jumps import Jumps
     from gossamer.routing.lm import RadialConfig, RadialLM
+    from gossamer.routing.objective import Objective
     from gossamer.routing.per_text import PerText
     from gossamer.routing.per_unit import PerUnit
     from gossamer.routing.policy import Choice, Policy, Tokens, Walk
@@ -30,8 +32,10 @@ if TYPE_CHECKING:
     from gossamer.routing.radial import Radial
     from gossamer.routing.recursion import Recursions
     from gossamer.routing.router import Router
+    from gossamer.routing.saved import StateError, load_state, save_state
     from gossamer.routing.speculate import Speculation, speculate
     from gossamer.routing.stack import Stack
+    from gossamer.routing.training import distill, train
 
 _NAMES: dict[str, str] = {  # a name of the package: the module that has it
     "Budget": "gossamer.routing.budget",
@@ -40,8 +44,10 @@ _NAMES: dict[str, str] = {  # a name of the package: the module that has it
     "Counter": "gossamer.routing.flops",
     "EarlyExit": "gossamer.routing.fixed",
     "ExpertChoice": "gossamer.routing.expert_choice",
+    "History": "gossamer.routing.fit",
     "Hops": "gossamer.routing.hops",
     "Jumps": "gossamer.routing.jumps",
+    "Objective": "gossamer.routing.objective",
     "PerText": "gossamer.routing.per_text",
     "PerUnit": "gossamer.routing.per_unit",
     "Policy": "gossamer.routing.policy",
@@ -54,12 +60,17 @@ _NAMES: dict[str, str] = {  # a name of the package: the module that has it
     "Router": "gossamer.routing.router",
     "Speculation": "gossamer.routing.speculate",
     "Stack": "gossamer.routing.stack",
+    "StateError": "gossamer.routing.saved",
     "Static": "gossamer.routing.fixed",
     "Tokens": "gossamer.routing.policy",
     "Walk": "gossamer.routing.policy",
+    "distill": "gossamer.routing.training",
     "drop": "gossamer.routing.export",
+    "load_state": "gossamer.routing.saved",
     "profile": "gossamer.routing.profiling",
+    "save_state": "gossamer.routing.saved",
     "speculate": "gossamer.routing.speculate",
+    "train": "gossamer.routing.training",
 }
 
 __all__ = [
@@ -69,8 +80,10 @@ __all__ = [
     "Counter",
     "EarlyExit",
     "ExpertChoice",
+    "History",
     "Hops",
     "Jumps",
+    "Objective",
     "PerText",
     "PerUnit",
     "Policy",
@@ -83,12 +96,17 @@ __all__ = [
     "Router",
     "Speculation",
     "Stack",
+    "StateError",
     "Static",
     "Tokens",
     "Walk",
+    "distill",
     "drop",
+    "load_state",
     "profile",
+    "save_state",
     "speculate",
+    "train",
 ]
 
 __getattr__, __dir__ = surface(__name__, _NAMES)

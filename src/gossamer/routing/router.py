@@ -114,6 +114,7 @@ class Router(nn.Module):
     def _step(self, step: int | Tensor) -> Tensor:
         if isinstance(step, int) or not step.is_floating_point():
             return self.step[step]
+        step = step.nan_to_num()  # such states give such logits, and no index
         below = step.floor().clamp(max=self.steps - 1)
         above = (below + 1).clamp(max=self.steps - 1)
         return torch.lerp(self.step[below.long()], self.step[above.long()], (step - below).unsqueeze(1))

@@ -25,6 +25,7 @@ SUITES = {
     "conv": "convolutions, linears and networks that skip run-time zeros; training that has them",
     "detect": "finding the nonzero tiles of a dense tensor, against reading it once",
     "matmul": "block-sparse products, products with run-time zeros, experts, sparse training steps",
+    "route": "tokens that skip layers: time beside FLOPs, what choosing costs, what it does to a model",
     "xmc": "classifiers over many labels: steps and memory of the head, beside dense ones",
 }
 

@@ -1,0 +1,1 @@
+"""Tokens that choose their layers: what a skipped layer saves, what choosing costs, and what it does to a model."""

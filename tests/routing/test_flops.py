@@ -51,7 +51,7 @@ def test_stacks_without_a_config() -> None:
     assert Costs.of(blocks, blocks.units("block"), context=4).most == 128
 
 
-@pytest.mark.parametrize("kv", ["sparse"])
+@pytest.mark.parametrize("kv", ["sparse", "project", "propagate"])
 def test_counts_are_those_of_a_loop_over_tokens(kv: str) -> None:
     model = decoder("llama")
     radial = Radial(model, kv=kv, adapter=2, policy=RandomSkip(len(Stack.of(model)), 64, 0.5)).eval()

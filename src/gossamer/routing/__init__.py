@@ -15,6 +15,7 @@ from gossamer.lazy import surface
 
 if TYPE_CHECKING:
     from gossamer.routing.budget import Budget
+    from gossamer.routing.diagnosis import Health, health
     from gossamer.routing.expert_choice import ExpertChoice
     from gossamer.routing.export import drop
     from gossamer.routing.fit import History
@@ -44,6 +45,7 @@ _NAMES: dict[str, str] = {  # a name of the package: the module that has it
     "Counter": "gossamer.routing.flops",
     "EarlyExit": "gossamer.routing.fixed",
     "ExpertChoice": "gossamer.routing.expert_choice",
+    "Health": "gossamer.routing.diagnosis",
     "History": "gossamer.routing.fit",
     "Hops": "gossamer.routing.hops",
     "Jumps": "gossamer.routing.jumps",
@@ -66,6 +68,7 @@ _NAMES: dict[str, str] = {  # a name of the package: the module that has it
     "Walk": "gossamer.routing.policy",
     "distill": "gossamer.routing.training",
     "drop": "gossamer.routing.export",
+    "health": "gossamer.routing.diagnosis",
     "load_state": "gossamer.routing.saved",
     "profile": "gossamer.routing.profiling",
     "save_state": "gossamer.routing.saved",
@@ -80,6 +83,7 @@ __all__ = [
     "Counter",
     "EarlyExit",
     "ExpertChoice",
+    "Health",
     "History",
     "Hops",
     "Jumps",
@@ -102,6 +106,7 @@ __all__ = [
     "Walk",
     "distill",
     "drop",
+    "health",
     "load_state",
     "profile",
     "save_state",

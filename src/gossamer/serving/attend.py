@@ -60,12 +60,12 @@ class LayerAttention:
         out = torch.zeros_like(q)
         one = step.decoding
         for at, part in enumerate(self.store.parts[self.layer]):
-            _, ones, others = step.batches[part.view]
+            batches = step.batches[part.view]
             if one:
-                self._decode(q[:one], out[:one], at, ones, step)
+                self._decode(q[:one], out[:one], at, batches.ones, step)
             if one < len(step.requests):
                 lists = self._prefill_lists(q[one:], at, step) if part.prefill else None
-                self._read(q[one:], out[one:], at, others, lists)
+                self._read(q[one:], out[one:], at, batches.others, lists)
                 self.tally.prefill(part, step.lengths[one:], step.counts[one:], lists)
         return out
 
@@ -107,7 +107,7 @@ class LayerAttention:
         texts = list(zip(step.requests, step.counts, step.lengths, strict=True))[step.decoding :]
         if all(length <= policy.beyond for _, _, length in texts):
             return None
-        most = step.batches[view][2].table.shape[1]
+        most = step.batches[view].every.table.shape[1]
         for request, count, length in texts:
             pages = torch.tensor(request.tables[view][: -(-length // page)], device=q.device)
             blocks = -(-count // page)

@@ -43,6 +43,29 @@ class Request:
 
 
 @dataclass(frozen=True, eq=False)
+class Batches:
+    """All requests of a pass as ops take them; the first ones, which decode; and the others."""
+
+    every: Batch
+    decoding: int
+
+    @cached_property
+    def ones(self) -> Batch:
+        every, count = self.every, self.decoding
+        if count == every.requests:
+            return every
+        return Batch(every.offsets[: count + 1], every.lengths[:count], every.table[:count])
+
+    @cached_property
+    def others(self) -> Batch:
+        every, count = self.every, self.decoding
+        if not count:
+            return every
+        starts = every.offsets[count:]
+        return Batch(starts - starts[0], every.lengths[count:], every.table[count:])
+
+
+@dataclass(frozen=True, eq=False)
 class Step:
     """What one pass through the model works on: new tokens of some requests.
 
@@ -50,7 +73,7 @@ class Step:
         requests, counts: who, and how many new tokens each has; those that decode one come first.
         lengths: how many tokens each has with these; in the part of the pass that a slot takes, how many the slot has.
         decoding: how many of them decode.
-        batches: for each view all of them, those that decode, and the others.
+        batches: for each view all of them, as ops take them.
         uneven: whether slots hold different tokens, so that each has to be asked.
         parts: those that slots took, by counts and lengths: many slots often take the same.
     """
@@ -59,7 +82,7 @@ class Step:
     counts: tuple[int, ...]
     lengths: tuple[int, ...]
     decoding: int
-    batches: dict[View, tuple[Batch, Batch, Batch]]
+    batches: dict[View, Batches]
     uneven: bool = False
     parts: dict[tuple[tuple[int, ...], tuple[int, ...]], Step] = field(default_factory=dict)
 
@@ -85,18 +108,11 @@ class Step:
         which = [at for at, count in enumerate(counts) if count]
         counts, lengths = tuple(counts[at] for at in which), tuple(lengths[at] for at in which)
         decoding, batches = sum(at < self.decoding for at in which), {}
-        device = next(iter(self.batches.values()))[0].lengths.device
+        device = next(iter(self.batches.values())).every.lengths.device
         offsets, held = (torch.tensor(x, dtype=torch.int64, device=device) for x in ([0, *accumulate(counts)], lengths))
-        for view, (every, _, _) in self.batches.items():
-            table = every.table
+        for view, batch in self.batches.items():
+            table = batch.every.table
             if len(which) < len(self.requests):
                 table = table[torch.tensor(which, dtype=torch.int64, device=device)]
-            batches[view] = split(Batch(offsets, held, table), decoding)
+            batches[view] = Batches(Batch(offsets, held, table), decoding)
         return Step(tuple(self.requests[at] for at in which), counts, lengths, decoding, batches, self.uneven)
-
-
-def split(every: Batch, decoding: int) -> tuple[Batch, Batch, Batch]:
-    """All requests, the first ones, and the others."""
-    ones = Batch(every.offsets[: decoding + 1], every.lengths[:decoding], every.table[:decoding])
-    starts = every.offsets[decoding:]
-    return every, ones, Batch(starts - starts[0], every.lengths[decoding:], every.table[decoding:])

@@ -31,7 +31,7 @@ from gossamer.ops.paged.pool import Batch, PagePool, Stored, page_bytes
 from gossamer.serving.geometry import Geometry
 from gossamer.serving.kept import Kept
 from gossamer.serving.pages import OutOfPages, Pages
-from gossamer.serving.requests import Request, Step, split
+from gossamer.serving.requests import Batches, Request, Step
 from gossamer.serving.sparsity import Part, Sparsity, View
 
 
@@ -140,7 +140,7 @@ class Store:
         batches = {}
         for view in self.pages:
             tables = [request.tables[view] for request in requests]
-            batches[view] = split(Batch.of(list(counts), lengths, tables, self.device), decoding)
+            batches[view] = Batches(Batch.of(list(counts), lengths, tables, self.device), decoding)
         uneven = any(request.kept for request in requests)
         step = Step(tuple(requests), tuple(counts), tuple(lengths), decoding, batches, uneven)
         if uneven:
@@ -181,16 +181,17 @@ class Store:
             ValueError: the slot has these tokens, or some behind them, already; or it has the model's own window, which
                 is one of positions, and lacks tokens. Nothing is taken then.
         """
-        taken = []
+        taken, window = [], self.geometry.layers[slot].window
         for request, count, start in zip(step.requests, step.counts, step.starts, strict=False):
             before = request.length - count
             mine = range(before, request.length) if rows is None else _positions(rows, start, count, before)
-            if len(mine) and mine[0] <= request.kept[slot].last:
+            if mine and mine[0] <= request.kept[slot].last:
                 raise ValueError(
                     f"slot {slot} was given the token at {mine[0]} of a text, and holds keys up to "
                     f"{request.kept[slot].last}: each slot takes the tokens of a pass in one call"
                 )
-            self._check_window(slot, request, mine)
+            if window is not None and mine:
+                self._check_window(slot, window, request, mine)
             taken.append(mine)
         return self._take(step, slot, taken)
 
@@ -212,7 +213,9 @@ class Store:
                 )
             if held := request.kept[slot].has(mine):
                 raise ValueError(f"slot {slot} holds the keys of tokens {held!r:.80} already")
-            self._check_window(slot, request, mine)
+            window = self.geometry.layers[slot].window
+            if window is not None:
+                self._check_window(slot, window, request, mine)
         for row, (count, mine) in enumerate(zip(step.counts, positions, strict=True)):
             if len(mine):
                 self._own_late(step, row, slot, len(mine) + count)
@@ -229,7 +232,7 @@ class Store:
                 if self.pages[view].shared(table[at]):
                     if not self.pages[view].free:
                         self.grow(view, self.pages[view].count * 3 // 2 + 1)
-                    step.batches[view][0].table[row, at] = self._own(request, view, at)
+                    step.batches[view].every.table[row, at] = self._own(request, view, at)
                     step.parts.clear()
 
     def _take(self, step: Step, slot: int, taken: Sequence[Sequence[int]]) -> Step:
@@ -238,11 +241,9 @@ class Store:
         lengths = tuple([len(request.kept[slot]) for request in step.requests])
         return step.part(tuple([len(mine) for mine in taken]), lengths)
 
-    def _check_window(self, slot: int, request: Request, mine: Sequence[int]) -> None:
+    def _check_window(self, slot: int, window: int, request: Request, mine: Sequence[int]) -> None:
         """A window of the model's own counts positions: a token must lie where it would if none had been skipped."""
-        kept, window = request.kept[slot], self.geometry.layers[slot].window
-        if window is None or not len(mine):
-            return
+        kept = request.kept[slot]
         if kept.more or mine[0] != kept.whole or mine[-1] != kept.whole + len(mine) - 1:
             raise ValueError(
                 f"slot {slot} has a window of {window} tokens by their positions, and lacks tokens before {mine[-1]}: "
@@ -257,7 +258,7 @@ class Store:
         """Write the new keys and values [tokens, key heads, width] of a step, or of the part that the slot takes."""
         keys, values = (x.detach().float().contiguous() for x in (keys, values))
         for at, part in enumerate(self.parts[slot]):
-            every, _, _ = step.batches[part.view]
+            every = step.batches[part.view].every
             page_append(keys, values, self.pools[slot][at], every, heads=self.heads[slot][at])
 
     def trim(self, requests: Sequence[Request]) -> None:

@@ -64,7 +64,7 @@ def filled(engine: Engine, length: int) -> Job:
         for layer, (parts, pools) in enumerate(zip(store.parts, store.pools, strict=True)):
             keys, values = drawn(store.geometry.layers[layer], layer, first, count, engine.model.dtype)
             for part, pool in zip(parts, pools, strict=True):
-                ops.page_append(keys, values, pool, step.batches[part.view][0], heads=part.heads)
+                ops.page_append(keys, values, pool, step.batches[part.view].every, heads=part.heads)
         store.trim([job.pages])
     job.prompt += [FIRST] * (length - 1)
     return job

@@ -195,3 +195,34 @@ def test_turns_that_depend_on_the_batch_are_refused():
             Engine(model)
     finally:
         model.config.rope_parameters = kept
+
+
+@pytest.mark.parametrize("per", ["kv_group", "q_head"])
+def test_a_request_may_have_a_budget_of_its_own(per):
+    """In one batch each request reads what it would alone in an engine of its budget; 0: all."""
+    model, budgets = decoder("llama"), (None, 0, 192, 320)
+    requests = prompts(*[500] * len(budgets))
+    shared = Engine(model, sparsity=Sparsity(token_budget=256, select_per=per), end=[], max_requests=4)
+    jobs = [
+        shared.add(prompt, Sampling(max_tokens=70), token_budget=budget)
+        for prompt, budget in zip(requests, budgets, strict=True)
+    ]
+    while shared.busy:
+        shared.step()
+    for job, prompt, budget in zip(jobs, requests, (256, None, 192, 320), strict=True):
+        sparsity = Sparsity() if budget is None else Sparsity(token_budget=budget, select_per=per)
+        assert [job.tokens] == run(Engine(model, sparsity=sparsity, end=[]), [prompt], 70)
+    assert jobs[0].tokens != run(Engine(model, end=[]), [requests[0]], 70)[0]  # budgets change something here
+
+
+def test_a_budget_that_cannot_be_held_is_refused():
+    dense, sparse = Engine(decoder("llama")), Engine(decoder("llama"), sparsity=Sparsity(token_budget=192))
+    for engine, budget, said in (
+        (dense, 192, "token_budget needs an engine with a budget of its own, got 192"),
+        (sparse, 100, "token_budget must be a multiple of the page"), (sparse, 64, "at least 192"),
+        (sparse, -64, "at least 192"),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=said):
+            engine.add([1, 2], Sampling(), token_budget=budget)
+        assert not engine.busy
+    dense.stop(dense.add([1, 2], Sampling(), token_budget=0))

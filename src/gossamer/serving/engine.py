@@ -16,7 +16,7 @@ import inspect
 import logging
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol
 
 import torch
@@ -62,6 +62,7 @@ class Job:
         restarts: how often it gave its pages to others.
         cached: tokens of the prompt whose keys were there when it began.
         constraint: what keeps its text to a form; None: nothing.
+        token_budget: see `Engine.add`.
     """
 
     prompt: list[int]
@@ -73,6 +74,7 @@ class Job:
     restarts: int = 0
     cached: int = 0
     constraint: Constraint | None = None
+    token_budget: int | None = None
     pages: Request | None = None
 
     @property
@@ -156,12 +158,17 @@ class Engine:
     def vocabulary(self) -> int:
         return self.model.config.get_text_config(decoder=True).vocab_size
 
-    def add(self, prompt: Sequence[int], sampling: Sampling) -> Job:
+    def add(self, prompt: Sequence[int], sampling: Sampling, *, token_budget: int | None = None) -> Job:
         """A request, which the next steps work on.
 
+        Args:
+            token_budget: for this request in place of `Sparsity.token_budget`, which must be set if it is not 0: all.
+
         Raises:
-            ValueError: the prompt is empty, has tokens that the model does not know, or is too long with its output.
+            ValueError: the prompt is empty, has tokens that the model does not know, or is too long with its output;
+                or the budget is none that the engine can hold.
         """
+        self.check_budget(token_budget)
         prompt = list(prompt)
         if not prompt:
             raise ValueError("prompt must have at least one token, got none")
@@ -171,9 +178,21 @@ class Engine:
                 f"prompt has {len(prompt)} tokens and max_tokens is {sampling.max_tokens}: {longest} together, "
                 f"expected at most {self.max_length}"
             )
-        job = Job(prompt, sampling, Sampler(sampling, prompt, self.vocabulary))
+        job = Job(prompt, sampling, Sampler(sampling, prompt, self.vocabulary), token_budget=token_budget)
         self.waiting.append(job)
         return job
+
+    def check_budget(self, token_budget: int | None) -> None:
+        """Refuse a budget of one request that cannot be held.
+
+        Raises:
+            ValueError: none that `Sparsity` takes, or pages have no summaries because the engine has no budget.
+        """
+        if not token_budget:
+            return
+        replace(self.sparsity, token_budget=token_budget)
+        if self.sparsity.token_budget is None:
+            raise ValueError(f"token_budget needs an engine with a budget of its own, got {token_budget} for a request")
 
     def stop(self, job: Job, reason: Finished = "abort") -> None:
         """End a request and give its pages back; no matter if it has ended."""
@@ -266,9 +285,11 @@ class Engine:
 
     def _begun(self, job: Job) -> Request:
         """Its pages: none yet, or those of a text that began alike."""
-        found = None if job.tokens else self.prefixes.take(job.prompt)
+        found = None if job.tokens else self.prefixes.take(job.prompt, job.token_budget)
         job.cached = 0 if found is None else found.length
-        return self.store.open() if found is None else found
+        pages = self.store.open() if found is None else found
+        pages.token_budget = job.token_budget
+        return pages
 
     def _room_made(self, job: Job) -> bool:
         """Whether a request has room, if need be that of texts which are kept for others."""

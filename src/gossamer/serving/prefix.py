@@ -56,7 +56,8 @@ class Prefixes:
             self.store.close(request)
             return
         request.chosen.clear()
-        for each in [each for each in self.known if self._replaces(text, each)]:
+        alike = [each for each in self.known if each.request.token_budget == request.token_budget]
+        for each in [each for each in alike if self._replaces(text, each)]:
             self.known.remove(each)
             self.store.close(each.request)
         self.known.append(Known(text, request))
@@ -72,13 +73,16 @@ class Prefixes:
     def _cuts(self) -> bool:
         return all(view.window is None for view in self.store.pages)
 
-    def take(self, prompt: Sequence[int]) -> Request | None:
-        """A new request with the longest beginning of a prompt that is known; the last token is always left to read."""
+    def take(self, prompt: Sequence[int], token_budget: int | None = None) -> Request | None:
+        """A new request with the longest beginning of a prompt that is known; the last token is always left to read.
+
+        Texts of another budget are passed over: what they decoded is what that budget made of it.
+        """
         self.queries += len(prompt)
         asked = np.asarray(prompt[:-1], dtype=np.int64)
         best: Known | None = None
         length = 0
-        for known in self.known:
+        for known in [each for each in self.known if each.request.token_budget == token_budget]:
             shared = self._usable(known, _common(known.tokens, asked))
             if shared > length:
                 best, length = known, shared

@@ -33,6 +33,7 @@ class Request:
         chosen: for each (slot, part of it) that chooses, what it reads.
         kept: for each slot what it holds; empty while all hold all.
         memory: what those who decide about its tokens remember from pass to pass.
+        token_budget: tokens that its heads read where they choose; 0: all; None: as all texts of the store.
     """
 
     length: int = 0
@@ -40,6 +41,7 @@ class Request:
     chosen: dict[tuple[int, int], Chosen] = field(default_factory=dict)
     kept: list[Kept] = field(default_factory=list)
     memory: dict[str, Any] = field(default_factory=dict)
+    token_budget: int | None = None
 
 
 @dataclass(frozen=True, eq=False)

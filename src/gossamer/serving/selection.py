@@ -75,25 +75,29 @@ class Selection:
             Rows (request, head of the pool); with select_per="q_head" (request, query head of the pool's groups). None
             if all requests read all.
         """
-        page, budget = pool.page, self.sparsity.budget_pages
-        assert budget is not None
+        page = pool.page
         many = [-(-length // page) for length in lengths]
-        sparse = [at for at, pages in enumerate(many) if pages > budget]
+        read = [self._read(request, pages) for request, pages in zip(requests, many, strict=True)]
+        sparse = [at for at, pages in enumerate(many) if pages > read[at]]
         if not sparse:
             return None
-        stale = [at for at in sparse if self._stale(requests[at], lengths[at], page)]
-        if stale:
-            self._choose(q, pool, batch, requests, lengths, stale, heads)
-        now = tuple(
-            (request, self._made(request, pages, budget)) for request, pages in zip(requests, many, strict=True)
-        )
+        for count in sorted({read[at] for at in sparse}):
+            stale = [at for at in sparse if read[at] == count and self._stale(requests[at], lengths[at], page)]
+            if stale:
+                self._choose(q, pool, batch, requests, lengths, stale, heads, count)
+        now = tuple((request, self._made(request, *each)) for request, *each in zip(requests, many, read, strict=True))
         if self._lists is None or now != self._of:
-            self._lists, self._of = self._pattern(requests, many, budget, batch.table.shape[1], heads.numel()), now
+            self._lists, self._of = self._pattern(requests, many, read, batch.table.shape[1], heads.numel()), now
         return self._lists
 
-    def _made(self, request: Request, pages: int, budget: int) -> object:
+    def _read(self, request: Request, pages: int) -> int:
+        """How many of its pages a request reads: its own budget, or that of all."""
+        budget = self.sparsity.token_budget if request.token_budget is None else request.token_budget
+        return min(budget // self.sparsity.page, pages) if budget else pages
+
+    def _made(self, request: Request, pages: int, read: int) -> object:
         """What tells what a request reads from what it read before: its choice, or how many pages there are."""
-        return request.chosen[self.place] if pages > budget else pages
+        return request.chosen[self.place] if pages > read else pages
 
     def _stale(self, request: Request, length: int, page: int) -> bool:
         made = request.chosen.get(self.place)
@@ -103,7 +107,7 @@ class Selection:
 
     def _choose(
         self, q: Tensor, pool: PagePool, batch: Batch, requests: tuple[Request, ...], lengths: tuple[int, ...],
-        stale: list[int], heads: Tensor,
+        stale: list[int], heads: Tensor, count: int,
     ) -> None:  # fmt: skip
         at = torch.tensor(stale, device=q.device)
         some = Batch(torch.arange(len(stale) + 1, device=q.device), batch.lengths[at], batch.table[at])
@@ -113,23 +117,22 @@ class Selection:
         of_heads = heads[:, None] + torch.arange(self.group, device=q.device)
         scores = scores[:, of_heads]  # [requests, heads of the pool, group, pages]
         scores = scores.amax(2) if self.sparsity.select_per == "kv_group" else scores.flatten(1, 2)
-        assert self.sparsity.budget_pages is not None
-        pages = best(scores, some.lengths, self.sparsity.budget_pages, pool.page)
+        pages = best(scores, some.lengths, count, pool.page)
         for row, index in enumerate(stale):
             requests[index].chosen[self.place] = Chosen(pages[row], lengths[index])
         self.refreshed += len(stale)
 
     def _pattern(
-        self, requests: tuple[Request, ...], many: list[int], budget: int, columns: int, heads: int
+        self, requests: tuple[Request, ...], many: list[int], read: list[int], columns: int, heads: int
     ) -> Pattern:
-        sparse = next(at for at, pages in enumerate(many) if pages > budget)
         each = heads * (self.group if self.sparsity.select_per == "q_head" else 1)
+        sparse = next(at for at, pages in enumerate(many) if pages > read[at])
         device, rows, counts = requests[sparse].chosen[self.place].pages.device, [], []
-        for request, pages in zip(requests, many, strict=True):
-            if pages > budget:
+        for request, pages, count in zip(requests, many, read, strict=True):
+            if pages > count:
                 rows.append(request.chosen[self.place].pages.flatten())
             else:
                 rows.append(torch.arange(pages, dtype=torch.int32, device=device).repeat(each))
-            counts += [min(pages, budget)] * each
+            counts += [count] * each
         offsets = torch.tensor([0, *counts], device=device).cumsum(0)
         return Pattern(offsets, torch.cat(rows), (len(counts), columns), (1, 1))

@@ -33,13 +33,15 @@ class Serve:
     model: Annotated[str, tyro.conf.Positional]
     """A name of `gossamer model`, a folder of Hugging Face's or with a .gguf, a .gguf file, or demo."""
     host: str = "127.0.0.1"
-    """Where to listen; others than this machine reach 0.0.0.0, which wants an API key."""
+    """Where to listen; an address that others reach, like 0.0.0.0, needs an API key."""
     port: int = 8000
     """0: any that is free."""
     served_model_name: tuple[str, ...] = ()
     """Names by which clients ask for the model; that of the folder or file when not given."""
     api_key: str | None = None
     """What clients must send; the variable GOSSAMER_API_KEY when not given."""
+    origins: tuple[str, ...] = ()
+    """Pages elsewhere whose scripts may ask, like https://chat.example; "*" for all. None when not given."""
     static_sparsity: float = 0.0
     """Share of key heads that see the first and the last tokens only."""
     pattern: Path | None = None
@@ -84,11 +86,14 @@ def run(config: Serve) -> None:
     for name in ("starlette", "pydantic", "prometheus_client"):
         needed(name, f"gossamer serve needs {name}", "server")
     use_threads(config.threads)
+    key = _key(config)
     bound = _bound(config.host, config.port)  # before a model is read: a port in use is said at once
     state = _state(config)
-    key = config.api_key or os.environ.get("GOSSAMER_API_KEY")
+    served = application(state, Limits(key=key, origins=config.origins))
     server = uvicorn.Server(
-        uvicorn.Config(application(state, Limits(key=key)), log_level="warning", lifespan="off", access_log=False)
+        uvicorn.Config(
+            served, log_level="warning", lifespan="off", access_log=False, timeout_graceful_shutdown=_LAST_WORDS
+        )
     )
     host, port = bound.getsockname()[:2]
     print(f"{state.names[0]} is served at http://{host}:{port} (stop with Ctrl-C)", file=sys.stderr, flush=True)
@@ -97,6 +102,22 @@ def run(config: Serve) -> None:
     finally:
         state.loop.close()
         bound.close()
+
+
+_LAST_WORDS = 5
+"""Seconds that connections stay open for what is still to be read there, when all requests have ended."""
+
+
+def _key(config: Serve) -> str | None:
+    """What clients must send.
+
+    Raises:
+        ValueError: others than this machine could ask without one.
+    """
+    key = os.environ.get("GOSSAMER_API_KEY") if config.api_key is None else config.api_key
+    if not key and config.host not in ("localhost", "::1") and not config.host.startswith("127."):
+        raise ValueError(f"--host {config.host} is reached by others: give --api-key, or set GOSSAMER_API_KEY")
+    return key or None
 
 
 def _state(config: Serve) -> State:

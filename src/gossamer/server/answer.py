@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 from starlette.requests import Request as HttpRequest
+from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.types import Receive, Scope, Send
 
 from gossamer.server.errors import ApiError, invalid
-from gossamer.server.loop import EngineLoop, Generation, Piece
+from gossamer.server.generation import Generation, Piece, Text
+from gossamer.server.loop import EngineLoop
 from gossamer.server.requests import Drawn, Generated
 from gossamer.serving.sampling import Choice, Sampling
 
+logger = logging.getLogger(__name__)
 
-def sampling_of(request: Drawn, *, most: int, logprobs: int | None = None, param: str = "max_tokens") -> Sampling:
+
+def sampling_of(request: Drawn, *, most: int, logprobs: int | None = None) -> Sampling:
     """How the tokens of a request are chosen; what it does not say is as OpenAI has it.
 
     Raises:
@@ -31,7 +37,7 @@ def sampling_of(request: Drawn, *, most: int, logprobs: int | None = None, param
     if isinstance(request, Generated):
         fields |= {
             "seed": request.seed, "frequency_penalty": request.frequency_penalty,
-            "presence_penalty": request.presence_penalty, "logit_bias": request.logit_bias,
+            "presence_penalty": request.presence_penalty, "logit_bias": _biases(request),
             "stop": (request.stop,) if isinstance(request.stop, str) else request.stop,
         }  # fmt: skip
     given = {name: value for name, value in fields.items() if value is not None}
@@ -42,6 +48,10 @@ def sampling_of(request: Drawn, *, most: int, logprobs: int | None = None, param
         )  # fmt: skip
     except (TypeError, ValueError) as error:
         raise invalid(str(error), str(error).split(" ", 1)[0]) from None
+
+
+def _biases(request: Generated) -> dict[int, float] | None:
+    return None if request.logit_bias is None else {int(token): bias for token, bias in request.logit_bias.items()}
 
 
 @dataclass
@@ -58,11 +68,67 @@ class Gathered:
         self.finished = piece.finished or self.finished
 
 
+class Answer(Protocol):
+    """One request, from its fields to its answer. Made in a thread: its prompt is encoded then."""
+
+    def texts(self) -> list[Text]:
+        """What it asks for."""
+
+    def whole(self, texts: Sequence[Gathered], generations: Sequence[Generation]) -> dict[str, Any]:
+        """The answer, when all texts are whole."""
+
+    def stream(self, generations: Sequence[Generation]) -> AsyncIterator[str]:
+        """The answer as server-sent events."""
+
+
+async def answer(http: HttpRequest, loop: EngineLoop, count: int, made: Callable[[], Answer], stream: bool) -> Response:
+    """Run a request for so many texts and answer it, streamed or whole.
+
+    Raises:
+        ApiError: it cannot be run, or fails before anything was sent.
+    """
+    loop.admit(count)  # before its prompts are encoded, which may take long
+    answering = await asyncio.to_thread(made)
+    generations = loop.submit(answering.texts())
+    if stream:
+        return Events(answering.stream(generations), generations)
+    return JSONResponse(answering.whole(await gathered(http, generations), generations))
+
+
+class Events(StreamingResponse):
+    """Server-sent events of generations, which end with it, however it ends."""
+
+    def __init__(self, events: AsyncIterator[str], generations: Sequence[Generation]) -> None:
+        # Proxies must not hold events back.
+        headers = {"cache-control": "no-cache", "x-accel-buffering": "no"}
+        super().__init__(_guarded(events), media_type="text/event-stream", headers=headers)
+        self.generations = generations
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            for generation in self.generations:
+                generation.close()
+
+
+async def _guarded(events: AsyncIterator[str]) -> AsyncIterator[str]:
+    """A stream whose errors are its last event, as clients read them: its status was sent long ago."""
+    try:
+        async for each in events:
+            yield each
+    except ApiError as error:
+        yield event(error.body)
+    except Exception:
+        logger.exception("a stream failed")
+        yield event(ApiError(500, "the server failed at this request", code="internal_error").body)
+
+
 async def gathered(http: HttpRequest, generations: Sequence[Generation]) -> list[Gathered]:
     """All texts, when they are whole. A client that leaves ends them.
 
     Raises:
-        ApiError: one of them failed; the others are ended.
+        ApiError: one of them failed, or the client left; the others are ended.
     """
     texts = [Gathered() for _ in generations]
 
@@ -73,33 +139,32 @@ async def gathered(http: HttpRequest, generations: Sequence[Generation]) -> list
     tasks = [asyncio.create_task(read(at)) for at in range(len(generations))]
     gone = asyncio.create_task(_left(http))
     try:
-        everything: asyncio.Future[Any] = asyncio.gather(*tasks, return_exceptions=True)
-        await asyncio.wait({everything, gone}, return_when=asyncio.FIRST_COMPLETED)
-        if not all(task.done() for task in tasks):
-            raise ApiError(408, "the client has left", code="client_left")
-        for task in tasks:
-            task.result()
+        waiting = set(tasks)
+        while waiting:
+            done, _ = await asyncio.wait({*waiting, gone}, return_when=asyncio.FIRST_COMPLETED)
+            waiting -= done
+            for task in done - {gone}:
+                task.result()
+            if waiting and gone in done:
+                raise ApiError(408, "the client has left", code="client_left")
         return texts
     finally:
-        gone.cancel()
         for generation in generations:
             generation.close()
-        for task in tasks:
+        for task in (*tasks, gone):
             task.cancel()
         await asyncio.gather(*tasks, gone, return_exceptions=True)
 
 
 async def _left(http: HttpRequest) -> None:
     """Returns when the client has closed its connection."""
-    while True:
-        message = await http.receive()
-        if message["type"] == "http.disconnect":
-            return
+    while (await http.receive())["type"] != "http.disconnect":
+        pass
 
 
 async def merged(generations: Sequence[Generation]) -> AsyncIterator[tuple[int, Piece]]:
-    """The pieces of all texts as they come. Leaving the loop ends the texts."""
-    pieces: asyncio.Queue[tuple[int, Piece | BaseException]] = asyncio.Queue()
+    """The pieces of all texts as they come, no faster than they are taken. Leaving the loop ends the texts."""
+    pieces: asyncio.Queue[tuple[int, Piece | Exception]] = asyncio.Queue(maxsize=1)
 
     async def read(at: int) -> None:
         try:
@@ -113,7 +178,7 @@ async def merged(generations: Sequence[Generation]) -> AsyncIterator[tuple[int, 
     try:
         while left:
             at, piece = await pieces.get()
-            if isinstance(piece, BaseException):
+            if isinstance(piece, Exception):
                 raise piece
             left -= piece.finished is not None
             yield at, piece
@@ -127,7 +192,8 @@ async def merged(generations: Sequence[Generation]) -> AsyncIterator[tuple[int, 
 def event(data: Any, name: str | None = None) -> str:
     """One server-sent event."""
     head = "" if name is None else f"event: {name}\n"
-    return f"{head}data: {json.dumps(data, ensure_ascii=False, separators=(',', ':'))}\n\n"
+    # In ASCII: some clients end a line at letters such as U+2028, which end none in this format.
+    return f"{head}data: {json.dumps(data, separators=(',', ':'))}\n\n"
 
 
 DONE = "data: [DONE]\n\n"
@@ -136,19 +202,20 @@ DONE = "data: [DONE]\n\n"
 def usage(prompt: int, generations: Sequence[Generation]) -> dict[str, Any]:
     """Tokens of a request, as completions count them."""
     made = sum(generation.tokens for generation in generations)
-    cached = max((generation.cached for generation in generations), default=0)
+    # Texts of one prompt count it once.
+    cached = sum({id(generation.prompt): generation.cached for generation in generations}.values())
     return {
         "prompt_tokens": prompt, "completion_tokens": made, "total_tokens": prompt + made,
         "prompt_tokens_details": {"cached_tokens": cached},
     }  # fmt: skip
 
 
-def chat_logprobs(choices: Sequence[Choice], decode: Callable[[int], str]) -> dict[str, Any]:
-    """Log-probabilities of tokens, as chat completions have them."""
+def chat_logprobs(choices: Sequence[Choice], spell: Callable[[int], tuple[str, bytes]]) -> dict[str, Any]:
+    """Log-probabilities of tokens, as chat completions have them; `spell`: the text of one token, and its bytes."""
 
     def one(token: int, logprob: float | None) -> dict[str, Any]:
-        text = decode(token)
-        return {"token": text, "logprob": _finite(logprob), "bytes": list(text.encode())}
+        text, raw = spell(token)
+        return {"token": text, "logprob": _finite(logprob), "bytes": list(raw)}
 
     content = [
         one(each.token, each.logprob) | {"top_logprobs": [one(token, logprob) for token, logprob in each.top]}
@@ -157,13 +224,13 @@ def chat_logprobs(choices: Sequence[Choice], decode: Callable[[int], str]) -> di
     return {"content": content, "refusal": None}
 
 
-def plain_logprobs(choices: Sequence[Choice], decode: Callable[[int], str], start: int) -> dict[str, Any]:
+def plain_logprobs(choices: Sequence[Choice], spell: Callable[[int], tuple[str, bytes]], start: int) -> dict[str, Any]:
     """Log-probabilities of tokens, as plain completions have them; `start`: letters of the text before these."""
-    tokens = [decode(each.token) for each in choices]
+    tokens = [spell(each.token)[0] for each in choices]
     offsets = [start + sum(map(len, tokens[:at])) for at in range(len(tokens))]
     return {
         "tokens": tokens, "token_logprobs": [_finite(each.logprob) for each in choices], "text_offset": offsets,
-        "top_logprobs": [{decode(token): _finite(logprob) for token, logprob in each.top} for each in choices],
+        "top_logprobs": [{spell(token)[0]: _finite(logprob) for token, logprob in each.top} for each in choices],
     }  # fmt: skip
 
 
@@ -172,6 +239,11 @@ def _finite(logprob: float | None) -> float | None:
     return None if logprob is None else max(logprob, -9999.0)
 
 
-def room(loop: EngineLoop, prompt: int, asked: int | None) -> int:
+def room(longest: int, prompt: int, asked: int | None) -> int:
     """Tokens of an answer at most: those asked for, or all that fit behind the prompt."""
-    return asked if asked is not None else max(loop.llm.engine.max_length - prompt, 1)
+    return asked if asked is not None else max(longest - prompt, 1)
+
+
+def budget(request: Drawn) -> int | None:
+    """How many tokens its attention may read, as the engine takes it."""
+    return None if request.sparsity is None else request.sparsity.token_budget

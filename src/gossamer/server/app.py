@@ -6,27 +6,32 @@ uvicorn.run(app)
 
 from __future__ import annotations
 
+import asyncio
 import hmac
 import json
 import logging
 import secrets
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
+from urllib.parse import urlsplit
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect
 from starlette.requests import Request as HttpRequest
-from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response, StreamingResponse
+from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
 from gossamer.measure import clock
-from gossamer.server.answer import gathered
-from gossamer.server.completions import UNBUFFERED, ChatAnswer, PlainAnswer, answer, guarded
+from gossamer.server.answer import Answer, answer
+from gossamer.server.completions import ChatAnswer, PlainAnswer
 from gossamer.server.conversation import tokens_of
-from gossamer.server.errors import ApiError, invalid
-from gossamer.server.fields import Request, read
+from gossamer.server.errors import ApiError
+from gossamer.server.fields import Request, parsed, read
 from gossamer.server.live import picture
 from gossamer.server.openapi import document
 from gossamer.server.page import PAGE
@@ -42,11 +47,15 @@ class Limits:
     """What a request may be.
 
     Attributes:
-        body: bytes. key: what clients must send as "Authorization: Bearer ..."; None: nothing.
+        body: bytes. seconds: in which a body must have come. key: what clients must send as "Authorization: Bearer
+            ..."; None: nothing.
+        origins: of pages elsewhere whose scripts may ask, like "https://chat.example"; "*": of all.
     """
 
     body: int = 8 << 20
+    seconds: float = 60.0
     key: str | None = None
+    origins: tuple[str, ...] = ()
 
 
 Endpoint = Callable[[HttpRequest], Awaitable[Response]]
@@ -60,58 +69,46 @@ class Server:
         self.started = clock.seconds_since_epoch()
 
     async def body(self, http: HttpRequest, model: type[Request]) -> Any:
-        """The JSON of a request, of no more than so many bytes, as a request of a kind.
+        """The JSON of a request as a request of a kind.
 
         Raises:
-            ApiError: 400, 413 or 415.
+            ApiError: 400, 408, 413 or 415.
         """
         kind = http.headers.get("content-type", "application/json").split(";")[0].strip().lower()
         if kind != "application/json":
             raise ApiError(415, f"content-type is {kind!r:.80}, expected application/json", code="content_type")
-        parts, size = [], 0
-        async for part in http.stream():
-            size += len(part)
-            if size > self.limits.body:
-                raise ApiError(413, f"the body has more than {self.limits.body} bytes", code="body_too_large")
-            parts.append(part)
         try:
-            said = json.loads(b"".join(parts))
-        except (ValueError, RecursionError) as error:
-            raise invalid(f"the body is no JSON: {error}", code="invalid_json") from None
-        if not isinstance(said, dict):
-            raise invalid(f"the body is a {type(said).__name__}, expected an object", code="invalid_json")
-        return read(model, said)
+            raw = await asyncio.wait_for(_bytes(http, self.limits.body), self.limits.seconds)
+        except asyncio.TimeoutError:
+            raise ApiError(408, f"the body took more than {self.limits.seconds} seconds", code="timeout") from None
+        return read(model, parsed(raw))
 
     async def chat(self, http: HttpRequest) -> Response:
         request = await self.body(http, Chat)
-        self.state.check_model(request.model)
-        return await answer(http, ChatAnswer(self.state, request))
+        return await self._answer(http, request, request.n or 1, ChatAnswer)
 
     async def completions(self, http: HttpRequest) -> Response:
         request = await self.body(http, Completions)
-        self.state.check_model(request.model)
-        return await answer(http, PlainAnswer(self.state, request))
+        return await self._answer(http, request, (request.n or 1) * len(request.prompts), PlainAnswer)
 
     async def responses(self, http: HttpRequest) -> Response:
-        request = await self.body(http, Responses)
+        return await self._answer(http, await self.body(http, Responses), 1, ResponsesAnswer)
+
+    async def _answer(self, http: HttpRequest, request: Any, count: int, kind: Callable[..., Answer]) -> Response:
         self.state.check_model(request.model)
-        made = ResponsesAnswer(self.state, request)
-        generations = made.start()
-        if request.stream:
-            return StreamingResponse(
-                guarded(made.stream(generations)), media_type="text/event-stream", headers=UNBUFFERED
-            )
-        return JSONResponse(made.whole(await gathered(http, generations), generations))
+        return await answer(http, self.state.loop, count, partial(kind, self.state, request), bool(request.stream))
 
     async def tokenize(self, http: HttpRequest) -> Response:
         request = await self.body(http, Tokenize)
         self.state.check_model(request.model)
-        if request.messages is not None:
-            tokens = tokens_of(self.state.llm, request.messages, [])
-        else:
-            tokens = self.state.encode(request.prompt, "prompt")
-        longest = self.state.llm.engine.max_length
-        return JSONResponse({"count": len(tokens), "max_model_len": longest, "tokens": tokens})
+
+        def tokens() -> list[int]:
+            if request.messages is not None:
+                return tokens_of(self.state, request.messages, [])
+            return self.state.encode(request.prompt, "prompt", special=request.add_special_tokens)
+
+        made = await asyncio.to_thread(tokens)
+        return JSONResponse({"count": len(made), "max_model_len": self.state.longest, "tokens": made})
 
     async def models(self, http: HttpRequest) -> Response:
         return JSONResponse({"object": "list", "data": [self._model(name) for name in self.state.names]})
@@ -122,9 +119,9 @@ class Server:
         return JSONResponse(self._model(name))
 
     def _model(self, name: str) -> dict[str, Any]:
-        longest = self.state.llm.engine.max_length
         return {
-            "id": name, "object": "model", "created": self.started, "owned_by": "gossamer", "max_model_len": longest,
+            "id": name, "object": "model", "created": self.started, "owned_by": "gossamer",
+            "max_model_len": self.state.longest,
         }  # fmt: skip
 
     async def health(self, http: HttpRequest) -> Response:
@@ -141,13 +138,13 @@ class Server:
         return Response(text, media_type=kind)
 
     async def live(self, http: HttpRequest) -> Response:
-        return JSONResponse(picture(self.state))
+        return JSONResponse(await self.state.loop.ask(partial(picture, self.state)))
 
     async def page(self, http: HttpRequest) -> Response:
         return HTMLResponse(PAGE.replace("{{model}}", json.dumps(self.state.names[0])), headers=_PAGE_HEADERS)
 
     async def openapi(self, http: HttpRequest) -> Response:
-        return JSONResponse(document(self.state.names[0]))
+        return JSONResponse(document(self.state.names))
 
 
 _PAGE_HEADERS = {
@@ -181,10 +178,15 @@ def application(state: State, limits: Limits | None = None) -> Starlette:
         ("GET", "/openapi.json", server.openapi),
         ("GET", "/", server.page),
     ]
+    shared = Middleware(
+        CORSMiddleware, allow_origins=server.limits.origins, allow_methods=("GET", "POST"),
+        allow_headers=("*",), expose_headers=("x-request-id", "retry-after"),
+    )  # fmt: skip
     app = Starlette(
         routes=[
             Route(path, _answering(endpoint, server.limits), methods=[method]) for method, path, endpoint in routes
         ],
+        middleware=[shared] if server.limits.origins else [],
         exception_handlers={HTTPException: _of_http},
     )
     app.state.gossamer = state
@@ -195,8 +197,8 @@ def _answering(endpoint: Endpoint, limits: Limits) -> Endpoint:
     """An endpoint whose errors are answers, and that answers only who may ask."""
 
     async def answering(http: HttpRequest) -> Response:
-        number = http.headers.get("x-request-id", f"req_{secrets.token_hex(12)}")[:128]
         try:
+            _check_origin(http, limits.origins)
             _check_key(http, limits.key)
             response = await endpoint(http)
         except ApiError as error:
@@ -207,20 +209,61 @@ def _answering(endpoint: Endpoint, limits: Limits) -> Endpoint:
             logger.exception("%s failed", http.url.path)
             failed = ApiError(500, "the server failed at this request; its log says why", code="internal_error")
             response = JSONResponse(failed.body, 500)
-        response.headers["x-request-id"] = number.encode("latin-1", "replace").decode("latin-1")
-        return response
+        return _numbered(http, response)
 
     return answering
+
+
+def _numbered(http: HttpRequest, response: Response) -> Response:
+    """The answer with the number of its request: the client's own, or a new one."""
+    response.headers["x-request-id"] = http.headers.get("x-request-id", f"req_{secrets.token_hex(12)}")[:128]
+    return response
+
+
+def _check_origin(http: HttpRequest, origins: tuple[str, ...]) -> None:
+    """A page elsewhere has its visitors' browsers ask: refused, unless it is known. Browsers say whose page it is."""
+    origin = http.headers.get("origin")
+    if origin is None or "*" in origins or origin in origins:
+        return
+    if urlsplit(origin).netloc.lower() != http.headers.get("host", "").lower():
+        raise ApiError(
+            403, f"pages of {origin!r:.80} may not ask this server; gossamer serve --origins allows it",
+            code="origin_not_allowed",
+        )  # fmt: skip
 
 
 def _check_key(http: HttpRequest, key: str | None) -> None:
     if key is None or http.url.path in _OPEN:
         return
-    said = http.headers.get("authorization", "")
-    if not hmac.compare_digest(said.encode(), f"Bearer {key}".encode()):
+    kind, _, said = http.headers.get("authorization", "").partition(" ")
+    if kind.lower() != "bearer" or not hmac.compare_digest(said.strip().encode("latin-1"), key.encode()):
         raise ApiError(
             401, "the API key is missing or wrong; send it as Authorization: Bearer KEY", code="invalid_api_key"
         )
+
+
+async def _bytes(http: HttpRequest, most: int) -> bytes:
+    """The body of a request.
+
+    Raises:
+        ApiError: 413, it has more than `most` bytes.
+    """
+    parts, size = [], 0
+    said = http.headers.get("content-length", "0")
+    if not said.isdigit() or int(said) <= _REST * most:
+        async for part in http.stream():
+            size += len(part)
+            if size <= most:
+                parts.append(part)
+            elif size > _REST * most:
+                break
+        if size <= most:
+            return b"".join(parts)
+    raise ApiError(413, f"the body has more than {most} bytes", code="body_too_large")
+
+
+_REST = 4
+"""A body that is too large is read and dropped up to so many times the limit: who still sends reads no answer."""
 
 
 async def _of_http(http: HttpRequest, error: Exception) -> Response:
@@ -228,4 +271,6 @@ async def _of_http(http: HttpRequest, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     said = f"{http.method} {http.url.path:.200} does not exist" if error.status_code in (404, 405) else error.detail
     status = error.status_code if error.status_code in (400, 404, 405) else 400
-    return JSONResponse(ApiError(status, said, code="not_found").body, status, headers=dict(error.headers or {}))
+    code = {404: "not_found", 405: "method_not_allowed"}.get(status)
+    response = JSONResponse(ApiError(status, said, code=code).body, status, headers=dict(error.headers or {}))
+    return _numbered(http, response)

@@ -7,16 +7,13 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
-from starlette.requests import Request as HttpRequest
-from starlette.responses import JSONResponse, Response, StreamingResponse
-
 from gossamer.measure import clock
 from gossamer.server.answer import (
     DONE,
     Gathered,
+    budget,
     chat_logprobs,
     event,
-    gathered,
     merged,
     plain_logprobs,
     room,
@@ -24,9 +21,9 @@ from gossamer.server.answer import (
     usage,
 )
 from gossamer.server.conversation import Call, call_schema, calls_in, forced_call, tokens_of
-from gossamer.server.errors import ApiError, invalid
+from gossamer.server.errors import invalid
+from gossamer.server.generation import Generation, Text
 from gossamer.server.grammar import any_object
-from gossamer.server.loop import Generation
 from gossamer.server.requests import Chat, Completions, Function, NamedTool
 from gossamer.server.state import State
 from gossamer.serving.sampling import Sampling
@@ -49,13 +46,16 @@ class ChatAnswer:
             self.tools = []
         self.forced = request.tool_choice == "required" or isinstance(request.tool_choice, NamedTool)
         self.id, self.created = f"chatcmpl-{secrets.token_hex(12)}", clock.seconds_since_epoch()
-        self.prompt = tokens_of(state.llm, request.messages, self.tools)
+        self.prompt = tokens_of(state, request.messages, self.tools)
         logprobs = (request.top_logprobs or 0) if request.logprobs else None
         asked = request.max_completion_tokens or request.max_tokens
-        self.sampling = sampling_of(request, most=room(state.loop, len(self.prompt), asked), logprobs=logprobs)
+        self.sampling = sampling_of(request, most=room(state.longest, len(self.prompt), asked), logprobs=logprobs)
 
-    def start(self) -> list[Generation]:
-        return self.state.loop.submit(self.prompt, seeded(self.sampling, self.request.n or 1), self._constraint())
+        self.constraint = self._constraint()
+
+    def texts(self) -> list[Text]:
+        each, follow = seeded(self.sampling, self.request.n or 1), self.constraint or (lambda: None)
+        return [Text(self.prompt, one, follow(), budget(self.request), "messages") for one in each]
 
     def _constraint(self) -> Callable[[], Any] | None:
         request = self.request
@@ -76,7 +76,7 @@ class ChatAnswer:
             message: dict[str, Any] = {"role": "assistant", "content": said, "refusal": None}
             if calls:
                 message["tool_calls"] = [_call(call) for call in calls]
-            logprobs = chat_logprobs(text.choices, self.state.decode) if self.request.logprobs else None
+            logprobs = chat_logprobs(text.choices, self.state.spell) if self.request.logprobs else None
             choices.append({"index": at, "message": message, "logprobs": logprobs, "finish_reason": finish})
         return self._body("chat.completion", choices) | {"usage": usage(len(self.prompt), generations)}
 
@@ -112,13 +112,13 @@ class ChatAnswer:
             texts[at].add(piece)
             # Calls are told when they are whole: until then it is not certain that they are calls.
             if not self.tools and (piece.text or (self.request.logprobs and piece.choices)):
-                logprobs = chat_logprobs(piece.choices, self.state.decode) if self.request.logprobs else None
+                logprobs = chat_logprobs(piece.choices, self.state.spell) if self.request.logprobs else None
                 yield chunk([choice(at, {"content": piece.text}, logprobs)])
             if piece.finished is not None:
                 finish: str | None = piece.finished
                 if self.tools:
                     said, calls, finish = self._read(texts[at])
-                    logprobs = chat_logprobs(texts[at].choices, self.state.decode) if self.request.logprobs else None
+                    logprobs = chat_logprobs(texts[at].choices, self.state.spell) if self.request.logprobs else None
                     if said:
                         yield chunk([choice(at, {"content": said}, logprobs)])
                     for number, call in enumerate(calls):
@@ -139,29 +139,23 @@ class PlainAnswer:
     def __init__(self, state: State, request: Completions) -> None:
         self.state, self.request = state, request
         self.id, self.created = f"cmpl-{secrets.token_hex(12)}", clock.seconds_since_epoch()
-        given = request.prompt
-        several = isinstance(given, list) and given and not isinstance(given[0], int)
-        prompts: list[Any] = given if several else [given]  # type: ignore[assignment]
+        prompts = request.prompts
         if not prompts:
             raise invalid("prompt is an empty list, expected at least one", "prompt")
         self.prompts = [self.state.encode(prompt, "prompt") for prompt in prompts]
-        self.echoed = [state.decode_all(prompt) if request.echo else "" for prompt in self.prompts]
-        asked = request.max_tokens or 16
-        self.samplings = [sampling_of(request, most=asked, logprobs=request.logprobs) for _ in self.prompts]
+        self.echoed = [state.decode(prompt) if request.echo else "" for prompt in self.prompts]
+        self.sampling = sampling_of(request, most=request.max_tokens or 16, logprobs=request.logprobs)
 
-    def start(self) -> list[Generation]:
-        each = self.request.n or 1
-        for prompt, sampling in zip(self.prompts, self.samplings, strict=True):
-            self.state.loop.check(prompt, sampling, each * len(self.prompts))
+    def texts(self) -> list[Text]:
         return [
-            generation
-            for prompt, sampling in zip(self.prompts, self.samplings, strict=True)
-            for generation in self.state.loop.submit(prompt, seeded(sampling, each))
+            Text(prompt, one, None, budget(self.request))
+            for prompt in self.prompts
+            for one in seeded(self.sampling, self.request.n or 1)
         ]
 
     def _choice(self, at: int, text: str, choices: Sequence[Any], start: int, finish: str | None) -> dict[str, Any]:
         asked = self.request.logprobs is not None
-        logprobs = plain_logprobs(choices, self.state.decode, start) if asked else None
+        logprobs = plain_logprobs(choices, self.state.spell, start) if asked else None
         return {"text": text, "index": at, "logprobs": logprobs, "finish_reason": finish}
 
     def _body(self, choices: list[dict[str, Any]]) -> dict[str, Any]:
@@ -200,23 +194,3 @@ class PlainAnswer:
         if counted:
             yield chunk([], usage(self.tokens, generations))
         yield DONE
-
-
-async def answer(http: HttpRequest, made: ChatAnswer | PlainAnswer) -> Response:
-    """Run a request and answer it, streamed or whole."""
-    generations = made.start()
-    if made.request.stream:
-        return StreamingResponse(guarded(made.stream(generations)), media_type="text/event-stream", headers=UNBUFFERED)
-    return JSONResponse(made.whole(await gathered(http, generations), generations))
-
-
-UNBUFFERED = {"cache-control": "no-cache", "x-accel-buffering": "no"}
-
-
-async def guarded(events: AsyncIterator[str]) -> AsyncIterator[str]:
-    """A stream whose errors are its last event, as clients read them: its status was sent long ago."""
-    try:
-        async for each in events:
-            yield each
-    except ApiError as error:
-        yield event(error.body)

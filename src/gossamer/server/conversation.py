@@ -11,7 +11,7 @@ from typing import Any
 
 from gossamer.server.errors import invalid
 from gossamer.server.requests import Function, Message
-from gossamer.serving.llm import LLM
+from gossamer.server.state import State
 
 _CALL = re.compile(r"<tool_call>\s*(\{.*?\})\s*(?:</tool_call>|$)", re.DOTALL)
 _HOW = (
@@ -33,22 +33,24 @@ class Call:
         return cls(name, json.dumps(arguments, ensure_ascii=False), f"call_{secrets.token_hex(12)}")
 
 
-def tokens_of(llm: LLM, messages: Sequence[Message], tools: Sequence[Function]) -> list[int]:
+def tokens_of(state: State, messages: Sequence[Message], tools: Sequence[Function]) -> list[int]:
     """The prompt, by the model's own template.
 
     Raises:
         ApiError: 400, the model has no template, or it refuses the conversation.
     """
-    turns = [_turn(message) for message in messages]
-    if tools:
-        turns = _with_tools(llm, turns, tools)
-    if getattr(llm.tokenizer, "chat_template", None) is None:
+    template = getattr(state.llm.tokenizer, "chat_template", None)
+    if template is None:
         raise invalid("the model has no chat template; use /v1/completions", "messages", "no_template")
+    turns = [_turn(message) for message in messages]
+    if tools and "tools" not in template:
+        turns = _with_tools(turns, tools)
     described = [_described(tool) for tool in tools]
     try:
-        encoded = llm.tokenizer.apply_chat_template(
-            turns, tools=described or None, add_generation_prompt=True, return_dict=True
-        )
+        with state.encoding:
+            encoded = state.llm.tokenizer.apply_chat_template(
+                turns, tools=described or None, add_generation_prompt=True, return_dict=True
+            )
     except Exception as error:  # templates are programs of their own, with errors of their own
         raise invalid(f"the model's chat template refuses the messages: {error}", "messages", "template") from None
     return list(encoded["input_ids"])
@@ -88,10 +90,8 @@ def _described(tool: Function) -> dict[str, Any]:
     return {"type": "function", "function": said}
 
 
-def _with_tools(llm: LLM, turns: list[dict[str, Any]], tools: Sequence[Function]) -> list[dict[str, Any]]:
-    """Tell of the tools in the first system message, where the template itself does not."""
-    if "tools" in (getattr(llm.tokenizer, "chat_template", None) or ""):
-        return turns
+def _with_tools(turns: list[dict[str, Any]], tools: Sequence[Function]) -> list[dict[str, Any]]:
+    """Tell of the tools in the first system message, for templates that do not."""
     said = _HOW.format(tools="\n".join(json.dumps(_described(tool)["function"]) for tool in tools))
     if turns[0]["role"] == "system":
         return [{**turns[0], "content": f"{turns[0]['content']}\n\n{said}"}, *turns[1:]]

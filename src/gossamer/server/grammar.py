@@ -9,7 +9,10 @@ import torch
 from torch import Tensor
 
 from gossamer.extras import needed
-from gossamer.server.errors import invalid
+from gossamer.server.errors import ApiError, invalid
+
+_SPACES = r"\n?\x20{0,8}"
+"""Between the signs of JSON. Some models, once they have begun, write nothing but spaces."""
 
 
 class Grammar:
@@ -31,6 +34,7 @@ class Grammar:
         Raises:
             ApiError: 400, the schema says what cannot be held.
         """
+        schema = {"x-guidance": {"whitespace_pattern": _SPACES}} | schema
         try:
             text: str = self._library.LLMatcher.grammar_from_json_schema(json.dumps(schema))
             wrong = self._library.LLMatcher.validate_grammar(text, self._tokens)
@@ -46,23 +50,41 @@ class Grammar:
 
 
 class Following:
-    """Keeps one text to its grammar: a constraint of the engine."""
+    """Keeps one text to its grammar: a constraint of the engine.
+
+    A grammar that fails ends its own text and no other: from then on every token may come, the next one is the last,
+    and `failed` says why.
+    """
 
     def __init__(self, matcher: Any, vocabulary: int) -> None:
         self._matcher = matcher
         self._bits = torch.zeros(-(-vocabulary // 32), dtype=torch.int32)
+        self.failed: ApiError | None = None
 
     def narrow(self, logits: Tensor) -> Tensor:
         """Logits [vocabulary] with -inf for tokens that may not come."""
-        self._matcher.unsafe_compute_mask_ptr(self._bits.data_ptr(), self._bits.numel() * 4)
+        try:
+            self._matcher.unsafe_compute_mask_ptr(self._bits.data_ptr(), self._bits.numel() * 4)
+        except Exception as error:  # the library's own, and Rust's
+            return self._fail(logits, str(error))
         places = torch.arange(32, dtype=torch.int32)
         allowed = ((self._bits[:, None] >> places) & 1).flatten()[: logits.numel()].bool()
+        if self._matcher.is_error() or not allowed.any():
+            return self._fail(logits, self._matcher.get_error() or "no token can follow")
         return logits.masked_fill(~allowed.to(logits.device), -torch.inf)
 
     def take(self, token: int) -> bool:
         """A token was chosen; whether the text is complete with it and must end."""
-        self._matcher.consume_token(token)
+        if self.failed is not None:
+            return True
+        if not self._matcher.consume_token(token):
+            self._fail(None, self._matcher.get_error() or f"the token {token} does not fit")
+            return True
         return bool(self._matcher.is_stopped())
+
+    def _fail(self, logits: Any, why: str) -> Any:
+        self.failed = ApiError(500, f"the schema could not be followed: {why:.300}", code="schema_error")
+        return logits
 
 
 def any_object() -> dict[str, Any]:

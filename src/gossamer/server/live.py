@@ -1,6 +1,6 @@
 """What the engine is doing now, for the page: each request's pages by layer, what is read of them, and how fast.
 
-Read from another thread while the engine runs: numbers may be of two neighbouring passes, never wrong in kind.
+To be asked of the engine's thread (`EngineLoop.ask`), between two passes.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from gossamer.measure import clock
-from gossamer.server.loop import Generation
+from gossamer.server.generation import Generation
 from gossamer.server.state import State
 from gossamer.serving.sparsity import View
 
@@ -21,7 +21,7 @@ def picture(state: State) -> dict[str, Any]:
     dense = engine.store.pages.get(View(None, 0))
     pages = None if dense is None else {"used": dense.count - dense.free, "count": dense.count}
     layers = [{"dense": _heads(parts, None), "streaming": _heads(parts, True)} for parts in engine.store.parts]
-    shown = sorted(state.loop.open, key=lambda each: each.times.arrived)[:MOST]
+    shown = sorted(state.loop.running, key=lambda each: each.times.arrived)[:MOST]
     tally = engine.tally
     return {
         "model": state.names[0], "page": engine.store.sparsity.page, "pages": pages, "layers": layers,
@@ -48,11 +48,10 @@ def _request(state: State, generation: Generation) -> dict[str, Any]:
         said["rate"] = round((generation.tokens - 1) / (times.last - times.first), 1)
     page = state.llm.engine.store.sparsity.page
     total = -(-request.length // page)
-    chosen = dict(request.chosen)
     for layer, parts in enumerate(state.llm.engine.store.parts):
         for at, part in enumerate(parts):
             if part.view.window is None:
-                each = chosen.get((layer, at))
+                each = request.chosen.get((layer, at))
                 read = sorted({int(p) for p in each.pages.flatten().tolist()}) if each is not None else None
                 said["layers"].append({"layer": layer, "pages": total, "read": read})
     return said

@@ -9,11 +9,13 @@ from gossamer.measure import clock
 from gossamer.serving.sparsity import View
 
 if TYPE_CHECKING:
-    from gossamer.server.loop import EngineLoop, Generation
+    from gossamer.server.generation import Generation
+    from gossamer.server.loop import EngineLoop
 
 _SECONDS = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
 _HISTOGRAMS = {
     "time_to_first_token_seconds": "From a request's arrival to its first token.",
+    "request_queue_time_seconds": "From a request's arrival to the pass that reads its first tokens.",
     "inter_token_latency_seconds": "Between two tokens of a request.",
     "e2e_request_latency_seconds": "From a request's arrival to its end.",
 }
@@ -68,6 +70,8 @@ class Metrics:
         self._ends.labels(self._model, reason).inc()
         self._counters["prompt_tokens"].inc(len(generation.prompt))
         self._counters["generation_tokens"].inc(generation.tokens)
+        if times.begun is not None:
+            self._histograms["request_queue_time_seconds"].observe(times.begun - times.arrived)
         if times.first is not None:
             self._histograms["time_to_first_token_seconds"].observe(times.first - times.arrived)
         for gap in times.gaps:

@@ -4,20 +4,25 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, WithJsonSchema, field_validator, model_validator
 
 from gossamer.server.fields import Positive, Request, label, only
 
-Stop = str | Annotated[list[str], Field(max_length=16)] | None
+StopString = Annotated[str, Field(min_length=1, max_length=1024)]
+Stop = StopString | Annotated[list[StopString], Field(max_length=16)] | None
+Token = Annotated[int, Field(ge=0, le=2**31 - 1)]
+TokenName = Annotated[str, Field(pattern=r"^[0-9]{1,9}$")]
+"""A token as the name of a member: names are strings in JSON."""
+Name = Annotated[str, Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$")]
 _NO_STORE = "nothing is stored"
 
 
-class Sparse(BaseModel):
+class Sparse(Request):
     """What one request's attention may skip."""
 
-    model_config = ConfigDict(extra="forbid")
-
-    token_budget: Annotated[int, Field(ge=0)] | None = None
+    token_budget: Annotated[
+        int | None, Field(ge=0, le=2**31 - 1, description="tokens to read while decoding; 0: all")
+    ] = None
 
 
 class Drawn(Request):
@@ -29,9 +34,12 @@ class Drawn(Request):
     stream: bool | None = None
     top_k: Annotated[Positive | None, Field(description="extension")] = None
     min_p: Annotated[float | None, Field(ge=0, le=1, description="extension")] = None
-    repetition_penalty: Annotated[float | None, Field(gt=0, description="extension")] = None
+    repetition_penalty: Annotated[float | None, Field(ge=0.01, le=100, description="extension")] = None
     ignore_eos: Annotated[bool | None, Field(description="extension")] = None
-    stop_token_ids: Annotated[list[int] | None, Field(description="extension")] = None
+    stop_token_ids: Annotated[list[Token] | None, Field(max_length=1024, description="extension")] = None
+    sparsity: Annotated[
+        Sparse | None, Field(description="extension: {token_budget: tokens to read while decoding, 0 for all}")
+    ] = None
     user: label() = None  # type: ignore[valid-type]
 
 
@@ -44,11 +52,11 @@ class Generated(Drawn):
     """What chat and plain completions share."""
 
     n: Annotated[int, Field(ge=1, le=128)] | None = None
-    seed: int | None = None
+    seed: Annotated[int, Field(ge=-(2**63), le=2**63 - 1)] | None = None
     stop: Stop = None
     frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
     presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
-    logit_bias: dict[int, Annotated[float, Field(ge=-100, le=100)]] | None = None
+    logit_bias: dict[TokenName, Annotated[float, Field(ge=-100, le=100)]] | None = None
     stream_options: StreamOptions | None = None
 
     @model_validator(mode="after")
@@ -59,7 +67,7 @@ class Generated(Drawn):
 
 
 class Function(Request):
-    name: Annotated[str, Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$")]
+    name: Name
     description: str | None = None
     parameters: dict[str, Any] | None = None
     strict: bool | None = None
@@ -80,7 +88,7 @@ class NamedTool(Request):
 
 
 class JsonSchema(Request):
-    name: Annotated[str, Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$")]
+    name: Name
     schema_: Annotated[dict[str, Any], Field(alias="schema")]
     description: str | None = None
     strict: bool | None = None
@@ -97,13 +105,36 @@ class Format(Request):
         return self
 
 
+def _object(required: dict[str, Any], **more: Any) -> dict[str, Any]:
+    return {"type": "object", "properties": {**required, **more}, "required": list(required)}
+
+
+_STRING = {"type": "string"}
+_STRING = {"type": "string"}
+_TEXT_PART = _object({"type": {"enum": ["text", "input_text", "output_text"]}, "text": _STRING})
+_FUNCTION = _object({"name": _STRING, "arguments": _STRING})
+_CALL = _object({"type": {"const": "function"}, "function": _FUNCTION}, id=_STRING)
+_CONTENT = {"anyOf": [_STRING, {"type": "array", "items": _TEXT_PART}, {"type": "null"}]}
+_SAID = {"anyOf": _CONTENT["anyOf"][:2]}
+Content = Annotated[str | list[dict[str, Any]] | None, WithJsonSchema(_CONTENT)]
+Calls = Annotated[list[dict[str, Any]], WithJsonSchema({"type": "array", "items": _CALL})]
+_ROLES = ["system", "developer", "user", "assistant"]
+_ITEMS = [
+    _object({"role": {"enum": _ROLES}, "content": _SAID}, type={"const": "message"}),
+    _object({"type": {"const": "function_call"}, "call_id": _STRING, "name": _STRING, "arguments": _STRING}),
+    _object({"type": {"const": "function_call_output"}, "call_id": _STRING, "output": _SAID}),
+    _object({"type": {"const": "reasoning"}}),
+]
+Item = Annotated[dict[str, Any], WithJsonSchema({"anyOf": _ITEMS})]
+
+
 class Message(Request):
     """One turn of a conversation."""
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: str | list[dict[str, Any]] | None = None
+    content: Content = None
     name: label() = None  # type: ignore[valid-type]
-    tool_calls: list[dict[str, Any]] | None = None
+    tool_calls: Calls | None = None
     tool_call_id: str | None = None
     refusal: only(why="a refusal is no text of the conversation") = None  # type: ignore[valid-type]
     reasoning_content: label() = None  # type: ignore[valid-type]
@@ -143,7 +174,7 @@ class Chat(Generated):
     max_tokens: Annotated[Positive | None, Field(description="the older name of max_completion_tokens")] = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
-    tools: list[Tool] | None = None
+    tools: Annotated[list[Tool] | None, Field(max_length=128)] = None
     tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
     parallel_tool_calls: Annotated[bool | None, Field(description="one call comes at a time")] = None
     response_format: Format | None = None
@@ -180,7 +211,7 @@ class Chat(Generated):
 class Completions(Generated):
     """POST /v1/completions"""
 
-    prompt: str | list[str] | list[int] | list[list[int]]
+    prompt: str | list[str] | list[Token] | list[list[Token]]
     max_tokens: Positive | None = None
     logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     echo: Annotated[bool | None, Field(description="without logprobs")] = None
@@ -193,6 +224,13 @@ class Completions(Generated):
             raise ValueError("echo is for requests without logprobs: those of the prompt are not computed")
         return self
 
+    @property
+    def prompts(self) -> list[Any]:
+        """Each prompt, a text or tokens."""
+        given = self.prompt
+        several = isinstance(given, list) and (not given or not isinstance(given[0], int))
+        return list(given) if several else [given]
+
 
 class Tokenize(Request):
     """POST /tokenize"""
@@ -200,7 +238,7 @@ class Tokenize(Request):
     model: str | None = None
     prompt: str | None = None
     messages: list[Message] | None = None
-    add_special_tokens: bool = True
+    add_special_tokens: Annotated[bool, Field(description="of a prompt")] = True
 
     @model_validator(mode="after")
     def _one(self) -> Tokenize:
@@ -226,7 +264,7 @@ class FlatTool(Request):
     """A tool of /v1/responses, whose function is not nested."""
 
     type: Literal["function"]
-    name: Annotated[str, Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$")]
+    name: Name
     description: str | None = None
     parameters: dict[str, Any] | None = None
     strict: bool | None = None
@@ -240,11 +278,11 @@ class FlatNamedTool(Request):
 class Responses(Drawn):
     """POST /v1/responses"""
 
-    input: str | Annotated[list[dict[str, Any]], Field(min_length=1)]
+    input: str | Annotated[list[Item], Field(min_length=1)]
     instructions: str | None = None
     max_output_tokens: Positive | None = None
     text: TextSettings | None = None
-    tools: list[FlatTool] | None = None
+    tools: Annotated[list[FlatTool] | None, Field(max_length=128)] = None
     tool_choice: Literal["none", "auto", "required"] | FlatNamedTool | None = None
     parallel_tool_calls: Annotated[bool | None, Field(description="one call comes at a time")] = None
     metadata: Annotated[dict[str, str] | None, Field(description="comes back with the answer")] = None

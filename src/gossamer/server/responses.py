@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import json
 import secrets
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any
 
 from gossamer.measure import clock
-from gossamer.server.answer import Gathered, event, merged, room, sampling_of
+from gossamer.server.answer import Gathered, budget, event, merged, room, sampling_of
 from gossamer.server.conversation import Call, call_schema, calls_in, forced_call, tokens_of
 from gossamer.server.errors import ApiError, invalid
 from gossamer.server.fields import read
+from gossamer.server.generation import Generation, Text
 from gossamer.server.grammar import any_object
-from gossamer.server.loop import Generation
 from gossamer.server.requests import FlatNamedTool, Function, Message, Responses
 from gossamer.server.state import State
 
@@ -74,11 +74,16 @@ class ResponsesAnswer:
         self.forced = request.tool_choice == "required" or self.named is not None
         if self.forced and (not self.tools or self.named not in (None, *(tool.name for tool in self.tools))):
             raise invalid(f"tool_choice asks for a call of {self.named or 'a tool'}, which tools lacks", "tool_choice")
-        self.prompt = tokens_of(state.llm, messages, self.tools)
-        most = room(state.loop, len(self.prompt), request.max_output_tokens)
+        self.prompt = tokens_of(state, messages, self.tools)
+        most = room(state.longest, len(self.prompt), request.max_output_tokens)
         self.sampling = sampling_of(request, most=most)
+        self.constraint = self._constraint()
 
-    def start(self) -> list[Generation]:
+    def texts(self) -> list[Text]:
+        follow = self.constraint or (lambda: None)
+        return [Text(self.prompt, self.sampling, follow(), budget(self.request), "input")]
+
+    def _constraint(self) -> Callable[[], Any] | None:
         schema, param = None, "text.format"
         form = self.request.text.format if self.request.text else None
         if self.forced:
@@ -87,8 +92,7 @@ class ResponsesAnswer:
             if form.type == "json_schema" and form.schema_ is None:
                 raise invalid("schema is missing in a format of type json_schema", "text.format.schema")
             schema = form.schema_ or any_object()
-        constraint = None if schema is None else self.state.constraint(schema, param)
-        return self.state.loop.submit(self.prompt, [self.sampling], constraint)
+        return None if schema is None else self.state.constraint(schema, param)
 
     def _items(self, text: Gathered) -> list[dict[str, Any]]:
         if self.forced:

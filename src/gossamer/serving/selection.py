@@ -82,7 +82,7 @@ class Selection:
         if not sparse:
             return None
         for count in sorted({read[at] for at in sparse}):
-            stale = [at for at in sparse if read[at] == count and self._stale(requests[at], lengths[at], page)]
+            stale = [at for at in sparse if read[at] == count and self._stale(requests[at], lengths[at], page, count)]
             if stale:
                 self._choose(q, pool, batch, requests, lengths, stale, heads, count)
         now = tuple((request, self._made(request, *each)) for request, *each in zip(requests, many, read, strict=True))
@@ -99,9 +99,11 @@ class Selection:
         """What tells what a request reads from what it read before: its choice, or how many pages there are."""
         return request.chosen[self.place] if pages > read else pages
 
-    def _stale(self, request: Request, length: int, page: int) -> bool:
+    def _stale(self, request: Request, length: int, page: int, count: int) -> bool:
         made = request.chosen.get(self.place)
         if made is None or length - made.length >= self.sparsity.interval:
+            return True
+        if made.pages.shape[1] != count:  # a fork of a request with another budget
             return True
         return -(-length // page) != -(-made.length // page)
 

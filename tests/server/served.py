@@ -51,7 +51,7 @@ class Served:
     """A server at `url`; `state` is its engine's side, for tests that look behind the wire."""
 
     def __init__(self, folder: Path, *, limits: Limits | None = None, llm: dict[str, Any] | None = None, **state: Any):
-        made = gs.serving.LLM(folder, **{"max_requests": 4, "chunk": 64, **(llm or {})})
+        made = gs.serving.LLM(folder, **{"max_requests": 4, "chunk": 64, "prefixes": 8, **(llm or {})})
         self.state = State(made, [NAME, "other"], **state)
         self._bound = socket.create_server(("127.0.0.1", 0))
         self.port = self._bound.getsockname()[1]
@@ -76,8 +76,10 @@ class Served:
         self._bound.close()
 
     def pages_in_use(self) -> int:
-        """Pages that are held, when nothing is being made any more."""
+        """Pages that are held, when nothing is being made any more, beside those of texts that are kept for others."""
         wait_for(lambda: not self.state.loop.open and not self.state.llm.engine.busy)
+        self.state.loop.tell(self.state.llm.engine.prefixes.clear)
+        wait_for(lambda: not self.state.llm.engine.prefixes.known)
         return sum(pages.count - pages.free for pages in self.state.llm.engine.store.pages.values())
 
     def ask(self, path: str, body: Any = None, *, method: str | None = None, **headers: str) -> Reply:

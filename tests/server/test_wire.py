@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from served import NAME, Served
+from served import NAME
 
 import gossamer as gs
 
@@ -13,10 +13,11 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 GREEDY = {"temperature": 0, "max_tokens": 12}
 
 
-def alone(server: Served, prompt: str, **sampling) -> str:
-    """The text that a model has without a server, made when no pass runs."""
-    assert server.pages_in_use() == 0
-    return server.state.llm.generate([prompt], gs.serving.Sampling(**{"max_tokens": 12, **sampling}))[0].text
+@pytest.fixture(scope="module")
+def alone(folder):
+    """What the model says without a server: greedy."""
+    llm = gs.serving.LLM(folder)
+    return lambda prompt, **how: llm.generate([prompt], gs.serving.Sampling(**{"max_tokens": 12, **how}))[0]
 
 
 def joined(events: list, index: int = 0) -> str:
@@ -26,9 +27,9 @@ def joined(events: list, index: int = 0) -> str:
     return "".join(each["text"] if "text" in each else each["delta"].get("content") or "" for each in choices)
 
 
-def test_a_completion_is_the_text_of_the_engine(server):
+def test_a_completion_is_the_text_of_the_engine(server, alone):
     whole = server.complete("the cat", **GREEDY)
-    assert whole.status == 200 and whole.text == alone(server, "the cat")
+    assert whole.status == 200 and whole.text == alone("the cat").text
     assert whole.json["usage"] == {
         "prompt_tokens": 2,
         "completion_tokens": 12,
@@ -40,9 +41,9 @@ def test_a_completion_is_the_text_of_the_engine(server):
     assert whole.json["choices"][0]["finish_reason"] == "length"
 
 
-def test_a_chat_has_the_models_own_template(server):
+def test_a_chat_has_the_models_own_template(server, alone):
     whole = server.chat("the cat", temperature=0, max_completion_tokens=12)
-    assert whole.text == alone(server, "<|user|>user the cat: ")
+    assert whole.text == alone("<|user|>user the cat: ").text
     events = server.chat("the cat", temperature=0, max_completion_tokens=12, stream=True).events
     assert joined(events) == whole.text
     assert events[0]["choices"][0]["delta"] == {"role": "assistant", "content": "", "refusal": None}
@@ -72,11 +73,11 @@ def test_n_texts_differ_and_a_seed_repeats_them(server):
     assert [joined(events, index) for index in range(3)] == texts
 
 
-def test_several_prompts_are_answered_in_order(server):
+def test_several_prompts_are_answered_in_order(server, alone):
     prompts = ["the cat", "naïve café", "日本"]
     reply = server.complete(prompts, n=2, **GREEDY)
     assert [each["text"] for each in reply.json["choices"]] == [
-        alone(server, prompt) for prompt in prompts for _ in range(2)
+        alone(prompt).text for prompt in prompts for _ in range(2)
     ]
     assert [each["index"] for each in reply.json["choices"]] == list(range(6))
     tokens = [server.state.llm.encode(prompt) for prompt in prompts]
@@ -89,9 +90,9 @@ def test_several_prompts_are_answered_in_order(server):
     assert joined(server.complete("the cat", echo=True, stream=True, **GREEDY).events) == echoed.text
 
 
-def test_a_stop_string_that_straddles_tokens_is_never_shown(server):
-    text = alone(server, "the cat", max_tokens=40, ignore_eos=True)
-    tokens = server.state.llm.generate(["the cat"], gs.serving.Sampling(max_tokens=40, ignore_eos=True))[0].tokens
+def test_a_stop_string_that_straddles_tokens_is_never_shown(server, alone):
+    expected = alone("the cat", max_tokens=40, ignore_eos=True)
+    text, tokens = expected.text, expected.tokens
     cuts = [len(server.state.decode(tokens[:count])) for count in range(1, 40)]
     at = next(cut for cut in cuts[8:] if text[cut - 1 : cut + 1].isprintable() and text.index(text[cut - 1 : cut + 2]))
     stop = text[at - 1 : at + 2]  # begins in one token, ends in another
@@ -161,7 +162,7 @@ def test_a_call_that_must_come_comes(server, choice):
     assert streamed["tool_calls"][0] | {"id": ""} == {"index": 0, **call, "id": ""}
     assert events[-1]["choices"][0]["finish_reason"] == "tool_calls"
     turns = [
-        {"role": "user", "content": "hot?"}, {k: v for k, v in message["message"].items()},
+        {"role": "user", "content": "hot?"}, message["message"],
         {"role": "tool", "tool_call_id": call["id"], "content": "yes"},
     ]  # fmt: skip
     assert server.chat(messages=turns).status == 200  # what it said may come back

@@ -244,7 +244,7 @@ class EngineLoop:
         except Exception:
             # One of them may be the cause; which one is not known, so none of them comes again.
             logger.exception("a pass through the model failed")
-            for generation in list(self._by_job.values()):
+            for generation in self.running:
                 self._fail(generation, ApiError(500, "a pass through the model failed", code="engine_error"))
             return
         now = clock.now()

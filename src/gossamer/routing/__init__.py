@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from gossamer.routing.recursion import Recursions
     from gossamer.routing.router import Router
     from gossamer.routing.saved import StateError, load_state, save_state
+    from gossamer.routing.settling import settle
     from gossamer.routing.speculate import Speculation, speculate
     from gossamer.routing.stack import Stack
     from gossamer.routing.training import distill, train
@@ -72,6 +73,7 @@ _NAMES: dict[str, str] = {  # a name of the package: the module that has it
     "load_state": "gossamer.routing.saved",
     "profile": "gossamer.routing.profiling",
     "save_state": "gossamer.routing.saved",
+    "settle": "gossamer.routing.settling",
     "speculate": "gossamer.routing.speculate",
     "train": "gossamer.routing.training",
 }
@@ -110,6 +112,7 @@ __all__ = [
     "load_state",
     "profile",
     "save_state",
+    "settle",
     "speculate",
     "train",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -10,6 +11,7 @@ from torch import Tensor
 
 Batch = Tensor | Mapping[str, Tensor]
 _KNOWN = ("input_ids", "attention_mask", "labels")
+_RECENT = 8
 IGNORED = -100
 """A label that no loss counts."""
 
@@ -41,6 +43,7 @@ class Batches:
         self._iterator: Iterator[Batch] = iter(())
         self._taken, self._this_time = 0, 0
         self._ahead: dict[str, Tensor] | None = None
+        self._recent: deque[Batch] = deque(maxlen=_RECENT)
 
     def take(self, step: int) -> dict[str, Tensor]:
         """The batch of a step; an iterator is asked for those of later and later ones."""
@@ -53,10 +56,19 @@ class Batches:
         self._ahead = self._checked(batch)
         return self._ahead
 
+    def recent(self) -> list[dict[str, Tensor]]:
+        """Different batches of the last steps, eight at most."""
+        if self._sequence is not None:
+            count = min(_RECENT, self.steps, len(self._sequence))
+            return [self.take(step) for step in range(self.steps - count, self.steps)]
+        self.take(self.steps - 1)
+        return [self._checked(batch) for batch in self._recent]
+
     def _following(self) -> Batch:
         for again in (False, True):
             for batch in self._iterator:
                 self._taken, self._this_time = self._taken + 1, self._this_time + 1
+                self._recent.append(batch)
                 return batch
             if again or (self._taken and not self._this_time):
                 break

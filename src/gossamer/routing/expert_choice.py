@@ -77,6 +77,13 @@ class ExpertChoice(Policy):
         """The score, and the predictor."""
         return self.width + (self.hidden * (self.width + 1) if self.causal else 0)
 
+    @torch.no_grad()
+    def lean(self, amount: float) -> None:
+        if not self.causal:
+            super().lean(amount)
+        for each in self.predictors:
+            each.get_parameter("3.bias").add_(amount)
+
     def asked(self, shares: Tensor) -> Tensor | float:
         return float(len(self.routed))
 

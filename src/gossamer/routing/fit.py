@@ -74,12 +74,14 @@ class History:
     Attributes:
         records: step, loss and its parts, cost (share of the whole stack), depth (units a token runs), target,
             price, temperature.
+        settled: the share that decisions cost at the end, counted on the last batches; None: there is no budget.
 
     >>> History([{"step": 1, "loss": 2.0}, {"step": 2, "loss": 1.5}])["loss"]
     [2.0, 1.5]
     """
 
     records: list[dict[str, float]] = field(default_factory=list)
+    settled: float | None = None
 
     def __getitem__(self, name: str) -> list[float]:
         return [record[name] for record in self.records]
@@ -209,7 +211,8 @@ class Fit:
                 else:
                     numbers[f"{index}.{name}"] = value
         record = self._record() | {
-            "step": self.step, "history": self.history.records, "groups": state["param_groups"], "numbers": numbers,
+            "step": self.step, "history": self.history.records, "settled": self.history.settled,
+            "groups": state["param_groups"], "numbers": numbers,
             "budget": None if self.budget is None else asdict(self.budget),
         }  # fmt: skip
         return saved.write(path, "run", record, tensors)
@@ -235,7 +238,7 @@ class Fit:
             state.setdefault(int(index), {})[name] = value
         saved.assign(path, self._tensors(), tensors)
         self.optimizer.load_state_dict({"state": state, "param_groups": record["groups"]})
-        self.step, self.history = int(record["step"]), History(record["history"])
+        self.step, self.history = int(record["step"]), History(record["history"], record["settled"])
         if self.budget is not None:
             self.budget = Budget(**record["budget"])
 

@@ -84,6 +84,12 @@ class EarlyExit(Policy):
     def begin(self, h: Tensor, tokens: Tokens) -> Walk:
         return _Same(self, range(self.unit), h) if self.threshold is None else _Sure(self, self.threshold, h)
 
+    def lean(self, amount: float) -> None:
+        if self.threshold is None:
+            super().lean(amount)
+        else:
+            self.threshold += amount
+
 
 class RandomSkip(Policy):
     """Each token skips each unit with the same probability: what a router must be better than.

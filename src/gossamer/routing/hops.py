@@ -44,6 +44,9 @@ class Hops(Policy):
     def macs(self) -> int:
         return self.router.macs()
 
+    def lean(self, amount: float) -> None:
+        self.router.lean(amount)
+
     def asked(self, shares: Tensor) -> Tensor | float:
         return 1 + shares[: -self.layers].sum()  # at the start, and after all hops but the last
 

@@ -59,7 +59,7 @@ class Jumps(Policy):
 
     def begin(self, h: Tensor, tokens: Tokens) -> Walk:
         if self.router is None:
-            return Sequential(self)
+            return Sequential(self, h)
         if self.soft:
             return Soft(self, self.router, h)
         together = tokens.decoding if self.joint else 0
@@ -70,6 +70,12 @@ class Jumps(Policy):
     def macs(self) -> int:
         return 0 if self.router is None else self.router.macs()
 
+    def lean(self, amount: float) -> None:
+        if self.router is None:
+            super().lean(amount)
+        else:
+            self.router.lean(amount)
+
     def asked(self, shares: Tensor) -> Tensor | float:
         return 0.0 if self.router is None else 1 + shares[:-1].sum()  # at the start, and after all units but the last
 
@@ -77,10 +83,10 @@ class Jumps(Policy):
 class Sequential(Walk):
     """Every token runs every unit."""
 
-    def __init__(self, policy: Policy) -> None:
+    def __init__(self, policy: Policy, h: Tensor) -> None:
         super().__init__()
         if policy.training:
-            self.expected = torch.ones(policy.units)
+            self.expected = torch.ones(policy.units, device=h.device)
 
     def enter(self, unit: int, h: Tensor) -> Choice:
         return _ALL

@@ -47,6 +47,10 @@ class PerText(Policy):
         mean = total / torch.bincount(tokens.text, minlength=tokens.texts).clamp(min=1).unsqueeze(1)
         return layer_norm(mean, (self.width,)) @ self.gate[unit] + self.open[unit]
 
+    @torch.no_grad()
+    def lean(self, amount: float) -> None:
+        self.open.add_(amount)
+
     def macs(self) -> int:
         return self.width
 

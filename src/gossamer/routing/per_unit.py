@@ -61,6 +61,9 @@ class PerUnit(Policy):
     def macs(self) -> int:
         return self.width
 
+    def lean(self, amount: float) -> None:
+        self.threshold -= amount
+
     def asked(self, shares: Tensor) -> Tensor | float:
         return float(sum(share < 1 for share in self.shares))
 

@@ -131,6 +131,14 @@ class Policy(nn.Module, ABC):
         """Multiply-adds of one decision of one token."""
         return 0
 
+    def lean(self, amount: float) -> None:
+        """Let tokens run more units, or fewer for an amount below 0, by moving what decides in eval mode.
+
+        Raises:
+            ValueError: what the policy skips is fixed.
+        """
+        raise ValueError(f"what a {type(self).__name__} skips is fixed, expected a policy that learned it")
+
     def asked(self, shares: Tensor) -> Tensor | float:
         """How often a token asks in eval mode, in the mean, when units are run in these shares, float[units]."""
         return 0.0

@@ -119,6 +119,11 @@ class Router(nn.Module):
         above = (below + 1).clamp(max=self.steps - 1)
         return torch.lerp(self.step[below.long()], self.step[above.long()], (step - below).unsqueeze(1))
 
+    @torch.no_grad()
+    def lean(self, amount: float) -> None:
+        """Add to the logits of the next unit, after each."""
+        self.prior.diagonal()[:-1] += amount
+
     def macs(self) -> int:
         """Multiply-adds of one decision."""
         return self.width * self.hidden + self.hidden * (self.units + 1)

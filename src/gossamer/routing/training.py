@@ -3,7 +3,8 @@
     history = distill(radial, None, batches, budget=0.7, steps=500)     # the router alone; the model teaches itself
     history = train(model, batches, budget=0.5)                         # all of it, from the text
 
-Routes are soft at first, with probabilities that grow sharp; in the last part they are decisions, as they will be.
+Routes are soft at first, with probabilities that grow sharp; in the last part they are decisions, as they will be. At
+the end the policy is settled: moved a little, so that the last batches cost the budget.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from gossamer.routing.batches import Batch, Batches
 from gossamer.routing.fit import Fit, History, Settings, Trained
 from gossamer.routing.objective import Objective
 from gossamer.routing.radial import Radial
+from gossamer.routing.settling import settle
 
 
 @torch.inference_mode(False)
@@ -177,6 +179,10 @@ def _run(
             finally:
                 if due and checkpoint is not None:
                     fit.save(checkpoint)
+        if settings.budget is not None and fit.history.settled is None:
+            fit.history.settled = settle(radial, batches.recent(), settings.budget)
+            if checkpoint is not None:
+                fit.save(checkpoint)
     return fit.history
 
 

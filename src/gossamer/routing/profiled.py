@@ -86,7 +86,7 @@ class Profile:
         head = f"{'layer':>5}" + "".join(f"  {_NAMES[kind]:>9}  {'quartiles':>13}" for kind in self.kinds)
         lines = [
             f"{self.model}, {self.layers} layers, {self.tokens:,} tokens: ||f(h)|| / ||h + f(h)|| in percent, median",
-            head + f"  {'influence':>9}",
+            head + f"  {'largest':>9}  {'influence':>9}",
         ]
         for at in range(self.layers):
             cells = ""
@@ -94,7 +94,8 @@ class Profile:
                 spread = self.contribution[kind][at]
                 quartiles = f"{_short(spread.q1)} .. {_short(spread.q3)}"
                 cells += f"  {_short(spread.median):>9}  {quartiles:>13}"
-            lines.append(f"{at:>5}{cells}  {self.influence[at]:>9.4f}")
+            most = _short(self.contribution["block"][at].most)
+            lines.append(f"{at:>5}{cells}  {most:>9}  {self.influence[at]:>9.4f}")
         shares = ", ".join(f"{100 * self.sparsity(t):.1f} % up to {100 * t:g} %" for t in (0.05, 0.1, 0.2))
         first = ", ".join(map(str, self.order()[:8]))
         lines += [
@@ -184,7 +185,9 @@ class Profile:
 
     def _table(self) -> Markup:
         names = [(_title(kind), "quartiles") for kind in self.kinds]
-        head = tag("tr", [tag("th", each, scope="col") for each in ("Layer", *sum(names, ()), "Influence")])
+        head = tag(
+            "tr", [tag("th", each, scope="col") for each in ("Layer", *sum(names, ()), "Largest of block", "Influence")]
+        )
         rows = []
         for at in range(self.layers):
             cells = []
@@ -192,8 +195,9 @@ class Profile:
                 spread = self.contribution[kind][at]
                 cells.append(tag("td", percent(spread.median)))
                 cells.append(tag("td", f"{percent(spread.q1)} .. {percent(spread.q3)}"))
-            influence = tag("td", f"{self.influence[at]:.4f}")
-            rows.append(tag("tr", tag("th", at, scope="row"), cells, influence))
+            cells.append(tag("td", percent(self.contribution["block"][at].most)))
+            cells.append(tag("td", f"{self.influence[at]:.4f}"))
+            rows.append(tag("tr", tag("th", at, scope="row"), cells))
         return tag("div", tag("table", tag("thead", head), tag("tbody", rows)), class_="scroll")
 
 

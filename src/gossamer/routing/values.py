@@ -20,7 +20,7 @@ class Spread:
 
     Attributes:
         mean: infinite where one of them is.
-        low: with 5 %. q1, median, q3: with a quarter, half, three quarters. high: with 95 %.
+        low: with 5 %. q1, median, q3: with a quarter, half, three quarters. high: with 95 %. most: with all.
     """
 
     mean: float
@@ -29,6 +29,7 @@ class Spread:
     median: float
     q3: float
     high: float
+    most: float
 
 
 class Values:
@@ -43,7 +44,7 @@ class Values:
 
     def __init__(self, limit: int = EXACT) -> None:
         self._limit, self._kept, self._binned = limit, torch.empty(0, dtype=torch.float64), Magnitudes()
-        self.total, self._sum = 0, 0.0
+        self.total, self._sum, self._most = 0, 0.0, 0.0
 
     @property
     def exact(self) -> bool:
@@ -55,6 +56,7 @@ class Values:
         wide = values.detach().double().cpu()
         self.total += wide.numel()
         self._sum += float(wide.sum())
+        self._most = max(self._most, float(wide.max())) if wide.numel() else self._most
         kept = torch.cat([self._kept, wide])
         if not self.exact:
             self._binned.add(kept)
@@ -74,7 +76,8 @@ class Values:
             found = [float(order[max(0, math.ceil(share * self.total) - 1)]) for share in shares]
         else:
             found = [self._binned.quantile(share) for share in shares]
-        return Spread(self._sum / self.total, *found)
+        low, q1, median, q3, high = found
+        return Spread(self._sum / self.total, low, q1, median, q3, high, self._most)
 
     def share(self, most: float) -> float:
         """The share of numbers up to `most`."""

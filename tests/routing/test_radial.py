@@ -267,8 +267,45 @@ def test_hops_with_reuse_are_alike_in_training_prompts_and_decoding(policy: Poli
 def test_refusals(arguments: dict[str, Any], said: str) -> None:
     with pytest.raises(ValueError, match=said):
         Radial(made(), **arguments)
+    with pytest.raises(ValueError, match="routed already"):
+        Radial(Radial(made()))
     with pytest.raises(ValueError, match="Linear"):
         Radial(nn.Linear(3, 3))
     bert = transformers.BertConfig(**{key: value for key, value in SIZES.items() if key != "num_key_value_heads"})
     with pytest.raises(ValueError, match="no causal decoder"):
         Radial(transformers.BertForMaskedLM(bert))
+
+
+def padded() -> tuple[Tensor, Tensor]:
+    mask = torch.ones(2, 6, dtype=torch.int64)
+    mask[1] = 0
+    return ids(2, 6), mask
+
+
+def test_what_users_do_around_it() -> None:
+    """Half precision, autocast, checkpointed gradients, compiled wrappers, embeddings for ids, rows of padding."""
+    model = made()
+    radial = Radial(model, policy=RandomSkip(4, 64, rate=0.4, seed=1)).eval()
+    tokens, mask = padded()
+    with torch.no_grad():
+        expected = radial(tokens, attention_mask=mask).logits
+        assert expected[0].isfinite().all()
+        embedded = model.get_input_embeddings()(tokens[:1])
+        kept = embedded.clone()
+        torch.testing.assert_close(radial(inputs_embeds=embedded).logits, expected[:1], rtol=1e-4, atol=1e-5)
+        assert torch.equal(embedded, kept)
+        compiled = torch.compile(radial, backend="eager")
+        assert torch.equal(compiled(tokens, attention_mask=mask).logits, expected)
+        assert torch.equal(radial(tokens, attention_mask=mask, return_dict=False)[0], expected)
+        with torch.autocast("cpu", torch.bfloat16):
+            assert radial(tokens).logits.dtype == torch.bfloat16
+    loss = radial(tokens, labels=tokens).loss
+    loss.backward()
+    first = model.model.layers[1].mlp.up_proj.weight.grad.clone()
+    model.zero_grad()
+    model.train().gradient_checkpointing_enable()
+    radial(tokens, labels=tokens).loss.backward()
+    torch.testing.assert_close(model.model.layers[1].mlp.up_proj.weight.grad, first)
+    half = Radial(made().to(torch.bfloat16), policy=radial.policy, adapter=2).eval()
+    assert half.generate(tokens[:1], max_new_tokens=4).shape == (1, 10)
+    assert half.generate(tokens, num_beams=2, max_new_tokens=4).shape == (2, 10)

@@ -89,6 +89,8 @@ class Radial(nn.Module):
                 raise ValueError(f"{name} must be one of {', '.join(known)}, got {value!r}")
         if isinstance(adapter, bool) or not isinstance(adapter, int) or adapter < 0:
             raise ValueError(f"adapter must be a rank of at least 0, got {adapter!r}")
+        if isinstance(model, Radial):
+            raise ValueError("model is routed already; give the model in it, radial.model")
         if not isinstance(model, nn.Module) or not hasattr(model, "config"):
             raise ValueError(f"model must be a decoder of transformers, got {type(model).__name__}")
         check_decoder(model.config, type(model).__name__)
@@ -117,6 +119,7 @@ class Radial(nn.Module):
         self.policy = policy
         self.adapters = _adapters(len(self.units), stack.width, adapter, like) if adapter else None
 
+    @torch.compiler.disable  # who runs what is known in the middle of it: layers run as they are, no part of a graph
     def forward(
         self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, position_ids: Tensor | None = None,
         past_key_values: Any = None, inputs_embeds: Tensor | None = None, labels: Tensor | None = None,
@@ -143,7 +146,7 @@ class Radial(nn.Module):
         cache = self._cache(past_key_values)
         with self._running(self._paged(cache)), self._attending():
             out = self.model(**given, past_key_values=cache, use_cache=True)
-        if past_key_values is None and not use_cache:
+        if past_key_values is None and not use_cache and not isinstance(out, tuple):
             out.past_key_values = None
         return out
 

@@ -30,12 +30,9 @@ def joined(events: list, index: int = 0) -> str:
 def test_a_completion_is_the_text_of_the_engine(server, alone):
     whole = server.complete("the cat", **GREEDY)
     assert whole.status == 200 and whole.text == alone("the cat").text
-    assert whole.json["usage"] == {
-        "prompt_tokens": 2,
-        "completion_tokens": 12,
-        "total_tokens": 14,
-        "prompt_tokens_details": {"cached_tokens": 0},
-    }
+    usage = whole.json["usage"]
+    assert usage.pop("prompt_tokens_details")["cached_tokens"] in (0, 1)  # others may have begun alike
+    assert usage == {"prompt_tokens": 2, "completion_tokens": 12, "total_tokens": 14}
     assert joined(server.complete("the cat", stream=True, **GREEDY).events) == whole.text
     assert whole.json["object"] == "text_completion" and whole.json["model"] == NAME
     assert whole.json["choices"][0]["finish_reason"] == "length"

@@ -107,7 +107,10 @@ def read(model: type[Request], body: Any) -> Any:
 
 
 def _said(error: ValidationError) -> ApiError:
-    first = error.errors(include_url=False)[0]
+    first, *others = error.errors(include_url=False)
+    # Of a field that may be one of several things, what is wrong furthest inside it, or with its size, was meant.
+    alike = [each for each in others if each["loc"][:1] == first["loc"][:1]]
+    first = max((first, *alike), key=lambda each: (len(each["loc"]), not each["type"].endswith("_type")))
     name = ".".join(str(part) for part in first["loc"] if not _is_branch(part)) or "the body"
     if first["type"] == "extra_forbidden":
         return invalid(f"{name} is no field of this request", name, "unknown_field")
@@ -123,7 +126,10 @@ def _said(error: ValidationError) -> ApiError:
 
 def _is_branch(part: Any) -> bool:
     """Names of types between the names of fields, where a field may be one of several."""
-    return isinstance(part, str) and (part[:1].isupper() or "[" in part or part in ("str", "int", "float", "bool"))
+    kinds = ("str", "int", "float", "bool")
+    return isinstance(part, str) and (
+        part[:1].isupper() or "[" in part or part in kinds or part.startswith("constrained-")
+    )
 
 
 def table(model: type[Request]) -> Iterable[tuple[str, str]]:

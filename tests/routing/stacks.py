@@ -45,7 +45,8 @@ PLAIN: dict[str, Callable[[], nn.Module]] = {
     "gossamer's ViT": lambda: gs.models.ViT((3, 8, 8), 10, patch=4, dim=32, depth=3, heads=2),
     "blocks": lambda: nn.Sequential(*(Residual(32) for _ in range(3))),
 }
-NAMES = [*FAMILIES, *_OTHERS, *PLAIN]
+# Variants of a family's positions and heads are one stack.
+NAMES = [*(name for name in FAMILIES if not name.startswith("llama,")), *_OTHERS, *PLAIN]
 
 
 class Residual(nn.Module):

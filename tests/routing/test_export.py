@@ -16,7 +16,7 @@ from gossamer.routing.stack import Stack
 
 transformers = pytest.importorskip("transformers")
 
-OURS = [name for name in NAMES if not name.startswith("llama,") and name != "dinov2"]
+OURS = [name for name in NAMES if name != "dinov2"]
 DECODERS = [name for name in OURS if name not in (*PLAIN, "bert", "distilbert", "vit")]
 
 
@@ -41,8 +41,7 @@ def _passing_by(model: nn.Module, given: Any, layers: list[int]) -> torch.Tensor
     return out
 
 
-@pytest.mark.parametrize("name", OURS)
-@pytest.mark.parametrize("layers", [[1], [2, 0]])
+@pytest.mark.parametrize(("name", "layers"), [*((name, [1]) for name in OURS), ("gemma2", [2, 0]), ("blocks", [2, 0])])
 def test_it_is_the_model_that_passes_layers_by(name: str, layers: list[int], tmp_path: Path) -> None:
     model, given = stack_model(name), batch(name)
     before, config = copy.deepcopy(model.state_dict()), getattr(model, "config", None)
@@ -75,6 +74,13 @@ def test_it_generates_with_a_cache(name: str) -> None:
     cached, plain = (smaller.generate(ids, use_cache=each, **more) for each in (True, False))
     assert cached.shape[1] == 12
     assert torch.equal(cached, plain)
+
+
+@pytest.mark.parametrize("name", ["llama", "opt", "gpt_neox"])
+def test_it_is_what_a_route_becomes_that_is_the_same_for_all(name: str) -> None:
+    model, ids = stack_model(name), batch(name)
+    radial = gs.routing.Radial(model, policy=gs.routing.Static(3, 64, keep=[0, 2]))
+    torch.testing.assert_close(_out(gs.routing.drop(model, [1]), ids), _out(radial, ids), atol=1e-4, rtol=1e-4)
 
 
 def test_windows_stay_with_their_layers() -> None:

@@ -23,7 +23,7 @@ FORMS = {
 BRANCHES = {
     "llama", "mistral, a window", "qwen2", "qwen3", "phi", "gpt_neox", "gpt_neox, one after the other", "gpt2", "gpt-j",
     "falcon", "vit", "dinov2",
-} | {name for name in NAMES if name.startswith(("llama", "qwen2"))}  # fmt: skip
+} | {name for name in NAMES if name.startswith("qwen2")}  # fmt: skip
 
 
 def _form(name: str) -> str:

@@ -62,8 +62,8 @@ def profile(
     Source: Dotzel et al., "Radial Networks" (arXiv 2404.04900), for the ratio; Men et al., "ShortGPT" (arXiv
     2403.03853), section 3, for block influence.
 
-    >>> blocks = nn.TransformerEncoder(nn.TransformerEncoderLayer(16, 2, 32, batch_first=True, norm_first=True), 4)
-    >>> found = profile(blocks, [torch.randn(2, 8, 16) for _ in range(3)])
+    >>> layers = (nn.TransformerEncoderLayer(16, 2, 32, batch_first=True) for _ in range(4))
+    >>> found = profile(nn.Sequential(*layers), [torch.randn(2, 8, 16) for _ in range(3)])
     >>> found.tokens, found.kinds, len(found.contribution["mlp"])
     (48, ('block', 'attention', 'mlp'), 4)
     """

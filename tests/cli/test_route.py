@@ -104,3 +104,60 @@ def test_tyro_is_named_where_it_is_missing(monkeypatch: pytest.MonkeyPatch, capf
     assert main(["route", "profile", "smollm2"]) == 2
     assert 'pip install "gossamer[run]"' in capfd.readouterr().err
     assert main(["route", "--help"]) == 0
+
+
+def test_a_router_is_taught_looked_at_and_used(model: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "a.txt").write_text("the cat sat on the mat and the dog ran to the cat " * 8)
+    text, router = ["--text", str(tmp_path / "a.txt")], tmp_path / "r.safetensors"
+    taught = [
+        "route",
+        "distill",
+        str(model),
+        *text,
+        "--budget",
+        "0.6",
+        "--steps",
+        "12",
+        "--length",
+        "32",
+        "--lr",
+        "0.05",
+    ]
+    assert main([*taught, "--adapter", "2", "--out", str(router), "--json", str(tmp_path / "h.json")]) == 0
+    said = capfd.readouterr().out
+    assert f"written: {router}; use it with: gossamer generate" in said and "the budget was 60.0%" in said
+    assert len(json.loads((tmp_path / "h.json").read_text())["steps"]) == 12
+    assert not router.with_name(router.name + ".run").exists()
+    looked = ["route", "eval", str(model), *text, "--tokens", "120", "--length", "40", "--router", str(router)]
+    assert main([*looked, "--json", str(tmp_path / "e.json")]) == 0
+    found = json.loads((tmp_path / "e.json").read_text())
+    assert found["all layers"]["cost"] == 1 and found["routed"]["cost"] < 0.9
+    assert "3.0 of 3" in capfd.readouterr().out
+    asked = ["generate", str(model), "--raw", "--prompt", "the cat", "--max-tokens", "5"]
+    assert main(asked) == 0
+    whole = capfd.readouterr().out
+    assert main([*asked, "--router", str(router)]) == 0
+    assert len(capfd.readouterr().out) == len(whole) == 10
+    other = transformers.LlamaConfig(
+        vocab_size=96, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2
+    )
+    transformers.LlamaForCausalLM(other).save_pretrained(tmp_path / "other")
+    assert main(["generate", str(tmp_path / "other"), "--prompt", "a", "--router", str(router)]) == 2
+    assert "r.safetensors" in capfd.readouterr().err
+    assert main([*looked[:-1], str(tmp_path / "a.txt")]) == 2
+    assert "a.txt" in capfd.readouterr().err
+
+
+def test_a_model_from_scratch(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    sources = tmp_path / "sources"
+    sources.mkdir()
+    for at in range(12):
+        (sources / f"{at}.py").write_text(f"def f{at}(x):\n    return x + {at}\n" * 20)
+    sizes = ["--width", "32", "--layers", "2", "--hops", "4", "--heads", "2", "--vocabulary", "300"]
+    made = ["route", "train", "--out", str(tmp_path / "lm"), "--folder", str(sources), *sizes]
+    assert main([*made, "--steps", "4", "--length", "16", "--batch", "2"]) == 0
+    assert "try: gossamer route eval" in capfd.readouterr().out
+    assert main(["route", "eval", str(tmp_path / "lm"), "--text", str(sources / "1.py"), "--length", "16"]) == 0
+    assert " of 8" in capfd.readouterr().out  # two layers at four hops
+    assert main([*made, "--budget", "1.5"]) == 2
+    assert "budget must be" in capfd.readouterr().err

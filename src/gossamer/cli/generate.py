@@ -13,9 +13,9 @@ from tqdm import tqdm
 
 from gossamer import files
 from gossamer.cli.flags import use_threads
+from gossamer.cli.language import language_model
 from gossamer.measure import clock
 from gossamer.ops.paged.pool import Stored
-from gossamer.serving.llm import LLM
 from gossamer.serving.sampling import Sampling
 from gossamer.serving.sparsity import Sparsity
 
@@ -49,6 +49,8 @@ class Generate:
     """The same answer each time."""
     stop: tuple[str, ...] = ()
     """Texts that end the answer."""
+    router: Path | None = None
+    """Tokens choose their layers by it: a file of `gossamer route distill`."""
     static: float = 0.0
     """Share of key heads that see the first and the last tokens only."""
     pattern: Path | None = None
@@ -92,8 +94,8 @@ def run(config: Generate) -> None:
         certify=config.certify, stored=config.stored,
     )  # fmt: skip
     text, memory = _text(config), _bytes(config.memory)
-    llm = LLM(
-        config.model, sparsity=sparsity, dtype=config.dtype, memory=memory, max_length=config.max_length,
+    llm = language_model(
+        config.model, config.router, sparsity=sparsity, dtype=config.dtype, memory=memory, max_length=config.max_length,
         max_requests=1,
     )  # fmt: skip
     chat = not config.raw and getattr(llm.tokenizer, "chat_template", None) is not None

@@ -17,12 +17,12 @@ import tyro
 
 from gossamer.cli.flags import use_threads
 from gossamer.cli.generate import _bytes as as_bytes
+from gossamer.cli.language import language_model
 from gossamer.extras import needed
 from gossamer.ops.paged.pool import Stored
 from gossamer.server.app import Limits, application
 from gossamer.server.state import State
 from gossamer.serving import models
-from gossamer.serving.llm import LLM
 from gossamer.serving.sparsity import Sparsity
 
 
@@ -42,6 +42,8 @@ class Serve:
     """What clients must send; the variable GOSSAMER_API_KEY when not given."""
     origins: tuple[str, ...] = ()
     """Pages elsewhere whose scripts may ask, like https://chat.example; "*" for all. None when not given."""
+    router: Path | None = None
+    """Tokens choose their layers by it: a file of `gossamer route distill`."""
     static_sparsity: float = 0.0
     """Share of key heads that see the first and the last tokens only."""
     pattern: Path | None = None
@@ -129,9 +131,9 @@ def _state(config: Serve) -> State:
     if name == "demo":
         name = next(iter(models.MODELS))
         models.found(name)
-    llm = LLM(
-        name, sparsity=sparsity, dtype=config.dtype, memory=as_bytes(config.memory), max_length=config.max_model_len,
-        max_requests=config.max_num_seqs, chunk=config.chunk, prefixes=config.prefixes,
+    llm = language_model(
+        name, config.router, sparsity=sparsity, dtype=config.dtype, memory=as_bytes(config.memory),
+        max_length=config.max_model_len, max_requests=config.max_num_seqs, chunk=config.chunk, prefixes=config.prefixes,
     )  # fmt: skip
     names = config.served_model_name or (Path(name).name or name,)
     return State(llm, names, queue_size=config.queue, seconds=config.timeout)

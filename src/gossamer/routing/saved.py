@@ -72,6 +72,27 @@ def load_state(radial: Radial, path: str | os.PathLike[str]) -> None:
     assign(path, _routing(radial), tensors)
 
 
+def load_routed(model: Any, path: str | os.PathLike[str]) -> Radial:
+    """A model routed as a file says, which `save_state` wrote for one with the same settings.
+
+    Args:
+        model: a ...ForCausalLM of transformers.
+
+    Raises:
+        StateError: as `load_state`; or its policy is not one that `Radial` makes by itself.
+    """
+    record, _ = read(path, "router")
+    said = record["identity"]
+    if said["policy"] not in ("Jumps", "Hops"):
+        raise StateError(f"{path} holds a policy {said['policy']}; make the Radial with it, and use load_state")
+    radial = Radial(
+        model, said["mode"], said["kv"], units=said["kind"], adapter=said["adapter"],
+        hops=said["hops"] if said["mode"] == "free" else None,
+    ).eval()  # fmt: skip
+    load_state(radial, path)
+    return radial
+
+
 def _routing(radial: Radial) -> dict[str, Tensor]:
     tensors = {f"policy.{name}": value for name, value in radial.policy.state_dict().items()}
     if radial.adapters is not None:

@@ -8,19 +8,17 @@ whose tokens hop between few layers.
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy
 
 from gossamer.data.language import Language, windows
+from gossamer.routing.diagnosis import health
 from gossamer.routing.expert_choice import ExpertChoice
 from gossamer.routing.fixed import RandomSkip, Static
-from gossamer.routing.flops import Costs, Counter
 from gossamer.routing.lm import RadialConfig, RadialLM
 from gossamer.routing.policy import Policy
 from gossamer.routing.profiling import profile
@@ -150,17 +148,8 @@ METHODS: dict[str, Callable[[Run, float], Radial]] = {
 }  # fmt: skip
 
 
-@torch.no_grad()
 def measured(radial: Radial, batches: list[Tensor], layers: int) -> dict[str, float]:
-    """Loss on held-back text, and multiply-adds per token of those tokens as a share of `layers` whole layers."""
-    context = (batches[0].shape[1] + 1) / 2
-    counter = Counter(Costs.of_radial(radial, context=context))
-    total, tokens = 0.0, 0
-    for batch in batches:
-        logits = radial(batch).logits[:, :-1]
-        counter.add(radial.run)  # type: ignore[arg-type]
-        total += float(cross_entropy(logits.flatten(0, 1).float(), batch[:, 1:].flatten(), reduction="sum"))
-        tokens += batch[:, 1:].numel()
-    one = counter.costs.most / len(radial.stack.layers) if radial.hops == 1 else counter.costs.most / radial.hops
-    loss = total / tokens
-    return {"loss": loss, "share": counter.macs / counter.tokens / (one * layers), "perplexity": math.exp(loss)}
+    """Loss on held-back text, and what a token of it cost as a share of `layers` whole layers."""
+    said = health(radial, batches)
+    whole = radial.hops if radial.hops > 1 else len(radial.stack.layers)
+    return {"loss": said.loss, "share": said.cost * whole / layers}

@@ -17,7 +17,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy
 
 import gossamer as gs
 from gossamer.bench.attention.decoders import TOY, Decoder, llama, smollm2, transformers_here
@@ -26,8 +25,8 @@ from gossamer.bench.route.speed import STEPS as TOKENS
 from gossamer.bench.route.speed import Decoding
 from gossamer.bench.section import Row, Section, Settings, Table
 from gossamer.data.language import in_order, windows
+from gossamer.routing.diagnosis import health
 from gossamer.routing.fixed import EarlyExit, RandomSkip, Static
-from gossamer.routing.flops import Costs, Counter
 from gossamer.routing.policy import Policy
 from gossamer.routing.profiling import profile
 from gossamer.routing.radial import Radial
@@ -49,19 +48,6 @@ def tokens_of(decoder: Decoder, paths: list[Path], most: int) -> Tensor:
     if decoder.tokenizer is None:
         return torch.tensor(list(said.encode()), dtype=torch.int32)
     return torch.tensor(decoder.tokenizer.encode(said, add_special_tokens=False), dtype=torch.int32)
-
-
-@torch.no_grad()
-def foretold(radial: Radial, batches: list[Tensor]) -> tuple[float, float]:
-    """Perplexity, and multiply-adds per token as a share of the whole stack's."""
-    counter = Counter(Costs.of_radial(radial, context=(batches[0].shape[1] + 1) / 2))
-    total, count = 0.0, 0
-    for batch in batches:
-        logits = radial(batch).logits[:, :-1]
-        counter.add(radial.run)  # type: ignore[arg-type]
-        total += float(cross_entropy(logits.flatten(0, 1).float(), batch[:, 1:].flatten(), reduction="sum"))
-        count += batch[:, 1:].numel()
-    return math.exp(total / count), counter.macs / counter.tokens / counter.costs.most
 
 
 def rows(settings: Settings) -> Iterator[Row]:
@@ -115,10 +101,10 @@ def table_rows(
     calls |= {way: Decoding(radial, SparseCache(radial.geometry), context) for way, radial in found.items()}
     run = gs.measure.interleave(calls, baseline="transformers", reps=settings.reps, warmup=1, seconds=60).to_dict()
     for way, radial in found.items():
-        perplexity, share = foretold(radial, batches)
+        said = health(radial, batches)
         entry = next(each for each in run["rows"] if each["name"] == way)
         yield {
-            "model": name, "budget": budget, "way": way, "perplexity": perplexity, "share": share,
+            "model": name, "budget": budget, "way": way, "perplexity": math.exp(said.loss), "share": said.cost,
             "tokens_per_second": TOKENS / entry["median"], "over_transformers": entry["ratio"], **run,
         }  # fmt: skip
 

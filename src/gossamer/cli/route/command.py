@@ -1,6 +1,9 @@
 """`gossamer route COMMAND`: choose the command.
 
 gossamer route profile    what each layer contributes to the states of tokens
+gossamer route distill    teach a router which layers the tokens of a model need
+gossamer route train      a language model from scratch whose tokens choose their layers
+gossamer route eval       how well a model foretells text, routed and not, and what a token costs
 """
 
 from __future__ import annotations
@@ -10,6 +13,9 @@ from collections.abc import Sequence
 
 COMMANDS = {
     "profile": "measure what each layer contributes to the states of tokens: is there anything to skip?",
+    "distill": "teach a router which layers the tokens of a model need, on a budget",
+    "train": "make a language model from scratch whose tokens choose their layers",
+    "eval": "how well a model foretells text, routed and not, and what a token costs",
 }
 """Commands of a module of their name, which has their flags (a class of the same name) and `run`."""
 
@@ -24,6 +30,8 @@ Begin with what there is to gain:
 
   gossamer model smollm2                            # fetch a small model, once
   gossamer route profile smollm2 --html profile.html
+  gossamer route distill smollm2 --budget 0.9 --out router.safetensors
+  gossamer route eval smollm2 --router router.safetensors
 
 gossamer route COMMAND --help lists the flags of a command.
 """

@@ -1,0 +1,26 @@
+"""The language model that a command runs: as it is, or with a router for its layers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from gossamer.serving.llm import LLM
+from gossamer.serving.loading import load
+
+
+def language_model(name: str, router: Path | None, *, dtype: str | None, **settings: Any) -> LLM:
+    """An LLM by the name, folder or file of its model.
+
+    Args:
+        router: a file of `gossamer route distill`; None: every token runs every layer.
+
+    Raises:
+        What `LLM`, and `gossamer.routing.saved.load_routed`, raise; before anything runs.
+    """
+    if router is None:
+        return LLM(name, dtype=dtype, **settings)
+    from gossamer.routing.saved import load_routed
+
+    loaded = load(name, dtype=dtype)
+    return LLM(load_routed(loaded.model, router), tokenizer=loaded.tokenizer, **settings)

@@ -1,0 +1,87 @@
+"""`gossamer route train`: a language model from scratch whose tokens choose their layers."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from gossamer import files
+from gossamer.cli.flags import use_threads
+from gossamer.cli.route.distill import outcome
+from gossamer.data.language import library, windows
+from gossamer.extras import needed, no_progress_bars
+from gossamer.routing.lm import RadialConfig, RadialLM
+from gossamer.routing.saved import save_state
+from gossamer.routing.training import train
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Train:
+    """Train on the sources of Python's library; write a folder that `gossamer generate` and transformers read."""
+
+    out: Path = Path("radial-lm")
+    """The folder for the model, its tokenizer and its router."""
+    budget: float = 0.5
+    """Share of the multiply-adds of all hops that a token spends in the mean."""
+    mode: Literal["free", "skip", "sequential"] = "free"
+    """free: any layer is next, again if a token likes; skip: any later one; sequential: all."""
+    vocabulary: int = 2048
+    """Tokens of the byte-pair encoding that is learned first."""
+    width: int = 256
+    """Of the states."""
+    layers: int = 4
+    """That have weights of their own."""
+    hops: int = 8
+    """How often a token may choose one, in mode free."""
+    heads: int = 4
+    """Of attention."""
+    length: int = 128
+    """Tokens of a text."""
+    batch: int = 16
+    """Texts of a step."""
+    steps: int = 500
+    """Of training."""
+    lr: float = 2e-3
+    """Learning rate of the model; the router has 2.5 times as much."""
+    folder: Path | None = None
+    """Sources to learn from; those of this Python when not given."""
+    characters: int = 4_000_000
+    """Of text, at most."""
+    seed: int = 0
+    """Of weights and of what is read when."""
+    threads: int | None = None
+    """CPU threads; torch's own choice when not given."""
+    debug: bool = False
+    """Show the traceback of an error."""
+
+
+def run(config: Train) -> None:
+    """Train, write the folder, say how it went."""
+    use_threads(config.threads)
+    transformers = needed("transformers", "language models need transformers", "serving")
+    sizes = RadialConfig(
+        vocabulary=config.vocabulary, width=config.width, layers=config.layers, heads=config.heads,
+        hops=config.hops if config.mode == "free" else None, context=max(512, config.length),
+    )  # fmt: skip
+    model = RadialLM(sizes, config.mode, seed=config.seed)
+    files.check_target(config.out / "router.safetensors")
+    logger.info("reading sources and learning byte pairs")
+    text = library(config.vocabulary, most=config.characters, folder=config.folder)
+    config.out.mkdir(parents=True, exist_ok=True)
+    drawn = windows(text.train, length=config.length, batch=config.batch, steps=config.steps, seed=config.seed)
+    checkpoint = config.out / "training.run"
+    history = train(
+        model.train(), drawn, budget=None if config.mode == "sequential" else config.budget, steps=config.steps,
+        model_lr=config.lr, lr=2.5 * config.lr, seed=config.seed, checkpoint=checkpoint,
+    )  # fmt: skip
+    with no_progress_bars():
+        model.eval().model.save_pretrained(config.out)
+        transformers.PreTrainedTokenizerFast(tokenizer_object=text.tokenizer).save_pretrained(config.out)
+    save_state(model, config.out / "router.safetensors")
+    checkpoint.unlink(missing_ok=True)
+    print(outcome(history, None if config.mode == "sequential" else config.budget))
+    print(f"written: {config.out}; try: gossamer route eval {config.out}")

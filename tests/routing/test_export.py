@@ -106,6 +106,13 @@ def test_weights_that_go_are_not_copied_and_tied_ones_stay_tied() -> None:
     ]
 
 
+def test_one_module_that_is_several_layers() -> None:
+    block, x = Residual(4), torch.randn(3, 4)
+    smaller = gs.routing.drop(nn.Sequential(block, block, block), [1])
+    assert smaller[0] is smaller[1] and len(smaller) == 2
+    assert torch.equal(smaller(x), block(block(x)))
+
+
 def test_what_layers_are_by_their_number_cannot_be_dropped() -> None:
     config = transformers.GPT2Config(
         n_embd=16,

@@ -52,8 +52,9 @@ def drop(model: Model, layers: Iterable[int], *, stack: str | None = None) -> Mo
     """
     found = Stack.of(model, stack)
     kept = _kept(layers, len(found))
-    # A placeholder in the place of what is left out, so that deepcopy does not copy it.
-    memo: dict[int, Any] = {id(layer): nn.Identity() for at, layer in enumerate(found.layers) if at not in kept}
+    # Placeholders, so that deepcopy does not copy what is left out. One module may be several layers.
+    staying = {id(found.layers[at]) for at in kept}
+    memo: dict[int, Any] = {id(layer): nn.Identity() for layer in found.layers if id(layer) not in staying}
     smaller: Any = copy.deepcopy(found.model, memo)
     inner = smaller.get_submodule(found.place)
     before = list(inner)

@@ -9,7 +9,7 @@ import torch
 from serving_decoders import prompts, transformers
 
 from gossamer.routing import EarlyExit, Radial, RandomSkip
-from gossamer.serving import Engine, Sampling, Sparsity
+from gossamer.serving import Engine, Sampling, SparseCache, Sparsity
 from gossamer.serving.geometry import Geometry
 from gossamer.serving.store import bytes_of_page
 
@@ -105,6 +105,26 @@ def test_an_engine_has_the_slots_of_its_model():
     engine, requests = Engine(radial, end=[], max_length=100), prompts(50, 9)
     assert len(engine.store.pools) == 16
     assert run(engine, requests) == run(Engine(radial.model, end=[]), requests)  # a new router is the network in order
+
+
+def test_a_cache_says_that_a_pass_ended_in_its_middle(monkeypatch):
+    """Slots that lack tokens would look as if these had skipped them."""
+    radial, ids = Radial(decoder(), policy=RandomSkip(4, 64, rate=0.5, seed=3)).eval(), torch.tensor(prompts(20))
+    cache, expected = SparseCache(radial.config), radial.generate(ids, max_new_tokens=5, do_sample=False)
+    with torch.no_grad(), pytest.raises(ValueError, match="mask"):
+        radial(ids, attention_mask=torch.ones(1, 19), past_key_values=cache)  # nothing has begun
+
+    def stopped(*args):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(radial.model.model.layers[2].mlp, "forward", stopped)
+        with torch.no_grad(), pytest.raises(KeyboardInterrupt):
+            radial(ids, past_key_values=cache)
+    with torch.no_grad(), pytest.raises(RuntimeError, match=r"the last one ended in its middle: reset\(\) the cache"):
+        radial(ids, past_key_values=cache)
+    cache.reset()
+    assert torch.equal(radial.generate(ids, past_key_values=cache, max_new_tokens=5, do_sample=False), expected)
 
 
 def test_layers_with_a_window_refuse_to_be_skipped():

@@ -89,6 +89,9 @@ class Pass(ABC):
         count = self.results[at]
         return None if count is None else (None,) * count
 
+    def failed(self) -> None:  # noqa: B027 - a pass without a cache leaves nothing behind
+        """The pass ended in its middle."""
+
     def skipped(self, at: int, states: Tensor) -> Tensor:
         """What a token adds to its state where it skips a unit that has an adapter."""
         assert self.adapters is not None

@@ -39,6 +39,10 @@ class PagedPass(Pass):
         self.keys.begin(routed)
         return Tokens(routed.text, routed.position, routed.texts, routed.decoding, routed.memory)
 
+    def failed(self) -> None:
+        if self.run is not None and len(self.run.ran) < len(self.units) and not self.run.walk.finished:
+            self.cache.spoil()
+
     def real(self, states: Tensor) -> Tensor:
         flat = states.reshape(-1, states.shape[2])
         return flat if self.places is None else flat[self.places]

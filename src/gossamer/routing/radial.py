@@ -186,6 +186,9 @@ class Radial(nn.Module):
                     unit.module.forward = _passed_by
                 once[0].module.forward = partial(self._hop, one, forwards)
             yield
+        except BaseException:
+            one.failed()
+            raise
         finally:
             for unit, forward in zip(once, before, strict=True):
                 if forward is None:

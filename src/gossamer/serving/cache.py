@@ -67,6 +67,7 @@ class SparseCache(PagedCache):
         self.rows: list[Request] = []
         self.columns = 0  # tokens of each row, with padding
         self.passes = 0
+        self.spoiled = False
         self.fresh = 0  # new tokens of each row in the present pass
         self.step: Step | None = None
         self.places: Tensor | None = None
@@ -101,8 +102,13 @@ class SparseCache(PagedCache):
             raise ValueError(f"layer {layer.index} got {keys.shape[2]} new tokens, the layers before it {self.fresh}")
         layer.passes = self.passes
 
+    def spoil(self) -> None:
+        self.spoiled = True
+
     def _begin(self, who: str, batch: int, new: int, device: torch.device | str, dtype: torch.dtype) -> None:
         """A pass of `new` tokens of each row."""
+        if self.spoiled:
+            raise RuntimeError(f"{who} began a new pass, and the last one ended in its middle: reset() the cache")
         behind = [each.index for each in self.stack if each.passes != self.passes]
         if behind:
             raise RuntimeError(f"{who} began a new pass and layer {behind[0]} is not through the last")

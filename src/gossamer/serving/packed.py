@@ -32,6 +32,9 @@ class PackedCache(PagedCache):
         if self._step is None or (keys.shape[0], keys.shape[2]) != (1, self._step.tokens):
             raise ValueError(f"keys must be of one row with the tokens of the step, got {list(keys.shape)}")
 
+    def spoil(self) -> None:
+        """Nothing: who had a part in the pass starts again."""
+
     def columns_before(self, layer: PagedLayer) -> int:
         return 0  # places of tokens are always given, and there is no padding
 

@@ -109,6 +109,10 @@ class PagedCache(Cache):
             None: all of them in order.
         """
 
+    @abstractmethod
+    def spoil(self) -> None:
+        """A routed pass ended in its middle: which tokens skipped slots, and which came to none, cannot be told."""
+
     @property
     @abstractmethod
     def pages(self) -> Store:

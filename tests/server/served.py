@@ -56,9 +56,8 @@ class Served:
         self._bound = socket.create_server(("127.0.0.1", 0))
         self.port = self._bound.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}"
-        config = uvicorn.Config(
-            application(self.state, limits), log_level="error", lifespan="off", timeout_graceful_shutdown=2
-        )
+        self.app = application(self.state, limits)
+        config = uvicorn.Config(self.app, log_level="error", lifespan="off", timeout_graceful_shutdown=2)
         self._server = uvicorn.Server(config)
         self._server.capture_signals = contextlib.nullcontext
         self._thread = threading.Thread(target=lambda: asyncio.run(self._server.serve(sockets=[self._bound])))

@@ -88,6 +88,13 @@ def run(config: Serve) -> None:
     for name in ("starlette", "pydantic", "prometheus_client"):
         needed(name, f"gossamer serve needs {name}", "server")
     use_threads(config.threads)
+    for name, value, holds, expected in (
+        ("queue", config.queue, config.queue >= 1, "at least 1"),
+        ("drain", config.drain, config.drain >= 0, "at least 0 seconds"),
+        ("timeout", config.timeout, config.timeout is None or config.timeout > 0, "above 0 seconds"),
+    ):
+        if not holds:
+            raise ValueError(f"--{name} must be {expected}, got {value:g}")
     key = _key(config)
     bound = _bound(config.host, config.port)  # before a model is read: a port in use is said at once
     state = _state(config)

@@ -73,7 +73,7 @@ class ChatAnswer:
         choices = []
         for at, text in enumerate(texts):
             said, calls, finish = self._read(text)
-            message: dict[str, Any] = {"role": "assistant", "content": said, "refusal": None}
+            message: dict[str, Any] = {"role": "assistant", "content": said, "refusal": None, "annotations": []}
             if calls:
                 message["tool_calls"] = [_call(call) for call in calls]
             logprobs = chat_logprobs(text.choices, self.state.spell) if self.request.logprobs else None

@@ -24,7 +24,7 @@ class Stack(nn.Module):
         same = tokens.text.unsqueeze(1) == tokens.text.unsqueeze(0)
         before = same & (tokens.position.unsqueeze(1) >= tokens.position.unsqueeze(0))
         mean = before.to(h.dtype) @ h / before.sum(1, keepdim=True)
-        return (h + mean).matmul(self.weights[unit]).tanh()
+        return (h + mean).matmul(self.weights[unit % len(self.weights)]).tanh()
 
 
 @dataclass

@@ -10,7 +10,19 @@ import torch
 from naive_routes import UNITS, WIDTH, Stack, run
 from torch import Tensor
 
-from gossamer.routing import EarlyExit, ExpertChoice, Jumps, PerText, PerUnit, Policy, RandomSkip, Static, Tokens
+from gossamer.routing import (
+    EarlyExit,
+    ExpertChoice,
+    Hops,
+    Jumps,
+    PerText,
+    PerUnit,
+    Policy,
+    RandomSkip,
+    Recursions,
+    Static,
+    Tokens,
+)
 
 
 @dataclass(frozen=True)
@@ -35,6 +47,8 @@ CASES = {
     "confidence": Case(lambda: EarlyExit(UNITS, WIDTH, 4, threshold=0.1, measure=_gap, first=2), learns=False),
     "expert choice": Case(lambda: ExpertChoice(UNITS, WIDTH, 0.4)),
     "best k": Case(lambda: ExpertChoice(UNITS, WIDTH, 0.4, causal=False), causal=False),
+    "hops": Case(lambda: Hops(3, 3, WIDTH)),
+    "recursions": Case(lambda: Recursions(3, WIDTH, (0.9, 0.6, 0.3))),
     "per text": Case(lambda: PerText(UNITS, WIDTH), causal=False),
     "per unit": Case(lambda: PerUnit(UNITS, WIDTH, [1, 0.5, 0.5, 0.9, 0.3])),
 }  # fmt: skip

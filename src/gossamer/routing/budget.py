@@ -61,10 +61,15 @@ class Budget:
         done = min(1.0, self.step / self.warmup) if self.warmup else 1.0
         return 1 + (self.target - 1) * done
 
-    def loss(self, cost: Tensor) -> Tensor:
-        """What is added to the loss of a step that cost this share."""
+    def loss(self, cost: Tensor, *, hard: bool = False) -> Tensor:
+        """What is added to the loss of a step that cost this share.
+
+        Args:
+            hard: the cost is that of decisions. It differs from batch to batch, and a stiff square would follow that: a
+                tenth of it is taken.
+        """
         over = cost - self.now
-        return self.price * over + self.stiffness / 2 * over.square()
+        return self.price * over + self.stiffness * (0.1 if hard else 1.0) / 2 * over.square()
 
     def update(self, cost: float) -> None:
         """After the step: follow what it cost."""

@@ -26,6 +26,8 @@ from gossamer.schedule import Schedule
 Trained = Literal["router", "all"]
 _RISE = 0.05  # share of the steps over which learning rates rise; they fall to a tenth at the end
 _LEAST = 0.1
+_LAST = 0.3
+"""What decisions learn from is rougher than what soft routes do: learning rates are that much smaller."""
 _CLIP = 1.0
 
 
@@ -64,7 +66,8 @@ class Settings:
     def rate(self, step: int) -> float:
         """What learning rates are multiplied by."""
         rise = max(1, round(_RISE * self.steps))
-        return min((step + 1) / rise, Schedule("cosine", 1.0, _LEAST)(step / self.steps))
+        last = _LAST if step >= self.soft_steps else 1.0
+        return last * min((step + 1) / rise, Schedule("cosine", 1.0, _LEAST)(step / self.steps))
 
 
 @dataclass(eq=False)
@@ -161,7 +164,7 @@ class Fit:
             terms = settings.objective.terms(out, aim, batch, self._walk(), self.step / settings.steps)
             cost, depth = self._cost()
             if self.budget is not None and cost is not None:
-                terms["budget"] = self.budget.loss(cost)
+                terms["budget"] = self.budget.loss(cost, hard=policy.phase == "hard")
             loss = torch.stack([term.float() for term in terms.values()]).sum()
         record = {
             "step": self.step + 1.0, "loss": float(loss.detach()), "depth": depth, "temperature": policy.temperature,

@@ -34,7 +34,7 @@ from gossamer.routing.settling import settle
 def distill(
     radial: Radial, teacher: Any, data: Iterable[Batch], *, budget: float | None, steps: int | None = None,
     lr: float = 1e-3, model_lr: float = 1e-4, train: Trained = "router", objective: Objective | None = None,
-    hard: float = 0.2, coldest: float = 0.3, seed: int = 0, optimizer: torch.optim.Optimizer | None = None,
+    hard: float = 0.2, coldest: float = 0.1, seed: int = 0, optimizer: torch.optim.Optimizer | None = None,
     checkpoint: str | os.PathLike[str] | None = None, every: int = 100, progress: bool | None = None,
     on_step: Callable[[History], None] | None = None,
 ) -> History:  # fmt: skip
@@ -52,8 +52,8 @@ def distill(
             the steps and fall to a tenth.
         train: "router": the policy and adapters; "all": every parameter that requires gradients.
         objective: weights of the parts of the loss.
-        hard: the share of the steps at the end in which routes are decisions. coldest: the temperature before that; it
-            begins at 1.
+        hard: the share of the steps at the end in which routes are decisions, and learning rates 0.3 of what they would
+            be. coldest: the temperature before that; it begins at 1, and what is soft at the end is lost.
         seed: of what steps draw at random.
         optimizer: of some of the parameters that are trained; its learning rates are scaled. None: AdamW.
         checkpoint: a file that is written each `every` steps, at the end, and when Ctrl-C ends the run after a step. If
@@ -94,7 +94,7 @@ def distill(
 def train(
     radial: Radial, data: Iterable[Batch], *, budget: float | None, steps: int | None = None, lr: float = 1e-3,
     model_lr: float = 1e-3, train: Trained = "all", objective: Objective | None = None, hard: float = 0.2,
-    coldest: float = 0.3, seed: int = 0, optimizer: torch.optim.Optimizer | None = None,
+    coldest: float = 0.1, seed: int = 0, optimizer: torch.optim.Optimizer | None = None,
     checkpoint: str | os.PathLike[str] | None = None, every: int = 100, progress: bool | None = None,
     on_step: Callable[[History], None] | None = None,
 ) -> History:  # fmt: skip

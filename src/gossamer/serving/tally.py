@@ -16,7 +16,8 @@ class Tally:
     """Counts since it was made. A key counts once for each key head that reads it, for each token.
 
     Attributes:
-        decode_keys, decode_read: keys before the tokens that were decoded, and those of them that were read.
+        decode_keys, decode_read: keys before the tokens that were decoded, in the layers that these ran, and those of
+            them that were read.
         prefill_keys, prefill_read: the same for prompts.
         scored: pages of which a score was computed. chosen: times that a request chose pages, in one layer.
         sparse_steps: times that a layer decoded with less than all pages, for one request.

@@ -62,10 +62,12 @@ def test_llm_comply(smollm2, form):
     with Served(smollm2, llm={"max_length": 512, "max_requests": 8, "chunk": 256}) as server:
         main = "import sys; from llm_comply.cli import main; sys.exit(main())"
         flags = ["-u", f"{server.url}/v1", "-k", "none", "-m", NAME, "--format", form, "--json", "--timeout", "300"]
+        flags += ["--ignore", "got 'incomplete'"]  # a drawn text that fills all the room there is
         done = subprocess.run(
             [sys.executable, "-c", main, *flags], capture_output=True, text=True, timeout=1500, check=False
         )
     results = json.loads(done.stdout)["results"]
     failed = {each["id"]: str(each["errors"]) for each in results if each["status"] == "failed"}
-    assert set(failed) == {"image-input"} and "HTTP 400" in failed["image-input"], done.stdout
+    (image,) = failed
+    assert image.endswith("image-input") and "HTTP 400" in failed[image], done.stdout
     assert sum(each["status"] == "passed" for each in results) >= 7

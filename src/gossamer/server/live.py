@@ -26,6 +26,7 @@ def picture(state: State) -> dict[str, Any]:
     return {
         "model": state.names[0], "page": engine.store.sparsity.page, "pages": pages, "layers": layers,
         "waiting": len(engine.waiting), "running": len(engine.running), "read": str(tally),
+        "kept": len(engine.prefixes.known),
         "token_budget": engine.sparsity.token_budget, "requests": [_request(state, each) for each in shown],
     }  # fmt: skip
 

@@ -136,3 +136,19 @@ def test_layers_with_a_window_refuse_to_be_skipped():
         engine.step()
     engine.stop(job)
     assert not engine.busy and all(pages.free == pages.count for pages in engine.store.pages.values())
+
+
+@pytest.mark.parametrize("name", ["random, late keys", "jumps"])
+def test_beams_have_the_probabilities_of_their_texts(name):
+    """Rows that a beam search copies and drops, with all that their slots hold and their policies remember."""
+    radial, (prompt,) = MODELS[name]().eval(), prompts(70)
+    made = radial.generate(
+        torch.tensor([prompt]), max_new_tokens=24, num_beams=4, num_return_sequences=4, do_sample=False,
+        output_scores=True, return_dict_in_generate=True,
+    )  # fmt: skip
+    assert len(made.beam_indices.unique()) == 4
+    with torch.no_grad():
+        logs = radial(made.sequences).logits.log_softmax(-1)[:, len(prompt) - 1 : -1]
+    expected = logs.gather(2, made.sequences[:, len(prompt) :, None])[:, :, 0]
+    found = radial.model.compute_transition_scores(made.sequences, made.scores, made.beam_indices)
+    torch.testing.assert_close(found, expected, atol=1e-3, rtol=1e-3)

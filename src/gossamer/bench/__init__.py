@@ -26,6 +26,7 @@ SUITES = {
     "detect": "finding the nonzero tiles of a dense tensor, against reading it once",
     "matmul": "block-sparse products, products with run-time zeros, experts, sparse training steps",
     "route": "tokens that skip layers: time beside FLOPs, what choosing costs, what it does to a model",
+    "serve": "clients of a server over HTTP: how long they wait and what all get, dense, sparse, beside another server",
     "xmc": "classifiers over many labels: steps and memory of the head, beside dense ones",
 }
 

@@ -15,7 +15,9 @@ from gossamer import bench
 class Bench(bench.Settings):
     """Time ours and every baseline interleaved in one process, with an A/A control."""
 
-    suite: Annotated[Literal["attention", "compact", "conv", "detect", "matmul", "route", "xmc"], tyro.conf.Positional]
+    suite: Annotated[
+        Literal["attention", "compact", "conv", "detect", "matmul", "route", "serve", "xmc"], tyro.conf.Positional
+    ]
     """Which suite to run."""
     json: Path | None = None
     """Write the result here; with --only, the file's other sections are kept."""

@@ -75,7 +75,7 @@ def document(models: Sequence[str]) -> dict[str, Any]:
         body = {"application/json": {"schema": {"$ref": f"#/components/schemas/{request.__name__}"}}}
         answers = _answers(_OWN | _EVERY, {"application/json": {"schema": ANSWERS[path]}})
         if "stream" in request.model_fields:
-            answers["200"]["content"]["text/event-stream"] = {"schema": _STRING}
+            answers["200"]["content"]["text/event-stream"] = {}
         paths[path] = {"post": {"requestBody": {"required": True, "content": body}, "responses": answers}}
     for path in ("/v1/models", "/v1/models/{name}", "/live", "/openapi.json", *_TEXTS):
         kind = {_TEXTS[path]: {}} if path in _TEXTS else {"application/json": {"schema": ANSWERS[path]}}

@@ -1,0 +1,1 @@
+"""Servers of language models over HTTP: how long clients wait, and how much all of them get."""

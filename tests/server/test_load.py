@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -15,9 +16,8 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 
 
 def test_what_the_load_generator_counts_is_what_was_made(server):
-    load = Load(
-        server.port, NAME, clients=3, requests=5, new=6, prompt=lambda number: f"cat {number}", more={"ignore_eos": True}
-    )  # fmt: skip
+    more = {"ignore_eos": True}
+    load = Load(server.port, NAME, clients=3, requests=5, new=6, prompt=lambda number: f"cat {number}", more=more)
     load()
     load()
     assert load.tokens == [30, 30] and len(load.answered) == 10
@@ -77,10 +77,8 @@ class Client:
         body = {**self.fields(), "max_completion_tokens": 400, "ignore_eos": True, "stream": self.draw.random() < 0.5}
         with self.server.begin("/v1/chat/completions", body) as connection:
             connection.settimeout(self.draw.choice([0.01, 0.2]))
-            try:
+            with contextlib.suppress(TimeoutError):
                 connection.recv(100)
-            except TimeoutError:
-                pass
 
     def wrong(self) -> None:
         reply = self.server.ask("/v1/chat/completions", {**self.fields(), **self.draw.choice([{"n": 0}, {"wings": 1}])})

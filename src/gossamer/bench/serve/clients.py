@@ -76,7 +76,7 @@ def rows(settings: Settings) -> Iterator[Row]:
                     new=new,
                     prompt=prompt(words),
                     more={} if each == OTHER else {"ignore_eos": True},
-                )  # fmt: skip
+                )
                 for each, port in ports.items()
             }
             run = gs.measure.interleave(loads, baseline=DENSE, reps=settings.reps, warmup=1, seconds=240)

@@ -25,7 +25,7 @@ def radial(policy: Any) -> Radial:
         vocab_size=40, hidden_size=WIDTH, intermediate_size=48, num_hidden_layers=UNITS, num_attention_heads=2,
         initializer_range=0.2,
     )  # fmt: skip
-    return Radial(LlamaForCausalLM(config), policy=policy)
+    return Radial(LlamaForCausalLM(config), policy=policy, sink=0)
 
 
 def batches() -> list[dict[str, torch.Tensor]]:

@@ -54,7 +54,7 @@ def test_stacks_without_a_config() -> None:
 @pytest.mark.parametrize("kv", ["sparse", "project", "propagate"])
 def test_counts_are_those_of_a_loop_over_tokens(kv: str) -> None:
     model = decoder("llama")
-    radial = Radial(model, kv=kv, adapter=2, policy=RandomSkip(len(Stack.of(model)), 64, 0.5)).eval()
+    radial = Radial(model, kv=kv, adapter=2, policy=RandomSkip(len(Stack.of(model)), 64, 0.5), sink=0).eval()
     counter = Counter(Costs.of_radial(radial, LENGTH))
     prompt = torch.randint(5, 50, (2, LENGTH))
     macs, costs, kept = 0, counter.costs, [[0, 0] for _ in radial.units]
@@ -84,7 +84,7 @@ def test_what_is_expected_is_what_is_counted() -> None:
     model = decoder("llama")
     units = len(Stack.of(model))
     for policy in (Static(units, 64, [0]), EarlyExit(units, 64, 1), Jumps(units, 64)):
-        radial = Radial(model, policy=policy).eval()
+        radial = Radial(model, policy=policy, sink=0).eval()
         with torch.no_grad():
             radial(torch.randint(5, 50, (3, LENGTH)))
         counter = Counter(Costs.of_radial(radial, (LENGTH + 1) / 2))

@@ -58,7 +58,8 @@ def runs_of(radial: Radial, texts: list[Tensor]) -> Tensor:
     h = radial.get_input_embeddings()(torch.cat(texts)).detach()
     walk = radial.policy.begin(h, tokens)
     rows = [walk.enter(unit, h).rows for unit in range(radial.policy.units)]
-    return torch.stack([torch.ones(len(tokens), dtype=torch.bool) if row is None else row for row in rows])
+    whole = torch.ones(len(tokens), dtype=torch.bool)
+    return torch.stack([whole if row is None else row | (tokens.position < radial.sink) for row in rows])
 
 
 @pytest.mark.parametrize("units", ["block", "branch"])
@@ -89,6 +90,22 @@ def test_pages_give_the_bits_of_the_base_model_on_pages(kv: str) -> None:
         for part in tokens.split([66, 1, 1, 2], 1):
             expected = model(part, past_key_values=one).logits
             assert torch.equal(radial(part, past_key_values=other).logits, expected)
+
+
+def test_first_tokens_run_everything() -> None:
+    radial = Radial(made(), policy=Static(4, 64, keep=[0]), sink=2).eval()
+    tokens, mask = ids(2, 6), torch.ones(2, 6, dtype=torch.int64)
+    mask[1, :3] = 0  # padding on the left is no token
+    for grad in (torch.no_grad(), torch.enable_grad()):
+        with grad:
+            radial(tokens, attention_mask=mask)
+        assert radial.run.ran == [9, 4, 4, 4]
+    cache = SparseCache(radial.geometry)
+    with torch.no_grad():
+        for part in tokens[:1].split([1, 2, 3], 1):
+            radial(part, past_key_values=cache)
+    assert radial.run.ran == [3, 0, 0, 0]
+    assert Radial(made(), "free", sink=3).sink == 0
 
 
 @pytest.mark.parametrize("kv", ["sparse", "project", "propagate"])
@@ -154,7 +171,7 @@ def test_windows_that_count_places_refuse_layers_that_lack_tokens() -> None:
 
 def test_layers_left_out_are_left_out() -> None:
     model = made()
-    radial = Radial(model, policy=Static(4, 64, keep=[0, 3])).eval()
+    radial = Radial(model, policy=Static(4, 64, keep=[0, 3]), sink=0).eval()
     shallow = copy.deepcopy(model)
     del shallow.model.layers[1:3]
     shallow.config.num_hidden_layers = 2
@@ -260,6 +277,7 @@ def test_hops_with_reuse_are_alike_in_training_prompts_and_decoding(policy: Poli
         ({"kv": "none"}, "kv must be one of sparse, project, propagate, got 'none'"),
         ({"units": "head"}, "units must be one of block, branch, got 'head'"),
         ({"adapter": -1}, "adapter must be a rank of at least 0, got -1"),
+        ({"sink": -1}, "sink must be a number of tokens of at least 0, got -1"),
         ({"hops": 2}, 'hops=2 is for mode="free"'),
         ({"policy": Static(3, 64, keep=[0])}, "policy decides about 3 units of width 64, expected 4 of width 64"),
     ],

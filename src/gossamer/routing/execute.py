@@ -48,12 +48,15 @@ class Pass(ABC):
         units: those of the stack. policy: who decides.
         results: for each unit how many things its module returns, of which states are the first; None: states alone.
         adapters: for each unit what a token gets that skips it; None: nothing.
+        sink: so many tokens at the beginning of each text run every unit, whatever the policy says.
     """
 
     def __init__(
-        self, units: Sequence[Unit], policy: Policy, results: Sequence[int | None], adapters: nn.ModuleList | None
-    ) -> None:
-        self.units, self.policy, self.results, self.adapters = units, policy, results, adapters
+        self, units: Sequence[Unit], policy: Policy, results: Sequence[int | None], adapters: nn.ModuleList | None,
+        sink: int,
+    ) -> None:  # fmt: skip
+        self.units, self.policy, self.results, self.adapters, self.sink = units, policy, results, adapters, sink
+        self.first: Tensor | None = None
         self.run: Run | None = None
 
     def __call__(self, at: int, forward: Callable[..., Any], *args: Any, **keywords: Any) -> Any:
@@ -61,16 +64,25 @@ class Pass(ABC):
         call = Call.of(args, keywords, type(self.units[at].module).__name__)
         if at == 0:
             tokens = self.begin(call)
+            first = tokens.position < self.sink
+            self.first = first if self.sink and bool(first.any()) else None
             self.run = Run(tokens, self.policy.begin(self.real(call.states), tokens))
         run = self.run
         if run is None or len(run.ran) != at:
             done = "none" if run is None else f"{len(run.ran)}"
             raise RuntimeError(f"unit {at} was called when {done} of the units before it had run in this pass")
-        choice = run.walk.enter(at, self.real(call.states))
+        choice = self._with_first(run.walk.enter(at, self.real(call.states)))
         run.rows.append(choice.rows)
         out, states = self.work(at, forward, call, choice)
         run.walk.leave(at, self.real(states))
         return out
+
+    def _with_first(self, choice: Choice) -> Choice:
+        """A choice by which the first tokens run the unit."""
+        if self.first is None or (choice.rows is None and choice.weight is None):
+            return choice
+        rows = None if choice.rows is None else choice.rows | self.first
+        return Choice(rows, None if choice.weight is None else choice.weight.masked_fill(self.first, 1.0))
 
     @abstractmethod
     def begin(self, call: Call) -> Tokens:
@@ -113,10 +125,10 @@ class DensePass(Pass):
     """
 
     def __init__(
-        self, units: Sequence[Unit], policy: Policy, results: Sequence[int | None], adapters: nn.ModuleList | None, *,
-        sparse: bool, pad: Tensor | None,
+        self, units: Sequence[Unit], policy: Policy, results: Sequence[int | None], adapters: nn.ModuleList | None,
+        sink: int, *, sparse: bool, pad: Tensor | None,
     ) -> None:  # fmt: skip
-        super().__init__(units, policy, results, adapters)
+        super().__init__(units, policy, results, adapters, sink)
         self.sparse = sparse
         self.seen = None if pad is None or bool(pad.all()) else pad.bool()
 

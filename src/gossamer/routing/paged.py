@@ -25,10 +25,10 @@ class PagedPass(Pass):
     """
 
     def __init__(
-        self, units: Sequence[Unit], policy: Policy, results: Sequence[int | None], adapters: nn.ModuleList | None, *,
-        keys: Keys, cache: PagedCache,
+        self, units: Sequence[Unit], policy: Policy, results: Sequence[int | None], adapters: nn.ModuleList | None,
+        sink: int, *, keys: Keys, cache: PagedCache,
     ) -> None:  # fmt: skip
-        super().__init__(units, policy, results, adapters)
+        super().__init__(units, policy, results, adapters, sink)
         self.keys, self.cache = keys, cache
         self.places: Tensor | None = None
 

@@ -52,6 +52,9 @@ class Radial(nn.Module):
         units: "block": a layer is run or skipped whole; "branch": its attention and its MLP each.
         policy: who decides; None: a router of `mode`.
         adapter: rank of what a token gets from a layer that it skips, W2 gelu(W1 h); 0: nothing.
+        sink: so many tokens at the beginning of each text run every layer, at no cost that counts: many models keep in
+            the state of the first token what all others look at, and layers seem idle that only made it. 0 where tokens
+            hop freely.
         hops: how often the layers are offered: a token runs so many of them at most in mode "free", each again if it
             likes; None: as many as there are layers in mode "free", else 1.
         joint: the texts that generate together choose together, so that a batch skips weights too.
@@ -78,8 +81,8 @@ class Radial(nn.Module):
 
     def __init__(
         self, model: Any, mode: Mode = "skip", kv: KeyPolicy = "sparse", *, units: Literal["block", "branch"] = "block",
-        policy: Policy | None = None, adapter: int = 0, hops: int | None = None,
-        joint: bool = False,
+        policy: Policy | None = None, adapter: int = 0, sink: int = 1,
+        hops: int | None = None, joint: bool = False,
     ) -> None:  # fmt: skip
         super().__init__()
         for name, value, known in (
@@ -89,6 +92,8 @@ class Radial(nn.Module):
                 raise ValueError(f"{name} must be one of {', '.join(known)}, got {value!r}")
         if isinstance(adapter, bool) or not isinstance(adapter, int) or adapter < 0:
             raise ValueError(f"adapter must be a rank of at least 0, got {adapter!r}")
+        if isinstance(sink, bool) or not isinstance(sink, int) or sink < 0:
+            raise ValueError(f"sink must be a number of tokens of at least 0, got {sink!r}")
         if isinstance(model, Radial):
             raise ValueError("model is routed already; give the model in it, radial.model")
         if not isinstance(model, nn.Module) or not hasattr(model, "config"):
@@ -99,6 +104,7 @@ class Radial(nn.Module):
         once: list[Unit] = stack.units(units)
         self.hops = _hops(hops, mode, units, len(stack.layers))
         self.units = once * self.hops
+        self.sink = 0 if self.hops > 1 else sink
         self.slots = list(range(len(self.units))) if self.hops > 1 else [unit.layer for unit in once]
         self.geometry = Geometry.of(model.config).repeated(self.hops)
         self._attending = hooks.Attending(model)
@@ -139,8 +145,9 @@ class Radial(nn.Module):
             if past_key_values is not None or use_cache:
                 raise ValueError("past_key_values is for inference: call under torch.no_grad()")
             dense = DensePass(
-                self.units, self.policy, self._results, self.adapters, sparse=self.kv == "sparse", pad=attention_mask
-            )
+                self.units, self.policy, self._results, self.adapters, self.sink, sparse=self.kv == "sparse",
+                pad=attention_mask,
+            )  # fmt: skip
             with self._running(dense):
                 return self.model(**given, use_cache=False)
         cache = self._cache(past_key_values)
@@ -169,7 +176,7 @@ class Radial(nn.Module):
 
     def _paged(self, cache: PagedCache) -> PagedPass:
         keys = Keys(self.kv, self.units, self.slots)
-        return PagedPass(self.units, self.policy, self._results, self.adapters, keys=keys, cache=cache)
+        return PagedPass(self.units, self.policy, self._results, self.adapters, self.sink, keys=keys, cache=cache)
 
     @contextmanager
     def _running(self, one: Pass) -> Iterator[None]:

@@ -46,6 +46,7 @@ def identity(radial: Radial) -> dict[str, Any]:
         "mode": radial.mode,
         "kv": radial.kv,
         "hops": radial.hops,
+        "sink": radial.sink,
         "policy": type(radial.policy).__name__,
         "adapter": 0 if adapters is None else int(next(adapters.parameters()).shape[0]),
     }
@@ -87,7 +88,7 @@ def load_routed(model: Any, path: str | os.PathLike[str]) -> Radial:
         raise StateError(f"{path} holds a policy {said['policy']}; make the Radial with it, and use load_state")
     radial = Radial(
         model, said["mode"], said["kv"], units=said["kind"], adapter=said["adapter"],
-        hops=said["hops"] if said["mode"] == "free" else None,
+        sink=said["sink"], hops=said["hops"] if said["mode"] == "free" else None,
     ).eval()  # fmt: skip
     load_state(radial, path)
     return radial

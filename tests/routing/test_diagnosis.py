@@ -41,8 +41,9 @@ def batches() -> list[dict[str, torch.Tensor]]:
 def test_routes_are_counted() -> None:
     model = radial(RandomSkip(UNITS, WIDTH, [0.0, 0.5, 0.2, 0.6]))
     model.train()
+    model.policy.temperature = 0.3
     found = health(model, batches())
-    assert model.training and model.model.training
+    assert model.training and model.model.training and (model.policy.phase, model.policy.temperature) == ("hard", 0.3)
     routes: dict[str, int] = {}
     depths, losses, at = [], [], 0
     model.eval()

@@ -83,8 +83,11 @@ def test_what_is_expected_is_what_is_counted() -> None:
     """Independent routes, a whole prompt: the mean of a router's shares says what its passes cost."""
     model = decoder("llama")
     units = len(Stack.of(model))
-    for policy in (Static(units, 64, [0]), EarlyExit(units, 64, 1), Jumps(units, 64)):
-        radial = Radial(model, policy=policy, sink=0).eval()
+    for policy, more in (
+        (Static(units, 64, [0]), {}), (Static(units, 64, [0]), {"kv": "project", "adapter": 3}),
+        (EarlyExit(units, 64, 1), {}), (Jumps(units, 64), {}),
+    ):  # fmt: skip
+        radial = Radial(model, policy=policy, sink=0, **more).eval()
         with torch.no_grad():
             radial(torch.randint(5, 50, (3, LENGTH)))
         counter = Counter(Costs.of_radial(radial, (LENGTH + 1) / 2))
@@ -112,6 +115,21 @@ def test_a_budget_is_reached(wanted: float, start: float, rate: float) -> None:
         costs.append(float(shares.detach().mean()))
     assert sum(costs[-100:]) / 100 == pytest.approx(0.6, abs=0.012) and (budget.price > 0) == (wanted > 0)
     assert logits.argsort().tolist() == use.argsort().tolist()
+
+
+def test_the_price_waits_while_the_cost_is_on_its_way() -> None:
+    budget, prices = Budget(0.5, rate=2), []
+    for cost in (0.9, 0.8, 0.7, 0.71, 0.72, 0.4):
+        budget.update(cost)
+        prices.append(round(budget.price, 9))
+    # 0.05 off at most. The mean falls with all that follow: down to the budget that is the way, below it is not.
+    assert prices == [0.1] * 5 + [0.0]
+    for cost in (0.95, 0.52, 0.52):
+        budget.update(cost)
+    assert budget.price == pytest.approx(0.1) and budget.mean == pytest.approx(0.756959101)
+    under = Budget(0.5, rate=2)
+    under.update(0.49)
+    assert under.price == pytest.approx(-0.02)
 
 
 @pytest.mark.parametrize("target", [0, 1.01, -1, float("nan"), True, "0.5"])

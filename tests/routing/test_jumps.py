@@ -133,6 +133,18 @@ def test_joint_routes_are_those_of_the_mean() -> None:
     assert mixed.walk.decisions > together.walk.decisions
 
 
+def test_a_mean_of_hops_falls_between_two_embeddings() -> None:
+    router = trained(Jumps(UNITS, WIDTH)).router
+    h = states(3)
+    for mean, low, share in ((0.0, 0, 0.0), (1.25, 1, 0.25), (float(UNITS), UNITS, 0.0)):
+        z = router(h, 2, torch.full((3,), mean, dtype=torch.float64))
+        blend = router.step[low] * (1 - share) + router.step[min(low + 1, UNITS)] * share
+        plain = trained(Jumps(UNITS, WIDTH)).router
+        plain.step.data[0] = blend.detach()
+        torch.testing.assert_close(z, plain(h, 2, 0))
+    assert torch.equal(router(h, 2, torch.tensor([0, 4, 1]))[1], router(h, 2, 4)[1])
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [

@@ -160,6 +160,14 @@ def test_thresholds_follow_the_share() -> None:
     for _ in range(12):
         run(Stack(), policy, h, tokens)
     shares = run(Stack(), policy.eval(), h, tokens).rows.double().mean(1)
+    found = []
+    for texts in ([h], [states(1000, 8)], [h, states(1000, 8)]):
+        fresh = PerUnit(UNITS, WIDTH, 0.5, momentum=0.75).double().train()
+        fresh.load_state_dict({**policy.state_dict(), "threshold": torch.full((UNITS,), -torch.inf)})
+        for each in texts:
+            fresh.begin(each, tokens).enter(1, each)
+        found.append(fresh.threshold[1])
+    torch.testing.assert_close(found[2], 0.75 * found[0] + 0.25 * found[1])
     torch.testing.assert_close(shares, torch.tensor(policy.shares, dtype=torch.float64), atol=0.03, rtol=0)
 
 
@@ -168,6 +176,9 @@ def test_a_text_keeps_its_route() -> None:
     h, tokens = states(30), Tokens.of([10, 20])
     prompt = run(Stack(), policy, h, tokens)
     assert not torch.equal(prompt.rows[:, 0], prompt.rows[:, 10])
+    for text, part in enumerate(h.split([10, 20])):
+        mean = torch.nn.functional.layer_norm(part.mean(0), (WIDTH,))
+        assert prompt.rows[0, [0, 10][text]] == (mean @ policy.gate[0] + policy.open[0] > 0)
     for place in range(3):
         step = Tokens(torch.arange(2), torch.tensor([10, 20]) + place, 2, decoding=2, memory=tokens.memory)
         later = run(Stack(), policy, states(2, seed=place + 50), step)

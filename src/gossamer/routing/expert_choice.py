@@ -123,7 +123,7 @@ def best(score: Tensor, tokens: Tokens, share: float) -> Tensor:
     order = score.argsort(descending=True, stable=True)
     order = order[tokens.text[order].argsort(stable=True)]  # texts one after the other, in each the best first
     # A hair less, so that 0.1 of 30 is 3 in floating point as well.
-    most = (counts * share - 1e-6).ceil().long().clamp(min=1)
+    most = (counts * share - 1e-6).ceil().long()
     rank = torch.arange(len(score), device=score.device) - (counts.cumsum(0) - counts)[tokens.text]
     rows = torch.empty_like(rank, dtype=torch.bool)
     rows[order] = rank < most[tokens.text]

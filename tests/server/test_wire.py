@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from served import NAME
+from served import NAME, Served
 
 import gossamer as gs
 
@@ -225,6 +226,25 @@ def test_models_have_names_with_slashes(server):
         assert server.ask(path).json == models["data"][0]
     assert server.ask("/v1/models/none").error["code"] == "model_not_found"
     assert server.chat(model="other").json["model"] == "other"
+
+
+def test_a_request_has_a_budget_of_its_own(folder):
+    """In one batch: that of the server, none, and another."""
+    budgets = {None: 256, 0: None, 192: 192}
+    prompt = "the cat sat on the mat, never so. " * 40
+    with Served(folder, llm={"sparsity": gs.serving.Sparsity(token_budget=256)}) as served:
+        with ThreadPoolExecutor(3) as clients:
+            asked = [{} if own is None else {"sparsity": {"token_budget": own}} for own in budgets]
+            replies = list(clients.map(lambda more: served.complete(prompt, **GREEDY, **more), asked))
+        refused = served.complete(prompt, sparsity={"token_budget": 100})
+        assert refused.status == 400 and refused.error["param"] == "sparsity.token_budget"
+        assert "multiple of the page" in refused.error["message"]
+        assert served.pages_in_use() == 0
+    texts = []
+    for budget in budgets.values():
+        llm = gs.serving.LLM(folder, sparsity=gs.serving.Sparsity(token_budget=budget))
+        texts.append(llm.generate(prompt, gs.serving.Sampling(max_tokens=12))[0].text)
+    assert [reply.text for reply in replies] == texts and len(set(texts)) == 3
 
 
 def test_a_request_has_a_number(server):

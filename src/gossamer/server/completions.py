@@ -20,13 +20,13 @@ from gossamer.server.answer import (
     sampling_of,
     usage,
 )
-from gossamer.server.conversation import Call, call_schema, calls_in, forced_call, tokens_of
+from gossamer.server.conversation import Call, Telling, call_schema, calls_in, forced_call, tokens_of
 from gossamer.server.errors import invalid
 from gossamer.server.generation import Generation, Text
 from gossamer.server.grammar import any_object
 from gossamer.server.requests import Chat, Completions, Function, NamedTool
 from gossamer.server.state import State
-from gossamer.serving.sampling import Sampling
+from gossamer.serving.sampling import Choice, Sampling
 
 
 def seeded(sampling: Sampling, count: int) -> list[Sampling]:
@@ -108,21 +108,24 @@ class ChatAnswer:
         for at in range(len(generations)):
             yield chunk([choice(at, {"role": "assistant", "content": None if self.forced else "", "refusal": None})])
         texts = [Gathered() for _ in generations]
+        tellings = [Telling(calls=bool(self.tools)) for _ in generations]
+        untold: list[list[Choice]] = [[] for _ in generations]
         async for at, piece in merged(generations):
             texts[at].add(piece)
-            # Calls are told when they are whole: until then it is not certain that they are calls.
-            if not self.tools and (piece.text or (self.request.logprobs and piece.choices)):
-                logprobs = chat_logprobs(piece.choices, self.state.spell) if self.request.logprobs else None
-                yield chunk([choice(at, {"content": piece.text}, logprobs)])
-            if piece.finished is not None:
-                finish: str | None = piece.finished
-                if self.tools:
-                    said, calls, finish = self._read(texts[at])
-                    logprobs = chat_logprobs(texts[at].choices, self.state.spell) if self.request.logprobs else None
-                    if said:
-                        yield chunk([choice(at, {"content": said}, logprobs)])
-                    for number, call in enumerate(calls):
-                        yield chunk([choice(at, {"tool_calls": [{"index": number, **_call(call)}]})])
+            untold[at].extend(piece.choices)
+            fresh = "" if self.forced else tellings[at].add(piece.text)
+            finish: str | None = piece.finished
+            calls: list[Call] = []
+            if finish is not None:
+                said, calls, finish = self._read(texts[at])
+                fresh += tellings[at].rest(said or "")
+            if fresh or (self.request.logprobs and untold[at] and (finish is not None or not self.tools)):
+                logprobs = chat_logprobs(untold[at], self.state.spell) if self.request.logprobs else None
+                yield chunk([choice(at, {"content": fresh}, logprobs)])
+                untold[at].clear()
+            for number, call in enumerate(calls):
+                yield chunk([choice(at, {"tool_calls": [{"index": number, **_call(call)}]})])
+            if finish is not None:
                 yield chunk([choice(at, {}, None, finish)])
         if counted:
             yield chunk([], usage(len(self.prompt), generations))

@@ -14,6 +14,7 @@ from gossamer.server.requests import Function, Message
 from gossamer.server.state import State
 
 _CALL = re.compile(r"<tool_call>\s*(\{.*?\})\s*(?:</tool_call>|$)", re.DOTALL)
+_OPENS = "<tool_call>"
 _HOW = (
     "You may call functions. Each is described by a JSON object:\n{tools}\n"
     'To call one, answer with nothing but <tool_call>{{"name": NAME, "arguments": OBJECT}}</tool_call>.'
@@ -132,4 +133,36 @@ def calls_in(text: str, tools: Sequence[Function]) -> tuple[str, list[Call]]:
             continue
         if isinstance(said, dict) and said.get("name") in names:
             calls.append(Call.made(said["name"], said.get("arguments", {})))
-    return (_CALL.sub("", text).strip(), calls) if calls else (text, [])
+    return (_CALL.sub("", text).rstrip(), calls) if calls else (text, [])
+
+
+class Telling:
+    """What of a text can be told while it is made: all, or, where calls may come, what is certainly none of them.
+
+    What was told is the beginning of what `calls_in` says beside calls.
+
+    >>> telling = Telling(calls=True)
+    >>> [telling.add(piece) for piece in ("It is ", "hot. <to", "ast> <tool_call>", "{}")]
+    ['It is', ' hot.', ' <toast>', '']
+    """
+
+    def __init__(self, calls: bool) -> None:
+        self.calls, self.text, self.told = calls, "", 0
+
+    def add(self, piece: str) -> str:
+        """What can be told now and could not before."""
+        self.text += piece
+        return self.rest(self.text[: self._certain()].rstrip() if self.calls else self.text)
+
+    def rest(self, said: str) -> str:
+        """What was not told yet of what is said in the end."""
+        fresh = said[self.told :]
+        self.told += len(fresh)
+        return fresh
+
+    def _certain(self) -> int:
+        at = self.text.find(_OPENS)
+        if at >= 0:
+            return at
+        begun = next(count for count in range(len(_OPENS), -1, -1) if self.text.endswith(_OPENS[:count]))
+        return len(self.text) - begun

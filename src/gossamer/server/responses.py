@@ -9,7 +9,7 @@ from typing import Any
 
 from gossamer.measure import clock
 from gossamer.server.answer import Gathered, budget, event, merged, room, sampling_of
-from gossamer.server.conversation import Call, call_schema, calls_in, forced_call, tokens_of
+from gossamer.server.conversation import Call, Telling, call_schema, calls_in, forced_call, tokens_of
 from gossamer.server.errors import ApiError, invalid
 from gossamer.server.fields import read
 from gossamer.server.generation import Generation, Text
@@ -151,18 +151,18 @@ class ResponsesAnswer:
 
         yield say("response.created", response=self.body("in_progress", [], None))
         yield say("response.in_progress", response=self.body("in_progress", [], None))
-        text, opened = Gathered(), False
+        text, opened, telling = Gathered(), False, Telling(calls=bool(self.tools))
         place = {"item_id": self.item, "output_index": 0, "content_index": 0}
         try:
             async for _, piece in merged(generations):
                 text.add(piece)
-                # Calls are told when they are whole.
-                if piece.text and not self.tools:
-                    if not opened:
-                        for each in self._open(say):
-                            yield each
-                        opened = True
-                    yield say("response.output_text.delta", **place, delta=piece.text, logprobs=[])
+                fresh = "" if self.forced else telling.add(piece.text)
+                if fresh and not opened:
+                    opened = True
+                    for each in self._open(say):
+                        yield each
+                if fresh:
+                    yield say("response.output_text.delta", **place, delta=fresh, logprobs=[])
         except ApiError as error:
             failed = self.body("failed", [], generations[0]) | {
                 "error": {"code": "server_error", "message": error.message}
@@ -171,7 +171,7 @@ class ResponsesAnswer:
             return
         items = self._items(text)
         for index, item in enumerate(items):
-            for each in self._item(say, index, item, opened and index == 0):
+            for each in self._item(say, index, item, telling if opened and index == 0 else None):
                 yield each
         status = "incomplete" if text.finished == "length" else "completed"
         yield say(f"response.{status}", response=self.body(status, items, generations[0]))
@@ -184,22 +184,22 @@ class ResponsesAnswer:
             say("response.content_part.added", item_id=self.item, output_index=0, content_index=0, part=part),
         ]
 
-    def _item(self, say: Any, index: int, item: dict[str, Any], opened: bool) -> list[str]:
-        """The events of one whole item; those that began it may have been said."""
+    def _item(self, say: Any, index: int, item: dict[str, Any], begun: Telling | None) -> list[str]:
+        """The events of one whole item, of which some text may have been told."""
         events = []
         if item["type"] == "message":
             part = item["content"][0]
             place = {"item_id": item["id"], "output_index": index, "content_index": 0}
-            if not opened:
+            if begun is None:
                 events += self._open(say)
-                if part["text"]:
-                    events.append(say("response.output_text.delta", **place, delta=part["text"], logprobs=[]))
+            if rest := part["text"] if begun is None else begun.rest(part["text"]):
+                events.append(say("response.output_text.delta", **place, delta=rest, logprobs=[]))
             events.append(say("response.output_text.done", **place, text=part["text"], logprobs=[]))
             events.append(say("response.content_part.done", **place, part=part))
         else:
             place = {"item_id": item["id"], "output_index": index}
-            begun = {**item, "arguments": "", "status": "in_progress"}
-            events.append(say("response.output_item.added", output_index=index, item=begun))
+            added = {**item, "arguments": "", "status": "in_progress"}
+            events.append(say("response.output_item.added", output_index=index, item=added))
             events.append(say("response.function_call_arguments.delta", **place, delta=item["arguments"]))
             events.append(
                 say("response.function_call_arguments.done", **place, name=item["name"], arguments=item["arguments"])

@@ -50,3 +50,20 @@ def parse(kind: type[Config], program: str, arguments: Sequence[str]) -> Config:
     complaint = [line for line in lines[: next((i for i, s in enumerate(lines) if set(s) == {"─"}), None)] if line]
     text = re.sub(r"\s+", " ", " ".join(complaint)) or said.getvalue().strip()
     raise ValueError(f"{text} ({program} --help lists the flags)")
+
+
+_UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30}
+
+
+def as_bytes(said: str | None) -> int | None:
+    """Bytes of a size like 800M or 2G; None stays None.
+
+    >>> as_bytes("1.5G")
+    1610612736
+    """
+    if said is None:
+        return None
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmg]?)i?b?", said.strip().lower())
+    if found is None or not float(found[1]):
+        raise ValueError(f"--memory must be a size like 800M or 2G, got {said!r}")
+    return int(float(found[1]) * _UNITS[found[2]])

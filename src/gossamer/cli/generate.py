@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +11,7 @@ import tyro
 from tqdm import tqdm
 
 from gossamer import files
-from gossamer.cli.flags import use_threads
+from gossamer.cli.flags import as_bytes, use_threads
 from gossamer.cli.language import language_model
 from gossamer.measure import clock
 from gossamer.ops.paged.pool import Stored
@@ -20,7 +19,6 @@ from gossamer.serving.sampling import Sampling
 from gossamer.serving.sparsity import Sparsity
 
 _LARGEST = 1 << 28
-_UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30}
 
 
 @dataclass(frozen=True)
@@ -93,7 +91,7 @@ def run(config: Generate) -> None:
         token_budget=config.token_budget, interval=config.interval, max_error=config.max_error,
         certify=config.certify, stored=config.stored,
     )  # fmt: skip
-    text, memory = _text(config), _bytes(config.memory)
+    text, memory = _text(config), as_bytes(config.memory)
     llm = language_model(
         config.model, config.router, sparsity=sparsity, dtype=config.dtype, memory=memory, max_length=config.max_length,
         max_requests=1,
@@ -144,16 +142,3 @@ def _text(config: Generate) -> str:
     if not text.strip():
         raise ValueError("the text is empty")
     return text
-
-
-def _bytes(said: str | None) -> int | None:
-    """
-    >>> _bytes("1.5G")
-    1610612736
-    """
-    if said is None:
-        return None
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmg]?)i?b?", said.strip().lower())
-    if found is None or not float(found[1]):
-        raise ValueError(f"--memory must be a size like 800M or 2G, got {said!r}")
-    return int(float(found[1]) * _UNITS[found[2]])

@@ -15,8 +15,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from gossamer.cli.flags import use_threads
-from gossamer.cli.generate import _bytes as as_bytes
+from gossamer.cli.flags import as_bytes, use_threads
 from gossamer.cli.language import language_model
 from gossamer.extras import needed
 from gossamer.ops.paged.pool import Stored

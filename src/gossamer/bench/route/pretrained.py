@@ -39,7 +39,7 @@ HELD = ("argparse.py", "statistics.py", "tarfile.py")
 TRAINED = ("asyncio", "email", "http", "json", "logging", "multiprocessing", "unittest", "xml")
 BUDGETS = (0.9, 0.8, 0.7)
 BASE = "all layers"
-RANK, LENGTH, BATCH, TRAINING, CONTEXT = 32, 128, 2, 60, 256
+RANK, LENGTH, BATCH, TRAINING, CONTEXT = 32, 128, 2, 40, 256
 
 
 def tokens_of(decoder: Decoder, paths: list[Path], most: int) -> Tensor:

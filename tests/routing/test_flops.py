@@ -127,6 +127,13 @@ def test_the_price_waits_while_the_cost_is_on_its_way() -> None:
     for cost in (0.95, 0.52, 0.52):
         budget.update(cost)
     assert budget.price == pytest.approx(0.1) and budget.mean == pytest.approx(0.756959101)
+    slow = Budget(0.5, warmup=4)
+    targets = []
+    for _ in range(6):
+        slow.loss(torch.tensor(0.75))
+        targets.append(slow.now)
+        slow.update(0.7)
+    assert targets == pytest.approx([0.75, 0.6875, 0.625, 0.5625, 0.5, 0.5])
     under = Budget(0.5, rate=2)
     under.update(0.49)
     assert under.price == pytest.approx(-0.02)

@@ -19,14 +19,15 @@ class Budget:
 
     The price stands still while the cost is on its way to the target, and counts it as 0.05 off at most: what routers
     that learn slowly had piled up by then would carry them far below. It may fall below 0: a model that needs less than
-    its budget is compared at that all the same. The target comes down from 1 over the first steps.
+    its budget is compared at that all the same. Over the first steps the target comes from what the first one cost.
 
     Args:
-        target: the share to reach, in (0, 1]. warmup: steps over which the target comes down to that.
+        target: the share to reach, in (0, 1]. warmup: steps over which the target comes to that.
         rate: by which the price follows. stiffness: of the square.
 
     Attributes:
-        price: the multiplier. step: so many updates. mean: of the last costs; None before the first.
+        price: the multiplier. step: so many updates. start: the first cost. mean: of the last ones. Both are None
+            before the first.
 
     Raises:
         ValueError: an argument is out of its range.
@@ -45,6 +46,7 @@ class Budget:
     stiffness: float = 200.0
     price: float = 0.0
     step: int = 0
+    start: float | None = None
     mean: float | None = None
 
     def __post_init__(self) -> None:
@@ -59,7 +61,8 @@ class Budget:
     def now(self) -> float:
         """The target of this step."""
         done = min(1.0, self.step / self.warmup) if self.warmup else 1.0
-        return 1 + (self.target - 1) * done
+        start = self.target if self.start is None else self.start
+        return start + (self.target - start) * done
 
     def loss(self, cost: Tensor, *, hard: bool = False) -> Tensor:
         """What is added to the loss of a step that cost this share.
@@ -68,13 +71,19 @@ class Budget:
             hard: the cost is that of decisions. It differs from batch to batch, and a stiff square would follow that: a
                 tenth of it is taken.
         """
+        self._begin(float(cost.detach()))
         over = cost - self.now
         return self.price * over + self.stiffness * (0.1 if hard else 1.0) / 2 * over.square()
 
     def update(self, cost: float) -> None:
         """After the step: follow what it cost."""
+        self._begin(cost)
         over = cost - self.now
         before, self.mean = self.mean, cost if self.mean is None else _MEMORY * self.mean + (1 - _MEMORY) * cost
         if before is None or (self.mean - before) * over >= 0:
             self.price += self.rate * max(-_STEP, min(_STEP, over))
         self.step += 1
+
+    def _begin(self, cost: float) -> None:
+        if self.start is None:
+            self.start = cost

@@ -22,6 +22,12 @@ transformers = pytest.importorskip("transformers")
 uvicorn = pytest.importorskip("uvicorn")
 
 NAME = "tiny/model"  # names of models may have slashes
+CHAT, PLAIN, RESPONSES = "/v1/chat/completions", "/v1/completions", "/v1/responses"
+BODIES = {
+    CHAT: {"model": NAME, "messages": [{"role": "user", "content": "the cat"}], "max_completion_tokens": 4},
+    PLAIN: {"model": NAME, "prompt": "the cat", "max_tokens": 4},
+    RESPONSES: {"model": NAME, "input": "the cat", "max_output_tokens": 4},
+}
 TEMPLATE = (
     "{% for m in messages %}{% if m['role'] == 'broken' or m['content'] == 'refuse me' %}"
     "{{ raise_exception('no such turn') }}{% endif %}<|user|>{{ m['role'] }} {{ m['content'] }}{% endfor %}"
@@ -73,6 +79,11 @@ class Served:
         self._server.should_exit = True
         self._thread.join(20)
         self._bound.close()
+
+    @property
+    def connections(self) -> int:
+        """How many are open."""
+        return len(self._server.server_state.connections)
 
     def pages_in_use(self) -> int:
         """Pages that are held, when nothing is being made any more, beside those of texts that are kept for others."""

@@ -7,7 +7,7 @@ import json
 from types import SimpleNamespace
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from served import NAME
 
@@ -22,6 +22,8 @@ PARTS = st.lists(
 )
 
 
+@example(parts=["so", " ", CALL, " ", "so"], cuts=[2, 3, 5])
+@example(parts=[" ", CALL], cuts=[])
 @given(parts=PARTS, cuts=st.lists(st.integers(0, 300)))
 def test_what_is_told_is_what_is_said(parts, cuts):
     """However the text is cut, pieces joined are the text beside calls."""

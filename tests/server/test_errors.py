@@ -6,13 +6,12 @@ import json
 import socket
 
 import pytest
-from served import NAME, Reply, Served
+from served import BODIES, CHAT, NAME, PLAIN, RESPONSES, Reply, Served
 
 from gossamer.server import Limits
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 USER = {"role": "user", "content": "the cat"}
-CHAT, PLAIN, RESPONSES = "/v1/chat/completions", "/v1/completions", "/v1/responses"
 
 
 def schema(kind: str, **more: object) -> dict:
@@ -89,11 +88,6 @@ ITEMS = [
     ({"reasoning": {"effort": "high"}}, "reasoning", "'high'"), ({"background": True}, "background", "True"),
     ({"metadata": {"a": 1}}, "metadata.a", "is 1"), ({"max_output_tokens": 9999}, "input", "expected at most 2048"),
 ]  # fmt: skip
-BODIES = {
-    CHAT: {"model": NAME, "messages": [USER], "max_completion_tokens": 4},
-    PLAIN: {"model": NAME, "prompt": "the cat", "max_tokens": 4},
-    RESPONSES: {"model": NAME, "input": "the cat", "max_output_tokens": 4},
-}
 CASES = [(path, *case) for path, cases in ((CHAT, CHATS), (PLAIN, PLAINS), (RESPONSES, ITEMS)) for case in cases]
 
 
@@ -157,8 +151,8 @@ def test_limits_of_a_server(folder):
     with Served(folder, limits=limits, queue_size=3) as server:
         key = "Bearer sesame-ß".encode().decode("latin-1")
         body = BODIES[PLAIN]
-        for wrong in ({}, {"authorization": "Bearer "}, {"authorization": "sesame"}, {"authorization": "Basic sesame"}):
-            reply = server.ask(PLAIN, body, **wrong)
+        for wrong in (None, "Bearer ", "sesame", "Bearer sesame", key.replace("Bearer", "Basic"), key + "x"):
+            reply = server.ask(PLAIN, body, **({} if wrong is None else {"authorization": wrong}))
             assert reply.status == 401 and reply.error["code"] == "invalid_api_key"
             assert reply.error["type"] == "authentication_error" and reply.headers["www-authenticate"] == "Bearer"
         assert server.ask("/metrics").status == server.ask("/live").status == 401
@@ -174,6 +168,10 @@ def test_limits_of_a_server(folder):
             head = f"POST {PLAIN} HTTP/1.1\r\nhost: x\r\nauthorization: {key}\r\ncontent-length: 99999999\r\n\r\n"
             huge.sendall(head.encode("latin-1"))
             assert b"HTTP/1.1 413" in huge.recv(4096)
+        with socket.create_connection(("127.0.0.1", server.port)) as endless:
+            endless.sendall(head.replace("content-length: 99999999", "transfer-encoding: chunked").encode("latin-1"))
+            endless.sendall(b"".join(b"400\r\n" + b" " * 1024 + b"\r\n" for _ in range(9)))
+            assert b"HTTP/1.1 413" in endless.recv(4096)
         # One that does not come is not waited for either.
         with socket.create_connection(("127.0.0.1", server.port)) as slow:
             slow.sendall(head.replace("99999999", "50").encode("latin-1") + b'{"model"')

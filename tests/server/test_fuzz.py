@@ -11,8 +11,7 @@ import sys
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from served import NAME, Served
-from test_errors import BODIES
+from served import BODIES, NAME, Served
 
 from gossamer.server.openapi import ANSWERS, ENDPOINTS, document
 

@@ -39,6 +39,23 @@ def test_a_client_that_leaves_frees_its_pages(server, monkeypatch, stream):
     assert server.complete().status == 200
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_client_that_leaves_before_its_text_begins(server, monkeypatch, stream):
+    """While its prompt is encoded: the answer never starts, so nothing in it can end the text."""
+    ended: list[str] = []
+    monkeypatch.setattr(server.state.loop, "ended", lambda generation, reason: ended.append(reason))
+    wait_for(lambda: not server.connections)
+    for path, fields in PATHS.items():
+        with server.state.encoding:
+            connection = server.begin(path, {"model": NAME, "stream": stream, "ignore_eos": True, **fields})
+            wait_for(lambda: server.connections == 1)
+            connection.close()
+            wait_for(lambda: not server.connections)
+        wait_for(lambda: ended)
+        assert server.pages_in_use() == 0 and set(ended) == {"abort"}
+        ended.clear()
+
+
 def test_a_client_that_does_not_read_is_ended(folder):
     with Served(folder, unread=32, llm={"max_length": 2048}) as server:
         # Its buffers, here and in the kernel, take what they take: events are made large by log-probabilities.
@@ -83,7 +100,10 @@ def fail_at(server, monkeypatch, at: int) -> None:
 @pytest.mark.parametrize("at", [0, 3])
 def test_a_pass_that_fails_ends_its_requests_and_no_others(server, monkeypatch, at):
     fail_at(server, monkeypatch, at)
+    ended: list[str] = []
+    monkeypatch.setattr(server.state.loop, "ended", lambda generation, reason: ended.append(reason))
     replies = [server.complete(max_tokens=20, ignore_eos=True, n=3, stream=stream) for stream in (False, True)]
+    assert ended == ["error"] * 3 + ["length"] * 3
     assert replies[0].status == 500 and replies[0].error["code"] == "engine_error"
     assert "injected" not in replies[0].error["message"]
     assert replies[1].status == 200 and replies[1].events[-1] == "[DONE]"
@@ -199,6 +219,36 @@ def test_closed_while_texts_are_made_wait_and_come(loop):
     first, errors = asyncio.run(everything())
     assert first.choices and set(errors) == {503} and not loop.open and free(loop)
     assert len(loop.reasons) in (3, 4)
+
+
+def test_texts_that_come_during_the_last_pass_are_refused(loop, monkeypatch):
+    step, inside, hold = loop.llm.engine.step, threading.Event(), threading.Event()
+
+    def stepping():
+        inside.set()
+        hold.wait(20)
+        return step()
+
+    async def status(generation) -> int:
+        with pytest.raises(ApiError) as refused:
+            async for piece in generation:
+                assert piece.finished is None
+        return refused.value.status
+
+    async def everything():
+        monkeypatch.setattr(loop.llm.engine, "step", stepping)
+        made = loop.submit([TEXT])
+        wait_for(inside.is_set)
+        made += loop.submit([TEXT])
+        closing = threading.Thread(target=loop.close)
+        closing.start()
+        wait_for(lambda: loop.draining)
+        hold.set()
+        assert [await asyncio.wait_for(status(each), 20) for each in made] == [503, 503]
+        closing.join()
+
+    asyncio.run(everything())
+    assert not loop.open and free(loop) and loop.reasons == ["error"] * 2
 
 
 def test_closing_a_text_while_the_engine_adds_it(loop, monkeypatch):

@@ -6,6 +6,7 @@ import json
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+import torch
 from served import NAME, Served
 
 import gossamer as gs
@@ -188,6 +189,17 @@ def test_texts_keep_to_schemas(server):
     wrong = server.chat(response_format={**form, "json_schema": {"name": "x", "schema": {"type": "nothing"}}})
     assert wrong.status == 400 and wrong.error["code"] == "invalid_schema"
     assert server.chat(response_format={"type": "json_object"}, max_completion_tokens=30).text.lstrip().startswith("{")
+
+
+def test_a_model_that_writes_nothing_but_spaces_must_go_on(server):
+    follow = server.state.constraint(SCHEMA, "schema")()
+    llm = server.state.llm
+    (opens,), (space,) = llm.encode("{"), llm.encode(" ")
+    logits = torch.zeros(llm.engine.vocabulary)
+    assert follow.narrow(logits)[opens] == 0 and not follow.take(opens)
+    for _ in range(8):
+        assert follow.narrow(logits)[space] == 0 and not follow.take(space)
+    assert follow.narrow(logits)[space] == -torch.inf and follow.failed is None
 
 
 def test_responses_and_their_own_items_come_back(server):

@@ -104,6 +104,7 @@ def run(config: Serve) -> None:
         )
     )
     host, port = bound.getsockname()[:2]
+    host = f"[{host}]" if ":" in host else host
     print(f"{state.names[0]} is served at http://{host}:{port} (stop with Ctrl-C)", file=sys.stderr, flush=True)
     try:
         asyncio.run(_serve(server, bound, state, config.drain))

@@ -7,8 +7,10 @@ import threading
 
 import pytest
 from served import NAME, Served, wait_for
+from starlette.requests import ClientDisconnect
 
 import gossamer as gs
+from gossamer.server.answer import Events
 from gossamer.server.errors import ApiError
 from gossamer.server.generation import Text
 from gossamer.server.loop import EngineLoop
@@ -295,6 +297,27 @@ def test_pages_are_free_before_the_next_pass(loop, monkeypatch):
         wait_for(lambda: len(held) > asked)
         assert held[asked] == 1  # that of the other; both had one until then
         made[1].close()
+
+    asyncio.run(everything())
+    wait_for(lambda: free(loop))
+
+
+def test_an_answer_that_cannot_even_begin_ends_its_texts(loop):
+    """On servers that say so by an error when the first byte is sent."""
+
+    async def nobody(message=None):
+        raise OSError("the client has left")
+
+    async def everything():
+        made = loop.submit([TEXT])
+
+        async def events():
+            async for _ in made[0]:
+                yield "data: {}"
+
+        with pytest.raises(ClientDisconnect):
+            await Events(events(), made)({"type": "http", "asgi": {"spec_version": "2.4"}}, nobody, nobody)
+        assert (await asyncio.wait_for(loop.ask(lambda: made[0].ended), 20)) is True
 
     asyncio.run(everything())
     wait_for(lambda: free(loop))

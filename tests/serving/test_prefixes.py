@@ -126,3 +126,24 @@ def test_every_family(family: str) -> None:
     engine = Engine(model, end=[], prefixes=8)
     assert finished(engine, requests, 6) == finished(Engine(model, end=[]), requests, 6)
     assert pages_are_free(engine)
+
+
+def test_texts_of_another_budget_are_no_beginning() -> None:
+    """What was decoded on a budget is not what a request without one would have computed."""
+    model, (prompt,) = decoder("llama"), prompts(300)
+    engine = Engine(model, sparsity=Sparsity(token_budget=192), end=[], prefixes=8)
+
+    def made(tokens: list[int], token_budget: int | None) -> tuple[list[int], int]:
+        job = engine.add(tokens, Sampling(max_tokens=40), token_budget=token_budget)
+        while engine.busy:
+            engine.step()
+        return job.tokens, job.cached
+
+    first, cached = made(prompt, None)
+    assert cached == 0
+    longer = [*prompt, *first, 5]
+    dense = finished(Engine(model, end=[]), [longer], 40)[0]
+    assert made(longer, 0) == (dense, 0)
+    assert made(longer, 0) == (dense, len(longer) - 1)
+    assert made(longer, None)[1] == len(longer) - 2 and made(longer, 256)[1] == 0
+    assert pages_are_free(engine)

@@ -62,7 +62,7 @@ class Metrics:
         gauge("num_requests_waiting", "Requests that wait.", lambda: max(len(loop.open) - len(engine.running), 0))
         gauge("prefix_cache_queries", "Tokens of prompts that were looked for.", lambda: engine.prefixes.queries)
         gauge("prefix_cache_hits", "Tokens of prompts whose keys were there.", lambda: engine.prefixes.hits)
-        gauge("kv_cache_usage_perc", "Share of the pages of dense heads in use.", used)
+        gauge("kv_cache_usage_perc", "Share of the pages of dense heads in use, those of kept texts too.", used)
 
     def ended(self, generation: Generation, reason: str) -> None:
         """A request has ended."""

@@ -7,6 +7,7 @@ from torch import Tensor
 
 LEAST = 1e-6
 """The weight below which a key is as good as absent."""
+_STEEP = 4
 
 
 def _four(mask: Tensor) -> Tensor:
@@ -48,12 +49,14 @@ def some_keys(mask: Tensor | None, index: Tensor, valid: Tensor) -> Tensor:
 
 
 def weighed_keys(mask: Tensor | None, weight: Tensor) -> Tensor:
-    """The mask with log weight [batch, tokens] added to the scores of keys: a key counts as much as its token runs.
+    """The mask with 4 log weight [batch, tokens] added to the scores of keys: one counts as its token runs, or less.
 
-    A token's own key counts whole, for where it runs the unit it has it.
+    Less, because softmax makes up for a small factor where a score is large: with log weight alone, models learned to
+    leave keys in layers that their tokens nearly skipped, and decisions lost them. A token's own key counts whole, for
+    where it runs the unit it has it.
     """
     batch, length = weight.shape
-    bias = weight.clamp_min(LEAST).log()[:, None, None, :].expand(batch, 1, length, length)
+    bias = _STEEP * weight.clamp_min(LEAST).log()[:, None, None, :].expand(batch, 1, length, length)
     own = torch.eye(length, dtype=torch.bool, device=weight.device)
     bias = bias.masked_fill(own, 0.0)
     seen = causal(length, weight.device) if mask is None else _four(mask)

@@ -127,3 +127,20 @@ def test_bad_flags_end_in_one_line(folder, monkeypatch, capsys, flags, said):
     assert main(["serve", str(folder), *flags]) == 2
     out, error = capsys.readouterr()
     assert said in error and error.count("\n") == 1 and out == ""
+
+
+def test_packages_that_are_not_there_are_named():
+    """In a process that has imported none of them, so that nothing is taken for there."""
+    packages = ["starlette", "uvicorn", "pydantic", "prometheus_client"]
+    code = (
+        "import sys\n"
+        "from gossamer.cli.__main__ import main\n"
+        f"for package in {packages}:\n"
+        "    sys.modules[package] = None\n"
+        "    assert main(['serve', 'x']) == 2\n"
+        "    del sys.modules[package]\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    expected = [f"gossamer serve needs {package}: pip install" for package in packages]
+    assert done.returncode == 0 and done.stderr.count("\n") == len(packages), done.stderr
+    assert all(each in line for each, line in zip(expected, done.stderr.splitlines(), strict=True))

@@ -11,7 +11,7 @@ import socket
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
@@ -19,10 +19,11 @@ from gossamer.cli.flags import as_bytes, use_threads
 from gossamer.cli.language import language_model
 from gossamer.extras import needed
 from gossamer.ops.paged.pool import Stored
-from gossamer.server.app import Limits, application
-from gossamer.server.state import State
 from gossamer.serving import models
 from gossamer.serving.sparsity import Sparsity
+
+if TYPE_CHECKING:
+    from gossamer.server.state import State
 
 
 @dataclass(frozen=True)
@@ -86,6 +87,8 @@ def run(config: Serve) -> None:
     uvicorn: Any = needed("uvicorn", "gossamer serve needs uvicorn", "server")
     for name in ("starlette", "pydantic", "prometheus_client"):
         needed(name, f"gossamer serve needs {name}", "server")
+    from gossamer.server import Limits, application  # here: without the packages above it cannot be imported
+
     use_threads(config.threads)
     for name, value, holds, expected in (
         ("queue", config.queue, config.queue >= 1, "at least 1"),
@@ -143,6 +146,8 @@ def _state(config: Serve) -> State:
         max_length=config.max_model_len, max_requests=config.max_num_seqs, chunk=config.chunk, prefixes=config.prefixes,
     )  # fmt: skip
     names = config.served_model_name or (Path(name).name or name,)
+    from gossamer.server import State
+
     return State(llm, names, queue_size=config.queue, seconds=config.timeout)
 
 

@@ -131,6 +131,10 @@ def test_every_status_has_its_shape(folder, server):
         (server.ask(CHAT, b"model=tiny", content_type="application/x-www-form-urlencoded"), 415, "content_type"),
         (server.ask(CHAT, BODIES[CHAT], origin="http://elsewhere.example"), 403, "origin_not_allowed"),
         (server.ask(CHAT, BODIES[CHAT], origin="null"), 403, "origin_not_allowed"),
+        (server.ask(CHAT, BODIES[CHAT], origin="http://[", host="["), 403, "origin_not_allowed"),
+        # A name that its owner has made to mean this machine.
+        (server.ask(CHAT, BODIES[CHAT], origin="http://rebound.example", host="rebound.example"), 403,
+         "origin_not_allowed"),
     ):  # fmt: skip
         assert (reply.status, reply.error["code"]) == (status, code)
     assert server.ask(CHAT).headers["allow"] == "POST"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import hmac
+import ipaddress
 import json
 import logging
 import secrets
@@ -198,7 +199,7 @@ def _answering(endpoint: Endpoint, limits: Limits) -> Endpoint:
 
     async def answering(http: HttpRequest) -> Response:
         try:
-            _check_origin(http, limits.origins)
+            _check_origin(http, limits)
             _check_key(http, limits.key)
             response = await endpoint(http)
         except ApiError as error:
@@ -220,16 +221,29 @@ def _numbered(http: HttpRequest, response: Response) -> Response:
     return response
 
 
-def _check_origin(http: HttpRequest, origins: tuple[str, ...]) -> None:
-    """A page elsewhere has its visitors' browsers ask: refused, unless it is known. Browsers say whose page it is."""
+def _check_origin(http: HttpRequest, limits: Limits) -> None:
+    """A page elsewhere has its visitors' browsers ask: refused, unless it is known. Browsers say whose page it is.
+
+    Whoever owns a name can have it mean this machine; so without a key pages of a name are pages elsewhere.
+    """
     origin = http.headers.get("origin")
-    if origin is None or "*" in origins or origin in origins:
+    if origin is None or "*" in limits.origins or origin in limits.origins:
         return
-    if urlsplit(origin).netloc.lower() != http.headers.get("host", "").lower():
+    host = http.headers.get("host", "").lower()
+    own = origin.lower() in (f"http://{host}", f"https://{host}")
+    if not own or (limits.key is None and not _is_address(origin)):
         raise ApiError(
             403, f"pages of {origin!r:.80} may not ask this server; gossamer serve --origins allows it",
             code="origin_not_allowed",
         )  # fmt: skip
+
+
+def _is_address(origin: str) -> bool:
+    try:
+        host = urlsplit(origin).hostname or ""
+        return host == "localhost" or bool(ipaddress.ip_address(host))
+    except ValueError:
+        return False
 
 
 def _check_key(http: HttpRequest, key: str | None) -> None:

@@ -150,7 +150,9 @@ class Radial(nn.Module):
             )  # fmt: skip
             with self._running(dense):
                 return self.model(**given, use_cache=False)
-        cache = self._cache(past_key_values)
+        tokens = input_ids if input_ids is not None else inputs_embeds
+        once = tokens is not None and not use_cache  # memory for this pass is enough
+        cache = self._cache(past_key_values, tokens.shape[1] if once else None)  # type: ignore[union-attr]
         with self._running(self._paged(cache)), self._attending():
             out = self.model(**given, past_key_values=cache, use_cache=True)
         if past_key_values is None and not use_cache and not isinstance(out, tuple):
@@ -164,9 +166,9 @@ class Radial(nn.Module):
         with self._running(self._paged(cache)), self._attending():
             return self.model.generate(*args, past_key_values=cache, **keywords)
 
-    def _cache(self, given: Any) -> PagedCache:
+    def _cache(self, given: Any, capacity: int | None = None) -> PagedCache:
         if given is None:
-            return SparseCache(self.geometry)
+            return SparseCache(self.geometry, capacity=capacity or None)
         if not isinstance(given, PagedCache):
             raise ValueError(
                 f"past_key_values must be a gossamer.serving.SparseCache, which knows what each layer holds, got "

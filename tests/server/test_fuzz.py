@@ -123,7 +123,7 @@ def test_no_bytes_break_it_at_length(short, raw):
 
 
 @pytest.mark.slow
-def test_schemathesis_finds_the_document_true(short):
+def test_schemathesis_finds_the_document_true(short, tmp_path):
     """Thousands of requests made from the document: answers have the documented statuses, types and shapes, and what
     the document forbids is refused. What it allows may be refused too: a template, a length."""
     if importlib.util.find_spec("schemathesis") is None:
@@ -133,7 +133,7 @@ def test_schemathesis_finds_the_document_true(short):
         "--max-examples", "300", "--continue-on-failure", "--exclude-checks", "positive_data_acceptance", "--seed", "1",
         "--max-time", "240",
     ]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True, timeout=580, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=580, check=False, cwd=tmp_path)
     assert done.returncode == 0, done.stdout[-6000:]
 
 

@@ -159,6 +159,29 @@ def test_training_and_inference_give_the_same_numbers(family: str, units: str, k
     torch.testing.assert_close(paged, trained, rtol=1e-3, atol=1e-4)
 
 
+def test_one_key_for_all_layers_is_the_base_model_in_a_prompt_and_not_in_decoding() -> None:
+    """What the docs say of the experiment: a prompt is read in lock-step, decoding meets the keys of the last layer."""
+    model, tokens = made(), ids(2, 12)
+    radial = Radial(model, "sequential", "global_last").eval()
+    expected = model(tokens).logits
+    with torch.no_grad():
+        torch.testing.assert_close(radial(tokens).logits, expected, rtol=1e-4, atol=1e-4)
+        cache = SparseCache(radial.geometry)
+        first = radial(tokens[:, :8], past_key_values=cache).logits
+        torch.testing.assert_close(first, expected[:, :8], rtol=1e-4, atol=1e-4)
+        decoded = radial(tokens[:, 8:9], past_key_values=cache).logits
+        assert (decoded - expected[:, 8:9]).abs().max() > 0.1
+        again = SparseCache(radial.geometry)
+        radial(tokens[:, :8], past_key_values=again)
+        radial(tokens[:, 3:5], past_key_values=again)
+        again.crop(-2)  # what was taken back is forgotten
+        torch.testing.assert_close(radial(tokens[:, 8:9], past_key_values=again).logits, decoded)
+        skipping = Radial(model, kv="global_last", policy=RandomSkip(4, 64, rate=0.5, seed=0)).eval()
+        assert skipping.generate(tokens, max_new_tokens=5).shape == (2, 17)
+    with pytest.raises(ValueError, match=r"global_last.*for inference"):
+        radial(tokens)
+
+
 def test_windows_that_count_places_refuse_layers_that_lack_tokens() -> None:
     radial = Radial(made("gemma2"), policy=RandomSkip(4, 64, rate=0.5, seed=0)).eval()
     with torch.no_grad(), pytest.raises(ValueError, match="window"):
@@ -274,7 +297,7 @@ def test_hops_with_reuse_are_alike_in_training_prompts_and_decoding(policy: Poli
     ("arguments", "said"),
     [
         ({"mode": "random"}, "mode must be one of sequential, skip, free, got 'random'"),
-        ({"kv": "none"}, "kv must be one of sparse, project, propagate, got 'none'"),
+        ({"kv": "none"}, "kv must be one of sparse, project, propagate, global_last, got 'none'"),
         ({"units": "head"}, "units must be one of block, branch, got 'head'"),
         ({"adapter": -1}, "adapter must be a rank of at least 0, got -1"),
         ({"sink": -1}, "sink must be a number of tokens of at least 0, got -1"),

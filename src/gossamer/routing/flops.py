@@ -64,6 +64,8 @@ class Costs:
         """
         if not (isinstance(context, (int, float)) and math.isfinite(context) and context >= 1):
             raise ValueError(f"context must be a number of at least 1, got {context!r}")
+        if kv == "global_last":
+            raise ValueError('kv="global_last" is an experiment whose multiply-adds are not counted')
         sizes = [_attention(stack, unit) for unit in units]
         linears = tuple(_matrices(unit.module) for unit in units)
         pairs = tuple(pair for pair, _, _ in sizes)

@@ -1,11 +1,12 @@
-"""What tokens leave in the units that they skip: the three policies for keys and values.
+"""What tokens leave in the units that they skip: the policies for keys and values.
 
-    sparse      nothing: a unit's pages hold the tokens that ran it
-    project     the unit's own keys and values of the state with which they pass by
-    propagate   the same keys and values, made when the unit is next run in that text: until then the state is kept
+    sparse       nothing: a unit's pages hold the tokens that ran it
+    project      the unit's own keys and values of the state with which they pass by
+    propagate    the same keys and values, made when the unit is next run in that text: until then the state is kept
+    global_last  one key for all units, the last one's: an experiment (`last_keys`)
 
-The last two are equal in numbers. `project` reads the weights of keys and values for each token, `propagate` for each
-time that somebody runs the unit.
+The second and the third are equal in numbers. `project` reads the weights of keys and values for each token,
+`propagate` for each time that somebody runs the unit.
 """
 
 from __future__ import annotations
@@ -18,11 +19,12 @@ from typing import Any, Literal, NoReturn, get_args
 import torch
 from torch import Tensor, nn
 
+from gossamer.routing import last_keys
 from gossamer.routing.call import Call
 from gossamer.routing.stack import Unit
 from gossamer.serving.routed import RoutedPass
 
-KeyPolicy = Literal["sparse", "project", "propagate"]
+KeyPolicy = Literal["sparse", "project", "propagate", "global_last"]
 POLICIES: tuple[str, ...] = get_args(KeyPolicy)
 
 
@@ -95,12 +97,16 @@ class Keys:
     def begin(self, routed: RoutedPass) -> None:
         self.routed = routed
         self.total = routed.tokens
+        if self.policy == "global_last":
+            last_keys.cut(routed)
 
     def past(self, at: int, rows: Tensor | None, forward: Any, call: Call, rows_of: Any) -> Any:
         """The cache that a unit gets where the tokens `rows` run it; None: all."""
         slot = self.slots[at]
         if self.policy == "sparse":
             return self.routed.at(slot, rows)
+        if self.policy == "global_last":
+            return last_keys.LastKeys(self.routed, slot, rows)
         if self.policy == "propagate":
             self._make(at, rows, forward, call)
         if rows is None:
@@ -117,7 +123,7 @@ class Keys:
 
     def nobody(self, at: int, forward: Any, call: Call, rows_of: Any) -> None:
         """No token of the pass runs the unit."""
-        if self.policy == "sparse":
+        if self.policy in ("sparse", "global_last"):
             return
         every = torch.arange(self.total, device=call.states.device)
         if self.policy == "propagate":

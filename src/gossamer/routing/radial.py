@@ -48,7 +48,8 @@ class Radial(nn.Module):
         model: a ...ForCausalLM of transformers; its modules stay as they are.
         mode: "sequential": all layers in order; "skip": any later one is next; "free": any one is.
         kv: what a token leaves in the layers that it skips: "sparse": nothing; "project": keys and values of the state
-            with which it passes by; "propagate": the same, made later.
+            with which it passes by; "propagate": the same, made later. "global_last": one key for all layers, that of
+            the last one it ran: an experiment for inference, in which decoding differs from reading (`last_keys`).
         units: "block": a layer is run or skipped whole; "branch": its attention and its MLP each.
         policy: who decides; None: a router of `mode`.
         adapter: rank of what a token gets from a layer that it skips, W2 gelu(W1 h); 0: nothing.
@@ -107,6 +108,8 @@ class Radial(nn.Module):
         self.sink = 0 if self.hops > 1 else sink
         self.slots = list(range(len(self.units))) if self.hops > 1 else [unit.layer for unit in once]
         self.geometry = Geometry.of(model.config).repeated(self.hops)
+        if kv == "global_last" and len({(each.key_heads, each.width) for each in self.geometry.layers}) > 1:
+            raise ValueError('kv="global_last" needs layers whose keys are alike, expected kv="sparse"')
         self._attending = hooks.Attending(model)
         self._results = _results(model, once) * self.hops
         self.model = cast(Any, model)
@@ -144,6 +147,8 @@ class Radial(nn.Module):
         if torch.is_grad_enabled():
             if past_key_values is not None or use_cache:
                 raise ValueError("past_key_values is for inference: call under torch.no_grad()")
+            if self.kv == "global_last":
+                raise ValueError('kv="global_last" is for inference: call under torch.no_grad()')
             dense = DensePass(
                 self.units, self.policy, self._results, self.adapters, self.sink, sparse=self.kv == "sparse",
                 pad=attention_mask,

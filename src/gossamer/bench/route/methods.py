@@ -1,8 +1,9 @@
 """Ways to spend a share of a network's multiply-adds per token, each trained for the same steps on the same text.
 
-Every way but two begins from the same trained network, the teacher, and trains all weights on its outputs and the text.
-A shallow network of the same cost is trained from nothing for all the steps that the others had together, and so is one
-whose tokens hop between few layers.
+Every way but two begins from the same network, trained for some steps, and goes on with all its weights for further
+steps on the same text. A shallow network of the same cost is trained from nothing for all the steps that the others had
+together, and so is one whose tokens hop between few layers. (Following the outputs of a network that is itself young, as
+in distillation, made every way worse than text alone.)
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from gossamer.routing.lm import RadialConfig, RadialLM
 from gossamer.routing.policy import Policy
 from gossamer.routing.profiling import profile
 from gossamer.routing.radial import Radial
-from gossamer.routing.training import distill, train
+from gossamer.routing.training import train
 
 
 @dataclass(frozen=True)
@@ -59,9 +60,9 @@ class Run:
             torch.manual_seed(self.seed)
             radial = Radial(copy.deepcopy(self.teacher), policy=policy)
         steps, recipe = self.recipe.then, self.recipe
-        distill(
-            radial.train(), self.teacher, self.batches(steps, 1), budget=budget, steps=steps, lr=recipe.router_lr,
-            model_lr=recipe.lr / 2, train="all", seed=self.seed, progress=False,
+        train(
+            radial.train(), self.batches(steps, 1), budget=budget, steps=steps, lr=recipe.router_lr,
+            model_lr=recipe.lr, seed=self.seed, progress=False,
         )  # fmt: skip
         return radial.eval()
 

@@ -21,8 +21,8 @@ logger = logging.getLogger(__name__)
 
 BUDGETS = (0.7, 0.5)
 WHOLE = "all layers"
-SIZES = RadialConfig(vocabulary=1024, width=128, layers=10, heads=4, context=128)
-RECIPE = Recipe(SIZES, length=128, batch=8, first=300, then=200)
+SIZES = RadialConfig(vocabulary=1024, width=64, layers=10, heads=4, context=128)
+RECIPE = Recipe(SIZES, length=96, batch=8, first=250, then=250)
 QUICK = Recipe(
     RadialConfig(vocabulary=300, width=64, layers=4, heads=4, context=64), length=16, batch=2, first=2, then=2
 )

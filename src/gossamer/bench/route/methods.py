@@ -2,8 +2,8 @@
 
 Every way but two begins from the same network, trained for some steps, and goes on with all its weights for further
 steps on the same text. A shallow network of the same cost is trained from nothing for all the steps that the others had
-together, and so is one whose tokens hop between few layers. (Following the outputs of a network that is itself young, as
-in distillation, made every way worse than text alone.)
+together, and so is one whose tokens hop between few layers. (Following the outputs of a network that is itself young,
+as in distillation, made every way worse than text alone.)
 """
 
 from __future__ import annotations

@@ -62,7 +62,7 @@ def rows(settings: Settings) -> Iterator[Row]:
     text = tokens_of(decoder, trained, 20_000 if settings.quick else 2_000_000)
     held = tokens_of(decoder, [root / name for name in HELD], 2_000 if settings.quick else 60_000)
     length, steps = (32, 2) if settings.quick else (LENGTH, TRAINING)
-    batches = in_order(held, length=32 if settings.quick else 2 * LENGTH, batch=4, most=4 if settings.quick else 32)
+    batches = in_order(held, length=32 if settings.quick else 2 * LENGTH, batch=4, most=4 if settings.quick else 12)
     model = decoder.model
     base = Radial(model, "sequential").eval()
     units, width = len(base.units), base.stack.width

@@ -26,7 +26,7 @@ def test_a_known_route_is_taken_and_a_router_is_asked_for_each_jump(share):
     assert route[0] == 0 and route[-1] == 9 and len(route) == max(2, round(10 * share))
     model = model_of(64, bench.Settings(quick=True))
     route = spaced(LAYERS, share)
-    radial = Radial(model, policy=along(route, LAYERS, 64)).eval()
+    radial = Radial(model, policy=along(route, LAYERS, 64), sink=0).eval()
     with torch.no_grad():
         radial(torch.zeros(1, 5, dtype=torch.int64))
     assert [unit for unit, ran in enumerate(radial.run.ran) if ran] == route
@@ -35,7 +35,7 @@ def test_a_known_route_is_taken_and_a_router_is_asked_for_each_jump(share):
 
 def test_gathers_are_timed_with_gathers():
     model = model_of(64, bench.Settings(quick=True))
-    radial = Radial(model, policy=AllButOne(LAYERS, 64)).eval()
+    radial = Radial(model, policy=AllButOne(LAYERS, 64), sink=0).eval()
     with torch.no_grad():
         radial(torch.zeros(1, 5, dtype=torch.int64))
     assert radial.run.ran == [4] * LAYERS

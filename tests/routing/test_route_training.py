@@ -170,6 +170,15 @@ def test_a_run_goes_on_bit_by_bit(trained: str, endless: bool, tmp_path: Path) -
         load_state(other, file)
 
 
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """Python's own handler of Ctrl-C: a shell starts what runs in its background without one."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_ctrl_c_comes_after_a_step(tmp_path: Path) -> None:
     file, steps = tmp_path / "run.safetensors", []
 

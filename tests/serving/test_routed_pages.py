@@ -320,18 +320,6 @@ def test_a_window_of_the_model_takes_all_tokens():
         routed.put(1, torch.zeros(64, dtype=torch.int64), torch.arange(41, 105), late, late)
 
 
-def test_keys_that_are_caught_are_written_nowhere():
-    cache = cache_of(page=32)
-    routed = cache.route(1, 3, device="cpu", dtype=torch.float32)
-    tokens = [states(0, at, 2) for at in range(3)]
-    past = routed.keys_only(2)
-    assert not attend(past, tokens[:2]).any()
-    for caught, expected in zip(past.states, list(zip(*tokens[:2], strict=True))[1:], strict=True):
-        assert torch.equal(caught, torch.stack(expected))
-    attend(routed.at(2, torch.tensor([2])), tokens[2:])
-    assert cache.rows[0].kept[2].positions == [2]
-
-
 def test_slots_of_several_hops_and_memory_of_texts():
     geometry = Geometry((SHAPE, LayerShape(KEY_HEADS, GROUP, WIDTH, 64)), 100).repeated(3)
     assert [shape.window for shape in geometry.layers] == [None, 64] * 3 and geometry.longest == 100

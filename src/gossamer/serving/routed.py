@@ -89,34 +89,6 @@ class KnownKeys(SlotKeys):
         return attend.attend(wide[reads], step.part(tuple(counts), step.lengths))[asks[reads]]
 
 
-class CaughtKeys:
-    """What a layer gets as past_key_values whose keys are wanted alone: attention gives zeros.
-
-    Attributes:
-        states: keys and values [tokens, key heads, width], once the layer has run.
-    """
-
-    window = None
-
-    def __init__(self, routed: RoutedPass, slot: int) -> None:
-        self.routed, self.index = routed, slot
-        self.states: tuple[Tensor, Tensor] | None = None
-
-    @torch.compiler.disable
-    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        """Tickets for new states [1, key heads, tokens, width]."""
-        self.routed.check(self.index, key_states, value_states)
-        self.states = key_states[0].transpose(0, 1), value_states[0].transpose(0, 1)
-        return Ticket(key_states, self), Ticket(value_states, self)  # type: ignore[return-value]
-
-    def enter(self, mask: Tensor | None) -> tuple[Step, Tensor | None]:
-        _refuse(mask)
-        return self.routed.step, None
-
-    def attending(self, scale: float | None, cap: float) -> Attends:
-        return lambda q, keys, values, step: torch.zeros_like(q)
-
-
 def _refuse(mask: Tensor | None) -> None:
     if mask is not None:
         raise ValueError(f"attention_mask must be None for packed tokens, got {list(mask.shape)}")
@@ -207,10 +179,6 @@ class RoutedPass:
 
     def _has(self, texts: list[int]) -> bool:
         return not texts or 0 <= texts[0] <= texts[-1] < self.texts
-
-    def keys_only(self, slot: int) -> CaughtKeys:
-        """What a layer gets as past_key_values to learn the keys that it would write; they are written nowhere."""
-        return CaughtKeys(self, self._slot(slot))
 
     def _check_states(self, slot: int, count: int, keys: Tensor, values: Tensor) -> None:
         shape = self.store.geometry.layers[slot]

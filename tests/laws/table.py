@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from connections import best_labels, drawn_rows, rewired_rows
 from oracles import gathered, index_of, numbers, scattered, shuffled, tiles_of
+from packed import alone, alone_backward, varlen_arguments, varlen_backward_arguments
 from paged import append_arguments, appended, attended, attention_arguments, scored, scores_arguments
 from torch import Tensor
 from torch.nn.functional import pad
@@ -244,6 +245,11 @@ ROWS = (
     Row("page_append", append_arguments, appended, writes=(3, 4, 8)),
     Row("page_attention", attention_arguments, attended, writes=(1, 2)),
     Row("page_scores", scores_arguments, scored),
+    *(Row("varlen_attention", lambda d, how=how: varlen_arguments(d, how), alone) for how in (False, True)),
+    *(
+        Row("varlen_attention_backward", lambda d, how=how: varlen_backward_arguments(d, how), alone_backward)
+        for how in (False, True)
+    ),
     Row(
         "skip_mv",
         lambda d: (d(d.rows, d.k, zeros=0.6), d(d.k, d.n), d(d.n), graph_input(0.7)),

@@ -1,5 +1,6 @@
 """The ops on tensors and a Pattern: schema, dispatch by device, autograd. May import planner, pattern and kernels."""
 
+from gossamer.ops.attention.varlen import varlen_attention
 from gossamer.ops.fan_in.product import fan_in_mm
 from gossamer.ops.fan_in.rewire import fan_in_candidates, fan_in_indices, fan_in_rewire
 from gossamer.ops.fan_in.step import fan_in_step
@@ -59,4 +60,5 @@ __all__ = [
     "skip_mv",
     "statistical_topk",
     "transpose",
+    "varlen_attention",
 ]

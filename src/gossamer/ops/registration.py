@@ -55,13 +55,15 @@ def is_readable(x: Tensor) -> bool:
     return (along == 1 and (down >= wide or high == 1)) or (down == 1 and (along >= high or wide == 1))
 
 
-def _launcher(kernel: Callable[[], Callable[..., Any]], strided: tuple[int, ...], writes: Writes) -> Callable[..., Any]:
+def _launcher(
+    kernel: Callable[[], Callable[..., Any]], strided: tuple[int, ...], anyhow: tuple[int, ...], writes: Writes
+) -> Callable[..., Any]:
     """A function that looks its kernel up when called and hands it tensors laid out as it wants them."""
 
     def laid_out(at: int, x: Any) -> Any:
         if isinstance(x, (list, tuple)):
             return [laid_out(at, each) for each in x]
-        if not isinstance(x, Tensor) or (is_readable(x) if at in strided else x.is_contiguous()):
+        if not isinstance(x, Tensor) or at in anyhow or (is_readable(x) if at in strided else x.is_contiguous()):
             return x
         if at in writes.written:  # what is written into a copy is lost
             raise ValueError(
@@ -118,6 +120,7 @@ def register(
     fake: Callable[..., Any] | None = None,
     *,
     strided: tuple[int, ...] = (),
+    anyhow: tuple[int, ...] = (),
     module: str | None = None,
     half: Callable[[Callable[..., Any]], Callable[..., Any]] | None = None,
 ) -> Callable[[Backend | None], Callable[..., Any]]:
@@ -127,6 +130,7 @@ def register(
         schema: arguments and results; `Tensor(a!)` is written in place (`mutation.py`).
         fake: shapes and dtypes of the results; None where there are none.
         strided: positions of arguments that kernels get as row-major or transposed matrices; others are contiguous.
+        anyhow: positions of arguments that kernels get as they are, such as a mask that is expanded.
         module: the file of the kernels where it is not named like the op.
         half: makes the CPU's kernel take half floats, see `in_float32`; not of an op that writes.
     """
@@ -134,11 +138,11 @@ def register(
     overload, writes = _define(op, schema, fake)
     if half is not None and writes.written:
         raise ValueError(f"half must be None for {op}, which writes {writes.names}: a copy would be lost")
-    on_cpu = _launcher(lambda: load_kernel("cpu", file, op), strided, writes)
+    on_cpu = _launcher(lambda: load_kernel("cpu", file, op), strided, anyhow, writes)
     _LIBRARY.impl(op, on_cpu if half is None else half(on_cpu), "CPU")
-    _LIBRARY.impl(op, _launcher(lambda: load_kernel("triton", file, op), strided, writes), "CUDA")
+    _LIBRARY.impl(op, _launcher(lambda: load_kernel("triton", file, op), strided, anyhow, writes), "CUDA")
     reference = load_kernel("reference", file, op)  # now, since torch.compile traces through it and cannot import
-    plain = _launcher(lambda: reference, strided, writes)
+    plain = _launcher(lambda: reference, strided, anyhow, writes)
 
     def oracle(*args: Any) -> Any:
         refuse_gradients(writes, args)

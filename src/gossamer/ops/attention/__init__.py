@@ -1,0 +1,1 @@
+"""Softmax attention that leaves out what nobody sees: padding between packed texts, and blocks of a mask."""

@@ -8,7 +8,7 @@ memory. A sparse thing is a `Pattern` (which micro-tiles are present) and a plai
     small = gs.compact(model, example_inputs, optimizer=optimizer)
 
 Everything is loaded on first use: importing gossamer imports torch and nothing optional. Where transformers is imported
-too it learns of attn_implementation="gossamer".
+too it learns of attn_implementation="gossamer" and experts_implementation="gossamer".
 """
 
 from __future__ import annotations
@@ -110,5 +110,7 @@ def __dir__() -> list[str]:
     return __all__
 
 
-# attn_implementation="gossamer" is known wherever gossamer and transformers are both imported, in whichever order.
+# attn_implementation="gossamer" and experts_implementation="gossamer" are known wherever gossamer and transformers are
+# both imported, in whichever order.
 when_imported("transformers.modeling_utils", lambda: importlib.import_module("gossamer.serving.hooks"))
+when_imported("transformers.integrations.moe", lambda: importlib.import_module("gossamer.compile.experts"))

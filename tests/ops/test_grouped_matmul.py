@@ -9,6 +9,7 @@ import gossamer as gs
 from gossamer.testing import assert_same_bits, assert_within, gamma
 
 backends = pytest.mark.parametrize("backend", ["reference", "cpu"])
+either_way = pytest.mark.parametrize("transposed", [False, True])
 
 
 def loop(x, weights, ids):
@@ -17,6 +18,12 @@ def loop(x, weights, ids):
     rows = [x[t] @ weights[e] if e >= 0 else x[t] @ weights.sum(0) * 0 for t in range(len(x)) for e in flat[t].tolist()]
     y = torch.stack(rows) if rows else x[:0] @ weights.sum(0)
     return y.view(*ids.shape, weights.shape[2])
+
+
+def product(x, weights, ids, backend, transposed):
+    """weights[experts, k, n], laid down as they are or each transposed."""
+    stored = weights.mT.contiguous() if transposed else weights
+    return gs.ops.grouped_matmul(x, stored, ids, backend=backend, transposed=transposed)
 
 
 def integers(*shape):
@@ -38,13 +45,14 @@ ROUTINGS = {
 
 
 @backends
+@either_way
 @pytest.mark.parametrize("routing", ROUTINGS.values(), ids=ROUTINGS)
 @pytest.mark.parametrize("shape", [(50, 4, 7, 5), (1, 3, 1, 1), (33, 2, 40, 64), (20, 5, 17, 130)], ids=str)
-def test_equals_the_loop(backend, routing, shape):
+def test_equals_the_loop(backend, transposed, routing, shape):
     tokens, experts, k, n = shape
     ids = routing(tokens, experts)
     x, weights = integers(tokens, k).requires_grad_(), integers(experts, k, n).requires_grad_()
-    y, expected = gs.ops.grouped_matmul(x, weights, ids, backend=backend), loop(x, weights, ids)
+    y, expected = product(x, weights, ids, backend, transposed), loop(x, weights, ids)
     assert y.shape == (*ids.shape, n) and torch.equal(y, expected)
     dy = integers(*y.shape)
     for one, two in zip(
@@ -67,39 +75,43 @@ def test_five_thousand_tokens_on_one_expert(backend):
 
 
 @backends
+@either_way
+@pytest.mark.parametrize("tokens", [300, 15, 1])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-def test_reals_within_the_bound(backend, dtype):
-    tokens, experts, k, n = 300, 5, 70, 33
+def test_reals_within_the_bound(backend, transposed, tokens, dtype):
+    experts, k, n = 5, 70, 33
     ids = torch.randint(-1, experts, (tokens, 2))
     x, weights = torch.randn(tokens, k, dtype=dtype), torch.randn(experts, k, n, dtype=dtype)
-    y = gs.ops.grouped_matmul(x, weights, ids, backend=backend)
+    y = product(x, weights, ids, backend, transposed)
     assert y.dtype == dtype
     bound = gamma(2 * k, dtype) * loop(x.double().abs(), weights.double().abs(), ids)
     assert_within(y, loop(x.double(), weights.double(), ids), bound)
 
 
 @backends
+@either_way
 @given(
     t=st.integers(0, 40), e=st.integers(1, 9), k=st.integers(0, 20), n=st.integers(0, 40), j=st.integers(1, 3),
     seed=st.integers(0, 2**16),
 )  # fmt: skip
-def test_any_routing(backend, t, e, k, n, j, seed):
+def test_any_routing(backend, transposed, t, e, k, n, j, seed):
     generator = torch.Generator().manual_seed(seed)
     ids = torch.randint(-1, e, (t, j), generator=generator)
     x = torch.randint(-8, 9, (t, k), generator=generator).float()
     weights = torch.randint(-8, 9, (e, k, n), generator=generator).float()
-    assert torch.equal(gs.ops.grouped_matmul(x, weights, ids, backend=backend), loop(x, weights, ids))
+    assert torch.equal(product(x, weights, ids, backend, transposed), loop(x, weights, ids))
 
 
 @backends
+@either_way
 @pytest.mark.parametrize("shape", [(7,), (7, 2)], ids=str)
-def test_gradcheck_twice(backend, shape):
+def test_gradcheck_twice(backend, transposed, shape):
     ids = torch.randint(-1, 3, shape)
     x = torch.randn(7, 4, dtype=torch.float64, requires_grad=True)
-    weights = torch.randn(3, 4, 2, dtype=torch.float64, requires_grad=True)
+    weights = torch.randn(3, *((2, 4) if transposed else (4, 2)), dtype=torch.float64, requires_grad=True)
 
     def function(x, weights):
-        return gs.ops.grouped_matmul(x, weights, ids, backend=backend)
+        return gs.ops.grouped_matmul(x, weights, ids, backend=backend, transposed=transposed)
 
     assert torch.autograd.gradcheck(function, (x, weights))
     assert torch.autograd.gradgradcheck(function, (x, weights))

@@ -112,6 +112,11 @@ CALLS = {
     "grouped x": (lambda: grouped(S[0], W, IDS), ValueError, "x must have 2 dimensions"),
     "grouped x dtype": (lambda: grouped(S.long(), W.long(), IDS), TypeError, "x must be float64.* got torch.int64"),
     "weights type": (lambda: grouped(S, None, IDS), TypeError, "weights must be a tensor, got NoneType"),
+    "weights transposed": (
+        lambda: grouped(S, W, IDS, transposed=True),
+        ValueError,
+        r"weights must have shape \[experts, n, 4\]",
+    ),
     "weights dim": (lambda: grouped(S, W[0], IDS), ValueError, r"weights must have shape \[experts, 4, n\].*\(4, 3\)"),
     "weights inner": (lambda: grouped(S, W[:, :3], IDS), ValueError, r"weights .*\[experts, 4, n\].* got \(2, 3, 3\)"),
     "weights dtype": (lambda: grouped(S, W.double(), IDS), TypeError, "weights must have x's dtype"),

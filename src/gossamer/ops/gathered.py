@@ -81,7 +81,7 @@ def _by_rows(
         # The one column of the grid lists its tiles, which are the rows present, matrix after matrix.
         present = transpose_on(backend)(offsets, indices, 1)[1]
         starts = offsets[:: max(a.shape[0] // b.shape[0], 1)]
-        grad_b = GroupedOuter.call(a, grad, present.to(torch.int32), starts, 1, backend)
+        grad_b = GroupedOuter.call(a, grad, present.to(torch.int32), starts, 1, False, backend)
     return grad_a, grad_b
 
 

@@ -119,37 +119,42 @@ class GroupedMm(Differentiable):
             entries = GroupedMm.call(grad, weights, order, offsets, 1, not ctx.transposed, ctx.backend)
             grad_x = _folded(entries, x.shape[0], ctx.repeat)
         if ctx.needs_input_grad[1]:
-            outer = GroupedOuter.call(x, grad, order, offsets, ctx.repeat, ctx.backend)
-            grad_weights = outer.transpose(1, 2) if ctx.transposed else outer
+            grad_weights = GroupedOuter.call(x, grad, order, offsets, ctx.repeat, ctx.transposed, ctx.backend)
         return grad_x, grad_weights, None, None, None, None, None
 
 
 class GroupedOuter(Differentiable):
-    """x[t, k], dy[t * repeat, n] -> dw[groups, k, n]."""
+    """x[t, k], dy[t * repeat, n] -> dw[groups, k, n], or [groups, n, k] and `transposed`."""
 
     name = "grouped_matmul"
 
     @staticmethod
-    def compute(x: Tensor, dy: Tensor, order: Tensor, offsets: Tensor, repeat: int, backend: Backend | None) -> Tensor:
+    def compute(
+        x: Tensor, dy: Tensor, order: Tensor, offsets: Tensor, repeat: int, transposed: bool, backend: Backend | None
+    ) -> Tensor:
+        if transposed:  # written as the weights lie, so that nobody has to copy it there
+            return outer_on(backend)(dy, x, order, _row(order, repeat), offsets)
         return outer_on(backend)(x, dy, _row(order, repeat), order, offsets)
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, dy: Tensor, order: Tensor, offsets: Tensor, repeat: int, backend: Backend | None
-    ) -> Tensor:
+        ctx: Any, x: Tensor, dy: Tensor, order: Tensor, offsets: Tensor, repeat: int, transposed: bool,
+        backend: Backend | None,
+    ) -> Tensor:  # fmt: skip
         save(ctx, x, dy, order, offsets)
-        ctx.repeat, ctx.backend = repeat, backend
-        return GroupedOuter.compute(x, dy, order, offsets, repeat, backend)
+        ctx.repeat, ctx.transposed, ctx.backend = repeat, transposed, backend
+        return GroupedOuter.compute(x, dy, order, offsets, repeat, transposed, backend)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, dy, order, offsets = ctx.saved_tensors
         grad_x = grad_dy = None
         if ctx.needs_input_grad[0]:
-            grad_x = _folded(GroupedMm.call(dy, grad, order, offsets, 1, True, ctx.backend), x.shape[0], ctx.repeat)
+            entries = GroupedMm.call(dy, grad, order, offsets, 1, not ctx.transposed, ctx.backend)
+            grad_x = _folded(entries, x.shape[0], ctx.repeat)
         if ctx.needs_input_grad[1]:
-            grad_dy = GroupedMm.call(x, grad, order, offsets, ctx.repeat, False, ctx.backend)
-        return grad_x, grad_dy, None, None, None, None
+            grad_dy = GroupedMm.call(x, grad, order, offsets, ctx.repeat, ctx.transposed, ctx.backend)
+        return grad_x, grad_dy, None, None, None, None, None
 
 
 def grouped_matmul(
@@ -158,6 +163,7 @@ def grouped_matmul(
     expert_ids: Tensor,
     *,
     index: Pattern | None = None,
+    transposed: bool = False,
     backend: Backend | None = None,
 ) -> Tensor:
     """Each row of x times the weights of each of its experts. Differentiable in x and weights, to any order.
@@ -170,6 +176,7 @@ def grouped_matmul(
         weights: [E, k, n] of x's dtype, contiguous (else copied).
         expert_ids: integers [T], or [T, j] for j experts a row; each below E; a negative id gives a row of zeros.
         index: `Pattern.from_ids(expert_ids.flatten(), E)` if you have it: products with the same routing share it.
+        transposed: weights are [E, n, k], as nn.Linear keeps each of them.
         backend: None for the kernels of x's device; "cpu", "triton" or "reference" to insist.
 
     Returns:
@@ -193,7 +200,7 @@ def grouped_matmul(
     check_matrix("x", x)
     if x.dtype not in FLOATS:
         raise TypeError(f"x must be float64, float32, bfloat16 or float16, got {x.dtype}")
-    _check_weights(weights, x)
+    _check_weights(weights, x, transposed)
     _check_ids(expert_ids, x)
     check_backend(backend, "x", x)
     experts, repeat = weights.shape[0], expert_ids.shape[1] if expert_ids.dim() == 2 else 1
@@ -203,22 +210,21 @@ def grouped_matmul(
         _check_index(index, experts, expert_ids)
         offsets, order = index.row_offsets(), index.indices.reshape(-1)
     try:
-        y = GroupedMm.call(x, weights, order.to(torch.int32), offsets, repeat, False, backend)
+        y = GroupedMm.call(x, weights, order.to(torch.int32), offsets, repeat, transposed, backend)
     except ValueError as error:
         if index is None:
             raise
         raise ValueError(f"index is broken: {error}") from None
-    return y if expert_ids.dim() == 1 else y.view(*expert_ids.shape, weights.shape[2])
+    return y if expert_ids.dim() == 1 else y.view(*expert_ids.shape, y.shape[1])
 
 
-def _check_weights(weights: Tensor, x: Tensor) -> None:
+def _check_weights(weights: Tensor, x: Tensor, transposed: bool) -> None:
     check_tensor("weights", weights)
     if weights.dtype != x.dtype:
         raise TypeError(f"weights must have x's dtype {x.dtype}, got {weights.dtype}")
-    if weights.dim() != 3 or weights.shape[1] != x.shape[1]:
-        raise ValueError(
-            f"weights must have shape [experts, {x.shape[1]}, n] for x's columns, got {tuple(weights.shape)}"
-        )
+    if weights.dim() != 3 or weights.shape[2 if transposed else 1] != x.shape[1]:
+        expected = f"n, {x.shape[1]}" if transposed else f"{x.shape[1]}, n"
+        raise ValueError(f"weights must have shape [experts, {expected}] for x's columns, got {tuple(weights.shape)}")
     if weights.device != x.device:
         raise ValueError(f"weights must be on x's device {x.device}, got {weights.device}")
 

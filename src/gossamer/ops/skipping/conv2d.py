@@ -29,7 +29,7 @@ def conv2d(
     *,
     skip: Skip = "auto",
     relu: bool = False,
-    site: Site | None = None,
+    site: Site | Tensor | None = None,
     keep_packed: bool = False,
     backend: Backend | None = None,
 ) -> Tensor:
@@ -50,8 +50,8 @@ def conv2d(
             skips: the weight gradient then skips zeros of whichever operand has more of them; "never" is
             torch's own operator.
         relu: max(y, 0) in the same pass. Backward keeps one bit per element of y instead of y.
-        site: what remembers: a `gossamer.planner.Site`, one per layer. Without it, all calls whose weight shape,
-            stride, padding and dilation agree share one.
+        site: what remembers: a `gossamer.planner.Site`, one per layer, or its handle, for graphs, which hold no object.
+            Without it, all calls whose weight shape, stride, padding and dilation agree share one.
         keep_packed: kernels that skip read the weight in a layout of their own. False makes it at every call, from what
             the weight then holds. True keeps it until torch counts a change of the weight (optimizer steps,
             `load_state_dict`, any operator) or the weight is gone; it saves up to half the time where a large weight

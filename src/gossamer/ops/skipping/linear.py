@@ -18,7 +18,7 @@ def linear(
     *,
     skip: Skip = "auto",
     relu: bool = False,
-    site: Site | None = None,
+    site: Site | Tensor | None = None,
     keep_packed: bool = False,
     backend: Backend | None = None,
 ) -> Tensor:
@@ -27,7 +27,7 @@ def linear(
     Args:
         x: [..., C]. float32 on the CPU can skip.
         weight: [K, C] of x's dtype. Up to 8 rows of x read only the rows of `weight.t()` that they need if it is
-            contiguous, that is if the weight is stored by input channel.
+            contiguous, that is if the weight is stored by input channel, or if `keep_packed` allows a copy that is.
         bias: [K].
         skip, relu, site, keep_packed, backend: as in `conv2d`.
 

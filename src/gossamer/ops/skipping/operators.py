@@ -19,7 +19,7 @@ from gossamer.ops.autograd import saving_is_watched, wants_gradient
 from gossamer.ops.packs import KEPT
 from gossamer.ops.registration import Backend, register_opaque
 from gossamer.ops.skipping.geometry import layer_of
-from gossamer.ops.skipping.passes import Gradients, Passes
+from gossamer.ops.skipping.passes import UNKNOWN, Gradients, Passes
 from gossamer.ops.transforms import is_transformed
 from gossamer.planner import Site
 from gossamer.planner.tuner.site import Pass
@@ -57,6 +57,9 @@ def _forward(
     site: Tensor | None, keep_packed: bool, backend: str | None,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     passes = _passes(weight, geometry, mode, site, keep_packed, backend)
+    if not relu and not passes.asks(x, weight):
+        y = passes.layer.dense(x, weight, bias, keep_packed).contiguous(memory_format=passes.layer.order(x, weight))
+        return y, torch.empty(0, dtype=torch.int32), torch.tensor([UNKNOWN])
     y, bits, nonzeros = passes.forward(x, weight, bias, relu)
     return y, bits, torch.tensor([nonzeros])
 
@@ -160,11 +163,13 @@ def _run(
 
 def skip_zeros(
     x: Tensor, weight: Tensor, bias: Tensor | None, geometry: tuple[int, ...], mode: str, relu: bool,
-    site: Site | None, keep_packed: bool, backend: Backend | None, brief: torch.Size,
+    site: Site | Tensor | None, keep_packed: bool, backend: Backend | None, brief: torch.Size,
 ) -> Tensor:  # fmt: skip
     """The layer `geometry` of checked arguments, differentiable; a module asks `site.bypassed` about `brief`."""
     place: Site | Tensor | None
-    if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() or isinstance(x, FakeTensor):
+    if isinstance(site, Tensor):
+        place = site
+    elif torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() or isinstance(x, FakeTensor):
         place = None if site is None else site.handle
     else:
         place = site if site is not None else shared_site(weight.shape, geometry)

@@ -11,7 +11,7 @@ the same functions directly, for the microseconds.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import Any, Literal
 
 import torch
@@ -28,7 +28,7 @@ FEW_ROWS = 8
 """Rows up to which a linear layer whose weight is stored by input channel reads only the rows of it that it needs."""
 
 _PIECES, _PIECE = 11, 2048  # of a sample; 11 divides few sizes, so that not every piece starts at an image's corner
-_UNKNOWN = -1
+UNKNOWN = -1
 
 Gradients = tuple[Tensor | None, Tensor | None, Tensor | None]
 
@@ -45,7 +45,7 @@ class Passes:
         """y; the bits of the relu (no element without one); how many nonzeros x has, or -1 if nobody counted."""
         x, order = self.layer.packed(x), self.layer.order(x, weight)
         if x.numel() == 0 or weight.numel() == 0:
-            return *self._rectified(self.layer.dense(x, weight, bias, self.keep_packed), relu, order), _UNKNOWN
+            return *self._rectified(self.layer.dense(x, weight, bias, self.keep_packed), relu, order), UNKNOWN
         algorithm = self._algorithm("forward", (DENSE, SKIP), x, weight, {"x": x}) if self.chooses else SKIP
         begin = clock.now()
         if algorithm == SKIP:
@@ -55,7 +55,7 @@ class Passes:
         y, bits = self._rectified(self.layer.dense(x, weight, bias, self.keep_packed), relu, order)
         seconds = clock.now() - begin
         self.site.observe("forward", algorithm, seconds, {"x": sampled(x)} if self.site.samples("forward") else {})
-        return y, bits, _UNKNOWN
+        return y, bits, UNKNOWN
 
     def backward(
         self, dy: Tensor, x: Tensor, weight: Tensor, bits: Tensor | None, of_x: int, want: Sequence[bool]
@@ -67,7 +67,7 @@ class Passes:
         if bits is not None and (want[2] or torch.are_deterministic_algorithms_enabled()):
             dy, bits = self._kept(dy, bits), None  # every element of it will be asked for
         dx = dw = db = None
-        of_dy = _UNKNOWN
+        of_dy = UNKNOWN
         if want[0]:
             algorithm = self._algorithm("input", (DENSE, SKIP), x, weight, {"dy": dy}) if self.chooses else SKIP
             begin = clock.now()
@@ -103,6 +103,20 @@ class Passes:
             db = self._sum(dy)
         return dx, dw, db
 
+    def key(self, x: Tensor, weight: Tensor) -> Hashable:
+        """What decides the cost of a call."""
+        return x.shape, weight.shape, self.layer
+
+    def asks(self, x: Tensor, weight: Tensor) -> bool:
+        """Whether forward has to choose at all. Not in the course of a bypass. Nor where few rows wait for a weight
+        that is stored by output channel and may not be copied: they read all of it."""
+        if not self.chooses:
+            return True
+        if isinstance(self.layer, Linear) and x.shape[0] <= FEW_ROWS and not (self.keep_packed or by_input(weight)):
+            self.site.refuse(f"up to {FEW_ROWS} rows and a weight stored by output channel, which they read whole")
+            return False
+        return not self.site.bypass(("forward",), self.key(x, weight))
+
     def _sum(self, dy: Tensor) -> Tensor:
         return self.layer.pixels(dy).sum((0, 1, 2))
 
@@ -110,7 +124,7 @@ class Passes:
         self, pass_: Literal["forward", "input", "weight"], candidates: tuple[str, ...], x: Tensor, weight: Tensor,
         operands: dict[str, Tensor],
     ) -> str:  # fmt: skip
-        key = (x.shape, weight.shape, self.layer)
+        key = self.key(x, weight)
         if not torch.are_deterministic_algorithms_enabled():
             return self.site.choose(pass_, candidates, key)
         known = {name: int(torch.count_nonzero(operand)) / operand.numel() for name, operand in operands.items()}
@@ -118,9 +132,9 @@ class Passes:
 
     def _sparser(self, dy: Tensor, x: Tensor, bits: Tensor | None, of_dy: int, of_x: int) -> str:
         """Whose zeros to skip where one must be skipped: of the operand with the smaller share of nonzeros."""
-        if of_x == _UNKNOWN:
+        if of_x == UNKNOWN:
             of_x = int(torch.count_nonzero(x))
-        if of_dy == _UNKNOWN:
+        if of_dy == UNKNOWN:
             of_dy = int(torch.count_nonzero(self._kept(dy, bits)))
         return SKIP_X if of_x * dy.numel() < of_dy * x.numel() else SKIP_DY
 
@@ -131,9 +145,10 @@ class Passes:
         self, x: Tensor, weight: Tensor, bias: Tensor | None, relu: bool, order: torch.memory_format
     ) -> tuple[Tensor, Tensor, int, float]:
         bias = None if bias is None else bias.contiguous()
-        if isinstance(self.layer, Linear) and x.shape[0] <= FEW_ROWS and weight.t().is_contiguous():
-            y, counts = self._kernel("skip_mv", "skip_mv")(x, weight.t(), bias, 0.0)
-            return *self._rectified(y, relu, order), _UNKNOWN, int(counts[0]) / x.shape[1]
+        if isinstance(self.layer, Linear) and x.shape[0] <= FEW_ROWS and (self.keep_packed or by_input(weight)):
+            rows = weight.t() if by_input(weight) else KEPT.get(weight, "by input", _by_input)
+            y, counts = self._kernel("skip_mv", "skip_mv")(x, rows, bias, 0.0)
+            return *self._rectified(y, relu, order), UNKNOWN, int(counts[0]) / x.shape[1]
         size = self.layer.out_size(x, weight)
         y, bits, counts = self._skip(self.layer.laid_out(x), weight, bias, None, False, size, relu, order)
         nonzeros = counts.tolist()[0]
@@ -196,6 +211,15 @@ class Passes:
             return dy
         pixels = self.layer.pixels(self.layer.laid_out(dy))
         return self.layer.from_pixels(self._kernel("relu_bits", "keep_bits")(pixels, bits))
+
+
+def by_input(weight: Tensor) -> bool:
+    """Is weight[K, C] stored by input channel?"""
+    return weight.t().is_contiguous()
+
+
+def _by_input(weight: Tensor) -> Tensor:
+    return weight.t().contiguous()
 
 
 def sampled(x: Tensor) -> float:

@@ -46,7 +46,7 @@ def check_options(skip: str, **flags: object) -> None:
 
 
 def check_types(
-    name: str, x: Tensor, weight: Tensor, bias: Tensor | None, skip: str, relu: bool, site: Site | None,
+    name: str, x: Tensor, weight: Tensor, bias: Tensor | None, skip: str, relu: bool, site: Site | Tensor | None,
     keep_packed: bool, backend: Backend | None,
 ) -> None:  # fmt: skip
     """Types and options of conv2d or linear."""
@@ -54,8 +54,8 @@ def check_types(
         if not isinstance(tensor, Tensor) and not (tensor is None and what == "bias"):
             raise TypeError(f"{what} must be a tensor, got {type(tensor).__name__}")
     check_options(skip, relu=relu, keep_packed=keep_packed)
-    if site is not None and not isinstance(site, Site):
-        raise TypeError(f"site must be a gossamer.planner.Site or None, got {type(site).__name__}")
+    if site is not None and not isinstance(site, (Site, Tensor)):
+        raise TypeError(f"site must be a gossamer.planner.Site, its handle or None, got {type(site).__name__}")
     if backend is not None:
         check_backend(backend, "x", x)
         if skip == "never":
@@ -63,7 +63,7 @@ def check_types(
 
 
 def torchs_own(
-    name: str, x: Tensor, weight: Tensor, bias: Tensor | None, groups: int, skip: str, site: Site | None,
+    name: str, x: Tensor, weight: Tensor, bias: Tensor | None, groups: int, skip: str, site: Site | Tensor | None,
     backend: Backend | None,
 ) -> bool:  # fmt: skip
     """Must torch's own operator do it? The site is told why; with a backend named that is an error."""
@@ -75,7 +75,7 @@ def torchs_own(
     reason = why_dense(x, weight, bias, groups, skip)
     if reason is None:
         return False
-    if site is not None:
+    if isinstance(site, Site):  # a handle is that of a graph, whose maker asks `why_dense` itself
         _refuse(site.handle, reason)
     return True
 

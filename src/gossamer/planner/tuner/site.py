@@ -62,6 +62,8 @@ class Site(Tuner):
 
     def refuse(self, reason: str) -> None:
         """Record why torch's own operator ran."""
+        if reason in self.refused:
+            return
         with self._lock:
             if reason not in self.refused:
                 self.refused = (*self.refused, reason)

@@ -1,0 +1,98 @@
+"""What must hold at run time for leaving tokens out to give the answers of the dense graph, each checked before it is used.
+
+    keep    bool[B, S], True for tokens that are not left out
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import Node
+
+
+@dataclass(frozen=True)
+class KeptAt:
+    """Somebody reads token `at` of every text, as a classifier reads the first."""
+
+    at: int
+
+    nodes: tuple[Node, ...] = ()
+
+    def holds(self, keep: Tensor) -> Tensor:
+        return keep[:, self.at].all()
+
+    def __str__(self) -> str:
+        return f"token {self.at} of every text is kept, since it is read"
+
+
+@dataclass(frozen=True)
+class KeptWhere:
+    """Somebody reads the tokens `x[rows, columns]`, as a classifier behind a decoder reads the last of each text."""
+
+    nodes: tuple[Node, ...]
+    index: tuple[Any, ...]
+    """Entries of the index, a place in `nodes` for each tensor as (place,)."""
+
+    def holds(self, keep: Tensor, *values: Tensor) -> Tensor:
+        index = tuple(values[each[0]] if isinstance(each, tuple) else each for each in self.index)
+        return keep[index].all()
+
+    def __str__(self) -> str:
+        return "the tokens that an index reads are kept"
+
+
+@dataclass(frozen=True)
+class ZeroWhereDropped:
+    """Somebody multiplies by `nodes[0]` [B, S, ...], so that what is left out counts as nothing."""
+
+    nodes: tuple[Node, ...]
+    order: tuple[int, ...]
+    """The dimensions of the batch and the sequence in it."""
+
+    def holds(self, keep: Tensor, factor: Tensor) -> Tensor:
+        return ~(_by_token(factor, keep, self.order) & ~keep).any()
+
+    def __str__(self) -> str:
+        return f"{self.nodes[0].name} is zero at every token that is left out"
+
+
+@dataclass(frozen=True)
+class IgnoredWhereDropped:
+    """A loss does not count tokens whose label is `ignored`."""
+
+    nodes: tuple[Node, ...]
+    ignored: int
+
+    def holds(self, keep: Tensor, labels: Tensor) -> Tensor:
+        return (labels.reshape(keep.shape) == self.ignored).logical_or(keep).all()
+
+    def __str__(self) -> str:
+        return f"the loss ignores every token that is left out ({self.nodes[0].name} is {self.ignored} there)"
+
+
+@dataclass(frozen=True)
+class UnseenWhereDropped:
+    """Another attention reads keys and values of these tokens, and its mask hides those that are left out."""
+
+    nodes: tuple[Node, ...]
+
+    def holds(self, keep: Tensor, mask: Tensor) -> Tensor:
+        from gossamer.compile.tokens import seen
+
+        return ~(seen(mask).flatten(1, -2).any(1).expand(keep.shape) & ~keep).any()
+
+    def __str__(self) -> str:
+        return f"{self.nodes[0].name} hides every token that is left out"
+
+
+Condition = KeptAt | KeptWhere | ZeroWhereDropped | IgnoredWhereDropped | UnseenWhereDropped
+
+
+def _by_token(x: Tensor, keep: Tensor, order: tuple[int, ...]) -> Tensor:
+    """Whether anything is not zero, for each token."""
+    rest = [at for at in range(x.dim()) if at not in order]
+    shaped = x.permute(*order, *rest).ne(0)
+    return torch.broadcast_to(shaped.flatten(2).any(2), keep.shape)

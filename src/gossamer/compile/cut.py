@@ -1,0 +1,119 @@
+"""Cut a graph where its plan says: what comes before the packed part, the packed part, and what comes after it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.fx import Graph, GraphModule, Node
+
+from gossamer.compile.operators import CannotPack, call_of
+from gossamer.compile.packing import Entry
+from gossamer.compile.padding import Plan, readers
+
+_VIEWS = frozenset({"view", "transpose", "permute", "expand", "unsqueeze", "squeeze", "getitem", "t", "detach", "narrow"})
+
+
+@dataclass(frozen=True)
+class Cut:
+    """Three graphs and what each of them takes.
+
+    Attributes:
+        before: takes the graph's inputs; makes `made`.
+        packed: takes `packing.placed`; makes `exits`.
+        after: takes `wanted`, nodes of the whole graph; makes its outputs.
+    """
+
+    before: GraphModule
+    made: tuple[Node, ...]
+    packed: GraphModule
+    after: GraphModule
+    wanted: tuple[Node, ...]
+
+
+def cut(gm: GraphModule, plan: Plan) -> Cut:
+    """Raises CannotPack where writes in place or switches of modes forbid another order."""
+    graph, packing = gm.graph, plan.packing
+    _check_order(graph, plan)
+    output = next(iter(reversed(graph.nodes)))
+    inputs = [node for node in graph.nodes if node.op == "placeholder"]
+    region = set(plan.region)
+    rest = readers(graph, region)
+    late = [node for node in rest if node in packing.descendants]
+    early = [node for node in graph.nodes if node.op in ("call_function", "call_method", "get_attr") and node not in packing.descendants]
+    needed: set[Node] = set()
+    for node in [*late, output]:
+        needed.update(source for source in node.all_input_nodes if source not in packing.descendants)
+    for kind, what in packing.placed:
+        if kind == "entry":
+            needed.add(what.node)
+        elif what is not None:
+            needed.add(what)
+    for condition in plan.conditions:
+        needed.update(condition.nodes)
+    made = tuple(node for node in early if node in needed)
+    before = _graph(gm, inputs, early, made)
+    packed = packing.graph
+    packed.output(tuple(packing.env[node] for node in plan.exits))
+    packed.eliminate_dead_code()
+    wanted = tuple(
+        dict.fromkeys(
+            source
+            for node in [*late, output]
+            for source in node.all_input_nodes
+            if source not in late
+        )
+    )
+    after = _graph(gm, list(wanted), late, output.args[0])
+    return Cut(before, made, GraphModule(gm, packed), after, wanted)
+
+
+def _graph(gm: GraphModule, inputs: list[Node], nodes: list[Node], outputs: Any) -> GraphModule:
+    new = Graph()
+    env: dict[Node, Node] = {}
+    for node in inputs:
+        env[node] = new.placeholder(node.name)
+        env[node].meta = dict(node.meta)
+    for node in nodes:
+        env[node] = new.node_copy(node, lambda each: env[each])
+    new.output(torch.fx.node.map_arg(tuple(outputs), lambda each: env[each]))
+    new.eliminate_dead_code(is_impure_node=_writes)
+    return GraphModule(gm, new)
+
+
+def _writes(node: Node) -> bool:
+    call = call_of(node)
+    return node.op in ("placeholder", "output") or (call is not None and call.in_place) or node.is_impure()
+
+
+def _check_order(graph: Graph, plan: Plan) -> None:
+    """Parts run one after the other, so no write may cross from one to another."""
+    region = set(plan.region)
+
+    def part(node: Node) -> int:
+        return 0 if node not in plan.packing.descendants else 1 if node in region else 2
+
+    for node in graph.nodes:
+        call = call_of(node)
+        if call is None:
+            continue
+        if call.name in ("_set_grad_enabled", "_enter_autocast", "_exit_autocast") or "inference_mode" in call.name:
+            raise CannotPack(f"the graph switches a mode inside ({call.name})")
+        if not call.in_place:
+            continue
+        written = node.all_input_nodes[0]
+        while written.op != "placeholder" and (known := call_of(written)) is not None and (known.name in _VIEWS or known.in_place):
+            written = written.all_input_nodes[0]
+        if written.op in ("placeholder", "get_attr"):
+            raise CannotPack(f"{node.name} writes into an input of the graph")
+        aliases = {written, node}
+        for later in graph.nodes:
+            known = call_of(later)
+            if known is not None and (known.name in _VIEWS or known.in_place) and later.all_input_nodes and later.all_input_nodes[0] in aliases:
+                aliases.add(later)
+        if len({part(user) for alias in aliases for user in (alias, *alias.users) if user.op != "output"}) > 1:
+            raise CannotPack(f"{node.name} writes in place into what other parts read")
+
+
+__all__ = ["Cut", "Entry", "cut"]

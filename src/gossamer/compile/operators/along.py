@@ -1,0 +1,116 @@
+"""Functions along some dimensions, which keep them or reduce them: softmax, norms, sums."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from gossamer.compile.labels import Axes, Label, shape_of
+from gossamer.compile.operators.call import Call
+from gossamer.compile.operators.operator import CannotPack, Names, Packer, dimension, dimensions
+
+SOFTMAX = frozenset({"softmax", "log_softmax", "softmin", "cumsum", "cumprod", "normalize"})
+NORMS = frozenset({"layer_norm", "rms_norm"})
+REDUCTIONS = frozenset({"sum", "mean", "amax", "amin", "var", "std", "prod", "norm", "logsumexp", "all", "any"})
+
+
+class Along:
+    """`dim` is kept: softmax, cumsum."""
+
+    def label(self, call: Call, axes: Axes) -> Label:
+        return axes.labels[call.operands[0]]
+
+    def dim(self, call: Call) -> int:
+        at = 2 if call.name == "normalize" else 1
+        dim = call.get(at, "dim", 1 if call.name == "normalize" else None)
+        if not isinstance(dim, int):
+            raise CannotPack(f"{call.name} runs along a dimension that is not a number")
+        return dimension(dim, call.node.meta["example_value"].dim())
+
+    def expression(self, call: Call, names: Names) -> str | None:
+        label = names.axes.of(call.node)
+        along = names.along(label[self.dim(call)])
+        function = {"softmax": "softmax", "cumsum": "cumsum"}.get(call.name)
+        if function is None or not along:
+            return None
+        return f"{names.of('Y', label)} {function}({along})= {names.of('X', names.axes.of(call.operands[0]))}"
+
+    def pack(self, call: Call, packer: Packer) -> Any:
+        rest, dim = packer.rest(packer.axes.of(call.node)), self.dim(call)
+        if dim not in rest:
+            raise CannotPack(f"{call.name} runs along the tokens")
+        args, kwargs = list(call.node.args), dict(call.node.kwargs)
+        args[0] = packer.packed(call.operands[0])
+        at = 2 if call.name == "normalize" else 1
+        if at < len(args):
+            args[at] = rest.index(dim) + 1
+        else:
+            kwargs["dim"] = rest.index(dim) + 1
+        return packer.emit(call.node, *args, **kwargs)
+
+
+class Norm:
+    """Over the last dimensions: layer_norm, rms_norm."""
+
+    def label(self, call: Call, axes: Axes) -> Label:
+        return axes.labels[call.operands[0]]
+
+    def over(self, call: Call) -> int:
+        return len(call.get(1, "normalized_shape"))
+
+    def expression(self, call: Call, names: Names) -> str | None:
+        label = names.axes.of(call.node)
+        along = names.along(label[-1])
+        if self.over(call) != 1 or not along:
+            return None
+        return f"{names.of('Y', label)} layernorm({along})= {names.of('X', names.axes.of(call.operands[0]))}"
+
+    def pack(self, call: Call, packer: Packer) -> Any:
+        label = packer.axes.of(call.node)
+        rest, last = packer.rest(label), self.over(call)
+        if any(at not in rest for at in range(len(label) - last, len(label))):
+            raise CannotPack(f"{call.name} runs over the tokens")
+        args = list(call.node.args)
+        args[0] = packer.packed(call.operands[0])
+        args[2:4] = [packer.plain(each) for each in args[2:4]]
+        kwargs = {k: packer.plain(v) if k in ("weight", "bias") else v for k, v in call.node.kwargs.items()}
+        return packer.emit(call.node, *args, **kwargs)
+
+
+class Reduction:
+    """`dim` goes away: sum, mean."""
+
+    def dims(self, call: Call) -> list[int]:
+        rank = call.operands[0].meta["example_value"].dim()
+        at = 2 if call.name == "norm" else 1
+        return dimensions(call.get(at, "dim", call.node.kwargs.get("axis")), rank)
+
+    def label(self, call: Call, axes: Axes) -> Label:
+        given, shape = axes.labels[call.operands[0]], shape_of(call.node)
+        assert shape is not None
+        dims = self.dims(call)
+        if len(shape) == len(given):
+            return tuple(() if at in dims else dim for at, dim in enumerate(given))
+        return tuple(dim for at, dim in enumerate(given) if at not in dims)
+
+    def expression(self, call: Call, names: Names) -> str | None:
+        reducer = {"sum": "+=", "mean": "mean=", "var": "var=", "amax": "max=", "amin": "min=", "prod": "*="}
+        if call.name not in reducer:
+            return None
+        y, x = names.of("Y", names.axes.of(call.node)), names.of("X", names.axes.of(call.operands[0]))
+        return f"{y} {reducer[call.name]} {x}"
+
+    def pack(self, call: Call, packer: Packer) -> Any:
+        label, dims = packer.axes.of(call.operands[0]), self.dims(call)
+        rest = packer.rest(label)
+        if any(at not in rest for at in dims):
+            raise CannotPack(f"{call.name} runs over the tokens")
+        args, kwargs = list(call.node.args), dict(call.node.kwargs)
+        args[0] = packer.packed(call.operands[0])
+        at = 2 if call.name == "norm" else 1
+        kwargs.pop("axis", None)
+        new = [rest.index(dim) + 1 for dim in dims]
+        if at < len(args):
+            args[at] = new
+        else:
+            kwargs["dim"] = new
+        return packer.emit(call.node, *args, **kwargs)

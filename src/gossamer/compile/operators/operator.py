@@ -1,0 +1,101 @@
+"""What the compiler knows of an operator: which axes it has, and how it runs when only some tokens are there."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+from torch.fx import Node
+
+from gossamer.compile.labels import Axes, Label, Size
+from gossamer.compile.operators.call import Call
+
+
+class CannotPack(Exception):
+    """An operator that needs all tokens, and one plain sentence why."""
+
+
+class Packer(Protocol):
+    """The packed graph while it is made. Tokens are the first dimension of a tensor; the others keep their order."""
+
+    axes: Axes
+    descendants: set[Node]
+    """Nodes that depend on attention."""
+
+    def packed(self, node: Node) -> Node:
+        """A tensor that has tokens, as [T, other dimensions]. Raises CannotPack."""
+
+    def operand(self, node: Node, beside: Label) -> Node:
+        """Any tensor, such that it broadcasts against a packed one whose label was `beside`."""
+
+    def plain(self, node: Any) -> Any:
+        """A tensor without tokens as it is, and what is no tensor. Raises CannotPack if it has tokens."""
+
+    def like(self, node: Node) -> Node:
+        """A tensor of which only the dtype and device count."""
+
+    def emit(self, like: Node, *args: Any, **kwargs: Any) -> Node:
+        """The same call with other arguments."""
+
+    def call(self, method: str, *args: Any) -> Node:
+        """A call of a method of tensors."""
+
+    def attention(self, node: Node, q: Node, k: Node, v: Node, mask: Node, scale: Any, dropout: Any) -> Node:
+        """Attention of every token to the tokens of its own text."""
+
+    def condition(self, condition: Any) -> None:
+        """What must hold at run time for the packed graph to be right."""
+
+    def rest(self, label: Label) -> list[int]:
+        """The dimensions of a label that are no tokens. Raises CannotPack where its tokens are not plain."""
+
+    def around(self, label: Label) -> tuple[Size, Size, Size]:
+        """How many elements lie before the batch, between batch and sequence, and after."""
+
+
+class Names:
+    """Short names for the axes of a graph, given out as they come up; those of tokens are b and s."""
+
+    def __init__(self, axes: Axes, given: dict[int, str] | None = None) -> None:
+        self.axes, self.given = axes, dict(given or {})
+
+    def of(self, name: str, label: Label) -> str:
+        """A tensor in an expression: "X[b,s,d]". Dimensions of size 1 are left out."""
+        return f"{name}[{','.join(self._dim(dim) for dim in label if dim)}]"
+
+    def along(self, dim: tuple[int, ...]) -> str:
+        return self._dim(dim)
+
+    def _dim(self, dim: tuple[int, ...]) -> str:
+        return "".join(self._axis(self.axes.root(axis)) for axis in dim)
+
+    def _axis(self, axis: int) -> str:
+        if axis not in self.given:
+            taken = set(self.given.values())
+            self.given[axis] = next((x for x in "mnkhdopqrtuvwxyzacefgijl" if x not in taken), f"x{axis}")
+        return self.given[axis]
+
+
+class Operator(Protocol):
+    """One family of operators, without state: what there is to know is in the call and in the axes."""
+
+    def label(self, call: Call, axes: Axes) -> Any:
+        """The label of the result (a tuple of labels for a tuple of tensors); unifies what is the same axis."""
+
+    def expression(self, call: Call, names: Names) -> str | None:
+        """What it computes, in the grammar of `gossamer.compile.expression`, or None."""
+
+    def pack(self, call: Call, packer: Packer) -> Any:
+        """The call on packed operands: a node of the packed graph. Raises CannotPack."""
+
+
+def dimension(at: int, rank: int) -> int:
+    return at + rank if at < 0 else at
+
+
+def dimensions(at: Any, rank: int) -> list[int]:
+    """A dim argument as a list: None is all."""
+    if at is None:
+        return list(range(rank))
+    several: Sequence[int] = [at] if isinstance(at, int) else list(at)
+    return [dimension(each, rank) for each in several]

@@ -1,0 +1,274 @@
+"""Find the part of a graph that padding can be left out of, and everything that must hold for that.
+
+Attention with a mask says which axes are a batch and its tokens: its queries, keys and values have them. What is made of
+its result token by token is packed too (`gossamer.compile.packing`), until somebody needs the tokens that were left out.
+Who may see zeros in their place: an output of the graph; who reads tokens that are kept; who multiplies by a mask. For
+these there are conditions (`gossamer.compile.conditions`), checked in every call. Anybody else keeps the graph dense.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch.fx import Graph, Node
+
+from gossamer.compile.conditions import (
+    Condition,
+    KeptAt,
+    KeptWhere,
+    UnseenWhereDropped,
+    ZeroWhereDropped,
+)
+from gossamer.compile.finding import Finding
+from gossamer.compile.labelling import labelled
+from gossamer.compile.labels import Axes
+from gossamer.compile.operators import Call, CannotPack, Names, call_of, is_tensor, operator_of
+from gossamer.compile.operators.attention import Attention
+from gossamer.compile.operators.views import GetItem
+from gossamer.compile.packing import Attend, Packing
+
+_ATTENTION = Attention()
+_SIZES = frozenset({"size", "dim", "numel", "shape", "getattr", "stride"})
+_SLICES = frozenset({"getitem", "narrow", "cat", "contiguous", "clone", "detach", "transpose", "permute"})
+_KEEPS_ZERO = frozenset(
+    """
+    view reshape flatten unflatten squeeze unsqueeze permute transpose t getitem expand chunk to float half double bfloat16
+    contiguous clone detach dropout neg sum
+    """.split()
+)
+
+
+@dataclass
+class Plan:
+    """A graph in three parts.
+
+    Attributes:
+        packing: the packed graph; `region` are the nodes it stands for.
+        exits: nodes that the rest reads and the packed graph makes, in order.
+        masks: masks that say which tokens are there.
+        conditions: what must hold at run time.
+    """
+
+    packing: Packing
+    region: list[Node]
+    exits: list[Node]
+    masks: list[Node]
+    conditions: list[Condition]
+    findings: list[Finding] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """Why a graph stays dense."""
+
+    why: str
+    findings: tuple[Finding, ...] = ()
+
+
+def plan(graph: Graph, attend: Attend) -> Plan | Refusal:
+    """What can be packed in a graph whose nodes have example values."""
+    masked = [call for node in graph.nodes if (call := call_of(node)) and call.name == "scaled_dot_product_attention"]
+    masked = [call for call in masked if _ATTENTION.mask(call) is not None]
+    if not masked:
+        return Refusal("no attention with a mask, which would say where the padding is")
+    axes = labelled(graph)
+    pair = _pair(masked, axes)
+    if pair is None:
+        return Refusal("no attention of tokens to themselves over [batch, heads, tokens, width]")
+    batch, sequence = pair
+    anchors = [call for call in masked if _tokens(call, axes) == pair]
+    descendants = _descendants(graph, {call.node for call in anchors})
+    packing = Packing(axes, batch, sequence, descendants, attend)
+    try:
+        return _packed(graph, packing, anchors)
+    except CannotPack as error:
+        return Refusal(str(error), tuple(_finding(call, packing, "dense", str(error)) for call in anchors))
+
+
+def _tokens(call: Call, axes: Axes) -> tuple[int, int] | None:
+    """Batch and sequence of attention to itself."""
+    labels = [axes.of(each) for each in call.operands[:3]]
+    if any(len(label) != 4 for label in labels):
+        return None
+    batches, sequences = {label[0] for label in labels}, {label[2] for label in labels}
+    if len(batches) != 1 or len(sequences) != 1:
+        return None
+    (batch,), (sequence,) = batches, sequences
+    return (batch[0], sequence[0]) if len(batch) == len(sequence) == 1 and batch != sequence else None
+
+
+def _pair(masked: list[Call], axes: Axes) -> tuple[int, int] | None:
+    """The batch and sequence that most attention runs over."""
+    count = Counter(pair for call in masked if (pair := _tokens(call, axes)) is not None)
+    return count.most_common(1)[0][0] if count else None
+
+
+def _descendants(graph: Graph, roots: set[Node]) -> set[Node]:
+    found = set(roots)
+    for node in graph.nodes:
+        if node.op != "output" and any(source in found for source in node.all_input_nodes):
+            found.add(node)
+    return found
+
+
+def _packed(graph: Graph, packing: Packing, anchors: list[Call]) -> Plan:
+    """Pack what depends on attention, in order. Raises CannotPack where that would not be right."""
+    region: list[Node] = []
+    zero: dict[Node, tuple[Condition, ...]] = {}
+    reasons: dict[Node, str] = {}
+    for node in graph.nodes:
+        if node not in packing.descendants or _is_number(node):
+            continue  # sizes of dense tensors are known whatever is packed
+        call = call_of(node)
+        try:
+            packing.env[node] = _pack(node, call, packing, reasons)
+        except (CannotPack, AssertionError, IndexError, TypeError, ValueError) as error:
+            reasons[node] = str(error) or f"{node.name} is called in a way that is not known"
+            continue
+        region.append(node)
+        known = _zero(node, call, packing, zero)
+        if known is not None:
+            zero[node] = known
+    for call in anchors:
+        if call.node not in packing.env:
+            raise CannotPack(f"attention {call.node.name}: {reasons[call.node]}")
+    conditions: list[Condition] = list(packing.conditions)
+    inside = set(region)
+    exits: list[Node] = []
+    for node in readers(graph, inside):
+        for source in node.all_input_nodes:
+            if source in inside:
+                conditions += _leave(source, node, packing, zero, reasons)
+                exits.append(source)
+    exits = list(dict.fromkeys(exits))
+    masks = list(packing.kinds)
+    choice, why = "packed", "padding is left out once, before the first layer"
+    names = Names(packing.axes, {packing.batch: "b", packing.sequence: "s"})
+    findings = [_finding(call_of(node), packing, choice, why, names) for node in region if _is_work(node)]
+    return Plan(packing, region, exits, masks, list(dict.fromkeys(conditions)), findings)
+
+
+def _is_number(node: Node) -> bool:
+    """Sizes, numbers and tuples of them."""
+    value = node.meta.get("example_value")
+    if isinstance(value, (tuple, list)):
+        return all(isinstance(each, (int, float, torch.SymInt, torch.SymFloat)) for each in value)
+    return isinstance(value, (int, float, bool, torch.SymInt, torch.SymFloat, torch.SymBool, torch.dtype, torch.device))
+
+
+def readers(graph: Graph, inside: set[Node]) -> list[Node]:
+    """What is left of the graph when `inside` is computed elsewhere: the output, and what it needs."""
+    output = next(iter(reversed(graph.nodes)))
+    needed = {output}
+    for node in reversed(graph.nodes):
+        call = call_of(node)
+        if node in inside or not (node in needed or (call is not None and call.in_place)):
+            continue
+        needed.add(node)
+        needed.update(node.all_input_nodes)
+    return [node for node in graph.nodes if node in needed and node not in inside]
+
+
+def _pack(node: Node, call: Call | None, packing: Packing, reasons: dict[Node, str]) -> Any:
+    known = operator_of(call) if call is not None else None
+    if call is not None and call.in_place:
+        raise CannotPack(f"{call.name} writes in place")
+    if call is None or known is None:
+        raise CannotPack(f"nothing is known of {call.name if call is not None else node.op}")
+    for source in node.all_input_nodes:
+        if source in reasons:
+            raise CannotPack(reasons[source])
+    return known.pack(call, packing)
+
+
+def _leave(
+    source: Node, reader: Node, packing: Packing, zero: dict[Node, tuple[Condition, ...]], reasons: dict[Node, str]
+) -> Iterable[Condition]:
+    """What must hold so that `reader` may find zeros where tokens were left out. Raises CannotPack if nothing helps."""
+    if _only_shown(reader) or not is_tensor(source) or not packing.has_tokens(packing.axes.of(source)):
+        return ()
+    if source in zero:
+        return zero[source]
+    call = call_of(reader)
+    if call is not None and call.name in _SIZES:
+        return ()
+    if call is not None and not call.in_place:
+        if call.name == "getitem" and reader.args[0] is source:
+            condition = _chosen(call, packing)
+            if condition is not None:
+                return (condition,)
+        if call.name == "scaled_dot_product_attention" and source in call.operands[1:3]:
+            mask = _ATTENTION.mask(call)
+            if mask is not None and mask not in packing.descendants and source is not call.operands[0]:
+                return (UnseenWhereDropped((mask,)),)
+    name = call.name if call is not None else reader.name
+    raise CannotPack(f"{name} ({reader.name}) reads all tokens, those of the padding too: {reasons.get(reader, 'no reason known')}")
+
+
+def _only_shown(reader: Node) -> bool:
+    """Whether a value goes to an output as it is, or as a slice of it, and nowhere else."""
+    if reader.op == "output":
+        return True
+    call = call_of(reader)
+    return call is not None and not call.in_place and call.name in _SLICES and all(map(_only_shown, reader.users))
+
+
+def _chosen(call: Call, packing: Packing) -> Condition | None:
+    """x[:, 0] or x[rows, columns]: tokens that somebody reads."""
+    source: Any = call.node.args[0]
+    batch, sequence, merged = packing.place(packing.axes.of(source))
+    if merged is not None or batch is None or sequence is None:
+        return None
+    entries = GetItem().index(call)
+    if entries is not None:
+        if None in entries or entries[batch] != slice(None):
+            return None
+        at = entries[sequence]
+        return KeptAt(at) if isinstance(at, int) else None
+    index: Any = call.node.args[1]
+    if not isinstance(index, tuple) or (batch, sequence) != (0, 1) or len(index) != 2:
+        return None
+    nodes = tuple(each for each in index if isinstance(each, Node))
+    if any(node in packing.descendants or not is_tensor(node) for node in nodes):
+        return None
+    return KeptWhere(nodes, tuple((nodes.index(each),) if isinstance(each, Node) else each for each in index))
+
+
+def _zero(
+    node: Node, call: Call | None, packing: Packing, zero: dict[Node, tuple[Condition, ...]]
+) -> tuple[Condition, ...] | None:
+    """Under which conditions a value is zero, in the dense graph, where tokens are left out; None if it is not."""
+    if call is None:
+        return None
+    operands = call.operands
+    if call.name == "mul" and len(operands) == 2:
+        for operand, other in (operands, operands[::-1]):
+            if operand in zero:
+                return zero[operand]
+            if other in packing.descendants or not packing.has_tokens(packing.axes.of(other)):
+                continue
+            batch, sequence, merged = packing.place(packing.axes.of(other))
+            if merged is None and batch is not None and sequence is not None:
+                return (ZeroWhereDropped((other,), (batch, sequence)),)
+    if call.name in _KEEPS_ZERO and operands and operands[0] in zero:
+        return zero[operands[0]]
+    return None
+
+
+def _is_work(node: Node) -> bool:
+    call = call_of(node)
+    return call is not None and call.name in ("linear", "addmm", "matmul", "scaled_dot_product_attention")
+
+
+def _finding(call: Call | None, packing: Packing, choice: str, why: str, names: Names | None = None) -> Finding:
+    assert call is not None
+    names = names or Names(packing.axes, {packing.batch: "b", packing.sequence: "s"})
+    known = operator_of(call)
+    expression = (known.expression(call, names) if known is not None else None) or ""
+    axes = ("b", "s") if choice != "dense" else ()
+    operator = "attention" if call.name == "scaled_dot_product_attention" else call.name
+    return Finding(call.node.name, operator, expression, "padding", axes, choice, why)

@@ -1,0 +1,42 @@
+"""What a compiled graph has done so far, for `explain`."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+
+
+@dataclass
+class Tally:
+    """Calls of one graph.
+
+    Attributes:
+        packed_calls, dense_calls: with padding left out, and dense.
+        padding: sum of the shares of padding of all calls.
+        broken: conditions that did not hold, and how often.
+        refused: why padding is never left out of this graph.
+    """
+
+    packed_calls: int = 0
+    dense_calls: int = 0
+    padding: float = 0.0
+    broken: Counter[str] = field(default_factory=Counter)
+    refused: str = ""
+
+    def packed(self, padding: float) -> None:
+        self.packed_calls += 1
+        self.padding += padding
+
+    def dense(self, padding: float, broken: list[str]) -> None:
+        self.dense_calls += 1
+        self.padding += padding
+        self.broken.update(broken)
+
+    def __str__(self) -> str:
+        calls = self.packed_calls + self.dense_calls
+        if not calls:
+            return "not called yet"
+        text = f"{calls} calls, {self.padding / calls:.0%} padding on average, {self.packed_calls} without it"
+        for condition, count in self.broken.items():
+            text += f"; dense {count} times, because it was not so that {condition}"
+        return text

@@ -1,9 +1,28 @@
-"""What may be skipped in a tensor expression, and by which tiles: the compiler will live here.
+"""The compiler of dynamic sparsity: `torch.compile(model, backend="gossamer")` leaves out what is zero at run time.
 
-May import the planner.
+    explain(model, example)       what may be left out of each operator, and what is
+    mark_sparse(tensor, axis=-1)  a hint where zeros are that nobody could know of
+    analyse("C[m,n] += ...")      which axes of an expression may be skipped (PIT)
+
+May import nn and ops.
 """
 
 from gossamer.compile.axes import Analysis, Axis, analyse
+from gossamer.compile.explanation import Explanation, explain
+from gossamer.compile.finding import Finding
+from gossamer.compile.marks import mark_sparse
 from gossamer.compile.micro_tiles import MicroTile, micro_tiles
+from gossamer.compile.options import Options
 
-__all__ = ["Analysis", "Axis", "MicroTile", "analyse", "micro_tiles"]
+__all__ = [
+    "Analysis",
+    "Axis",
+    "Explanation",
+    "Finding",
+    "MicroTile",
+    "Options",
+    "analyse",
+    "explain",
+    "mark_sparse",
+    "micro_tiles",
+]

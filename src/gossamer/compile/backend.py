@@ -5,13 +5,16 @@ from __future__ import annotations
 import functools
 import logging
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from torch.fx import GraphModule
 
+from gossamer.compile import activations
 from gossamer.compile.attend import attend
 from gossamer.compile.cut import cut
 from gossamer.compile.finding import Finding
+from gossamer.compile.marks import take_marks
 from gossamer.compile.operators import CannotPack
 from gossamer.compile.options import Options, options_of
 from gossamer.compile.padded import Padded
@@ -44,18 +47,40 @@ def gossamer(
 
 
 def compiled(gm: GraphModule, example_inputs: list[Any], options: Options, compiler: Compiler | None = None) -> Any:
+    """What is to be called in place of a graph.
+
+    Args:
+        compiler: what compiles the pieces. None: inductor.
+    """
     if compiler is None:
         compiler = inductor if options.inductor is None else functools.partial(inductor, config=options.inductor)
-    findings: list[Finding] = []
-    run: Any = None
     tally = Tally()
+    marks = take_marks(gm)
+    findings: dict[str, Finding] = {}
+    if "activations" in options.passes:
+        sources = [node.name for node in marks]
+        _add(findings, activations.rewrite(gm, sources=sources, keep_packed=options.keep_packed))
+    run: Any = None
     if "padding" in options.passes:
         run, more = _padded(gm, options, compiler, tally)
-        findings += more
-    record = Record(tuple(findings), tally)
+        _add(findings, more)
+    record = Record(tuple(findings.values()), tally)
     for observe in observers:
         observe(record)
     return run if run is not None else compiler(gm, example_inputs)
+
+
+def _add(findings: dict[str, Finding], more: list[Finding]) -> None:
+    """One line for an operator, whoever found something in it."""
+    for found in more:
+        known = findings.get(found.node)
+        if known is None or known.choice == "dense":
+            findings[found.node] = found
+        elif found.choice != "dense":
+            findings[found.node] = replace(
+                known, zeros=f"{known.zeros}, {found.zeros}", axes=(*known.axes, *found.axes),
+                choice=f"{found.choice}; {known.choice}",
+            )  # fmt: skip
 
 
 def _padded(gm: GraphModule, options: Options, compiler: Compiler, tally: Tally) -> tuple[Any, list[Finding]]:

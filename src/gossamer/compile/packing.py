@@ -195,6 +195,9 @@ class Packing:
             self.inputs[node] = self._input("plain", node)
         return self.inputs[node]
 
+    def merged(self, node: Node) -> Node:
+        return self.entry(Entry(node, None, None, 0))
+
     def like(self, node: Node) -> Node:
         return self.env[node] if node in self.env else self.plain(node)
 

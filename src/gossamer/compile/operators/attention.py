@@ -29,9 +29,10 @@ class Attention:
 
     def expression(self, call: Call, names: Names) -> str | None:
         """The product with the values, whose weights are zero where the mask hides a key."""
-        q, k, v = (names.axes.of(each) for each in call.operands[:3])
-        weights = (*q[:-1], k[-2])
-        return f"{names.of('Y', (*q[:-1], v[-1]))} += {names.of('P', weights)} * {names.of('V', (*q[:-2], *v[-2:]))}"
+        q, v = names.axes.of(call.operands[0]), names.axes.of(call.operands[2])
+        weights, y = names.keys("P", q[:-1]), names.of("Y", (*q[:-1], v[-1]))
+        heads = names.of("", q[:-2])[1:-1]
+        return f"{y} += {weights} * V[{heads},j,{names.along(v[-1])}]"
 
     def pack(self, call: Call, packer: Packer) -> Any:
         axes, mask = packer.axes, self.mask(call)
@@ -63,16 +64,17 @@ class CrossEntropy:
         logits, target = call.operands[:2]
         label = packer.axes.of(logits)
         reduction = call.get(6, "reduction", "mean")
-        if len(label) != 2 or packer.rest(label) != [1] or packer.axes.of(target) != label[:1]:
+        if len(label) != 2 or packer.rest(label) != [1] or len(packer.axes.of(target)) != 1:
             raise CannotPack("a loss that is not of [tokens, classes] and [tokens]")
         if reduction == "none" or call.get(2, "weight") is not None:
             raise CannotPack("a loss with a value for each token, or weights of classes")
         args = list(call.node.args)
         kwargs = dict(call.node.kwargs)
-        new = {logits: packer.packed(logits), target: packer.packed(target)}
-        args = [new.get(each, each) if isinstance(each, Node) else each for each in args]
-        kwargs = {name: new.get(each, each) if isinstance(each, Node) else each for name, each in kwargs.items()}
         if target in packer.descendants:
             raise CannotPack("a loss whose labels depend on what attention has computed")
+        # A label belongs to the row of logits at its place, whatever it was a view of.
+        new = {logits: packer.packed(logits), target: packer.merged(target)}
+        args = [new.get(each, each) if isinstance(each, Node) else each for each in args]
+        kwargs = {name: new.get(each, each) if isinstance(each, Node) else each for name, each in kwargs.items()}
         packer.condition(IgnoredWhereDropped((target,), call.get(4, "ignore_index", -100)))
         return packer.emit(call.node, *args, **kwargs)

@@ -25,6 +25,9 @@ class Packer(Protocol):
     def packed(self, node: Node) -> Node:
         """A tensor that has tokens, as [T, other dimensions]. Raises CannotPack."""
 
+    def merged(self, node: Node) -> Node:
+        """A tensor whose first dimension is batch and sequence merged, because of who reads it."""
+
     def operand(self, node: Node, beside: Label) -> Node:
         """Any tensor, such that it broadcasts against a packed one whose label was `beside`."""
 
@@ -63,6 +66,10 @@ class Names:
         """A tensor in an expression: "X[b,s,d]". Dimensions of size 1 are left out."""
         return f"{name}[{','.join(self._dim(dim) for dim in label if dim)}]"
 
+    def keys(self, name: str, label: Label) -> str:
+        """Weights of attention, whose keys run over the same tokens as its queries: they are called j."""
+        return f"{name}[{','.join([*(self._dim(dim) for dim in label if dim), 'j'])}]"
+
     def along(self, dim: tuple[int, ...]) -> str:
         return self._dim(dim)
 
@@ -72,7 +79,7 @@ class Names:
     def _axis(self, axis: int) -> str:
         if axis not in self.given:
             taken = set(self.given.values())
-            self.given[axis] = next((x for x in "mnkhdopqrtuvwxyzacefgijl" if x not in taken), f"x{axis}")
+            self.given[axis] = next((x for x in "mnkhdopqrtuvwxyzacefgil" if x not in taken), f"x{axis}")
         return self.given[axis]
 
 

@@ -21,6 +21,7 @@ from gossamer.compile.padded import Padded
 from gossamer.compile.padding import Plan, Refusal, plan
 from gossamer.compile.pieces import Compiler, inductor
 from gossamer.compile.record import Record, observers
+from gossamer.compile.respelling import respelled
 from gossamer.compile.tally import Tally
 
 _LOG = logging.getLogger(__name__)
@@ -85,9 +86,10 @@ def _add(findings: dict[str, Finding], more: list[Finding]) -> None:
 
 def _padded(gm: GraphModule, options: Options, compiler: Compiler, tally: Tally) -> tuple[Any, list[Finding]]:
     try:
-        found = plan(gm.graph, attend)
+        spelled = respelled(gm)
+        found = plan(spelled.graph, attend)
         if isinstance(found, Plan):
-            return Padded(gm, found, cut(gm, found), options, compiler, tally), found.findings
+            return Padded(spelled, found, cut(spelled, found), options, compiler, tally), found.findings
         refusal = found
     except CannotPack as error:
         refusal = Refusal(str(error))

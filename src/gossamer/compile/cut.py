@@ -10,6 +10,7 @@ from torch.fx import Graph, GraphModule, Node
 
 from gossamer.compile.operators import CannotPack, call_of
 from gossamer.compile.packing import Entry
+from gossamer.compile.modes import SWITCHES
 from gossamer.compile.padding import Plan, readers
 
 _VIEWS = frozenset({"view", "transpose", "permute", "expand", "unsqueeze", "squeeze", "getitem", "t", "detach", "narrow"})
@@ -33,7 +34,7 @@ class Cut:
 
 
 def cut(gm: GraphModule, plan: Plan) -> Cut:
-    """Raises CannotPack where writes in place or switches of modes forbid another order."""
+    """Raises CannotPack where writes in place forbid another order."""
     graph, packing = gm.graph, plan.packing
     _check_order(graph, plan)
     output = next(iter(reversed(graph.nodes)))
@@ -84,11 +85,12 @@ def _graph(gm: GraphModule, inputs: list[Node], nodes: list[Node], outputs: Any)
 
 def _writes(node: Node) -> bool:
     call = call_of(node)
-    return node.op in ("placeholder", "output") or (call is not None and call.in_place) or node.is_impure()
+    kept = call is not None and (call.in_place or call.name in SWITCHES)
+    return node.op in ("placeholder", "output") or kept or node.is_impure()
 
 
 def _check_order(graph: Graph, plan: Plan) -> None:
-    """Parts run one after the other, so no write may cross from one to another."""
+    """Parts run one after the other, so no write may cross from one to another. Raises CannotPack."""
     region = set(plan.region)
 
     def part(node: Node) -> int:
@@ -98,8 +100,6 @@ def _check_order(graph: Graph, plan: Plan) -> None:
         call = call_of(node)
         if call is None:
             continue
-        if call.name in ("_set_grad_enabled", "_enter_autocast", "_exit_autocast") or "inference_mode" in call.name:
-            raise CannotPack(f"the graph switches a mode inside ({call.name})")
         if not call.in_place:
             continue
         written = node.all_input_nodes[0]

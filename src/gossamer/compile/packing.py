@@ -46,12 +46,14 @@ class Packing:
         entries: its inputs, in order: values to be gathered, then `inputs` that go in as they are.
         kinds: a mask of the whole graph: the input that says at run time what it amounts to.
         descendants: nodes that depend on attention.
+        elsewhere: nodes that run under another mode, and must.
     """
 
     axes: Axes
     batch: int
     sequence: int
     descendants: set[Node]
+    elsewhere: set[Node]
     attend: Attend
     graph: Graph = field(default_factory=Graph)
     env: dict[Node, Any] = field(default_factory=dict)
@@ -104,11 +106,14 @@ class Packing:
             raise CannotPack("a value without tokens among values that have them")
         return [at for at in range(len(label)) if at not in (batch, sequence, merged)]
 
-    def around(self, label: Label) -> tuple[Size, Size, Size]:
+    def around(self, label: Label) -> tuple[Size, Size, Size, Size]:
+        """See `Packer`."""
         batch, sequence, merged = self.place(label)
-        first, last = (merged, merged) if merged is not None else (batch, sequence)
-        if first is None or last is None or first > last:
-            raise CannotPack("a sequence before its batch")
+        if merged is not None:
+            batch = sequence = merged
+        if batch is None or sequence is None:
+            raise CannotPack("a value without tokens among values that have them")
+        first, last = min(batch, sequence), max(batch, sequence)
 
         def size(of: Label) -> Size:
             product: Size = 1
@@ -117,7 +122,7 @@ class Packing:
                     product = product * self.axes.size(axis)
             return product
 
-        return size(label[:first]), size(label[first + 1 : last]), size(label[last + 1 :])
+        return int(batch > sequence), size(label[:first]), size(label[first + 1 : last]), size(label[last + 1 :])
 
     # -- values
 
@@ -142,7 +147,7 @@ class Packing:
         """A value from before attention, packed by packing what it is made of; None where it is gathered itself."""
         call = call_of(node)
         known = operator_of(call) if call is not None else None
-        if call is None or known is None or _is_random(call):
+        if call is None or known is None or node in self.elsewhere or _is_random(call):
             return None
         before = dict(self.env), dict(self.entries), dict(self.inputs), list(self.placed), list(self.conditions)
         nodes = set(self.graph.nodes)

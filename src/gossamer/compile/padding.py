@@ -26,6 +26,7 @@ from gossamer.compile.conditions import (
 from gossamer.compile.finding import Finding
 from gossamer.compile.labelling import labelled
 from gossamer.compile.labels import Axes
+from gossamer.compile.modes import under_other_modes
 from gossamer.compile.operators import Call, CannotPack, Names, call_of, is_tensor, operator_of
 from gossamer.compile.operators.attention import Attention
 from gossamer.compile.operators.views import GetItem
@@ -82,7 +83,7 @@ def plan(graph: Graph, attend: Attend) -> Plan | Refusal:
     batch, sequence = pair
     anchors = [call for call in masked if _tokens(call, axes) == pair]
     descendants = _descendants(graph, {call.node for call in anchors})
-    packing = Packing(axes, batch, sequence, descendants, attend)
+    packing = Packing(axes, batch, sequence, descendants, under_other_modes(graph), attend)
     try:
         return _packed(graph, packing, anchors)
     except CannotPack as error:
@@ -175,6 +176,8 @@ def readers(graph: Graph, inside: set[Node]) -> list[Node]:
 
 def _pack(node: Node, call: Call | None, packing: Packing, reasons: dict[Node, str]) -> Any:
     known = operator_of(call) if call is not None else None
+    if node in packing.elsewhere:
+        raise CannotPack(f"{node.name} runs under another mode than the graph begins with")
     if call is not None and call.in_place:
         raise CannotPack(f"{call.name} writes in place")
     if call is None or known is None:

@@ -52,8 +52,8 @@ class Packer(Protocol):
     def rest(self, label: Label) -> list[int]:
         """The dimensions of a label that are no tokens. Raises CannotPack where its tokens are not plain."""
 
-    def around(self, label: Label) -> tuple[Size, Size, Size]:
-        """How many elements lie before the batch, between batch and sequence, and after."""
+    def around(self, label: Label) -> tuple[Size, Size, Size, Size]:
+        """Whether the batch comes after the sequence, and how many elements lie before both, between, and behind."""
 
 
 class Names:

@@ -1,0 +1,64 @@
+"""Writes in place of a value that nobody else reads are no writes."""
+
+from __future__ import annotations
+
+from torch.fx import Graph, Node
+
+from gossamer.compile.operators import call_of
+from gossamer.compile.operators.call import Call
+from gossamer.compile.operators.elementwise import NAMES
+from gossamer.compile.respelling.writer import Writer
+
+_MAKES = NAMES - {"to", "float", "half", "bfloat16", "double", "contiguous", "detach", "alias", "type", "type_as", "clone",
+                  "positive", "dropout"} | {"linear", "matmul", "bmm", "addmm", "layer_norm", "rms_norm", "embedding",
+                  "softmax", "cat", "sum", "mean", "clone", "scaled_dot_product_attention", "group_norm", "conv2d",
+                  "batch_norm"}  # fmt: skip
+"""Operators whose result is memory of its own. (What may return its input, as `to` does, is not among them.)"""
+_FUNCTIONS = {"add": "add", "sub": "sub", "mul": "mul", "div": "div", "relu": "relu", "tanh": "tanh",
+              "sigmoid": "sigmoid", "clamp": "clamp", "masked_fill": "masked_fill", "neg": "neg", "exp": "exp",
+              "sqrt": "sqrt", "abs": "abs", "pow": "pow"}  # fmt: skip
+
+
+def out_of_place(graph: Graph) -> None:
+    for node in list(graph.nodes):
+        call = call_of(node)
+        if call is None or not call.in_place or call.name not in _FUNCTIONS or not node.args:
+            continue
+        written = node.args[0]
+        if not isinstance(written, Node) or not _is_alone(written, node) or "out" in node.kwargs:
+            continue
+        inputs = {name: value for name, value in node.kwargs.items() if name != "inplace"}
+        more = () if call.name == "relu" else node.args[1:]
+        new = Writer(node).method(_FUNCTIONS[call.name], written, *more)
+        if inputs or new.meta["example_value"].dtype != node.meta["example_value"].dtype:
+            graph.erase_node(new)
+            continue
+        new.meta = {**node.meta, "example_value": new.meta["example_value"]}
+        node.replace_all_uses_with(new)
+        graph.erase_node(node)
+
+
+def _is_alone(written: Node, writer: Node) -> bool:
+    """Whether a value has memory of its own, which nobody reads but `writer` from then on."""
+    maker = call_of(written)
+    if maker is None or maker.in_place:
+        return False
+    if maker.name == "getitem":  # a piece of a tuple: values and indices of topk
+        source: Call | None = call_of(written.args[0]) if isinstance(written.args[0], Node) else None
+        if source is None or source.name not in ("topk", "sort", "max", "min"):
+            return False
+    elif maker.name not in _MAKES:
+        return False
+    later = False
+    for node in written.graph.nodes:
+        if node is writer:
+            later = True
+        elif node in written.users and (later or _may_view(node)):
+            return False
+    return True
+
+
+def _may_view(reader: Node) -> bool:
+    """Whether an earlier reader may have kept the same memory."""
+    call = call_of(reader)
+    return call is None or call.name not in _MAKES

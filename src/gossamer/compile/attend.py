@@ -11,7 +11,7 @@ def attend(
     q: Tensor, k: Tensor, v: Tensor, tokens: Tensor, offsets: Tensor, kind: Tensor, mask: Tensor,
     scale: float | None, dropout: float,
 ) -> Tensor:  # fmt: skip
-    """Attention of every token to those of its own text that the mask shows: q[T, heads, width] -> [T, heads, width]."""
+    """Attention of every token to those of its text that the mask shows: q[T, heads, width] -> the same."""
     return ops.varlen_attention(
         q, k, v, offsets, kind=kind, mask=mask, tokens=tokens, scale=scale, dropout=float(dropout)
     )

@@ -12,7 +12,6 @@ from torch.fx import GraphModule
 
 from gossamer.compile import activations
 from gossamer.compile.attend import attend
-from gossamer.compile.cut import cut
 from gossamer.compile.finding import Finding
 from gossamer.compile.marks import take_marks
 from gossamer.compile.operators import CannotPack
@@ -89,7 +88,7 @@ def _padded(gm: GraphModule, options: Options, compiler: Compiler, tally: Tally)
         spelled = respelled(gm)
         found = plan(spelled.graph, attend)
         if isinstance(found, Plan):
-            return Padded(spelled, found, cut(spelled, found), options, compiler, tally), found.findings
+            return Padded(gm, spelled, found, options, compiler, tally), found.findings
         refusal = found
     except CannotPack as error:
         refusal = Refusal(str(error))

@@ -1,6 +1,6 @@
-"""What must hold at run time for leaving tokens out to give the answers of the dense graph, each checked before it is used.
+"""What must hold at run time so that leaving tokens out gives the answers of the dense graph.
 
-    keep    bool[B, S], True for tokens that are not left out
+keep    bool[B, S], True for tokens that are not left out
 """
 
 from __future__ import annotations

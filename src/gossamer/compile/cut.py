@@ -8,12 +8,14 @@ from typing import Any
 import torch
 from torch.fx import Graph, GraphModule, Node
 
+from gossamer.compile.modes import SWITCHES
 from gossamer.compile.operators import CannotPack, call_of
 from gossamer.compile.packing import Entry
-from gossamer.compile.modes import SWITCHES
 from gossamer.compile.padding import Plan, readers
 
-_VIEWS = frozenset({"view", "transpose", "permute", "expand", "unsqueeze", "squeeze", "getitem", "t", "detach", "narrow"})
+_VIEWS = frozenset(
+    {"view", "transpose", "permute", "expand", "unsqueeze", "squeeze", "getitem", "t", "detach", "narrow"}
+)
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,11 @@ def cut(gm: GraphModule, plan: Plan) -> Cut:
     region = set(plan.region)
     rest = readers(graph, region)
     late = [node for node in rest if node in packing.descendants]
-    early = [node for node in graph.nodes if node.op in ("call_function", "call_method", "get_attr") and node not in packing.descendants]
+    early = [
+        node
+        for node in graph.nodes
+        if node.op in ("call_function", "call_method", "get_attr") and node not in packing.descendants
+    ]
     needed: set[Node] = set()
     for node in [*late, output]:
         needed.update(source for source in node.all_input_nodes if source not in packing.descendants)
@@ -59,12 +65,7 @@ def cut(gm: GraphModule, plan: Plan) -> Cut:
     packed.output(tuple(packing.env[node] for node in plan.exits))
     packed.eliminate_dead_code()
     wanted = tuple(
-        dict.fromkeys(
-            source
-            for node in [*late, output]
-            for source in node.all_input_nodes
-            if source not in late
-        )
+        dict.fromkeys(source for node in [*late, output] for source in node.all_input_nodes if source not in late)
     )
     after = _graph(gm, list(wanted), late, output.args[0])
     return Cut(before, made, GraphModule(gm, packed), after, wanted)
@@ -103,14 +104,23 @@ def _check_order(graph: Graph, plan: Plan) -> None:
         if not call.in_place:
             continue
         written = node.all_input_nodes[0]
-        while written.op != "placeholder" and (known := call_of(written)) is not None and (known.name in _VIEWS or known.in_place):
+        while (
+            written.op != "placeholder"
+            and (known := call_of(written)) is not None
+            and (known.name in _VIEWS or known.in_place)
+        ):
             written = written.all_input_nodes[0]
         if written.op in ("placeholder", "get_attr"):
             raise CannotPack(f"{node.name} writes into an input of the graph")
         aliases = {written, node}
         for later in graph.nodes:
             known = call_of(later)
-            if known is not None and (known.name in _VIEWS or known.in_place) and later.all_input_nodes and later.all_input_nodes[0] in aliases:
+            if (
+                known is not None
+                and (known.name in _VIEWS or known.in_place)
+                and later.all_input_nodes
+                and later.all_input_nodes[0] in aliases
+            ):
                 aliases.add(later)
         if len({part(user) for alias in aliases for user in (alias, *alias.users) if user.op != "output"}) > 1:
             raise CannotPack(f"{node.name} writes in place into what other parts read")

@@ -34,11 +34,13 @@ class Explanation:
             lines.append(f"graph {number} of {len(self.records)}: {record.tally}")
             if record.tally.refused:
                 lines.append(f"  padding stays: {record.tally.refused}")
-            rows = [
+            rows: list[tuple[str, ...]] = [
                 (f.node, f.operator, f.expression, f.zeros, " ".join(f.axes), f.choice, f.gain() if f.gain else f.why)
                 for f in record.findings
             ]
-            lines += _table(("node", "operator", "computes", "zeros", "skips", "choice", "why, or what was measured"), rows)
+            lines += _table(
+                ("node", "operator", "computes", "zeros", "skips", "choice", "why, or what was measured"), rows
+            )
         for why, count in self.breaks:
             lines.append(f"graph break ({count} times): {why.strip().splitlines()[0]}")
         if not self.records:
@@ -93,7 +95,9 @@ def _inputs(example: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
         return example, {}
     if isinstance(example, Mapping):
         return (), dict(example)
-    raise TypeError(f"example must be a tensor, a tuple of arguments or a mapping of them, got {type(example).__name__}")
+    raise TypeError(
+        f"example must be a tensor, a tuple of arguments or a mapping of them, got {type(example).__name__}"
+    )
 
 
 def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> list[str]:

@@ -1,9 +1,9 @@
 """Which dimension of which tensor is which axis, through a whole graph.
 
 Every dimension of every value is labelled with the axes it runs over: `(b,)` for a batch, `(b, s)` for a batch and a
-sequence that a view has merged, `()` for a dimension of size 1. Operators say which dimensions of their operands are the
-same axis (`gossamer.compile.operators`), and what is the same anywhere is the same everywhere (union-find). So a batch is
-recognised by how it is used, and never by its size.
+sequence that a view has merged, `()` for a dimension of size 1. Operators say which dimensions of their operands are
+the same axis (`gossamer.compile.operators`), and what is the same anywhere is the same everywhere (union-find). So a
+batch is recognised by how it is used, and never by its size.
 """
 
 from __future__ import annotations

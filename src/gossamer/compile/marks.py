@@ -38,8 +38,8 @@ def mark_sparse(it: nn.Module, *, axis: int = -1) -> RemovableHandle: ...
 def mark_sparse(it: Tensor | nn.Module, *, axis: int = -1) -> Tensor | RemovableHandle:
     """Say that a tensor, or what a module returns, holds zeros along an axis at run time.
 
-    Under `torch.compile(backend="gossamer")` products that run along the axis then look for zeros in each call, as they do
-    behind a ReLU. Nothing else changes: the numbers are the same, zeros or not, and without the compiler it does nothing.
+    Under `torch.compile(backend="gossamer")` products along the axis then look for zeros in each call, as they do
+    behind a ReLU. Nothing else changes: numbers are the same, zeros or not, and without the compiler it does nothing.
 
     Args:
         it: a tensor in a `forward`, or a module that returns one.

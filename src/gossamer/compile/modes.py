@@ -7,7 +7,9 @@ from torch.fx import Graph, Node
 
 from gossamer.compile.operators import call_of
 
-SWITCHES = frozenset({"_set_grad_enabled", "_enter_autocast", "_exit_autocast", "_enter_inference_mode", "_exit_inference_mode"})
+SWITCHES = frozenset(
+    {"_set_grad_enabled", "_enter_autocast", "_exit_autocast", "_enter_inference_mode", "_exit_inference_mode"}
+)
 
 
 def under_other_modes(graph: Graph) -> set[Node]:

@@ -1,4 +1,4 @@
-"""Rewrite the part of a graph that works token by token for the tokens that are there, without the padding between them.
+"""Rewrite the part of a graph that works token by token for the tokens that are there, without padding.
 
     values [B, S, ...]                     packed [T, ...], T tokens of B texts, one text after the other
     attention of a text to itself          attention within each text (`gossamer.ops.varlen_attention`)
@@ -24,7 +24,7 @@ Attend = Callable[..., Any]
 
 @dataclass(frozen=True)
 class Entry:
-    """A value that enters the packed graph: which of its dimensions are the batch and the sequence, None for one it lacks.
+    """A value that enters the packed graph: which dimensions are its batch and sequence, None for one it lacks.
 
     `merged` is the dimension that is both, where a view has merged them.
     """
@@ -84,7 +84,9 @@ class Packing:
             [at for at, dim in enumerate(label) if dim == wanted]
             for wanted in ((self.batch,), (self.sequence,), (self.batch, self.sequence))
         )
-        mixed = [d for d in label if len(d) > 1 and d != (self.batch, self.sequence) and {self.batch, self.sequence} & set(d)]
+        mixed = [
+            d for d in label if len(d) > 1 and d != (self.batch, self.sequence) and {self.batch, self.sequence} & set(d)
+        ]
         if mixed or max(len(batch), len(sequence), len(merged)) > 1 or (merged and (batch or sequence)):
             raise CannotPack("tokens are merged with another dimension, or there twice")
         return tuple(each[0] if each else None for each in (batch, sequence, merged))  # type: ignore[return-value]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
-from gossamer.compile.cut import Cut
+from gossamer.compile.cut import cut
 from gossamer.compile.labels import shape_of
 from gossamer.compile.operators import call_of, is_tensor
 from gossamer.compile.options import Options
@@ -25,16 +25,31 @@ class Padded:
     """What `torch.compile` calls in place of a graph.
 
     Each call reads the masks of attention and asks which tokens are there and whether the conditions of the plan hold
-    (one read from the device); then either the dense graph runs, or the three parts do.
+    (one read from the device); then either the dense graph runs, or the three parts do. What has been compiled is
+    preferred to what has not where both are right: a batch with little padding is not worth a compilation.
+
+    Args:
+        gm: the graph as it came, which runs dense. spelled: the one that `plan` is of.
     """
 
-    def __init__(self, gm: GraphModule, plan: Plan, parts: Cut, options: Options, compiler: Compiler, tally: Tally) -> None:
-        self.plan, self.parts, self.options, self.tally = plan, parts, options, tally
-        self.inputs = [node for node in gm.graph.nodes if node.op == "placeholder"]
-        self.dense = Piece(gm, [_sizes(node) for node in self.inputs], compiler)
-        self.before = _piece(parts.before, self.inputs, compiler)
-        self.packed = Piece(parts.packed, [self._packed_sizes(kind, what) for kind, what in plan.packing.placed], compiler)
-        self.after = _piece(parts.after, parts.wanted, compiler)
+    def __init__(
+        self, gm: GraphModule, spelled: GraphModule, plan: Plan, options: Options, compiler: Compiler, tally: Tally
+    ) -> None:
+        self.plan, self.options, self.tally = plan, options, tally
+        self.parts = parts = cut(spelled, plan)
+        self.inputs = [node for node in spelled.graph.nodes if node.op == "placeholder"]
+        self.dense = Piece(gm, [_sizes(node) for node in self.inputs], compiler, tally)
+        self.before = self._piece(parts.before, self.inputs, compiler)
+        packed_sizes = [self._packed_sizes(kind, what) for kind, what in plan.packing.placed]
+        self.packed = Piece(parts.packed, packed_sizes, compiler, tally)
+        self.after = self._piece(parts.after, parts.wanted, compiler)
+
+    def _piece(self, gm: GraphModule, inputs: Sequence[Node], compiler: Compiler) -> Any:
+        """A part with products is compiled; a handful of small operators is not worth its seconds."""
+        calls = [call for node in gm.graph.nodes if (call := call_of(node)) is not None]
+        if any(call.name in _WORK for call in calls):
+            return Piece(gm, [_sizes(node) for node in inputs], compiler, self.tally)
+        return gm
 
     def _packed_sizes(self, kind: str, what: Any) -> Any:
         if kind == "tokens":
@@ -66,7 +81,8 @@ class Padded:
             count, *answers = torch.stack([keep.sum(), *(each.to(torch.int64) for each in holds)]).tolist()
         broken = [str(c) for c, holds_ in zip(self.plan.conditions, answers, strict=True) if not holds_]
         padding = 1 - count / max(keep.numel(), 1)
-        if broken or padding < self.options.min_padding:
+        little = padding < self.options.min_padding
+        if broken or (little and (self.dense.variants or not self.packed.variants)):
             self.tally.dense(padding, broken)
             return self.dense(*inputs)
         self.tally.packed(padding)
@@ -80,9 +96,7 @@ class Padded:
             elif kind == "kind":
                 given.append(tokens.kinds[self.plan.masks.index(what)])
             elif kind == "entry":
-                given.append(
-                    gather(values[what.node], tokens, what.batch, what.sequence, what.merged, what.squeeze)
-                )
+                given.append(gather(values[what.node], tokens, what.batch, what.sequence, what.merged, what.squeeze))
             else:
                 given.append(values[what])
         for node, value in zip(self.plan.exits, self.packed(*given), strict=True):
@@ -111,11 +125,3 @@ def _sizes(node: Node) -> Any:
     if isinstance(value, Tensor):
         return tuple(_name(size) for size in value.shape)
     return _name(value) if isinstance(value, torch.SymInt) else None
-
-
-def _piece(gm: GraphModule, inputs: Sequence[Node], compiler: Compiler) -> Any:
-    """A part with products is compiled; a handful of small operators is not worth its seconds."""
-    calls = [call for node in gm.graph.nodes if (call := call_of(node)) is not None]
-    if any(call.name in _WORK for call in calls):
-        return Piece(gm, [_sizes(node) for node in inputs], compiler)
-    return gm

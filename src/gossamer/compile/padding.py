@@ -1,9 +1,9 @@
-"""Find the part of a graph that padding can be left out of, and everything that must hold for that.
+"""Find the part of a graph that padding can be left out of, and all that must hold for that.
 
-Attention with a mask says which axes are a batch and its tokens: its queries, keys and values have them. What is made of
-its result token by token is packed too (`gossamer.compile.packing`), until somebody needs the tokens that were left out.
-Who may see zeros in their place: an output of the graph; who reads tokens that are kept; who multiplies by a mask. For
-these there are conditions (`gossamer.compile.conditions`), checked in every call. Anybody else keeps the graph dense.
+Attention with a mask says which axes are a batch and its tokens: its queries, keys and values have them. What is made
+of its result token by token is packed too (`gossamer.compile.packing`), until somebody needs the tokens that were left
+out. Who may see zeros in their place: an output of the graph; who reads tokens that are kept; who multiplies by a mask.
+For these there are conditions (`gossamer.compile.conditions`), checked in every call. Anybody else keeps it dense.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch.fx import Graph, Node
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from gossamer.compile.conditions import (
     Condition,
@@ -35,12 +36,11 @@ from gossamer.compile.packing import Attend, Packing
 _ATTENTION = Attention()
 _SIZES = frozenset({"size", "dim", "numel", "shape", "getattr", "stride"})
 _SLICES = frozenset({"getitem", "narrow", "cat", "contiguous", "clone", "detach", "transpose", "permute"})
-_KEEPS_ZERO = frozenset(
-    """
-    view reshape flatten unflatten squeeze unsqueeze permute transpose t getitem expand chunk to float half double bfloat16
-    contiguous clone detach dropout neg sum
-    """.split()
-)
+_NO_ZERO_LOST = """
+    view reshape flatten unflatten squeeze unsqueeze permute transpose t getitem expand chunk to float half double
+    bfloat16 contiguous clone detach dropout neg sum
+"""
+_KEEPS_ZERO = frozenset(_NO_ZERO_LOST.split())
 
 
 @dataclass
@@ -72,6 +72,9 @@ class Refusal:
 
 def plan(graph: Graph, attend: Attend) -> Plan | Refusal:
     """What can be packed in a graph whose nodes have example values."""
+    strange = _strange(graph)
+    if strange:
+        return Refusal(strange)
     masked = [call for node in graph.nodes if (call := call_of(node)) and call.name == "scaled_dot_product_attention"]
     masked = [call for call in masked if _ATTENTION.mask(call) is not None]
     if not masked:
@@ -88,6 +91,17 @@ def plan(graph: Graph, attend: Attend) -> Plan | Refusal:
         return _packed(graph, packing, anchors)
     except CannotPack as error:
         return Refusal(str(error), tuple(_finding(call, packing, "dense", str(error)) for call in anchors))
+
+
+def _strange(graph: Graph) -> str:
+    """What no part of the compiler is made for."""
+    for node in graph.nodes:
+        value = node.meta.get("example_value")
+        if node.op == "placeholder" and value is None:
+            return f"nothing is known of the shape of {node.name}"
+        if isinstance(value, torch.Tensor) and is_traceable_wrapper_subclass(value):
+            return f"{node.name} is a {type(value).__name__}, not a plain tensor"
+    return ""
 
 
 def _tokens(call: Call, axes: Axes) -> tuple[int, int] | None:
@@ -209,7 +223,9 @@ def _leave(
             if mask is not None and mask not in packing.descendants and source is not call.operands[0]:
                 return (UnseenWhereDropped((mask,)),)
     name = call.name if call is not None else reader.name
-    raise CannotPack(f"{name} ({reader.name}) reads all tokens, those of the padding too: {reasons.get(reader, 'no reason known')}")
+    raise CannotPack(
+        f"{name} ({reader.name}) reads all tokens, those of the padding too: {reasons.get(reader, 'no reason known')}"
+    )
 
 
 def _only_shown(reader: Node) -> bool:

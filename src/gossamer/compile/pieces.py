@@ -1,6 +1,6 @@
 """Compile a piece of a graph with inductor when it is first called, for sizes that may change.
 
-    piece = Piece(gm, sizes)         sizes[i]: for each dimension of input i a number, or the name of a size that changes
+    piece = Piece(gm, sizes)         sizes[i]: for each dimension of input i a number, or the name of a size
     outputs = piece(*inputs)
 
 Pieces share names: tokens are "T" in all inputs of a piece, so that inductor knows one size where there is one. What
@@ -25,8 +25,10 @@ from torch.fx import GraphModule
 from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatelessSymbolicContext
 from torch.utils._sympy.printers import PythonPrinter
 
+from gossamer.compile.tally import Tally
+
 Sizes = Sequence[Any]
-"""For each input: a tuple of numbers and names, a name for a size that is itself an input, None for what has no size."""
+"""For each input: a tuple of numbers and names, a name for a size that is an input itself, None for the rest."""
 Compiler = Callable[[GraphModule, list[Any]], Callable[..., Any]]
 MOST = 4
 """Variants of one piece, before it runs uncompiled."""
@@ -52,17 +54,19 @@ class Piece:
     Args:
         gm: returns a tuple; writes into none of its inputs.
         sizes: of its inputs, see above.
-        compiler: what compiles it. Default: inductor.
+        compiler: what compiles it, such as `inductor`. tally: counts how often.
     """
 
-    def __init__(self, gm: GraphModule, sizes: Sizes, compiler: Compiler = inductor) -> None:
-        self.gm, self.sizes, self.compiler = gm, tuple(sizes), compiler
+    def __init__(self, gm: GraphModule, sizes: Sizes, compiler: Compiler, tally: Tally) -> None:
+        self.gm, self.sizes, self.compiler, self.tally = gm, tuple(sizes), compiler, tally
         self.variants: list[_Variant] = []
 
     def __call__(self, *inputs: Any) -> Any:
         # One order in memory, whatever comes: strides would be one more thing to compile for.
         inputs = tuple(
-            x.contiguous() if isinstance(x, Tensor) and sizes is not None and any(isinstance(s, str) for s in sizes) else x
+            x.contiguous()
+            if isinstance(x, Tensor) and sizes is not None and any(isinstance(s, str) for s in sizes)
+            else x
             for x, sizes in zip(inputs, self.sizes, strict=True)
         )
         named = self._named(inputs)
@@ -73,6 +77,7 @@ class Piece:
         if len(self.variants) >= MOST or any(size < 2 for size in named.values()):
             return self.gm(*inputs)  # torch's compiler takes sizes of 0 and 1 for numbers
         self.variants.append(self._compiled(inputs, key))
+        self.tally.compilations += 1
         return self.variants[-1].run(*inputs)
 
     def _named(self, inputs: Sequence[Any]) -> dict[str, int]:
@@ -126,7 +131,8 @@ def _key(inputs: Sequence[Any]) -> tuple[Any, ...]:
     return (
         torch.is_grad_enabled(),
         *(
-            (x.dtype, x.device, x.requires_grad) if isinstance(x, Tensor) else None if type(x) is int else x for x in inputs
+            (x.dtype, x.device, x.requires_grad) if isinstance(x, Tensor) else None if type(x) is int else x
+            for x in inputs
         ),
     )
 

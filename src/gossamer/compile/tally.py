@@ -14,6 +14,7 @@ class Tally:
         packed_calls, dense_calls: with padding left out, and dense.
         padding: sum of the shares of padding of all calls.
         broken: conditions that did not hold, and how often.
+        compilations: of its parts, so far.
         refused: why padding is never left out of this graph.
     """
 
@@ -22,6 +23,7 @@ class Tally:
     padding: float = 0.0
     broken: Counter[str] = field(default_factory=Counter)
     refused: str = ""
+    compilations: int = 0
 
     def packed(self, padding: float) -> None:
         self.packed_calls += 1

@@ -82,21 +82,22 @@ def tokens_of(masks: Sequence[Tensor], keep: Tensor) -> Tokens:
     return Tokens(keep, at, offsets, kinds)
 
 
-def gather(x: Tensor, tokens: Tokens, batch: int | None, sequence: int | None, merged: int | None, single: Sequence[int]) -> Tensor:
+def gather(
+    x: Tensor, tokens: Tokens, batch: int | None, sequence: int | None, merged: int | None, single: Sequence[int]
+) -> Tensor:
     """x with its tokens first: [T, its other dimensions]. A dimension it lacks counts for all."""
     if merged is not None:
         return x.index_select(merged, tokens.at).movedim(merged, 0)
     for dim in sorted(single, reverse=True):
         x = x.squeeze(dim)
-    batch, sequence = (
-        None if at is None else at - sum(dim < at for dim in single) for at in (batch, sequence)
-    )
+    batch = None if batch is None else batch - sum(dim < batch for dim in single)
+    sequence = None if sequence is None else sequence - sum(dim < sequence for dim in single)
     long = tokens.keep.shape[1]
     if batch is None or sequence is None:
         index = tokens.at % long if batch is None else tokens.at // long
-        dim = sequence if batch is None else batch
-        assert dim is not None
-        return x.index_select(dim, index).movedim(dim, 0)
+        only = sequence if batch is None else batch
+        assert only is not None
+        return x.index_select(only, index).movedim(only, 0)
     return x.movedim((batch, sequence), (0, 1)).flatten(0, 1).index_select(0, tokens.at)
 
 

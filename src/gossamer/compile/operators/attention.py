@@ -44,7 +44,8 @@ class Attention:
             raise CannotPack("attention that is not [batch, heads, tokens, width]")
         if mask in packer.descendants:
             raise CannotPack("the mask depends on what attention has computed")
-        return packer.attention(call.node, *map(packer.packed, (q, k, v)), mask, call.get(6, "scale"), call.get(4, "dropout_p", 0.0))
+        packed = packer.packed(q), packer.packed(k), packer.packed(v)
+        return packer.attention(call.node, *packed, mask, call.get(6, "scale"), call.get(4, "dropout_p", 0.0))
 
 
 class CrossEntropy:

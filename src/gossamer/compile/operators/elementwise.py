@@ -10,17 +10,17 @@ from gossamer.compile.labels import Axes, Label, shape_of
 from gossamer.compile.operators.call import Call, is_tensor
 from gossamer.compile.operators.operator import Names, Packer
 
-NAMES = frozenset(
-    """
-    add sub rsub mul div floor_divide pow rpow neg pos positive negative abs absolute exp exp2 expm1 log log1p log2 log10
-    sqrt rsqrt square reciprocal sin cos tan sinh cosh tanh asin acos atan sigmoid logit erf erfc relu relu6 gelu silu mish
-    elu celu selu leaky_relu hardtanh hardsigmoid hardswish softplus softsign logsigmoid tanhshrink hardshrink softshrink
-    threshold clamp clamp_min clamp_max maximum minimum fmax fmin where masked_fill eq ne lt le gt ge and or xor not
-    bitwise_and bitwise_or bitwise_xor bitwise_not logical_and logical_or logical_xor logical_not isnan isinf isfinite
-    nan_to_num sign sgn floor ceil round trunc frac remainder fmod to float half bfloat16 double long int short bool type
-    type_as contiguous clone detach dropout lerp addcmul addcdiv zeros_like ones_like full_like alias
-    """.split()
-)
+_WORDS = """
+    add sub rsub mul div floor_divide pow rpow neg pos positive negative abs absolute exp exp2 expm1 log log1p log2
+    log10 sqrt rsqrt
+    square reciprocal sin cos tan sinh cosh tanh asin acos atan sigmoid logit erf erfc relu relu6 gelu silu
+    mish elu celu selu leaky_relu hardtanh hardsigmoid hardswish softplus softsign logsigmoid tanhshrink hardshrink
+    softshrink threshold clamp clamp_min clamp_max maximum minimum fmax fmin where masked_fill eq ne lt le gt ge and or
+    xor not bitwise_and bitwise_or bitwise_xor bitwise_not logical_and logical_or logical_xor logical_not isnan isinf
+    isfinite nan_to_num sign sgn floor ceil round trunc frac remainder fmod to float half bfloat16 double long int short
+    bool type type_as contiguous clone detach dropout lerp addcmul addcdiv zeros_like ones_like full_like alias
+"""
+NAMES = frozenset(_WORDS.split())
 KEEP_DTYPE_OF = frozenset({"to", "type_as"})
 """Calls whose second operand lends its dtype and device only."""
 

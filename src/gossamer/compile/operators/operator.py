@@ -102,6 +102,8 @@ def dimension(at: int, rank: int) -> int:
 
 def dimensions(at: Any, rank: int) -> list[int]:
     """A dim argument as a list: None is all."""
+    if isinstance(at, bool):
+        raise CannotPack("a flag where a dimension is expected")
     if at is None:
         return list(range(rank))
     several: Sequence[int] = [at] if isinstance(at, int) else list(at)

@@ -27,7 +27,7 @@ class Linear:
         label = packer.axes.of(call.operands[0])
         if len(label) - 1 not in packer.rest(label):
             raise CannotPack("linear multiplies along the tokens")
-        x, *others = call.node.args
+        x, others = call.operands[0], call.node.args[1:]
         kwargs = {name: packer.plain(value) for name, value in call.node.kwargs.items()}
         return packer.emit(call.node, packer.packed(x), *map(packer.plain, others), **kwargs)
 
@@ -70,20 +70,24 @@ class Addmm:
     """addmm(bias, x, weight) without factors."""
 
     def label(self, call: Call, axes: Axes) -> Label:
-        x, weight = (axes.labels[each] for each in call.node.args[1:3])
+        x, weight = (axes.labels[each] for each in _operands(call))
         axes.unify(x[1], weight[0])
         return (x[0], weight[1])
 
     def expression(self, call: Call, names: Names) -> str | None:
-        x, weight = (names.axes.of(each) for each in call.node.args[1:3])
+        x, weight = (names.axes.of(each) for each in _operands(call))
         y = names.axes.of(call.node)
         return f"{names.of('Y', y)} += {names.of('X', x)} * {names.of('W', (x[1], weight[1]))}"
 
     def pack(self, call: Call, packer: Packer) -> Any:
-        bias, x, weight = call.node.args[:3]
+        bias, (x, weight) = call.get(0, "input"), _operands(call)
         if packer.rest(packer.axes.of(x)) != [1] or len(packer.axes.of(bias)) > 1:
             raise CannotPack("addmm is not a product of tokens with a matrix")
         return packer.emit(call.node, packer.plain(bias), packer.packed(x), packer.plain(weight), **call.node.kwargs)
+
+
+def _operands(call: Call) -> tuple[Any, Any]:
+    return call.get(1, "mat1"), call.get(2, "mat2")
 
 
 def _factors(call: Call) -> tuple[Any, Any]:
@@ -100,5 +104,7 @@ class Embedding:
         return None
 
     def pack(self, call: Call, packer: Packer) -> Any:
-        ids, weight, *others = call.node.args
+        (ids, weight), others = call.operands[:2], call.node.args[2:]
+        if call.get(3, "max_norm") is not None or call.get(5, "scale_grad_by_freq", False):
+            raise CannotPack("embedding counts or renews the rows that it reads, those of the padding too")
         return packer.emit(call.node, packer.packed(ids), packer.plain(weight), *others, **call.node.kwargs)

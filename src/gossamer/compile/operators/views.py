@@ -29,7 +29,7 @@ class Reshape(_View):
         source, shape = call.operands[0], shape_of(call.node)
         assert shape is not None
         before, after = packer.axes.of(source), packer.axes.of(call.node)
-        # Elements before the tokens, between batch and sequence, and after: their grouping may change, not their number.
+        # Elements before, between and behind batch and sequence: their grouping may change, not their number.
         if not all(map(same, packer.around(before), packer.around(after))):
             raise CannotPack(f"{call.name} joins tokens with other dimensions")
         sizes = [shape[at] for at in packer.rest(after)]
@@ -46,7 +46,7 @@ class Permute(_View):
         order = list(range(rank))
         if call.name == "permute":
             dims = call.get(1, "dims")
-            given = dims if isinstance(dims, (tuple, list)) else call.node.args[1:]
+            given: Any = dims if isinstance(dims, (tuple, list)) else call.node.args[1:]
             return [dimension(at, rank) for at in given]
         if call.name == "transpose":
             a, b = dimension(call.get(1, "dim0"), rank), dimension(call.get(2, "dim1"), rank)
@@ -158,7 +158,10 @@ class GetItem(_View):
         """One entry for each dimension and each new one, or None for an index by tensors."""
         index = call.node.args[1]
         entries = list(index) if isinstance(index, tuple) else [index]
-        if any(not isinstance(entry, (int, slice, type(None), type(Ellipsis))) or isinstance(entry, bool) for entry in entries):
+        if any(
+            not isinstance(entry, (int, slice, type(None), type(Ellipsis))) or isinstance(entry, bool)
+            for entry in entries
+        ):
             return None
         rank = call.operands[0].meta["example_value"].dim()
         missing = rank - sum(entry is not None and entry is not Ellipsis for entry in entries)
@@ -168,15 +171,16 @@ class GetItem(_View):
         return entries[:at] + [slice(None)] * missing + entries[at + 1 :]
 
     def label(self, call: Call, axes: Axes) -> Any:
-        source = call.node.args[0]
+        source: Any = call.node.args[0]
         if not call.operands:
-            pieces = axes.labels.get(source)
-            return pieces[call.node.args[1]] if isinstance(pieces, tuple) else None
+            pieces, at = axes.labels.get(source), call.get(1, "index")
+            return pieces[at] if isinstance(pieces, tuple) else None
         shape, index = shape_of(call.node), self.index(call)
         assert shape is not None
         if index is None:
             return axes.fresh_label(shape)
-        out, at = [], 0
+        out: list[tuple[int, ...]] = []
+        at = 0
         for entry in index:
             if entry is None:
                 out.append(())
@@ -188,13 +192,14 @@ class GetItem(_View):
         return tuple(out)
 
     def pack(self, call: Call, packer: Packer) -> Any:
-        source = call.node.args[0]
+        source: Any = call.node.args[0]
         if not call.operands:
             return packer.emit(call.node, packer.packed(source), call.node.args[1])
         index = self.index(call)
         if index is None:
             raise CannotPack("a choice by tensors among the tokens")
-        rest, at, new = packer.rest(packer.axes.of(source)), 0, [slice(None)]
+        rest, at = packer.rest(packer.axes.of(source)), 0
+        new: list[Any] = [slice(None)]
         for entry in index:
             if entry is None:
                 new.append(None)

@@ -1,4 +1,4 @@
-"""Other spellings of what the compiler knows, in its words: modules of attention in one call, attention by hand, writes in place."""
+"""Other spellings of what the compiler knows: attention in one call or by hand, writes that nobody else sees."""
 
 from __future__ import annotations
 

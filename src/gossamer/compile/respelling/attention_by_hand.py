@@ -65,6 +65,7 @@ def _attention(node: Node) -> Node | None:
     k = turned.node.args[0]
     if not all(isinstance(each, Node) and _is_four(each) for each in (q, k)):
         return None
+    assert isinstance(q, Node) and isinstance(k, Node)
     dtype = q.meta["example_value"].dtype
     if any(each.meta["example_value"].dtype not in (dtype, torch.float32) for each in addends):
         return None

@@ -1,4 +1,4 @@
-"""torch.nn.MultiheadAttention and torch.nn.TransformerEncoderLayer, which reach a graph as one call each, in their parts."""
+"""nn.MultiheadAttention and nn.TransformerEncoderLayer, which reach a graph as one call each, in their parts."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from torch.fx import Graph, Node
 from gossamer.compile.respelling.writer import Writer
 
 _LAYER = (
-    "src", "embed_dim", "num_heads", "qkv_weight", "qkv_bias", "proj_weight", "proj_bias", "use_gelu", "norm_first", "eps",
+    "src", "embed_dim", "num_heads", "qkv_weight", "qkv_bias", "proj_weight", "proj_bias", "use_gelu", "norm_first",
+    "eps",
     "norm_weight_1", "norm_bias_1", "norm_weight_2", "norm_bias_2", "ffn_weight_1", "ffn_bias_1", "ffn_weight_2",
     "ffn_bias_2", "mask", "mask_type",
 )  # fmt: skip
@@ -77,7 +78,9 @@ def _layer(node: Node) -> None:
     seen = write.call(torch.logical_not, write.call(operator.getitem, hidden, (slice(None), None, None)))
 
     def norm(x: Node, number: int) -> Node:
-        return write.call(F.layer_norm, x, (a["embed_dim"],), a[f"norm_weight_{number}"], a[f"norm_bias_{number}"], a["eps"])
+        return write.call(
+            F.layer_norm, x, (a["embed_dim"],), a[f"norm_weight_{number}"], a[f"norm_bias_{number}"], a["eps"]
+        )
 
     def attend(x: Node) -> Node:
         qkv = write.call(F.linear, x, a["qkv_weight"], a["qkv_bias"])

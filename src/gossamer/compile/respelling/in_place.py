@@ -9,11 +9,27 @@ from gossamer.compile.operators.call import Call
 from gossamer.compile.operators.elementwise import NAMES
 from gossamer.compile.respelling.writer import Writer
 
-_MAKES = NAMES - {"to", "float", "half", "bfloat16", "double", "contiguous", "detach", "alias", "type", "type_as", "clone",
-                  "positive", "dropout"} | {"linear", "matmul", "bmm", "addmm", "layer_norm", "rms_norm", "embedding",
-                  "softmax", "cat", "sum", "mean", "clone", "scaled_dot_product_attention", "group_norm", "conv2d",
-                  "batch_norm"}  # fmt: skip
-"""Operators whose result is memory of its own. (What may return its input, as `to` does, is not among them.)"""
+_MAY_BE_ITS_INPUT = frozenset(
+    (
+        "to",
+        "float",
+        "half",
+        "bfloat16",
+        "double",
+        "contiguous",
+        "detach",
+        "alias",
+        "type",
+        "type_as",
+        "positive",
+        "dropout",
+    )
+)
+_MAKES = (NAMES - _MAY_BE_ITS_INPUT) | frozenset(
+    ("linear", "matmul", "bmm", "addmm", "layer_norm", "rms_norm", "embedding", "softmax", "cat", "sum", "mean",
+     "scaled_dot_product_attention", "group_norm", "conv2d", "batch_norm")
+)  # fmt: skip
+"""Operators whose result has memory of its own."""
 _FUNCTIONS = {"add": "add", "sub": "sub", "mul": "mul", "div": "div", "relu": "relu", "tanh": "tanh",
               "sigmoid": "sigmoid", "clamp": "clamp", "masked_fill": "masked_fill", "neg": "neg", "exp": "exp",
               "sqrt": "sqrt", "abs": "abs", "pow": "pow"}  # fmt: skip

@@ -1,4 +1,5 @@
 // Products of groups of rows, each with a matrix of its own: the experts of a mixture, forward and backward.
+#include "few_rows.h"
 #include "gemm.h"
 #include "slots.h"
 
@@ -28,16 +29,23 @@ void grouped_mm_of(const T* x, int64_t k, Rows source, Rows target, Groups group
     share_products<T>(groups.count, n, part, threads, size, work,
                       [=](int64_t g, int64_t row, int64_t last_row, int64_t col, int64_t last_col) {
       const int64_t base = groups.offsets[g] + row;
-      const Matrix<T> b = {weights + g * k * n, transposed ? 1 : n, transposed ? k : 1};
+      const T* const matrix = weights + g * k * n;
+      const auto row_of_x = [=](int64_t i) { return x + source[base + i] * k; };
+      const auto row_of_y = [=](int64_t i) { return y + target[base + i] * n; };
+      // The size of the group decides, never that of a thread's share of it: bits do not depend on threads.
+      if (transposed && groups.size(g) <= kFewRowsOfColumns)
+        return multiply_few_by_columns(last_row - row, k, row_of_x, matrix, col, last_col, row_of_y);
+      if (!transposed && groups.size(g) <= kFewRowsOfRows)
+        col = multiply_few_by_rows(last_row - row, k, row_of_x, matrix, n, col, last_col, row_of_y);
+      const Matrix<T> b = {matrix, transposed ? 1 : n, transposed ? k : 1};
       const auto pack_a = [=](T* out, int64_t i, int64_t count, int64_t first, int64_t depth) {
         for (int64_t r = 0; r < count; ++r)
-          memcpy(out + r * kRowStride<T>, x + source[base + i + r] * k + first, size_t(depth) * sizeof(T));
+          memcpy(out + r * kRowStride<T>, row_of_x(i + r) + first, size_t(depth) * sizeof(T));
       };
       const auto pack_b = [=](T* out, int64_t first, int64_t depth, int64_t at, int64_t width) {
         pack_panels(out, b, first, depth, at, width);
       };
-      multiply<T, Order::kRows>(last_row - row, k, pack_a, pack_b, col, last_col,
-                                [=](int64_t i) { return y + target[base + i] * n; }, false,
+      multiply<T, Order::kRows>(last_row - row, k, pack_a, pack_b, col, last_col, row_of_y, false,
                                 workspace + part * kBlockWorkspace<T>);
     });
   });

@@ -88,6 +88,28 @@ def test_reals_within_the_bound(backend, transposed, tokens, dtype):
     assert_within(y, loop(x.double(), weights.double(), ids), bound)
 
 
+@either_way
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("k, n", [(300, 130), (17, 65), (64, 3)])
+def test_groups_of_every_size(transposed, dtype, k, n):
+    """Few rows have ways of their own, and how many are few depends on the layout; threads share groups anywhere."""
+    sizes = [1, 2, 3, 4, 5, 6, 7, 0, 13, 27, 28, 29, 43]
+    ids = torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes))
+    ids = ids[torch.randperm(len(ids), generator=torch.Generator().manual_seed(0))]
+    x, weights = integers(len(ids), k).to(dtype), integers(len(sizes), k, n).to(dtype)
+    assert torch.equal(product(x, weights, ids, "cpu", transposed), loop(x, weights, ids))
+    x, weights, before = torch.randn_like(x), torch.randn_like(weights), torch.get_num_threads()
+    bound = gamma(2 * k, dtype) * loop(x.double().abs(), weights.double().abs(), ids)
+    try:
+        torch.set_num_threads(1)
+        alone = product(x, weights, ids, "cpu", transposed)
+        torch.set_num_threads(3)
+        assert_same_bits(product(x, weights, ids, "cpu", transposed), alone)
+    finally:
+        torch.set_num_threads(before)
+    assert_within(alone, loop(x.double(), weights.double(), ids), bound)
+
+
 @backends
 @either_way
 @given(

@@ -1,5 +1,5 @@
-// Products of a few rows with a matrix that is used once. Nothing is packed, for that would take as long as multiplying,
-// and memory is asked for ahead of the sums, which the hardware does within a page only.
+// Products of a few rows with a matrix that is used once. Nothing is packed, which would take as long as multiplying, and
+// memory is asked for ahead of the sums, which the hardware does within a page only.
 //
 //     C[i, col..last_col) = A[i, k] @ B[k, n], A and C row after row wherever they are
 #pragma once
@@ -9,8 +9,8 @@
 namespace gossamer::GOSSAMER_ISA {
 namespace {
 
-// Rows up to which this takes less time than packing, where B lies by columns and where it lies by rows, which more rows
-// of A would have read in pieces too short.
+// Rows up to which this takes less time than packing, where B lies by columns and where it lies by rows: more rows of A
+// would have those read in pieces too short.
 constexpr int64_t kFewRowsOfColumns = 28;
 constexpr int64_t kFewRowsOfRows = 6;
 
@@ -76,7 +76,7 @@ void multiply_few_by_columns(int64_t rows, int64_t k, const RowOfA& row_of_a, co
   all.template operator()<kMore, 1>();
 }
 
-// C[kRows, kVecs words from col] = A[kRows, first..first + depth) @ B's rows of that range, added up where first is not 0.
+// C[kRows, kVecs words from col] = A[kRows, first..first + depth) @ those rows of B, added to it where first is not 0.
 template <class T, int kRows, int kVecs>
 void few_tile(const T* const* a, const T* b, int64_t n, int64_t first, int64_t depth, T* const* c, int64_t col) {
   constexpr int kStep = kLanes<T>;
@@ -106,7 +106,7 @@ void few_tile(const T* const* a, const T* b, int64_t n, int64_t first, int64_t d
     for (int v = 0; v < kVecs; ++v) store_lanes(c[i] + col + v * kStep, sums[i][v]);
 }
 
-// B lies by rows, each n long; rows <= kFewRowsOfRows. Takes whole pieces of columns and returns the first that it left.
+// B lies by rows, each n long; rows <= kFewRowsOfRows. Takes whole pieces of columns, returns the first that it left.
 // An element of C is the chain of sums that `multiply` makes.
 template <class T, class RowOfA, class RowOfC>
 int64_t multiply_few_by_rows(int64_t rows, int64_t k, const RowOfA& row_of_a, const T* b, int64_t n, int64_t col,

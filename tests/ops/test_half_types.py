@@ -70,8 +70,11 @@ def test_matmul(tile, sparse, dtype, backend):
 @by_dtype
 @by_backend
 @pytest.mark.parametrize("ids", [[3, 0, -1, 3, 1], [5, 5, 5, 5, 5], [-1] * 5], ids=["some", "one", "none"])
-def test_grouped_matmul(ids, dtype, backend):
-    """Groups without rows are not even widened: their weights may hold anything."""
+@pytest.mark.parametrize("natively", [True, False])
+def test_grouped_matmul(natively, ids, dtype, backend, monkeypatch):
+    """By torch's products where the CPU has such, else widened. Weights without rows may hold anything."""
+    if not natively:
+        monkeypatch.setattr("gossamer.ops.grouped_half.multiplies", lambda dtype: False)
     ids = torch.tensor(ids)
     used = torch.zeros(6, dtype=torch.bool).index_fill_(0, ids[ids >= 0], True)
     x = torch.randn(5, 30).to(dtype).requires_grad_()

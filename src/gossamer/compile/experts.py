@@ -16,9 +16,8 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from transformers.integrations.moe import ExpertsInterface
 
-from gossamer import ops
 from gossamer.ops.arguments import FLOATS
-from gossamer.pattern import Pattern
+from gossamer.ops.grouped import GroupedMm
 from gossamer.pattern.build import route
 
 NAME = "gossamer"
@@ -47,12 +46,11 @@ def experts(module: Any, hidden_states: Tensor, top_k_index: Tensor, top_k_weigh
     if parallel:
         elsewhere = ids >= count
         ids, top_k_weights = ids.masked_fill(elsewhere, -1), top_k_weights.masked_fill(elsewhere, 0.0)
-    offsets, order = route(ids.reshape(-1, 1), count, "top_k_index")
-    index = Pattern(offsets, order, (count, ids.numel()), (1, 1))
-
-    inner = _product(module, hidden_states.to(up.dtype), kind, up, ids, index)
+    chosen = ids.reshape(-1)
+    index = route(chosen.unsqueeze(1), count, "top_k_index")
+    inner = _product(module, hidden_states.to(up.dtype), kind, up, chosen, k, index)
     inner = module._apply_gate(inner) if has_gate else module.act_fn(inner)
-    y = _product(module, inner.to(down.dtype), "down_proj", down, ids.reshape(-1, 1), index)
+    y = _product(module, inner.to(down.dtype), "down_proj", down, chosen, 1, index)
     if module.has_post_expert_norm:
         y = module.post_expert_norm(y)
     y = y * top_k_weights.reshape(-1, 1)
@@ -61,15 +59,18 @@ def experts(module: Any, hidden_states: Tensor, top_k_index: Tensor, top_k_weigh
     return y.to(hidden_states.dtype)
 
 
-def _product(module: Any, x: Tensor, name: str, weights: Tensor, ids: Tensor, index: Pattern) -> Tensor:
-    """[entries, n]: each row of x with the weights, and the bias, of each of its experts."""
+def _product(
+    module: Any, x: Tensor, name: str, weights: Tensor, chosen: Tensor, k: int, index: tuple[Tensor, Tensor]
+) -> Tensor:
+    """[entries, n]: each row of x with the weights, and the bias, of each of its k experts, which `chosen` names."""
     transposed = not module.is_transposed
     if not weights.is_contiguous():  # the other way round, then: `weights_of` has refused what is neither
         weights, transposed = weights.mT, not transposed
-    y = ops.grouped_matmul(x, weights, ids, index=index, transposed=transposed).flatten(0, 1)
+    offsets, order = index
+    # Not the public function, whose checks of what is known here would take longer than a token's products.
+    y: Tensor = GroupedMm.call(x, weights, order, offsets, k, transposed, None)
     if module.has_bias:
         bias: Tensor = getattr(module, f"{name}_bias")
-        chosen = ids.reshape(-1)
         y = y + bias[chosen.clamp(min=0) if module._is_expert_parallel else chosen]
     return y
 

@@ -13,7 +13,6 @@ Two ops carry it, grouped_mm and grouped_outer, and the gradients of each are th
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -21,8 +20,9 @@ from torch import Tensor
 
 from gossamer.ops.arguments import FLOATS
 from gossamer.ops.autograd import Differentiable, save
+from gossamer.ops.grouped_half import half_mm, half_outer
 from gossamer.ops.index import check_pattern
-from gossamer.ops.registration import HALF, Backend, check_backend, in_float32, register
+from gossamer.ops.registration import Backend, check_backend, register
 from gossamer.pattern import Pattern
 from gossamer.pattern.build import route
 from gossamer.pattern.check import check_matrix, check_tensor, is_recording
@@ -44,36 +44,20 @@ def _fake_outer(x: Tensor, dy: Tensor, source: Tensor | None, target: Tensor | N
     return x.new_empty(offsets.shape[0] - 1, x.shape[1], dy.shape[1])
 
 
-def _used_in_float32(kernel: Callable[..., Any]) -> Callable[..., Any]:
-    """`in_float32`, but only the weights of groups that have rows are widened: few tokens meet few experts."""
-    widened = in_float32(like=0)(kernel)
-
-    def launch(
-        x: Tensor, source: Tensor | None, target: Tensor | None, offsets: Tensor, weights: Tensor, *rest: Any
-    ) -> Tensor:
-        if x.dtype in HALF and len(offsets) == len(weights) + 1:
-            used = offsets.diff() != 0
-            if not bool(used.all()):
-                offsets, weights = torch.cat([offsets[:1], offsets[1:][used]]), weights[used]
-        return widened(x, source, target, offsets, weights, *rest)
-
-    return launch
-
-
 mm_on = register(
     "grouped_mm",
     "(Tensor x, Tensor? source, Tensor? target, Tensor offsets, Tensor weights, bool transposed, SymInt out_rows) -> "
     "Tensor",
     _fake_mm,
     module="grouped",
-    half=_used_in_float32,
+    half=half_mm,
 )
 outer_on = register(
     "grouped_outer",
     "(Tensor x, Tensor dy, Tensor? source, Tensor? target, Tensor offsets) -> Tensor",
     _fake_outer,
     module="grouped",
-    half=in_float32(like=0),
+    half=half_outer,
 )
 
 
@@ -183,8 +167,8 @@ def grouped_matmul(
         [T, n], or [T, j, n], in x's dtype. Weighting by gates is the caller's, `(y * gates[..., None]).sum(1)`.
 
         bfloat16 and float16 are summed in float32 and rounded once, as in `dsd` (the gradient of x once for each expert
-        of a row, and once for their sum). A CPU's kernel reads x and the weights of the experts that have rows, widened
-        for the call.
+        of a row, and once for their sum). A CPU that multiplies half floats reads weights as they are; others read the
+        weights of the experts that have rows, widened for the call.
 
     Raises:
         TypeError, ValueError: naming the argument (an id of E or more: on an accelerator and under torch.compile an

@@ -324,7 +324,7 @@ def test_a_real_decoder():
 def test_a_real_decoder_trains():
     eager = opt(dropout=0.0, attention_dropout=0.0)
     mine = copy.deepcopy(eager)
-    ours = Compiled(mine, compile_fx)
+    ours = Compiled(mine)
     tokens = torch.randint(99, (2, 16))
     eager(tokens, labels=tokens).loss.backward()
     ours(tokens, labels=tokens).loss.backward()

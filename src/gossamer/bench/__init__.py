@@ -22,6 +22,7 @@ __all__ = ["SUITES", "Section", "Settings", "run", "sections"]
 SUITES = {
     "attention": "attention over long contexts: one layer, whole models, batches; what choosing pages costs",
     "compact": "train sparse, shrink, run: accuracy, throughput, step overhead, training that shrinks as it goes",
+    "compile": "torch.compile's backend beside eager and inductor: zeros, padding, experts, masks, and nothing of it",
     "conv": "convolutions, linears and networks that skip run-time zeros; training that has them",
     "detect": "finding the nonzero tiles of a dense tensor, against reading it once",
     "matmul": "block-sparse products, products with run-time zeros, experts, sparse training steps",

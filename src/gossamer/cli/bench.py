@@ -16,7 +16,8 @@ class Bench(bench.Settings):
     """Time ours and every baseline interleaved in one process, with an A/A control."""
 
     suite: Annotated[
-        Literal["attention", "compact", "conv", "detect", "matmul", "route", "serve", "xmc"], tyro.conf.Positional
+        Literal["attention", "compact", "compile", "conv", "detect", "matmul", "route", "serve", "xmc"],
+        tyro.conf.Positional,
     ]
     """Which suite to run."""
     json: Path | None = None

@@ -74,6 +74,8 @@
 //          that were used.
 // gated_mv  y[batch, k] = gate * (x[batch, c] @ w[k, c]^T + bias), 0 where the gate is 0. A row of w whose gates are 0 for
 //          eight rows of x is not read.
+// open_mv  gate[batch, k] = 0 where scale * (x[batch, c] . q[k, c]) + slack * |x| < -bias (null: 0), 1 elsewhere and where
+//          that is no number. norms is workspace: batch entries.
 // skip_pack  The weights of a convolution, [outputs, channels, r, s] with strides in elements, as skip_conv reads them:
 //          [groups][ceil(channels / lanes)][r][lanes][s][skip_pack_outs(outputs)] floats, groups of outputs, zero where
 //          there is no weight; lanes are skip_pack_lanes(channels, r).
@@ -158,6 +160,8 @@
   OP(gated_mv_workspace, int64_t, int64_t k)                                                                          \
   OP(gated_mv, void, const float* x, int64_t batch, int64_t c, const void* w, bool bfloat16, int64_t k,               \
      const float* bias, const float* gate, float* y, void* workspace, int threads)                                    \
+  OP(open_mv, void, const float* x, int64_t batch, int64_t c, const int8_t* q, const float* scale,                    \
+     const float* slack, int64_t k, const float* bias, float* gate, float* norms, int threads)                        \
   OP(skip_pack_outs, int64_t, int64_t outputs)                                                                        \
   OP(skip_pack_lanes, int64_t, int64_t channels, int64_t r)                                                           \
   OP(skip_pack, void, const float* weight, int64_t outputs, int64_t channels, int64_t r, int64_t s,                   \

@@ -315,6 +315,20 @@ def gated_mv(
     threads: int,
     /,
 ) -> None: ...
+def open_mv(
+    x: int,
+    batch: int,
+    c: int,
+    q: int,
+    scale: int,
+    slack: int,
+    k: int,
+    bias: int,
+    gate: int,
+    norms: int,
+    threads: int,
+    /,
+) -> None: ...
 def skip_pack_outs(outputs: int, /) -> int: ...
 def skip_pack_lanes(channels: int, r: int, /) -> int: ...
 def skip_pack(

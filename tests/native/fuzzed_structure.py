@@ -341,6 +341,14 @@ def gated_mv(draw: random.Random) -> Arguments:
     }  # fmt: skip
 
 
+def open_mv(draw: random.Random) -> Arguments:
+    b, c, k = draw.choice((0, 1, 3, 8)), draw.choice((0, 1, 65, 200)), draw.choice((0, 1, 9, 257))
+    return {
+        "x": integers(draw, b, c), "whole": integers(draw, k, c).to(torch.int8), "edges": integers(draw, 2, k).abs(),
+        "bias": draw.choice((None, integers(draw, k))),
+    }  # fmt: skip
+
+
 def _requests(draw: random.Random) -> tuple[Arguments, list[int]]:
     """Offsets, lengths and table of requests that share six pages of 32 tokens, and how many tokens are new."""
     order, counts, lengths, rows = draw.sample(range(6), 6), [], [], []
@@ -406,7 +414,8 @@ def page_scores(draw: random.Random) -> Arguments:
 OPS: tuple[Callable[[random.Random], Arguments], ...] = (
     detect, gather, scatter, transpose, dsd, dsd, fan_in_mm, fan_in_mm_t, fan_in_sdd, fan_in_step, fan_in_topk,
     fan_in_rewire, fan_in_draw, sdd, gather_mm, grouped_mm, grouped_outer, skip_conv,
-    skip_conv_weight, relu_bits, keep_bits, topk_mask, skip_mv, gated_mv, page_append, page_attention, page_scores,
+    skip_conv_weight, relu_bits, keep_bits, topk_mask, skip_mv, gated_mv, open_mv, page_append, page_attention,
+    page_scores,
 )  # fmt: skip
 
 

@@ -1,6 +1,6 @@
 """Products that read zeros of activations (ReLU, masks, top-k, dropout): each decides at run time whether to skip them.
 
-    h = relu(linear(x, up))          stays, unless a gradient flows: then its own gradient has the zeros
+    h = relu(linear(x, up))          stays, unless a gradient flows, which has the zeros, or rows are few (closing.py)
     y = linear(dropout(h), down)     gossamer.ops.linear at a site of its own, which finds the zeros of what it reads
 
 The site (`gossamer.planner.Site`) lets dense and skipping take turns on the user's own calls, and settles on the faster
@@ -12,19 +12,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection
+from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
 from gossamer import ops
 from gossamer.compile.axes import analyse
 from gossamer.compile.carried import carry
+from gossamer.compile.closing import can_close, close_gate, close_relu, gate_of, relu_after
 from gossamer.compile.finding import Finding
-from gossamer.compile.skippable import Skippable, example, is_stored, product_of, size_of
+from gossamer.compile.skippable import Skippable, example, is_stored, product_of, size_of, trains
 from gossamer.compile.zero_flow import ZeroFlow, Zeros
-from gossamer.compile.zero_rules import named
 from gossamer.ops.skipping.refusals import why_dense
 from gossamer.planner import Site
 
@@ -33,6 +33,8 @@ LEAST = 1 << 24
 LEAST_WEIGHT = 1 << 20
 """Elements of a weight from which few rows wait for it long enough."""
 
+_CALL = 2e-5
+"""Seconds of Python around an answer: inside an opaque operator there is less of it than around a layer."""
 _DX = "dX[t,k] += dY[t,o] * W[o,k]"
 _DX_CONVOLUTION = "dX[n,m,x,y] += dY[n,f,x+i,y+j] * W[f,m,i,j]"
 
@@ -54,30 +56,45 @@ def rewrite(gm: GraphModule, *, sources: Collection[str] = (), keep_packed: bool
     """
     flow = ZeroFlow(gm.graph, sources)
     seen = [
-        (node, flow.read(node, product.x), flow.why_none(product.x))
+        _Seen(node, flow.read(node, product.x), flow.why_none(product.x), gate_of(node, flow))
         for node in gm.graph.nodes if (product := product_of(node)) is not None
     ]  # fmt: skip
-    found = [_visit(gm, node, zeros, why_none, keep_packed) for node, zeros, why_none in seen]
+    found = [_visit(gm, each, keep_packed) for each in seen]
     gm.graph.lint()
     gm.recompile()
     return found
 
 
-def _visit(gm: GraphModule, node: Node, zeros: Zeros | None, why_none: str, keep_packed: bool) -> Finding:
+@dataclass(frozen=True)
+class _Seen:
+    """A product as the graph had it: the zeros that it reads, or why there are none, and those its result meets."""
+
+    node: Node
+    zeros: Zeros | None
+    why_none: str
+    gate: Zeros | None
+
+
+def _visit(gm: GraphModule, seen: _Seen, keep_packed: bool) -> Finding:
+    node, zeros = seen.node, seen.zeros
     product = product_of(node)  # now: its operands may have been replaced meanwhile
     assert product is not None
+    refused = product.refused or _why_not(product)
+    relu = relu_after(node)
     if zeros is not None:
-        why = product.refused or _why_not(product)
         axes = analyse(product.expression, "X").skippable
-        if why:
-            return Finding(node.name, product.operator, product.expression, zeros.kind, axes, "dense", why)
+        if refused:
+            return Finding(node.name, product.operator, product.expression, zeros.kind, axes, "dense", refused)
         site = _replace(gm, node, product, keep_packed)
         return Finding(
             node.name, product.operator, product.expression, zeros.kind, axes, "skip or dense, at run time",
             f"it reads {zeros}", site.explain,
         )  # fmt: skip
-    relu = _relu_after(node)
-    if relu is not None and not product.refused and _trains(product) and not _why_not(product):
+    if not refused and seen.gate is not None and can_close(product, LEAST_WEIGHT):
+        return close_gate(gm, node, product, seen.gate)
+    if not refused and relu is not None and keep_packed and can_close(product, LEAST_WEIGHT):
+        return close_relu(gm, node, product, relu)
+    if not refused and relu is not None and trains(product):
         expression = _DX if product.geometry is None else _DX_CONVOLUTION
         axes = analyse(expression, "dY").skippable
         site = _replace(gm, node, product, keep_packed=False, relu=relu)
@@ -85,7 +102,7 @@ def _visit(gm: GraphModule, node: Node, zeros: Zeros | None, why_none: str, keep
             node.name, product.operator, expression, "relu", axes, "skip or dense in backward, at run time",
             f"its gradient has the zeros of {relu.name}, which is now part of it", site.explain,
         )  # fmt: skip
-    return Finding(node.name, product.operator, product.expression, "", (), "dense", why_none)
+    return Finding(node.name, product.operator, product.expression, "", (), "dense", seen.why_none)
 
 
 def _why_not(product: Skippable) -> str:
@@ -118,25 +135,9 @@ def _pixels(x: Tensor) -> int | None:
     return None if None in sizes else math.prod(each for each in sizes if each is not None)
 
 
-def _trains(product: Skippable) -> bool:
-    """Does a gradient flow through it?"""
-    operands = (example(product.x), example(product.weight))
-    return torch.is_grad_enabled() and any(each is not None and each.requires_grad for each in operands)
-
-
-def _relu_after(node: Node) -> Node | None:
-    """The ReLU that is the only one to read a product."""
-    users = list(node.users)
-    if len(users) != 1:
-        return None
-    op = named(users[0])
-    alone = users[0].args and users[0].args[0] is node
-    return users[0] if op.name == "relu" and alone else None
-
-
 def _replace(gm: GraphModule, node: Node, product: Skippable, keep_packed: bool, relu: Node | None = None) -> Site:
     """Put the operator that asks a new site in the place of a product, and of the ReLU after it."""
-    site = Site(node.name)
+    site = Site(node.name, _CALL)
     last = node if relu is None else relu
     graph = gm.graph
     with graph.inserting_before(node):

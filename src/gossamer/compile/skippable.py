@@ -85,6 +85,12 @@ def example(node: Node | None) -> Tensor | None:
     return value if isinstance(value, Tensor) else None
 
 
+def trains(product: Skippable) -> bool:
+    """Does a gradient flow through it?"""
+    operands = (example(product.x), example(product.weight))
+    return torch.is_grad_enabled() and any(each is not None and each.requires_grad for each in operands)
+
+
 def is_stored(node: Node) -> bool:
     """Does a value come into the graph as it is, so that a copy of it can be kept from call to call?"""
     return node.op in ("placeholder", "get_attr")

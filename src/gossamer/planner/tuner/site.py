@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 
 from gossamer.handles import owner_of
-from gossamer.planner.tuner.question import Question, Situation
+from gossamer.planner.tuner.question import CALL, Question, Situation
 from gossamer.planner.tuner.trial import DENSE
 from gossamer.planner.tuner.tuner import Bypass, Tuner
 
@@ -35,7 +35,7 @@ class Site(Tuner):
     "skip" skips zeros of `x` in the pass "forward" and of `dy` in "input"; "skip_x" and "skip_dy" name theirs.
 
     Attributes:
-        name: for people.
+        name: for people. call: see `Tuner`.
         key, handle: as of `Tuner`; `gossamer.planner.site(key)` gives the site back.
         refused: why calls ran torch's own operator, each reason once.
         torchs_own: whether the dense product that calls may take unasked is torch's own operator.
@@ -48,13 +48,13 @@ class Site(Tuner):
     ('skip', 0.5)
     """
 
-    def __init__(self, name: str = "") -> None:
-        super().__init__(PASSES, break_even, trusted=False, name=name)
+    def __init__(self, name: str = "", call: float = CALL) -> None:
+        super().__init__(PASSES, break_even, trusted=False, name=name, call=call)
         self.refused: tuple[str, ...] = ()
         self.torchs_own = False
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Site, (self.name,)
+        return Site, (self.name, self.call)
 
     def explain(self) -> str:
         """As of `Tuner`, and why torch's own operator ran instead."""

@@ -13,6 +13,7 @@ from torch._inductor.compile_fx import compile_fx
 
 from gossamer.compile import activations
 from gossamer.compile.activations import rewrite
+from gossamer.ops import closed
 
 ROWS, INNER, OUTER = 48, 64, 40
 
@@ -290,6 +291,49 @@ def test_few_rows_need_a_weight_by_input(rows):
     assert before == [(each.data_ptr(), each.stride()) for each in net.parameters()]
     assert "stored by output channel" in plain.findings[1].gain() and not passes(plain.findings[1])
     assert passes(kept.findings[1]) == {"forward": "skip"}
+
+
+class Gated(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.up, self.gate, self.down = nn.Linear(INNER, 96), nn.Linear(INNER, 96), nn.Linear(96, INNER)
+        nn.init.constant_(self.gate.bias, -1.0)
+
+    def forward(self, x):
+        up = self.up(x)  # before its gate
+        return self.down(up * F.relu(self.gate(x)))
+
+
+@pytest.mark.parametrize("rows", [(1,), (2, 3), (20,)])
+def test_few_rows_leave_out_closed_neurons(monkeypatch, rows):
+    monkeypatch.setattr(activations, "LEAST_WEIGHT", 0)
+    monkeypatch.setattr(closed, "LEAST", 0)
+    net, x = Gated().eval(), torch.randn(*rows, INNER)
+    ours = Compiled(net, keep_packed=True)
+    with torch.no_grad():
+        for _ in range(2):
+            close(ours(x), net(x))
+            net.gate.weight.neg_()  # a change that torch counts is seen
+    up, gate, down = ours.findings
+    if rows == (20,):
+        assert up.choice == gate.choice == "dense" and passes(down)
+        return
+    assert (up.zeros, up.axes) == (gate.zeros, gate.axes) == ("relu", ("t", "o"))
+    assert passes(up) == passes(gate) == {"decode": "closed"} and passes(down) == {"forward": "skip"}
+
+
+def test_closed_neurons_where_rows_change_or_gradients_flow(monkeypatch):
+    monkeypatch.setattr(activations, "LEAST_WEIGHT", 0)
+    monkeypatch.setattr(closed, "LEAST", 0)
+    net = Gated().eval()
+    ours = Compiled(net, keep_packed=True)
+    with torch.no_grad():
+        for rows in (2, 5, 30, 8):
+            x = torch.randn(rows, INNER)
+            close(ours(x), net(x))
+    assert ours.counter.frame_count == 2 and "decode" in passes(ours.findings[-2])
+    found = torch.autograd.grad(ours(x).sum(), net.gate.weight)[0]
+    close(found, torch.autograd.grad(net(x).sum(), net.gate.weight)[0])
 
 
 def test_a_site_lives_as_long_as_its_graph():

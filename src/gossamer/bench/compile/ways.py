@@ -7,7 +7,7 @@ on calls before the clock starts. Ratios are over the fastest of the dense ways.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -42,8 +42,11 @@ def compiled(
     return {name: made[name]() for name in names}
 
 
-def measured(calls: Mapping[str, Call], settings: Settings, *, seconds: float = 20.0, learn: int = LEARN) -> Row:
-    """Time all ways in turn over the fastest dense one.
+def measured(
+    calls: Mapping[str, Call], settings: Settings, *, rivals: Collection[str] = (), seconds: float = 20.0,
+    learn: int = LEARN,
+) -> Row:  # fmt: skip
+    """Time all ways in turn over the fastest dense one; `rivals` are others that leave something out, no baseline.
 
     Returns:
         the rows of `gossamer.measure.interleave`, the baseline's being the fastest of `dense`; and
@@ -60,7 +63,7 @@ def measured(calls: Mapping[str, Call], settings: Settings, *, seconds: float = 
         for name in (OURS, KEPT):
             if name in calls:
                 results[name] = calls[name]()
-    dense = [name for name in calls if not name.startswith(OURS)]
+    dense = [name for name in calls if not name.startswith(OURS) and name not in rivals]
     trial = gs.measure.interleave({name: calls[name] for name in dense}, reps=1 if settings.quick else 7, seconds=5)
     best = min(trial.rows, key=lambda row: row.median).name
     run = gs.measure.interleave(calls, baseline=best, reps=settings.reps, seconds=seconds)

@@ -1,0 +1,184 @@
+"""Encoders over batches of real texts, whose lengths leave half of a batch padding.
+
+Texts are the signatures and docstrings of functions of Python's own library, cut into tokens by MiniLM's tokenizer and
+drawn at random into batches of 32. MiniLM has its real weights, BERT-base random ones. Beside the ways of every
+section: texts sorted by length into parts of 8 before inductor sees them, tokens packed by hand, and torch's own
+TransformerEncoder, which leaves padding out by nested tensors. A call is four batches of different sizes.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention as attend
+
+from gossamer.bench.attention.decoders import transformers_here
+from gossamer.bench.cells import Row, ratio, value
+from gossamer.bench.compile import ways
+from gossamer.bench.compile.ways import EAGER, FREEZING, INDUCTOR, OURS
+from gossamer.bench.section import Section, Settings, Table
+from gossamer.xmc.data.stdlib import stdlib
+from gossamer.xmc.encoders.transformer import Transformer, find
+
+SORTED, BY_HAND, NESTED = "inductor, sorted by length", "packed by hand", "nested tensors"
+BATCH, PART = 32, 8
+logger = logging.getLogger(__name__)
+LONGEST = (64, 128)
+"""Tokens at which texts are cut."""
+
+Batch = tuple[Tensor, Tensor]
+"""Numbers of tokens and their mask, int64[texts, longest]."""
+
+
+def minilm() -> Any:
+    return Transformer("minilm").model.eval()
+
+
+def bert_base() -> Any:
+    import transformers
+
+    torch.manual_seed(0)
+    return transformers.BertModel(transformers.BertConfig()).eval()
+
+
+def toy() -> Any:
+    import transformers
+
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+    return transformers.BertModel(transformers.BertConfig(**sizes)).eval()
+
+
+def batches(longest: int, count: int) -> list[Batch]:
+    """Batches of texts drawn at random."""
+    encoder = Transformer("minilm", max_length=longest)
+    texts = list(stdlib(documented=True).train.texts)
+    chosen = torch.randperm(len(texts), generator=torch.Generator().manual_seed(0))[: count * BATCH].tolist()
+    tokens = encoder.prepare([texts[at] for at in chosen])
+    return [tokens.take(torch.arange(at * BATCH, (at + 1) * BATCH)).padded(0) for at in range(count)]
+
+
+def sorted_parts(way: Callable[..., Any]) -> Callable[..., Tensor]:
+    """The texts of a batch by length, a few at a time, each part cut to its longest."""
+
+    def run(input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        counts = attention_mask.sum(1)
+        order = counts.argsort()
+        whole: Tensor | None = None
+        for part in order.split(PART):
+            long = int(counts[part].max())
+            hidden = way(input_ids=input_ids[part, :long], attention_mask=attention_mask[part, :long]).last_hidden_state
+            if whole is None:
+                whole = hidden.new_zeros(*input_ids.shape, hidden.shape[2])
+            whole[part, :long] = hidden
+        assert whole is not None
+        return whole
+
+    return run
+
+
+class ByHand(nn.Module):
+    """A BERT over packed tokens, as one writes it when padding hurts: a loop over texts for attention."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        there = attention_mask.flatten().nonzero().squeeze(1)
+        counts = attention_mask.sum(1).tolist()
+        places = there % input_ids.shape[1]
+        h = self.model.embeddings(input_ids=input_ids.flatten()[there][None], position_ids=places[None])[0]
+        for layer in self.model.encoder.layer:
+            own = layer.attention.self
+            q, k, v = (f(h).view(len(h), own.num_attention_heads, -1) for f in (own.query, own.key, own.value))
+            split = zip(q.split(counts), k.split(counts), v.split(counts), strict=True)
+            texts = [attend(*(each.transpose(0, 1)[None] for each in text))[0].transpose(0, 1) for text in split]
+            h = layer.attention.output(torch.cat(texts).flatten(1), h)
+            h = layer.output(layer.intermediate(h), h)
+        whole = h.new_zeros(attention_mask.numel(), h.shape[1])
+        return whole.index_copy(0, there, h).view(*attention_mask.shape, -1)
+
+
+def torchs_own(model: Any) -> Callable[..., Tensor]:
+    """The same sizes in nn.TransformerEncoder, whose path of inference makes nested tensors of a batch."""
+    c = model.config
+    layer = nn.TransformerEncoderLayer(
+        c.hidden_size, c.num_attention_heads, c.intermediate_size, activation="gelu", batch_first=True
+    )
+    encoder = nn.TransformerEncoder(layer, c.num_hidden_layers).eval().requires_grad_(False)
+
+    def run(input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        found: Tensor = encoder(model.embeddings(input_ids), src_key_padding_mask=attention_mask == 0)
+        return found
+
+    return run
+
+
+def _over(way: Callable[..., Any], data: list[Batch], hidden: bool = True) -> list[Tensor]:
+    """All batches; of each what stands at real tokens."""
+    with torch.inference_mode():
+        found = [way(input_ids=ids, attention_mask=mask) for ids, mask in data]
+    return [each.last_hidden_state if hidden else each for each in found]
+
+
+def _kept(found: list[Tensor], data: list[Batch]) -> list[Tensor]:
+    return [each * mask[..., None] for each, (_, mask) in zip(found, data, strict=True)]
+
+
+def row(name: str, model: Any, longest: int, settings: Settings) -> Row:
+    data = batches(longest, 3 if settings.quick else 4)
+    model.requires_grad_(False)
+    found = ways.compiled(model, names=(EAGER, INDUCTOR, FREEZING, OURS))
+    calls: dict[str, ways.Call] = {each: partial(_over, way, data) for each, way in found.items()}
+    calls[SORTED] = partial(_over, sorted_parts(found[INDUCTOR]), data, False)
+    calls[BY_HAND] = partial(_over, ByHand(model), data, False)
+    calls[NESTED] = partial(_over, torchs_own(model), data, False)
+    same = {each: call for each, call in calls.items() if each != NESTED}  # other weights, other numbers
+    there = sum(int(mask.sum()) for _, mask in data) / sum(mask.numel() for _, mask in data)
+    apart = {each: _apart(call(), calls[EAGER](), data) for each, call in same.items()}
+    run = ways.measured(calls, settings, rivals=(SORTED, BY_HAND, NESTED), learn=2)
+    return {
+        "model": name, "longest": longest, "padding": 1 - there, "sizes": [list(ids.shape) for ids, _ in data],
+        **run, "apart": apart,
+    }  # fmt: skip
+
+
+def _apart(found: list[Tensor], expected: list[Tensor], data: list[Batch]) -> float:
+    pairs = zip(_kept(found, data), _kept(expected, data), strict=True)
+    return max(float((a - b).abs().max() / b.abs().max()) for a, b in pairs)
+
+
+def rows(settings: Settings) -> Iterator[Row]:
+    if not transformers_here():
+        return
+    try:
+        find("minilm")
+    except ImportError as error:
+        logger.warning("the rows of padding are left out: %s", error)
+        return
+    models: Mapping[str, Callable[[], Any]] = (
+        {"toy": toy} if settings.quick else {"MiniLM": minilm, "BERT-base": bert_base}
+    )
+    for name, make in models.items():
+        for longest in (48,) if settings.quick else LONGEST:
+            yield row(name, make(), longest, settings)
+
+
+def limit(row: Row) -> str:
+    """What leaving out all padding would give if time were tokens."""
+    return f"{1 / (1 - row['padding']):.2f}x"
+
+
+COLUMNS = (
+    ("model", value("model")), ("cut at", value("longest")), ("padding", value("padding", ".0%")),
+    ("fastest dense", ways.best_dense), (f"`{OURS}`", ratio(OURS)), ("1 / (1 - padding)", limit),
+    (SORTED, ratio(SORTED)), (BY_HAND, ratio(BY_HAND)), (NESTED, ratio(NESTED)),
+)  # fmt: skip
+
+SECTION = Section(rows, Table(ways.with_summary(COLUMNS)), on_gpu=False)

@@ -12,10 +12,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from transformers.integrations.moe import ExpertsInterface
 
+from gossamer.compile.expert_rows import expert_index, expert_rows
 from gossamer.ops.arguments import FLOATS
 from gossamer.ops.grouped import GroupedMm
 from gossamer.pattern.build import route
@@ -46,6 +49,8 @@ def experts(module: Any, hidden_states: Tensor, top_k_index: Tensor, top_k_weigh
     if parallel:
         elsewhere = ids >= count
         ids, top_k_weights = ids.masked_fill(elsewhere, -1), top_k_weights.masked_fill(elsewhere, 0.0)
+    if torch.compiler.is_compiling():
+        return _in_a_graph(module, hidden_states, ids, top_k_weights, kind)
     chosen = ids.reshape(-1)
     index = route(chosen.unsqueeze(1), count, "top_k_index")
     inner = _product(module, hidden_states.to(up.dtype), kind, up, chosen, k, index)
@@ -57,6 +62,28 @@ def experts(module: Any, hidden_states: Tensor, top_k_index: Tensor, top_k_weigh
     if k != 1:
         y = y.view(tokens, k, y.shape[1]).sum(1)
     return y.to(hidden_states.dtype)
+
+
+def _in_a_graph(module: Any, hidden_states: Tensor, ids: Tensor, weights: Tensor, kind: str) -> Tensor:
+    """The same, with a dimension for each token and one for its experts, which a compiler can follow."""
+    parallel = module._is_expert_parallel
+    index = expert_index(ids, weights_of(module, kind).shape[0])
+
+    def product(x: Tensor, name: str) -> Tensor:
+        matrices, transposed = weights_of(module, name), not module.is_transposed
+        if not matrices.is_contiguous():
+            matrices, transposed = matrices.mT, not transposed
+        y = expert_rows(x.to(matrices.dtype), ids, *index, matrices, transposed)
+        if module.has_bias:
+            y = y + F.embedding(ids.clamp(min=0) if parallel else ids, getattr(module, f"{name}_bias"))
+        return y
+
+    inner = product(hidden_states, kind)
+    inner = module._apply_gate(inner) if module.has_gate else module.act_fn(inner)
+    y = product(inner, "down_proj")
+    if module.has_post_expert_norm:
+        y = module.post_expert_norm(y)
+    return (y * weights.unsqueeze(-1)).sum(1).to(hidden_states.dtype)
 
 
 def _product(

@@ -46,6 +46,7 @@ class Packing:
         entries: its inputs, in order: values to be gathered, then `inputs` that go in as they are.
         kinds: a mask of the whole graph: the input that says at run time what it amounts to.
         descendants: nodes that depend on attention.
+        inside: nodes that are something else in the dense graph.
         elsewhere: nodes that run under another mode, and must.
     """
 
@@ -62,6 +63,7 @@ class Packing:
     kinds: dict[Node, Node] = field(default_factory=dict)
     conditions: list[Condition] = field(default_factory=list)
     placed: list[tuple[str, Any]] = field(default_factory=list)
+    inside: set[Node] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         self.tokens = self._input("tokens", None)
@@ -230,6 +232,9 @@ class Packing:
         return self.graph.call_function(
             self.attend, (q, k, v, self.tokens, self.offsets, self.kinds[mask], self.inputs[mask], scale, dropout)
         )
+
+    def keep_inside(self, node: Node) -> None:
+        self.inside.add(node)
 
     def condition(self, condition: Condition) -> None:
         if condition not in self.conditions:

@@ -145,6 +145,8 @@ def _packed(graph: Graph, packing: Packing, anchors: list[Call]) -> Plan:
             reasons[node] = str(error) or f"{node.name} is called in a way that is not known"
             continue
         region.append(node)
+        if call is not None and call.name == "getitem" and node.args[0] in packing.inside:
+            packing.keep_inside(node)
         known = _zero(node, call, packing, zero)
         if known is not None:
             zero[node] = known
@@ -206,6 +208,8 @@ def _leave(
     source: Node, reader: Node, packing: Packing, zero: dict[Node, tuple[Condition, ...]], reasons: dict[Node, str]
 ) -> Iterable[Condition]:
     """What must hold so that `reader` may find zeros where tokens were left out. Raises CannotPack if nothing helps."""
+    if source in packing.inside:
+        raise CannotPack(f"{source.name} is of the tokens that are there, and is read by {reader.name}")
     if _only_shown(reader) or not is_tensor(source) or not packing.has_tokens(packing.axes.of(source)):
         return ()
     if source in zero:

@@ -50,14 +50,14 @@ def toy() -> Any:
     import transformers
 
     torch.manual_seed(0)
-    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
-    return transformers.BertModel(transformers.BertConfig(**sizes)).eval()
+    config = transformers.BertConfig(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64)
+    return transformers.BertModel(config).eval()
 
 
 def batches(longest: int, count: int) -> list[Batch]:
     """Batches of texts drawn at random."""
     encoder = Transformer("minilm", max_length=longest)
-    texts = list(stdlib(documented=True).train.texts)
+    texts = list(stdlib(documented=True).train.texts or ())
     chosen = torch.randperm(len(texts), generator=torch.Generator().manual_seed(0))[: count * BATCH].tolist()
     tokens = encoder.prepare([texts[at] for at in chosen])
     return [tokens.take(torch.arange(at * BATCH, (at + 1) * BATCH)).padded(0) for at in range(count)]

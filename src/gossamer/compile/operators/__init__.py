@@ -5,6 +5,7 @@ from __future__ import annotations
 from gossamer.compile.operators import along, elementwise
 from gossamer.compile.operators.attention import Attention, CrossEntropy
 from gossamer.compile.operators.call import Call, call_of, is_tensor
+from gossamer.compile.operators.experts import ExpertIndex, ExpertRows
 from gossamer.compile.operators.operator import CannotPack, Names, Operator, Packer
 from gossamer.compile.operators.products import Addmm, Embedding, Linear, Matmul
 from gossamer.compile.operators.views import Expand, GetItem, Join, Permute, Pieces, Reshape
@@ -19,7 +20,10 @@ _OF: dict[str, Operator] = {
     **dict.fromkeys(("chunk", "split", "unbind"), Pieces()),
     **dict.fromkeys(("matmul", "mm", "bmm"), Matmul()),
     "expand": Expand(),
+    **dict.fromkeys(("topk", "sort"), along.Selection()),
     "cat": Join(),
+    "expert_index": ExpertIndex(),
+    "expert_rows": ExpertRows(),
     "getitem": GetItem(),
     "linear": Linear(),
     "addmm": Addmm(),

@@ -114,3 +114,33 @@ class Reduction:
         else:
             kwargs["dim"] = new
         return packer.emit(call.node, *args, **kwargs)
+
+
+class Selection:
+    """The largest, or all in order, along one dimension: topk, sort; values and where they were."""
+
+    def dim(self, call: Call) -> int:
+        at = {"topk": 2}.get(call.name, 1)
+        return dimension(call.get(at, "dim", -1), call.operands[0].meta["example_value"].dim())
+
+    def label(self, call: Call, axes: Axes) -> Any:
+        label, dim = axes.labels[call.operands[0]], self.dim(call)
+        values = call.node.meta["example_value"][0]
+        out = (*label[:dim], axes.fresh(values.shape[dim]), *label[dim + 1 :])
+        return (out, out)
+
+    def expression(self, call: Call, names: Names) -> str | None:
+        return None
+
+    def pack(self, call: Call, packer: Packer) -> Any:
+        rest, dim = packer.rest(packer.axes.of(call.operands[0])), self.dim(call)
+        if dim not in rest:
+            raise CannotPack(f"{call.name} runs along the tokens")
+        args, kwargs = list(call.node.args), dict(call.node.kwargs)
+        args[0] = packer.packed(call.operands[0])
+        at = {"topk": 2}.get(call.name, 1)
+        if at < len(args):
+            args[at] = rest.index(dim) + 1
+        else:
+            kwargs["dim"] = rest.index(dim) + 1
+        return packer.emit(call.node, *args, **kwargs)

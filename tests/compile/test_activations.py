@@ -289,7 +289,7 @@ def test_few_rows_need_a_weight_by_input(rows):
                 close(ours(x), net(x))
             torch._dynamo.reset()
     assert before == [(each.data_ptr(), each.stride()) for each in net.parameters()]
-    assert "stored by output channel" in plain.findings[1].gain() and not passes(plain.findings[1])
+    assert plain.findings[1].choice == "dense" and "stored by output channel" in plain.findings[1].why
     assert passes(kept.findings[1]) == {"forward": "skip"}
 
 

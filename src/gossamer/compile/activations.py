@@ -25,6 +25,8 @@ from gossamer.compile.closing import can_close, close_gate, close_relu, gate_of,
 from gossamer.compile.finding import Finding
 from gossamer.compile.skippable import Skippable, example, is_stored, product_of, size_of, trains
 from gossamer.compile.zero_flow import ZeroFlow, Zeros
+from gossamer.ops.dense import ENGINES
+from gossamer.ops.skipping.passes import FEW_ROWS, by_input
 from gossamer.ops.skipping.refusals import why_dense
 from gossamer.planner import Site
 
@@ -80,6 +82,11 @@ def _visit(gm: GraphModule, seen: _Seen, keep_packed: bool) -> Finding:
     product = product_of(node)  # now: its operands may have been replaced meanwhile
     assert product is not None
     refused = product.refused or _why_not(product)
+    if not refused and zeros is not None and not keep_packed and _reads_all(product):
+        refused = (
+            f"up to {FEW_ROWS} rows read all of a weight that is stored by output channel; "
+            "options={'keep_packed': True} lets them read parts of a copy"
+        )
     relu = relu_after(node)
     if zeros is not None:
         axes = analyse(product.expression, "X").skippable
@@ -110,6 +117,9 @@ def _why_not(product: Skippable) -> str:
     x, weight, bias = example(product.x), example(product.weight), example(product.bias)
     if x is None or weight is None or (product.bias is not None and bias is None):
         return "the shapes of its operands are not known"
+    missing = ENGINES["gossamer"].missing()
+    if missing is not None:
+        return f"no kernel skips here: {missing}"
     groups = 1 if product.geometry is None else product.geometry[3]
     if product.turned:
         weight = weight.t()
@@ -127,6 +137,16 @@ def _why_not(product: Skippable) -> str:
     if size < LEAST_WEIGHT and pixels is not None and pixels * size < LEAST:
         return f"too little work for any gain: {pixels * size:.2g} multiplications"
     return ""
+
+
+def _reads_all(product: Skippable) -> bool:
+    """Whether its rows are few in every call, and its weight lies by output channel. Where rows change, calls ask."""
+    x, weight = example(product.x), example(product.weight)
+    assert x is not None and weight is not None
+    rows = 1
+    for size in x.shape[:-1]:
+        rows = rows * size if isinstance(size, int) else FEW_ROWS + 1
+    return product.geometry is None and rows <= FEW_ROWS and not by_input(weight.t() if product.turned else weight)
 
 
 def _pixels(x: Tensor) -> int | None:

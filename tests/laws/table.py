@@ -140,6 +140,7 @@ def tiles_at(shape: tuple[int, int], offsets: Tensor, indices: Tensor, tile: tup
 def grouped(
     x: Tensor, source: Tensor, target: Tensor, offsets: Tensor, weights: Tensor, transposed: bool, rows: int
 ) -> Any:
+    weights = weights.mT if transposed else weights
     y = torch.zeros(rows, weights.shape[2], dtype=torch.float64)
     group = torch.repeat_interleave(torch.arange(len(weights)), offsets.diff())
     for place, g in enumerate(group.tolist()):
@@ -199,6 +200,11 @@ ROWS = (
     Row(
         "grouped_mm",
         lambda d: (d(d.rows, d.k), d.groups[0], d.groups[0].flip(0), d.groups[1], d(4, d.k, d.n), False, d.rows),
+        grouped,
+    ),
+    Row(
+        "grouped_mm",
+        lambda d: (d(d.rows, d.k), d.groups[0], d.groups[0].flip(0), d.groups[1], d(4, d.n, d.k), True, d.rows),
         grouped,
     ),
     Row(

@@ -8,7 +8,7 @@ import pytest
 import torch
 from moe_cases import assert_as_exact
 from torch import nn
-from transformers import AutoConfig, AutoModelForSeq2SeqLM
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
 import gossamer as gs
 from gossamer.compile import group_experts
@@ -179,6 +179,54 @@ def test_graphs_hold_the_loop():
     y = model(x)
     group_experts(model, x, only_faster=False)
     torch.testing.assert_close(torch.compile(model, backend="aot_eager", fullgraph=True)(x), y)
+
+
+def llama4():
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(
+        "llama4_text", hidden_size=16, intermediate_size=24, intermediate_size_mlp=32, num_hidden_layers=2, head_dim=4,
+        num_attention_heads=4, num_key_value_heads=2, vocab_size=50, num_local_experts=4, pad_token_id=0,
+        interleave_moe_layer_step=1,
+    )  # fmt: skip
+    model = AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
+    for name, parameter in model.named_parameters():
+        if "experts" in name:
+            nn.init.normal_(parameter, std=0.2)
+    return model
+
+
+def test_experts_as_one_batched_product():
+    model, ids = llama4(), torch.randint(1, 50, (2, 9))
+    moe, x = model.model.layers[0].feed_forward, torch.randn(30, 16)
+
+    def run(moe, x):
+        x = x.detach().requires_grad_()
+        y = moe(x)[0]
+        return [y.detach(), *torch.autograd.grad(y.square().sum(), [x, *moe.parameters()])]
+
+    own, oracle, logits = run(moe, x), run(copy.deepcopy(moe).double(), x.double()), model(ids).logits
+    report = group_experts(model, ids, only_faster=False)
+    assert [each.choice for each in report.findings] == ["rows that are not zero"] * 2
+    torch.testing.assert_close(model(ids).logits, logits)
+    compiled = torch.compile(moe, backend="aot_eager", fullgraph=True)
+    for each in (moe, copy.deepcopy(moe), compiled):
+        assert_as_exact(run(each, x), own, oracle)
+    with gs.testing.assert_no_recompile():
+        for _ in range(20):
+            compiled(torch.randn(30, 16).requires_grad_())
+    assert moe.experts(torch.zeros(8, 16)).shape == (8, 16) and moe.experts(torch.zeros(0, 16)).shape == (0, 16)
+    report.undo()
+    assert torch.equal(model(ids).logits, logits)
+
+
+def test_rows_of_zeros_are_not_multiplied():
+    moe = llama4().model.layers[0].feed_forward
+    report, x = group_experts(moe, torch.randn(10, 16), only_faster=False), torch.zeros(40, 16)
+    x[[3, 11, 12]] = 1.0
+    with torch.no_grad():
+        moe.experts.down_proj[2:] = torch.nan  # experts 2 and 3 have rows 20 to 39
+    y = moe.experts(x)
+    assert report.findings and y.isfinite().all() and y[[3, 11, 12]].any(1).all() and y.any(1).sum() == 3
 
 
 class Softmax(FeedForward):

@@ -7,8 +7,6 @@ copies are changed too, and `undo` gives the class back. Inside torch.compile th
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
-from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -16,15 +14,16 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from gossamer.compile.changed import Changed, Classes, become, changed_class
 from gossamer.compile.deferred import Deferred, deferring, is_deferring, settled
 from gossamer.compile.finding import Finding
 from gossamer.compile.loops import Block, blocks_of, linears, watched
+from gossamer.compile.stacked import RowsThatAreNotZero
 from gossamer.measure import interleave, is_faster
 from gossamer.measure.count import call_arguments
 from gossamer.ops.few_rows import FEW, few_rows_linear
 from gossamer.ops.transforms import is_transformed
 
-Classes = list[tuple[nn.Module, type[nn.Module]]]  # what a module's class was, or is to be
 EXPRESSION = "Y[t,o] += X[t,k] * W[k,o]"
 
 
@@ -46,23 +45,7 @@ def _takes(x: Tensor, weight: Tensor) -> bool:
     )  # fmt: skip
 
 
-class _Changed:
-    """Mixed into the class of a module: `loop` is that class."""
-
-    loop: ClassVar[type[nn.Module]]
-
-    def __reduce_ex__(self, protocol: Any) -> Any:
-        """A file holds the module as it was written: its class can be imported, this one cannot."""
-        return object.__new__, (self.loop,), self.__dict__
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
-        copy = type(self).__new__(type(self))
-        memo[id(self)] = copy
-        copy.__dict__.update(deepcopy(self.__dict__, memo))
-        return copy
-
-
-class _Expert(_Changed):
+class _Expert(Changed):
     """Gives what waits while its block runs."""
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
@@ -71,7 +54,7 @@ class _Expert(_Changed):
         return self.loop.forward(self, *args, **kwargs)
 
 
-class _Block(_Changed):
+class _Block(Changed):
     """Its experts run the rows that their masks keep; inside a graph, which could not hold how many, all of them."""
 
     paths: ClassVar[tuple[str, ...]]
@@ -83,12 +66,6 @@ class _Block(_Changed):
             return self.loop.forward(self, *args, **kwargs)
         with deferring(frozenset(map(id, experts))):
             return settled(self.loop.forward(self, *args, **kwargs))
-
-
-def _changed_class(mixin: type, cls: type[nn.Module], **scope: Any) -> type[nn.Module]:
-    return type(
-        cls.__name__, (mixin, cls), {"loop": cls, "__module__": cls.__module__, "__doc__": cls.__doc__, **scope}
-    )
 
 
 @dataclass
@@ -116,8 +93,9 @@ def group_experts(model: nn.Module, example_inputs: Any, *, only_faster: bool = 
     Args:
         model: changed in place. A block is a list or dict of alike feed-forward networks beside a router, that is a
             weight with as many outputs. Where every expert gets every row and is masked afterwards, it will get the
-            rows that its mask keeps. Where experts get their own rows already, their linear layers multiply few rows
-            by a kernel that reads a weight once.
+            rows that its mask keeps; where most of these rows are zero and all experts are one batched product (Llama
+            4), those that are not. Where experts get their own rows already, their linear layers multiply few rows by
+            a kernel that reads a weight once.
         example_inputs: a tensor, a tuple of arguments or a dict of keyword arguments, run a few times.
         only_faster: change only what was measurably faster on the example.
 
@@ -125,7 +103,7 @@ def group_experts(model: nn.Module, example_inputs: Any, *, only_faster: bool = 
         The findings; `undo()` takes everything back. A change was compared with the loop on the example: each output
         equal up to 8 * sqrt(width) roundings of its largest element.
 
-    A row whose mask is exactly zero is left out, so its mask gets no gradient. Inside torch.compile blocks run as they
+    A row whose mask is exactly zero is left out, so its mask gets no gradient. Inside torch.compile loops run as they
     were written. Models of transformers with `set_experts_implementation` need none of this.
 
     >>> class Mixture(torch.nn.Module):
@@ -162,6 +140,10 @@ def _finding(block: Block, changed: Classes, only_faster: bool) -> Finding:
         mine = _few_rows(block)
         if not mine:
             choice, why = "dense", "its experts have no plain linear layer in float32 or float64 on a CPU"
+    elif kind == "stacked":
+        choice, why = "rows that are not zero", "a row of zeros gives zeros, so each expert multiplies the others"
+        mine = [(block.module, type(block.module))]
+        block.module.__class__ = changed_class(RowsThatAreNotZero, mine[0][1])
     else:
         why = kind or "it was not called on the example"
     if mine:
@@ -172,16 +154,16 @@ def _finding(block: Block, changed: Classes, only_faster: bool) -> Finding:
         else:
             gain = None if ratio is None else (lambda: f"{ratio:.2f}x on the example")
         changed += mine
-    return Finding(block.name or "the model", "experts", EXPRESSION, "routing" if kind in ("masked", "chosen") else "",
+    return Finding(block.name or "the model", "experts", EXPRESSION, "routing" if mine else "",
                    ("t",) if choice != "dense" else (), choice, why, gain)  # fmt: skip
 
 
 def _choose_rows(block: Block) -> Classes:
     changed = [(each, type(each)) for each in block.experts.values()] + [(block.module, type(block.module))]
-    expert = _changed_class(_Expert, changed[0][1])
+    expert = changed_class(_Expert, changed[0][1])
     for each in block.experts.values():
         each.__class__ = expert
-    block.module.__class__ = _changed_class(_Block, changed[-1][1], paths=tuple(block.experts))
+    block.module.__class__ = changed_class(_Block, changed[-1][1], paths=tuple(block.experts))
     return changed
 
 
@@ -194,7 +176,7 @@ def _few_rows(block: Block) -> Classes:
 
 
 def _give_back(changed: Classes) -> None:
-    _become(changed)
+    become(changed)
     changed.clear()
 
 
@@ -206,7 +188,7 @@ def _tried(block: Block, changed: Classes, only_faster: bool) -> tuple[str, floa
     was = list(changed)
 
     def run(classes: Classes) -> Any:
-        _become(classes)
+        become(classes)
         with torch.no_grad():
             return block.module(*args, **kwargs)
 
@@ -219,17 +201,12 @@ def _tried(block: Block, changed: Classes, only_faster: bool) -> tuple[str, floa
             return f"the loop is as fast on the example ({row['now'].ratio:.2f}x)", None
         return "", row["now"].ratio
     finally:
-        _become(now)
-
-
-def _become(classes: Iterable[tuple[nn.Module, type[nn.Module]]]) -> None:
-    for module, cls in classes:
-        module.__class__ = cls
+        become(now)
 
 
 def _difference(expected: Any, found: Any, block: Block) -> str:
     """Where two results differ by more than sums in another order would; empty if nowhere."""
-    width = max(max(p.shape) for p in next(iter(block.experts.values())).parameters())
+    width = max(max(p.shape) for p in next(iter(block.experts.values()), block.module).parameters())
     one, two = pytree.tree_leaves(expected), pytree.tree_leaves(found)
     if len(one) != len(two):
         return f"it gives {len(two)} results, and the loop {len(one)}"

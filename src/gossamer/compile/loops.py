@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from gossamer.compile.stacked import is_stacked
+
 
 @dataclass(eq=False)
 class Block:
@@ -23,7 +25,7 @@ class Block:
     Attributes:
         name: path of `module` in the model.
         module: the one whose forward has the loop.
-        experts: path below the module -> expert.
+        experts: path below the module -> expert; none where they are one batched product.
         call: arguments of its first call on the example; None where it was not called.
         rows: of each call of an expert during that: which expert, its input, and what it gave.
     """
@@ -36,7 +38,9 @@ class Block:
 
     @property
     def kind(self) -> str:
-        """ "masked", "chosen", "" where it was not called, or what is wrong with calling them experts."""
+        """ "masked", "chosen", "stacked", "" where it was not called, or what is wrong with calling them experts."""
+        if self.call is not None and not self.experts:
+            return "stacked"
         if self.call is None or not self.rows:
             return ""
         called = [expert for expert, _, _ in self.rows]
@@ -56,6 +60,8 @@ def blocks_of(model: nn.Module) -> list[Block]:
     found: list[Block] = []
     parents = {child: (path, parent) for path, parent in model.named_modules() for child in parent.children()}
     for path, module in model.named_modules():
+        if is_stacked(module):
+            found.append(Block(path, module, {}))
         if not isinstance(module, (nn.ModuleList, nn.ModuleDict)) or module not in parents:
             continue
         # A dropout may lie among them.

@@ -1,0 +1,39 @@
+"""Modules whose class is changed, and can be given back: parameters, names and attributes stay where they are."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from copy import deepcopy
+from typing import Any, ClassVar
+
+from torch import nn
+
+Classes = list[tuple[nn.Module, type[nn.Module]]]
+"""Modules, each with the class that it had, or is to have."""
+
+
+class Changed:
+    """Mixed into the class of a module, which `loop` then is."""
+
+    loop: ClassVar[type[nn.Module]]
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """A file holds the module as it was written: its class can be imported, this one cannot."""
+        return object.__new__, (self.loop,), self.__dict__
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        copy = type(self).__new__(type(self))
+        memo[id(self)] = copy
+        copy.__dict__.update(deepcopy(self.__dict__, memo))
+        return copy
+
+
+def changed_class(mixin: type[Changed], cls: type[nn.Module], **scope: Any) -> type[nn.Module]:
+    """A subclass of both, under the name of the latter."""
+    names = {"loop": cls, "__module__": cls.__module__, "__doc__": cls.__doc__, **scope}
+    return type(cls.__name__, (mixin, cls), names)
+
+
+def become(classes: Iterable[tuple[nn.Module, type[nn.Module]]]) -> None:
+    for module, cls in classes:
+        module.__class__ = cls

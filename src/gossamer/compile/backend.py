@@ -18,10 +18,12 @@ from gossamer.compile.operators import CannotPack
 from gossamer.compile.options import Options, options_of
 from gossamer.compile.padded import Padded
 from gossamer.compile.padding import Plan, Refusal, plan
+from gossamer.compile.padding_findings import findings_of
 from gossamer.compile.pieces import Compiler, inductor
 from gossamer.compile.record import Record, observers
 from gossamer.compile.respelling import respelled
 from gossamer.compile.tally import Tally
+from gossamer.compile.work import works
 
 _LOG = logging.getLogger(__name__)
 
@@ -55,7 +57,7 @@ def compiled(gm: GraphModule, example_inputs: list[Any], options: Options, compi
     if compiler is None:
         compiler = inductor if options.inductor is None else functools.partial(inductor, config=options.inductor)
     tally = Tally()
-    marks = take_marks(gm)
+    marks, work = take_marks(gm), works(gm.graph)
     findings: dict[str, Finding] = {}
     if "activations" in options.passes:
         sources = [node.name for node in marks]
@@ -64,7 +66,8 @@ def compiled(gm: GraphModule, example_inputs: list[Any], options: Options, compi
     if "padding" in options.passes:
         run, more = _padded(gm, options, compiler, tally)
         _add(findings, more)
-    record = Record(tuple(findings.values()), tally)
+    ordered = sorted(findings.values(), key=lambda found: [*work, found.node].index(found.node))
+    record = Record(tuple(replace(found, work=work.get(found.node, 0)) for found in ordered), tally)
     for observe in observers:
         observe(record)
     return run if run is not None else compiler(gm, example_inputs)
@@ -88,7 +91,7 @@ def _padded(gm: GraphModule, options: Options, compiler: Compiler, tally: Tally)
         spelled = respelled(gm)
         found = plan(spelled.graph, attend)
         if isinstance(found, Plan):
-            return Padded(gm, spelled, found, options, compiler, tally), found.findings
+            return Padded(gm, spelled, found, options, compiler, tally), findings_of(found, tally)
         refusal = found
     except CannotPack as error:
         refusal = Refusal(str(error))
@@ -96,4 +99,4 @@ def _padded(gm: GraphModule, options: Options, compiler: Compiler, tally: Tally)
         _LOG.warning("padding is not left out, because of a fault in gossamer: %r", error, exc_info=True)
         refusal = Refusal(f"a fault in gossamer: {error!r}")
     tally.refused = refusal.why
-    return None, list(refusal.findings)
+    return None, findings_of(refusal, tally)

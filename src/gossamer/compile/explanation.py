@@ -15,6 +15,8 @@ from gossamer.compile.backend import compiled
 from gossamer.compile.options import options_of
 from gossamer.compile.record import Record, observers
 
+_HEAD = ("node", "operator", "computes", "work", "zeros", "skips", "choice", "why, or what was measured")
+
 
 @dataclass(frozen=True)
 class Explanation:
@@ -34,13 +36,21 @@ class Explanation:
             lines.append(f"graph {number} of {len(self.records)}: {record.tally}")
             if record.tally.refused:
                 lines.append(f"  padding stays: {record.tally.refused}")
+            total = sum(found.work for found in record.findings)
+            saved = sum(found.work * found.saves() for found in record.findings if found.saves is not None)
+            if saved:
+                lines.append(
+                    f"  {saved / total:.0%} of {total / 1e9:.3g} G multiply-adds left out: at most "
+                    f"{total / (total - saved):.2f}x as fast"
+                )
             rows: list[tuple[str, ...]] = [
-                (f.node, f.operator, f.expression, f.zeros, " ".join(f.axes), f.choice, f.gain() if f.gain else f.why)
+                (
+                    f.node, f.operator, f.expression, f"{f.work / total:.0%}" if f.work else "", f.zeros,
+                    " ".join(f.axes), f.choice, f.gain() if f.gain else f.why,
+                )
                 for f in record.findings
-            ]
-            lines += _table(
-                ("node", "operator", "computes", "zeros", "skips", "choice", "why, or what was measured"), rows
-            )
+            ]  # fmt: skip
+            lines += _table(_HEAD, rows)
         for why, count in self.breaks:
             lines.append(f"graph break ({count} times): {why.strip().splitlines()[0]}")
         if not self.records:

@@ -78,14 +78,16 @@ class Padded:
             holds = [
                 condition.holds(keep, *(values[node] for node in condition.nodes)) for condition in self.plan.conditions
             ]
-            count, *answers = torch.stack([keep.sum(), *(each.to(torch.int64) for each in holds)]).tolist()
+            lengths = keep.sum(1)
+            read = [lengths.sum(), lengths.square().sum(), *(each.to(torch.int64) for each in holds)]
+            count, pairs, *answers = torch.stack(read).tolist()
         broken = [str(c) for c, holds_ in zip(self.plan.conditions, answers, strict=True) if not holds_]
         padding = 1 - count / max(keep.numel(), 1)
         little = padding < self.options.min_padding
         if broken or (little and (self.dense.variants or not self.packed.variants)):
             self.tally.dense(padding, broken)
             return self.dense(*inputs)
-        self.tally.packed(padding)
+        self.tally.packed(padding, 1 - pairs / max(keep.numel() * keep.shape[1], 1))
         tokens = tokens_of(masks, keep)
         given = []
         for kind, what in self.plan.packing.placed:

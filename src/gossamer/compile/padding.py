@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -24,11 +24,10 @@ from gossamer.compile.conditions import (
     UnseenWhereDropped,
     ZeroWhereDropped,
 )
-from gossamer.compile.finding import Finding
 from gossamer.compile.labelling import labelled
 from gossamer.compile.labels import Axes
 from gossamer.compile.modes import under_other_modes
-from gossamer.compile.operators import Call, CannotPack, Names, call_of, is_tensor, operator_of
+from gossamer.compile.operators import Call, CannotPack, call_of, is_tensor, operator_of
 from gossamer.compile.operators.attention import Attention
 from gossamer.compile.operators.views import GetItem
 from gossamer.compile.packing import Attend, Packing
@@ -59,15 +58,15 @@ class Plan:
     exits: list[Node]
     masks: list[Node]
     conditions: list[Condition]
-    findings: list[Finding] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
 class Refusal:
-    """Why a graph stays dense."""
+    """Why a graph stays dense, and which attention said where its padding is."""
 
     why: str
-    findings: tuple[Finding, ...] = ()
+    packing: Packing | None = None
+    attention: tuple[Node, ...] = ()
 
 
 def plan(graph: Graph, attend: Attend) -> Plan | Refusal:
@@ -90,7 +89,7 @@ def plan(graph: Graph, attend: Attend) -> Plan | Refusal:
     try:
         return _packed(graph, packing, anchors)
     except CannotPack as error:
-        return Refusal(str(error), tuple(_finding(call, packing, "dense", str(error)) for call in anchors))
+        return Refusal(str(error), packing, tuple(call.node for call in anchors))
 
 
 def _strange(graph: Graph) -> str:
@@ -162,11 +161,7 @@ def _packed(graph: Graph, packing: Packing, anchors: list[Call]) -> Plan:
                 conditions += _leave(source, node, packing, zero, reasons)
                 exits.append(source)
     exits = list(dict.fromkeys(exits))
-    masks = list(packing.kinds)
-    choice, why = "packed", "padding is left out once, before the first layer"
-    names = Names(packing.axes, {packing.batch: "b", packing.sequence: "s"})
-    findings = [_finding(call_of(node), packing, choice, why, names) for node in region if _is_work(node)]
-    return Plan(packing, region, exits, masks, list(dict.fromkeys(conditions)), findings)
+    return Plan(packing, region, exits, list(packing.kinds), list(dict.fromkeys(conditions)))
 
 
 def _is_number(node: Node) -> bool:
@@ -280,18 +275,3 @@ def _zero(
     if call.name in _KEEPS_ZERO and operands and operands[0] in zero:
         return zero[operands[0]]
     return None
-
-
-def _is_work(node: Node) -> bool:
-    call = call_of(node)
-    return call is not None and call.name in ("linear", "addmm", "matmul", "scaled_dot_product_attention")
-
-
-def _finding(call: Call | None, packing: Packing, choice: str, why: str, names: Names | None = None) -> Finding:
-    assert call is not None
-    names = names or Names(packing.axes, {packing.batch: "b", packing.sequence: "s"})
-    known = operator_of(call)
-    expression = (known.expression(call, names) if known is not None else None) or ""
-    axes = ("b", "s") if choice != "dense" else ()
-    operator = "attention" if call.name == "scaled_dot_product_attention" else call.name
-    return Finding(call.node.name, operator, expression, "padding", axes, choice, why)

@@ -45,6 +45,8 @@ def can_close(product: Skippable, least: int) -> bool:
     x, weight = example(product.x), example(product.weight)
     if product.operator != "linear" or x is None or weight is None or weight.numel() < least or trains(product):
         return False
+    if not weight.is_contiguous():  # its neurons are no pieces of memory
+        return False
     rows = 1
     for size in x.shape[:-1]:
         if isinstance(size, torch.SymInt):

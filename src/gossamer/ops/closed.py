@@ -29,7 +29,6 @@ from gossamer.measure import clock
 from gossamer.ops import dense
 from gossamer.ops.autograd import wants_gradient
 from gossamer.ops.decoding import LEAST
-from gossamer.ops.gemv import gated_on
 from gossamer.ops.packs import KEPT
 from gossamer.ops.registration import load_kernel, register_opaque
 from gossamer.ops.skipping.passes import FEW_ROWS
@@ -92,7 +91,7 @@ def _relu_linear(x: Tensor, weight: Tensor, bias: Tensor | None, tuner: Tensor) 
 
     def by_open() -> tuple[Tensor, Tensor]:
         gate = open_neurons(x, weight, bias)
-        return gated_on(None)(x, weight, bias, gate).relu_(), gate
+        return _gated(x, weight, bias, gate).relu_(), gate
 
     return _choose(x, weight, tuner, by_all, by_open, lambda: open_neurons(x, weight, bias))
 
@@ -102,7 +101,7 @@ def _gated_linear(x: Tensor, weight: Tensor, bias: Tensor | None, gate: Tensor, 
         return dense.linear(x, weight, bias).mul_(gate), gate
 
     def by_open() -> tuple[Tensor, Tensor]:
-        return gated_on(None)(x, weight, bias, gate), gate
+        return _gated(x, weight, bias, gate), gate
 
     return _choose(x, weight, tuner, by_all, by_open, lambda: gate)
 
@@ -126,6 +125,13 @@ def _choose(
     return y
 
 
+def _gated(x: Tensor, weight: Tensor, bias: Tensor | None, gate: Tensor) -> Tensor:
+    bias = None if bias is None else bias.contiguous()
+    kernel = load_kernel("cpu", "skip_mv", "gated_mv")  # not by torch's dispatcher, for its microseconds
+    y: Tensor = kernel(x.contiguous(), weight.contiguous(), bias, gate.contiguous())
+    return y
+
+
 def _share(open_: Tensor) -> float:
     return int(torch.count_nonzero(open_)) / max(open_.numel(), 1)
 
@@ -137,7 +143,9 @@ def open_neurons(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     tensor([[1., 0., 1.]])
     """
     whole, edges = KEPT.get(weight, "whole numbers", _whole), KEPT.get(weight, "edges", _edges)
-    gate: Tensor = load_kernel("cpu", "open_mv", "open_mv")(x.contiguous(), whole, edges, bias)
+    gate: Tensor = load_kernel("cpu", "open_mv", "open_mv")(
+        x.contiguous(), whole, edges, None if bias is None else bias.contiguous()
+    )  # fmt: skip
     return gate
 
 

@@ -23,7 +23,7 @@ def open_mv(x: Tensor, whole: Tensor, edges: Tensor, bias: Tensor | None) -> Ten
     gate = memory.empty((batch, rows), torch.float32)
     norms = torch.empty(batch, dtype=torch.float32)
     _call.native.open_mv(
-        x.data_ptr(), batch, inner, whole.data_ptr(), edges[0].data_ptr(), edges[1].data_ptr(), rows,
+        x.data_ptr(), batch, inner, whole.data_ptr(), edges.data_ptr(), edges.data_ptr() + 4 * rows, rows,
         _call.address(bias), gate.data_ptr(), norms.data_ptr(), torch.get_num_threads(),
     )  # fmt: skip
     return gate

@@ -16,8 +16,8 @@ class Options:
     Attributes:
         min_padding: share of a batch that must be padding for a call to leave it out, 0 to 1.
         passes: what to look for; all of `PASSES` by default.
-        keep_packed: lets products that may skip zeros keep a copy of their weights in the order they like. The weights
-            must then not change.
+        keep_packed: lets products that may skip zeros keep a copy of their weights in the order they like, until torch
+            counts a change of them. A write through `weight.data` or numpy is then not seen.
         inductor: options for inductor, which compiles everything else.
     """
 

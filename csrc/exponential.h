@@ -25,6 +25,27 @@ inline Lanes<float> exp_lanes(Lanes<float> x) {
   return x > high ? broadcast(__builtin_inff()) : p;
 }
 
+// The same in two thirds of the time, of what is at most a little above 0, as a score less the largest: exactly 1 at 0,
+// exactly 0 where the result would be denormal, and NaN stays. Within 2 units in the last place beside the largest weight.
+inline Lanes<float> exp_weights(Lanes<float> x) {
+  constexpr float kNearest = 12582912.0f, kLeast = -126.0f;
+  const Lanes<float> nearest = broadcast(kNearest), t = x * broadcast(1.44269504f);
+  const Lanes<float> rounded = t + nearest, n = rounded - nearest, r = t - n;
+  // 2^r: of the polynomials of degree 6 that are 1 at 0 that whose relative error is least in [-1/2, 1/2].
+  constexpr float kPowers[] = {0.00015353362f, 0.0013398875f, 0.00961843692f, 0.0555033237f, 0.240226477f, 0.693147182f};
+  Lanes<float> p = broadcast(kPowers[0]);
+#pragma GCC unroll 6
+  for (int i = 1; i < 6; ++i) p = fma(p, r, broadcast(kPowers[i]));
+  p = fma(p, r, broadcast(1.0f));
+#if defined(GOSSAMER_AVX512)
+  const __mmask16 normal = _mm512_cmp_ps_mask((__m512)t, _mm512_set1_ps(kLeast), _CMP_NLT_UQ);
+  return (Lanes<float>)_mm512_maskz_scalef_ps(normal, (__m512)p, (__m512)n);
+#else
+  p = p * (Lanes<float>)(((Lanes<int32_t>)rounded - (Lanes<int32_t>)nearest + 127) << 23);
+  return t < broadcast(kLeast) ? Lanes<float>{} : p;
+#endif
+}
+
 inline float exp_of(float x) { return exp_lanes(broadcast(x))[0]; }
 
 }  // namespace

@@ -92,6 +92,10 @@
 //          the first `sink` and the last `window`, itself among these. Head h of the pages serves query heads
 //          first_heads[h] + [0, group); the others of out are left alone. cap > 0: scores are cap * tanh(score / cap). lse
 //          [tokens, query_heads], or null: the logarithm of the sum of exp(score).
+// attention  out = softmax(scale * q @ k^T) @ v of each text and head, and lse, the logarithm of the sum of exp(score); rows
+//          that see nothing are 0 and minus infinity. plan, or null: the keys that rows see, made by attention_plan, which
+//          returns rows * keys of all its blocks, or -1 if a place is none of the mask.
+// attention_backward  The gradients by q, k and v.
 // page_scores  scores[requests, query_heads, table_cols]: for each page of a request the largest product of a query's
 //          form[requests, query_heads, 2 * width] with the summaries of that page; -inf where there is none.
 // relu_bits  y[rows, cols] = x cut at zero, bits[rows, ceil(cols / 32)] words where it is not: NaN stays.
@@ -173,6 +177,18 @@
   OP(page_append, bool, const float* keys, const float* values, int64_t key_heads, const int64_t* sources,             \
      const Pages& pages, const Requests& requests, const Summaries& extremes, const Summaries& moments, int threads)  \
   GOSSAMER_PAGE_ATTENTION(OP)                                                                                         \
+  OP(attention_plan_size, int64_t, const Texts& texts, const SeenMask& mask)                                         \
+  OP(attention_plan, int64_t, const Texts& texts, const SeenMask& mask, int64_t* plan, int threads)                  \
+  OP(attention_workspace, int64_t, const Texts& texts, const AttentionSizes& sizes, const SeenMask& mask,             \
+     const int64_t* plan, int threads)                                                                                \
+  OP(attention, bool, const Heads& q, const Heads& k, const Heads& v, const Heads& out, const Heads& lse,             \
+     const Texts& texts, const AttentionSizes& sizes, const SeenMask& mask, const int64_t* plan, float scale,         \
+     void* workspace, int threads)                                                                                    \
+  OP(attention_backward_workspace, int64_t, const AttentionSizes& sizes, int threads)                                 \
+  OP(attention_backward, bool, const Heads& dout, const Heads& q, const Heads& k, const Heads& v, const Heads& out,   \
+     const Heads& lse, const Heads& dq, const Heads& dk, const Heads& dv, const Texts& texts,                         \
+     const AttentionSizes& sizes, const SeenMask& mask, const int64_t* plan, float scale, void* workspace,            \
+     int threads)                                                                                                     \
   OP(page_scores, bool, const float* form, int64_t query_heads, int64_t group, const int64_t* first_heads,            \
      const Pages& pages, const Requests& requests, const Summaries& summaries, float* scores, int threads)            \
   OP(relu_bits, void, const float* x, int64_t rows, int64_t cols, float* y, void* bits, int threads)                  \
@@ -274,6 +290,31 @@ struct PageLists {
 };
 struct AttentionShape {
   int64_t query_heads, group, list_tokens, window, sink;
+};
+
+// Texts whose tokens lie one behind the other, text t in rows [offsets[t], offsets[t + 1]) of `rows`, each with as many keys;
+// or, without offsets, texts of `rows` queries and `cols` keys each.
+struct Texts {
+  const int64_t* offsets;
+  int64_t count, rows, cols;
+};
+// Floats [text][row][head][width], whose last dimension is contiguous; strides in elements. That of texts is not looked at
+// where they are packed.
+struct Heads {
+  void* address;
+  int64_t text, row, head;
+};
+// `heads` of queries, of which heads / key_heads in a row share one of keys and values. causal: a row sees those up to it.
+struct AttentionSizes {
+  int64_t heads, key_heads, width, value_width, causal;
+};
+// What is seen, [texts or 1][heads or 1][rows or 1][cols] by strides in elements (0 for one): bytes that are not 0, or
+// floats to be added to scores. places, or null: the row and column, below `size`, of each packed token.
+struct SeenMask {
+  const void* address;
+  int64_t is_float, text_planes, head_planes, text, head, row, col;
+  const int64_t* places;
+  int64_t size;
 };
 
 #define GOSSAMER_DECLARE(name, result, ...) result name(__VA_ARGS__);

@@ -397,6 +397,46 @@ def page_attention(
     threads: int,
     /,
 ) -> bool: ...
+def attention_plan_size(texts: tuple[int, ...], mask: tuple[int, ...], /) -> int: ...
+def attention_plan(texts: tuple[int, ...], mask: tuple[int, ...], plan: int, threads: int, /) -> int: ...
+def attention_workspace(
+    texts: tuple[int, ...], sizes: tuple[int, ...], mask: tuple[int, ...], plan: int, threads: int, /
+) -> int: ...
+def attention(
+    q: tuple[int, ...],
+    k: tuple[int, ...],
+    v: tuple[int, ...],
+    out: tuple[int, ...],
+    lse: tuple[int, ...],
+    texts: tuple[int, ...],
+    sizes: tuple[int, ...],
+    mask: tuple[int, ...],
+    plan: int,
+    scale: float,
+    workspace: int,
+    threads: int,
+    /,
+) -> bool: ...
+def attention_backward_workspace(sizes: tuple[int, ...], threads: int, /) -> int: ...
+def attention_backward(
+    dout: tuple[int, ...],
+    q: tuple[int, ...],
+    k: tuple[int, ...],
+    v: tuple[int, ...],
+    out: tuple[int, ...],
+    lse: tuple[int, ...],
+    dq: tuple[int, ...],
+    dk: tuple[int, ...],
+    dv: tuple[int, ...],
+    texts: tuple[int, ...],
+    sizes: tuple[int, ...],
+    mask: tuple[int, ...],
+    plan: int,
+    scale: float,
+    workspace: int,
+    threads: int,
+    /,
+) -> bool: ...
 def page_scores(
     form: int,
     query_heads: int,

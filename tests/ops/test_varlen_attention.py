@@ -219,8 +219,8 @@ def test_what_is_refused(given, more, error, message):
         ([2, 2], MASK, [0, 1, 0, 1], r"tokens of text 1 must be 1 \* 9 \+ places in \[0, 9\)"),
         ([4], MASK, [0, 1, 2, 9], "tokens of text 0"),
         ([4], MASK, [-1, 1, 2, 3], "tokens of text 0"),
-        ([1, 1, 2], MASK.expand(2, -1, -1, -1), [0, 9, 18, 19], "mask must be of 1 text or of all, up to text 2"),
-        ([4], MASK[:, :, :5], [0, 1, 2, 3], "mask must have 1 row or as many as its 9 columns"),
+        ([1, 1, 2], MASK.expand(2, -1, -1, -1), [0, 9, 18, 19], "mask must be of 1 text or of all 3"),
+        ([4], MASK[:, :, :5], [0, 1, 2, 3], "mask must have 1 row or as many as columns"),
     ],
 )
 def test_places_of_the_mask_are_checked(lengths, mask, tokens, message, backend):

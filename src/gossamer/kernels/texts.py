@@ -39,15 +39,12 @@ class Sight:
             missing = "mask" if mask is None else "tokens"
             raise ValueError(f"{missing} must be given where kind is 2 (masked), got None")
 
-    def places(self, text: Text) -> Tensor:
-        """int64[tokens]: the rows and columns of the mask that belong to the tokens of a text."""
+    def places(self, text: Text, count: int) -> Tensor:
+        """int64[tokens]: the rows and columns of the mask that belong to the tokens of a text, of `count` texts."""
         assert self.mask is not None and self.tokens is not None
         b, begin, end = text
+        self._check_mask(count)
         size = self.mask.shape[3]
-        if 1 < len(self.mask) <= b or len(self.mask) == 0:
-            raise ValueError(f"mask must be of 1 text or of all, up to text {b}, got shape {tuple(self.mask.shape)}")
-        if self.mask.shape[2] not in (1, size):
-            raise ValueError(f"mask must have 1 row or as many as its {size} columns, got {tuple(self.mask.shape)}")
         places = self.tokens[begin:end] - b * size
         low, high = (int(bound) for bound in places.aminmax())
         if low < 0 or high >= size:
@@ -56,25 +53,44 @@ class Sight:
             )
         return places
 
-    def bias(self, text: Text, like: Tensor) -> Tensor | None:
+    def all_places(self, offsets: Tensor) -> Tensor:
+        """Those of all texts."""
+        assert self.mask is not None and self.tokens is not None
+        count, size = len(offsets) - 1, self.mask.shape[3]
+        self._check_mask(count)
+        numbers = torch.repeat_interleave(torch.arange(count), offsets.diff())
+        places = self.tokens - numbers * size
+        if places.numel() and not 0 <= int(places.min()) <= int(places.max()) < size:
+            for text in texts(offsets, len(places)):
+                self.places(text, count)
+        return places
+
+    def _check_mask(self, count: int) -> None:
+        assert self.mask is not None
+        if len(self.mask) not in (1, count):
+            raise ValueError(f"mask must be of 1 text or of all {count}, got shape {tuple(self.mask.shape)}")
+        if self.mask.shape[2] not in (1, self.mask.shape[3]):
+            raise ValueError(f"mask must have 1 row or as many as columns, got shape {tuple(self.mask.shape)}")
+
+    def bias(self, text: Text, count: int, like: Tensor) -> Tensor | None:
         """[1 or heads, tokens, tokens] of the dtype of `like`, to be added to scores; None: nothing."""
-        count = text[2] - text[1]
+        size = text[2] - text[1]
         if self.kind == FULL:
             return None
         if self.kind == CAUSAL:
-            return like.new_full((1, count, count), -torch.inf).triu_(1)
+            return like.new_full((1, size, size), -torch.inf).triu_(1)
         assert self.mask is not None
-        at = self.places(text)
+        at = self.places(text, count)
         mine = self.mask[text[0] if len(self.mask) > 1 else 0]
-        rows = mine.index_select(1, at) if mine.shape[1] > 1 else mine.expand(-1, count, -1)
+        rows = mine.index_select(1, at) if mine.shape[1] > 1 else mine.expand(-1, size, -1)
         seen = rows.index_select(2, at)
         if seen.dtype != torch.bool:
             return seen.to(like.dtype)
         return like.new_zeros(seen.shape).masked_fill_(~seen, -torch.inf)
 
-    def add_gradient(self, into: Tensor, text: Text, gradient: Tensor) -> None:
+    def add_gradient(self, into: Tensor, text: Text, count: int, gradient: Tensor) -> None:
         """Add the gradient [heads, tokens, tokens] by the scores of a text to that by the mask."""
-        at = self.places(text)
+        at = self.places(text, count)
         if into.shape[1] == 1:
             gradient = gradient.sum(0, keepdim=True)
         if into.shape[2] == 1:

@@ -28,7 +28,7 @@ def varlen_attention(
         rows = text[1:]
         queries, keys, values = (_of(x, *rows, dtype) for x in (q, k, v))
         kept = drop.kept(len(queries), queries.shape[1], queries)
-        found, sums = attend(queries, keys, values, sight.bias(text, queries), kept, scale)
+        found, sums = attend(queries, keys, values, sight.bias(text, len(offsets) - 1, queries), kept, scale)
         out[slice(*rows)], lse[slice(*rows)] = found.transpose(0, 1).to(out.dtype), sums.t().to(lse.dtype)
     return out, lse
 
@@ -46,10 +46,10 @@ def varlen_attention_backward(
         rows = text[1:]
         given, queries, keys, values, result = (_of(x, *rows, dtype) for x in (dout, q, k, v, out))
         kept = drop.kept(len(queries), queries.shape[1], queries)
-        sums, bias = lse[slice(*rows)].t().to(dtype), sight.bias(text, queries)
+        sums, bias = lse[slice(*rows)].t().to(dtype), sight.bias(text, len(offsets) - 1, queries)
         found = attend_backward(given, queries, keys, values, result, sums, bias, kept, scale)
         for into, each in zip((dq, dk, dv), found[:3], strict=True):
             into[slice(*rows)] = each.transpose(0, 1).to(into.dtype)
         if by_mask and sight.kind == 2:
-            sight.add_gradient(dmask, text, found[3])
+            sight.add_gradient(dmask, text, len(offsets) - 1, found[3])
     return dq, dk, dv, dmask

@@ -1,0 +1,192 @@
+// Which keys each query sees, read off a mask once, and blocks of queries that look alike.
+//
+// The rows of a block follow one another, but for those that see much more than the others of theirs (global tokens): these
+// would make the whole block look at what they alone see, and meet in blocks of their own.
+#include "attention.h"
+
+namespace gossamer::GOSSAMER_ISA {
+namespace {
+
+// What is added to scores and is no larger leaves no weight beside any key that is seen.
+constexpr float kHidden = -1e30f;
+
+inline bool is_seen(float x) { return !(x <= kHidden); }
+
+// The keys of one row of a mask, 64 at a time; `flags` are its bytes.
+template <class Load>
+bool read_flags(const Load& load, int64_t cols, uint64_t* bits) {
+  bool some = false;
+  for (int64_t w = 0; w * 64 < cols; ++w) {
+    alignas(64) uint8_t flags[64] = {};
+    const int64_t count = least(64, cols - w * 64);
+    load(w * 64, count, flags);
+    bits[w] = lane_bits<uint8_t>(load_block<uint8_t>(flags), 0xff);
+    some |= bits[w] != 0;
+  }
+  return some;
+}
+
+// Fills bits[words] of a row; returns whether something is to be added to its scores. A row all of whose numbers are very
+// low, but not minus infinity, sees every key that it is not forbidden.
+bool read_row(const SeenMask& mask, const MaskRows& from, int64_t i, int64_t cols, uint64_t* bits) {
+  const int64_t row = from.place(i) * from.row;
+  if (!mask.is_float) {
+    const uint8_t* const x = reinterpret_cast<const uint8_t*>(from.p) + row;
+    if (from.places == nullptr && from.col == 1) {
+      for (int64_t w = 0; w < cols / 64; ++w) bits[w] = lane_bits<uint8_t>(load_block<uint8_t>(x + w * 64), 0xff);
+      if (cols % 64 != 0)
+        read_flags([&](int64_t at, int64_t n, uint8_t* to) { memcpy(to, x + cols / 64 * 64 + at, size_t(n)); },
+                   cols % 64, bits + cols / 64);
+    } else {
+      read_flags([&](int64_t at, int64_t n, uint8_t* to) {
+        for (int64_t j = 0; j < n; ++j) to[j] = x[from.place(at + j) * from.col];
+      }, cols, bits);
+    }
+    return false;
+  }
+  const float* const x = reinterpret_cast<const float*>(from.p) + row;
+  bool biased = false;
+  const auto take = [&](const auto& see) {
+    return read_flags([&](int64_t at, int64_t n, uint8_t* to) {
+      if (from.places == nullptr && from.col == 1) {
+        uint8_t added = 0;
+        for (int64_t j = 0; j < n; ++j) {
+          const float v = x[at + j];
+          to[j] = see(v);
+          added |= to[j] & (v != 0);
+        }
+        biased |= added != 0;
+      } else {
+        for (int64_t j = 0; j < n; ++j) {
+          const float v = x[from.place(at + j) * from.col];
+          to[j] = see(v);
+          biased |= to[j] != 0 && v != 0;
+        }
+      }
+    }, cols, bits);
+  };
+  if (!take(is_seen)) take([](float v) { return v > -__builtin_inff(); });
+  return biased;
+}
+
+int64_t count_bits(const uint64_t* bits, int64_t words) {
+  int64_t n = 0;
+  for (int64_t w = 0; w < words; ++w) n += __builtin_popcountll(bits[w]);
+  return n;
+}
+
+// The number in the middle of up to kPlanRows.
+int64_t middle(const int64_t* numbers, int64_t count) {
+  int64_t sorted[kPlanRows];
+  for (int64_t i = 0; i < count; ++i) {
+    int64_t at = i;
+    for (; at > 0 && sorted[at - 1] > numbers[i]; --at) sorted[at] = sorted[at - 1];
+    sorted[at] = numbers[i];
+  }
+  return sorted[(count - 1) / 2];
+}
+
+// Joins the rows of block g, which are listed; returns rows times keys.
+int64_t join(const Plane& plane, int64_t g, const uint8_t* biased) {
+  uint64_t* const any = plane.any + g * plane.words;
+  uint64_t* const all = plane.all + g * plane.words;
+  memset(any, 0, size_t(plane.words) * 8);
+  memset(all, 0xff, size_t(plane.words) * 8);
+  plane.biased[g] = 0;
+  for (int64_t at = plane.ends[g]; at < plane.ends[g + 1]; ++at) {
+    const uint64_t* const row = plane.bits + plane.listed[at] * plane.words;
+    for (int64_t w = 0; w < plane.words; ++w) {
+      any[w] |= row[w];
+      all[w] &= row[w];
+    }
+    plane.biased[g] |= biased[plane.listed[at]];
+  }
+  return (plane.ends[g + 1] - plane.ends[g]) * count_bits(any, plane.words);
+}
+
+// Divides the rows of a plane, whose bits are there, into blocks. What many rows see stands in `biased` only until then.
+int64_t divide(const Plane& plane, uint8_t* biased) {
+  constexpr uint8_t kHeavy = 2;
+  int64_t light = 0, blocks = 0, cost = 0, heavy = 0;
+  plane.ends[0] = 0;
+  for (int64_t first = 0; first < plane.rows; first += kPlanRows) {
+    const int64_t count = least(kPlanRows, plane.rows - first);
+    int64_t seen[kPlanRows];
+    for (int64_t i = 0; i < count; ++i) seen[i] = count_bits(plane.bits + (first + i) * plane.words, plane.words);
+    const int64_t most = 2 * middle(seen, count) + 64;
+    for (int64_t i = 0; i < count; ++i) {
+      if (seen[i] > most) {
+        biased[first + i] |= kHeavy;
+        ++heavy;
+      } else {
+        plane.listed[light++] = first + i;
+      }
+    }
+    if (light == plane.ends[blocks]) continue;
+    plane.ends[++blocks] = light;
+  }
+  for (int64_t i = 0; i < plane.rows && heavy > 0; ++i) {
+    if ((biased[i] & kHeavy) == 0) continue;
+    plane.listed[light++] = i;
+    if (light - plane.ends[blocks] == kPlanRows || --heavy == 0) plane.ends[++blocks] = light;
+  }
+  if (light > plane.ends[blocks]) plane.ends[++blocks] = light;
+  for (int64_t i = 0; i < plane.rows; ++i) biased[i] &= 1;
+  *plane.count = blocks;
+  for (int64_t g = 0; g < blocks; ++g) cost += join(plane, g, biased);
+  return cost;
+}
+
+bool places_are_right(const SeenMask& mask, const Texts& texts) {
+  const uint64_t* const places = reinterpret_cast<const uint64_t*>(mask.places);
+  return places == nullptr || all_below(places, texts.rows, mask.size);
+}
+
+}  // namespace
+
+int64_t attention_plan_size(const Texts& texts, const SeenMask& mask) {
+  if (!texts_are_right(texts)) return -1;
+  int64_t words = 1, rows = 0;
+  for (int64_t t = 0; t < mask.text_planes; ++t) {
+    words += mask.head_planes * (1 + Plane::size(rows_of(texts, t), keys_of(texts, t)));
+    rows += mask.head_planes * rows_of(texts, t);
+  }
+  return words + ceil_div(rows, 8);
+}
+
+int64_t attention_plan(const Texts& texts, const SeenMask& mask, int64_t* plan, int threads) {
+  if (!texts_are_right(texts) || !places_are_right(mask, texts)) return -1;
+  const Plan to(plan, texts, mask);
+  const int64_t planes = to.planes();
+  int64_t at = planes + 1, rows = 0;
+  for (int64_t i = 0; i < planes; ++i) {
+    const int64_t t = i / mask.head_planes;
+    plan[i] = at;
+    at += Plane::size(rows_of(texts, t), keys_of(texts, t));
+    rows += rows_of(texts, t);
+  }
+  plan[planes] = at;
+  uint8_t* const biased = reinterpret_cast<uint8_t*>(plan + at);
+  const int64_t bytes = rows * to.plane(0).cols * (mask.is_float ? 4 : 1);
+  const int64_t parts = useful_threads(bytes, threads);
+  parallel(parts, threads, [&](int64_t part) {
+    int64_t before = 0;
+    const int64_t begin = part_begin(rows, part, parts), end = part_begin(rows, part + 1, parts);
+    for (int64_t i = 0; i < planes && before < end; ++i) {
+      const Plane plane = to.plane(i);
+      const MaskRows from(mask, texts, i / mask.head_planes, i % mask.head_planes);
+      for (int64_t r = begin > before ? begin - before : 0; r < least(plane.rows, end - before); ++r)
+        biased[before + r] = read_row(mask, from, r, plane.cols, plane.bits + r * plane.words);
+      before += plane.rows;
+    }
+  });
+  int64_t cost = 0, before = 0;
+  for (int64_t i = 0; i < planes; ++i) {
+    const Plane plane = to.plane(i);
+    cost += divide(plane, biased + before);
+    before += plane.rows;
+  }
+  return cost;
+}
+
+}  // namespace gossamer::GOSSAMER_ISA

@@ -10,20 +10,39 @@ namespace {
 // What is added to scores and is no larger leaves no weight beside any key that is seen.
 constexpr float kHidden = -1e30f;
 
-inline bool is_seen(float x) { return !(x <= kHidden); }
-
-// The keys of one row of a mask, 64 at a time; `flags` are its bytes.
-template <class Load>
-bool read_flags(const Load& load, int64_t cols, uint64_t* bits) {
-  bool some = false;
-  for (int64_t w = 0; w * 64 < cols; ++w) {
-    alignas(64) uint8_t flags[64] = {};
-    const int64_t count = least(64, cols - w * 64);
-    load(w * 64, count, flags);
-    bits[w] = lane_bits<uint8_t>(load_block<uint8_t>(flags), 0xff);
-    some |= bits[w] != 0;
+// Of 64 numbers, those that satisfy `see`.
+template <class See>
+inline uint64_t bits_that(const float* x, const See& see) {
+  constexpr int kStep = kLanes<float>;
+  uint64_t bits = 0;
+  for (int i = 0; i < 64; i += kStep) {
+    const Lanes<int32_t> seen = see(load_lanes(x + i));
+#if defined(GOSSAMER_AVX512)
+    bits |= uint64_t(_mm512_movepi32_mask((__m512i)seen)) << i;
+#elif defined(GOSSAMER_AVX2)
+    bits |= uint64_t(uint32_t(_mm256_movemask_ps((__m256)seen))) << i;
+#else
+    for (int j = 0; j < kStep; ++j) bits |= uint64_t(seen[j] != 0) << (i + j);
+#endif
   }
-  return some;
+  return bits;
+}
+
+// Calls f(w, x) with the 64 numbers of each word of a row; after its end there are those that hide.
+template <class T, class F>
+void for_each_word(const T* row, const MaskRows& from, int64_t cols, T hides, const F& f) {
+  const bool near = from.places == nullptr && from.col == 1;
+  for (int64_t w = 0; w * 64 < cols; ++w) {
+    const int64_t count = least(64, cols - w * 64);
+    if (near && count == 64) {
+      f(w, row + w * 64);
+      continue;
+    }
+    T some[64];
+    for (int64_t j = 0; j < count; ++j) some[j] = row[near ? w * 64 + j : from.place(w * 64 + j) * from.col];
+    for (int64_t j = count; j < 64; ++j) some[j] = hides;
+    f(w, some);
+  }
 }
 
 // Fills bits[words] of a row; returns whether something is to be added to its scores. A row all of whose numbers are very
@@ -31,42 +50,25 @@ bool read_flags(const Load& load, int64_t cols, uint64_t* bits) {
 bool read_row(const SeenMask& mask, const MaskRows& from, int64_t i, int64_t cols, uint64_t* bits) {
   const int64_t row = from.place(i) * from.row;
   if (!mask.is_float) {
-    const uint8_t* const x = reinterpret_cast<const uint8_t*>(from.p) + row;
-    if (from.places == nullptr && from.col == 1) {
-      for (int64_t w = 0; w < cols / 64; ++w) bits[w] = lane_bits<uint8_t>(load_block<uint8_t>(x + w * 64), 0xff);
-      if (cols % 64 != 0)
-        read_flags([&](int64_t at, int64_t n, uint8_t* to) { memcpy(to, x + cols / 64 * 64 + at, size_t(n)); },
-                   cols % 64, bits + cols / 64);
-    } else {
-      read_flags([&](int64_t at, int64_t n, uint8_t* to) {
-        for (int64_t j = 0; j < n; ++j) to[j] = x[from.place(at + j) * from.col];
-      }, cols, bits);
-    }
+    for_each_word<uint8_t>(reinterpret_cast<const uint8_t*>(from.p) + row, from, cols, 0, [&](int64_t w, const uint8_t* x) {
+      bits[w] = lane_bits<uint8_t>(load_block<uint8_t>(x), 0xff);
+    });
     return false;
   }
-  const float* const x = reinterpret_cast<const float*>(from.p) + row;
-  bool biased = false;
-  const auto take = [&](const auto& see) {
-    return read_flags([&](int64_t at, int64_t n, uint8_t* to) {
-      if (from.places == nullptr && from.col == 1) {
-        uint8_t added = 0;
-        for (int64_t j = 0; j < n; ++j) {
-          const float v = x[at + j];
-          to[j] = see(v);
-          added |= to[j] & (v != 0);
-        }
-        biased |= added != 0;
-      } else {
-        for (int64_t j = 0; j < n; ++j) {
-          const float v = x[from.place(at + j) * from.col];
-          to[j] = see(v);
-          biased |= to[j] != 0 && v != 0;
-        }
-      }
-    }, cols, bits);
-  };
-  if (!take(is_seen)) take([](float v) { return v > -__builtin_inff(); });
-  return biased;
+  const float* const numbers = reinterpret_cast<const float*>(from.p) + row;
+  constexpr float kNothing = -__builtin_inff();
+  uint64_t any = 0, added = 0;
+  for_each_word<float>(numbers, from, cols, kNothing, [&](int64_t w, const float* x) {
+    bits[w] = bits_that(x, [](Lanes<float> v) { return ~(v <= broadcast(kHidden)); });  // NaN is seen
+    any |= bits[w];
+    added |= bits[w] & nonzero_bits<64>(x);
+  });
+  if (any == 0)
+    for_each_word<float>(numbers, from, cols, kNothing, [&](int64_t w, const float* x) {
+      bits[w] = bits_that(x, [](Lanes<float> v) { return v > broadcast(kNothing); });
+      added |= bits[w];
+    });
+  return added != 0;
 }
 
 int64_t count_bits(const uint64_t* bits, int64_t words) {

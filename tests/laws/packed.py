@@ -37,3 +37,31 @@ def alone_backward(
     """The weight is 1 whatever the score, so only v has a gradient."""
     dmask = torch.zeros(0) if mask is None else torch.zeros_like(mask)
     return torch.zeros_like(q), torch.zeros_like(k), dout.unflatten(1, (HEADS, GROUP)).sum(2), dmask
+
+
+def masked_arguments(d: Any, added: bool) -> tuple[Any, ...]:
+    """Row i sees key place[i] alone: bytes that all heads share, or floats of each head."""
+    rows = d.rows
+    q, k, v = (d(2, heads, rows, WIDTH) + 1 for heads in (HEADS * GROUP, HEADS, HEADS))
+    seen = torch.eye(rows, dtype=torch.bool)[torch.randperm(rows)]
+    return q, k, v, seen.float().log().expand(2, HEADS * GROUP, -1, -1) if added else seen[None, None], 0.5
+
+
+def picked(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    place = (mask.float()[0, 0] + 1).argmax(1) if mask.numel() else torch.zeros(0, dtype=torch.int64)
+    keys, values = (x[:, :, place].repeat_interleave(GROUP, 1) for x in (k, v))
+    return values, scale * (q * keys).sum(-1)
+
+
+def masked_backward_arguments(d: Any, added: bool) -> tuple[Any, ...]:
+    q, k, v, mask, scale = masked_arguments(d, added)
+    return d(*q.shape), q, k, v, mask, *picked(q, k, v, mask, scale), scale
+
+
+def picked_backward(
+    dout: Tensor, q: Tensor, k: Tensor, v: Tensor, mask: Tensor, out: Tensor, lse: Tensor, scale: float
+) -> tuple[Tensor, ...]:
+    place = (mask.float()[0, 0] + 1).argmax(1) if mask.numel() else torch.zeros(0, dtype=torch.int64)
+    dv = torch.zeros_like(v)
+    dv[:, :, place] = dout.unflatten(1, (HEADS, GROUP)).sum(2)
+    return torch.zeros_like(q), torch.zeros_like(k), dv

@@ -15,7 +15,16 @@ from typing import Any
 import torch
 from connections import best_labels, drawn_rows, rewired_rows
 from oracles import gathered, index_of, numbers, scattered, shuffled, tiles_of
-from packed import alone, alone_backward, varlen_arguments, varlen_backward_arguments
+from packed import (
+    alone,
+    alone_backward,
+    masked_arguments,
+    masked_backward_arguments,
+    picked,
+    picked_backward,
+    varlen_arguments,
+    varlen_backward_arguments,
+)
 from paged import append_arguments, appended, attended, attention_arguments, scored, scores_arguments
 from torch import Tensor
 from torch.nn.functional import pad
@@ -254,6 +263,11 @@ ROWS = (
     *(Row("varlen_attention", lambda d, how=how: varlen_arguments(d, how), alone) for how in (False, True)),
     *(
         Row("varlen_attention_backward", lambda d, how=how: varlen_backward_arguments(d, how), alone_backward)
+        for how in (False, True)
+    ),
+    *(Row("masked_attention", lambda d, how=how: masked_arguments(d, how), picked) for how in (False, True)),
+    *(
+        Row("masked_attention_backward", lambda d, how=how: masked_backward_arguments(d, how), picked_backward)
         for how in (False, True)
     ),
     Row(

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 
 FULL, CAUSAL, MASKED = range(3)
+HIDDEN = -1e30
+"""What is added to a score and is no larger leaves nothing of it."""
 Text = tuple[int, int, int]
 """Its number, its first row, and where it ends."""
 
@@ -121,7 +123,10 @@ class Dropout:
 def _scores(q: Tensor, k: Tensor, bias: Tensor | None, scale: float) -> Tensor:
     groups = q.unflatten(0, (len(k), -1)) * scale
     scores = (groups @ k[:, None].mT).flatten(0, 1)
-    return scores if bias is None else scores + bias
+    if bias is None:
+        return scores
+    # Beside so low a number the score itself is lost in float32, here too; its gradient is not.
+    return torch.where(bias > HIDDEN, scores + bias, bias + (scores - scores.detach()))
 
 
 def attend(
@@ -132,8 +137,11 @@ def attend(
     A row that sees nothing is zero.
     """
     scores = _scores(q, k, bias, scale)
-    lse = scores.logsumexp(-1)
-    weights = _weights(scores, lse)
+    top = scores.detach().amax(-1, keepdim=True) if scores.numel() else scores.new_zeros(*scores.shape[:2], 1)
+    weights = torch.exp(scores - top.where(top > -torch.inf, 0))
+    total = weights.sum(-1, keepdim=True)
+    weights = weights / total.where(top > -torch.inf, 1)
+    lse = (top + total.log()).squeeze(-1)
     if kept is not None:
         weights = weights * kept
     return (weights.unflatten(0, (len(k), -1)) @ v[:, None]).flatten(0, 1), lse

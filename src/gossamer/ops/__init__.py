@@ -1,5 +1,7 @@
 """The ops on tensors and a Pattern: schema, dispatch by device, autograd. May import planner, pattern and kernels."""
 
+from gossamer.ops.attention.masked import masked_attention
+from gossamer.ops.attention.site import MaskSite
 from gossamer.ops.attention.varlen import varlen_attention
 from gossamer.ops.fan_in.product import fan_in_mm
 from gossamer.ops.fan_in.rewire import fan_in_candidates, fan_in_indices, fan_in_rewire
@@ -34,6 +36,7 @@ keep_old_names(
 __all__ = [
     "Backend",
     "Batch",
+    "MaskSite",
     "PagePool",
     "Transposed",
     "conv2d",
@@ -50,6 +53,7 @@ __all__ = [
     "gather",
     "grouped_matmul",
     "linear",
+    "masked_attention",
     "matmul",
     "merge_topk",
     "page_append",

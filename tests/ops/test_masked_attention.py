@@ -212,10 +212,10 @@ def test_the_prior_chooses_and_times_correct_it(times):
     assert taken == ["look", "skip"], "little is seen"
     masked_attention(*given, torch.rand(300, 300) < 0.5, site=site)
     assert taken[2:] == ["look", "dense"], "every block sees everything"
-    most = torch.ones(300, 300, dtype=torch.bool).tril(140)
+    most = torch.ones(300, 300, dtype=torch.bool).tril(100)
     for _ in range(80):
         masked_attention(*given, most, site=site)
-    assert taken[5] == "skip", "nine tenths are seen"
+    assert taken[5] == "skip", "some is not seen"
     assert taken[-1] == "dense", "skipping took three times as long"
     assert "a layer: " in site.explain() and "dense" in site.explain()
 

@@ -290,7 +290,7 @@ BAD = [
     ((Q, K, K, SEEN.expand(3, 1, 5, 7)), {}, ValueError, "mask must broadcast"),
     ((Q, K, K, None), {}, TypeError, "mask must be a tensor, got NoneType"),
     ((Q, K, K, SEEN), {"dropout": 0.1}, ValueError, "dropout must be 0.*0.1"),
-    ((Q, K, K, SEEN), {"site": 3}, TypeError, "site must be a gossamer.ops.MaskSite or None, got int"),
+    ((Q, K, K, SEEN), {"site": 3}, TypeError, "site must be a gossamer.ops.MaskSite, its handle or None, got int"),
     ((Q, K, K, SEEN), {"backend": "triton"}, ValueError, "needs q on cuda"),
 ]
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch.fx import GraphModule
 
-from gossamer.compile import activations
+from gossamer.compile import activations, masked
 from gossamer.compile.attend import attend
 from gossamer.compile.finding import Finding
 from gossamer.compile.marks import take_marks
@@ -66,6 +66,8 @@ def compiled(gm: GraphModule, example_inputs: list[Any], options: Options, compi
     if "padding" in options.passes:
         run, more = _padded(gm, options, compiler, tally)
         _add(findings, more)
+    if "masks" in options.passes:  # of the dense graph: packed attention looks at masks itself
+        _add(findings, masked.rewrite(gm))
     ordered = sorted(findings.values(), key=lambda found: [*work, found.node].index(found.node))
     record = Record(tuple(replace(found, work=work.get(found.node, 0)) for found in ordered), tally)
     for observe in observers:

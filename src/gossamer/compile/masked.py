@@ -24,6 +24,7 @@ from gossamer.compile.skippable import size_of
 from gossamer.ops.attention.masked import LEAST_SCORES
 
 EXPRESSION = "Y[b,h,i,d] += P[b,h,i,j] * V[b,h,j,d]"
+_OPERANDS = ("query", "key", "value", "attn_mask")
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -43,7 +44,7 @@ def rewrite(gm: GraphModule) -> list[Finding]:
         call = call_of(node)
         if call is None or call.name != "scaled_dot_product_attention" or call.get(3, "attn_mask") is None:
             continue
-        why = _why_not(call)
+        why, mask = _why_not(call), call.get(3, "attn_mask")
         axes = analyse(EXPRESSION, "P").skippable
         if why:
             found.append(Finding(node.name, "attention", EXPRESSION, "mask", axes, "dense", why))
@@ -52,7 +53,7 @@ def rewrite(gm: GraphModule) -> list[Finding]:
         found.append(
             Finding(
                 node.name, "attention", EXPRESSION, "mask", axes, "skip or dense, at run time",
-                f"its mask {call.get(3, 'attn_mask').name} hides keys that no query of a block sees", site.explain,
+                f"its mask {mask.name} hides keys that no query of a block sees", site.explain,
             )
         )  # fmt: skip
     gm.graph.lint()
@@ -66,11 +67,12 @@ def _why_not(call: Call) -> str:
         return "weights that are dropped are not looked for"
     if call.get(5, "is_causal", False) is not False:
         return "it is causal beside its mask"
-    nodes = [call.get(at, name) for at, name in enumerate(("query", "key", "value", "attn_mask"))]
-    values = [node.meta.get("example_value") if isinstance(node, Node) else None for node in nodes]
-    if not all(isinstance(value, Tensor) for value in values):
+    nodes = [call.get(at, name) for at, name in enumerate(_OPERANDS)]
+    values = [node.meta.get("example_value") for node in nodes if isinstance(node, Node)]
+    known = [value for value in values if isinstance(value, Tensor)]
+    if len(known) < len(_OPERANDS):
         return "the shapes of its operands are not known"
-    q, k, v, mask = values
+    q, k, v, mask = known
     if any(x.dim() != 4 for x in (q, k, v)):
         return "its operands are not [batch, heads, tokens, width]"
     if q.device.type != "cpu" or any(x.device != q.device for x in (k, v, mask)):
@@ -88,7 +90,7 @@ def _why_not(call: Call) -> str:
 def _replace(gm: GraphModule, call: Call) -> ops.MaskSite:
     """Put the operator that asks a new site in the place of torch's."""
     node, graph, site = call.node, gm.graph, ops.MaskSite(call.node.name)
-    operands: Any = tuple(call.get(at, name) for at, name in enumerate(("query", "key", "value", "attn_mask")))
+    operands: Any = tuple(call.get(at, name) for at, name in enumerate(_OPERANDS))
     with graph.inserting_before(node):
         new = graph.call_function(
             ops.masked_attention, operands, {"scale": call.get(6, "scale"), "site": carry(gm, site)}

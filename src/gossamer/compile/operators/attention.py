@@ -39,6 +39,8 @@ class Attention:
         q, k, v = call.operands[:3]
         if mask is None or call.get(5, "is_causal", False):
             raise CannotPack("attention without a mask says nothing about padding")
+        if mask.meta["example_value"].dim() < 4:
+            raise CannotPack("a mask that all texts share says nothing about padding")
         labels = [axes.of(each) for each in (q, k, v)]
         if any(len(label) != 4 or packer.rest(label) != [1, 3] for label in labels):
             raise CannotPack("attention that is not [batch, heads, tokens, width]")

@@ -216,7 +216,7 @@ def masked_attention(
     *,
     scale: float | None = None,
     dropout: float = 0.0,
-    site: MaskSite | None = None,
+    site: MaskSite | Tensor | None = None,
     backend: Backend | None = None,
 ) -> Tensor:
     """torch's scaled_dot_product_attention over a mask, of which only what some query sees is computed where that pays.
@@ -234,7 +234,7 @@ def masked_attention(
             below it hides, except in rows that see nothing else. A float mask that wants a gradient is left to torch.
         scale: None for d ** -0.5.
         dropout: must be 0.
-        site: what remembers times: a `MaskSite`. Without it calls share one, by shapes.
+        site: what remembers times: a `MaskSite`, or its handle. Without it calls share one, by shapes.
         backend: None chooses by what calls took, shape by shape and tenth by tenth of what is seen; "cpu" insists on
             skipping, "reference" on the formula in float64.
 
@@ -256,15 +256,15 @@ def masked_attention(
     wide = _four_dimensions(mask, q, k)
     if dropout != 0:
         raise ValueError(f"dropout must be 0, for weights that are dropped are not looked for, got {dropout!r}")
-    if site is not None and not isinstance(site, MaskSite):
-        raise TypeError(f"site must be a gossamer.ops.MaskSite or None, got {type(site).__name__}")
+    if site is not None and not isinstance(site, (MaskSite, Tensor)):
+        raise TypeError(f"site must be a gossamer.ops.MaskSite, its handle or None, got {type(site).__name__}")
     check_backend(backend, "q", q)
     factor = q.shape[3] ** -0.5 if scale is None else float(scale)
     if backend is None and (q.device.type != "cpu" or q.dtype == torch.float64 or _is_torchs(q, k, v, wide)):
         return F.scaled_dot_product_attention(q, k, v, attn_mask=wide, scale=scale, enable_gqa=q.shape[1] != k.shape[1])
     if wide.requires_grad:
         raise ValueError("mask must not require a gradient where a backend is insisted on: detach it")
-    handle = None if site is None else site.handle
+    handle = site.handle if isinstance(site, MaskSite) else site
     out: Tensor = MaskedAttention.call(q, k, v, wide, handle, factor, backend)
     return out
 

@@ -56,10 +56,14 @@ def _forward(
     x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Sequence[int], mode: str, relu: bool,
     site: Tensor | None, keep_packed: bool, backend: str | None,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    passes = _passes(weight, geometry, mode, site, keep_packed, backend)
-    if not relu and not passes.asks(x, weight):
-        y = passes.layer.dense(x, weight, bias, keep_packed).contiguous(memory_format=passes.layer.order(x, weight))
-        return y, torch.empty(0, dtype=torch.int32), torch.tensor([UNKNOWN])
+    place = shared_site(weight.shape, geometry) if site is None else owner_of(site, Site)
+    plain = mode == "auto" and not relu and place.bypassed(x.shape) is not None  # a short question, for microseconds
+    passes = Passes(tuple(geometry), mode, place, keep_packed, backend)
+    if plain or (not relu and not passes.asks(x, weight)):
+        y = passes.layer.dense(x, weight, bias, keep_packed)
+        if geometry:
+            y = y.contiguous(memory_format=passes.layer.order(x, weight))
+        return y, torch.empty(0, dtype=torch.int32), torch.full((1,), UNKNOWN)
     y, bits, nonzeros = passes.forward(x, weight, bias, relu)
     return y, bits, torch.tensor([nonzeros])
 

@@ -115,7 +115,7 @@ class Passes:
         if isinstance(self.layer, Linear) and x.shape[0] <= FEW_ROWS and not (self.keep_packed or by_input(weight)):
             self.site.refuse(f"up to {FEW_ROWS} rows and a weight stored by output channel, which they read whole")
             return False
-        return not self.site.bypass(("forward",), self.key(x, weight))
+        return not self.site.bypass(("forward",), self.key(x, weight), x.shape)
 
     def _sum(self, dy: Tensor) -> Tensor:
         return self.layer.pixels(dy).sum((0, 1, 2))

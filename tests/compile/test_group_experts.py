@@ -320,3 +320,12 @@ def test_an_expert_without_rows_has_gradients_of_zero():
     model(x).sum().backward()
     assert not any(p.grad.any() for p in model.experts[3].parameters())
     assert all(p.grad.any() for p in model.experts[0].parameters())
+
+
+def test_hooks_of_experts_see_what_the_loop_gives_them():
+    model, x, shapes = Mixture(masked_left), torch.randn(6, 8), []
+    group_experts(model, x, only_faster=False)
+    y = model(x)
+    model.experts[2].register_forward_hook(lambda module, args, out: shapes.append(out.shape))
+    torch.testing.assert_close(model(x), y)
+    assert shapes == [(6, 8)]

@@ -47,6 +47,8 @@ MASKS = {
     ),
     "nothing": lambda s, t: torch.zeros(s, t, dtype=torch.bool),
     "everything": lambda s, t: torch.ones(1, 1, s, t, dtype=torch.bool),
+    "everything, added": lambda s, t: torch.zeros(t).expand(B, 1, s, t),
+    "nearly everything": lambda s, t: (torch.arange(s * t) != s * t // 3).view(s, t),
 }  # fmt: skip
 SIZES = [(300, 300), (1, 1), (70, 333), (57, 64), (0, 5)]
 
@@ -92,7 +94,8 @@ def compare(name, rows, cols, dtype, backend):
 
 @pytest.mark.parametrize("name", MASKS)
 @pytest.mark.parametrize("backend", ["cpu", "reference", None])
-def test_is_torchs_attention(name, backend):
+def test_is_torchs_attention(name, backend, monkeypatch):
+    monkeypatch.setattr(masked, "LEAST_SCORES", 0)
     for rows, cols in SIZES:
         compare(name, rows, cols, torch.float32, backend)
 

@@ -25,6 +25,8 @@ LEAST_SCORES = 2**20
 """Scores of all heads below which nothing is looked for."""
 MOST_SEEN = 0.9
 """The share of keys beyond which no block can be left out."""
+_EIGHT = 0x0101010101010101
+"""Eight bools that are true."""
 _FREE = 0.01  # of dense attention: looking at the mask in vain for less than that is no loss
 
 _flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default
@@ -64,24 +66,27 @@ backward_on = register(
 
 def _choose(
     question: str, q: Tensor, k: Tensor, v: Tensor, mask: Tensor, site: Tensor | None, scale: float,
-    dense: Callable[[], Any], skip: Callable[..., Any],
+    dense: Callable[[Tensor | None], Any], skip: Callable[..., Any],
 ) -> Any:  # fmt: skip
     """What the faster of both returns, by what earlier calls of masks that show as much took."""
     if q.shape[3] != v.shape[3] or q.numel() == 0 or k.numel() == 0:  # not for torch's kernel
         return skip(setting=None)
-    if q.numel() * k.shape[2] < LEAST_SCORES * q.shape[3] or _sampled(mask) > MOST_SEEN:
-        return dense()
+    if q.numel() * k.shape[2] < LEAST_SCORES * q.shape[3]:
+        return dense(mask)
+    sampled = _sampled(mask)
+    if sampled > MOST_SEEN:
+        return dense(None if sampled == 1 and _hides_nothing(mask) else mask)
     place = SHARED if site is None else owner_of(site, MaskSite)
     shapes = (q.shape, k.shape, v.shape, q.dtype, mask.dtype, mask.shape, torch.get_num_threads())
     if place.rests(shapes):
-        return dense()
+        return dense(mask)
     begin = clock.now()
     setting, density = load_kernel("cpu", "masked_attention", "find_seen")(q, k, mask, scale)
     looked = clock.now() - begin
     tuner = place.tuner(shapes, density)
     choice = tuner.choose(question, (DENSE, SKIP), shapes, {"mask": density})
     begin = clock.now()
-    found = skip(setting=setting) if choice == SKIP else dense()
+    found = skip(setting=setting) if choice == SKIP else dense(mask)
     seconds = clock.now() - begin
     tuner.observe(question, choice, seconds + (looked if choice == SKIP else 0.0), {"mask": density})
     if choice == DENSE and density > MOST_SEEN and looked > _FREE * seconds:
@@ -96,9 +101,26 @@ def _sampled(mask: Tensor) -> float:
     return int(seen.count_nonzero()) / max(seen.numel(), 1)
 
 
-def _added(mask: Tensor, q: Tensor, k: Tensor) -> Tensor:
+def _once(mask: Tensor) -> Tensor:
+    """A mask without what repeats."""
+    return mask[tuple(slice(None) if step else slice(1) for step in mask.stride())]
+
+
+def _hides_nothing(mask: Tensor) -> bool:
+    """Whether attention without the mask is the same: many a mask of padding has none to hide."""
+    once = _once(mask)
+    if once.dtype != torch.bool:
+        return not once[..., :1, :].any() and not once.any()
+    if once.is_contiguous() and once.numel() % 8 == 0:  # eight at a time, for torch looks at bools one by one
+        return int(once.view(-1).view(torch.int64).amin()) == _EIGHT
+    return bool(once.all())
+
+
+def _added(mask: Tensor | None, q: Tensor, k: Tensor) -> Tensor | None:
     """The mask as what torch's kernel adds to scores; of what repeats no more is converted than there is."""
-    once = mask[tuple(slice(None) if step else slice(1) for step in mask.stride())]
+    if mask is None:
+        return None
+    once = _once(mask)
     if once.dtype == torch.bool:
         once = torch.zeros(once.shape, dtype=q.dtype).masked_fill_(~once, -torch.inf)
     return once.to(q.dtype).expand(*q.shape[:3], k.shape[2])
@@ -109,7 +131,7 @@ def _rows(x: Tensor) -> Tensor:
 
 
 def _forward(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, site: Tensor | None, scale: float) -> tuple[Tensor, Tensor]:
-    def dense() -> tuple[Tensor, Tensor]:
+    def dense(mask: Tensor | None) -> tuple[Tensor, Tensor]:
         out, sums = _flash(_rows(q), _rows(k), _rows(v), attn_mask=_added(mask, q, k), scale=scale)
         return out, sums.contiguous()
 
@@ -122,7 +144,7 @@ def _backward(
     dout: Tensor, q: Tensor, k: Tensor, v: Tensor, mask: Tensor, out: Tensor, lse: Tensor, site: Tensor | None,
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    def dense() -> tuple[Tensor, Tensor, Tensor]:
+    def dense(mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         given = (_rows(x) for x in (dout, q, k, v, out))
         found = _flash_backward(*given, lse, 0.0, False, attn_mask=_added(mask, q, k), scale=scale)
         dq, dk, dv = (_empty_like(x, x.shape[3]).copy_(x) if not _is_new(x) else x for x in found)

@@ -12,6 +12,7 @@ from torch.fx import GraphModule
 
 from gossamer.compile import activations, masked
 from gossamer.compile.attend import attend
+from gossamer.compile.cut import Cut, cut
 from gossamer.compile.finding import Finding
 from gossamer.compile.marks import take_marks
 from gossamer.compile.operators import CannotPack
@@ -21,7 +22,7 @@ from gossamer.compile.padding import Plan, Refusal, plan
 from gossamer.compile.padding_findings import findings_of
 from gossamer.compile.pieces import Compiler, inductor
 from gossamer.compile.record import Record, observers
-from gossamer.compile.respelling import respelled
+from gossamer.compile.respelling import copied, respelled
 from gossamer.compile.tally import Tally
 from gossamer.compile.work import works
 
@@ -61,18 +62,33 @@ def compiled(gm: GraphModule, example_inputs: list[Any], options: Options, compi
     findings: dict[str, Finding] = {}
     if "activations" in options.passes:
         sources = [node.name for node in marks]
-        _add(findings, activations.rewrite(gm, sources=sources, keep_packed=options.keep_packed))
-    run: Any = None
+        rewrite = functools.partial(activations.rewrite, sources=sources, keep_packed=options.keep_packed)
+        _add(findings, _tried(rewrite, gm))
+    padded: tuple[GraphModule, Plan, Cut] | None = None
+    dense = gm
     if "padding" in options.passes:
-        run, more = _padded(gm, options, compiler, tally)
+        padded, more = _planned(gm, tally)
         _add(findings, more)
-    if "masks" in options.passes:  # of the dense graph: packed attention looks at masks itself
-        _add(findings, masked.rewrite(gm))
+        if padded is not None:
+            dense = copied(gm)  # the packed graph is made of the other
+    if "masks" in options.passes:
+        _add(findings, _tried(masked.rewrite, dense))
     ordered = sorted(findings.values(), key=lambda found: [*work, found.node].index(found.node))
     record = Record(tuple(replace(found, work=work.get(found.node, 0)) for found in ordered), tally)
     for observe in observers:
         observe(record)
-    return run if run is not None else compiler(gm, example_inputs)
+    if padded is None:
+        return compiler(gm, example_inputs)
+    return Padded(dense, *padded, options, compiler, tally)
+
+
+def _tried(rewrite: Callable[[GraphModule], list[Finding]], gm: GraphModule) -> list[Finding]:
+    """What a pass found. A graph is right before and after each step of a pass, so it goes on after a fault of ours."""
+    try:
+        return rewrite(gm)
+    except Exception as error:
+        _LOG.warning("%s stopped, because of a fault in gossamer: %r", rewrite, error, exc_info=True)
+        return []
 
 
 def _add(findings: dict[str, Finding], more: list[Finding]) -> None:
@@ -88,17 +104,17 @@ def _add(findings: dict[str, Finding], more: list[Finding]) -> None:
             )  # fmt: skip
 
 
-def _padded(gm: GraphModule, options: Options, compiler: Compiler, tally: Tally) -> tuple[Any, list[Finding]]:
+def _planned(gm: GraphModule, tally: Tally) -> tuple[tuple[GraphModule, Plan, Cut] | None, list[Finding]]:
+    """A respelled copy of a graph, its plan and its parts; None where it stays dense."""
     try:
         spelled = respelled(gm)
         found = plan(spelled.graph, attend)
         if isinstance(found, Plan):
-            return Padded(gm, spelled, found, options, compiler, tally), findings_of(found, tally)
-        refusal = found
+            return (spelled, found, cut(spelled, found)), findings_of(found, tally)
     except CannotPack as error:
-        refusal = Refusal(str(error))
+        found = Refusal(str(error))
     except Exception as error:  # the dense graph is right whatever is wrong here
         _LOG.warning("padding is not left out, because of a fault in gossamer: %r", error, exc_info=True)
-        refusal = Refusal(f"a fault in gossamer: {error!r}")
-    tally.refused = refusal.why
-    return None, findings_of(refusal, tally)
+        found = Refusal(f"a fault in gossamer: {error!r}")
+    tally.refused = found.why
+    return None, findings_of(found, tally)

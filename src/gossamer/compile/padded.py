@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
-from gossamer.compile.cut import cut
+from gossamer.compile.cut import Cut
 from gossamer.compile.labels import shape_of
 from gossamer.compile.operators import call_of, is_tensor
 from gossamer.compile.options import Options
@@ -29,14 +29,14 @@ class Padded:
     preferred to what has not where both are right: a batch with little padding is not worth a compilation.
 
     Args:
-        gm: the graph as it came, which runs dense. spelled: the one that `plan` is of.
+        gm: the graph that runs dense. spelled: the one that `plan` and `parts` are of.
     """
 
     def __init__(
-        self, gm: GraphModule, spelled: GraphModule, plan: Plan, options: Options, compiler: Compiler, tally: Tally
-    ) -> None:
-        self.plan, self.options, self.tally = plan, options, tally
-        self.parts = parts = cut(spelled, plan)
+        self, gm: GraphModule, spelled: GraphModule, plan: Plan, parts: Cut, options: Options, compiler: Compiler,
+        tally: Tally,
+    ) -> None:  # fmt: skip
+        self.plan, self.parts, self.options, self.tally = plan, parts, options, tally
         self.inputs = [node for node in spelled.graph.nodes if node.op == "placeholder"]
         self.dense = Piece(gm, [_sizes(node) for node in self.inputs], compiler, tally)
         self.before = self._piece(parts.before, self.inputs, compiler)

@@ -20,4 +20,4 @@ def respelled(gm: GraphModule) -> GraphModule:
     return copy
 
 
-__all__ = ["respelled"]
+__all__ = ["copied", "respelled"]

@@ -12,7 +12,7 @@ python3 -c 'import gossamer as gs; print(gs.doctor.text(gs.doctor.report()))' | 
 # Most of the tests' time is Triton compiling, one kernel per tile and dtype: several processes where pytest-xdist is.
 workers=$(python3 -c 'import xdist; print("-n 6")' 2>/dev/null || true)
 # Only files that hold such tests are collected, by every process; the laws of tests/laws mark theirs in one place.
-timeout 210 python3 -m pytest -q -m gpu $workers tests/laws $(grep -rl --include='test_*.py' mark.gpu tests) 2>&1 |
+timeout 200 python3 -m pytest -q -m gpu $workers tests/laws $(grep -rl --include='test_*.py' mark.gpu tests) 2>&1 |
     tee "$OUT/tests.txt"
 tests=${PIPESTATUS[0]}
 
@@ -23,8 +23,9 @@ bench() { # suite, seconds, the parts of it (all)
 from gossamer import bench
 bench.run('$1', bench.Settings(device='cuda', reps=9, only=(${3:-})), '$OUT/$1.json')" 2>&1 | tee "$OUT/$1.txt"
 }
-bench matmul 100
-bench detect 50
+bench matmul 80
+bench detect 30
 bench conv 40 "'gemv'"
-bench compact 60 "'throughput', 'overhead', 'shrinking'"
+bench compile 70 "'padding', 'moe'"
+bench compact 40 "'throughput', 'overhead', 'shrinking'"
 exit "$tests"

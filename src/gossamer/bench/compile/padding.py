@@ -1,7 +1,8 @@
 """Encoders over batches of real texts, whose lengths leave half of a batch padding.
 
 Texts are the signatures and docstrings of functions of Python's own library, cut into tokens by MiniLM's tokenizer and
-drawn at random into batches of 32. MiniLM has its real weights, BERT-base random ones. Beside the ways of every
+drawn at random into batches of 32 (words, where that package is not there). MiniLM has its real weights, BERT-base
+random ones, in bfloat16 on a GPU. Beside the ways of every
 section: texts sorted by length into parts of 8 before inductor sees them, tokens packed by hand, and torch's own
 TransformerEncoder, which leaves padding out by nested tensors. A call is four batches of different sizes.
 """
@@ -9,13 +10,16 @@ TransformerEncoder, which leaves padding out by nested tensors. A call is four b
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping
+import re
+import zlib
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention as attend
+from torch.nn.utils.rnn import pad_sequence
 
 from gossamer.bench.attention.decoders import transformers_here
 from gossamer.bench.cells import Row, ratio, value
@@ -54,13 +58,36 @@ def toy() -> Any:
     return transformers.BertModel(config).eval()
 
 
-def batches(longest: int, count: int) -> list[Batch]:
+def batches(longest: int, count: int, device: str = "cpu") -> list[Batch]:
     """Batches of texts drawn at random."""
-    encoder = Transformer("minilm", max_length=longest)
     texts = list(stdlib(documented=True).train.texts or ())
     chosen = torch.randperm(len(texts), generator=torch.Generator().manual_seed(0))[: count * BATCH].tolist()
-    tokens = encoder.prepare([texts[at] for at in chosen])
-    return [tokens.take(torch.arange(at * BATCH, (at + 1) * BATCH)).padded(0) for at in range(count)]
+    rows = numbered([texts[at] for at in chosen], longest)
+    found = []
+    for at in range(0, len(rows), BATCH):
+        ids = pad_sequence(rows[at : at + BATCH], batch_first=True)
+        lengths = torch.tensor([len(row) for row in rows[at : at + BATCH]])
+        mask = (torch.arange(ids.shape[1]) < lengths[:, None]).long()
+        found.append((ids.to(device), mask.to(device)))
+    return found
+
+
+def numbered(texts: list[str], longest: int) -> list[Tensor]:
+    """Each text as numbers of tokens, cut."""
+    if has_minilm():
+        tokens = Transformer("minilm", max_length=longest).prepare(texts)
+        return list(tokens.ids.long().split(tokens.offsets.diff().tolist()))
+    words = [re.findall(r"\w+|[^\w\s]", text)[:longest] for text in texts]
+    return [torch.tensor([zlib.crc32(word.encode()) % 30000 + 1 for word in row]) for row in words]
+
+
+def has_minilm() -> bool:
+    try:
+        find("minilm")
+    except ImportError as error:
+        logger.warning("MiniLM's rows are left out: %s", error)
+        return False
+    return True
 
 
 def sorted_parts(way: Callable[..., Any]) -> Callable[..., Tensor]:
@@ -111,7 +138,8 @@ def torchs_own(model: Any) -> Callable[..., Tensor]:
     layer = nn.TransformerEncoderLayer(
         c.hidden_size, c.num_attention_heads, c.intermediate_size, activation="gelu", batch_first=True
     )
-    encoder = nn.TransformerEncoder(layer, c.num_hidden_layers).eval().requires_grad_(False)
+    encoder = nn.TransformerEncoder(layer, c.num_hidden_layers).to(model.device, model.dtype)
+    encoder.eval().requires_grad_(False)
 
     def run(input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         found: Tensor = encoder(model.embeddings(input_ids), src_key_padding_mask=attention_mask == 0)
@@ -132,8 +160,10 @@ def _kept(found: list[Tensor], data: list[Batch]) -> list[Tensor]:
 
 
 def row(name: str, model: Any, longest: int, settings: Settings) -> Row:
-    data = batches(longest, 3 if settings.quick else 4)
+    data = batches(longest, 3 if settings.quick else 4, settings.device)
     model.requires_grad_(False)
+    if settings.device != "cpu":
+        model.to(settings.device, torch.bfloat16)
     found = ways.compiled(model, names=(EAGER, INDUCTOR, FREEZING, OURS))
     calls: dict[str, ways.Call] = {each: partial(_over, way, data) for each, way in found.items()}
     calls[SORTED] = partial(_over, sorted_parts(found[INDUCTOR]), data, False)
@@ -157,14 +187,11 @@ def _apart(found: list[Tensor], expected: list[Tensor], data: list[Batch]) -> fl
 def rows(settings: Settings) -> Iterator[Row]:
     if not transformers_here():
         return
-    try:
-        find("minilm")
-    except ImportError as error:
-        logger.warning("the rows of padding are left out: %s", error)
-        return
-    models: Mapping[str, Callable[[], Any]] = (
-        {"toy": toy} if settings.quick else {"MiniLM": minilm, "BERT-base": bert_base}
-    )
+    models: dict[str, Callable[[], Any]] = {"BERT-base": bert_base}
+    if settings.quick:
+        models = {"toy": toy}
+    elif has_minilm():
+        models = {"MiniLM": minilm, **models}
     for name, make in models.items():
         for longest in (48,) if settings.quick else LONGEST:
             yield row(name, make(), longest, settings)
@@ -181,4 +208,4 @@ COLUMNS = (
     (SORTED, ratio(SORTED)), (BY_HAND, ratio(BY_HAND)), (NESTED, ratio(NESTED)),
 )  # fmt: skip
 
-SECTION = Section(rows, Table(ways.with_summary(COLUMNS)), on_gpu=False)
+SECTION = Section(rows, Table(ways.with_summary(COLUMNS)))

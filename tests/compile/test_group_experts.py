@@ -329,3 +329,30 @@ def test_hooks_of_experts_see_what_the_loop_gives_them():
     model.experts[2].register_forward_hook(lambda module, args, out: shapes.append(out.shape))
     torch.testing.assert_close(model(x), y)
     assert shapes == [(6, 8)]
+
+
+def test_where_nothing_may_be_looked_at_the_loop_runs():
+    """Traced, exported, transformed by torch.func, on a device without numbers: one graph for every routing."""
+    torch.manual_seed(0)
+    model, x = Mixture(masked_left).requires_grad_(False), torch.randn(6, 8)
+    group_experts(model, x, only_faster=False)
+    other = torch.randn(6, 8)
+    y = model(other)
+    torch.testing.assert_close(torch.jit.trace(model, x)(other), y)
+    torch.testing.assert_close(torch.export.export(model, (x,)).module()(other), y)
+    torch.testing.assert_close(torch.func.vmap(model)(other.unsqueeze(1)).squeeze(1), y)
+    assert copy.deepcopy(model).to("meta")(x.to("meta")).shape == (6, 8)
+
+
+def test_written_in_place_while_a_result_waits():
+    def writes(experts, x, gates, ids):
+        x = x.clone()
+        waiting = [expert(x) for expert in experts]
+        if gates.sum() > 100:  # not on the example
+            x.zero_()
+        return sum(each * mask_of(experts, x, gates, ids)[..., e, None] for e, each in enumerate(waiting))
+
+    model = Mixture(writes)
+    group_experts(model, torch.randn(6, 8), only_faster=False)
+    with pytest.raises(RuntimeError, match="was written in place before the result was used"):
+        model(torch.randn(200, 8))

@@ -6,7 +6,12 @@ from collections.abc import Iterable
 from copy import deepcopy
 from typing import Any, ClassVar
 
-from torch import nn
+import torch
+from torch import Tensor, nn
+
+from gossamer.nn.traced import leaves_process
+from gossamer.ops.transforms import is_transformed
+from gossamer.pattern.check import is_recording
 
 Classes = list[tuple[nn.Module, type[nn.Module]]]
 """Modules, each with the class that it had, or is to have."""
@@ -19,7 +24,8 @@ class Changed:
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         """A file holds the module as it was written: its class can be imported, this one cannot."""
-        return object.__new__, (self.loop,), self.__dict__
+        state = self.__getstate__() if hasattr(self, "__getstate__") else self.__dict__
+        return object.__new__, (self.loop,), state
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
         copy = type(self).__new__(type(self))
@@ -32,6 +38,14 @@ def changed_class(mixin: type[Changed], cls: type[nn.Module], **scope: Any) -> t
     """A subclass of both, under the name of the latter."""
     names = {"loop": cls, "__module__": cls.__module__, "__doc__": cls.__doc__, **scope}
     return type(cls.__name__, (mixin, cls), names)
+
+
+def may_look(*tensors: Any) -> bool:
+    """Whether what tensors hold may decide what is computed: not in a graph, nor for tensors that stand for others."""
+    found = [x for x in tensors if isinstance(x, Tensor)]
+    if is_recording() or leaves_process() or is_transformed(*found):
+        return False
+    return not any(x.is_meta for x in found) and not any(torch.is_autocast_enabled(x.device.type) for x in found)
 
 
 def become(classes: Iterable[tuple[nn.Module, type[nn.Module]]]) -> None:

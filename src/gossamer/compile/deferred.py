@@ -92,14 +92,24 @@ Waiting.__rtruediv__ = lambda self, other: other / self.value()  # type: ignore[
 class Deferred(Waiting):
     """run(x), and times mask[..., 1] if there is one."""
 
-    def __init__(self, run: Run, x: Tensor, mask: Tensor | None = None) -> None:
+    def __init__(self, run: Run, x: Tensor, mask: Tensor | None = None, seen: int | None = None) -> None:
         self.run, self.x, self.mask = run, x, mask
+        self.seen = (_version(x) if seen is None else seen), _version(mask)
         self.made: Tensor | None = None
 
     def value(self) -> Tensor:
         if self.made is None:
+            self.check()
             self.made = self.run(self.x) if self.mask is None else _sum([self], None)
         return self.made
+
+    def check(self) -> None:
+        """Refuse to compute with numbers that are no longer those of the call."""
+        if self.seen != (_version(self.x), _version(self.mask)):
+            raise RuntimeError(
+                "what an expert was called with, or its mask, was written in place before the result was used: call "
+                "undo() of what group_experts returned"
+            )
 
 
 class Sum(Waiting):
@@ -115,6 +125,11 @@ class Sum(Waiting):
         return self.base
 
 
+def _version(x: Tensor | None) -> int:
+    """How often it was written in place; tensors of inference mode do not count."""
+    return -1 if x is None or x.is_inference() else x._version
+
+
 def settled(tree: Any) -> Any:
     """The same with tensors for all that waits."""
     return pytree.tree_map(lambda leaf: leaf.value() if isinstance(leaf, Waiting) else leaf, tree)
@@ -126,7 +141,7 @@ def _of(func: Any, left: Any, right: Any) -> Any:
         return _added(left, right)
     one, other = (left, right) if isinstance(left, Waiting) else (right, left)
     if func in _MULTIPLY and isinstance(one, Deferred) and one.mask is None and isinstance(other, Tensor):
-        return Deferred(one.run, one.x, other) if other.shape == (*one.x.shape[:-1], 1) else None
+        return Deferred(one.run, one.x, other, one.seen[0]) if other.shape == (*one.x.shape[:-1], 1) else None
     if func not in _ADD:
         return None
     terms, base = _terms(one)
@@ -150,6 +165,7 @@ def _terms(x: Any) -> tuple[list[Deferred] | None, Tensor | None]:
 def _rows(term: Deferred) -> tuple[Tensor, Tensor | None]:
     """The rows that the mask keeps, and what the expert makes of them times the mask; None if nobody needs none."""
     assert term.mask is not None
+    term.check()
     flat, mask = term.x.reshape(-1, term.x.shape[-1]), term.mask.reshape(-1, 1)
     rows = mask.detach().squeeze(1).nonzero().squeeze(1)
     # With gradients an expert without rows runs too: its gradients are zero then, and not none.

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from gossamer.compile.changed import Changed, Classes, become, changed_class
+from gossamer.compile.changed import Changed, Classes, become, changed_class, may_look
 from gossamer.compile.deferred import Deferred, deferring, is_deferring, settled
 from gossamer.compile.finding import Finding
 from gossamer.compile.loops import Block, blocks_of, linears, watched
@@ -22,7 +22,6 @@ from gossamer.compile.stacked import RowsThatAreNotZero
 from gossamer.measure import interleave, is_faster
 from gossamer.measure.count import call_arguments
 from gossamer.ops.few_rows import FEW, few_rows_linear
-from gossamer.ops.transforms import is_transformed
 
 EXPRESSION = "Y[t,o] += X[t,k] * W[k,o]"
 
@@ -32,7 +31,7 @@ class FewRowsLinear(nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         x = input
-        if torch.compiler.is_compiling() or is_transformed(x, self.weight) or not _takes(x, self.weight):
+        if not may_look(x) or not _takes(x, self.weight):
             return super().forward(x)
         y = few_rows_linear(x, self.weight)
         return y if self.bias is None else y + self.bias
@@ -41,7 +40,7 @@ class FewRowsLinear(nn.Linear):
 def _takes(x: Tensor, weight: Tensor) -> bool:
     return (
         x.dim() == 2 and x.shape[0] <= FEW and x.is_cpu and x.dtype == weight.dtype
-        and x.dtype in (torch.float32, torch.float64) and not torch.is_autocast_enabled("cpu")
+        and x.dtype in (torch.float32, torch.float64)
     )  # fmt: skip
 
 
@@ -62,7 +61,7 @@ class _Block(Changed):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         experts: list[nn.Module] = [self.get_submodule(path) for path in self.paths]  # type: ignore[attr-defined]
         hooked = any(each._forward_hooks or each._forward_pre_hooks for each in experts)
-        if hooked or torch.compiler.is_compiling():
+        if hooked or not may_look(*args, *kwargs.values()):
             return self.loop.forward(self, *args, **kwargs)
         with deferring(frozenset(map(id, experts))):
             return settled(self.loop.forward(self, *args, **kwargs))

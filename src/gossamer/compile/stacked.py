@@ -14,9 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-from gossamer.compile.changed import Changed
+from gossamer.compile.changed import Changed, may_look
 from gossamer.ops.grouped import GroupedMm
-from gossamer.ops.transforms import is_transformed
 from gossamer.pattern.build import route
 
 
@@ -56,10 +55,9 @@ class RowsThatAreNotZero(Changed):
         return y.new_zeros(x.shape[0], y.shape[1]).index_copy(0, rows, y)
 
     def _takes(self, x: Tensor) -> bool:
-        plain = not torch.is_autocast_enabled(x.device.type) and not is_transformed(
-            x, self.gate_up_proj, self.down_proj
-        )
-        return plain and x.dim() == 2 and x.shape[0] % len(self.gate_up_proj) == 0 and x.dtype == self.down_proj.dtype
+        in_graph = torch.compiler.is_compiling() and not torch.is_autocast_enabled(x.device.type)
+        rows = x.dim() == 2 and x.shape[0] % len(self.gate_up_proj) == 0
+        return (in_graph or may_look(x)) and rows and x.dtype == self.down_proj.dtype
 
     def _products(self, x: Tensor, up: Tensor, down: Tensor, order: Tensor, offsets: Tensor) -> Tensor:
         gate, linear = GroupedMm.call(x, up, order, offsets, 1, False, None).chunk(2, dim=-1)

@@ -23,8 +23,8 @@ def test_biases_are_shifted_to_a_share_of_zeros(share):
 
 @pytest.mark.slow
 def test_a_penalty_makes_a_decoder_sparse_and_it_learns():
-    free, _, _ = sparse_models.trained(sparse_models.TOY, 0.0, 0.0)
-    sparse, text, loss = sparse_models.trained(sparse_models.TOY, 4.0, 30.0)
+    free, _, _ = sparse_models.trained(sparse_models.TOY, 0, 0.0)
+    sparse, text, loss = sparse_models.trained(sparse_models.TOY, 150, 0.9)
     tokens = text[None, :128]
     assert sparse_models.zeros(sparse, tokens) > sparse_models.zeros(free, tokens) + 0.05
     assert 0.0 < loss < 5.6  # of 300 tokens, none the likelier: 5.7

@@ -346,6 +346,22 @@ def test_a_site_lives_as_long_as_its_graph():
         close(ours(x), F.linear(x.relu(), w, b))
 
 
+def test_a_copy_of_a_graph_has_the_same_sites():
+    (w, b), x, copies = weights(), torch.randn(ROWS, INNER), []
+
+    def copied(gm, inputs):
+        copies.append(copy.deepcopy(gm))
+        return aot_eager(gm, inputs)
+
+    ours = Compiled(lambda x: F.linear(x.relu(), w, b), copied)
+    with torch.no_grad():
+        ours(x)
+        torch._dynamo.reset()
+        del ours
+        gc.collect()
+        close(copies[0](x, w, b)[0], F.linear(x.relu(), w, b))
+
+
 def opt(**changes):
     transformers = pytest.importorskip("transformers")
     sizes = {"hidden_size": 32, "ffn_dim": 128, "num_hidden_layers": 2, "num_attention_heads": 2, "vocab_size": 99}

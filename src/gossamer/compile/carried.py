@@ -7,6 +7,16 @@ from torch.fx import GraphModule, Node
 from gossamer.handles import Handled
 
 
+class _Alive:
+    """Keeps an object alive, the same one in every copy of what refers to it: a copy has the handle of the first."""
+
+    def __init__(self, owner: Handled) -> None:
+        self.owner = owner
+
+    def __deepcopy__(self, memo: dict[int, object]) -> _Alive:
+        return self
+
+
 def carry(gm: GraphModule, owner: Handled) -> Node:
     """A node, at the graph's place of insertion, whose value is the handle of an object such as a `Site`.
 
@@ -14,7 +24,7 @@ def carry(gm: GraphModule, owner: Handled) -> Node:
     """
     name = f"gossamer_handle_{int(owner.handle)}"
     handle = owner.handle.clone()
-    handle.gossamer_owner = owner  # type: ignore[attr-defined]
+    handle.gossamer_owner = _Alive(owner)  # type: ignore[attr-defined]
     gm.register_buffer(name, handle, persistent=False)
     sources = getattr(gm, "_param_name_to_source", None)
     if sources is not None:  # a graph of Dynamo's, which says of each buffer where it found it

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from gossamer import extras
 from gossamer.data import language
-from gossamer.measure import clock
 
 OPT_125M = {
     "hidden_size": 768, "ffn_dim": 3072, "num_hidden_layers": 12, "num_attention_heads": 12, "vocab_size": 50272,
@@ -26,6 +25,7 @@ TRAINED = {
     "hidden_size": 512, "ffn_dim": 2048, "num_hidden_layers": 2, "num_attention_heads": 8, "vocab_size": 1024,
     "word_embed_proj_dim": 512, "max_position_embeddings": 1024,
 }  # fmt: skip
+_FIRST, _RISE = 0.01, 1.03  # of the penalty: at first, and in a step
 
 
 class FeedForwards(nn.Module):
@@ -108,12 +108,12 @@ def zeros(model: nn.Module, batch: Tensor) -> float:
     return sum(shares) / len(shares)
 
 
-def trained(sizes: dict[str, int], seconds: float, penalty: float) -> tuple[Any, Tensor, float]:
-    """A decoder like OPT that has read Python's own sources for so long.
+def trained(sizes: dict[str, int], steps: int, share: float) -> tuple[Any, Tensor, float]:
+    """A decoder like OPT that has read Python's own sources for so many steps of 1024 tokens.
 
     Args:
-        penalty: of the mean of what the ReLUs let through, beside the loss: what makes activations sparse, as ProSparse
-            (2024) does it.
+        share: of zeros after its ReLUs, roughly: an L1 penalty on what they let through rises while there are fewer,
+            and falls while there are more (ProSparse, 2024, raises one step by step).
 
     Returns:
         the model; tokens that it has not seen; its loss on 8 windows of them, in nats.
@@ -122,21 +122,21 @@ def trained(sizes: dict[str, int], seconds: float, penalty: float) -> tuple[Any,
     sizes = {**sizes, "vocab_size": text.vocabulary}
     model = opt(sizes).train().requires_grad_(True)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.01)
-    let_through: list[Tensor] = []
+    inner: list[Tensor] = []
     hooks = [
-        each.register_forward_hook(lambda module, inputs, output: let_through.append(output.relu().mean()))
-        for each in inner_linears(model)
+        each.register_forward_hook(lambda module, inputs, output: inner.append(output)) for each in inner_linears(model)
     ]
-    begin = clock.now()
-    for batch in language.windows(text.train, length=128, batch=8, steps=100_000):
-        let_through.clear()
-        loss = model(batch, labels=batch).loss + penalty * torch.stack(let_through).mean()
+    penalty = _FIRST
+    for batch in language.windows(text.train, length=128, batch=8, steps=steps):
+        inner.clear()
+        loss = model(batch, labels=batch).loss
+        let_through = torch.stack([each.relu().mean() for each in inner]).mean()
         optimizer.zero_grad()
-        loss.backward()
+        (loss + penalty * let_through).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
-        if clock.now() - begin > seconds:
-            break
+        found = sum(float((each <= 0).float().mean()) for each in inner) / len(inner)
+        penalty *= _RISE if found < share else 1 / _RISE
     for hook in hooks:
         hook.remove()
     model.eval().requires_grad_(False)

@@ -34,10 +34,12 @@ class KeptWhere:
 
     nodes: tuple[Node, ...]
     index: tuple[Any, ...]
-    """Entries of the index, a place in `nodes` for each tensor as (place,)."""
+    """Entries of the index: (place in `nodes`,) for a tensor, a number, or None for all."""
 
     def holds(self, keep: Tensor, *values: Tensor) -> Tensor:
-        index = tuple(values[each[0]] if isinstance(each, tuple) else each for each in self.index)
+        index = tuple(
+            values[each[0]] if isinstance(each, tuple) else slice(None) if each is None else each for each in self.index
+        )
         return keep[index].all()
 
     def __str__(self) -> str:
@@ -74,21 +76,59 @@ class IgnoredWhereDropped:
 
 
 @dataclass(frozen=True)
+class EverybodySees:
+    """A token that is kept sees somebody in `nodes[0]`: one that sees nobody may get the mean of all, padding too."""
+
+    nodes: tuple[Node, ...]
+
+    def holds(self, keep: Tensor, mask: Tensor) -> Tensor:
+        return (_seen(mask).any(3).all(1) | ~keep).all()
+
+    def __str__(self) -> str:
+        return f"every token that is kept sees some token in {self.nodes[0].name}"
+
+
+@dataclass(frozen=True)
+class SeesItself:
+    """A token that is kept sees itself in `nodes[0]`.
+
+    Where tokens do not see themselves, as in a strictly causal mask, one that nobody sees may still be no padding.
+    """
+
+    nodes: tuple[Node, ...]
+
+    def holds(self, keep: Tensor, mask: Tensor) -> Tensor:
+        if mask.shape[2] == 1:  # it says of tokens what they are, whoever looks
+            return keep.new_ones(())
+        return (_seen(mask).any(1).diagonal(dim1=1, dim2=2) | ~keep).all()
+
+    def __str__(self) -> str:
+        return f"every token that is kept sees itself in {self.nodes[0].name}"
+
+
+@dataclass(frozen=True)
 class UnseenWhereDropped:
     """Another attention reads keys and values of these tokens, and its mask hides those that are left out."""
 
     nodes: tuple[Node, ...]
 
     def holds(self, keep: Tensor, mask: Tensor) -> Tensor:
-        from gossamer.compile.tokens import seen
-
-        return ~(seen(mask).flatten(1, -2).any(1).expand(keep.shape) & ~keep).any()
+        sees = _seen(mask)
+        return (~sees.flatten(1, -2).any(1) | keep).all() & sees.any(3).all()
 
     def __str__(self) -> str:
-        return f"{self.nodes[0].name} hides every token that is left out"
+        return f"{self.nodes[0].name} hides every token that is left out, and not all of a text"
 
 
-Condition = KeptAt | KeptWhere | ZeroWhereDropped | IgnoredWhereDropped | UnseenWhereDropped
+Condition = (
+    KeptAt | KeptWhere | ZeroWhereDropped | IgnoredWhereDropped | EverybodySees | SeesItself | UnseenWhereDropped
+)
+
+
+def _seen(mask: Tensor) -> Tensor:
+    from gossamer.compile.tokens import seen
+
+    return seen(mask)
 
 
 def _by_token(x: Tensor, keep: Tensor, order: tuple[int, ...]) -> Tensor:

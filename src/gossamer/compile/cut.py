@@ -8,14 +8,10 @@ from typing import Any
 import torch
 from torch.fx import Graph, GraphModule, Node
 
-from gossamer.compile.modes import SWITCHES
-from gossamer.compile.operators import CannotPack, call_of
+from gossamer.compile.modes import has_effect, is_switch
+from gossamer.compile.operators import Call, CannotPack, call_of
 from gossamer.compile.packing import Entry
 from gossamer.compile.padding import Plan, readers
-
-_VIEWS = frozenset(
-    {"view", "transpose", "permute", "expand", "unsqueeze", "squeeze", "getitem", "t", "detach", "narrow"}
-)
 
 
 @dataclass(frozen=True)
@@ -44,6 +40,8 @@ def cut(gm: GraphModule, plan: Plan) -> Cut:
     region = set(plan.region)
     rest = readers(graph, region)
     late = [node for node in rest if node in packing.descendants]
+    if any(node in packing.elsewhere for node in late):  # each part switches modes where the whole does
+        late = [node for node in graph.nodes if node in set(late) or is_switch(node)]
     early = [
         node
         for node in graph.nodes
@@ -80,14 +78,8 @@ def _graph(gm: GraphModule, inputs: list[Node], nodes: list[Node], outputs: Any)
     for node in nodes:
         env[node] = new.node_copy(node, lambda each: env[each])
     new.output(torch.fx.node.map_arg(tuple(outputs), lambda each: env[each]))
-    new.eliminate_dead_code(is_impure_node=_writes)
+    new.eliminate_dead_code(is_impure_node=has_effect)
     return GraphModule(gm, new)
-
-
-def _writes(node: Node) -> bool:
-    call = call_of(node)
-    kept = call is not None and (call.in_place or call.name in SWITCHES)
-    return node.op in ("placeholder", "output") or kept or node.is_impure()
 
 
 def _check_order(graph: Graph, plan: Plan) -> None:
@@ -97,33 +89,42 @@ def _check_order(graph: Graph, plan: Plan) -> None:
     def part(node: Node) -> int:
         return 0 if node not in plan.packing.descendants else 1 if node in region else 2
 
+    memory = {node: _memory(node.meta.get("example_value")) for node in graph.nodes}
     for node in graph.nodes:
         call = call_of(node)
-        if call is None:
+        if call is None or not call.in_place:
             continue
-        if not call.in_place:
-            continue
-        written = node.all_input_nodes[0]
-        while (
-            written.op != "placeholder"
-            and (known := call_of(written)) is not None
-            and (known.name in _VIEWS or known.in_place)
-        ):
-            written = written.all_input_nodes[0]
-        if written.op in ("placeholder", "get_attr"):
+        written = set().union(*(memory[each] for each in _written(call)))
+        aliases = [other for other in graph.nodes if memory[other] & written]
+        if any(alias.op in ("placeholder", "get_attr") for alias in aliases):
             raise CannotPack(f"{node.name} writes into an input of the graph")
-        aliases = {written, node}
-        for later in graph.nodes:
-            known = call_of(later)
-            if (
-                known is not None
-                and (known.name in _VIEWS or known.in_place)
-                and later.all_input_nodes
-                and later.all_input_nodes[0] in aliases
-            ):
-                aliases.add(later)
-        if len({part(user) for alias in aliases for user in (alias, *alias.users) if user.op != "output"}) > 1:
+        if len({part(user) for alias in (node, *aliases) for user in (alias, *alias.users) if user.op != "output"}) > 1:
             raise CannotPack(f"{node.name} writes in place into what other parts read")
+
+
+def _written(call: Call) -> list[Node]:
+    """What a call writes into; all that it is given where that is not known."""
+    node, out = call.node, call.node.kwargs.get("out")
+    if out is not None:
+        return _nodes(out)
+    plain = node.op == "call_method" or getattr(node.target, "__module__", "") in ("_operator", "torch")
+    first = node.args[0] if node.args else None
+    return [first] if plain and isinstance(first, Node) else node.all_input_nodes
+
+
+def _nodes(tree: Any) -> list[Node]:
+    found: list[Node] = []
+    torch.fx.node.map_arg(tree, found.append)
+    return found
+
+
+def _memory(value: Any) -> set[int]:
+    """Which memory the tensors of a node's example value lie in: views share theirs."""
+    if isinstance(value, torch.Tensor) and value.layout == torch.strided:
+        return {value.untyped_storage()._cdata}
+    if isinstance(value, (tuple, list)):
+        return set().union(*map(_memory, value))
+    return set()
 
 
 __all__ = ["Cut", "Entry", "cut"]

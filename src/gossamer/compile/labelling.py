@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch.fx import Graph
 
-from gossamer.compile.labels import Axes
+from gossamer.compile.labels import Axes, Size, same
 from gossamer.compile.operators import CannotPack, call_of, operator_of
 
 
@@ -25,9 +25,9 @@ def labelled(graph: Graph) -> Axes:
         if call is not None and known is not None and isinstance(value, (torch.Tensor, tuple, list)):
             try:
                 label = known.label(call, axes)
-            except (CannotPack, KeyError, IndexError, ValueError, TypeError):
+            except (CannotPack, AssertionError, AttributeError, KeyError, IndexError, ValueError, TypeError):
                 label = None  # called in a way that is not known
-        axes.labels[node] = label if _fits(label, value) else _own(value, axes)
+        axes.labels[node] = label if _fits(label, value, axes) else _own(value, axes)
     return axes
 
 
@@ -39,14 +39,24 @@ def _own(value: Any, axes: Axes) -> Any:
     return None
 
 
-def _fits(label: Any, value: Any) -> bool:
-    """Whether a label has one entry for each dimension."""
+def _fits(label: Any, value: Any, axes: Axes) -> bool:
+    """Whether a label has one entry for each dimension, of its size."""
+    if not isinstance(label, tuple):
+        return False
     if isinstance(value, torch.Tensor):
-        return isinstance(label, tuple) and len(label) == value.dim() and all(map(_is_dim, label))
+        sizes = tuple(value.shape)
+        return len(label) == len(sizes) and all(
+            _is_dim(dim, size, axes) for dim, size in zip(label, sizes, strict=True)
+        )
     if isinstance(value, (tuple, list)):
-        return isinstance(label, tuple) and len(label) == len(value) and all(map(_fits, label, value))
+        return len(label) == len(value) and all(_fits(*each, axes) for each in zip(label, value, strict=True))
     return False
 
 
-def _is_dim(dim: Any) -> bool:
-    return isinstance(dim, tuple) and all(isinstance(axis, int) for axis in dim)
+def _is_dim(dim: Any, size: Size, axes: Axes) -> bool:
+    if not isinstance(dim, tuple) or not all(isinstance(axis, int) for axis in dim):
+        return False
+    product: Size = 1
+    for axis in dim:
+        product = product * axes.size(axis)
+    return same(product, size)

@@ -1,8 +1,9 @@
-"""Parts of a graph that run under another mode than its beginning: without gradients, or with autocast."""
+"""What the order of a graph means: parts that run under another mode than its beginning, calls that have effects."""
 
 from __future__ import annotations
 
 import torch
+from torch._dynamo.symbolic_convert import InstructionTranslator
 from torch.fx import Graph, Node
 
 from gossamer.compile.operators import call_of
@@ -30,3 +31,27 @@ def under_other_modes(graph: Graph) -> set[Node]:
         elif gradients != begins or entered:
             found.add(node)
     return found
+
+
+def is_switch(node: Node) -> bool:
+    call = call_of(node)
+    return call is not None and call.name in SWITCHES
+
+
+def has_effect(node: Node) -> bool:
+    """Whether a node must run though nobody reads its result: it writes, asserts, or switches a mode."""
+    call = call_of(node)
+    return (
+        (call is not None and (call.in_place or call.name in SWITCHES))
+        or node.op in ("placeholder", "output")
+        or node.is_impure()
+    )
+
+
+def goes_on_in_python() -> bool:
+    """Whether Dynamo has broken off the graph that it compiles now: code that no graph shows reads what it returns."""
+    try:
+        reason = InstructionTranslator.current_tx().output.compile_subgraph_reason
+    except AttributeError:  # a graph that Dynamo does not compile now
+        return False
+    return reason is not None and reason.graph_break

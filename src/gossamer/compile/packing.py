@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from torch.fx import Graph, Node
+from torch.fx.node import map_arg
 
 from gossamer.compile.conditions import Condition
 from gossamer.compile.labels import Axes, Label, Size
@@ -48,6 +49,7 @@ class Packing:
         descendants: nodes that depend on attention.
         inside: nodes that are something else in the dense graph.
         elsewhere: nodes that run under another mode, and must.
+        goes_on: whether code that no graph shows reads what the graph returns.
     """
 
     axes: Axes
@@ -56,6 +58,7 @@ class Packing:
     descendants: set[Node]
     elsewhere: set[Node]
     attend: Attend
+    goes_on: bool = False
     graph: Graph = field(default_factory=Graph)
     env: dict[Node, Any] = field(default_factory=dict)
     entries: dict[Entry, Node] = field(default_factory=dict)
@@ -136,7 +139,10 @@ class Packing:
         if node in self.descendants:
             raise CannotPack(f"{node.name} is not known token by token")
         if not is_tensor(node):
-            return self._earlier(node)
+            made = self._earlier(node)
+            if made is None:
+                raise CannotPack(f"{node.name} is not known token by token")
+            return made
         label = self.axes.of(node)
         if not self.has_tokens(label):
             raise CannotPack(f"{node.name} has no dimension of tokens")
@@ -218,9 +224,24 @@ class Packing:
     # -- nodes
 
     def emit(self, like: Node, *args: Any, **kwargs: Any) -> Node:
+        args, kwargs = map_arg((args, kwargs), self._here)
         new = self.graph.create_node(like.op, like.target, tuple(args), kwargs)
         new.meta = {key: value for key, value in like.meta.items() if key in ("stack_trace", "nn_module_stack")}
         return new
+
+    def _here(self, node: Node) -> Node:
+        """An argument in the packed graph: a number, such as how long texts are, is computed there too."""
+        if node.graph is self.graph:
+            return node
+        if node in self.env:
+            made: Node = self.env[node]
+            return made
+        if is_tensor(node) or node in self.descendants:
+            raise CannotPack(f"{node.name} is not known token by token")
+        if node.op == "call_function" and not any(map(is_tensor, node.all_input_nodes)):
+            return self.emit(node, *node.args, **node.kwargs)
+        number: Node = self.plain(node)
+        return number
 
     def call(self, method: str, *args: Any) -> Node:
         return self.graph.call_method(method, args)

@@ -26,9 +26,9 @@ from gossamer.compile.conditions import (
 )
 from gossamer.compile.labelling import labelled
 from gossamer.compile.labels import Axes
-from gossamer.compile.modes import under_other_modes
+from gossamer.compile.modes import goes_on_in_python, has_effect, under_other_modes
 from gossamer.compile.operators import Call, CannotPack, call_of, is_tensor, operator_of
-from gossamer.compile.operators.attention import Attention
+from gossamer.compile.operators.attention import Attention, check_mask, shapes
 from gossamer.compile.operators.views import GetItem
 from gossamer.compile.packing import Attend, Packing
 
@@ -85,7 +85,7 @@ def plan(graph: Graph, attend: Attend) -> Plan | Refusal:
     batch, sequence = pair
     anchors = [call for call in masked if _tokens(call, axes) == pair]
     descendants = _descendants(graph, {call.node for call in anchors})
-    packing = Packing(axes, batch, sequence, descendants, under_other_modes(graph), attend)
+    packing = Packing(axes, batch, sequence, descendants, under_other_modes(graph), attend, goes_on_in_python())
     try:
         return _packed(graph, packing, anchors)
     except CannotPack as error:
@@ -139,7 +139,10 @@ def _packed(graph: Graph, packing: Packing, anchors: list[Call]) -> Plan:
             continue  # sizes of dense tensors are known whatever is packed
         call = call_of(node)
         try:
-            packing.env[node] = _pack(node, call, packing, reasons)
+            made = _pack(node, call, packing, reasons)
+            if call is not None and call.name != "cross_entropy" and is_tensor(node):
+                packing.rest(packing.axes.of(node))  # a result without tokens would be of those that are there
+            packing.env[node] = made
         except (CannotPack, AssertionError, IndexError, TypeError, ValueError) as error:
             reasons[node] = str(error) or f"{node.name} is called in a way that is not known"
             continue
@@ -177,8 +180,7 @@ def readers(graph: Graph, inside: set[Node]) -> list[Node]:
     output = next(iter(reversed(graph.nodes)))
     needed = {output}
     for node in reversed(graph.nodes):
-        call = call_of(node)
-        if node in inside or not (node in needed or (call is not None and call.in_place)):
+        if node in inside or not (node in needed or has_effect(node)):
             continue
         needed.add(node)
         needed.update(node.all_input_nodes)
@@ -205,22 +207,28 @@ def _leave(
     """What must hold so that `reader` may find zeros where tokens were left out. Raises CannotPack if nothing helps."""
     if source in packing.inside:
         raise CannotPack(f"{source.name} is of the tokens that are there, and is read by {reader.name}")
-    if _only_shown(reader) or not is_tensor(source) or not packing.has_tokens(packing.axes.of(source)):
+    call = call_of(reader)
+    if call is not None and call.name == "getitem" and is_tensor(source) and reader.args[0] is source:
+        condition = _chosen(call, packing) if source not in zero else None
+        if condition is not None:
+            return (condition,)
+    shown = _only_shown(reader)
+    if (shown and not packing.goes_on) or (is_tensor(source) and not packing.has_tokens(packing.axes.of(source))):
         return ()
+    if not is_tensor(source):
+        raise CannotPack(f"{reader.name} reads several results of {source.name} at once")
     if source in zero:
         return zero[source]
-    call = call_of(reader)
     if call is not None and call.name in _SIZES:
         return ()
-    if call is not None and not call.in_place:
-        if call.name == "getitem" and reader.args[0] is source:
-            condition = _chosen(call, packing)
-            if condition is not None:
-                return (condition,)
-        if call.name == "scaled_dot_product_attention" and source in call.operands[1:3]:
-            mask = _ATTENTION.mask(call)
-            if mask is not None and mask not in packing.descendants and source is not call.operands[0]:
-                return (UnseenWhereDropped((mask,)),)
+    if call is not None and call.name == "scaled_dot_product_attention" and source in call.operands[1:3]:
+        mask = _ATTENTION.mask(call)
+        outside = mask is not None and mask not in packing.descendants and source is not call.operands[0]
+        if mask is not None and outside and packing.place(packing.axes.of(source)) == (0, 2, None):
+            check_mask(mask, *shapes(*call.operands))
+            return (UnseenWhereDropped((mask,)),)
+    if shown:
+        raise CannotPack(f"the graph breaks off here, and Python may read all tokens of {source.name}")
     name = call.name if call is not None else reader.name
     raise CannotPack(
         f"{name} ({reader.name}) reads all tokens, those of the padding too: {reasons.get(reader, 'no reason known')}"
@@ -232,13 +240,19 @@ def _only_shown(reader: Node) -> bool:
     if reader.op == "output":
         return True
     call = call_of(reader)
-    return call is not None and not call.in_place and call.name in _SLICES and all(map(_only_shown, reader.users))
+    if call is None or call.in_place or call.name not in _SLICES:
+        return False
+    chosen = call.name == "getitem" and is_tensor(reader) and GetItem().index(call) is None  # tokens that matter
+    return not chosen and all(map(_only_shown, reader.users))
 
 
 def _chosen(call: Call, packing: Packing) -> Condition | None:
     """x[:, 0] or x[rows, columns]: tokens that somebody reads."""
     source: Any = call.node.args[0]
-    batch, sequence, merged = packing.place(packing.axes.of(source))
+    label = packing.axes.of(source)
+    if not packing.has_tokens(label):
+        return None
+    batch, sequence, merged = packing.place(label)
     if merged is not None or batch is None or sequence is None:
         return None
     entries = GetItem().index(call)
@@ -253,7 +267,17 @@ def _chosen(call: Call, packing: Packing) -> Condition | None:
     nodes = tuple(each for each in index if isinstance(each, Node))
     if any(node in packing.descendants or not is_tensor(node) for node in nodes):
         return None
-    return KeptWhere(nodes, tuple((nodes.index(each),) if isinstance(each, Node) else each for each in index))
+    # Each entry is of one dimension: neither "..." nor a mask of both.
+    if any(node.meta["example_value"].dtype == torch.bool for node in nodes) or not all(map(_is_entry, index)):
+        return None
+    places = (
+        (nodes.index(each),) if isinstance(each, Node) else None if each == slice(None) else each for each in index
+    )
+    return KeptWhere(nodes, tuple(places))
+
+
+def _is_entry(entry: Any) -> bool:
+    return isinstance(entry, Node) or entry == slice(None) or (isinstance(entry, int) and not isinstance(entry, bool))
 
 
 def _zero(

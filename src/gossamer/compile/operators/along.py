@@ -108,7 +108,9 @@ class Reduction:
         args[0] = packer.packed(call.operands[0])
         at = 2 if call.name == "norm" else 1
         kwargs.pop("axis", None)
-        new = [rest.index(dim) + 1 for dim in dims]
+        new: Any = [rest.index(dim) + 1 for dim in dims]
+        if call.name == "prod":  # of all reductions the one that takes no list
+            (new,) = new
         if at < len(args):
             args[at] = new
         else:

@@ -6,8 +6,8 @@ from typing import Any
 
 from torch.fx import Node
 
-from gossamer.compile.conditions import IgnoredWhereDropped
-from gossamer.compile.labels import Axes, Label
+from gossamer.compile.conditions import EverybodySees, IgnoredWhereDropped, SeesItself
+from gossamer.compile.labels import Axes, Label, Size, same, shape_of
 from gossamer.compile.operators.call import Call
 from gossamer.compile.operators.operator import CannotPack, Names, Packer
 
@@ -42,12 +42,35 @@ class Attention:
         if mask.meta["example_value"].dim() < 4:
             raise CannotPack("a mask that all texts share says nothing about padding")
         labels = [axes.of(each) for each in (q, k, v)]
-        if any(len(label) != 4 or packer.rest(label) != [1, 3] for label in labels):
+        if any(len(label) != 4 or packer.place(label) != (0, 2, None) for label in labels):
             raise CannotPack("attention that is not [batch, heads, tokens, width]")
+        check_mask(mask, *shapes(q, k, v))
         if mask in packer.descendants:
             raise CannotPack("the mask depends on what attention has computed")
         packed = packer.packed(q), packer.packed(k), packer.packed(v)
+        packer.condition(EverybodySees((mask,)))
+        packer.condition(SeesItself((mask,)))
         return packer.attention(call.node, *packed, mask, call.get(6, "scale"), call.get(4, "dropout_p", 0.0))
+
+
+def shapes(q: Node, k: Node, v: Node) -> tuple[tuple[Size, ...], tuple[Size, ...]]:
+    """Those of q and k. Raises CannotPack where heads are shared in another way than in groups."""
+    query, key, value = (shape_of(each) for each in (q, k, v))
+    assert query is not None and key is not None and value is not None
+    heads, shared = query[1], key[1]
+    if not isinstance(heads, int) or not isinstance(shared, int) or not same(shared, value[1]) or heads % shared:
+        raise CannotPack("attention whose keys and values have other heads than groups of its queries' heads")
+    return query, key
+
+
+def check_mask(mask: Node, query: tuple[Size, ...], key: tuple[Size, ...]) -> None:
+    """Raises CannotPack where a mask does not say for each text, head, query and key what is seen."""
+    given = shape_of(mask)
+    if given is None or len(given) != 4:
+        raise CannotPack("a mask that is not [batch or 1, heads or 1, queries or 1, keys]")
+    for dim, (size, whole) in enumerate(zip(given, (*query[:3], key[2]), strict=True)):
+        if not (same(size, whole) or (dim < 3 and same(size, 1))):
+            raise CannotPack("a mask that is not [batch or 1, heads or 1, queries or 1, keys]")
 
 
 class CrossEntropy:
@@ -69,7 +92,8 @@ class CrossEntropy:
         reduction = call.get(6, "reduction", "mean")
         if len(label) != 2 or packer.rest(label) != [1] or len(packer.axes.of(target)) != 1:
             raise CannotPack("a loss that is not of [tokens, classes] and [tokens]")
-        if reduction == "none" or call.get(2, "weight") is not None:
+        legacy = call.get(3, "size_average") is not None or call.get(5, "reduce") is not None
+        if reduction == "none" or legacy or call.get(2, "weight") is not None:
             raise CannotPack("a loss with a value for each token, or weights of classes")
         args = list(call.node.args)
         kwargs = dict(call.node.kwargs)

@@ -18,7 +18,14 @@ _PLAIN = {
     "multiply": "mul", "subtract": "sub", "clip": "clamp", "invert": "bitwise_not", "swapaxes": "transpose",
     "swapdims": "transpose", "concat": "cat", "concatenate": "cat", "cast": "to", "_softmax": "softmax",
 }  # fmt: skip
-_MISSING = object()
+_ROLES = {
+    "scaled_dot_product_attention": ("query", "key", "value"),
+    "linear": ("input", "weight"),
+    "embedding": ("input", "weight"),
+    "cross_entropy": ("input", "target"),
+}
+"""Operands that are told apart by their names, in whatever order they are written."""
+_MODULES = frozenset({"", "_operator", "builtins", "math"})
 
 
 @dataclass(frozen=True)
@@ -41,7 +48,10 @@ class Call:
 
     @property
     def operands(self) -> list[Node]:
-        """All nodes among the arguments that are tensors, in order."""
+        """All nodes among the arguments that are tensors, in order, each once; or by their roles."""
+        roles = _ROLES.get(self.name)
+        if roles is not None:
+            return [self.get(at, name) for at, name in enumerate(roles)]
         return [node for node in self.node.all_input_nodes if is_tensor(node)]
 
 
@@ -64,8 +74,13 @@ def call_of(node: Node) -> Call | None:
         return Call(node, _IN_PLACE[target], True)
     if isinstance(target, torch._ops.OpOverload):
         return Call(node, f"{target.namespace}::{target._opname}", target._schema.is_mutable)
+    if isinstance(target, torch._ops.OpOverloadPacket):
+        schemas = [getattr(target, each)._schema for each in target.overloads()]
+        return Call(node, target._qualified_op_name, any(schema.is_mutable for schema in schemas))
     name = getattr(target, "__name__", str(target))
     module = getattr(target, "__module__", "") or ""
+    if not _is_known(module):  # somebody's own function, whatever its name
+        return Call(node, f"{module}.{name}", False)
     in_place = node.kwargs.get("out") is not None
     if name.endswith("_") and not name.endswith("__") and name not in _PLAIN and not module.startswith("gossamer"):
         name, in_place = name[:-1], True
@@ -73,6 +88,12 @@ def call_of(node: Node) -> Call | None:
     if _writes(call):
         call = Call(node, call.name, True)
     return call
+
+
+def _is_known(module: str) -> bool:
+    root = module.split(".")[0]
+    strange = module.startswith(("torch.sparse", "torch.masked"))
+    return module in _MODULES or (root in ("torch", "gossamer") and not strange)
 
 
 def _plain(name: str) -> str:
@@ -84,7 +105,11 @@ _INPLACE_AT = {"relu": 1, "dropout": 3, "silu": 1, "elu": 2, "leaky_relu": 2, "h
 
 
 def _writes(call: Call) -> bool:
-    """F.relu(x, inplace=True) and its like."""
+    """F.relu(x, inplace=True) and its like, and norms that update what they have seen so far."""
+    if call.name == "batch_norm":
+        return call.get(1, "running_mean") is not None and bool(call.get(5, "training", False))
+    if call.name == "instance_norm":
+        return call.get(1, "running_mean") is not None and bool(call.get(5, "use_input_stats", True))
     at = _INPLACE_AT.get(call.name)
     if at is None or getattr(call.node.target, "__module__", "") != "torch.nn.functional":
         return False

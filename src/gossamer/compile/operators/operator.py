@@ -52,6 +52,9 @@ class Packer(Protocol):
     def condition(self, condition: Any) -> None:
         """What must hold at run time for the packed graph to be right."""
 
+    def place(self, label: Label) -> tuple[int | None, int | None, int | None]:
+        """Which dimensions are the batch, the sequence, and both merged. Raises CannotPack."""
+
     def rest(self, label: Label) -> list[int]:
         """The dimensions of a label that are no tokens. Raises CannotPack where its tokens are not plain."""
 
@@ -104,10 +107,10 @@ def dimension(at: int, rank: int) -> int:
 
 
 def dimensions(at: Any, rank: int) -> list[int]:
-    """A dim argument as a list: None is all."""
+    """A dim argument as a list: None and none are all."""
     if isinstance(at, bool):
         raise CannotPack("a flag where a dimension is expected")
-    if at is None:
+    several: Sequence[int] = [at] if isinstance(at, int) else list(at or ())
+    if not several:
         return list(range(rank))
-    several: Sequence[int] = [at] if isinstance(at, int) else list(at)
     return [dimension(each, rank) for each in several]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch.fx import GraphModule
 
+from gossamer.compile.modes import has_effect
 from gossamer.compile.respelling.attention_by_hand import by_hand
 from gossamer.compile.respelling.attention_in_one_call import in_one_call
 from gossamer.compile.respelling.in_place import out_of_place
@@ -15,7 +16,7 @@ def respelled(gm: GraphModule) -> GraphModule:
     copy = copied(gm)
     for rewrite in (out_of_place, in_one_call, by_hand):
         rewrite(copy.graph)
-    copy.graph.eliminate_dead_code()
+    copy.graph.eliminate_dead_code(is_impure_node=has_effect)
     copy.recompile()
     return copy
 

@@ -32,6 +32,8 @@ def _attention(node: Node) -> Node | None:
     step: Any = weights
     while isinstance(step, Node) and len(step.users) == 1 and (call := call_of(step)) is not None and not call.in_place:
         if call.name == "dropout":
+            if dropout:
+                return None
             dropout = float(call.get(1, "p", 0.5)) if call.get(2, "training", True) else 0.0
         elif call.name not in _PASSES:
             break
@@ -82,7 +84,11 @@ def _link(step: Any) -> Call | None:
     if not isinstance(step, Node) or len(step.users) != 1:
         return None
     call = call_of(step)
-    return None if call is None or call.in_place else call
+    if call is None or call.in_place or not step.meta["example_value"].dtype.is_floating_point:
+        return None
+    # A factor of what is added, or a division that rounds, is none of ours.
+    plain = call.name not in ("add", "mul", "div") or (len(step.args) + len(step.kwargs) == 2 and not step.kwargs)
+    return call if plain else None
 
 
 def _is_four(node: Node) -> bool:

@@ -49,7 +49,7 @@ def out_of_place(graph: Graph) -> None:
         if inputs or new.meta["example_value"].dtype != node.meta["example_value"].dtype:
             graph.erase_node(new)
             continue
-        new.meta = {**node.meta, "example_value": new.meta["example_value"]}
+        new.meta = dict(node.meta)  # its memory too: whoever views it later has an example value there
         node.replace_all_uses_with(new)
         graph.erase_node(node)
 

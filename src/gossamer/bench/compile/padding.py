@@ -208,4 +208,5 @@ COLUMNS = (
     (SORTED, ratio(SORTED)), (BY_HAND, ratio(BY_HAND)), (NESTED, ratio(NESTED)),
 )  # fmt: skip
 
-SECTION = Section(rows, Table(ways.with_summary(COLUMNS)))
+BRIEF = (COLUMNS[0], COLUMNS[1], COLUMNS[2], COLUMNS[4], COLUMNS[5])
+SECTION = Section(rows, Table(ways.with_summary(COLUMNS)), {"brief": Table(BRIEF)})

@@ -32,8 +32,8 @@ from gossamer.planner import Site
 
 LEAST = 1 << 24
 """Multiplications below which no gain could pay for asking: some 0.2 ms of one core."""
-LEAST_WEIGHT = 1 << 20
-"""Elements of a weight from which few rows wait for it long enough."""
+LEAST_WEIGHT = 1 << 21
+"""Elements of a weight from which few rows wait for it so long that 0.1 ms of Python between other layers may pay."""
 
 _CALL = 2e-5
 """Seconds of Python around an answer: inside an opaque operator there is less of it than around a layer."""

@@ -37,7 +37,7 @@ from gossamer.planner import Tuner
 from gossamer.planner.tuner.trial import DENSE
 
 _QUESTION, _CLOSED, _OPEN = "decode", "closed", "open"
-_CALL = 5e-6  # seconds of Python around a call that asks
+_CALL = 2e-5  # seconds of Python around a call that asks
 
 Run = Callable[[], tuple[Tensor, Tensor]]  # the result, and what is not zero where a neuron is open
 

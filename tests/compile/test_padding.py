@@ -132,6 +132,16 @@ def tokens_of_rows(net: Net, x: Tensor, keep: Tensor) -> Tensor:
 
 
 @packs
+def all_from_the_first_on(net: Net, x: Tensor, keep: Tensor) -> Tensor:
+    return net.linear(net.encoded(x, keys(keep))[:, slice(0, None), :])
+
+
+@packs
+def the_first_as_a_slice(net: Net, x: Tensor, keep: Tensor) -> Tensor:
+    return net.linear(net.encoded(x, keys(keep))[:, :1]).mean(1)
+
+
+@packs
 def mean_of_tokens(net: Net, x: Tensor, keep: Tensor) -> Tensor:
     weight = keep[..., None].float()
     return (net.encoded(x, keys(keep)) * weight).sum(1) / weight.sum(1).clamp(min=1e-9)

@@ -71,6 +71,7 @@ behind(
 )
 behind("ignores every token", lambda net, x, keep: F.cross_entropy(x.view(-1, WIDTH), keep.long().view(-1)))
 behind("token -1 of every text is kept", lambda net, x, keep: x[:, -1])
+behind("tokens -2: of every text are kept", lambda net, x, keep: net.linear(x[:, -2:]))
 behind("tokens that an index reads", lambda net, x, keep: net.linear(x[torch.arange(len(x)), -1]))
 behind("is zero at every token", lambda net, x, keep: (x * (keep | ~keep)[..., None]).sum(1))
 behind("reads all tokens", lambda net, x, keep: torch.where(keep[..., None], x, 1.0).sum(1))

@@ -15,16 +15,19 @@ from torch.fx import Node
 
 @dataclass(frozen=True)
 class KeptAt:
-    """Somebody reads token `at` of every text, as a classifier reads the first."""
+    """Somebody reads token `at` of every text, as a classifier reads the first, or a slice of them."""
 
-    at: int
+    at: int | tuple[int | None, int | None]
 
     nodes: tuple[Node, ...] = ()
 
     def holds(self, keep: Tensor) -> Tensor:
-        return keep[:, self.at].all()
+        return keep[:, slice(*self.at) if isinstance(self.at, tuple) else self.at].all()
 
     def __str__(self) -> str:
+        if isinstance(self.at, tuple):
+            start, stop = ("" if at is None else at for at in self.at)
+            return f"tokens {start}:{stop} of every text are kept, since they are read"
         return f"token {self.at} of every text is kept, since it is read"
 
 

@@ -208,11 +208,12 @@ def _leave(
     if source in packing.inside:
         raise CannotPack(f"{source.name} is of the tokens that are there, and is read by {reader.name}")
     call = call_of(reader)
+    shown = _only_shown(reader)
     if call is not None and call.name == "getitem" and is_tensor(source) and reader.args[0] is source:
         condition = _chosen(call, packing) if source not in zero else None
-        if condition is not None:
+        piece = isinstance(condition, KeptAt) and isinstance(condition.at, tuple)
+        if condition is not None and not (shown and piece):
             return (condition,)
-    shown = _only_shown(reader)
     if (shown and not packing.goes_on) or (is_tensor(source) and not packing.has_tokens(packing.axes.of(source))):
         return ()
     if not is_tensor(source):
@@ -260,6 +261,8 @@ def _chosen(call: Call, packing: Packing) -> Condition | None:
         if None in entries or entries[batch] != slice(None):
             return None
         at = entries[sequence]
+        if isinstance(at, slice) and at.step is None and all(isinstance(x, int | None) for x in (at.start, at.stop)):
+            return KeptAt((at.start, at.stop)) if at != slice(None) else None
         return KeptAt(at) if isinstance(at, int) else None
     index: Any = call.node.args[1]
     if not isinstance(index, tuple) or (batch, sequence) != (0, 1) or len(index) != 2:

@@ -168,6 +168,8 @@ class GetItem(_View):
         if Ellipsis not in entries:
             entries.append(Ellipsis)
         at = entries.index(Ellipsis)
+        # x[0:] is all of x too.
+        entries = [slice(None) if entry in (slice(0, None), slice(0, None, 1)) else entry for entry in entries]
         return entries[:at] + [slice(None)] * missing + entries[at + 1 :]
 
     def label(self, call: Call, axes: Axes) -> Any:

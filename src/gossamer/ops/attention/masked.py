@@ -83,7 +83,7 @@ def _choose(
     begin = clock.now()
     setting, density = load_kernel("cpu", "masked_attention", "find_seen")(q, k, mask, scale)
     looked = clock.now() - begin
-    tuner = place.tuner(shapes, density)
+    tuner = place.tuner(shapes, density, q.dtype)
     choice = tuner.choose(question, (DENSE, SKIP), shapes, {"mask": density})
     begin = clock.now()
     found = skip(setting=setting) if choice == SKIP else dense(mask)

@@ -142,6 +142,11 @@ def the_first_as_a_slice(net: Net, x: Tensor, keep: Tensor) -> Tensor:
 
 
 @packs
+def read_by_other_queries(net: Net, x: Tensor, keep: Tensor) -> Tensor:
+    return models.read_across(net, net.blocks[0](x, keys(keep)), keys(keep))
+
+
+@packs
 def mean_of_tokens(net: Net, x: Tensor, keep: Tensor) -> Tensor:
     weight = keep[..., None].float()
     return (net.encoded(x, keys(keep)) * weight).sum(1) / weight.sum(1).clamp(min=1e-9)

@@ -76,9 +76,10 @@ class Piece:
                 return variant.run(*inputs)
         if len(self.variants) >= MOST or any(size < 2 for size in named.values()):
             return self.gm(*inputs)  # torch's compiler takes sizes of 0 and 1 for numbers
-        self.variants.append(self._compiled(inputs, key))
+        made = self._compiled(inputs, key)
+        self.variants.append(made)  # threads may have added others
         self.tally.compilations += 1
-        return self.variants[-1].run(*inputs)
+        return made.run(*inputs)
 
     def _named(self, inputs: Sequence[Any]) -> dict[str, int]:
         named: dict[str, int] = {}

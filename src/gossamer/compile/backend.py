@@ -10,7 +10,7 @@ from typing import Any
 
 from torch.fx import GraphModule
 
-from gossamer.compile import activations, masked
+from gossamer.compile import activations, masked, routed
 from gossamer.compile.attend import attend
 from gossamer.compile.cut import Cut, cut
 from gossamer.compile.finding import Finding
@@ -64,6 +64,7 @@ def compiled(gm: GraphModule, example_inputs: list[Any], options: Options, compi
         sources = [node.name for node in marks]
         rewrite = functools.partial(activations.rewrite, sources=sources, keep_packed=options.keep_packed)
         _add(findings, _tried(rewrite, gm))
+    _add(findings, _tried(routed.find, gm))
     padded: tuple[GraphModule, Plan, Cut] | None = None
     dense = gm
     if "padding" in options.passes:

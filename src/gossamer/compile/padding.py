@@ -140,15 +140,15 @@ def _packed(graph: Graph, packing: Packing, anchors: list[Call]) -> Plan:
         call = call_of(node)
         try:
             made = _pack(node, call, packing, reasons)
-            if call is not None and call.name != "cross_entropy" and is_tensor(node):
+            if call is not None and call.name == "getitem" and node.args[0] in packing.inside:
+                packing.keep_inside(node)
+            elif call is not None and call.name != "cross_entropy" and is_tensor(node):
                 packing.rest(packing.axes.of(node))  # a result without tokens would be of those that are there
             packing.env[node] = made
         except (CannotPack, AssertionError, IndexError, TypeError, ValueError) as error:
             reasons[node] = str(error) or f"{node.name} is called in a way that is not known"
             continue
         region.append(node)
-        if call is not None and call.name == "getitem" and node.args[0] in packing.inside:
-            packing.keep_inside(node)
         known = _zero(node, call, packing, zero)
         if known is not None:
             zero[node] = known

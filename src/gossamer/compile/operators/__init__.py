@@ -10,16 +10,17 @@ from gossamer.compile.operators.operator import CannotPack, Names, Operator, Pac
 from gossamer.compile.operators.products import Addmm, Embedding, Linear, Matmul
 from gossamer.compile.operators.views import Expand, GetItem, Join, Permute, Pieces, Reshape
 
+_RESHAPES = ("view", "view_as", "reshape", "reshape_as", "flatten", "unflatten", "squeeze", "unsqueeze")
 _OF: dict[str, Operator] = {
     **dict.fromkeys(elementwise.NAMES, elementwise.Elementwise()),
     **dict.fromkeys(along.SOFTMAX, along.Along()),
     **dict.fromkeys(along.NORMS, along.Norm()),
     **dict.fromkeys(along.REDUCTIONS, along.Reduction()),
-    **dict.fromkeys(("view", "reshape", "flatten", "unflatten", "squeeze", "unsqueeze"), Reshape()),
+    **dict.fromkeys(_RESHAPES, Reshape()),
     **dict.fromkeys(("permute", "transpose", "t"), Permute()),
     **dict.fromkeys(("chunk", "split", "unbind"), Pieces()),
     **dict.fromkeys(("matmul", "mm", "bmm"), Matmul()),
-    "expand": Expand(),
+    **dict.fromkeys(("expand", "expand_as"), Expand()),
     **dict.fromkeys(("topk", "sort"), along.Selection()),
     "cat": Join(),
     "expert_index": ExpertIndex(),

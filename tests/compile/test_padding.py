@@ -179,7 +179,14 @@ def test_is_packed_and_answers_as_eager(name: str) -> None:
     assert watched.packed == len(models.SHAPES), watched.reasons
 
 
-@pytest.mark.parametrize("keep", [models.left, models.holes, models.whole, models.nothing_in_one])
+@pytest.mark.parametrize(
+    "keep",
+    [
+        models.left,
+        models.nothing_in_one,
+        *(pytest.param(each, marks=pytest.mark.slow) for each in (models.holes, models.whole)),
+    ],
+)
 @pytest.mark.parametrize(
     "body", [encoder, mask_of_the_least_float, causal, mean_of_tokens, last_token, loss_that_ignores]
 )
@@ -191,7 +198,7 @@ def test_wherever_the_padding_is(body: models.Body, keep) -> None:
     "shapes",
     [[(7, 7)], [(WIDTH, WIDTH)], [(HEADS, WIDTH)], [(5, HEADS)], [(1, 7), (3, 7)], [(3, 1), (3, 2)], [(2, 3), (33, 3)]],
 )
-@pytest.mark.parametrize("dynamic", [True, False, None])
+@pytest.mark.parametrize("dynamic", [*(pytest.param(each, marks=pytest.mark.slow) for each in (True, False)), None])
 def test_whatever_sizes_coincide(shapes: list[tuple[int, int]], dynamic: bool | None) -> None:
     answers_as_eager(mean_of_tokens, shapes=shapes, dynamic=dynamic)
 

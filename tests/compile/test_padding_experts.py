@@ -44,11 +44,13 @@ def records():
     observers.pop()
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(
+    "name", ["mixtral", *(pytest.param(each, marks=pytest.mark.slow) for each in ("qwen3", "olmoe"))]
+)
 def test_packed_equals_eager(name: str, records: list[Record]) -> None:
     torch.manual_seed(0)
     model = MODELS[name]().eval()
-    batches = [batch(3, 17, 0), batch(5, 11, 1), batch(4, 23, 2)]
+    batches = [batch(3, 17, 0), batch(5, 11, 1)]
     with torch.no_grad():
         expected = [model(**each).last_hidden_state for each in batches]
         model.set_experts_implementation("gossamer")

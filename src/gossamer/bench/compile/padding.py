@@ -4,7 +4,7 @@ Texts are the signatures and docstrings of functions of Python's own library, cu
 drawn at random into batches of 32 (words, where that package is not there). MiniLM has its real weights, BERT-base
 random ones, in bfloat16 on a GPU. Beside the ways of every
 section: texts sorted by length into parts of 8 before inductor sees them, tokens packed by hand, and torch's own
-TransformerEncoder, which leaves padding out by nested tensors. A call is four batches of different sizes.
+TransformerEncoder, which leaves padding out by nested tensors. A call of MiniLM is four batches of different sizes.
 """
 
 from __future__ import annotations
@@ -32,6 +32,8 @@ from gossamer.xmc.encoders.transformer import Transformer, find
 SORTED, BY_HAND, NESTED = "inductor, sorted by length", "packed by hand", "nested tensors"
 BATCH, PART = 32, 8
 logger = logging.getLogger(__name__)
+COUNT = {"MiniLM": 4, "BERT-base": 1}
+"""Batches of a call: some seconds of eager's."""
 LONGEST = (64, 128)
 """Tokens at which texts are cut."""
 
@@ -160,7 +162,7 @@ def _kept(found: list[Tensor], data: list[Batch]) -> list[Tensor]:
 
 
 def row(name: str, model: Any, longest: int, settings: Settings) -> Row:
-    data = batches(longest, 3 if settings.quick else 4, settings.device)
+    data = batches(longest, COUNT.get(name, 2), settings.device)
     model.requires_grad_(False)
     if settings.device != "cpu":
         model.to(settings.device, torch.bfloat16)

@@ -6,12 +6,13 @@ An operator in neither table keeps nothing, so what is not known is dense.
 
 from __future__ import annotations
 
-import operator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch.fx import Node
+
+from gossamer.compile.operators.call import call_of
 
 _ALWAYS = "0 for 0"
 _PLACES = "moves elements, or copies them"
@@ -53,17 +54,8 @@ LOSES: dict[str, str] = {
 }
 """Operator -> why an element that is 0 does not stay 0."""
 
-_IN_PLACE = {operator.iadd: "add", operator.isub: "sub", operator.imul: "mul", operator.itruediv: "div",
-             operator.ipow: "pow"}  # fmt: skip
-_SAME = {"truediv": "div", "true_divide": "div", "clip": "clamp", "clamp_min": "clamp", "multiply": "mul",
-         "divide": "div", "concatenate": "cat", "dropout1d": "dropout", "max_pool2d_with_indices": "max_pool2d",
-         "boolean_dispatch": "max_pool2d", "feature_dropout": "dropout"}  # fmt: skip
-_FLAG = {
-    **dict.fromkeys(("relu", "relu6", "selu", "silu", "mish", "hardswish"), 1),
-    **dict.fromkeys(("leaky_relu", "elu", "celu"), 2),
-    **dict.fromkeys(("dropout", "threshold", "hardtanh"), 3),
-}
-"""Where an operator has its flag `inplace`."""
+_SAME = {"clamp_min": "clamp", "dropout1d": "dropout", "feature_dropout": "dropout",
+         "max_pool2d_with_indices": "max_pool2d", "boolean_dispatch": "max_pool2d"}  # fmt: skip
 _VIEWS = frozenset(
     ("view", "reshape", "flatten", "unflatten", "squeeze", "unsqueeze", "transpose", "permute", "t", "movedim",
      "contiguous", "detach", "expand", "narrow", "chunk", "split", "unbind", "getitem", "view_as", "expand_as",
@@ -86,20 +78,14 @@ class Named:
 
 def named(node: Node) -> Named:
     """The operator of a node; "" for what is none of torch's."""
-    if node.op == "call_method":
-        name = str(node.target)
-    elif node.op == "call_function":
-        if node.target in _IN_PLACE:
-            return Named(_IN_PLACE[node.target], True)
-        module = getattr(node.target, "__module__", None) or "torch"
-        if module.split(".")[0] not in ("torch", "_operator"):
-            return Named("", False)
-        name = str(getattr(node.target, "__name__", ""))
-    else:
+    call = call_of(node)
+    if (
+        call is None
+        or not call.name.isidentifier()
+        or str(getattr(node.target, "__module__", "")).startswith("gossamer")
+    ):
         return Named("", False)
-    bare = name.rstrip("_") if not name.startswith("__") else name
-    in_place = bare != name or argument(node, _FLAG.get(bare, -1), "inplace", False) is True
-    return Named(_SAME.get(bare, bare), in_place)
+    return Named(_SAME.get(call.name, call.name), call.in_place)
 
 
 def argument(node: Node, at: int, name: str, default: Any = None) -> Any:

@@ -108,7 +108,8 @@ def test_groups(backend):
 
             def run(of=(source, target, offsets), x=x, dy=dy, weights=weights, flipped=flipped, rows=tokens + 2):
                 y = backend("grouped_mm", x, *of, weights, False, rows)
-                assert_same_bits(backend("grouped_mm", x, *of, flipped, True, rows), y)
+                # A group of few rows is summed in another order, and how many are few depends on the layout.
+                torch.testing.assert_close(backend("grouped_mm", x, *of, flipped, True, rows), y, rtol=1e-4, atol=1e-4)
                 return y, backend("grouped_outer", x, dy, *of)
 
             in_every_team(run)

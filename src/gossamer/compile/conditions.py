@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
+from gossamer.compile.tokens import seen
+
 
 @dataclass(frozen=True)
 class KeptAt:
@@ -85,7 +87,7 @@ class EverybodySees:
     nodes: tuple[Node, ...]
 
     def holds(self, keep: Tensor, mask: Tensor) -> Tensor:
-        return (_seen(mask).any(3).all(1) | ~keep).all()
+        return (seen(mask).any(3).all(1) | ~keep).all()
 
     def __str__(self) -> str:
         return f"every token that is kept sees some token in {self.nodes[0].name}"
@@ -103,7 +105,7 @@ class SeesItself:
     def holds(self, keep: Tensor, mask: Tensor) -> Tensor:
         if mask.shape[2] == 1:  # it says of tokens what they are, whoever looks
             return keep.new_ones(())
-        return (_seen(mask).any(1).diagonal(dim1=1, dim2=2) | ~keep).all()
+        return (seen(mask).any(1).diagonal(dim1=1, dim2=2) | ~keep).all()
 
     def __str__(self) -> str:
         return f"every token that is kept sees itself in {self.nodes[0].name}"
@@ -116,7 +118,7 @@ class UnseenWhereDropped:
     nodes: tuple[Node, ...]
 
     def holds(self, keep: Tensor, mask: Tensor) -> Tensor:
-        sees = _seen(mask)
+        sees = seen(mask)
         return (~sees.flatten(1, -2).any(1) | keep).all() & sees.any(3).all()
 
     def __str__(self) -> str:
@@ -126,12 +128,6 @@ class UnseenWhereDropped:
 Condition = (
     KeptAt | KeptWhere | ZeroWhereDropped | IgnoredWhereDropped | EverybodySees | SeesItself | UnseenWhereDropped
 )
-
-
-def _seen(mask: Tensor) -> Tensor:
-    from gossamer.compile.tokens import seen
-
-    return seen(mask)
 
 
 def _by_token(x: Tensor, keep: Tensor, order: tuple[int, ...]) -> Tensor:

@@ -6,7 +6,7 @@ from typing import Any
 
 from gossamer.compile.labels import Axes, Label, shape_of
 from gossamer.compile.operators.call import Call
-from gossamer.compile.operators.operator import CannotPack, Names, Packer, dimension, dimensions
+from gossamer.compile.operators.operator import CannotPack, Names, Packer, dimension, dimensions, pack_along
 
 SOFTMAX = frozenset({"softmax", "log_softmax", "softmin", "cumsum", "cumprod", "normalize"})
 NORMS = frozenset({"layer_norm", "rms_norm"})
@@ -35,17 +35,7 @@ class Along:
         return f"{names.of('Y', label)} {function}({along})= {names.of('X', names.axes.of(call.operands[0]))}"
 
     def pack(self, call: Call, packer: Packer) -> Any:
-        rest, dim = packer.rest(packer.axes.of(call.node)), self.dim(call)
-        if dim not in rest:
-            raise CannotPack(f"{call.name} runs along the tokens")
-        args, kwargs = list(call.node.args), dict(call.node.kwargs)
-        args[0] = packer.packed(call.operands[0])
-        at = 2 if call.name == "normalize" else 1
-        if at < len(args):
-            args[at] = rest.index(dim) + 1
-        else:
-            kwargs["dim"] = rest.index(dim) + 1
-        return packer.emit(call.node, *args, **kwargs)
+        return pack_along(call, packer, 2 if call.name == "normalize" else 1, self.dim(call))
 
 
 class Norm:
@@ -135,14 +125,4 @@ class Selection:
         return None
 
     def pack(self, call: Call, packer: Packer) -> Any:
-        rest, dim = packer.rest(packer.axes.of(call.operands[0])), self.dim(call)
-        if dim not in rest:
-            raise CannotPack(f"{call.name} runs along the tokens")
-        args, kwargs = list(call.node.args), dict(call.node.kwargs)
-        args[0] = packer.packed(call.operands[0])
-        at = {"topk": 2}.get(call.name, 1)
-        if at < len(args):
-            args[at] = rest.index(dim) + 1
-        else:
-            kwargs["dim"] = rest.index(dim) + 1
-        return packer.emit(call.node, *args, **kwargs)
+        return pack_along(call, packer, {"topk": 2}.get(call.name, 1), self.dim(call))

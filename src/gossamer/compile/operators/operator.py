@@ -114,3 +114,17 @@ def dimensions(at: Any, rank: int) -> list[int]:
     if not several:
         return list(range(rank))
     return [dimension(each, rank) for each in several]
+
+
+def pack_along(call: Call, packer: Packer, at: int, dim: int) -> Node:
+    """The same call on packed tokens, along the same dimension, which is its argument `at` or "dim"."""
+    rest = packer.rest(packer.axes.of(call.operands[0]))
+    if dim not in rest:
+        raise CannotPack(f"{call.name} runs along the tokens")
+    args, kwargs = list(call.node.args), dict(call.node.kwargs)
+    args[0] = packer.packed(call.operands[0])
+    if at < len(args):
+        args[at] = rest.index(dim) + 1
+    else:
+        kwargs["dim"] = rest.index(dim) + 1
+    return packer.emit(call.node, *args, **kwargs)

@@ -9,7 +9,7 @@ from torch.fx import Node
 
 from gossamer.compile.labels import Axes, Label, same, shape_of
 from gossamer.compile.operators.call import Call
-from gossamer.compile.operators.operator import CannotPack, Names, Packer, dimension
+from gossamer.compile.operators.operator import CannotPack, Names, Packer, dimension, pack_along
 
 
 class _View:
@@ -102,18 +102,7 @@ class Pieces(_View):
         return tuple((*label[:dim], axes.fresh(piece.shape[dim]), *label[dim + 1 :]) for piece in pieces)
 
     def pack(self, call: Call, packer: Packer) -> Any:
-        source = call.operands[0]
-        rest, dim = packer.rest(packer.axes.of(source)), self.dim(call)
-        if dim not in rest:
-            raise CannotPack(f"{call.name} divides the tokens")
-        args, kwargs = list(call.node.args), dict(call.node.kwargs)
-        args[0] = packer.packed(source)
-        at = {"unbind": 1}.get(call.name, 2)
-        if at < len(args):
-            args[at] = rest.index(dim) + 1
-        else:
-            kwargs["dim"] = rest.index(dim) + 1
-        return packer.emit(call.node, *args, **kwargs)
+        return pack_along(call, packer, {"unbind": 1}.get(call.name, 2), self.dim(call))
 
 
 class Join(_View):

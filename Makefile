@@ -6,7 +6,7 @@ PIP     = $(BIN)/pip --disable-pip-version-check
 STAMP   = $(VENV)/.installed
 NATIVE  = $(shell find csrc -type f 2>/dev/null)
 
-.PHONY: help run model test test-all test-asan lint format bench docs stub clean
+.PHONY: help run model test test-all test-asan lint format bench docs site stub clean
 
 help:           ## this text
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -45,15 +45,15 @@ test-asan: $(STAMP)  ## random structure, right and broken, to every op, under t
 	  $(BIN)/python tests/native/fuzzed_structure.py --native $(ASAN)/_native*.so
 
 lint: $(STAMP)  ## ruff, mypy, the layers, and that the docs' tables match the committed results
-	$(BIN)/ruff check src tests benchmarks
-	$(BIN)/ruff format --check src tests benchmarks
+	$(BIN)/ruff check src tests benchmarks site
+	$(BIN)/ruff format --check src tests benchmarks site
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python benchmarks/tables.py --check
 
 format: $(STAMP)  ## ruff's formatter and its safe fixes
-	$(BIN)/ruff check --fix src tests benchmarks
-	$(BIN)/ruff format src tests benchmarks
+	$(BIN)/ruff check --fix src tests benchmarks site
+	$(BIN)/ruff format src tests benchmarks site
 
 stub: $(STAMP)  ## write _native.pyi from the extension
 	$(BIN)/python -m nanobind.stubgen -q -m gossamer._native -o src/gossamer/_native.pyi
@@ -70,6 +70,9 @@ bench: $(STAMP) ## measure on this machine and rewrite the docs' tables
 docs: $(STAMP)  ## run every example of the docs and rewrite their tables from the committed results
 	$(BIN)/python benchmarks/tables.py
 	$(BIN)/python -m pytest -q tests/docs
+
+site: $(STAMP)  ## the documentation as a site: build/site/index.html
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build -q -f site/mkdocs.yml
 
 clean:          ## remove the venv and what was built
 	rm -rf $(VENV) build dist runs .pytest_cache .ruff_cache .mypy_cache .hypothesis

@@ -7,11 +7,21 @@ A table stands between two comment lines and is replaced as a whole:
     <!-- end -->
 
 names the file benchmarks/results/cpu/compact.json and its section `throughput`. `training.zeros` is a further table
-of the section `training`. How rows become a table is said where they are measured, in gossamer.bench.
+of the section `training`. How rows become a table is said where they are measured, in gossamer.bench. A single cell, in
+the middle of a sentence, is named by cells of its row and by the head of its column:
+
+    <!-- cell: cpu/compile padding.brief [MiniLM | 128] [`gossamer`] -->2.34x<!-- end -->
+
+All tables of a file, each below a heading and the first paragraph of its section's docstring:
+
+    <!-- tables: cpu/compact -->
+    ...
+    <!-- end -->
 """
 
 from __future__ import annotations
 
+import inspect
 import json
 import re
 import sys
@@ -22,10 +32,17 @@ from typing import Any
 from gossamer import bench
 from gossamer.bench.dense import named, shares
 from gossamer.bench.results import text
+from gossamer.bench.section import Table
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 MARK = re.compile(r"(<!-- table: (\S+) (\S+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
+CELL = re.compile(
+    r"(?<!\n)(<!-- cell: (\S+) (\S+) \[(.*?)\] \[(.*?)\] -->)(.*?)(<!-- end -->)"
+)  # never first in a line: there it would be a block
+ALL = re.compile(r"(<!-- tables: (\S+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
+BRIEF = "brief"
+MEASURED = ROOT / "docs" / "measured.md"
 
 
 def _caption(where: dict[str, Any], rows: list[dict[str, Any]], note: str) -> str:
@@ -49,26 +66,68 @@ def _sections(path: Path) -> dict[str, Any]:
     return dict(result["sections"])
 
 
-def _fill(match: re.Match[str]) -> str:
-    start, file, name, _, end = match.groups()
-    path = RESULTS / f"{file}.json"
-    main, _, further = name.partition(".")
-    section = bench.sections(path.stem).get(main)
+def _table(file: str, name: str) -> tuple[Table, dict[str, Any] | None, str]:
+    """A table of a section, what was measured for it, and what measures it."""
+    suite, (main, _, further) = Path(file).name, name.partition(".")
+    section = bench.sections(suite).get(main)
     table = section.named(further) if section else None
     if table is None:
-        raise SystemExit(f"a table names {name!r}; suite {path.stem!r} has {list(bench.sections(path.stem))}")
-    found = _sections(path).get(main)
+        raise SystemExit(f"a table names {name!r}; suite {suite!r} has {list(bench.sections(suite))}")
+    command = f"gossamer bench {suite} --only {main} --json {(RESULTS / file).relative_to(ROOT)}.json"
+    return table, _sections(RESULTS / f"{file}.json").get(main), command
+
+
+def _shown(file: str, name: str) -> str:
+    table, found, command = _table(file, name)
     if found is None:  # said in the page itself: a table must not stand there without its rows
-        command = f"gossamer bench {path.stem} --only {main} --json {path.relative_to(ROOT)}"
-        return f"{start}*Not measured yet: `{command}`.*\n{end}"
-    return start + table.text(found["rows"]) + _caption(found["environment"], found["rows"], table.note) + end
+        return f"*Not measured yet: `{command}`.*\n"
+    return table.text(found["rows"]) + _caption(found["environment"], found["rows"], table.note)
+
+
+def _fill(match: re.Match[str]) -> str:
+    start, file, name, _, end = match.groups()
+    return start + _shown(file, name) + end
+
+
+def _fill_cell(match: re.Match[str]) -> str:
+    start, file, name, row, column, _, end = match.groups()
+    table, found, command = _table(file, name)
+    if found is None:
+        raise SystemExit(f"a cell names {name!r} of {file}, which is not measured: {command}")
+    head, _, *body = (
+        [each.strip() for each in line[1:-1].split("|")] for line in table.text(found["rows"]).splitlines()
+    )
+    of = {each.strip() for each in row.split("|")}
+    rows = [cells for cells in body if of <= set(cells)]
+    if len(rows) != 1 or column not in head:
+        raise SystemExit(f"a cell names {row!r} and {column!r} of {file} {name}: {len(rows)} rows, columns {head}")
+    value = rows[0][head.index(column)].partition(" (")[0]
+    return start + value + end
+
+
+def _fill_all(match: re.Match[str]) -> str:
+    start, file, _, end = match.groups()
+    suite, shown = Path(file).name, []
+    for main, section in bench.sections(suite).items():
+        about = inspect.getdoc(inspect.getmodule(section.rows)) or ""
+        first = " ".join(about.partition("\n\n")[0].split())
+        shown.append(f"### {suite}: {main}\n\n{first}\n\n{_shown(file, main)}")
+        further = [each for each in section.further if each != BRIEF]
+        if _table(file, main)[1] is not None:
+            shown += [_shown(file, f"{main}.{each}") for each in further]
+    return start + "\n" + "\n".join(shown) + end
 
 
 def main() -> None:
+    missing = {f"{path.parent.name}/{path.stem}" for path in RESULTS.glob("*/*.json")} - {
+        file for _, file, _, _ in ALL.findall(MEASURED.read_text())
+    }
+    if missing:
+        raise SystemExit(f"{MEASURED.relative_to(ROOT)} must show all results; it lacks `tables: {sorted(missing)}`")
     stale = []
     for page in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]:
         before = page.read_text()
-        after = MARK.sub(_fill, before)
+        after = ALL.sub(_fill_all, CELL.sub(_fill_cell, MARK.sub(_fill, before)))
         if after != before:
             stale.append(page.relative_to(ROOT))
             if "--check" not in sys.argv:

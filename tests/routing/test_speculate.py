@@ -8,7 +8,7 @@ from small_decoders import ids, made
 
 from gossamer.routing.fixed import EarlyExit, RandomSkip
 from gossamer.routing.radial import Radial
-from gossamer.routing.speculate import speculate
+from gossamer.routing.speculation import speculate
 
 
 @pytest.mark.parametrize("exit_at", [1, 3, 4])

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from gossamer.routing.router import Router
     from gossamer.routing.saved import StateError, load_state, save_state
     from gossamer.routing.settling import settle
-    from gossamer.routing.speculate import Speculation, speculate
+    from gossamer.routing.speculation import Speculation, speculate
     from gossamer.routing.stack import Stack
     from gossamer.routing.training import distill, train
 
@@ -61,7 +61,7 @@ _NAMES: dict[str, str] = {  # a name of the package: the module that has it
     "RandomSkip": "gossamer.routing.fixed",
     "Recursions": "gossamer.routing.recursion",
     "Router": "gossamer.routing.router",
-    "Speculation": "gossamer.routing.speculate",
+    "Speculation": "gossamer.routing.speculation",
     "Stack": "gossamer.routing.stack",
     "StateError": "gossamer.routing.saved",
     "Static": "gossamer.routing.fixed",
@@ -74,7 +74,7 @@ _NAMES: dict[str, str] = {  # a name of the package: the module that has it
     "profile": "gossamer.routing.profiling",
     "save_state": "gossamer.routing.saved",
     "settle": "gossamer.routing.settling",
-    "speculate": "gossamer.routing.speculate",
+    "speculate": "gossamer.routing.speculation",
     "train": "gossamer.routing.training",
 }
 

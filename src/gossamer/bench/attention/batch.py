@@ -14,8 +14,8 @@ import torch
 import gossamer as gs
 from gossamer.bench.attention.decoders import SMALL, llama, smollm2, transformers_here
 from gossamer.bench.attention.steps import STEPS, Steps, endless, engine, rewind
-from gossamer.bench.cells import CONTROL, Cell, of, ratio, value
-from gossamer.bench.section import Row, Section, Settings, Table
+from gossamer.bench.cells import CONTROL, Cell, of, ratio, short, value
+from gossamer.bench.section import MEDIANS, Row, Section, Settings, Table
 from gossamer.measure import clock
 from gossamer.serving.sparsity import Sparsity
 
@@ -105,4 +105,6 @@ COLUMNS = (
     ("ratio", lambda row: f"{row['alone'] / row['together']:.2f}x"), CONTROL,
 )  # fmt: skip
 
-SECTION = Section(rows, Table(COLUMNS), on_gpu=False)
+BRIEF = (*COLUMNS[:5], ("ratio", short(TOGETHER)), COLUMNS[8])
+
+SECTION = Section(rows, Table(COLUMNS), {"brief": Table(BRIEF, MEDIANS)}, on_gpu=False)

@@ -14,10 +14,10 @@ from torch import nn
 from torch.nn import functional as F
 
 import gossamer as gs
-from gossamer.bench.cells import milliseconds, ratio, value
+from gossamer.bench.cells import milliseconds, ratio, short, value
 from gossamer.bench.compact.channels import COMPACT, CONTROL, DENSE, flops
 from gossamer.bench.compact.chase import ROUND, chase
-from gossamer.bench.section import Row, Section, Settings, Table
+from gossamer.bench.section import MEDIANS, Row, Section, Settings, Table
 from gossamer.bench.step import training_step
 from gossamer.data import load
 
@@ -82,4 +82,6 @@ COLUMNS = (
 )  # fmt: skip
 
 
-SECTION = Section(rows, Table(COLUMNS))
+BRIEF = (COLUMNS[0], COLUMNS[1], COLUMNS[2], COLUMNS[3], (COMPACT, short(COMPACT)), COLUMNS[7])
+
+SECTION = Section(rows, Table(COLUMNS), {"brief": Table(BRIEF, MEDIANS)})

@@ -15,10 +15,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import gossamer as gs
-from gossamer.bench.cells import CONTROL, milliseconds, ratio, short, value
+from gossamer.bench.cells import CONTROL, Rows, lines, milliseconds, ratio, short, value
 from gossamer.bench.conv.compare import CHANNELS_LAST, CONTIGUOUS, Calls, against, best_of
 from gossamer.bench.conv.layers import Layer, chosen, operand
-from gossamer.bench.section import Row, Section, Settings, Table
+from gossamer.bench.section import MEDIANS, Row, Section, Settings, Table
 
 AUTO, ALWAYS = "auto", "skip always"
 LEARN = 30  # calls before the clock starts: the tuner's trial takes these
@@ -67,4 +67,14 @@ COLUMNS = (
 )  # fmt: skip
 
 
-SECTION = Section(rows, Table(COLUMNS), on_gpu=False)
+def brief(rows: Rows) -> str:
+    """A layer a line, a share of zeros a column."""
+    found = {(row["layer"], row["zeros"]): short(AUTO)(row) for row in rows}
+    shares = sorted({zeros for _, zeros in found})
+    body = [
+        [layer, *(found[layer, zeros] for zeros in shares)] for layer in dict.fromkeys(row["layer"] for row in rows)
+    ]
+    return lines(["layer", *(f"{zeros:.0%} zeros" for zeros in shares)], body)
+
+
+SECTION = Section(rows, Table(COLUMNS), {"brief": Table(brief, MEDIANS)}, on_gpu=False)

@@ -14,9 +14,9 @@ from torch import Tensor
 
 import gossamer as gs
 from gossamer.bench.attention.decoders import llama, transformers_here
-from gossamer.bench.cells import CONTROL, Cell, ratio, value
+from gossamer.bench.cells import CONTROL, Cell, ratio, short, value
 from gossamer.bench.route.routes import along, spaced
-from gossamer.bench.section import Row, Section, Settings, Table
+from gossamer.bench.section import MEDIANS, Row, Section, Settings, Table
 from gossamer.routing.fixed import RandomSkip
 from gossamer.routing.jumps import Jumps
 from gossamer.routing.policy import Choice, Policy, Tokens, Walk
@@ -155,4 +155,9 @@ COLUMNS = (
     ("random half", ratio("half of the layers, at random")), ("all but one token", ratio("all but one token")), CONTROL,
 )  # fmt: skip
 
-SECTION = Section(rows, Table(COLUMNS), on_gpu=False)
+BRIEF = (
+    *COLUMNS[:3], (BASELINE, short(BASELINE)), (ROUTED, short(ROUTED)),
+    *((name_of(share), short(name_of(share))) for share in SHARES),
+)  # fmt: skip
+
+SECTION = Section(rows, Table(COLUMNS), {"brief": Table(BRIEF, MEDIANS)}, on_gpu=False)

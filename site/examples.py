@@ -1,0 +1,36 @@
+"""Docstrings as the site shows them: examples as code."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from griffe import Extension, Object
+
+EXAMPLE = re.compile(r"^([ ]*)>>> (?:.*\n?)(?:[ ]*\S.*\n?)*", re.MULTILINE)
+
+
+class Docstrings(Extension):
+    def on_instance(self, *, obj: Object, **kwargs: Any) -> None:
+        if obj.docstring is not None:
+            obj.docstring.value = shown(obj.docstring.value)
+
+
+def shown(docstring: str) -> str:
+    """The docstring with its doctests fenced.
+
+    >>> print(shown("A sum.\\n\\n>>> 1 + 1\\n2\\n"))
+    A sum.
+    <BLANKLINE>
+    ```pycon
+    >>> 1 + 1
+    2
+    ```
+    <BLANKLINE>
+    """
+
+    def fenced(match: re.Match[str]) -> str:
+        indent, text = match[1], match[0].rstrip("\n")
+        return f"{indent}```pycon\n{text}\n{indent}```\n"
+
+    return EXAMPLE.sub(fenced, docstring)

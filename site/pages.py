@@ -1,7 +1,7 @@
 """What the site has beside docs/: files of the root as pages, and a page of names for each public module.
 
-A hook of MkDocs. Links between docs/ and the root are turned to where the pages are on the site, and pictures are put into
-their page, so that they follow its colours.
+A hook of MkDocs. Links between docs/ and the root are turned to where the pages are on the site, and pictures are put
+into their page, so that they follow its colours.
 """
 
 from __future__ import annotations

@@ -1,12 +1,15 @@
 """The docs are programs: every ```python block of README.md and docs/ runs, every docstring example holds.
 
-The blocks of one page share one namespace and run top to bottom, in an empty folder.
+The blocks of one page share one namespace and run top to bottom, in an empty folder. What a block prints is what
+stands, indented, right below it; `...` there stands for any text.
 """
 
 from __future__ import annotations
 
+import contextlib
 import doctest
 import importlib
+import io
 import pkgutil
 import re
 import subprocess
@@ -22,7 +25,8 @@ PAGES = [
     *(ROOT / name for name in ("README.md", "DESIGN.md", "CONTRIBUTING.md", "CHANGELOG.md")),
     *sorted((ROOT / "docs").glob("*.md")),
 ]
-BLOCK = re.compile(r"^```python\n(.*?)^```", re.DOTALL | re.MULTILINE)
+BLOCK = re.compile(r"^```python\n(.*?)^```\n(?:\n((?:    [^\n]*\n|\n)+))?", re.DOTALL | re.MULTILINE)
+ANY = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 LINK = re.compile(r"\]\((?!https?://|#)([^)#]+)(?:#[^)]*)?\)")
 MODULES = sorted(
     info.name
@@ -40,7 +44,14 @@ def test_every_block_of_the_page_runs(page, tmp_path, monkeypatch):
         line = text.count("\n", 0, match.start(1)) + 1
         # Pad with blank lines: a traceback then shows the page's own line number.
         source = "\n" * (line - 1) + match.group(1)
-        exec(compile(source, str(page), "exec"), namespace)
+        printed = io.StringIO()
+        with contextlib.redirect_stdout(printed):
+            exec(compile(source, str(page), "exec"), namespace)
+        if (match[2] or "").strip():
+            shown = re.sub("^    ", "", match[2], flags=re.MULTILINE).strip("\n")
+            assert doctest.OutputChecker().check_output(shown, printed.getvalue().strip("\n"), ANY), (
+                f"{page.name}:{line} prints\n{printed.getvalue()}and not\n{shown}"
+            )
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

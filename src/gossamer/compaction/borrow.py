@@ -14,6 +14,8 @@ from torch.utils import _pytree as pytree
 
 from gossamer.wrappers import is_sharded
 
+from .closures import rebind_
+
 _INTERNAL = set(vars(nn.Module()))  # hooks, flags and the like, which are restored or left alone elsewhere
 _CONTAINERS = (list, dict, set, deque, OrderedDict, defaultdict)
 T = TypeVar("T")
@@ -101,10 +103,15 @@ class _Snapshot:
 
 
 def duplicate(model: nn.Module) -> nn.Module:
-    """A deep copy; results of a forward that modules have kept, which autograd forbids to copy, are detached."""
+    """A deep copy; results of a forward that modules have kept, which autograd forbids to copy, are detached.
+
+    Functions that stand in for a method (a decorated or compiled forward) run the copy.
+    """
     memo: dict[int, Any] = {}
     for module in model.modules():
         for leaf in pytree.tree_leaves(list(attributes_of(module).values())):
             if isinstance(leaf, Tensor) and leaf.grad_fn is not None:
                 memo[id(leaf)] = leaf.detach().clone()
-    return copy.deepcopy(model, memo)
+    twin = copy.deepcopy(model, memo)
+    rebind_(twin, model)
+    return twin

@@ -20,11 +20,11 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from gossamer.measure.count import call_arguments
-from gossamer.wrappers import seen_through
+from gossamer.wrappers import full_precision, seen_through
 
 from .borrow import duplicate, evaluating, from_inference, ordinary, refuse_shards, undisturbed
 from .captured import Capture, CaptureError
-from .functional import functional_leftovers, made_functional
+from .functional import functional_leftovers, made_functional, without_grad_modes
 from .names import first_names, state_tensors
 
 logger = logging.getLogger(__name__)
@@ -98,7 +98,7 @@ def capture(model: nn.Module, example_inputs: Any, *, route: str = "auto") -> Ca
         if route not in ("auto", name):
             continue
         try:
-            with undisturbed(model), evaluating(model), seen_through(model):
+            with undisturbed(model), evaluating(model), seen_through(model), full_precision():
                 with torch.no_grad(), warnings.catch_warnings():
                     warnings.simplefilter("ignore")  # the user's own calls have shown them
                     torch.manual_seed(0)
@@ -139,6 +139,7 @@ def _running(model: nn.Module, error: BaseException) -> tuple[str, ...]:
 
 def _export(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Capture:
     program = torch.export.export(model, args, kwargs, strict=False)
+    without_grad_modes(program.graph_module)
     if not made_functional(program.graph):
         program = program.run_decompositions({})
     signature = program.graph_signature

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from gossamer import measure
-from gossamer.wrappers import strip_, unwrap
+from gossamer.wrappers import strip_, unwrap, unwrap_optimizer
 
 from .borrow import duplicate, refuse_shards
 from .equality import InexactError, default_tolerance, difference, outputs, runs
@@ -45,9 +45,11 @@ def compact(
 
     Args:
         model: any module that can be captured, in any number of wrappers (DistributedDataParallel, DataParallel,
-            torch.compile, AveragedModel); neither it nor `optimizer` is changed.
+            torch.compile, AveragedModel, Fabric's, a LightningModule around one network), prepared by Accelerate or
+            under autocast or not, which is compared in full precision; neither it nor `optimizer` is changed.
         example_inputs: a tensor, a tuple of positional arguments or a dict of keyword arguments.
-        optimizer: copied over the smaller parameters, with the same hyperparameters and sliced state, without hooks.
+        optimizer: copied over the smaller parameters, with the same hyperparameters and sliced state, without hooks,
+            and without what wraps it (`gossamer.wrappers.unwrap_optimizer`).
         keep: group name -> bool tensor [channels]; only these groups lose channels, and only channels marked False.
         round_to: keep dead channels until widths are multiples of this; "auto" = 16 (AVX-512, CUDA) or 8, None = 1.
         check_latency: time both models interleaved on `example_inputs`, and refuse if the smaller is clearly slower.
@@ -78,6 +80,7 @@ def compact(
     if tolerance is not None and not tolerance >= 0:
         raise ValueError(f"tolerance must be at least 0, got {tolerance}")
     model = unwrap(model)
+    optimizer = None if optimizer is None else unwrap_optimizer(optimizer)
     refuse_shards(model)
     multiple = _multiple(round_to, model)
     source = strip_(duplicate(model))

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from gossamer.wrappers import seen_through
+from gossamer.wrappers import full_precision, seen_through
 
 from .borrow import duplicate, evaluating, ordinary, undisturbed
 from .capture import call_arguments, tensor_leaves
@@ -49,7 +49,8 @@ def _exact_arithmetic() -> Iterator[None]:
 
 
 def outputs(model: nn.Module, example_inputs: Any) -> list[Tensor]:
-    """Every output tensor of one forward in eval mode without gradients; half-precision models run as float32."""
+    """Every output tensor of one forward in eval mode without gradients; half-precision models run as float32, and so
+    does what autocast would cast."""
     return runs(model, example_inputs, 1)[0]
 
 
@@ -60,7 +61,10 @@ def runs(model: nn.Module, example_inputs: Any, times: int) -> list[list[Tensor]
         model = duplicate(model).float()
         args, kwargs = pytree.tree_map(_as_single, (args, kwargs))
     found = []
-    with undisturbed(model), evaluating(model), seen_through(model), torch.no_grad(), _exact_arithmetic():
+    with (
+        undisturbed(model), evaluating(model), seen_through(model), full_precision(), torch.no_grad(),
+        _exact_arithmetic(),
+    ):  # fmt: skip
         for _ in range(times):
             torch.manual_seed(0)
             found.append([leaf.detach().clone() for leaf in tensor_leaves(model(*args, **kwargs))])

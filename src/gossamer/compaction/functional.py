@@ -15,6 +15,30 @@ from torch import fx
 from .rules.table import has_rule
 
 
+def without_grad_modes(module: fx.GraphModule) -> None:
+    """Take the nodes of a `torch.no_grad()` or `torch.enable_grad()` out of it: they compute the same without."""
+    for node in list(module.graph.nodes):
+        if node.op != "call_function" or getattr(node.target, "__name__", "") != "wrap_with_set_grad_enabled":
+            continue
+        _, held, *inputs = node.args
+        inner = module.get_submodule(held.target)
+        assert isinstance(inner, fx.GraphModule)
+        without_grad_modes(inner)
+        if any(own.op == "get_attr" for own in inner.graph.nodes):
+            continue  # a branch or a loop in it has graphs of its own: a barrier, as it is elsewhere
+        known = dict(zip((x for x in inner.graph.nodes if x.op == "placeholder"), inputs, strict=True))
+        with module.graph.inserting_before(node):
+            for own in inner.graph.nodes:
+                if own.op not in ("placeholder", "output"):
+                    known[own] = module.graph.node_copy(own, known.__getitem__)
+        results = next(own for own in inner.graph.nodes if own.op == "output").args[0]
+        for user in list(node.users):  # each takes one of its results
+            user.replace_all_uses_with(known[results[user.args[1]]])
+            module.graph.erase_node(user)
+        module.graph.erase_node(node)
+        module.graph.erase_node(held)
+
+
 def made_functional(graph: fx.Graph) -> bool:
     """Replace simple in-place operators by their functional twins; False where that needs functionalisation.
 

@@ -7,7 +7,6 @@ then exactly zero and the network computes what the network without it computes,
 
 from __future__ import annotations
 
-import copy
 import logging
 from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass, field
@@ -17,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from gossamer.compaction import ChannelGraph, ChannelGroup, shrink_
+from gossamer.compaction.borrow import duplicate
 from gossamer.compaction.structure import culprits
 from gossamer.training.weights import Masked
 
@@ -96,7 +96,7 @@ class Channels:
 
         def attempt(names: list[str]) -> None:
             try:
-                twin = copy.deepcopy(self.network)
+                twin = duplicate(self.network)
             except (RuntimeError, TypeError) as error:
                 kind = type(self.network).__name__
                 logger.warning("%s cannot be copied, so its channels are not tried: %s", kind, error)

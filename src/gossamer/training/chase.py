@@ -100,7 +100,6 @@ class Chase(Exploration):
         one_of("normalize", self.normalize, COMPARISONS)
 
     def prepare(self) -> None:
-        self.last_removal = round(self.channel_stop * self.total_steps)
         self.removals = 0
         if self.compact_every:
             shrinking.refuse(self)
@@ -132,6 +131,11 @@ class Chase(Exploration):
         self.steps = {name: step(group, self.round_to) for name, group in channels.groups.items()}
         self.removed = channels
 
+    @property
+    def last_removal(self) -> int:
+        """T_c, the step of the last removal."""
+        return round(self.channel_stop * self.total_steps)
+
     def removed_by(self, t: int) -> int:
         """Channels gone after the removal of step t: round(C * S(t)), C over all groups of the original network."""
         return round(self.total_channels * self._removed_share(t))
@@ -151,8 +155,7 @@ class Chase(Exploration):
     def handle(self, event: str, t: int) -> tuple[Change, dict[str, Any]]:
         if event == "explore":
             return super().handle(event, t)
-        if self.removed is None:
-            raise RuntimeError("no forward pass of the model was seen: pass example_inputs to trace its channels")
+        assert self.removed is not None  # found by the first step
         alive, original = self.removed.alive, self.removed.original
         scores = comparable(self.removed.umm(), alive, self.normalize, original=original, costs=self.removed.costs)
         left = {name: int(a.sum()) for name, a in alive.items()}

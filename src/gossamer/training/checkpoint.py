@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,6 +14,7 @@ from gossamer.training.ever_active import pack, unpack
 from gossamer.training.state import State
 from gossamer.training.weights import Masked
 
+logger = logging.getLogger(__name__)
 FORMAT = 1
 # arguments that say where a run happens, not what it computes; the masks of a state replace the first ones
 _NOT_CONFIG = ("model", "optimizer", "distributed", "example_inputs", "init")
@@ -63,11 +65,21 @@ def check(state: State, saved: Mapping[str, Any], extra: dict[str, Any]) -> None
         names = sorted(name for name in every if saved["shapes"].get(name) != state.shapes.get(name))
         raise ValueError(f"the state belongs to another network: {names} differ in name or shape")
     wanted = mine["config"]
-    for key in (wanted.keys() | saved["config"].keys()) - set(_NOT_CONFIG):
+    _check_length(state, saved["config"].get("total_steps"))
+    for key in (wanted.keys() | saved["config"].keys()) - {*_NOT_CONFIG, "total_steps"}:
         if not fields.equal(wanted.get(key), saved["config"].get(key)):
             raise ValueError(
                 f"the state was saved with {key}={fields.shown(saved['config'].get(key))}, expected {wanted.get(key)!r}"
             )
+
+
+def _check_length(state: State, planned: object) -> None:
+    fields.expect(fields.is_whole(planned), "config.total_steps", planned, "a whole number of steps")
+    if planned > state.total_steps:  # type: ignore[operator]
+        raise ValueError(
+            f"the state was saved with total_steps={planned}: a run can be made longer, but not shorter; expected "
+            f"total_steps={planned} or more, got {state.total_steps}"
+        )
 
 
 def load(state: State, saved: Mapping[str, Any], extra: dict[str, Any]) -> None:
@@ -95,6 +107,10 @@ def load(state: State, saved: Mapping[str, Any], extra: dict[str, Any]) -> None:
         tensor.axes = {axis: vector.to(tensor.mask.device) for axis, vector in axes.items()}
     state.ever_active.load_state_dict(saved["ever_active"])
     state.step = saved["step"]
+    if (planned := saved["config"]["total_steps"]) < state.total_steps:
+        logger.info(
+            "%s: from step %d on planned for %d steps, not %d", state.name, state.step, state.total_steps, planned
+        )
     state.churn = dict(saved["churn"])
     state.pending = list(saved["pending"])
     state.gradients.load_state_dict(saved, state.tensors)

@@ -24,6 +24,7 @@ from gossamer.training.commit import commit
 from gossamer.training.discover import check_ownership
 from gossamer.training.rewiring import Change
 from gossamer.training.select import rewire
+from gossamer.training.settings import count as whole
 from gossamer.training.state import State
 from gossamer.training.weights import Layer
 
@@ -170,6 +171,8 @@ class Method(State):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from `state_dict()`; with the model's and optimizer's own states the run goes on bit for bit.
 
+        A method made with more `total_steps` than the state has makes the run longer, as `extend` does.
+
         Raises:
             ValueError: the state belongs to another method, other arguments, or another network; nothing is changed.
         """
@@ -177,6 +180,39 @@ class Method(State):
         self.load_extra_state(state["extra"])
         self._begun = self._reloaded = True
         self.apply()
+        self._want_gradients()
+
+    @torch.inference_mode(False)
+    def extend(self, total_steps: int) -> None:
+        """Make the run longer than first said: from the next step on it goes by the plan of `total_steps`.
+
+        What has been done stays. Every schedule, `start`, `stop` and the other fractions of total_steps are then those
+        of a run that was to have so many steps from its beginning: what fell to an end (drop_fraction, mutation, the
+        soft memory bound) may rise again, while channels and weights that a falling budget has taken do not come back
+        before the new plan has caught up. The run ends on the same number of weights and channels.
+
+        Args:
+            total_steps: steps of the whole run, those that have been taken included.
+
+        Raises:
+            ValueError: fewer than now.
+
+        Example:
+            >>> from gossamer.training import Static
+            >>> model = torch.nn.Linear(20, 10)
+            >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+            >>> method = Static(model, optimizer, density=0.1, total_steps=16)
+            >>> method.extend(24)
+            >>> method
+            Static(step 0 of 24, 20 of 200 weights)
+        """
+        whole("total_steps", total_steps)
+        if total_steps < self.total_steps:
+            raise ValueError(
+                f"total_steps must be at least {self.total_steps}, the length of the run, got {total_steps}: a run can "
+                "be made longer, but not shorter"
+            )
+        self.total_steps = total_steps
         self._want_gradients()
 
     def detach(self) -> None:
@@ -207,6 +243,11 @@ class Method(State):
     @torch.no_grad()
     def _prepare_step(self) -> None:
         t = self.step + 1
+        if self.untraced:
+            raise RuntimeError(
+                f"no forward pass of the model, {type(self.network).__name__}, was seen before the first step: pass "
+                "example_inputs to trace its channels, or the part of it that the training loop calls"
+            )
         if not self._begun:
             first_mask.notice_resume(self, within=True)
             self._begun = True

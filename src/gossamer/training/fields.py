@@ -21,50 +21,50 @@ def check(saved: Mapping[str, Any], names: Mapping[str, Any]) -> None:
         names: a state of the method that it is for, which has the fields.
     """
     for field in names:
-        _expect(field in saved or field in _LATER, field, "missing", "a field of every state")
+        expect(field in saved or field in _LATER, field, "missing", "a field of every state")
     for field, (kind, expected) in _KINDS.items():
         if field in saved:
-            _expect(kind(saved[field]), field, saved[field], expected)
+            expect(kind(saved[field]), field, saved[field], expected)
     for name, entry in saved["masks"].items():
         _check_bits(entry, f"masks[{name!r}]", entry.get("shape"))
-        _expect(isinstance(entry.get("axes"), Mapping), f"masks[{name!r}].axes", entry.get("axes"), "a dict")
+        expect(isinstance(entry.get("axes"), Mapping), f"masks[{name!r}].axes", entry.get("axes"), "a dict")
         for axis, vector in entry["axes"].items():
             place = f"masks[{name!r}].axes[{axis!r}]"
             known = isinstance(axis, str) and axis.isdecimal() and int(axis) < len(entry["shape"])
-            _expect(known and isinstance(vector, Mapping), place, vector, "an axis of the mask")
-            _expect(vector.get("size") == entry["shape"][int(axis)], f"{place}.size", vector.get("size"), "its length")
+            expect(known and isinstance(vector, Mapping), place, vector, "an axis of the mask")
+            expect(vector.get("size") == entry["shape"][int(axis)], f"{place}.size", vector.get("size"), "its length")
             _check_bits(vector, place, [vector["size"]])
     for name, entry in (saved["channels"] or {}).items():
         for part in ("alive", "here"):
             numbers = entry.get(part)
             fits = isinstance(numbers, Tensor) and numbers.dtype == torch.int64 and numbers.dim() == 1
             fits = fits and bool((numbers >= 0).all()) and (part == "alive" or len(numbers) > 0)
-            _expect(fits, f"channels[{name!r}].{part}", numbers, "numbers of channels")
+            expect(fits, f"channels[{name!r}].{part}", numbers, "numbers of channels")
         cost = entry.get("cost", 1.0)
-        _expect(is_finite(cost) and cost > 0, f"channels[{name!r}].cost", cost, "a positive number")
+        expect(is_finite(cost) and cost > 0, f"channels[{name!r}].cost", cost, "a positive number")
 
 
 def check_sizes(saved: Mapping[str, Any], state: State, extra: Mapping[str, Any]) -> None:
     """Raise ValueError unless every tensor of `saved` is of a parameter of the run's network, in its size."""
     masks = {name: _shape_of_mask(state, name) for name in saved["masks"]}
     for name, entry in saved["masks"].items():
-        _expect(entry["shape"] == masks[name], f"masks[{name!r}].shape", entry["shape"], str(masks[name]))
+        expect(entry["shape"] == masks[name], f"masks[{name!r}].shape", entry["shape"], str(masks[name]))
     for field, name, value in _by_parameter(saved):
         place = f"{field}[{name!r}]"
-        _expect(name in masks, place, value, "a parameter that has a mask")
+        expect(name in masks, place, value, "a parameter that has a mask")
         if field == "ever_active.bits":
             _check_bits({"bits": value}, place, masks[name])
         elif isinstance(value, Tensor):
             own = list(state.network.get_parameter(name).shape)
             sizes = own, masks[name], list(state.tensors[name].shape) if name in state.tensors else own
-            _expect(value.layout == torch.strided and list(value.shape) in sizes, place, value, f"a tensor {own}")
+            expect(value.layout == torch.strided and list(value.shape) in sizes, place, value, f"a tensor {own}")
     prunable = {name for name, tensor in state.tensors.items() if tensor.prunable}
     every = {"masks": saved["masks"], "ever_active.bits": saved["ever_active"]["bits"], "churn": saved["churn"]}
     for field, entries in every.items():
-        _expect(prunable <= entries.keys(), field, sorted(entries), f"all of {sorted(prunable)}")
+        expect(prunable <= entries.keys(), field, sorted(entries), f"all of {sorted(prunable)}")
     for field, mine in extra.items():
         kind, expected = (is_whole, "a whole number") if type(mine) is int else (_tensors, "tensors by name")
-        _expect(kind(saved["extra"].get(field)), f"extra.{field}", saved["extra"].get(field), expected)
+        expect(kind(saved["extra"].get(field)), f"extra.{field}", saved["extra"].get(field), expected)
 
 
 def _shape_of_mask(state: State, name: str) -> list[int] | None:
@@ -89,10 +89,10 @@ def _by_parameter(saved: Mapping[str, Any]) -> Iterator[tuple[str, str, Any]]:
 
 def _check_bits(entry: Any, place: str, shape: Any) -> None:
     whole = isinstance(shape, list) and all(is_whole(size) for size in shape)
-    _expect(whole, f"{place}.shape", shape, "a list of sizes")
+    expect(whole, f"{place}.shape", shape, "a list of sizes")
     bits, count = entry.get("bits"), -(-math.prod(shape) // 8)
     fits = isinstance(bits, Tensor) and bits.dtype == torch.uint8 and bits.shape == (count,)
-    _expect(fits, f"{place}.bits", bits, f"{count} bytes for a mask of shape {shape}")
+    expect(fits, f"{place}.bits", bits, f"{count} bytes for a mask of shape {shape}")
 
 
 def is_whole(value: object) -> bool:
@@ -140,7 +140,8 @@ _KINDS: dict[str, tuple[Callable[[object], bool], str]] = {
 }
 
 
-def _expect(right: bool, field: str, value: object, expected: str) -> None:
+def expect(right: bool, field: str, value: object, expected: str) -> None:
+    """Raise ValueError, naming the field of the state, its value and what was expected, unless it is `right`."""
     if not right:
         raise ValueError(f"the state's {field} is {shown(value)}, expected {expected}")
 

@@ -92,6 +92,8 @@ def choose(state: State) -> str:
     """The kind of first mask: what `init` asks for, or what fits the network."""
     if state.init is not None:
         return state.init
+    if _resuming.get():
+        return "random"  # of no account: the masks of the loaded state replace it
     state.signs = signs(state)
     if not state.signs:
         return "random"

@@ -20,6 +20,7 @@ _REFUSED = {
     "Muon": "it orthogonalises whole matrices, so masked weights would not stay zero between steps",
     "SparseAdam": "it takes sparse gradients, and scores need dense ones",
     "ZeroRedundancyOptimizer": "each rank holds the state of only some parameters",
+    "DeepSpeedOptimizerWrapper": "DeepSpeed steps by itself, on weights that it has flattened or divided",
 }
 
 

@@ -20,11 +20,13 @@ class Settings:
     """Arguments of every method.
 
     Args:
-        model: the network, bare or inside DistributedDataParallel or torch.compile.
-        optimizer: the optimizer of its parameters; hooks are registered on its `step`.
+        model: the network, bare or inside DistributedDataParallel or torch.compile, prepared by Accelerate or Fabric or
+            not; or a LightningModule.
+        optimizer: the optimizer of its parameters, bare or in a wrapper of Accelerate, Lightning or Fabric; hooks are
+            registered on the `step` of the one inside.
         density: fraction of the prunable weights that is kept, over all layers, in (0, 1]; the number kept is exactly
             round(density * N). Only weights that the method touches count: no frozen ones.
-        total_steps: length of the training in optimizer steps.
+        total_steps: length of the training in optimizer steps (`Method.extend` makes it longer later).
         distribution: "erk", "er", "uniform" or {glob: density} (see `gossamer.training.distribution.budgets`).
         seed: of every random choice.
         init: first mask, "random" or "magnitude" (largest |w|, for pretrained weights). None: "magnitude" where the

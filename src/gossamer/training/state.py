@@ -24,20 +24,22 @@ from gossamer.training.random import uniform
 from gossamer.training.settings import Settings, real
 from gossamer.training.warmup import Warmup
 from gossamer.training.weights import Layer, Masked
+from gossamer.wrappers import unwrap_optimizer
 
 
 class State(Settings):
     """A run of a training method, as data. Making one touches nothing of the network.
 
     Attributes:
-        network: the model without wrappers.
+        network: the model without wrappers. `optimizer` is without them, too.
         step: optimizer steps seen.
         layers: what is rewired, in the order of `named_parameters`.
         tensors: every masked parameter by name, biases and norm weights of removed channels included.
         budget: units each layer keeps by the distribution at the target density.
         history: one dict per event: step, kind, nnz, density, dropped, grown, and what the method adds.
         pending: events that are due and wait for gradients.
-        removed: channels and which of them live, for methods that remove channels.
+        removed: channels and which of them live, for methods that remove channels; `untraced` while these wait for the
+            first forward pass to be found.
         first_mask, signs: "random" or "magnitude", and what spoke for a trained network if `init` is None.
         blind: trained parameters that the events of this step have no gradient of; they keep their places.
         shapes, sizes, units: of the original network.
@@ -53,8 +55,10 @@ class State(Settings):
         if not 0.0 < density <= 1.0:  # first, as other arguments are measured against it
             raise ValueError(f"density must be in (0, 1], got {density}")
         self.target_density = density
-        self.validate()
         optimizer_state.refuse(self.optimizer)
+        self.optimizer = unwrap_optimizer(self.optimizer)
+        optimizer_state.refuse(self.optimizer)
+        self.validate()
         self.network = unwrap(self.model)
         self.layers = discover(
             self.network, include=self.include, exclude=tuple(self.exclude), tile=(self.tile[0], self.tile[1]),
@@ -76,6 +80,7 @@ class State(Settings):
         self.followers: weakref.WeakSet[nn.Module] = weakref.WeakSet()
         self.removed: Channels | None = None
         self.saved_channels: dict[str, Any] | None = None
+        self.untraced = False
         self.first_mask = "random"
         self.signs: list[str] = []
 

@@ -12,6 +12,7 @@ from torch import nn
 from gossamer.compaction import ChannelGraph
 from gossamer.training.channels import Channels
 from gossamer.training.state import State
+from gossamer.wrappers import wrapped_as
 
 logger = logging.getLogger(__name__)
 
@@ -43,12 +44,24 @@ def watch(state: State, example_inputs: Any, use: Callable[[Channels], None]) ->
     if example_inputs is not None:
         use(find(state, example_inputs))
         return
-    if type(state.model).__name__ == "OptimizedModule":
+    if _compiled(state.model):
         raise ValueError(
             "a compiled model needs example_inputs: its channels cannot be traced from inside compiled code"
         )
     handle = state.network.register_forward_pre_hook(_FirstForward(state, use), with_kwargs=True)
     state.network.__dict__["_forward_pre_hooks"][handle.id].handle = handle
+    state.untraced = True
+
+
+def _compiled(model: nn.Module) -> bool:
+    """Whether calls of the model run compiled code, where it stands among its wrappers."""
+    while True:
+        if type(model).__name__ == "OptimizedModule" or getattr(model, "_compiled_call_impl", None) is not None:
+            return True
+        attribute = wrapped_as(model)
+        if attribute is None:
+            return False
+        model = getattr(model, attribute)
 
 
 class _FirstForward:
@@ -70,6 +83,7 @@ class _FirstForward:
         state, use, self.state = self.state, self.use, None
         self.handle.remove()
         use(find(state, args or kwargs))
+        state.untraced = False
         if state.saved_channels is not None and state.removed is not None:
             state.removed.check_state_dict(state.saved_channels)
             state.removed.load_state_dict(state.saved_channels)

@@ -70,8 +70,8 @@
 //          slot that slot s of the transposed pattern has in this one, s itself in the slack. counts is workspace:
 //          threads * tile_cols entries.
 // skip_mv  y[batch, k] = bias (null: 0) + x[batch, c] @ w[c, k], without the elements of x within threshold of zero. A row
-//          of w that none of eight rows of x needs is not read. w is float, or bfloat16; counts[1] gets the elements of x
-//          that were used.
+//          of w that none of eight rows of x needs is not read. type of w: 0 float, 1 bfloat16, 2 float16; counts[1]
+//          gets the elements of x that were used.
 // gated_mv  y[batch, k] = gate * (x[batch, c] @ w[k, c]^T + bias), 0 where the gate is 0. A row of w whose gates are 0 for
 //          eight rows of x is not read.
 // open_mv  gate[batch, k] = 0 where scale * (x[batch, c] . q[k, c]) + slack * |x| < -bias (null: 0), 1 elsewhere and where
@@ -159,10 +159,10 @@
   OP(transpose, bool, const Index& index, uint32_t* counts, int64_t* offsets_t, void* indices_t, int index_size_t,    \
      int32_t* order, int threads)                                                                                     \
   OP(skip_mv_workspace, int64_t, int64_t c)                                                                           \
-  OP(skip_mv, void, const float* x, int64_t batch, int64_t c, const void* w, bool bfloat16, int64_t k,                \
+  OP(skip_mv, void, const float* x, int64_t batch, int64_t c, const void* w, int type, int64_t k,                     \
      const float* bias, float threshold, float* y, int64_t* counts, void* workspace, int threads)                     \
   OP(gated_mv_workspace, int64_t, int64_t k)                                                                          \
-  OP(gated_mv, void, const float* x, int64_t batch, int64_t c, const void* w, bool bfloat16, int64_t k,               \
+  OP(gated_mv, void, const float* x, int64_t batch, int64_t c, const void* w, int type, int64_t k,                    \
      const float* bias, const float* gate, float* y, void* workspace, int threads)                                    \
   OP(open_mv, void, const float* x, int64_t batch, int64_t c, const int8_t* q, const float* scale,                    \
      const float* slack, int64_t k, const float* bias, float* gate, float* norms, int threads)                        \

@@ -172,6 +172,23 @@ inline float widen(BFloat16 x) {
   return value;
 }
 
+// IEEE's half: sign, five bits of exponent, ten of fraction.
+struct Float16 {
+  uint16_t bits;
+};
+inline float widen(Float16 x) {
+  const uint32_t sign = uint32_t(x.bits & 0x8000) << 16, exponent = x.bits & 0x7c00;
+  // The bits in a float's place, its exponent counted from another number; a denormal is first given a leading one.
+  uint32_t bits = (uint32_t(x.bits & 0x7fff) << 13) + (exponent == 0x7c00 ? 224u << 23 : exponent ? 112u << 23 : 113u << 23);
+  float value;
+  memcpy(&value, &bits, 4);
+  if (exponent == 0) value -= 6.103515625e-05f;
+  memcpy(&bits, &value, 4);
+  bits |= sign;
+  memcpy(&value, &bits, 4);
+  return value;
+}
+
 // A square block of kSide<T> rows of kSide<T> elements is transposed in registers; row i of the result goes to out[i].
 template <class T>
 constexpr int kSide = 32 / int(sizeof(T));
@@ -269,9 +286,20 @@ inline Lanes<float> load_weights(const BFloat16* p) {
 #endif
 }
 
-inline Lanes<float> load_weights(const BFloat16* p, int count) {
-  BFloat16 few[kLanes<float>] = {};
-  memcpy(few, p, size_t(count) * sizeof(BFloat16));
+inline Lanes<float> load_weights(const Float16* p) {
+#if defined(GOSSAMER_AVX512)
+  return (Lanes<float>)_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+#elif defined(GOSSAMER_AVX2)
+  return (Lanes<float>)_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+#else
+  return Lanes<float>{widen(p[0]), widen(p[1]), widen(p[2]), widen(p[3])};
+#endif
+}
+
+template <class Half>
+inline Lanes<float> load_weights(const Half* p, int count) {
+  Half few[kLanes<float>] = {};
+  memcpy(few, p, size_t(count) * sizeof(Half));
   return load_weights(few);
 }
 

@@ -10,6 +10,30 @@ namespace {
 
 constexpr int kBatch = 8;  // vectors that share a reading of the weights
 
+// Whether to multiply weights once widened with all of `batch` vectors, of which `pairs` of rows * batch use them, rather
+// than with each that does: by the instructions for a word of them.
+template <class W>
+inline bool shares(int64_t pairs, int64_t rows, int64_t batch) {
+  return batch > 1 && pairs * (sizeof(W) == 2 ? 4 : 3) > rows * (batch + 2);
+}
+
+// Calls run.template operator()<batch>() for 2 <= batch <= kBatch.
+template <int kFrom = 2, class Run>
+inline void with_batch(int64_t batch, const Run& run) {
+  if constexpr (kFrom < kBatch) {
+    if (batch > kFrom) return with_batch<kFrom + 1>(batch, run);
+  }
+  run.template operator()<kFrom>();
+}
+
+// Calls run(w) with the weights as what they are.
+template <class Run>
+inline void with_weights(const void* w, int type, const Run& run) {
+  if (type == 2) run(static_cast<const Float16*>(w));
+  else if (type == 1) run(static_cast<const BFloat16*>(w));
+  else run(static_cast<const float*>(w));
+}
+
 // The places, ascending, where one of `batch` <= kBatch rows of x[batch, n] is not within `threshold` of zero, and which
 // rows these are. Compares bits: those of a NaN are above those of every number. Returns how many; adds to *pairs how
 // many elements of x that is.

@@ -290,7 +290,7 @@ def skip_mv(
     batch: int,
     c: int,
     w: int,
-    bfloat16: bool,
+    type: int,
     k: int,
     bias: int,
     threshold: float,
@@ -302,18 +302,7 @@ def skip_mv(
 ) -> None: ...
 def gated_mv_workspace(k: int, /) -> int: ...
 def gated_mv(
-    x: int,
-    batch: int,
-    c: int,
-    w: int,
-    bfloat16: bool,
-    k: int,
-    bias: int,
-    gate: int,
-    y: int,
-    workspace: int,
-    threads: int,
-    /,
+    x: int, batch: int, c: int, w: int, type: int, k: int, bias: int, gate: int, y: int, workspace: int, threads: int, /
 ) -> None: ...
 def open_mv(
     x: int,

@@ -72,5 +72,30 @@ def test_bad_input_is_named(op, args, message):
 
 
 def test_other_dtypes_are_refused():
-    with pytest.raises(TypeError, match=r"x must have dtype torch.float32 or torch.bfloat16, got torch.float64"):
+    with pytest.raises(TypeError, match=r"x must have dtype torch.float32 or .*, got torch.float64"):
         cpu.skip_mv(torch.ones(1, 4).double(), torch.ones(4, 2), None, 0.0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("kept", [1.0, 0.6, 0.05])
+def test_a_row_has_the_bits_that_it_has_alone(dtype, kept):
+    """Whether rows share what is read or each takes its own; a weight that only others need may be infinite."""
+    x, gate = (torch.randn(11, 300) * (torch.rand(11, 300) < kept) for _ in range(2))
+    w = torch.randn(300, 135).to(dtype)
+    w[40, 3], x[::2, 40], x[1::2, 40] = torch.inf, 0.0, -1.0
+    together = cpu.skip_mv(x, w, None, 0.0)[0], cpu.gated_mv(torch.randn(11, 135, generator=_seed()), w, None, gate)
+    for row in range(11):
+        assert torch.equal(together[0][row], cpu.skip_mv(x[row : row + 1], w, None, 0.0)[0][0])
+        alone = cpu.gated_mv(torch.randn(11, 135, generator=_seed())[row : row + 1], w, None, gate[row : row + 1])[0]
+        assert torch.equal(together[1][row].nan_to_num(7.0), alone.nan_to_num(7.0))
+    assert together[0][::2].isfinite().all() and (together[0][1::2, 3] == -torch.inf).all()
+
+
+def test_every_half_float_is_widened_exactly():
+    every = torch.arange(65536, dtype=torch.int32).to(torch.int16).view(torch.float16)
+    y = cpu.skip_mv(torch.ones(1, 1), every.view(1, -1), None, 0.0)[0][0]
+    assert torch.equal(y.nan_to_num(0.5), every.float().nan_to_num(0.5))
+
+
+def _seed():
+    return torch.Generator().manual_seed(3)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import gossamer as gs
-from gossamer.ops import dds, dsd, grouped_matmul, matmul, sdd
+from gossamer.ops import dds, dsd, grouped_matmul, half, matmul, sdd
 from gossamer.testing import assert_within, gamma, product
 
 HALF = [torch.bfloat16, torch.float16]
@@ -111,3 +111,20 @@ def test_half_products_compile_whole():
     compiled = torch.compile(step, fullgraph=True, backend="aot_eager")
     for one, two in zip(*(torch.autograd.grad(f(values, b), (values, b)) for f in (compiled, step)), strict=True):
         assert torch.equal(one, two)
+
+
+@by_dtype
+@pytest.mark.parametrize("rows", [0, 1, 20, 30])
+def test_linear_of_weights_that_torch_would_read_by_elements(rows, dtype, monkeypatch):
+    monkeypatch.setattr(half, "multiplies", lambda dtype: False)
+    weight, bias, x = torch.randn(33, 50).t().to(dtype), torch.randn(50).to(dtype), torch.randn(rows, 33).to(dtype)
+    assert half.goes_by_elements(weight) and not half.goes_by_elements(weight.contiguous())
+    exact = torch.nn.functional.linear(x.double(), weight.double(), bias.double())
+    with torch.no_grad():
+        few = half.linear(x, weight, bias)
+    inputs = [each.clone(memory_format=torch.preserve_format).requires_grad_() for each in (x, weight, bias)]
+    many = half.linear(*inputs)
+    for y in (few, many):
+        assert y.dtype == dtype and torch.allclose(y.double(), exact, rtol=2 * torch.finfo(dtype).eps, atol=0.01)
+    grads = torch.autograd.grad(many.float().sum(), inputs)
+    assert torch.allclose(grads[1].double(), x.double().sum(0).expand(50, -1), rtol=0.02, atol=0.02)

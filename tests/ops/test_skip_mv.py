@@ -89,10 +89,13 @@ def test_rows_of_dropped_inputs_reach_neither_output_nor_gradient():
     assert (grad_w[1] == torch.inf).all() and (grad_w[::2] == 0).all()
 
 
-@pytest.mark.parametrize("stored", [torch.float32, torch.bfloat16], ids=str)
-def test_short_weights(stored):
-    """bfloat16 weights beside float32 activations, and everything in bfloat16; sums are float32 in both."""
-    x, w, gate = torch.randn(2, 300).relu(), torch.randn(300, 200).bfloat16(), torch.randn(2, 200).relu()
+@pytest.mark.parametrize("half", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("wide", [True, False])
+@pytest.mark.parametrize("rows", [1, 2, 7])
+def test_short_weights(rows, wide, half):
+    """Half weights beside float32 activations, and everything in the half type; sums are float32 in both."""
+    stored = torch.float32 if wide else half
+    x, w, gate = torch.randn(rows, 300).relu(), torch.randn(300, 200).to(half), torch.randn(rows, 200).relu()
     x, gate = x.to(stored), gate.to(stored)
     bound = gamma(301, torch.float32) * (x.double().abs() @ w.double().abs())
     y = gs.ops.skip_mv(x, w)
@@ -147,9 +150,9 @@ X, W, GATE = torch.ones(2, 3), torch.ones(3, 4), torch.ones(2, 4)
         (ValueError, r"x must have shape \[B, C\] or \[C\], got \(1, 2, 3\)", lambda: gs.ops.skip_mv(X[None], W)),
         (ValueError, r"w must have 3 rows, as x has entries, got \(4, 3\)", lambda: gs.ops.skip_mv(X, W.t())),
         (ValueError, r"w must have 3 columns, as x has", lambda: gs.ops.gated_mv(X, W, GATE)),
-        (TypeError, "x must be float32 or bfloat16 on a CPU", lambda: gs.ops.skip_mv(X.double(), W.double())),
+        (TypeError, "x must be float32, bfloat16 or float16 on a CPU", lambda: gs.ops.skip_mv(X.double(), W.double())),
         (TypeError, "x must be of a float dtype", lambda: gs.ops.skip_mv(X.int(), W.int(), backend="reference")),
-        (TypeError, "w must have x's dtype torch.float32, or be bfloat16", lambda: gs.ops.skip_mv(X, W.half())),
+        (TypeError, "w must have x's dtype torch.float32, or be a half", lambda: gs.ops.skip_mv(X, W.double())),
         (TypeError, "w must have x's dtype torch.bfloat16", lambda: gs.ops.skip_mv(X.bfloat16(), W)),
         (ValueError, r"bias must have shape \(4,\)", lambda: gs.ops.skip_mv(X, W, X[0])),
         (TypeError, "bias must have x's dtype", lambda: gs.ops.skip_mv(X, W, GATE[0].double())),

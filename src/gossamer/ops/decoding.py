@@ -17,7 +17,7 @@ from torch._subclasses import FakeTensor
 
 from gossamer.handles import owner_of
 from gossamer.measure import clock
-from gossamer.ops import dense
+from gossamer.ops import dense, half
 from gossamer.ops.gemv import gated_on, shrink, skip_on, within
 from gossamer.ops.registration import register_opaque
 from gossamer.planner import Tuner
@@ -48,14 +48,15 @@ def decode(
 ) -> Result:  # fmt: skip
     """weight (h where |h| > threshold) + bias, h = gate * (up x + up_bias) or x, and how many elements of h those are.
 
-    No gradient and no checks: for layers. On an accelerator, where times would take a sync, the tuner is not asked.
+    No gradient and no checks: for layers. The tuner is not asked on an accelerator, where times would
+    take a sync, nor where torch's dense product would read the weight element by element.
 
     Args:
         x: [B, in]. weight: [out, hidden], whose columns are skipped where weight.t() is contiguous. gate: [B, hidden].
         up: [hidden, in], whose rows are skipped behind a closed gate.
         threshold: float64[]. tuner: a `decoding_tuner()`.
     """
-    if not x.is_cpu or weight.numel() < LEAST:
+    if not x.is_cpu or weight.numel() < LEAST or half.goes_by_elements(weight):
         return _skip(x, weight, bias, threshold, gate, up, up_bias)
     if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() or isinstance(x, FakeTensor):
         y, kept = _opaque(x, weight, bias, threshold, tuner.handle, gate, up, up_bias)

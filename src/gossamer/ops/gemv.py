@@ -28,7 +28,7 @@ from torch import Tensor
 from gossamer.handles import graph_input
 from gossamer.ops.autograd import Differentiable, wants_gradient
 from gossamer.ops.index import check_like
-from gossamer.ops.registration import Backend, check_backend, constant_in_graphs, register
+from gossamer.ops.registration import HALF, Backend, check_backend, constant_in_graphs, register
 from gossamer.pattern.check import check_matrix, check_tensor
 
 
@@ -66,11 +66,13 @@ def check_operands(x: Tensor, w: Tensor, axis: int, backend: Backend | None) -> 
         )
     check_backend(backend, "x", x)
     on_cpu = x.device.type == "cpu" and backend != "reference"
-    if x.dtype not in ((torch.float32, torch.bfloat16) if on_cpu else FLOATS):
-        taken = "float32 or bfloat16 on a CPU (backend='reference' takes more)" if on_cpu else "of a float dtype"
+    if x.dtype not in (FLOATS[1:] if on_cpu else FLOATS):
+        taken = (
+            "float32, bfloat16 or float16 on a CPU (backend='reference' takes more)" if on_cpu else "of a float dtype"
+        )
         raise TypeError(f"x must be {taken}, got {x.dtype}")
-    if w.dtype != x.dtype and (w.dtype, x.dtype) != (torch.bfloat16, torch.float32):
-        raise TypeError(f"w must have x's dtype {x.dtype}, or be bfloat16 beside a float32 x, got {w.dtype}")
+    if w.dtype != x.dtype and (x.dtype != torch.float32 or w.dtype not in HALF):
+        raise TypeError(f"w must have x's dtype {x.dtype}, or be a half type beside a float32 x, got {w.dtype}")
     if w.device != x.device:
         raise ValueError(f"w must be on x's device {x.device}, got {w.device}")
     return x if x.dim() == 2 else x.unsqueeze(0)
@@ -175,9 +177,9 @@ def skip_mv(
     it, so what is saved shrinks quickly with B; above about 8 rows use `gs.ops.linear`.
 
     Args:
-        x: [B, C] or [C], contiguous (else copied). float32 or bfloat16 on a CPU, also float16 on a GPU.
+        x: [B, C] or [C], contiguous (else copied). float32, bfloat16 or float16.
         w: [C, K], contiguous (else copied on every call): the transpose of `torch.nn.Linear.weight`, row c holding what
-            input c contributes. x's dtype, or bfloat16 beside a float32 x.
+            input c contributes. x's dtype, or a half type beside a float32 x.
         bias: [K], or None.
         threshold: at least 0; in float32. 0 drops zeros only. NaN is never dropped.
         backend: None for the kernels of x's device; "cpu", "triton" or "reference" to insist. The last takes float64.
@@ -216,9 +218,9 @@ def gated_mv(
     The rows of w whose gate is 0 for every row of x are never read, nor is their inner product made.
 
     Args:
-        x: [B, C] or [C], contiguous (else copied). float32 or bfloat16 on a CPU, also float16 on a GPU.
-        w: [K, C], contiguous (else copied on every call), as `torch.nn.Linear.weight` is. x's dtype, or bfloat16
-            beside a float32 x.
+        x: [B, C] or [C], contiguous (else copied). float32, bfloat16 or float16.
+        w: [K, C], contiguous (else copied on every call), as `torch.nn.Linear.weight` is. x's dtype, or a half
+            type beside a float32 x.
         gate: [B, K] or [K], as x; its dtype.
         bias: [K], or None.
         backend: None for the kernels of x's device; "cpu", "triton" or "reference" to insist. The last takes float64.

@@ -7,24 +7,16 @@ the operands widened, of weights only those that have rows.
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache
 from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from gossamer.ops.half import multiplies
 from gossamer.ops.registration import HALF, in_float32
 
 Kernel = Callable[..., Any]
-
-
-@cache
-def multiplies(dtype: torch.dtype) -> bool:
-    """Whether the CPU has instructions for products of this type, and torch uses them."""
-    name = f"_is_mkldnn_{'bf16' if dtype == torch.bfloat16 else 'fp16'}_supported"
-    found = getattr(torch.ops.mkldnn, name, None)
-    return found is not None and bool(found())
 
 
 def _groups(offsets: Tensor, *lists: tuple[str, Tensor | None, int]) -> list[tuple[int, int, int]]:

@@ -7,14 +7,15 @@ from torch import Tensor
 
 from gossamer.kernels.cpu import _call, memory
 
-FLOATS = (torch.float32, torch.bfloat16)
+_TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+FLOATS = tuple(_TYPES)
 
 
 def skip_mv(x: Tensor, w: Tensor, bias: Tensor | None, threshold: float | Tensor) -> tuple[Tensor, Tensor]:
     """Return `(y[B, K], int64[1])`; see `gossamer.kernels.reference.skip_mv`.
 
-    x and w are float32 or bfloat16, each by itself; sums are float32, in order of the rows of w. A row of y has the
-    same bits whatever the other rows of x, on any number of threads.
+    x and w are float32, bfloat16 or float16, each by itself; sums are float32, in order of the rows of w. A row of y
+    has the same bits whatever the other rows of x, on any number of threads.
     """
     (batch, inner), (rows, columns) = _operands(x, w)
     if rows != inner:
@@ -28,7 +29,7 @@ def skip_mv(x: Tensor, w: Tensor, bias: Tensor | None, threshold: float | Tensor
     counts = torch.empty(1, dtype=torch.int64)
     workspace = torch.empty(_call.native.skip_mv_workspace(inner), dtype=torch.uint8)
     _call.native.skip_mv(
-        wide.data_ptr(), batch, inner, w.data_ptr(), w.dtype == torch.bfloat16, columns,
+        wide.data_ptr(), batch, inner, w.data_ptr(), _TYPES[w.dtype], columns,
         _call.address(addend), threshold, y.data_ptr(), counts.data_ptr(), workspace.data_ptr(),
         torch.get_num_threads(),
     )  # fmt: skip
@@ -36,7 +37,7 @@ def skip_mv(x: Tensor, w: Tensor, bias: Tensor | None, threshold: float | Tensor
 
 
 def gated_mv(x: Tensor, w: Tensor, bias: Tensor | None, gate: Tensor) -> Tensor:
-    """Return `y[B, K]`; see `gossamer.kernels.reference.gated_mv`. float32 or bfloat16; sums are float32."""
+    """Return `y[B, K]`; see `gossamer.kernels.reference.gated_mv`. float32, bfloat16 or float16; sums are float32."""
     (batch, inner), (rows, columns) = _operands(x, w)
     if columns != inner:
         raise ValueError(f"w must have {inner} columns like x has, got shape {tuple(w.shape)}")
@@ -48,7 +49,7 @@ def gated_mv(x: Tensor, w: Tensor, bias: Tensor | None, gate: Tensor) -> Tensor:
     y = memory.empty((batch, rows), torch.float32)
     workspace = torch.empty(_call.native.gated_mv_workspace(rows), dtype=torch.uint8)
     _call.native.gated_mv(
-        wide.data_ptr(), batch, inner, w.data_ptr(), w.dtype == torch.bfloat16, rows,
+        wide.data_ptr(), batch, inner, w.data_ptr(), _TYPES[w.dtype], rows,
         _call.address(addend), gates.data_ptr(), y.data_ptr(), workspace.data_ptr(),
         torch.get_num_threads(),
     )  # fmt: skip

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from gossamer.nn.skip.linear import Linear
 from gossamer.nn.threshold.evaluating import evaluating
-from gossamer.nn.threshold.linear import check_reorder, is_few, skips, store_by_input
+from gossamer.nn.threshold.linear import check_reorder, dense_linear, is_few, skips, store_by_input
 from gossamer.nn.threshold.magnitudes import Magnitudes
 from gossamer.nn.threshold.thresholded import Thresholded, check_threshold
 from gossamer.ops.decoding import decode
@@ -118,7 +118,8 @@ class GatedFeedForward(Thresholded):
             y, kept = decode(rows, down.weight, down.bias, ZERO, self.tuner, open_, up.weight, up.bias)
             self.count(kept, open_.numel())
             return y.view(*x.shape[:-1], y.shape[-1])
-        return down(gate * up(x))
+        inner = gate * up(x)
+        return dense_linear(down, inner) if _is_bare(down) and type(down) is nn.Linear else down(inner)
 
     def calibrate(self, data: Tensor | Iterable[Tensor], sparsity: float) -> float:
         """Set the threshold so that a share `sparsity` of gates is closed on data, inputs [..., dim] of this block.

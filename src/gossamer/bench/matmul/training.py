@@ -31,7 +31,7 @@ def _network(layer: Callable[[int, int], nn.Module], widths: tuple[int, ...]) ->
     return nn.Sequential(layer(widths[0], widths[1]), nn.ReLU(), layer(widths[1], widths[2]))
 
 
-class _Fastest(nn.Linear):
+class Fastest(nn.Linear):
     """torch's layer by the fastest dense engine, forward and backward."""
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
@@ -49,7 +49,7 @@ def _networks(block: int, widths: tuple[int, ...], settings: Settings) -> dict[s
     torch.manual_seed(0)
     nets: dict[str, nn.Module] = {
         "torch": _network(nn.Linear, widths),
-        "engines": _network(_Fastest, widths),
+        "engines": _network(Fastest, widths),
         OURS: _network(lambda i, o: gs.nn.BlockSparseLinear(i, o, block=block, density=DENSITY), widths),
     }
     if settings.device == "cpu" and not settings.quick and shutil.which("c++") is not None:

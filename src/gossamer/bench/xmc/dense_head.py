@@ -7,9 +7,19 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from gossamer import ops
 from gossamer.xmc.data import Csr
 
 Product = Callable[[Tensor, Tensor], Tensor]
+
+
+def engine(a: Tensor, b: Tensor) -> Tensor:
+    """a @ b by the fastest dense engine."""
+    return ops.dense.linear(a, b.t())
+
+
+PRODUCTS: dict[str, Product | None] = {"torch": None, "engines": engine}
+"""The products that a dense head is measured with."""
 
 
 class DenseHead:

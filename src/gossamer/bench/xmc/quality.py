@@ -77,7 +77,7 @@ def rows(
     sets = data(settings.seeds[0])
     facts = {"data": name, "labels": sets.labels, "examples": sets.train.labels.shape[0]}
     for model in models:
-        runs = [_trained(model, data(seed), seed) for seed in settings.seeds]
+        runs = [trained(model, data(seed), seed) for seed in settings.seeds]
         yield {**facts, "model": model.name, **_together(runs)}
     for program in rivals.PROGRAMS if programs else ():
         yield {**facts, "model": program, **_rival(program, sets)}
@@ -89,7 +89,7 @@ def _given(sets: DataSet) -> tuple[Any, Any]:
     return sets.train.features, sets.test.features
 
 
-def _trained(model: Model, sets: DataSet, seed: int) -> dict[str, Any]:
+def trained(model: Model, sets: DataSet, seed: int) -> dict[str, Any]:
     given, unseen = _given(sets)
     classifier = Classifier(encoder_settings=model.encoder, seed=seed, **model.recipe)
     begin = _cpu()

@@ -18,7 +18,7 @@ import gossamer as gs
 from gossamer.bench.cells import CONTROL, milliseconds, ratio, short, value
 from gossamer.bench.dense import Call, choose
 from gossamer.bench.section import MEDIANS, Row, Section, Settings, Table
-from gossamer.bench.xmc.dense_head import DenseHead
+from gossamer.bench.xmc.dense_head import PRODUCTS, DenseHead
 from gossamer.xmc import FusedHead
 from gossamer.xmc.data import Csr
 
@@ -40,10 +40,6 @@ def batch_of(settings: Settings) -> tuple[Tensor, Csr]:
     x = torch.nn.functional.normalize(torch.randn(batch, width, generator=generator), dim=1)
     positive = torch.randint(labels, (batch, 5), generator=generator)
     return x, Csr.from_lists(positive.tolist(), labels)
-
-
-def _engine(a: Tensor, b: Tensor) -> Tensor:
-    return gs.ops.dense.linear(a, b.t())
 
 
 def made(settings: Settings, **options: Any) -> FusedHead:
@@ -74,7 +70,7 @@ def _dense(settings: Settings, loss: str) -> dict[str, DenseHead]:
     bias = torch.full((labels,), WARM_BIAS if loss == "hinge" else 0.0)
     return {
         f"{name} {block}": DenseHead(weight, bias, loss=loss, block=block, product=product)
-        for name, product in (("torch", None), ("engines", _engine))
+        for name, product in PRODUCTS.items()
         for block in (16_384, 1_024)
     }
 

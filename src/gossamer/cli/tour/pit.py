@@ -8,9 +8,11 @@ from typing import Any
 
 import torch
 
+import gossamer as gs
 from gossamer.bench.compile import padding, ways
 from gossamer.bench.compile.padding import Batch, over
 from gossamer.bench.compile.ways import EAGER, INDUCTOR, OURS
+from gossamer.bench.dense import Call, over_dense, settle
 from gossamer.bench.section import Settings
 from gossamer.cli.tour.card import Card, Outcome, Say, Timed
 from gossamer.report.quantity import percent, short, times
@@ -24,6 +26,18 @@ def full(longest: int, count: int) -> list[Batch]:
     rows = [row for row in padding.numbered(padding.texts(8 * count * padding.BATCH), longest) if len(row) == longest]
     ids = torch.stack((rows * padding.BATCH)[: padding.BATCH])
     return [(ids, torch.ones_like(ids))] * count
+
+
+@torch.inference_mode()
+def product(model: Any, batch: Batch, settings: Settings) -> float:
+    """One product of a batch, over the fastest dense one: nobody says which of its rows are padding."""
+    ids, mask = batch
+    rows = (model.embeddings(input_ids=ids) * mask[..., None]).flatten(0, 1)
+    weight = model.encoder.layer[0].intermediate.dense.weight.t()
+    calls: dict[str, Call] = {OURS: partial(gs.ops.matmul, rows, weight)}
+    settle(settings, calls[OURS])
+    run = over_dense(calls, settings, rows, weight, "b", seconds=4)
+    return float(next(row["ratio"] for row in run["rows"] if row["name"] == OURS))
 
 
 def run(folder: Path, say: Say, quick: bool) -> Outcome:
@@ -53,6 +67,10 @@ def run(folder: Path, say: Say, quick: bool) -> Outcome:
     )  # fmt: skip
     loses = Timed(f"the same model on texts that all have {longest} tokens: nothing can be left out", OURS, whole)
     facts = (
+        (
+            times(product(model, data[0], settings)),
+            "of dense: one product of such a batch by gs.ops.matmul, which finds the zero rows itself",
+        ),
         (times(1 / there), "what leaving out every padded place could give, were time all in them"),
         (short(padded["compile"][OURS], "s"), f"of the first call; inductor {short(padded['compile'][INDUCTOR], 's')}"),
         (f"{padded['apart'][OURS]:.0e}", "largest difference from eager, over its largest number"),

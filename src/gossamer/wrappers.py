@@ -40,20 +40,24 @@ def wrapped_as(module: nn.Module) -> str | None:
 
 
 def only_network(module: nn.Module) -> str | None:
-    """The child that has all parameters of a LightningModule without a forward of its own; None for what is none.
-
-    Its training step calls the child, never the module, which then is nothing but a place for the network.
-    """
-    kinds = [base for base in type(module).__mro__ if "forward" in vars(base)]
-    if "forward" in vars(module) or kinds[0].__name__ != "LightningModule" or _package(kinds[0]) not in _LIGHTNING:
+    """The child that has all parameters of a LightningModule, whose training step may call it and not the module; None
+    for what is none, or has several."""
+    if not any(base.__name__ == "LightningModule" and _package(base) in _LIGHTNING for base in type(module).__mro__):
         return None
     holders = [name for name, child in module.named_children() if next(child.parameters(), None) is not None]
     alone = len(holders) == 1 and not any(True for _ in module.parameters(recurse=False))
     return holders[0] if alone else None
 
 
+def has_forward(module: nn.Module) -> bool:
+    """Whether a module, a LightningModule too, has a forward of its own."""
+    owner = next(base for base in type(module).__mro__ if "forward" in vars(base))
+    inherited = owner is nn.Module or (owner.__name__ == "LightningModule" and _package(owner) in _LIGHTNING)
+    return "forward" in vars(module) or not inherited
+
+
 def unwrap(model: nn.Module) -> nn.Module:
-    """The network inside any number of wrappers.
+    """The network inside any number of wrappers. A LightningModule is one if it has no forward and one network.
 
     >>> import torch
     >>> net = torch.nn.Linear(2, 2)
@@ -62,7 +66,7 @@ def unwrap(model: nn.Module) -> nn.Module:
     >>> unwrap(net) is net
     True
     """
-    while (attribute := wrapped_as(model) or only_network(model)) is not None:
+    while (attribute := wrapped_as(model) or (None if has_forward(model) else only_network(model))) is not None:
         model = getattr(model, attribute)
     return model
 

@@ -6,6 +6,7 @@ import copy
 import importlib
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -62,43 +63,133 @@ def test_a_missing_package_is_named() -> None:
                 sparsify(_make)
 
 
-def test_lightning(tmp_path: Path) -> None:
-    lightning = pytest.importorskip("lightning.pytorch", reason="lightning is not installed")
-    from gossamer.integrations.lightning import sparsify
+def _prune(model: nn.Module, optimizer: torch.optim.Optimizer, total_steps: int) -> gs.training.Chase:
+    every = {"explore_every": 2, "channel_every": 2}
+    return gs.training.Chase(model, optimizer, density=0.3, channel_sparsity=0.5, total_steps=total_steps, **every)
 
-    class Net(lightning.LightningModule):
+
+@pytest.fixture
+def lightning() -> Any:
+    return pytest.importorskip("lightning.pytorch", reason="lightning is not installed")
+
+
+def _modules(lightning: Any) -> dict[str, type]:
+    """LightningModules that call their network, or themselves, in a training step."""
+
+    class Parts(lightning.LightningModule):
         def __init__(self) -> None:
             super().__init__()
-            self.net = _network()
+            self.net, self.loss = _network(), nn.CrossEntropyLoss()
 
         def training_step(self, batch, index):
-            return nn.functional.cross_entropy(self.net(batch[0]), batch[1])
+            return self.loss(self.net(batch[0]), batch[1])
 
         def configure_optimizers(self):
             return torch.optim.SGD(self.parameters(), lr=0.1, momentum=0.9)
 
+    class Both(Parts):
+        def forward(self, x):
+            return self.net(x).softmax(-1)
+
+    class Itself(Both):
+        def training_step(self, batch, index):
+            return -self(batch[0])[range(len(batch[0])), batch[1]].log().mean()
+
+    class Two(lightning.LightningModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.automatic_optimization = False
+            self.a, self.b = _network(), _network()
+
+        def training_step(self, batch, index):
+            for net, optimizer in zip((self.a, self.b), self.optimizers(), strict=True):
+                optimizer.zero_grad()
+                self.manual_backward(nn.functional.cross_entropy(net(batch[0]), batch[1]))
+                optimizer.step()
+
+        def configure_optimizers(self):
+            return [torch.optim.SGD(net.parameters(), lr=0.1) for net in (self.a, self.b)]
+
+    return {"parts": Parts, "both": Both, "itself": Itself, "two": Two}
+
+
+def _fit(lightning: Any, net: nn.Module, callbacks: list, folder: Path, resume: Path | None = None, **options) -> Any:
+    trainer = lightning.Trainer(
+        **{"max_epochs": 4, **options}, accelerator="cpu", devices=1, callbacks=callbacks, logger=False,
+        enable_progress_bar=False, enable_model_summary=False, enable_checkpointing=False, default_root_dir=folder,
+    )  # fmt: skip
+    loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(X, Y), batch_size=16)
+    trainer.fit(net, loader, ckpt_path=resume)
+    return trainer
+
+
+def _save_at(lightning: Any, epoch: int, path: Path) -> Any:
     class Save(lightning.Callback):
         def on_train_epoch_end(self, trainer, module):
-            if trainer.current_epoch == 1:
-                trainer.save_checkpoint(tmp_path / "half.ckpt")
+            if trainer.current_epoch == epoch:
+                trainer.save_checkpoint(path)
 
-    def fit(*more: object, resume: Path | None = None) -> tuple[nn.Module, object]:
-        callback, net = sparsify(_make), Net()
-        trainer = lightning.Trainer(
-            max_epochs=4, accelerator="cpu", callbacks=[callback, *more], logger=False, enable_progress_bar=False,
-            enable_model_summary=False, default_root_dir=tmp_path, enable_checkpointing=False,
-        )  # fmt: skip
-        loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(X, Y), batch_size=16)
-        trainer.fit(net, loader, ckpt_path=resume)
+    return Save()
+
+
+@pytest.mark.parametrize(
+    ("kind", "precision"),
+    [("parts", "32-true"), ("parts", "bf16-mixed"), ("both", "bf16-mixed"), ("itself", "bf16-mixed")],
+)
+def test_lightning(lightning: Any, tmp_path: Path, kind: str, precision: str) -> None:
+    from gossamer.integrations.lightning import sparsify
+
+    half = tmp_path / "half.ckpt"
+    options = {"precision": precision, "gradient_clip_val": 1.0}
+
+    def fit(*more: Any, resume: Path | None = None, epochs: int = 4) -> tuple[nn.Module, Any]:
+        callback, net = sparsify(_prune), _modules(lightning)[kind]()
+        _fit(lightning, net, [callback, *more], tmp_path, resume, max_epochs=epochs, **options)
         return net, callback.method
 
-    whole, method = fit(Save())
-    resumed, again = fit(resume=tmp_path / "half.ckpt")
-    assert method.step == again.step == 16 and method.history
+    whole, method = fit(_save_at(lightning, 1, half))
+    resumed, again = fit(resume=half)
+    assert method.step == again.step == 16 and method.nnz() == round(0.3 * sum(method.sizes.values()))
     assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), resumed.parameters(), strict=True))
+    _, longer = fit(resume=half, epochs=6)
+    assert longer.step == longer.total_steps == 24
+
+    # the module itself can be compacted, and the network inside
+    for model in (whole, whole.net):
+        small = gs.compact(model, X, check_latency=False, round_to=1)
+        left = [int(alive.sum()) for alive in method.channels().values()]
+        assert [counts["after"] for counts in small.report["channels"].values()] == left == [8]
+        # one without a forward is a place for its network
+        assert type(small.model) is (type(whole) if model is whole and kind != "parts" else nn.Sequential)
 
 
-def test_transformers_trainer(tmp_path: Path) -> None:
+def test_lightning_with_several_optimizers(lightning: Any, tmp_path: Path) -> None:
+    from gossamer.integrations.lightning import sparsify
+
+    def callbacks() -> list:
+        make = {"a": lambda m, o, n: _prune(m.a, o, n), "b": lambda m, o, n: _make(m.b, o, n)}
+        return [sparsify(make["a"], optimizer=0), sparsify(make["b"], optimizer=1)]
+
+    two, path = _modules(lightning)["two"], tmp_path / "half.ckpt"
+    whole, resumed = two(), two()
+    first, again = callbacks(), callbacks()
+    _fit(lightning, whole, [*first, _save_at(lightning, 1, path)], tmp_path)
+    _fit(lightning, resumed, again, tmp_path, path)
+    assert [c.method.step for c in (*first, *again)] == [16] * 4 and first[0].method.name == "chase"
+    assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), resumed.parameters(), strict=True))
+    for callback, options, said in (
+        (sparsify(_make), {}, "has 2 optimizers, got optimizer=None: say which"),
+        (sparsify(_make, optimizer=2), {}, "has 2 optimizers, got optimizer=2: say which"),
+        (callbacks()[0], {"max_epochs": -1}, "the Trainer knows no end"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            _fit(lightning, two(), [callback], tmp_path, **options)
+    with pytest.raises(TypeError, match=r"Two has no forward to trace: pass a network inside it, of \['a', 'b'\]"):
+        gs.compact(whole, X)
+
+
+@pytest.mark.parametrize("bf16", [False, True])
+def test_transformers_trainer(tmp_path: Path, bf16: bool) -> None:
     pytest.importorskip("accelerate", reason="transformers' Trainer needs accelerate")
     transformers = pytest.importorskip("transformers")
     from gossamer.integrations.trainer import sparsify
@@ -114,17 +205,40 @@ def test_transformers_trainer(tmp_path: Path) -> None:
 
     rows = [{"x": x, "labels": y} for x, y in zip(X, Y, strict=True)]
 
-    def fit(resume: str | None = None) -> tuple[nn.Module, object]:
-        callback, net = sparsify(_make), Net()
+    def fit(folder: str, start: Path | None = None, epochs: int = 4, **options: Any) -> tuple[nn.Module, Any, Any]:
+        callback, net = sparsify(_prune, **options), Net()
         arguments = transformers.TrainingArguments(
-            str(tmp_path), num_train_epochs=4, per_device_train_batch_size=16, save_strategy="epoch",
-            use_cpu=True, report_to=[], disable_tqdm=True, learning_rate=0.05, logging_strategy="no", seed=3,
+            str(tmp_path / folder), num_train_epochs=epochs, per_device_train_batch_size=16, save_strategy="epoch",
+            use_cpu=True, report_to=[], disable_tqdm=True, learning_rate=0.05, logging_strategy="no", seed=3, bf16=bf16,
         )  # fmt: skip
         trainer = transformers.Trainer(net, arguments, train_dataset=rows, callbacks=[callback])
-        trainer.train(resume_from_checkpoint=resume)
-        return net, callback.method
+        trainer.train(resume_from_checkpoint=None if start is None else str(start))
+        return net, callback.method, trainer
 
-    whole, method = fit()
-    resumed, again = fit(str(tmp_path / "checkpoint-8"))
-    assert method.step == again.step == 16 and method.history
+    whole, method, trainer = fit("run")
+    half = tmp_path / "run" / "checkpoint-8"
+    with pytest.raises(FileNotFoundError, match=r"checkpoint-8 holds no gossamer\.pt, .* resume=FOLDER"):
+        fit("other", half)
+    resumed, again, _ = fit("other", half, resume=half)
+    assert method.step == again.step == 16 and method.nnz() == round(0.3 * sum(method.sizes.values()))
     assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), resumed.parameters(), strict=True))
+    _, longer, _ = fit("run", half, epochs=6)
+    assert longer.step == longer.total_steps == 24
+
+    batch = {"x": X, "labels": Y}
+    small = gs.compact(trainer.model, batch, optimizer=trainer.optimizer, check_latency=False, round_to=1)
+    assert [counts["after"] <= 8 for counts in small.report["channels"].values()] == [True]  # one is dead besides
+    assert type(small.optimizer) is type(method.optimizer)
+    trainer.save_model(str(tmp_path / "saved"))
+    assert (tmp_path / "saved" / "model.safetensors").is_file()
+
+
+def test_cutting_channels_out_inside_a_trainer_is_warned_of(caplog: pytest.LogCaptureFixture) -> None:
+    net = _network()
+    sgd = torch.optim.SGD(net.parameters(), lr=0.1)
+
+    def make(model: nn.Module, optimizer: torch.optim.Optimizer, steps: int) -> gs.training.Chase:
+        return gs.training.Chase(model, optimizer, total_steps=steps, compact_every=1, example_inputs=X)
+
+    rebuild(make, net, sgd, 8, None).detach()
+    assert "compact_every=1: a trainer cannot resume this run" in caplog.text

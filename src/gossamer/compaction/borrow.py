@@ -18,6 +18,7 @@ from .closures import rebind_
 
 _INTERNAL = set(vars(nn.Module()))  # hooks, flags and the like, which are restored or left alone elsewhere
 _CONTAINERS = (list, dict, set, deque, OrderedDict, defaultdict)
+HALVES = (torch.float16, torch.bfloat16)
 T = TypeVar("T")
 
 
@@ -48,6 +49,18 @@ def ordinary(inputs: T) -> T:
     return pytree.tree_map(
         lambda leaf: leaf.clone() if isinstance(leaf, Tensor) and leaf.is_inference() else leaf, inputs
     )
+
+
+def single(inputs: T) -> T:
+    """`inputs` with half floats as float32."""
+    return pytree.tree_map(
+        lambda leaf: leaf.float() if isinstance(leaf, Tensor) and leaf.dtype in HALVES else leaf, inputs
+    )
+
+
+def is_half(model: nn.Module) -> bool:
+    """Whether a parameter is a half float. Half inputs of a network without any are casts for autocast to undo."""
+    return any(parameter.dtype in HALVES for parameter in model.parameters())
 
 
 def from_inference(model: nn.Module) -> bool:

@@ -20,7 +20,7 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from gossamer.measure.count import call_arguments
-from gossamer.wrappers import full_precision, seen_through
+from gossamer.wrappers import full_precision, has_forward, seen_through
 
 from .borrow import duplicate, evaluating, from_inference, ordinary, refuse_shards, undisturbed
 from .captured import Capture, CaptureError
@@ -80,12 +80,16 @@ def capture(model: nn.Module, example_inputs: Any, *, route: str = "auto") -> Ca
 
     Raises:
         ValueError: `route` is unknown, or a lazy module has no shape yet.
-        TypeError: the inputs are not a tensor, tuple or dict, or the parameters are cut into shards.
+        TypeError: the inputs are not a tensor, tuple or dict, the parameters are cut into shards, or the module has no
+            forward.
         CaptureError: no route could trace the model; the message holds each route's cause.
     """
     if route not in ROUTES:
         raise ValueError(f"route must be one of {ROUTES}, got {route!r}")
     refuse_shards(model)
+    if not has_forward(model):
+        parts = [name for name, child in model.named_children() if next(child.parameters(), None) is not None]
+        raise TypeError(f"{type(model).__name__} has no forward to trace: pass a network inside it, of {parts}")
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
         if nn.parameter.is_lazy(tensor):
             raise ValueError(f"{name} has no shape yet (lazy module): run one forward before building the graph")

@@ -85,6 +85,7 @@ def compact(
     multiple = _multiple(round_to, model)
     source = strip_(duplicate(model))
     graph = ChannelGraph.build(source, example_inputs, route)
+    example_inputs = graph.example_inputs
     expected, again = runs(source, example_inputs, 2)
     bound = default_tolerance(graph.flow.capture) if tolerance is None else tolerance
     if difference(expected, again) > bound:

@@ -8,18 +8,16 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
 from gossamer.wrappers import full_precision, seen_through
 
-from .borrow import duplicate, evaluating, ordinary, undisturbed
+from .borrow import HALVES, duplicate, evaluating, is_half, ordinary, single, undisturbed
 from .capture import call_arguments, tensor_leaves
 from .captured import Capture
 
 # Sums in another order differ by about eps * sqrt(terms); measured 1.5e-7 (float32) and 2.8e-16 (float64) on
 # convolution networks. The bounds leave two to three decimal digits for depth.
 _TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5}
-_HALVES = (torch.float16, torch.bfloat16)
 
 
 class InexactError(RuntimeError):
@@ -30,10 +28,10 @@ def default_tolerance(capture: Capture) -> float:
     """The bound for the least precise arithmetic of the graph; half-precision models are compared in float32."""
     dtypes = {node.meta["val"].dtype for node in capture.calls if isinstance(node.meta.get("val"), Tensor)}
     casts = {node.kwargs.get("dtype") for node in capture.calls}
-    rounded = [dtype for dtype in _HALVES if dtype in casts]
+    rounded = [dtype for dtype in HALVES if dtype in casts]
     if rounded:
         return 2 * max(torch.finfo(dtype).eps for dtype in rounded)
-    single = torch.float32 in dtypes or not dtypes.isdisjoint(_HALVES)
+    single = torch.float32 in dtypes or not dtypes.isdisjoint(HALVES)
     return _TOLERANCE[torch.float32 if single else torch.float64]
 
 
@@ -56,10 +54,9 @@ def outputs(model: nn.Module, example_inputs: Any) -> list[Tensor]:
 
 def runs(model: nn.Module, example_inputs: Any, times: int) -> list[list[Tensor]]:
     """`outputs` of several forwards in a row, each after the state that the one before has left."""
-    args, kwargs = ordinary(call_arguments(example_inputs))
-    if any(parameter.dtype in _HALVES for parameter in model.parameters()):
+    args, kwargs = single(ordinary(call_arguments(example_inputs)))
+    if is_half(model):
         model = duplicate(model).float()
-        args, kwargs = pytree.tree_map(_as_single, (args, kwargs))
     found = []
     with (
         undisturbed(model), evaluating(model), seen_through(model), full_precision(), torch.no_grad(),
@@ -69,10 +66,6 @@ def runs(model: nn.Module, example_inputs: Any, times: int) -> list[list[Tensor]
             torch.manual_seed(0)
             found.append([leaf.detach().clone() for leaf in tensor_leaves(model(*args, **kwargs))])
     return found
-
-
-def _as_single(leaf: Any) -> Any:
-    return leaf.float() if isinstance(leaf, Tensor) and leaf.dtype in _HALVES else leaf
 
 
 def difference(expected: list[Tensor], found: list[Tensor]) -> float:

@@ -19,7 +19,7 @@ from torch import LongTensor, Tensor, nn
 
 from gossamer.wrappers import plain_name, plain_names, unwrap
 
-from .borrow import ordinary
+from .borrow import is_half, ordinary, single
 from .capture import capture
 from .captured import Capture, CaptureError
 from .names import state_tensors
@@ -106,6 +106,7 @@ class ChannelGraph:
         [('0.weight', 0, 'writer'), ('0.bias', 0, 'writer'), ('2.weight', 1, 'reader')]
         """
         model, example_inputs = unwrap(model), ordinary(example_inputs)
+        example_inputs = example_inputs if is_half(model) else single(example_inputs)
         graph = cls._by(model, example_inputs, route)
         if route == "auto" and graph.route == "export" and graph.flow.composite:
             try:

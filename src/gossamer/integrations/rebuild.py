@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -10,6 +11,8 @@ from torch import nn
 from torch.optim import Optimizer
 
 from gossamer.training.first_mask import resuming
+
+logger = logging.getLogger(__name__)
 
 
 def rebuild(
@@ -25,7 +28,14 @@ def rebuild(
     were loaded beforehand are therefore put back after the pattern of `state` has replaced it.
     """
     if not state:
-        return make(model, optimizer, total_steps)
+        method = make(model, optimizer, total_steps)
+        if getattr(method, "compact_every", None):
+            logger.warning(
+                "compact_every=%d: a trainer cannot resume this run once channels are cut out, as it loads weights "
+                "into the shapes of the whole network; gs.compact after training gives the same network",
+                method.compact_every,
+            )
+        return method
     weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     slots = copy.deepcopy(optimizer.state_dict())
     with resuming():

@@ -23,7 +23,8 @@ logger = logging.getLogger(__name__)
 
 
 def unwrap(model: nn.Module) -> nn.Module:
-    """The module whose names are used: without DistributedDataParallel, torch.compile and AveragedModel around it.
+    """The module whose names are used: without DistributedDataParallel, torch.compile and AveragedModel around it, and
+    inside a LightningModule that has one network, as its training step may never call the module itself.
 
     Raises:
         TypeError: DataParallel (its replicas are thrown away at each step) and FSDP (parameters are flattened).
@@ -34,7 +35,10 @@ def unwrap(model: nn.Module) -> nn.Module:
                 f"{type(module).__name__} (at {name or 'the root'!r}) is not supported: masks need whole parameters "
                 "that live between steps; use DistributedDataParallel"
             )
-    return wrappers.unwrap(model)
+    network = wrappers.unwrap(model)
+    while (name := wrappers.only_network(network)) is not None:
+        network = wrappers.unwrap(getattr(network, name))
+    return network
 
 
 def _candidates(module: nn.Module) -> Sequence[str]:

@@ -12,9 +12,9 @@ import pytest
 
 import gossamer as gs
 from gossamer.report.channels import channel_map
-from gossamer.report.curves import Line, chart
+from gossamer.report.curves import Level, Line, chart
 from gossamer.report.markup import Markup, tag
-from gossamer.report.quantity import percent, short, ticks
+from gossamer.report.quantity import marks, percent, short, ticks
 
 HOSTILE = "</title></style><script>alert(1)</script>\"'&"
 
@@ -163,12 +163,19 @@ def test_a_curve_is_where_its_points_are() -> None:
     assert _places(svg, "sparse") == [(x2, y1)]
 
 
-def test_the_start_may_run_out_of_the_picture() -> None:
-    line = Line("a", "dense", [(0, 0.1), (50, 0.97), (100, 0.99)])
-    whole = chart([line], title="t", x_label="x", show=str, mark=str)
-    close = chart([line], title="t", x_label="x", show=str, mark=str, settled=0.2)
-    rise = [_places(svg, "dense")[1][1] - _places(svg, "dense")[2][1] for svg in (whole, close)]
-    assert rise[1] > 20 * rise[0]
+@pytest.mark.parametrize("values", [(0.1, 0.97, 0.99), (0.1003, 0.1009, 0.1015), (0.5, 0.5, 0.5)])
+def test_every_point_is_in_the_picture_and_every_mark_is_another(values: tuple[float, ...]) -> None:
+    """The climb of the first epochs as well, and noise does not fill the axis."""
+    line = Line("a", "dense", list(zip((0, 50, 100), values, strict=True)))
+    svg = chart([line], title="t", x_label="x", show=str, mark=lambda v: percent(v, 0), floor=0.0, ceiling=1.0,
+                span=0.1, level=Level("guessing", 0.1))  # fmt: skip
+    heights = [y for _, y in _places(svg, "dense")]
+    assert all(12 <= y <= 216 for y in heights)
+    assert max(heights) - min(heights) < 204 * (max(values) - min(values)) / 0.1 + 1
+    texts = re.findall(r"<text[^>]*>([^<]*)</text>", svg)
+    across, up = ([t for t in texts if ("%" in t) == percents and t != "x"] for percents in (False, True))
+    assert len(set(across)) == len(across) >= 2 and len(set(up)) == len(up) >= 2
+    assert 'class="level"' in svg and "guessing" in svg
 
 
 @pytest.mark.parametrize("points", [[], [(0, float("nan"))], [(3, 1.0)], [(0, 2.0), (1, 2.0)]])
@@ -194,9 +201,34 @@ def test_percent_rounds_once() -> None:
     assert percent(0.9996) == "100.0 %" and percent(0.99949) == "99.9 %"
 
 
+@pytest.mark.parametrize("write", [percent, short, lambda v: percent(v, 0), lambda v: f"{v:.2g}"])
+@pytest.mark.parametrize(("low", "high"), [(0, 1), (0.1003, 0.1015), (0.97, 0.99), (1e6, 1.001e6), (5, 5)])
+def test_no_two_marks_say_the_same(low: float, high: float, write) -> None:
+    found = marks(low, high, write)
+    texts = [text for _, text in found]
+    assert len(set(texts)) == len(texts) and all(low <= value <= high for value, _ in found)
+    assert all(value == int(value) for value, _ in marks(0, 2, write, whole=True))
+
+
 @pytest.mark.parametrize(("low", "high"), [(0, 1), (0, 0.013), (-3, 7), (0.97, 0.99), (0, 123456)])
 def test_ticks_lie_inside_and_are_evenly_spaced(low: float, high: float) -> None:
     marks = ticks(low, high)
     gaps = [b - a for a, b in itertools.pairwise(marks)]
     assert 3 <= len(marks) <= 8 and low <= marks[0] and marks[-1] <= high * (1 + 1e-9)
     assert max(gaps) == pytest.approx(min(gaps), rel=1e-6)
+
+
+def test_long_counts_and_titles_fit_a_phone(tmp_path: Path) -> None:
+    report = _report() | {"title": "module." * 20}
+    report["table"]["dense"] |= {"parameters": 103_421_376}
+    text = gs.report.write(tmp_path, report).read_text(encoding="utf-8")
+    assert '<span class="exact">103,421,376</span><span class="brief">103 M</span>' in text
+    assert '<h1 class="long">' in text and '<td class="compact">100</td>' in text
+
+
+def test_what_did_not_shrink_is_the_same(tmp_path: Path) -> None:
+    report = _report()
+    report["table"]["compact"]["parameters"] = 300
+    text = gs.report.write(tmp_path, report).read_text(encoding="utf-8")
+    table = text.split("<table>")[1].split("</table>")[0]
+    assert '<td class="quiet">the same</td>' in table and "1.00" not in table

@@ -211,4 +211,4 @@ def _report(
         }
         for group in graph.removable
     }
-    return report | {"error": error, "latency": latency}
+    return report | {"error": error, "latency": latency, "inputs": measure.described(example_inputs)}

@@ -23,7 +23,7 @@ class Compact:
     given. kept: {tensor: {axis: kept positions}}. refused: why nothing was removed, or None when something was.
     report: plain numbers, ready for JSON: "parameters", "bytes", "flops" and per group "channels", each with
     "before" and "after"; "error" = the largest relative difference of the outputs; "latency" = the comparison made,
-    with its "verdict": "faster", "slower" (then `refused` says so) or "inconclusive".
+    with its "verdict": "faster", "slower" (then `refused` says so) or "inconclusive"; "inputs" = what the FLOPs are of.
     """
 
     model: nn.Module
@@ -89,8 +89,10 @@ def _explained(result: Compact) -> str:
     elif report["latency"] is not None:
         faster = report["latency"]["verdict"] == "faster"
         lines.append(f"{'faster' if faster else 'no faster that could be told'}: {told(report['latency'])}")
-    for name in ("parameters", "flops"):
-        lines.append(f"{name}: {report[name]['before']:,} -> {report[name]['after']:,}")
+    # Those of one forward, which grow with the batch; what was compacted by an older version does not say of which.
+    of = f" of one forward on {report['inputs']}" if report.get("inputs") else ""
+    for name, what in (("parameters", "parameters"), ("flops", f"FLOPs{of}, 2 for each multiply-add")):
+        lines.append(f"{what}: {report[name]['before']:,} -> {report[name]['after']:,}")
     groups = result.graph.groups
     for group in groups:
         if group.name in result.keep:

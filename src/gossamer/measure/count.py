@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils import _pytree as pytree
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,16 @@ def call_arguments(example_inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]
         "example_inputs must be a tensor, a tuple of positional arguments or a dict of keyword arguments, "
         f"got {type(example_inputs).__name__}"
     )
+
+
+def described(example_inputs: Any) -> str:
+    """The tensors of a forward call in words, those in tuples and dicts too.
+
+    >>> described((torch.zeros(8, 3), {"mask": torch.ones(8, dtype=torch.bool)}))
+    'float32[8, 3], bool[8]'
+    """
+    found = [each for each in pytree.tree_leaves(example_inputs) if isinstance(each, torch.Tensor)]
+    return ", ".join(f"{str(each.dtype).removeprefix('torch.')}{list(each.shape)}" for each in found)
 
 
 def flops_by_module(model: nn.Module, example_inputs: Any) -> dict[str, int]:

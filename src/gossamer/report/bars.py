@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from gossamer.report.markup import Markup, tag
-from gossamer.report.quantity import brief, short, ticks, times
+from gossamer.report.quantity import brief, marks, short, times
 
 WIDTH, ROW, TOP, AXIS = 420, 46, 4, 26
 
@@ -25,25 +25,25 @@ def bars(comparison: Mapping[str, Any], *, title: str) -> Markup:
     height = TOP + ROW * len(rows) + AXIS
     scale = (WIDTH - 8) / longest
 
-    marks: list[Markup] = []
-    for value in ticks(0.0, longest):
+    drawn: list[Markup] = []
+    for value, text in marks(0.0, longest, lambda v: brief(v, "s")):
         x = round(value * scale + 1, 1)
-        marks.append(tag("line", x1=x, x2=x, y1=TOP, y2=height - AXIS, class_="grid"))
+        drawn.append(tag("line", x1=x, x2=x, y1=TOP, y2=height - AXIS, class_="grid"))
         anchor = "middle" if value else "start"
-        marks.append(tag("text", brief(value, "s"), x=x, y=height - 8, text_anchor=anchor, class_="quiet"))
+        drawn.append(tag("text", text, x=x, y=height - 8, text_anchor=anchor, class_="quiet"))
     for i, row in enumerate(rows):
         y = TOP + ROW * i
         control = row.get("is_control", False)
         style = "control" if control else _style(row["name"], comparison["baseline"])
         label = f"{comparison['baseline']} again (A/A control)" if control else row["name"]
-        marks.append(tag("text", label, x=1, y=y + 14, class_="name"))
-        marks.append(tag("text", short(row["median"], "s"), x=WIDTH - 60, y=y + 14, text_anchor="end"))
-        marks.append(tag("text", times(row["ratio"]), x=WIDTH - 4, y=y + 14, text_anchor="end", class_="value"))
+        drawn.append(tag("text", label, x=1, y=y + 14, class_="name"))
+        drawn.append(tag("text", short(row["median"], "s"), x=WIDTH - 60, y=y + 14, text_anchor="end"))
+        drawn.append(tag("text", times(row["ratio"]), x=WIDTH - 4, y=y + 14, text_anchor="end", class_="value"))
         length = round(row["median"] * scale, 1)
-        marks.append(tag("rect", x=1, y=y + 20, width=length, height=12, rx=2, class_=f"bar {style}"))
+        drawn.append(tag("rect", x=1, y=y + 20, width=length, height=12, rx=2, class_=f"bar {style}"))
         low, high = round(row["q1"] * scale + 1, 1), round(row["q3"] * scale + 1, 1)
-        marks.append(tag("path", d=f"M{low} {y + 26}H{high}M{low} {y + 22.5}v7M{high} {y + 22.5}v7", class_="whisker"))
-    return tag("svg", tag("title", title), marks, viewBox=f"0 0 {WIDTH} {height}", role="img", class_="chart bars")
+        drawn.append(tag("path", d=f"M{low} {y + 26}H{high}M{low} {y + 22.5}v7M{high} {y + 22.5}v7", class_="whisker"))
+    return tag("svg", tag("title", title), drawn, viewBox=f"0 0 {WIDTH} {height}", role="img", class_="chart bars")
 
 
 def _style(name: str, baseline: str) -> str:

@@ -6,6 +6,13 @@ from importlib.resources import files
 
 from gossamer.report.markup import Markup, tag
 
+_LONG = 48  # letters; about two lines of a phone
+
+
+def heading(title: str) -> Markup:
+    """The title of a page; a long one, such as a module's path, is set smaller and breaks anywhere."""
+    return tag("h1", title, class_="long" if len(title) > _LONG else None)
+
 
 def document(title: str, body: Markup, *, script: str | None = None) -> str:
     """The whole document around `body`, a <main>; `script` is JavaScript."""

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from gossamer.report.bars import bars
 from gossamer.report.channels import channel_map
-from gossamer.report.curves import Line, chart
-from gossamer.report.document import document
+from gossamer.report.curves import Level, Line, chart
+from gossamer.report.document import document, heading
 from gossamer.report.markup import Markup, tag
-from gossamer.report.quantity import MISSING, percent, short
+from gossamer.report.quantity import MISSING, count, percent, short
 
 _SLIDER = """
 for (const input of document.querySelectorAll("input.time")) {
@@ -23,8 +24,8 @@ for (const input of document.querySelectorAll("input.time")) {
 # (key in the table, what it is called, how it is written, whether less is better)
 _ROWS = (
     ("accuracy", "Test accuracy", lambda v: percent(v, 2), None),
-    ("parameters", "Parameters", lambda v: f"{v:,}", True),
-    ("nonzeros", "Nonzero parameters", lambda v: f"{v:,}", True),
+    ("parameters", "Parameters", count, True),
+    ("nonzeros", "Nonzero parameters", count, True),
     ("bytes", "Bytes in memory", lambda v: short(v, "B"), True),
     ("flops", "FLOPs of one image", lambda v: short(v), True),
     ("latency", "Latency", lambda v: short(v, "s"), True),
@@ -32,6 +33,7 @@ _ROWS = (
 )
 
 
+_LONG = 10**7
 _TOLD = {"slower": ", slower", "inconclusive": ", within the noise"}
 
 
@@ -43,6 +45,17 @@ def _measured(comparison: dict[str, Any], less: bool | None) -> tuple[str, str] 
     sign = "\N{DIVISION SIGN}" if less else "\N{MULTIPLICATION SIGN}"
     verdict = row.get("verdict")
     return f"{sign} {row['ratio']:.2f}{_TOLD.get(verdict, '')}", "ratio" if verdict == "faster" else "quiet"
+
+
+def _cell(value: float | None, show: Callable[[Any], str], name: str) -> Markup:
+    """A number of the table; a count too long for a phone is told there by its first digits."""
+    if value is None:
+        return tag("td", MISSING, class_=name)
+    if show is count and value >= _LONG:
+        return tag(
+            "td", tag("span", count(int(value)), class_="exact"), tag("span", short(value), class_="brief"), class_=name
+        )
+    return tag("td", show(value), class_=name)
 
 
 def _ratio(dense: float | None, compact: float | None, less: bool | None) -> str:
@@ -66,12 +79,12 @@ def _table(report: dict[str, Any]) -> Markup:
         if all(entry.get(key) is None for entry in table.values()):
             continue
         label = f"{label}, batch of {report[key]['batch']}" if key in report else label
-        cells = [
-            tag("td", MISSING if entry.get(key) is None else show(entry[key]), class_=name)
-            for name, entry in table.items()
-        ]
+        cells = [_cell(entry.get(key), show, name) for name, entry in table.items()]
         if compared:
-            counted = _ratio(table["dense"].get(key), table["compact"].get(key), less), "ratio"
+            dense, compact = table["dense"].get(key), table["compact"].get(key)
+            same = less is not None and dense is not None and dense == compact
+            lost = less is None and None not in (dense, compact) and compact < dense
+            counted = ("the same", "quiet") if same else (_ratio(dense, compact, less), "quiet" if lost else "ratio")
             ratio, kind = _measured(report.get(key, {}), less) or counted
             cells.append(tag("td", ratio, class_=kind))
         body.append(tag("tr", tag("th", label, scope="row"), cells))
@@ -96,10 +109,11 @@ def _training(report: dict[str, Any]) -> list[Markup]:
         title="Test accuracy against training steps",
         x_label="training steps",
         show=lambda v: percent(v, 2),
-        mark=percent,
+        mark=lambda v: percent(v, 0),
         floor=0.0,
         ceiling=1.0,
-        settled=0.2,
+        span=0.1,
+        level=None if report.get("chance") is None else Level("guessing", report["chance"]),
     )
     figures = [tag("figure", tag("h3", "Test accuracy"), accuracy)]
     sparse = curves.get("sparse", [])
@@ -116,6 +130,7 @@ def _training(report: dict[str, Any]) -> list[Markup]:
             mark=lambda v: percent(v, 0),
             floor=0.0,
             ceiling=1.0,
+            span=0.1,
         )
         figures.append(tag("figure", tag("h3", "In use: share of all weights and channels"), density))
     return [
@@ -188,7 +203,7 @@ def page(report: dict[str, Any]) -> str:
     body = tag(
         "main",
         tag("p", "Gossamer training report", class_="eyebrow"),
-        tag("h1", report["title"]),
+        heading(report["title"]),
         tag("p", report.get("summary", ""), class_="lede"),
         _facts(report),
         tag("h2", ", ".join(report["table"]).capitalize()),

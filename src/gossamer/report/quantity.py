@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 MISSING = "\N{EN DASH}"
 _PREFIXES = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
@@ -60,6 +61,34 @@ def times(value: float | None) -> str:
     '2.30×'
     """
     return MISSING if value is None or not math.isfinite(value) else f"{value:.2f}\N{MULTIPLICATION SIGN}"
+
+
+def count(value: int) -> str:
+    """A whole number in full.
+
+    >>> from gossamer.report.quantity import count
+    >>> count(103421376)
+    '103,421,376'
+    """
+    return f"{value:,}"
+
+
+def marks(
+    low: float, high: float, write: Callable[[float], str], *, about: int = 4, whole: bool = False
+) -> list[tuple[float, str]]:
+    """Round places between `low` and `high` with their texts, no two of which are the same: fewer places otherwise.
+
+    >>> from gossamer.report.quantity import marks, percent
+    >>> marks(0.1003, 0.1016, percent)
+    [(0.101, '10.1 %')]
+    """
+    found: list[tuple[float, str]] = []
+    for most in range(about, 0, -1):
+        places = [value for value in ticks(low, high, about=most) if not whole or value == int(value)]
+        found = [(value, write(value)) for value in places]
+        if len({text for _, text in found}) == len(found):
+            return found
+    return found[:1]
 
 
 def ticks(low: float, high: float, *, about: int = 4) -> list[float]:

@@ -37,9 +37,9 @@ def write(folder: str | os.PathLike[str], report: dict[str, Any]) -> Path:
         report: plain data. `title` and `table` are required; a table is {name: {any of accuracy, parameters, nonzeros,
             bytes, flops, latency in seconds, throughput in examples a second}}, the names being dense, sparse and
             compact. Drawn when present: `summary`, `facts` [{value, label}], `curves` {name: [{step, accuracy,
-            density, channels}]}, `channels` (see `gossamer.report.channels`), `latency` and `throughput`
-            (`Comparison.to_dict()` and the `batch`), `compaction` (text), `notes` [str],
-            `config`, `environment`, `command`. Further keys
+            density, channels}]}, `chance` (the accuracy of guessing, a line among the curves), `channels` (see
+            `gossamer.report.channels`), `latency` and `throughput` (`Comparison.to_dict()` and the `batch`),
+            `compaction` (text), `notes` [str], `config`, `environment`, `command`. Further keys
             go to the JSON only.
 
     Returns:

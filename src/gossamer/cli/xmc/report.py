@@ -7,7 +7,7 @@ from typing import Any
 
 from gossamer import files
 from gossamer.report.curves import Line, chart
-from gossamer.report.document import document
+from gossamer.report.document import document, heading
 from gossamer.report.markup import Markup, tag
 from gossamer.report.quantity import percent, short
 
@@ -28,7 +28,7 @@ def page(report: dict[str, Any]) -> str:
     body = tag(
         "main",
         tag("p", "Gossamer report on a classifier", class_="eyebrow"),
-        tag("h1", report["title"]),
+        heading(report["title"]),
         tag("p", f"{sizes['train']:,} training examples, {sizes['test']:,} test examples. The epoch that was best on "
             "the validation part was kept, and measured once on the test part.", class_="lede"),
         tag("h2", "Test part"),

@@ -13,21 +13,17 @@ Every part is looked at on its own and a part that is missing becomes a sentence
 from __future__ import annotations
 
 import importlib
-import importlib.metadata
 import os
 import platform
 import re
-import sys
 from pathlib import Path
 from typing import Any
+
+from gossamer import extras
 
 PACKAGES = ("gossamer", "torch", "numpy", "triton", "nanobind", "transformers", "onnxruntime", "torch-pruning")
 BACKENDS = ("reference", "cpu", "triton")
 _KERNELS = Path(__file__).parent / "kernels"
-_REQUIREMENT = re.compile(
-    r"(?P<name>[\w.-]+)(?:\[(?P<nested>[^]]*)\])?[^;]*;"
-    r"(?:.*sys_platform\s*==\s*['\"](?P<platform>\w+)['\"])?.*extra\s*==\s*['\"](?P<extra>[\w.-]+)['\"]"
-)
 
 
 def report() -> dict[str, Any]:
@@ -38,7 +34,7 @@ def report() -> dict[str, Any]:
         "native": native,
         "threads": _threads(native),
         "gpu": gpu,
-        "versions": {name: _version(name) for name in PACKAGES} | {"python": platform.python_version()},
+        "versions": {name: extras.version(name) for name in PACKAGES} | {"python": platform.python_version()},
         "kernels": _kernels(native, gpu),
         "extras": _extras(),
     }
@@ -87,13 +83,6 @@ def _import(name: str) -> tuple[Any, str | None]:
         return importlib.import_module(name), None
     except Exception as error:
         return None, f"{type(error).__name__}: {error}"
-
-
-def _version(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
 
 
 def _cpu_model() -> str:
@@ -188,8 +177,8 @@ def _kernels(native: dict[str, Any], gpu: dict[str, Any]) -> dict[str, dict[str,
     else:
         if native["error"]:
             reasons["cpu"] = f"the compiled extension is not importable ({native['error']})"
-        if _version("triton") is None:
-            reasons["triton"] = "triton is not installed: pip install 'gossamer[triton]'"
+        if extras.version("triton") is None:
+            reasons["triton"] = f"triton is not installed: {extras.command('triton')}"
         elif triton_error:
             reasons["triton"] = f"triton is not importable ({triton_error})"
         elif gpu["name"] is None and not interpreted:
@@ -206,30 +195,11 @@ def _kernels(native: dict[str, Any], gpu: dict[str, Any]) -> dict[str, dict[str,
 
 def _extras() -> dict[str, dict[str, Any]]:
     """{extra: {packages: {name: version or None}, missing: [names], command}} from gossamer's own metadata."""
-    try:
-        requirements = importlib.metadata.requires("gossamer") or []
-    except importlib.metadata.PackageNotFoundError:
-        return {}
-    direct: dict[str, list[str]] = {}
-    includes: dict[str, list[str]] = {}
-    for requirement in requirements:
-        found = _REQUIREMENT.match(requirement)
-        if found is None or (found["platform"] or sys.platform) != sys.platform:
-            continue
-        direct.setdefault(found["extra"], [])
-        if found["name"] == "gossamer":  # an extra that includes others, such as gossamer[run,onnx]
-            includes.setdefault(found["extra"], []).extend(re.findall(r"[\w.-]+", found["nested"] or ""))
-        else:
-            direct[found["extra"]].append(found["name"])
-
-    def packages(extra: str, seen: frozenset[str]) -> list[str]:
-        inner = [packages(other, seen | {extra}) for other in includes.get(extra, []) if other not in seen]
-        return list(dict.fromkeys(sum(inner, direct.get(extra, []))))
-
-    return {extra: _extra(extra, packages(extra, frozenset({extra}))) for extra in direct}
-
-
-def _extra(extra: str, names: list[str]) -> dict[str, Any]:
-    packages = {name: _version(name) for name in names}
-    missing = [name for name, version in packages.items() if version is None]
-    return {"packages": packages, "missing": missing, "command": f"pip install 'gossamer[{extra}]'"}
+    return {
+        extra: {
+            "packages": {name: extras.version(name) for name in extras.packages(extra)},
+            "missing": extras.missing(extra),
+            "command": extras.command(extra),
+        }
+        for extra in extras.known()
+    }

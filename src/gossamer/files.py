@@ -33,7 +33,7 @@ _KINDS = {
 def replacing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     """A new binary file, to be written and read, that takes the place of `path` if the block ends without an error.
 
-    A link is followed: what it points to is replaced.
+    A link is followed: what it points to is replaced. A folder that is not there is made.
 
     Raises:
         ValueError: `path` is a folder, a pipe or a device.
@@ -51,6 +51,7 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     target = _target(path)
     draft = target.with_name(f".{target.name}.{secrets.token_hex(6)}.part")
     try:
+        target.parent.mkdir(parents=True, exist_ok=True)
         with open(draft, "x+b") as file:
             yield file
             file.flush()
@@ -108,7 +109,7 @@ def draft_of(name: str) -> str | None:
 
 
 def check_target(path: str | os.PathLike[str]) -> None:
-    """Make the folder of `path` and see that a file could be written there, so that no work is lost for it.
+    """See that a file could be written to `path`, so that no work is lost for it; nothing of that stays.
 
     Raises:
         ValueError: `path` is a folder, a pipe or a device.
@@ -116,13 +117,22 @@ def check_target(path: str | os.PathLike[str]) -> None:
     """
     target = _target(path)
     probe = target.with_name(f".{target.name}.{secrets.token_hex(6)}.part")
+    above = [folder for folder in target.parents if os.path.lexists(folder)]
+    if above and not above[0].is_dir():
+        raise NotADirectoryError(
+            errno.ENOTDIR, f"{path} cannot be written: {above[0]} is {kind(above[0])}, not a folder"
+        )
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with open(probe, "xb"):
             pass
     except OSError as error:
         raise OSError(error.errno, f"{path} cannot be written: {error.strerror}") from error
-    probe.unlink()
+    finally:
+        probe.unlink(missing_ok=True)
+        for folder in target.parents[: len(target.parents) - len(above)]:
+            if folder.is_dir():
+                folder.rmdir()
 
 
 def kind(path: str | os.PathLike[str]) -> str:
@@ -149,6 +159,12 @@ def open_file(path: str | os.PathLike[str]) -> BinaryIO:
     except BaseException:
         os.close(handle)
         raise
+
+
+def begins(path: str | os.PathLike[str], mark: bytes) -> bool:
+    """Whether a file begins with these bytes; OSError or ValueError as in `open_file`."""
+    with open_file(path) as file:
+        return file.read(len(mark)) == mark
 
 
 def read(path: str | os.PathLike[str], *, limit: int) -> bytes:

@@ -82,7 +82,7 @@ def test_mistakes(model: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
     words = tmp_path / "no words"
     transformers.LlamaForCausalLM.from_pretrained(model).save_pretrained(words)
     for arguments, said in (
-        (["profil"], "there is no command route 'profil'; expected profile"),
+        (["profil"], "there is no command route 'profil'; expected profile, distill, train or eval; did"),
         (["profile"], "MODEL"),
         (["profile", "no/such"], "there is no model 'no/such'"),
         (["profile", str(model), "--text", str(tmp_path / "none.txt")], "none.txt"),
@@ -102,7 +102,7 @@ def test_mistakes(model: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 def test_tyro_is_named_where_it_is_missing(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setitem(sys.modules, "tyro", None)
     assert main(["route", "profile", "smollm2"]) == 2
-    assert 'pip install "gossamer[run]"' in capfd.readouterr().err
+    assert 'this command needs tyro: pip install "tyro>=' in capfd.readouterr().err
     assert main(["route", "--help"]) == 0
 
 

@@ -72,7 +72,7 @@ class Backend:
     def chosen(self) -> Iterator[None]:
         """Makes it run what its name says, or skips the test."""
         if self.kernels == "triton":
-            pytest.importorskip("triton", reason="triton is not installed: pip install gossamer[triton]")
+            pytest.importorskip("triton", reason="triton is not installed: pip install triton")
         if self.device == "cuda" and not torch.cuda.is_available():
             pytest.skip("needs a CUDA device")
         if self.isa is None:

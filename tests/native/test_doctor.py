@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from gossamer import _native, doctor
+from gossamer import _native, doctor, extras
 
 OPS = {"detect", "dsd", "fan_in_mm", "gather", "gather_mm", "grouped", "mask", "relu_bits", "scatter", "sdd", "select"}
 OPS |= {"skip_conv", "skip_conv_weight", "skip_mv", "transpose", "fan_in_mm_t", "fan_in_sdd", "fan_in_step"}
@@ -109,10 +109,10 @@ def test_runtimes_of_every_vendor_are_seen(monkeypatch):
 @pytest.mark.parametrize(
     ("missing", "expected"),
     [
-        (["triton"], "triton is not installed: pip install 'gossamer[triton]'"),
+        (["triton"], 'triton is not installed: pip install "triton>='),
         (["gossamer._native"], "the compiled extension is not importable (ModuleNotFoundError"),
         (["torch"], "torch is not importable (ModuleNotFoundError: No module named 'torch')"),
-        (["onnx", "scikit-learn"], "missing scikit-learn: pip install 'gossamer[run]'"),
+        (["onnx", "scikit-learn"], 'missing scikit-learn: pip install "scikit-learn>='),
         (["gossamer"], "unknown: gossamer itself is not installed"),
         (["torch", "triton", "numpy", "gossamer._native", "gossamer"], "unknown: torch is not importable"),
     ],
@@ -143,15 +143,17 @@ def test_extras_include_the_extras_they_name(monkeypatch):
             "gossamer[all]; extra == 'loop'",
             'gossamer[loop]; extra == "all"',
             'three>=3; sys_platform == "amiga" and extra == "a"',
+            "four (>=4,<5); (sys_platform == 'linux' or sys_platform == 'darwin') and extra == 'c'",
+            'five>=5; python_version < "3.4" and extra == "c"',
         ],
     )
-    without(monkeypatch, "one", "two", "three")
+    without(monkeypatch, "one", "two", "three", "four", "five")
     monkeypatch.setattr(sys, "platform", "linux")
     extras = doctor._extras()
     assert {name: extra["missing"] for name, extra in extras.items()} == {
-        "a": ["one"], "b": ["two"], "all": ["one", "two"], "loop": ["one", "two"],
+        "a": ["one"], "b": ["two"], "all": ["one", "two"], "loop": ["one", "two"], "c": ["four"],
     }  # fmt: skip
-    assert extras["all"]["command"] == "pip install 'gossamer[all]'"
+    assert extras["all"]["command"] == 'pip install "one>=1" "two>=2"'
 
 
 def test_a_driver_that_raises(monkeypatch):
@@ -165,7 +167,7 @@ def test_a_driver_that_raises(monkeypatch):
 
 def test_triton_without_a_gpu(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(doctor, "_version", lambda name: "9.9")
+    monkeypatch.setattr(extras, "version", lambda name: "9.9")
     monkeypatch.setattr(doctor, "_import", lambda name: (torch if name == "torch" else object(), None))
     gpu = doctor._gpu()
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)

@@ -18,7 +18,7 @@ DEVICE = "cuda"
 
 
 def triton(op):
-    pytest.importorskip("triton", reason="triton is not installed: pip install gossamer[triton]")
+    pytest.importorskip("triton", reason="triton is not installed: pip install triton")
     return load_kernel("triton", MODULES[op], op)
 
 

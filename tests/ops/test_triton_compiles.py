@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-triton = pytest.importorskip("triton", reason="triton is not installed: pip install gossamer[triton]")
+triton = pytest.importorskip("triton", reason="triton is not installed: pip install triton")
 from gossamer.kernels.triton import detect, fan_in_mm, page_attention, rows  # noqa: E402
 
 TILES = [(1, 1), (1, 32), (32, 1), (8, 8), (3, 5), (64, 64), (1, 4096)]

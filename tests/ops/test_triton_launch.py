@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-compiler = pytest.importorskip("triton", reason="triton is not installed: pip install gossamer[triton]")
+compiler = pytest.importorskip("triton", reason="triton is not installed: pip install triton")
 from gossamer.kernels.triton.dsd import dsd  # noqa: E402
 from gossamer.kernels.triton.launch import launch  # noqa: E402
 

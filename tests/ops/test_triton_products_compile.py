@@ -11,7 +11,7 @@ import re
 import pytest
 import torch
 
-pytest.importorskip("triton", reason="triton is not installed: pip install gossamer[triton]")
+pytest.importorskip("triton", reason="triton is not installed: pip install triton")
 from gossamer.kernels.triton.dsd import JOINED
 from gossamer.kernels.triton.launch import blocks
 

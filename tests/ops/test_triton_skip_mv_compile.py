@@ -9,7 +9,7 @@ import re
 import pytest
 import torch
 
-pytest.importorskip("triton", reason="triton is not installed: pip install gossamer[triton]")
+pytest.importorskip("triton", reason="triton is not installed: pip install triton")
 
 from gossamer.kernels.triton import skip_mv as kernels
 

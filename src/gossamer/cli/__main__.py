@@ -1,18 +1,4 @@
-"""`gossamer COMMAND`: choose the command, and turn errors into one line.
-
-gossamer tour      seven systems on this machine, each beside its dense baseline
-gossamer train     train dense and sparse, compact, measure, report
-gossamer bench     measure on this machine
-gossamer tune      time products on this machine for the planner
-gossamer xmc       extreme classification: data sets
-gossamer model     fetch a language model that commands take by its name
-gossamer generate  complete a text, or answer a question about it
-gossamer calibrate measure which heads of a model may stream
-gossamer route     tokens that choose their layers
-gossamer serve     a language model behind OpenAI's API
-gossamer doctor    what this machine and installation can do
-gossamer version   the version
-"""
+"""`gossamer COMMAND`: choose the command, and turn errors into one line."""
 
 from __future__ import annotations
 
@@ -26,52 +12,78 @@ import sys
 import traceback
 from collections.abc import Sequence
 
-from gossamer.cli.stop import Stopped, again
+from gossamer.cli.mistakes import unknown
+from gossamer.cli.stop import Stopped
+
+_COMMANDS = {
+    "What it gains": {
+        "tour": "seven kinds of dynamic sparsity on this machine, and where they lose",
+    },
+    "A network that is too large, labels that are too many": {
+        "train": "train a network dense and sparse, remove channels, measure, write a report",
+        "xmc": "extreme classification: make a data set, train, evaluate, predict",
+    },
+    "Language models": {
+        "model": "fetch a small one that the other commands take by its name",
+        "generate": "complete a text of any length, or answer a question about it",
+        "serve": "OpenAI's API on this machine, with a page to look at",
+        "calibrate": "measure which heads need the first and last tokens only",
+        "route": "tokens that choose their layers: measure, train, evaluate",
+    },
+    "This machine": {
+        "doctor": "what this machine and this installation can do, and why not",
+        "tune": "time dense and sparse products once, for the planner's choices",
+        "bench": "measure a suite, each row beside its baselines",
+        "version": "the version",
+    },
+}
+"""What a newcomer has to do -> the commands for it."""
 
 _HELP = """usage: gossamer COMMAND [flags]
 
-  tour      see what seven kinds of dynamic sparsity gain on this machine, and where they lose
-  train     train a network dense and sparse, remove channels, measure, write a report
-  bench     measure on this machine, each row beside its baselines
-  tune      time dense and sparse products on this machine, for the planner's choices
-  xmc       extreme classification: make a data set
-  model     fetch a language model that commands take by its name
-  generate  complete a text, or answer a question about it
-  calibrate measure which heads of a language model need the first and last tokens only
-  route     tokens that choose their layers: what layers contribute
-  serve     serve a language model by OpenAI's API, with a page to look at
-  doctor    what this machine and this installation can do, and why not
-  version   the version
+Zeros that are known only at run time become less time and less memory.
 
+Try first
+  gossamer doctor                     is everything here?
+  gossamer tour                       seven short runs beside their dense baselines, one page
+  gossamer train                      handwritten digits: a smaller network, a report; a minute
+  gossamer model smollm2              fetch a language model, once; then
+  gossamer generate smollm2 --prompt "What is sparsity?"
+{groups}
 gossamer COMMAND --help lists the flags of a command.
 """
 
 _PLAIN = ("bench", "tune", "model", "generate", "calibrate", "serve")
 """Commands of a module of their name, which has their flags and `run`."""
 
+_BARE = {
+    "doctor": "usage: gossamer doctor\n\nSay what this machine and this installation can do: instruction set, threads, "
+    "GPU, versions,\nwhich kernels run and why others do not, which extras are installed. It takes no flags.\n",
+    "version": "usage: gossamer version\n\nPrint the version. It takes no flags.\n",
+}
+"""Commands without flags, which need no extra package -> their help."""
+
+
+def _help() -> str:
+    groups = ""
+    for task, commands in _COMMANDS.items():
+        groups += f"\n{task}\n" + "".join(f"  {name:<9} {about}\n" for name, about in commands.items())
+    return _HELP.format(groups=groups)
+
 
 def _run(argv: Sequence[str]) -> None:
     command, rest = (argv[0], list(argv[1:])) if argv else ("--help", [])
     if command in ("-h", "--help", "help"):
-        print(_HELP, end="")
-    elif command in ("version", "--version"):
-        import gossamer
-
-        print(gossamer.__version__)
-    elif command == "doctor":
-        from gossamer import doctor
-
-        if rest:
-            raise ValueError(f"gossamer doctor takes no flags; {rest[0]!r} was given")
-        print(doctor.text(doctor.report()))
+        print(_help(), end="")
+    elif command in ("doctor", "version", "--version"):
+        _bare(command.lstrip("-"), rest)
     elif command == "train":
-        from gossamer.cli.flags import parse
-        from gossamer.cli.train.config import Train
+        from gossamer.cli.flags import needs_tyro
 
-        config = parse(Train, "gossamer train", rest)
-        from gossamer.cli.train.command import run as train
+        needs_tyro()
+        from gossamer.cli.train.command import main as train
 
-        train(config, rest)
+        train(rest)
     elif command == "xmc":
         from gossamer.cli.xmc.command import run as xmc
 
@@ -91,10 +103,24 @@ def _run(argv: Sequence[str]) -> None:
         module = importlib.import_module(f"gossamer.cli.{command}")
         module.run(parse(getattr(module, command.title()), f"gossamer {command}", rest))
     else:
-        raise ValueError(
-            f"there is no command {command!r}; expected tour, train, bench, tune, xmc, model, generate, calibrate, "
-            "route, serve, doctor or version"
-        )
+        names = [name for commands in _COMMANDS.values() for name in commands]
+        raise ValueError(f"{unknown('command', command, names)} (gossamer --help tells what each is for)")
+
+
+def _bare(command: str, rest: list[str]) -> None:
+    """`gossamer doctor` and `gossamer version`."""
+    if rest and rest[0] in ("-h", "--help"):
+        print(_BARE[command], end="")
+    elif rest:
+        raise ValueError(f"gossamer {command} takes no flags; {rest[0]!r} was given")
+    elif command == "version":
+        import gossamer
+
+        print(gossamer.__version__)
+    else:
+        from gossamer import doctor
+
+        print(doctor.text(doctor.report()))
 
 
 def _fail(error: BaseException, argv: Sequence[str]) -> int:
@@ -102,6 +128,8 @@ def _fail(error: BaseException, argv: Sequence[str]) -> int:
     if "--debug" in argv:
         traceback.print_exception(error)
     said = " ".join(str(error).split()) or type(error).__name__
+    if isinstance(error, OSError) and error.strerror:  # without its number, which str() puts before it
+        said = error.strerror if error.filename is None else f"{error.filename}: {error.strerror}"
     if isinstance(error, OSError) and error.errno == errno.ENOSPC and error.strerror == os.strerror(errno.ENOSPC):
         # Every file of ours is named by the error that says it could not be written; this was the output.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -128,8 +156,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Stopped as stopped:
         return 128 + stopped.signal
     except KeyboardInterrupt:
-        if argv[:1] == ["train"]:
-            print(f"\nstopped; what was saved can be resumed with:\n  {again(argv[1:])}", file=sys.stderr)
         return 128 + signal.SIGINT
     except BrokenPipeError:
         # The reader of a pipe went away (`gossamer doctor | head`); Python would complain again at exit.

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from gossamer import bench
+from gossamer.cli.flags import check_threads
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +27,7 @@ class Bench(bench.Settings):
 
 def run(config: Bench) -> None:
     """Run the suite and print its rows."""
+    check_threads(config.threads)
     settings = bench.Settings(**{each.name: getattr(config, each.name) for each in fields(bench.Settings)})
     result = bench.run(config.suite, settings, config.json)
     for name, section in result["sections"].items():

@@ -11,7 +11,7 @@ import torch
 import tyro
 
 from gossamer import files
-from gossamer.cli.flags import use_threads
+from gossamer.cli.flags import text_of, use_device, use_threads
 from gossamer.serving.calibration import calibrate
 from gossamer.serving.geometry import Geometry
 from gossamer.serving.heads import NAME, HeadPattern
@@ -68,7 +68,8 @@ def run(config: Calibrate) -> None:
         raise ValueError(f"--static must be from 0 to 1, got {config.static}")
     folder = config.out.is_dir() or not config.out.suffix
     targets = [config.out / NAME, config.out / "config.json"] if folder else [config.out]
-    text = None if config.text is None else _read(config.text)
+    text = None if config.text is None else text_of("--text", config.text, limit=_LARGEST)
+    use_device(config.device)
     for target in targets:  # no minutes of work are to end in an error that could be seen before
         files.check_target(target)
     try:
@@ -110,13 +111,6 @@ def _samples(model: Any, tokenizer: Any, text: str | None) -> Passkeys:
     if text is not None:
         raise ValueError("--text is for models with a tokenizer; this one has none")
     return passkeys(vocabulary=model.get_input_embeddings().weight.shape[0])
-
-
-def _read(path: Path) -> str:
-    try:
-        return files.read(path, limit=_LARGEST).decode()
-    except ValueError as error:
-        raise ValueError(f"--text {path} is not a text in UTF-8: {error}") from None
 
 
 def table(pattern: HeadPattern, geometry: Geometry, static: float) -> str:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
 import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TypeVar
 
-from gossamer import extras
+from gossamer import extras, files
+from gossamer.cli.mistakes import mistake
 
 Config = TypeVar("Config")
 
@@ -20,16 +23,59 @@ def needs_tyro() -> None:
 
 def use_threads(count: int | None) -> None:
     """Have torch use so many CPU threads; None: its own choice."""
+    check_threads(count)
     if count is not None:
-        if count < 1:
-            raise ValueError(f"--threads must be at least 1, got {count}")
         import torch
 
         torch.set_num_threads(count)
 
 
-def parse(kind: type[Config], program: str, arguments: Sequence[str]) -> Config:
+def check_threads(count: int | None) -> None:
+    """Raise a ValueError for a number of threads that no machine like this can have."""
+    if count is not None:
+        most = 8 * max(os.cpu_count() or 1, 16)  # OpenMP ends the process where it gets no more of them
+        if not 1 <= count <= most:
+            raise ValueError(f"--threads must be at {'least 1' if count < 1 else f'most {most}'}, got {count}")
+
+
+def use_device(name: str) -> str:
+    """A device by the name that --device has.
+
+    Raises:
+        ValueError: it is none, or this machine has none of that kind.
+    """
+    import torch
+
+    kind, _, number = name.partition(":")
+    if kind not in ("cpu", "cuda") or (number and not number.isdigit()):
+        raise ValueError(f"--device is {name!r}; expected cpu, cuda or cuda:N")
+    count = torch.cuda.device_count()
+    if kind == "cuda" and int(number or 0) >= count:
+        raise ValueError(f"--device is {name!r}, but torch sees {count} CUDA devices")
+    return name
+
+
+def text_of(flag: str, path: Path, *, limit: int = 1 << 28) -> str:
+    """The text of a file that a flag names, in UTF-8.
+
+    Raises:
+        ValueError: it cannot be read, is no file, is larger than `limit` bytes, or no text; the flag is named.
+    """
+    try:
+        return files.read(path, limit=limit).decode()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{flag} {path} is not a text in UTF-8: byte {error.start} is none") from None
+    except OSError as error:
+        raise ValueError(f"{flag} {path} cannot be read: {error.strerror}") from None
+    except ValueError as error:
+        raise ValueError(f"{flag} {path} cannot be read: {error}") from None
+
+
+def parse(kind: type[Config], program: str, arguments: Sequence[str], *, default: Config | None = None) -> Config:
     """Build `kind` from the arguments; `--help` prints its fields and their docstrings and exits.
+
+    Args:
+        default: what fields have that the arguments do not name; their own defaults when None.
 
     Raises:
         ImportError: tyro is not installed.
@@ -39,16 +85,15 @@ def parse(kind: type[Config], program: str, arguments: Sequence[str]) -> Config:
     import tyro
 
     said = io.StringIO()
+    more = {} if default is None else {"default": default}
     try:
         with contextlib.redirect_stderr(said):
-            return tyro.cli(kind, prog=program, args=list(arguments))
+            return tyro.cli(kind, prog=program, args=list(arguments), **more)  # type: ignore[call-overload]
     except SystemExit as leaving:
         if not leaving.code:
             raise
-    # tyro draws a box with a title, the complaint, a ruler and a pointer to --help; the complaint is one line here.
-    lines = [line.strip("│ ") for line in said.getvalue().splitlines() if line.startswith("│")]
-    complaint = [line for line in lines[: next((i for i, s in enumerate(lines) if set(s) == {"─"}), None)] if line]
-    text = re.sub(r"\s+", " ", " ".join(complaint)) or said.getvalue().strip()
+    # What tyro says is a picture of several lines for a terminal; it stands in only for what is not known here.
+    text = mistake(kind, arguments) or re.sub(r"[\s│─╭╮╰╯]+|-{4,}", " ", said.getvalue()).strip()
     raise ValueError(f"{text} ({program} --help lists the flags)")
 
 

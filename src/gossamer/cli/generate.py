@@ -10,9 +10,8 @@ from typing import Annotated, Literal
 import tyro
 from tqdm import tqdm
 
-from gossamer import files
-from gossamer.cli.flags import as_bytes, use_threads
-from gossamer.cli.language import language_model
+from gossamer.cli.flags import as_bytes, text_of, use_threads
+from gossamer.cli.language import check_pattern, language_model
 from gossamer.measure import clock
 from gossamer.ops.paged.pool import Stored
 from gossamer.serving.sampling import Sampling
@@ -86,6 +85,7 @@ def run(config: Generate) -> None:
         max_tokens=config.max_tokens, temperature=config.temperature, top_k=config.top_k, top_p=config.top_p,
         repetition_penalty=config.repetition_penalty, seed=config.seed, stop=config.stop,
     )  # fmt: skip
+    check_pattern("--static", config.static, config.pattern)
     sparsity = Sparsity(
         static=config.static, pattern=config.pattern, sink=config.sink, local=config.local,
         token_budget=config.token_budget, interval=config.interval, max_error=config.max_error,
@@ -121,21 +121,24 @@ def run(config: Generate) -> None:
     )
 
 
+def _standard_input() -> str:
+    try:
+        return sys.stdin.buffer.read(_LARGEST).decode()
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"--prompt-file -: standard input is not a text in UTF-8: byte {error.start} is none"
+        ) from None
+
+
 def _text(config: Generate) -> str:
     """The file and then the prompt."""
     if config.prompt is None and config.prompt_file is None:
         raise ValueError("there is no text: give --prompt, --prompt-file or both")
     parts = []
     if config.prompt_file is not None:
-        content = (
-            sys.stdin.buffer.read(_LARGEST)
-            if str(config.prompt_file) == "-"
-            else files.read(config.prompt_file, limit=_LARGEST)
+        parts.append(
+            _standard_input() if str(config.prompt_file) == "-" else text_of("--prompt-file", config.prompt_file)
         )
-        try:
-            parts.append(content.decode())
-        except UnicodeDecodeError as error:
-            raise ValueError(f"--prompt-file {config.prompt_file} is not a text in UTF-8: {error}") from None
     if config.prompt is not None:
         parts.append(config.prompt)
     text = "\n\n".join(parts)

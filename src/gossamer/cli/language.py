@@ -9,6 +9,12 @@ from gossamer.serving.llm import LLM
 from gossamer.serving.loading import load
 
 
+def check_pattern(flag: str, static: float, pattern: Path | None) -> None:
+    """Raise a ValueError for a file of heads that no setting asks for: it would not even be looked at."""
+    if pattern is not None and not static:
+        raise ValueError(f"--pattern {pattern} says which heads stream, but {flag} is 0: give it a share above 0")
+
+
 def language_model(name: str, router: Path | None, *, dtype: str | None, **settings: Any) -> LLM:
     """An LLM by the name, folder or file of its model.
 

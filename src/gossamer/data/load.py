@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from gossamer.data.digits import digits
 from gossamer.data.imagefolder import imagefolder
 from gossamer.data.npz import npz
 from gossamer.data.splits import Splits
+from gossamer.spelling import suggestion
 
 
 def load(source: str, *, seed: int = 0, image_size: int | None = None, test_fraction: float = 0.2) -> Splits:
@@ -40,4 +43,15 @@ def load(source: str, *, seed: int = 0, image_size: int | None = None, test_frac
         if image_size is not None:
             raise ValueError(f"image_size is {image_size}, but npz arrays keep their size; it is for imagefolder:PATH")
         return npz(path, seed=seed, test_fraction=test_fraction)
-    raise ValueError(f"data is {source!r}; expected digits, imagefolder:PATH or npz:PATH")
+    raise ValueError(f"data is {source!r}; expected digits, imagefolder:PATH or npz:PATH{_meant(source)}")
+
+
+def _meant(source: str) -> str:
+    """What was meant by a source without its kind, or misspelt."""
+    path = Path(source).expanduser()
+    if path.is_dir():
+        return f"; did you mean imagefolder:{source}?"
+    if path.suffix in (".npz", ".npy") or path.is_file():
+        return f"; did you mean npz:{source}?"
+    kind, kinds = source.partition(":")[0], ("digits", "imagefolder", "npz")
+    return "" if kind in kinds else suggestion(kind, kinds)

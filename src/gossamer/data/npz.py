@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from gossamer.data.archive import read_arrays
+from gossamer import files
+from gossamer.data.archive import array_names, read_arrays
 from gossamer.data.splits import Splits, normalise, split
+
+logger = logging.getLogger(__name__)
 
 _NAMES = ("x", "y", "x_test", "y_test")
 
@@ -31,6 +35,11 @@ def _inputs(array: np.ndarray, name: str, path: Path) -> torch.Tensor:
             f"npz: {name} in {path} has shape {array.shape}; expected [n, features], [n, height, width] or "
             "[n, channels, height, width], none of them 0"
         )
+    if array.ndim == 4 and array.shape[1] == array.shape[2] > 4 and array.shape[3] in (1, 3, 4):
+        logger.warning(
+            "npz: %s in %s has shape %s, read as %d channels of %d by %d; images with their channels last become "
+            "[n, channels, height, width] by %s.transpose(0, 3, 1, 2)", name, path, array.shape, *array.shape[1:], name,
+        )  # fmt: skip
     with np.errstate(over="ignore"):  # what is beyond float32 is said below
         x = torch.from_numpy(np.array(array, dtype=np.float32, order="C"))
     if not torch.isfinite(x).all():
@@ -39,15 +48,39 @@ def _inputs(array: np.ndarray, name: str, path: Path) -> torch.Tensor:
 
 
 def _labels(array: np.ndarray, name: str, examples: int, path: Path) -> torch.Tensor:
-    if array.dtype.kind not in "iu":
-        raise ValueError(f"npz: {name} in {path} has dtype {array.dtype}; expected integer class labels")
-    if array.shape != (examples,):
-        raise ValueError(f"npz: {name} in {path} has shape {array.shape}; expected ({examples},), one label an example")
+    if array.dtype.kind not in "iu" or array.shape != (examples,):
+        what = f"npz: {name} in {path} has dtype {array.dtype} and shape {array.shape}; expected integer class labels"
+        raise ValueError(f"{what}, shape ({examples},), one label an example{_made(array, name, examples)}")
     if array.min() < 0:
-        raise ValueError(f"npz: {name} in {path} has the label {array.min()}; expected labels from 0")
+        raise ValueError(f"npz: {name} in {path} has the label {array.min()}; {_NUMBERED}")
     if array.max() >= 1 << 31:
         raise ValueError(f"npz: {name} in {path} has the label {array.max()}; {_NUMBERED}")
     return torch.from_numpy(array.astype(np.int64))
+
+
+def _made(array: np.ndarray, name: str, examples: int) -> str:
+    """How such an array becomes labels, where that can be told."""
+    if array.dtype.kind in "USO":
+        return f"; names become numbers by np.unique({name}, return_inverse=True)[1]"
+    if array.ndim == 2 and array.shape[0] == examples and array.shape[1] > 1:
+        return f"; a column for each class becomes labels by {name}.argmax(1)"
+    if array.size == examples and array.ndim > 1:
+        return f"; {name}.ravel() has it"
+    if array.dtype.kind in "fb" and array.shape == (examples,):
+        return f"; {name}.astype(int) makes them so, if they number the classes from 0"
+    return ""
+
+
+def _lacking(file: Path) -> str:
+    """What an archive without x and y holds, and how to write one with them."""
+    names = array_names(file)
+    said = f"npz: {file} holds the arrays {names}; expected x and y, and both or none of x_test and y_test"
+    lower = {name.lower(): name for name in names}
+    if {"x", "y"} <= lower.keys():
+        return f"{said}, in small letters: np.savez({file.name!r}, x={lower['x']}, y={lower['y']})"
+    if len(names) == 2:
+        return f"{said}: np.savez({file.name!r}, x=..., y=...)"
+    return said
 
 
 def npz(path: str, *, seed: int, test_fraction: float = 0.2) -> Splits:
@@ -61,14 +94,16 @@ def npz(path: str, *, seed: int, test_fraction: float = 0.2) -> Splits:
     file = Path(os.path.expanduser(path))
     if not file.exists():
         raise FileNotFoundError(f"npz: there is no file {file}")
+    if file.is_file() and files.begins(file, b"\x93NUMPY"):
+        raise ValueError(
+            f"npz: {file} is one array (.npy); expected an archive of x and y: np.savez('data.npz', x=..., y=...)"
+        )
     try:
         arrays = read_arrays(file, _NAMES)
     except ValueError as error:
         raise ValueError(f"npz: {error}") from error
     if "x" not in arrays or "y" not in arrays or ("x_test" in arrays) != ("y_test" in arrays):
-        raise ValueError(
-            f"npz: {file} holds the arrays {sorted(arrays)}; expected x and y, and both or none of x_test and y_test"
-        )
+        raise ValueError(_lacking(file))
     x = _inputs(arrays["x"], "x", file)
     y = _labels(arrays["y"], "y", len(x), file)
     if "x_test" in arrays:
@@ -88,4 +123,7 @@ def npz(path: str, *, seed: int, test_fraction: float = 0.2) -> Splits:
     if classes > max(CLASSES, len(train_y) + len(test_y)):
         raise ValueError(f"npz: the labels in {file} go up to {classes - 1}; {_NUMBERED}")
     train_x, test_x = normalise(train_x, test_x)
-    return Splits(train_x, train_y, test_x, test_y, classes, tuple(str(i) for i in range(classes)))
+    data = Splits(train_x, train_y, test_x, test_y, classes, tuple(str(i) for i in range(classes)))
+    if data.unseen is not None:  # the labels may not be what they were meant to be
+        logger.warning("npz: %s: %s; %s", file, data.unseen, _NUMBERED)
+    return data

@@ -26,6 +26,24 @@ class Splits:
         """Shape of one example, without the batch axis."""
         return tuple(self.train_x.shape[1:])
 
+    @property
+    def unseen(self) -> str | None:
+        """Which classes no training example shows, in words; None where each has one."""
+        counts = torch.bincount(self.train_y, minlength=self.classes)
+        missing = (counts == 0).nonzero().flatten()
+        if not len(missing):
+            return None
+        few = ", ".join(self.names[i] if self.names else str(i) for i in missing[:5].tolist())
+        more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
+        tested = int(torch.isin(self.test_y, missing).sum())
+        lost = f"; {tested} test examples are of such a class and cannot be told" if tested else ""
+        return f"{len(missing)} of {self.classes} classes have no training example: {few}{more}{lost}"
+
+    @property
+    def chance(self) -> float:
+        """The test accuracy of naming the most frequent class of the training part every time."""
+        return float((self.test_y == self.train_y.bincount().argmax()).float().mean())
+
 
 def split(labels: torch.Tensor, *, test_fraction: float, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Indices of a stratified split: every class gives the same share of its examples to the test part.

@@ -7,6 +7,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from gossamer import extras
+
 
 class Events:
     """Scalars written to `folder` as they come; `Events(None)` writes nothing.
@@ -26,12 +28,9 @@ class Events:
         self._folder = folder
         if folder is None:
             return
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError:
-            raise ImportError('events need tensorboard: pip install "gossamer[run]", or leave them out') from None
+        tensorboard: Any = extras.needed("torch.utils.tensorboard", "events need tensorboard", "run")
         with self._named():
-            self._writer = SummaryWriter(
+            self._writer = tensorboard.SummaryWriter(
                 str(folder), purge_step=resume_at + 1 if resume_at else None, filename_suffix=suffix
             )
 

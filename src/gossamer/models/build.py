@@ -6,6 +6,7 @@ import hashlib
 import importlib
 import importlib.util
 import inspect
+import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -22,6 +23,7 @@ from gossamer.models.mlp import MLP
 from gossamer.models.resnet import resnet20, resnet34, resnet50
 from gossamer.models.vgg import vgg16, vgg16_plain
 from gossamer.models.vit import ViT
+from gossamer.spelling import suggestion
 
 _FACTORIES: dict[str, Callable[..., nn.Module]] = {
     "mlp": MLP,
@@ -108,15 +110,38 @@ def _said(error: Exception) -> str:
 
 
 def _arguments(factory: Callable[..., Any], offered: dict[str, Any]) -> dict[str, Any]:
-    """The part of `offered` that `factory` has parameters for; all of it when it takes `**kwargs`."""
+    """The part of `offered` that `factory` has parameters for, `num_classes` for classes too; all, if `**kwargs`."""
     try:
         parameters = inspect.signature(factory).parameters.values()
     except ValueError:  # a factory written in C has no signature to read
         return {}
+    known = {p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
+    if "num_classes" in known and "classes" not in known:
+        offered = {**offered, "num_classes": offered["classes"]}
+        del offered["classes"]
     if any(p.kind is p.VAR_KEYWORD for p in parameters):
         return offered
-    known = {p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
     return {name: value for name, value in offered.items() if name in known}
+
+
+_REFUSED = re.compile(r"unexpected keyword argument '(input_shape|classes|num_classes)'")
+
+
+def _made(factory: Callable[..., Any], arguments: dict[str, Any], options: dict[str, Any]) -> Any:
+    """What the factory returns. What it passes on by `**kwargs` is offered, and taken back where nobody knows it.
+
+    torchvision's networks take their sizes so, and call the classes `num_classes`.
+    """
+    while True:
+        try:
+            return factory(**arguments, **options)
+        except TypeError as error:
+            refused = _REFUSED.search(str(error))
+            if refused is None or refused[1] not in arguments:
+                raise
+            value = arguments.pop(refused[1])
+            if refused[1] == "classes":
+                arguments["num_classes"] = value
 
 
 def build(model: str, input_shape: Sequence[int], classes: int, **options: Any) -> nn.Module:
@@ -124,7 +149,8 @@ def build(model: str, input_shape: Sequence[int], classes: int, **options: Any) 
 
     Args:
         model: a name from `names()`, `module:factory`, or `path/to/file.py:factory`. A factory is any callable that
-            returns an `nn.Module`; `input_shape` and `classes` are passed to it where it has parameters of that name.
+            returns an `nn.Module`; `input_shape` and `classes` (or `num_classes`) are passed to it where it has
+            parameters of that name, or takes them by `**kwargs`.
             A module may lie in the current folder, which is searched while it is imported and built, and at no other
             time; a name that is also that of an installed module is refused.
         input_shape: shape of one example, (channels, height, width) for images.
@@ -150,7 +176,7 @@ def build(model: str, input_shape: Sequence[int], classes: int, **options: Any) 
         factory = _FACTORIES[model]
         if len(shape) != 3 and model != "mlp":
             raise ValueError(f"input_shape is {shape}; {model} expects (channels, height, width)")
-        arguments = {"input_shape": shape, "classes": classes, **options}
+        arguments = {"input_shape": shape, "classes": classes}
     elif colon and place and attribute:
         try:
             with _beside(_folder(place)):
@@ -162,16 +188,25 @@ def build(model: str, input_shape: Sequence[int], classes: int, **options: Any) 
         factory = getattr(module, attribute)
         if not callable(factory):
             raise ValueError(f"model is {model!r}, but {attribute!r} is a {type(factory).__name__}, not callable")
-        arguments = {**_arguments(factory, {"input_shape": shape, "classes": classes}), **options}
+        if isinstance(factory, nn.Module):
+            raise ValueError(
+                f"model is {model!r}, which is a {type(factory).__name__}, a network already; expected a function or "
+                "class that makes a new one at each call"
+            )
+        arguments = _arguments(factory, {"input_shape": shape, "classes": classes})
+        arguments = {name: value for name, value in arguments.items() if name not in options}
     else:
+        meant = f"; did you mean {model}:FACTORY?" if model.endswith(".py") else suggestion(model, _FACTORIES)
         raise ValueError(
             f"model is {model!r}; expected one of {', '.join(_FACTORIES)}, module:factory or path/to/file.py:factory"
+            f"{meant}"
         )
     try:
         with _beside(_folder(place)) if colon else nullcontext():
-            network = factory(**arguments)
+            network = _made(factory, arguments, options)
     except Exception as error:
-        raise ValueError(f"model {model!r} could not be built from {arguments}: {_said(error)}") from error
+        given = {**arguments, **options}
+        raise ValueError(f"model {model!r} could not be built from {given}: {_said(error)}") from error
     if not isinstance(network, nn.Module):
         raise TypeError(f"model {model!r} returned a {type(network).__name__}; expected a torch.nn.Module")
     return network

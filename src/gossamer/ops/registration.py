@@ -34,7 +34,7 @@ _LIBRARY = torch.library.Library("gossamer", "FRAGMENT")
 _DEVICE_OF = {"cpu": "cpu", "triton": "cuda"}
 _NEEDS = {
     "cpu": "the compiled extension gossamer._native (reinstall gossamer with a C++ compiler at hand)",
-    "triton": "triton: pip install gossamer[triton]",
+    "triton": "triton: pip install triton",
 }
 
 

@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import gossamer as gs
+from gossamer import extras
 
 
 def photographs(batch: int, side: int) -> Tensor:
@@ -15,12 +16,8 @@ def photographs(batch: int, side: int) -> Tensor:
     Raises:
         ImportError: scikit-learn or Pillow is not installed.
     """
-    try:
-        from sklearn.datasets import load_sample_images
-
-        found = load_sample_images().images
-    except ImportError:
-        raise ImportError('the photographs need scikit-learn and Pillow: pip install "gossamer[run]"') from None
+    extras.needed("PIL", "the photographs need Pillow", "run")
+    found = extras.needed("sklearn.datasets", "the photographs need scikit-learn", "run").load_sample_images().images
     generator = torch.Generator().manual_seed(0)
     out = []
     for i in range(batch):

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gossamer import extras
 from gossamer.bench.conv.layers import Layer
 
 log = logging.getLogger(__name__)
@@ -23,7 +24,7 @@ def convolution(layer: Layer, weight: Tensor) -> Callable[[Tensor], Any] | None:
         import onnxruntime
         from onnx import TensorProto, helper, numpy_helper
     except ImportError:
-        log.warning("onnxruntime is not installed, so its rows are left out: pip install 'gossamer[onnx]'")
+        log.warning("onnxruntime is not installed, so its rows are left out: %s", extras.command("onnx"))
         return None
     pad = [layer.padding] * 4
     node = helper.make_node("Conv", ["x", "w"], ["y"], pads=pad, strides=[layer.stride] * 2)

@@ -11,6 +11,8 @@ from __future__ import annotations
 import importlib
 from collections.abc import Sequence
 
+from gossamer.cli.mistakes import unknown
+
 COMMANDS = {
     "profile": "measure what each layer contributes to the states of tokens: is there anything to skip?",
     "distill": "teach a router which layers the tokens of a model need, on a budget",
@@ -49,4 +51,4 @@ def run(argv: Sequence[str]) -> None:
         module = importlib.import_module(f"gossamer.cli.route.{command}")
         module.run(parse(getattr(module, command.title()), f"gossamer route {command}", rest))
     else:
-        raise ValueError(f"there is no command route {command!r}; expected {', '.join(COMMANDS)}")
+        raise ValueError(unknown("command route", command, COMMANDS))

@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 import tyro
 
 from gossamer import files
-from gossamer.cli.flags import use_threads
+from gossamer.cli.flags import use_device, use_threads
 from gossamer.cli.route.texts import pieces, read
 from gossamer.routing.profiling import profile
 from gossamer.serving.loading import load
@@ -52,6 +52,7 @@ def run(config: Profile) -> None:
     from tqdm import tqdm
 
     use_threads(config.threads)
+    use_device(config.device)
     texts = read(config.text)
     for target in (config.json, config.html):  # no work is to end in an error that could be seen before
         if target is not None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from gossamer import files
+from gossamer.cli.flags import text_of
 from gossamer.serving.loading import Loaded
 from gossamer.serving.passkeys import beginning, python_topics
 
@@ -19,17 +19,11 @@ def read(paths: Sequence[Path]) -> list[str]:
     """The texts of these files; of none, Python's documentation of its language.
 
     Raises:
-        ValueError: a file that holds no text in UTF-8. OSError: it cannot be read.
+        ValueError: a file that holds no text in UTF-8, or cannot be read.
     """
     if not paths:
         return [python_topics()]
-    texts = []
-    for path in paths:
-        try:
-            texts.append(files.read(path, limit=_LARGEST).decode())
-        except ValueError as error:
-            raise ValueError(f"--text {path} is not a text in UTF-8: {error}") from None
-    return texts
+    return [text_of("--text", path, limit=_LARGEST) for path in paths]
 
 
 def pieces(loaded: Loaded, texts: Sequence[str], tokens: int, length: int) -> list[Tensor]:

@@ -62,6 +62,12 @@ class Train:
 def run(config: Train) -> None:
     """Train, write the folder, say how it went."""
     use_threads(config.threads)
+    for flag, value, least in (("--batch", config.batch, 1), ("--length", config.length, 2),
+                               ("--characters", config.characters, 1)):  # fmt: skip
+        if value < least:
+            raise ValueError(f"{flag} must be at least {least}, got {value}")
+    if config.folder is not None and not config.folder.is_dir():
+        raise ValueError(f"--folder: there is no folder {config.folder}")
     transformers = needed("transformers", "language models need transformers", "serving")
     sizes = RadialConfig(
         vocabulary=config.vocabulary, width=config.width, layers=config.layers, heads=config.heads,

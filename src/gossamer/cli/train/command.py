@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib
 import shlex
 import sys
 import textwrap
@@ -15,8 +14,10 @@ from typing import Any
 
 import torch
 
-from gossamer import compaction, data, measure, report
-from gossamer.cli.stop import Stopped, again, catch_signals
+from gossamer import compaction, data, extras, measure, report
+from gossamer.cli.flags import use_threads
+from gossamer.cli.resume import again, continued, settings
+from gossamer.cli.stop import Stopped, catch_signals
 from gossamer.cli.train import checkpoint, folder, outcome, recipe, record, story
 from gossamer.cli.train.config import Train, check
 from gossamer.cli.train.loop import Stage, train
@@ -25,13 +26,27 @@ from gossamer.cli.train.restore import restore
 from gossamer.integrations.distributed import World, connected
 from gossamer.integrations.tensorboard import Events
 
+_PROGRAM = "gossamer train"
+
+
+def main(arguments: Sequence[str]) -> None:
+    """`gossamer train` with these flags."""
+    try:
+        run(continued(Train, _PROGRAM, arguments, folder.TRAIN.record), arguments)
+    except KeyboardInterrupt:
+        print(f"\nstopped; what was saved is continued with:\n  {_again(arguments)}", file=sys.stderr)
+        raise
+
+
+def _again(arguments: Sequence[str]) -> str:
+    return again(Train, _PROGRAM, arguments, folder.TRAIN.record)
+
 
 def run(config: Train, arguments: Sequence[str]) -> None:
     """Everything, from flags to the report; `arguments` are the flags as typed, for the report."""
     check(config)
     _needs(config)
-    if config.threads is not None:
-        torch.set_num_threads(config.threads)
+    use_threads(config.threads)
     # Convolution algorithms are chosen by shape, not by a race: a resumed run repeats the same sums.
     torch.backends.cudnn.deterministic = True
     torch.backends.cudnn.benchmark = False
@@ -45,7 +60,7 @@ def run(config: Train, arguments: Sequence[str]) -> None:
                 _train(stage, splits, config, world)
         except Stopped as stopped:
             if world.first:
-                print(f"\nstopped at {stopped}; resume with:\n  {again(arguments)}", file=sys.stderr, flush=True)
+                print(f"\nstopped at {stopped}; resume with:\n  {_again(arguments)}", file=sys.stderr, flush=True)
             # Whoever starts the processes ends the others when the first one leaves.
             world.wait()
             raise
@@ -56,12 +71,9 @@ def run(config: Train, arguments: Sequence[str]) -> None:
 def _needs(config: Train) -> None:
     """Raise an ImportError for a package that would be missed only after training."""
     for package in ("safetensors", *(("torch.utils.tensorboard",) if config.events else ())):
-        try:
-            importlib.import_module(package)
-        except ImportError:
-            name = package.rpartition(".")[2]
-            advice = ", or --no-events" if name == "tensorboard" else ""
-            raise ImportError(f'this run needs {name}: pip install "gossamer[run]"{advice}') from None
+        name = package.rpartition(".")[2]
+        advice = " (or --no-events)" if name == "tensorboard" else ""
+        extras.needed(package, f"this run needs {name}{advice}", "run")
 
 
 def _load(config: Train, world: World) -> data.Splits:
@@ -117,7 +129,7 @@ def _open(config: Train, world: World, stages: list[Stage], total: int) -> None:
                     raise ValueError(f"checkpoint {file} does not fit the network of this run: {error}") from error
     world.wait()
     if world.first:
-        folder.prepare(config.out, identity, overwrite=config.overwrite)
+        folder.prepare(config.out, identity, overwrite=config.overwrite, settings=settings(config))
     world.wait()
 
 
@@ -175,6 +187,7 @@ def _finish(config: Train, splits: data.Splits, stages: list[Stage], arguments: 
         "title": f"{config.model} on {config.data}",
         "table": table,
         **timings,
+        "chance": splits.chance,
         "curves": {stage.name: stage.curve for stage in stages},
         "channels": {"groups": list(sparse.snapshots[-1]["density"]), "snapshots": sparse.snapshots},
         "updates": sparse.method.history,
@@ -184,8 +197,8 @@ def _finish(config: Train, splits: data.Splits, stages: list[Stage], arguments: 
         "command": shlex.join(["gossamer", "train", *arguments]),
     }
     page["summary"] = story.summary(config, sparse.curve[-1].get("density"), channels)
-    page["facts"] = story.facts(page, None if channels is None else 1.0 - channels)
-    page["notes"] = story.notes(page, config, refused)
+    page["facts"] = story.facts(page, None if channels is None else 1.0 - channels, splits)
+    page["notes"] = story.notes(page, config, refused, splits)
     try:
         if small:
             small.save(config.out / "compact")

@@ -84,7 +84,7 @@ class Train:
 
 def check(config: Train) -> None:
     """Raise a ValueError naming the flag for a value that can never work."""
-    positive = ("epochs", "batch_size", "update_every", "threads", "image_size", "checkpoint_every", "measure_batch",
+    positive = ("epochs", "batch_size", "update_every", "image_size", "checkpoint_every", "measure_batch",
                 "compact_every")  # fmt: skip
     for name in positive:
         value = getattr(config, name)

@@ -69,11 +69,13 @@ def inspect(out: Path, identity: dict[str, Any], *, resume: bool, overwrite: boo
         FileExistsError: `out` holds another run and neither resume nor overwrite was asked for, or it holds files
             that are no run at all.
         NotADirectoryError: `out` is no folder, or a place in it where a folder has to be is none.
+        OSError: it cannot be made or written.
         ValueError: the run to resume has other settings, run.json is not ours, or a folder or pipe is where a file has
             to be written.
     """
     record = kind.record.find(out, "--out ")
     if record is None:
+        files.check_target(out / RUN)
         return False
     if not resume and not overwrite:
         raise FileExistsError(f"--out {out} holds a run already; --resume continues it, --overwrite deletes it")
@@ -92,8 +94,15 @@ def inspect(out: Path, identity: dict[str, Any], *, resume: bool, overwrite: boo
     return resume and record.get("clearing") is not True
 
 
-def prepare(out: Path, identity: dict[str, Any], *, overwrite: bool, kind: Kind = TRAIN) -> None:
-    """Make the folder, empty of an earlier run when overwriting, and write down which run it is.
+def prepare(
+    out: Path,
+    identity: dict[str, Any],
+    *,
+    overwrite: bool,
+    kind: Kind = TRAIN,
+    settings: dict[str, Any] | None = None,
+) -> None:
+    """Make the folder, empty of an earlier run when overwriting, and write down which run it is, and its `settings`.
 
     run.json comes first and says "clearing" until the last file of the earlier run is gone, so that a run killed
     in between is still ours, and is cleared before anything of it would be continued.
@@ -108,7 +117,7 @@ def prepare(out: Path, identity: dict[str, Any], *, overwrite: bool, kind: Kind 
         for name in sorted(kind.writes, reverse=True):  # the inner ones first
             if name and (out / name).is_dir() and not os.listdir(out / name):
                 (out / name).rmdir()
-    kind.record.write(out, identity=identity)
+    kind.record.write(out, identity=identity, **({} if settings is None else {"settings": settings}))
     for name in kind.writes:  # some of them are written much later: a folder that takes none is found now
         if (out / name).is_dir():
             files.check_target(out / name / RUN)

@@ -13,6 +13,7 @@ from torch.optim import SGD, AdamW, Optimizer
 from gossamer import models, training
 from gossamer.cli.train.config import Train
 from gossamer.data import Splits
+from gossamer.spelling import suggestion
 
 CHANNEL_SPARSITY = 0.4
 UPDATES = 50
@@ -62,7 +63,8 @@ def method(config: Train, model: nn.Module, optimizer: Optimizer, total: int, ex
     """
     known = training.METHODS
     if config.method not in known:
-        raise ValueError(f"method is {config.method!r}; expected one of {', '.join(known)}")
+        meant = suggestion(config.method, known)
+        raise ValueError(f"--method is {config.method!r}; expected one of {', '.join(known)}{meant}")
     kind = known[config.method]
     takes = inspect.signature(kind).parameters
     every = config.update_every or max(1, total // UPDATES)
@@ -77,5 +79,11 @@ def method(config: Train, model: nn.Module, optimizer: Optimizer, total: int, ex
     elif config.channel_sparsity is not None or config.scope != "inner" or config.compact_every is not None:
         raise ValueError(
             f"--channel-sparsity, --scope and --compact-every are for chase; {config.method} removes no chosen channels"
+        )
+    most = 1 - takes["extra_density"].default if "extra_density" in takes else 1.0
+    if config.density > most:
+        raise ValueError(
+            f"--density is {config.density}; expected at most {most} for {config.method}, which explores with "
+            f"{1 - most:.2g} more of the weights; the dense network is trained beside it in any case"
         )
     return kind(model, optimizer, **options)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from gossamer.cli.train.config import Train
+from gossamer.data import Splits
 from gossamer.report.quantity import percent, short, times
 
 _ROWS = (
@@ -34,6 +36,18 @@ def _row(comparison: dict[str, Any], name: str) -> dict[str, Any]:
     return next(row for row in comparison["rows"] if row["name"] == name)
 
 
+def _at_chance(table: dict[str, Any], data: Splits) -> list[tuple[str, str]]:
+    """(network, what is to be said) for networks that have learned nothing that could be told from guessing.
+
+    Guessing names the most frequent class every time; two standard errors of that share are its noise.
+    """
+    guess, n = data.chance, len(data.test_y)
+    noise = 2 * math.sqrt(guess * (1 - guess) / n)
+    said = f"accuracy is no better than naming the most frequent class every time ({percent(guess)})"
+    low = [name for name, row in table.items() if row["accuracy"] is not None and row["accuracy"] <= guess + noise]
+    return [(name, f"{said}: nothing can be compared by it; more --epochs or another --lr may help.") for name in low]
+
+
 def summary(config: Train, density: float | None, channels: float | None) -> str:
     """One sentence under the title; the shares of weights and channels are those of the end."""
     out = f"Trained from scratch by {config.method} with {100 * config.density:g} % of the weights"
@@ -44,7 +58,7 @@ def summary(config: Train, density: float | None, channels: float | None) -> str
     return out + "."
 
 
-def facts(report: dict[str, Any], channels_removed: float | None) -> list[dict[str, str]]:
+def facts(report: dict[str, Any], channels_removed: float | None, data: Splits) -> list[dict[str, str]]:
     """The few numbers at the top of the page."""
     table = report["table"]
     dense, compact = table["dense"], table["compact"]
@@ -55,6 +69,8 @@ def facts(report: dict[str, Any], channels_removed: float | None) -> list[dict[s
         gap = 100 * (dense["accuracy"] - compact["accuracy"])
         against = f"{gap:.2f} points under" if gap > 0 else f"{-gap:.2f} points over" if gap < 0 else "equal to"
         out.append({"value": percent(compact["accuracy"]), "label": f"test accuracy, {against} dense"})
+    if any(name == "compact" for name, _ in _at_chance(table, data)):
+        out[0]["label"] += f"; no better than guessing ({percent(data.chance)})"
     if "throughput" in report:
         row = _row(report["throughput"], "compact")
         ratio, verdict = times(row["ratio"]), row["verdict"]
@@ -64,14 +80,17 @@ def facts(report: dict[str, Any], channels_removed: float | None) -> list[dict[s
         else:
             than = "" if verdict == "faster" else ", slower than dense"
             out.append({"value": ratio, "label": f"the throughput of dense{than} ({itself})"})
-    ratio = dense["parameters"] / compact["parameters"]
-    out.append({"value": times(ratio), "label": "fewer parameters than dense"})
+    if dense["parameters"] == compact["parameters"]:
+        out.append({"value": "none", "label": "of the parameters removed: compact is as large as dense"})
+    else:
+        ratio = dense["parameters"] / compact["parameters"]
+        out.append({"value": times(ratio), "label": "fewer parameters than dense"})
     if channels_removed is not None:
         out.append({"value": percent(channels_removed, 0), "label": "of the channels removed"})
     return out
 
 
-def notes(report: dict[str, Any], config: Train, refused: str | None) -> list[str]:
+def notes(report: dict[str, Any], config: Train, refused: str | None, data: Splits) -> list[str]:
     """What a reader must know before quoting a number; `refused` = why nothing was removed in the end."""
     out = [
         "The sparse network is masked: its zeros lie inside dense tensors and are multiplied like any number, in "
@@ -92,6 +111,9 @@ def notes(report: dict[str, Any], config: Train, refused: str | None) -> list[st
             f"A/A control: the dense network timed against itself came out at {times(control['ratio'])} (quartiles "
             f"{times(control['ratio_q1'])} to {times(control['ratio_q3'])}). Smaller differences mean nothing."
         )
+    out += [f"{name.capitalize()} {told}" for name, told in _at_chance(report["table"], data)]
+    if data.unseen is not None:
+        out.append(f"{data.unseen}.")
     if report["table"]["dense"]["accuracy"] is None:
         out.append("No dense baseline was trained, so the loss of accuracy is not known.")
     out.append("Accuracy is that of the last step; the test examples chose neither a step nor a setting of this run.")

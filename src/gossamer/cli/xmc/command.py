@@ -11,6 +11,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from gossamer.cli.mistakes import unknown
+
 HELP = """usage: gossamer xmc COMMAND [flags]
 
   data      make a data set from what this machine has: stdlib, debtags or planted
@@ -33,11 +35,12 @@ def run(argv: Sequence[str]) -> None:
 
         data(rest)
     elif command == "train":
-        from gossamer.cli.flags import parse
-        from gossamer.cli.xmc.train import Train
-        from gossamer.cli.xmc.train import run as train
+        from gossamer.cli.flags import needs_tyro
 
-        train(parse(Train, "gossamer xmc train", rest), rest)
+        needs_tyro()
+        from gossamer.cli.xmc.train import main as train
+
+        train(rest)
     elif command in ("evaluate", "predict", "subset"):
         from gossamer.cli.flags import parse
         from gossamer.cli.xmc import predicting
@@ -50,4 +53,4 @@ def run(argv: Sequence[str]) -> None:
         else:
             predicting.subset(parse(predicting.Subset, program, rest))
     else:
-        raise ValueError(f"there is no command xmc {command!r}; expected data, train, evaluate, predict or subset")
+        raise ValueError(unknown("command xmc", command, ("data", "train", "evaluate", "predict", "subset")))

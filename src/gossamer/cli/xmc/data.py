@@ -9,7 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from gossamer import extras
 from gossamer.cli.flags import parse
+from gossamer.cli.mistakes import unknown
 from gossamer.xmc.data import DataSet, debtags, planted, save, stdlib
 from gossamer.xmc.data.folder import check
 from gossamer.xmc.metrics import Metrics
@@ -95,7 +97,7 @@ def run(argv: Sequence[str]) -> None:
         print(HELP, end="")
         return
     if source not in _SOURCES:
-        raise ValueError(f"there is no source {source!r}; expected {', '.join(_SOURCES)}")
+        raise ValueError(unknown("source", source, _SOURCES))
     kind, make = _SOURCES[source]
     config: Any = parse(kind, f"gossamer xmc data {source}", rest)
     try:
@@ -149,11 +151,7 @@ def _bar(unit: str) -> Iterator[Callable[[int, int], None]]:
     if not sys.stderr.isatty():
         yield lambda done, total: None
         return
-    try:
-        from tqdm import tqdm
-    except ImportError:
-        raise ImportError('the progress bar needs tqdm: pip install "gossamer[run]"') from None
-    with tqdm(total=1, unit=unit) as bar:
+    with extras.needed("tqdm", "the progress bar needs tqdm", "xmc").tqdm(total=1, unit=unit) as bar:
 
         def progress(done: int, total: int) -> None:
             bar.total, bar.n = total, done

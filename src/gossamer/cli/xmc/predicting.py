@@ -11,6 +11,7 @@ import torch
 import tyro
 
 from gossamer import files
+from gossamer.cli.flags import text_of
 from gossamer.cli.xmc.train import test
 from gossamer.xmc import data
 from gossamer.xmc.classifier import Classifier, load
@@ -130,7 +131,4 @@ def numbered(line: str, at: int, classifier: Classifier, path: Path) -> int:
 
 def lines(path: Path, flag: str) -> list[str]:
     """The lines of a text file, in UTF-8."""
-    try:
-        return files.read(path, limit=_LIMIT).decode().splitlines()
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{flag} {path} is not UTF-8 at byte {error.start}") from None
+    return text_of(flag, path, limit=_LIMIT).splitlines()

@@ -16,6 +16,8 @@ import tyro
 from torch import Tensor
 
 from gossamer import files, measure
+from gossamer.cli.flags import use_threads
+from gossamer.cli.resume import again, continued, settings
 from gossamer.cli.stop import Stopped, catch_signals
 from gossamer.cli.train import checkpoint, folder
 from gossamer.cli.train.progress import Progress
@@ -83,8 +85,6 @@ class Train(Recipe):
             raise ValueError(f"--read is {self.read!r}; expected auto, texts or features")
         if self.resume and self.overwrite:
             raise ValueError("--resume continues the run that --overwrite deletes; expected one of them")
-        if self.threads is not None and self.threads < 1:
-            raise ValueError(f"--threads is {self.threads}; expected at least 1")
 
     def recipe(self) -> Recipe:
         return Recipe(**{each.name: getattr(self, each.name) for each in fields(Recipe)})
@@ -117,10 +117,17 @@ class _Session:
         return self.fit.head.ranks
 
 
+_PROGRAM = "gossamer xmc train"
+
+
+def main(arguments: Sequence[str]) -> None:
+    """`gossamer xmc train` with these flags."""
+    run(continued(Train, _PROGRAM, arguments, RUN.record), arguments)
+
+
 def run(config: Train, arguments: Sequence[str]) -> None:
     """Everything, from flags to the report; `arguments` are the flags as typed, for the report."""
-    if config.threads is not None:
-        torch.set_num_threads(config.threads)
+    use_threads(config.threads)
     with connected("cpu") as world:
         session = _begin(config, data.load(config.data), world)
         _open(session)
@@ -128,8 +135,7 @@ def run(config: Train, arguments: Sequence[str]) -> None:
             _train(session)
         except Stopped as stopped:
             if world.first:
-                again = [a for a in arguments if a not in ("--overwrite", "--resume")]
-                command = shlex.join(["gossamer", "xmc", "train", *again, "--resume"])
+                command = again(Train, _PROGRAM, arguments, RUN.record)
                 print(f"\nstopped at {stopped}; resume with:\n  {command}", file=sys.stderr, flush=True)
             world.wait()  # whoever starts the processes ends the others when the first one leaves
             raise
@@ -145,7 +151,7 @@ def _open(session: _Session) -> None:
     if world.first:
         if config.overwrite and (config.out / "classifier").exists():
             clear(config.out / "classifier")
-        folder.prepare(config.out, config.identity(), overwrite=config.overwrite, kind=RUN)
+        folder.prepare(config.out, config.identity(), overwrite=config.overwrite, kind=RUN, settings=settings(config))
     world.wait()
 
 

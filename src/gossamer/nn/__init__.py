@@ -19,6 +19,8 @@ from gossamer.nn.threshold import (
     ThresholdReport,
     apply_thresholds,
     gated,
+    remove_thresholds,
+    restore_thresholds,
     threshold,
 )
 from gossamer.nn.unpadded import Unpadded
@@ -79,6 +81,8 @@ __all__ = [
     "block_sparse_attention",
     "gated",
     "remapped",
+    "remove_thresholds",
+    "restore_thresholds",
     "skip_zeros",
     "threshold",
     "unskip_zeros",

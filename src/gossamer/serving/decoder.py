@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from gossamer.extras import needed
+from gossamer.nn.threshold.record import METHOD
 from gossamer.serving import gguf_weights
 from gossamer.serving.checkpoint import Checkpoint, read_json, reading
 from gossamer.serving.gguf_header import Header
@@ -30,7 +31,7 @@ def configuration(place: Checkpoint) -> Any:
     transformers = needed("transformers", "language models need transformers", "serving")
     if place.name is None:
         written = read_json(place.folder / "config.json")
-        if written.get("quantization_config") is not None:
+        if (written.get("quantization_config") or {}).get("quant_method", METHOD) != METHOD:
             raise ValueError(f"{place.source} is quantized; expected float weights, or a GGUF file")
         if written.get("model_type") not in transformers.CONFIG_MAPPING:
             raise ValueError(f"{place.source} has the unknown model_type {written.get('model_type')!r}")

@@ -9,21 +9,15 @@ from typing import Any, Literal, get_args
 
 from torch import Tensor, nn
 
-from gossamer.nn.skip.memory_order import reorder_
 from gossamer.nn.threshold.allocation import Block, blocks_of, greedy, kept
+from gossamer.nn.threshold.applying import apply_thresholds
 from gossamer.nn.threshold.evaluating import evaluating
-from gossamer.nn.threshold.gated_feed_forward import GatedFeedForward, check_sparsity
-from gossamer.nn.threshold.linear import (
-    Prefill,
-    ThresholdLinear,
-    check_prefill,
-    check_reorder,
-    store_by_input,
-)
+from gossamer.nn.threshold.gated_feed_forward import check_sparsity
+from gossamer.nn.threshold.linear import Prefill, check_prefill, check_reorder
 from gossamer.nn.threshold.magnitudes import Magnitudes
 from gossamer.nn.threshold.places import Layers, Place, checked, places_of
-from gossamer.nn.threshold.report import Row, ThresholdReport
-from gossamer.nn.threshold.thresholded import Thresholded, check_threshold
+from gossamer.nn.threshold.report import ThresholdReport
+from gossamer.nn.threshold.thresholded import Thresholded
 from gossamer.ops.gemv import shrink
 
 Allocation = Literal["uniform", "greedy"]
@@ -127,72 +121,6 @@ def threshold(
     report.rows = tuple(replace(row, sparsity=seen[row.name].share(row.threshold)) for row in report.rows)
     report.left = left
     return report
-
-
-def apply_thresholds(
-    model: nn.Module, thresholds: Mapping[str, float], *, prefill: Prefill = "dense", reorder: bool = False
-) -> ThresholdReport:
-    """Put thresholds, such as `report.thresholds` of an earlier run, into a model without data. In place.
-
-    Args:
-        model: with these linears, or GatedFeedForward blocks.
-        thresholds: name of the module -> threshold, at least 0.
-        prefill, reorder: as in `threshold`.
-
-    Returns:
-        a `ThresholdReport` whose expected sparsity is unknown (NaN).
-
-    Raises:
-        ValueError, TypeError: naming the module; the model is then what it was.
-
-    >>> model = nn.Sequential(nn.Linear(4, 4))
-    >>> apply_thresholds(model, {"0": 0.5}).thresholds
-    {'0': 0.5}
-    """
-    check_prefill(prefill)
-    check_reorder(reorder)
-    if not isinstance(thresholds, Mapping):
-        raise TypeError(f"thresholds must be a mapping, got {type(thresholds).__name__}")
-    if not thresholds:
-        raise ValueError("thresholds is empty")
-    for name, value in thresholds.items():
-        check_threshold(f"thresholds[{name!r}]", value)
-    checked(model, thresholds)
-    places, left = places_of(model, lambda name, module: name in thresholds)
-    if left:
-        raise ValueError("".join(f"thresholds names {name!r}, which stays dense: {why}" for name, why in left.items()))
-    undo: list[Callable[[], object]] = []
-    for place in places:
-        undo.append(_set(place.module, float(thresholds[place.name]), prefill, reorder))
-    rows = tuple(
-        Row(place.name, float(thresholds[place.name]), float("nan"), place.bytes, place.skippable) for place in places
-    )
-    return ThresholdReport(rows, {}, {place.name: place.module for place in places}, undo)
-
-
-def _set(module: nn.Module, value: float, prefill: Prefill, reorder: bool) -> Callable[[], object]:
-    """Give a module its threshold and count anew; return what takes it away."""
-    if not isinstance(module, (GatedFeedForward, ThresholdLinear)):
-        assert isinstance(module, nn.Linear)
-        return ThresholdLinear.convert(module, value, prefill, reorder=reorder).revert
-    module.start_counting(module._kept.device)
-    changed: dict[str, Any] = {"threshold": value}
-    if isinstance(module, ThresholdLinear):
-        changed["prefill"] = prefill
-    stored = module.down_proj if isinstance(module, GatedFeedForward) else module
-    before, strides = {name: getattr(module, name) for name in (*changed, "reorder")}, stored.weight.stride()
-    for name, new in changed.items():
-        setattr(module, name, new)
-    if reorder:
-        module.reorder = True
-        store_by_input(stored)
-
-    def undo() -> None:
-        for name, old in before.items():
-            setattr(module, name, old)
-        reorder_(stored.weight, strides)
-
-    return undo
 
 
 def _batches(data: Any) -> list[Any]:

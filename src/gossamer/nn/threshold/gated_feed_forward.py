@@ -12,6 +12,7 @@ from gossamer.nn.skip.linear import Linear
 from gossamer.nn.threshold.evaluating import evaluating
 from gossamer.nn.threshold.linear import check_reorder, dense_linear, is_few, skips, store_by_input
 from gossamer.nn.threshold.magnitudes import Magnitudes
+from gossamer.nn.threshold.record import write
 from gossamer.nn.threshold.thresholded import Thresholded, check_threshold
 from gossamer.ops.decoding import decode
 from gossamer.ops.gemv import ZERO
@@ -150,7 +151,7 @@ def gated(model: nn.Module, *, threshold: float = 0.0, reorder: bool = False) ->
     Found by the names gate_proj, up_proj, down_proj and act_fn (Llama, Mistral, Qwen, Gemma and their relatives in
     transformers) and checked: a block whose output on random rows is another one is left alone. The state_dict keeps
     its names. Nothing is skipped before gates are closed: give a threshold, or call `gs.nn.threshold` afterwards,
-    which calibrates one for each block.
+    which calibrates one for each block. A model of transformers saves in its config which blocks are gated.
 
     Returns:
         the new blocks by name.
@@ -192,6 +193,9 @@ def gated(model: nn.Module, *, threshold: float = 0.0, reorder: bool = False) ->
         parent, _, child = name.rpartition(".")
         blocks[name] = made[module]
         setattr(model.get_submodule(parent), child, made[module])
+        setting = {"threshold": float(threshold), "prefill": "dense", "reorder": reorder, "gated": True}
+        made[module].saved_as = made[module].saved_as or setting
+    write(model, {name: block.saved_as or {} for name, block in blocks.items()})
     return blocks
 
 

@@ -103,6 +103,7 @@ class ThresholdLinear(Thresholded, nn.Linear):
     def revert(self) -> nn.Linear:
         """Turn it back into an nn.Linear whose weight is stored as it was."""
         reorder_(self.weight, self._strides)
+        vars(self).pop("saved_as", None)
         del self._kept, self.tuner
         del self.prefill, self.reorder, self._threshold, self._level, self._strides, self._seen
         linear: nn.Linear = self

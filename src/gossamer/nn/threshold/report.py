@@ -37,7 +37,10 @@ class ThresholdReport:
     Attributes:
         rows: one `Row` for each place with a threshold, in the order of the model.
         left: linears that stay dense -> why.
+        unsaved: why the model's `save_pretrained` will not save the thresholds; None if it will, or is not there.
     """
+
+    unsaved: str | None = None
 
     def __init__(
         self,
@@ -111,5 +114,6 @@ class ThresholdReport:
                 "weights stored by output channel are read whole: reorder=True stores them by input channel "
                 "(the same parameters, other strides)"
             )
+        lines += [self.unsaved] if self.unsaved else []
         lines += [f"{name} stays dense: {why}" for name, why in self.left.items()]
         return "\n".join(lines)

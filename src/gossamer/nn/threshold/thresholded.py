@@ -19,7 +19,8 @@ class Thresholded(nn.Module):
     """A module that drops elements of one activation at or below a threshold.
 
     Attributes:
-        threshold: at least 0. A plain number, not part of the state_dict; may be assigned at any time.
+        threshold: at least 0. A plain number, not part of the state_dict; may be assigned at any time. A model of
+            transformers saves it in its config.
         tuner: whether few rows skip or take the dense products. Neither is it.
     """
 
@@ -29,6 +30,8 @@ class Thresholded(nn.Module):
     _level: Tensor  # the same, as an input of compiled graphs: layers of one class share them
     _kept: Tensor
     _seen: int
+    saved_as: dict[str, Any] | None = None
+    """What the config of a model says of this module; it keeps up with the threshold."""
 
     @property
     def threshold(self) -> float:
@@ -38,6 +41,8 @@ class Thresholded(nn.Module):
     def threshold(self, value: float) -> None:
         check_threshold("threshold", value)
         self._threshold, self._level = float(value), graph_input(float(value))
+        if self.saved_as is not None:
+            self.saved_as["threshold"] = float(value)
 
     def shrunk(self, x: Tensor) -> Tensor:
         """x where |x| > threshold, else 0; see `shrink`."""

@@ -1,1 +1,1 @@
-"""Convolutions and linears that skip zeros: docs/convolutions-measured.md; for decoding, docs/activations.md."""
+"""Convolutions and linears that skip zeros: docs/convolutions.md; for decoding, docs/activations.md."""

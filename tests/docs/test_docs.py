@@ -6,6 +6,7 @@ stands, indented, right below it; `...` there stands for any text.
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import doctest
 import importlib
@@ -26,6 +27,7 @@ PAGES = [
     *sorted((ROOT / "docs").glob("*.md")),
 ]
 BLOCK = re.compile(r"^```python\n(.*?)^```\n(?:\n((?:    [^\n]*\n|\n)+))?", re.DOTALL | re.MULTILINE)
+INDENTED = re.compile(r"(?<=\n\n)((?:    [^\n]*\n|\n(?=    ))+)")
 ANY = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 LINK = re.compile(r"\]\((?!https?://|#)([^)#]+)(?:#[^)]*)?\)")
 MODULES = sorted(
@@ -52,6 +54,23 @@ def test_every_block_of_the_page_runs(page, tmp_path, monkeypatch):
             assert doctest.OutputChecker().check_output(shown, printed.getvalue().strip("\n"), ANY), (
                 f"{page.name}:{line} prints\n{printed.getvalue()}and not\n{shown}"
             )
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_python_that_is_not_run_says_why(page):
+    """Python stands in blocks that run, or in ```py behind a comment with the reason; server.md's meet a server."""
+    text = BLOCK.sub("", page.read_text())
+    if page.name != "server.md":
+        assert text.count("```py\n") == len(re.findall(r"^<!-- not run: .+ -->\n```py\n", text, re.MULTILINE))
+    assert not [block for block in INDENTED.findall(text) if _is_program(block)]
+
+
+def _is_program(block: str) -> bool:
+    try:
+        parsed = ast.parse(re.sub("^    ", "", block, flags=re.MULTILINE))
+    except SyntaxError:
+        return False
+    return any(isinstance(node, (ast.Call, ast.Import, ast.ImportFrom)) for node in ast.walk(parsed))
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

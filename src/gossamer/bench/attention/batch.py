@@ -105,6 +105,6 @@ COLUMNS = (
     ("ratio", lambda row: f"{row['alone'] / row['together']:.2f}x"), CONTROL,
 )  # fmt: skip
 
-BRIEF = (*COLUMNS[:5], ("ratio", short(TOGETHER)), COLUMNS[8])
+BRIEF = (*COLUMNS[:5], ("ratio", short(TOGETHER)), ("with prompts", COLUMNS[8][1]))
 
 SECTION = Section(rows, Table(COLUMNS), {"brief": Table(BRIEF, MEDIANS)}, on_gpu=False)

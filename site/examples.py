@@ -7,6 +7,7 @@ from typing import Any
 
 from griffe import Extension, Object
 
+BEYOND = re.compile(r"^( *)Args \((.+)\):$", re.MULTILINE)
 EXAMPLE = re.compile(r"^([ ]*)>>> (?:.*\n?)(?:[ ]*\S.*\n?)*", re.MULTILINE)
 
 
@@ -33,4 +34,4 @@ def shown(docstring: str) -> str:
         indent, text = match[1], match[0].rstrip("\n")
         return f"{indent}```pycon\n{text}\n{indent}```\n"
 
-    return EXAMPLE.sub(fenced, docstring)
+    return EXAMPLE.sub(fenced, BEYOND.sub(r"\1Arguments \2:\n\n\1Args:", docstring))

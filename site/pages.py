@@ -27,6 +27,8 @@ ROOT = Path(__file__).resolve().parent.parent
 FROM_ROOT = {"DESIGN.md": "design.md", "CONTRIBUTING.md": "contributing.md", "CHANGELOG.md": "changelog.md"}
 STYLE = {"site/site.css": "site.css"}
 PICTURE = re.compile(r"!\[[^\]]*\]\((?:docs/)?(pictures/[\w-]+\.svg)\)")
+FOOT = re.compile(r"^(.* threads, .*, commit [0-9a-f]+\+?, .*)$", re.MULTILINE)
+COMMENT = re.compile(r"<!--.*?-->", re.DOTALL)
 LINK = re.compile(r"\]\((?:\.\./|docs/)*([\w./-]+\.md)(#[\w-]+)?\)")
 
 
@@ -96,7 +98,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
     if page.file.src_uri.startswith("api/"):
         return markdown
-    return PICTURE.sub(_drawn, LINK.sub(_turned, markdown))
+    return FOOT.sub(r"\1\n{: .foot }", PICTURE.sub(_drawn, LINK.sub(_turned, COMMENT.sub("", markdown))))
 
 
 def _turned(link: re.Match[str]) -> str:
@@ -107,4 +109,4 @@ def _turned(link: re.Match[str]) -> str:
 
 
 def _drawn(picture: re.Match[str]) -> str:
-    return (ROOT / "docs" / picture[1]).read_text().strip()
+    return f'<div class="drawn">{(ROOT / "docs" / picture[1]).read_text().strip()}</div>'

@@ -37,9 +37,8 @@ from gossamer.bench.section import Table
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 MARK = re.compile(r"(<!-- table: (\S+) (\S+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
-CELL = re.compile(
-    r"(?<!\n)(<!-- cell: (\S+) (\S+) \[(.*?)\] \[(.*?)\] -->)(.*?)(<!-- end -->)"
-)  # never first in a line: there it would be a block
+CELL = re.compile(r"(<!-- cell: (\S+) (\S+) \[(.*?)\] \[(.*?)\] -->)(.*?)(<!-- end -->)")
+FIRST = re.compile(r"^[ -]*<!-- cell: .*$", re.MULTILINE)  # there a comment begins a block, which ends the paragraph
 ALL = re.compile(r"(<!-- tables: (\S+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
 BRIEF = "brief"
 MEASURED = ROOT / "docs" / "measured.md"
@@ -127,6 +126,10 @@ def main() -> None:
     stale = []
     for page in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]:
         before = page.read_text()
+        if first := FIRST.search(before):
+            raise SystemExit(
+                f"{page.relative_to(ROOT)} begins a line with a cell; expected words before it: {first[0]}"
+            )
         after = ALL.sub(_fill_all, CELL.sub(_fill_cell, MARK.sub(_fill, before)))
         if after != before:
             stale.append(page.relative_to(ROOT))

@@ -18,16 +18,12 @@ class Docstrings(Extension):
 
 
 def shown(docstring: str) -> str:
-    """The docstring with its doctests fenced.
+    """The docstring with its doctests fenced, and every list of arguments headed as such.
 
-    >>> print(shown("A sum.\\n\\n>>> 1 + 1\\n2\\n"))
-    A sum.
-    <BLANKLINE>
-    ```pycon
-    >>> 1 + 1
-    2
-    ```
-    <BLANKLINE>
+    >>> shown("A sum.\\n\\n>>> 1 + 1\\n2\\n").splitlines()
+    ['A sum.', '', '```pycon', '>>> 1 + 1', '2', '```']
+    >>> shown("Args (beyond `Settings`):").splitlines()
+    ['Arguments beyond `Settings`:', '', 'Args:']
     """
 
     def fenced(match: re.Match[str]) -> str:

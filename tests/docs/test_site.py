@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import doctest
 import importlib.util
 import inspect
 import re
@@ -19,15 +20,15 @@ ROOT = Path(__file__).resolve().parents[2]
 SITE = ROOT / "site"
 
 
-def _pages() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("pages", SITE / "pages.py")
+def _module(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, SITE / f"{name}.py")
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
 
 
-PUBLIC = _pages().public()
+PUBLIC = _module("pages").public()
 
 
 def test_every_page_is_in_the_table_of_contents():
@@ -54,6 +55,12 @@ def test_every_public_function_and_class_says_what_it_is(module):
     values = {name: getattr(importlib.import_module(module), name) for name in PUBLIC[module]}
     silent = [name for name, value in values.items() if not _says(value)]
     assert not silent
+
+
+def test_examples_of_docstrings_become_code():
+    pytest.importorskip("griffe", reason="the site needs the extra docs")
+    tests = doctest.testmod(_module("examples"))
+    assert tests.attempted > 0 and tests.failed == 0
 
 
 @pytest.mark.slow

@@ -245,7 +245,9 @@ def test_the_report_reads_well(caplog):
     with caplog.at_level(logging.INFO, "gossamer"):
         report = gs.nn.skip_zeros(net)
     assert report.summary() in caplog.text
-    assert report.summary() == "4 of 5 layers can skip zeros, 2 with the ReLU after them"
+    assert report.summary().startswith(
+        "4 of 5 layers can skip zeros, 2 with the ReLU after them; how many they meet is not"
+    )
     before = str(report)
     for _ in range(6):
         net(image()).sum().backward()

@@ -32,7 +32,6 @@ keep_old_names(
         "block_sparse_attention": "block_sparse.attention",
         "block_sparse_linear": "block_sparse.linear",
         "conv2d": "skip.conv2d",
-        "evaluating": "threshold.evaluating",
         "gated_feed_forward": "threshold.gated_feed_forward",
         "linear": "skip.linear",
         "magnitudes": "threshold.magnitudes",

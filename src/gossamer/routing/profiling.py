@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gossamer.nn.threshold.evaluating import evaluating
+from gossamer.nn.evaluating import evaluating
 from gossamer.routing.profiled import Profile
 from gossamer.routing.stack import Kind, Layer, Stack
 from gossamer.routing.values import EXACT, Values

@@ -14,6 +14,7 @@ import logging
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import nn
@@ -22,6 +23,7 @@ from gossamer.nn.skip.conv2d import Conv2d, Skip, adopt, disown
 from gossamer.nn.skip.linear import Linear
 from gossamer.nn.skip.memory_order import reorder_
 from gossamer.nn.skip.report import SkipReport
+from gossamer.nn.skip.zeros import zeros_read
 from gossamer.ops.skipping.refusals import check_options, why_dense
 
 _log = logging.getLogger(__name__)
@@ -34,6 +36,7 @@ def skip_zeros(
     model: nn.Module,
     fuse: bool = True,
     *,
+    example_inputs: Any = None,
     skip: Skip = "auto",
     exclude: Iterable[str] = (),
     keep_packed: bool = False,
@@ -44,11 +47,16 @@ def skip_zeros(
     Parameters stay what they are, object, numbers, memory and all, so an optimizer made before goes on; keys of the
     state dict stay, so checkpoints fit both ways. `unskip_zeros` undoes all of it.
 
+    Zeros are what it takes: behind ReLU or dropout there are some, behind SiLU, GELU or a norm there are none. Give
+    `example_inputs` to know at once; otherwise the report knows once the model has run.
+
     Args:
         model: on any device; what cannot skip there, or now, is left, and the report says why.
         fuse: put an nn.ReLU that directly follows such a layer in an nn.Sequential into the layer, unless a hook or
             another place of the model would notice. The ReLU's place is taken by an nn.Identity. Give False where
             code reads what layers put out before their ReLU (perceptual losses, for example).
+        example_inputs: a tensor, a tuple of arguments or a dict of keyword arguments. The model runs once on it, in
+            eval mode and before anything is changed, and `report.zeros` has the share of zeros that each layer reads.
         skip: as in `gossamer.nn.Conv2d`, for all that are converted.
         exclude: names of modules to leave, as in `model.named_modules()`.
         keep_packed: as in `gossamer.nn.Conv2d`, for all that are converted.
@@ -85,6 +93,7 @@ def skip_zeros(
         raise ValueError(
             f"exclude must hold names of modules; the model has no {', '.join(map(repr, sorted(unknown)))}"
         )
+    zeros = zeros_read(model, example_inputs) if example_inputs is not None else {}
     excluded = {id(module) for name, module in every if name in names}
     converted: dict[str, Conv2d | Linear] = {}
     left: dict[str, str] = {}
@@ -104,7 +113,7 @@ def skip_zeros(
     if channels_last:
         for name in (*converted, *left):
             _lay_out(model.get_submodule(name))
-    report = SkipReport(converted, fused, left)
+    report = SkipReport(converted, fused, left, zeros)
     _log.info("%s", report.summary())
     return report
 

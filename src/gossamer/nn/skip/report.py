@@ -8,6 +8,8 @@ from typing import Any
 
 from torch import nn
 
+FEW_ZEROS = 0.05
+"""Share of zeros below which an operand is never skipped."""
 _PASSES = {"forward": "forward", "input": "by input", "weight": "by weight"}
 
 
@@ -18,12 +20,20 @@ class SkipReport:
         converted: names of the layers that can skip.
         fused: names of the ReLUs that are now part of the layer before them.
         left: name -> reason, for the layers that stay torch's.
+        zeros: name -> share of zeros in what a layer read on the example; {} without one.
 
     `str(report)` is a table: per layer the share of zeros in its input x and in the gradient dy of its output, the
     algorithm of each pass and how many times faster than dense it is, and the seconds saved so far.
     """
 
-    def __init__(self, converted: Mapping[str, nn.Module], fused: tuple[str, ...], left: Mapping[str, str]) -> None:
+    def __init__(
+        self,
+        converted: Mapping[str, nn.Module],
+        fused: tuple[str, ...],
+        left: Mapping[str, str],
+        zeros: Mapping[str, float] | None = None,
+    ) -> None:
+        self.zeros = dict(zeros or {})
         self.fused = fused
         self.left = dict(left)
         self._modules = dict(converted)
@@ -57,10 +67,54 @@ class SkipReport:
         return sum(each["saved"] for each in passes)
 
     def summary(self) -> str:
-        """One line."""
+        """One line: how many layers can skip zeros, and whether they meet any."""
         layers = len(self._modules) + len(self.left)
         text = f"{len(self._modules)} of {layers} layers can skip zeros"
-        return f"{text}, {len(self.fused)} with the ReLU after them" if self.fused else text
+        text += f", {len(self.fused)} with the ReLU after them" if self.fused else ""
+        return f"{text}; {self.verdict()}" if self._modules else text
+
+    def verdict(self) -> str:
+        """Whether there is something to gain, by the zeros that were met: on the model's own calls, or the example."""
+        stats = self.stats()
+        met = {name: self._met(name, stats[name]) for name in self._modules}
+        known = {name: shares for name, shares in met.items() if shares}
+        if not known:
+            return "how many they meet is not known before the model has run: give example_inputs, or ask again then"
+        useful = {name: shares for name, shares in known.items() if max(shares.values()) >= FEW_ZEROS}
+        if not useful:
+            most = max(max(shares.values()) for shares in known.values())
+            found = f"no layer of the {len(known)} that ran reads more than {most:.0%} zeros"
+            unseen = "" if any("dy" in shares for shares in known.values()) else " (gradients were not seen)"
+            return f"{found}, so nothing is gained here{unseen}; gs.nn.threshold may, with inputs that are small"
+        ran = [name for name in useful if any(each in stats[name] for each in _PASSES)]
+        skipping = [
+            name for name in ran if any(stats[name][each]["path"] != "dense" for each in _PASSES if each in stats[name])
+        ]
+        text = f"{len(useful)} of the {len(known)} that ran meet zeros"
+        return (
+            f"{text}, {len(skipping)} of them skip now"
+            if ran
+            else f"{text}; which of them skip is tried on later calls"
+        )
+
+    def _met(self, name: str, passes: Mapping[str, Any]) -> dict[str, float]:
+        """The share of zeros in x and dy of a layer, as far as known."""
+        met = {"x": self.zeros[name]} if name in self.zeros else {}
+        for each in _PASSES:
+            met |= {operand: 1.0 - share for operand, share in passes.get(each, {}).get("density", {}).items()}
+        return met
+
+    def _why_dense(self, name: str, passes: Mapping[str, Any]) -> str | None:
+        """Why a layer that reads zeros multiplies them nevertheless in its forward pass; None if that is not so."""
+        forward = passes.get("forward")
+        if self._met(name, passes).get("x", 0.0) < FEW_ZEROS or (forward and forward["path"] != "dense"):
+            return None
+        if passes.get("refused"):
+            return ", ".join(passes["refused"])
+        if forward is None:
+            return None
+        site: Any = self._modules[name].site
+        return str(site.explain()).partition("\n")[0].removeprefix("forward: dense, ")
 
     def __repr__(self) -> str:
         return f"<SkipReport: {self.summary()}>"
@@ -69,10 +123,20 @@ class SkipReport:
         lines, stats = [self.summary()], self.stats()
         if self._modules:
             head = ["layer", "zeros of x", "of dy", *_PASSES.values(), "saved"]
-            rows = [head, *(_row(name or "(the model)", stats[name]) for name in self._modules)]
+            rows = [
+                head,
+                *(_row(name or "(the model)", stats[name], self._met(name, stats[name])) for name in self._modules),
+            ]
             if len(self._modules) > 1 and any(stats.values()):
                 rows.append(["all", "", "", *(_time(self._saved(stats, name)) for name in _PASSES), _time(self.saved)])
             lines += ["", *_table(rows)]
+        dense = [[name, why] for name in self._modules if (why := self._why_dense(name, stats[name])) is not None]
+        if dense:
+            lines += [
+                "",
+                "dense in spite of zeros",
+                *_table([[name or "(the model)", why] for name, why in dense], left=2),
+            ]
         if self.left:
             lines += ["", "left to torch"]
             lines += _table([[name or "(the model)", reason] for name, reason in self.left.items()], left=2)
@@ -82,13 +146,11 @@ class SkipReport:
         return sum(site[name]["saved"] for site in stats.values() if name in site)
 
 
-def _row(name: str, passes: dict[str, Any]) -> list[str]:
-    seen = [passes[each]["density"] for each in _PASSES if each in passes]
-    density = {operand: value for one in seen for operand, value in one.items()}
-    zeros = [f"{1.0 - density[operand]:.0%}" if operand in density else "" for operand in ("x", "dy")]
+def _row(name: str, passes: dict[str, Any], met: Mapping[str, float]) -> list[str]:
+    zeros = [f"{met[operand]:.0%}" if operand in met else "" for operand in ("x", "dy")]
     algorithms = [_algorithm(passes[each]) if each in passes else "" for each in _PASSES]
     if passes.get("refused") and not any(algorithms):
-        return [name, "", "", *[f"torch's: {', '.join(passes['refused'])}", "", ""], ""]
+        return [name, *zeros, *[f"torch's: {', '.join(passes['refused'])}", "", ""], ""]
     saved = _time(sum(passes[each]["saved"] for each in _PASSES if each in passes)) if any(algorithms) else ""
     return [name, *zeros, *algorithms, saved]
 

@@ -9,9 +9,9 @@ from typing import Any, Literal, get_args
 
 from torch import Tensor, nn
 
+from gossamer.nn.evaluating import evaluating
 from gossamer.nn.threshold.allocation import Block, blocks_of, greedy, kept
 from gossamer.nn.threshold.applying import apply_thresholds
-from gossamer.nn.threshold.evaluating import evaluating
 from gossamer.nn.threshold.gated_feed_forward import check_sparsity
 from gossamer.nn.threshold.linear import Prefill, check_prefill, check_reorder
 from gossamer.nn.threshold.magnitudes import Magnitudes

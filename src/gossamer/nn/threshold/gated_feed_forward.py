@@ -8,8 +8,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from gossamer.nn.evaluating import evaluating
 from gossamer.nn.skip.linear import Linear
-from gossamer.nn.threshold.evaluating import evaluating
 from gossamer.nn.threshold.linear import check_reorder, dense_linear, is_few, skips, store_by_input
 from gossamer.nn.threshold.magnitudes import Magnitudes
 from gossamer.nn.threshold.record import write

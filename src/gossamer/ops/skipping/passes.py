@@ -113,7 +113,10 @@ class Passes:
         if not self.chooses:
             return True
         if isinstance(self.layer, Linear) and x.shape[0] <= FEW_ROWS and not (self.keep_packed or by_input(weight)):
-            self.site.refuse(f"up to {FEW_ROWS} rows and a weight stored by output channel, which they read whole")
+            self.site.refuse(
+                f"up to {FEW_ROWS} rows read the whole of a weight stored by output channel; keep_packed=True keeps a "
+                "copy by input channel"
+            )
             return False
         return not self.site.bypass(("forward",), self.key(x, weight), x.shape)
 

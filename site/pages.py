@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import importlib
+import inspect
 import pkgutil
 import re
 import sys
@@ -64,7 +65,7 @@ def public() -> dict[str, list[str]]:
 def _page_of(name: str, names: list[str]) -> str:
     """A module's page: its own docstring, then those of its names."""
     if name == "gossamer":  # its names are those of modules, which have them on their pages
-        modules = "\n".join(f"- [`{each}`]({_short(each)}.md)" for each in public() if each != name)
+        modules = "\n".join(f"- [`{each}`]({_short(each)}.md): {_about(each)}" for each in public() if each != name)
         shown = ", ".join(f"[`gs.{each}`]({_home(each)}.md)" for each in names)
         return f"# Every name\n\n`import gossamer as gs` shows {shown}, and these modules:\n\n{modules}\n"
     # A function that is called as the module that has it: MkDocs finds the module under that name.
@@ -78,6 +79,10 @@ def _page_of(name: str, names: list[str]) -> str:
 def _home(name: str) -> str:
     """The page of the module that a name of gossamer's own comes from."""
     return next(_short(module) for module, names in public().items() if module != "gossamer" and name in names)
+
+
+def _about(module: str) -> str:
+    return (inspect.getdoc(sys.modules[module]) or "").partition("\n\n")[0].replace("\n", " ")
 
 
 def _short(module: str) -> str:

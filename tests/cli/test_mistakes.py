@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 import signal
 from collections.abc import Callable
@@ -36,6 +37,11 @@ LINES = (
     ("xmc data stdlb", "there is no source 'stdlb'; expected stdlib, debtags or planted; did you mean stdlib?"),
     ("xmc train", "DATA is missing"),
     ("xmc train --enocder bow x", "there is no flag '--enocder'; did you mean --encoder?"),
+    ("xmc train x --epochs 0", "error: epochs must be an integer of at least 1, got 0 (gossamer xmc train --help"),
+    ("xmc train x --read all", "error: --read is 'all'; expected auto, texts or features (gossamer xmc train --help"),
+    ("xmc evaluate nowhere part", "there is no folder nowhere; expected that of a run, or of a classifier"),
+    ("xmc evaluate part part --json net.py/a.json", "net.py is a file, not a folder"),
+    ("xmc data stdlib --out net.py/sub", "net.py is a file, not a folder"),
     ("route tran", "did you mean train?"),
     ("route profile --lenght 5 m", "did you mean --length?"),
     ("generate", "MODEL is missing"),
@@ -193,6 +199,19 @@ def test_labels_with_gaps_are_named(train: Callable[..., int], place: Path, capl
     said = "2 of 4 classes have no training example: 0, 2; 2 test examples are of such a class and cannot be told"
     assert f"npz: data.npz: {said}" in caplog.text
     assert said in (place / "run" / "report.html").read_text()
+
+
+def test_accuracy_of_guessing_is_flagged(train: Callable[..., int], place: Path) -> None:
+    """Three quarters of the labels are one class, and nothing is learned."""
+    y = np.where(np.arange(80) % 4, 1, 0)
+    np.savez(place / "data.npz", x=np.random.default_rng(0).normal(size=(80, 6)), y=y)
+    assert train("--out", "run", "--method", "set", "--lr", "1e-9") == 0
+    report = json.loads((place / "run" / "report.json").read_text())
+    assert report["chance"] == 0.75
+    told = "Dense accuracy is no better than naming the most frequent class every time (75.0 %)"
+    assert any(note.startswith(told) for note in report["notes"])
+    assert "; no better than guessing (75.0 %)" in report["facts"][0]["label"]
+    assert 'class="level"' in (place / "run" / "report.html").read_text()
 
 
 FACTORIES = {

@@ -92,9 +92,11 @@ def parse(kind: type[Config], program: str, arguments: Sequence[str], *, default
     except SystemExit as leaving:
         if not leaving.code:
             raise
-    # What tyro says is a picture of several lines for a terminal; it stands in only for what is not known here.
-    text = mistake(kind, arguments) or re.sub(r"[\s│─╭╮╰╯]+|-{4,}", " ", said.getvalue()).strip()
-    raise ValueError(f"{text} ({program} --help lists the flags)")
+    # What tyro says is a picture of several lines for a terminal; it is for what is not known here, such as an error of
+    # the dataclass, which has its own words.
+    picture = re.sub(r"[\s│─╭╮╰╯]+|-{4,}", " ", said.getvalue()).strip()
+    own = re.search(rf"Error parsing {kind.__name__}: (.*?)(?: For full helptext|$)", picture)
+    raise ValueError(f"{mistake(kind, arguments) or (own[1] if own else picture)} ({program} --help lists the flags)")
 
 
 _UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30}

@@ -175,7 +175,7 @@ def build(model: str, input_shape: Sequence[int], classes: int, **options: Any) 
     if model in _FACTORIES:
         factory = _FACTORIES[model]
         if len(shape) != 3 and model != "mlp":
-            raise ValueError(f"input_shape is {shape}; {model} expects (channels, height, width)")
+            raise ValueError(f"input_shape is {shape}; {model} expects (channels, height, width), mlp takes any")
         arguments = {"input_shape": shape, "classes": classes}
     elif colon and place and attribute:
         try:

@@ -77,7 +77,6 @@ def run(config: Train) -> None:
     files.check_target(config.out / "router.safetensors")
     logger.info("reading sources and learning byte pairs")
     text = library(config.vocabulary, most=config.characters, folder=config.folder)
-    config.out.mkdir(parents=True, exist_ok=True)
     drawn = windows(text.train, length=config.length, batch=config.batch, steps=config.steps, seed=config.seed)
     checkpoint = config.out / "training.run"
     history = train(

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gossamer import extras
+from gossamer import extras, files
 from gossamer.cli.flags import parse
 from gossamer.cli.mistakes import unknown
 from gossamer.xmc.data import DataSet, debtags, planted, save, stdlib
@@ -102,6 +102,7 @@ def run(argv: Sequence[str]) -> None:
     config: Any = parse(kind, f"gossamer xmc data {source}", rest)
     try:
         check(config.out, overwrite=config.overwrite)  # minutes of reading are not to end in an error seen before
+        files.check_target(config.out / "data.json")
     except FileExistsError as error:
         raise FileExistsError(f"--out {str(error).replace('; overwrite', '; --overwrite')}") from None
     data, lines = make(config)

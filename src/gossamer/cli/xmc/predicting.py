@@ -67,11 +67,16 @@ class Subset:
 
 def opened(run: Path) -> Classifier:
     """The classifier of a run's folder, or of a classifier's own."""
+    if not run.is_dir():
+        what = f"{run} is {files.kind(run)}" if run.exists() else f"there is no folder {run}"
+        raise FileNotFoundError(f"{what}; expected that of a run, or of a classifier")
     return load(run / "classifier" if (run / "classifier").is_dir() else run)
 
 
 def evaluate(config: Evaluate) -> None:
     """Print the table."""
+    if config.json is not None:
+        files.check_target(config.json)  # no minutes of work are to end in an error that could be seen before
     classifier, sets = opened(config.run), data.load(config.data)
     if classifier.head.labels != sets.labels:
         raise ValueError(

@@ -67,7 +67,7 @@ def test_a_gain_that_is_none_is_not_green(compact: float, cell: str, tmp_path: P
 class Page(HTMLParser):
     """Collects tags and refuses a page whose tags do not close in order."""
 
-    VOID = ("meta", "input", "br")
+    VOID = ("meta", "input", "br", "wbr")
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -223,12 +223,14 @@ def test_long_counts_and_titles_fit_a_phone(tmp_path: Path) -> None:
     report["table"]["dense"] |= {"parameters": 103_421_376}
     text = gs.report.write(tmp_path, report).read_text(encoding="utf-8")
     assert '<span class="exact">103,421,376</span><span class="brief">103 M</span>' in text
-    assert '<h1 class="long">' in text and '<td class="compact">100</td>' in text
+    assert '<h1 class="long">module.<wbr>module.' in text and '<td class="compact">100</td>' in text
 
 
 def test_what_did_not_shrink_is_the_same(tmp_path: Path) -> None:
     report = _report()
     report["table"]["compact"]["parameters"] = 300
+    report["table"]["dense"]["latency"], report["table"]["compact"]["latency"] = 2e-3, 1e-3
     text = gs.report.write(tmp_path, report).read_text(encoding="utf-8")
     table = text.split("<table>")[1].split("</table>")[0]
+    assert '<td class="quiet">÷ 2.00, of the same size</td>' in table
     assert '<td class="quiet">the same</td>' in table and "\N{DIVISION SIGN} 1.00" not in table.split("Latency")[0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from importlib.resources import files
 
 from gossamer.report.markup import Markup, tag
@@ -10,8 +11,9 @@ _LONG = 48  # letters; about two lines of a phone
 
 
 def heading(title: str) -> Markup:
-    """The title of a page; a long one, such as a module's path, is set smaller and breaks anywhere."""
-    return tag("h1", title, class_="long" if len(title) > _LONG else None)
+    """The title of a page; a long one is set smaller, and a path breaks behind its marks."""
+    parts = [[part, Markup("<wbr>")] for part in re.split(r"(?<=[./:_-])", title)]
+    return tag("h1", parts, class_="long" if len(title) > _LONG else None)
 
 
 def document(title: str, body: Markup, *, script: str | None = None) -> str:

@@ -37,13 +37,18 @@ _LONG = 10**7
 _TOLD = {"slower": ", slower", "inconclusive": ", within the noise"}
 
 
-def _measured(comparison: dict[str, Any], less: bool | None) -> tuple[str, str] | None:
-    """How compact differs from dense, taken round by round, and the cell's class; green is for real gains only."""
+def _measured(comparison: dict[str, Any], less: bool | None, same: bool) -> tuple[str, str] | None:
+    """How compact differs from dense, taken round by round, and the cell's class; green is for real gains only.
+
+    Networks of the `same` size and work gain nothing from compaction, whatever the clock says.
+    """
     row = next((row for row in comparison.get("rows", ()) if row["name"] == "compact"), None)
     if row is None:
         return None
     sign = "\N{DIVISION SIGN}" if less else "\N{MULTIPLICATION SIGN}"
     verdict = row.get("verdict")
+    if same:
+        return f"{sign} {row['ratio']:.2f}, of the same size", "quiet"
     return f"{sign} {row['ratio']:.2f}{_TOLD.get(verdict, '')}", "ratio" if verdict == "faster" else "quiet"
 
 
@@ -74,6 +79,8 @@ def _table(report: dict[str, Any]) -> Markup:
     head = [tag("th", "")] + [tag("th", name, scope="col") for name in table]
     if compared:
         head.append(tag("th", "change", scope="col"))
+    sizes = [[table[name].get(key) for key in ("parameters", "flops")] for name in ("dense", "compact") if compared]
+    unchanged = compared and sizes[0] == sizes[1] and sizes[0][0] is not None
     body = []
     for key, label, show, less in _ROWS:
         if all(entry.get(key) is None for entry in table.values()):
@@ -85,7 +92,7 @@ def _table(report: dict[str, Any]) -> Markup:
             same = less is not None and dense is not None and dense == compact
             lost = less is None and None not in (dense, compact) and compact < dense
             counted = ("the same", "quiet") if same else (_ratio(dense, compact, less), "quiet" if lost else "ratio")
-            ratio, kind = _measured(report.get(key, {}), less) or counted
+            ratio, kind = _measured(report.get(key, {}), less, unchanged) or counted
             cells.append(tag("td", ratio, class_=kind))
         body.append(tag("tr", tag("th", label, scope="row"), cells))
     return tag("div", tag("table", tag("thead", tag("tr", head)), tag("tbody", body)), class_="scroll")

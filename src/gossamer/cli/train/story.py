@@ -39,10 +39,10 @@ def _row(comparison: dict[str, Any], name: str) -> dict[str, Any]:
 def _at_chance(table: dict[str, Any], data: Splits) -> list[tuple[str, str]]:
     """(network, what is to be said) for networks that have learned nothing that could be told from guessing.
 
-    Guessing names the most frequent class every time; two standard errors of that share are its noise.
+    Guessing names the most frequent class every time; three standard errors of that share are its noise.
     """
     guess, n = data.chance, len(data.test_y)
-    noise = 2 * math.sqrt(guess * (1 - guess) / n)
+    noise = 3 * math.sqrt(guess * (1 - guess) / n)
     said = f"accuracy is no better than naming the most frequent class every time ({percent(guess)})"
     low = [name for name, row in table.items() if row["accuracy"] is not None and row["accuracy"] <= guess + noise]
     return [(name, f"{said}: nothing can be compared by it; more --epochs or another --lr may help.") for name in low]
@@ -71,7 +71,8 @@ def facts(report: dict[str, Any], channels_removed: float | None, data: Splits) 
         out.append({"value": percent(compact["accuracy"]), "label": f"test accuracy, {against} dense"})
     if any(name == "compact" for name, _ in _at_chance(table, data)):
         out[0]["label"] += f"; no better than guessing ({percent(data.chance)})"
-    if "throughput" in report:
+    unchanged = (dense["parameters"], dense["flops"]) == (compact["parameters"], compact["flops"])
+    if "throughput" in report and not unchanged:  # two networks of one size differ by noise
         row = _row(report["throughput"], "compact")
         ratio, verdict = times(row["ratio"]), row["verdict"]
         itself = f"dense against itself {times(report['throughput']['control']['ratio'])}"

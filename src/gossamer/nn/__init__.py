@@ -7,7 +7,7 @@ from gossamer.nn.block_sparse import (
     block_sparse_attention,
     remapped,
 )
-from gossamer.nn.experts import Experts, balance_loss
+from gossamer.nn.experts import Experts, balance_loss, convert_experts
 from gossamer.nn.fan_in import FanInLinear
 from gossamer.nn.relu_feed_forward import ReLUFeedForward
 from gossamer.nn.rewirable import Rewirable
@@ -78,6 +78,7 @@ __all__ = [
     "apply_thresholds",
     "balance_loss",
     "block_sparse_attention",
+    "convert_experts",
     "gated",
     "remapped",
     "remove_thresholds",

@@ -6,13 +6,15 @@ ids[t, j], gates[t, j] = top k of softmax(router(x[t]))        y[t] = sum over j
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gossamer import ops
+from gossamer.nn.fused import described, up_name
 from gossamer.ops.transforms import check_transforms
 from gossamer.pattern import Pattern
 from gossamer.pattern.build import route
@@ -83,10 +85,32 @@ class Experts(nn.Module):
         self.down = nn.Parameter(torch.empty(experts, hidden, dim, device=device, dtype=dtype))
         self.reset_parameters()
 
+    @classmethod
+    def from_module(cls, module: nn.Module) -> FusedExperts:
+        """Fused experts of transformers (Mixtral, Qwen3-MoE, OLMoE, DeepSeek, ...) as these, on the same Parameters.
+
+        Args:
+            module: with `gate_up_proj` or `up_proj`, `down_proj` and `act_fn`, as transformers' experts interface has.
+
+        Returns:
+            `FusedExperts`: forward(x, ids, gates); the names in the state dict stay. See `convert_experts` for a model.
+
+        Raises:
+            ValueError: naming what it computes that `Experts` does not.
+        """
+        reason = why_not_fused(module)
+        if reason is not None:
+            raise ValueError(f"module ({type(module).__name__}) cannot become Experts: {reason}")
+        return FusedExperts(module)
+
     @property
     def experts(self) -> int:
         """Number of experts: as many as there are weights of."""
-        return self.up.shape[0]
+        return self.weights()[0].shape[0]
+
+    def weights(self) -> tuple[Tensor, Tensor, bool]:
+        """What both products multiply by, and whether each matrix is [outputs, inputs], as nn.Linear keeps it."""
+        return self.up, self.down, False
 
     def reset_parameters(self) -> None:
         """As nn.Linear does: uniform in +-1 / sqrt(fan-in)."""
@@ -94,6 +118,10 @@ class Experts(nn.Module):
         for weight in (self.up, self.down):
             bound = 1.0 / math.sqrt(weight.shape[1])
             nn.init.uniform_(weight, -bound, bound)
+
+    def activated(self, x: Tensor) -> Tensor:
+        """The activation of the hidden features."""
+        return ACTIVATIONS[self.activation](x)
 
     def extra_repr(self) -> str:
         kind = f"gated {self.activation}" if self.gated else self.activation
@@ -126,12 +154,13 @@ class Experts(nn.Module):
         check_transforms("gossamer.nn.Experts", x)
         if x.dim() == 0 or x.shape[-1] != self.dim:
             raise ValueError(f"x must have {self.dim} features, got shape {tuple(x.shape)}")
+        up, down, transposed = self.weights()
         if torch.is_autocast_enabled(x.device.type):
-            x = x.to(self.up.dtype)
-        if x.dtype != self.up.dtype:
-            raise TypeError(f"x must have the module's dtype {self.up.dtype}, got {x.dtype}: convert x or the module")
-        if self.down.shape[0] != self.experts:
-            raise ValueError(f"down must hold as many experts as up, {self.experts}, got {self.down.shape[0]}")
+            x = x.to(up.dtype)
+        if x.dtype != up.dtype:
+            raise TypeError(f"x must have the module's dtype {up.dtype}, got {x.dtype}: convert x or the module")
+        if down.shape[0] != self.experts:
+            raise ValueError(f"down must hold as many experts as up, {self.experts}, got {down.shape[0]}")
         flat = x.reshape(-1, self.dim)
         if ids is None:
             if gates is not None:
@@ -143,14 +172,15 @@ class Experts(nn.Module):
         ids = ids.reshape(flat.shape[0], ids.shape[-1])
         offsets, order = route(ids.reshape(-1, 1), self.experts)
         index = Pattern(offsets, order, (self.experts, ids.numel()), (1, 1))
-        inner = ops.grouped_matmul(flat, self.up, ids, index=index).flatten(0, 1)
-        activation = ACTIVATIONS[self.activation]
+        inner = ops.grouped_matmul(flat, up, ids, index=index, transposed=transposed).flatten(0, 1)
+        activation = self.activated
         if self.gated:
             activated, linear = inner.chunk(2, dim=-1)
             inner = activation(activated) * linear
         else:
             inner = activation(inner)
-        y = ops.grouped_matmul(inner, self.down, ids.reshape(-1), index=index).view(*ids.shape, self.dim)
+        y = ops.grouped_matmul(inner, down, ids.reshape(-1), index=index, transposed=transposed)
+        y = y.view(*ids.shape, self.dim)
         y = y.sum(1) if gates is None else (y * gates.reshape(*ids.shape, 1)).sum(1).to(y.dtype)
         return y.view(x.shape)
 
@@ -161,6 +191,125 @@ class Experts(nn.Module):
         if gates is not None and gates.shape != ids.shape:
             raise ValueError(f"gates must have the shape of ids {list(ids.shape)}, got {list(gates.shape)}")
         _check_below(ids, self.experts)
+
+
+class FusedExperts(Experts):
+    """`Experts` on the Parameters of fused experts of transformers, under their names. Somebody else routes.
+
+    Made by `Experts.from_module`. Called as those are, forward(x, ids, gates), with the router's choice.
+    """
+
+    act_fn: nn.Module
+
+    def __init__(self, module: nn.Module) -> None:
+        nn.Module.__init__(self)
+        name = up_name(module)
+        assert name is not None
+        for each in (name, "down_proj"):
+            self.register_parameter(each, module.get_parameter(each))
+        kept: Any = module
+        self.act_fn, self.transposed = kept.act_fn, not kept.is_transposed
+        self.gated, self.activation, self.normalize = name == "gate_up_proj", type(kept.act_fn).__name__, None
+        down = self.get_parameter("down_proj")
+        self.dim, self.hidden = down.shape[1:] if self.transposed else down.shape[:0:-1]
+        self.top_k, self.num_experts, self.config = 0, len(down), getattr(kept, "config", None)
+        self.train(module.training)
+
+    def weights(self) -> tuple[Tensor, Tensor, bool]:
+        """See `Experts`."""
+        up = self.get_parameter("gate_up_proj" if self.gated else "up_proj")
+        return up, self.get_parameter("down_proj"), self.transposed
+
+    def activated(self, x: Tensor) -> Tensor:
+        """The activation of the hidden features."""
+        y: Tensor = self.act_fn(x)
+        return y
+
+    def route(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Refuses: the router belongs to the block around."""
+        raise ValueError("ids must be given: the router of fused experts belongs to the block around them")
+
+    def reset_parameters(self) -> None:
+        """Refuses: the numbers are those of the module that it was made from."""
+        raise ValueError("fused experts are initialized by the model that they belong to")
+
+    def extra_repr(self) -> str:
+        kind = f"gated {self.activation}" if self.gated else self.activation
+        return f"{self.dim}, {self.hidden}, experts={self.experts}, {kind}"
+
+
+def why_not_fused(module: nn.Module) -> str | None:
+    """Why fused experts compute something else than `Experts` does, or None."""
+    if up_name(module) is None:
+        return "it has no gate_up_proj or up_proj and down_proj of three dimensions"
+    own: Any = module
+    if getattr(own, "has_bias", False) or getattr(own, "has_post_expert_norm", False):
+        return "it has a bias" if own.has_bias else "it has a norm behind each expert"
+    lacks = [name for name in ("act_fn", "is_transposed", "has_gate") if not hasattr(module, name)]
+    if lacks:
+        return f"it has no {lacks[0]}, as modules of transformers' experts interface do"
+    if own.has_gate and not (own.is_concatenated and own._apply_gate.__name__ == "_default_apply_gate"):
+        return "its gate is not act_fn(first half) * second half"
+    if own._is_expert_parallel:
+        return "its experts are divided among processes"
+    if module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module):
+        return "it has hooks, or its forward was replaced"
+    return None
+
+
+class ConvertedExperts:
+    """What `convert_experts` did.
+
+    Attributes:
+        converted: name -> the new module.
+        left: name -> why fused experts stay what they are.
+    """
+
+    def __init__(self, model: nn.Module, converted: dict[str, FusedExperts], left: dict[str, str]) -> None:
+        self.converted, self.left = converted, left
+        self._model, self._before = model, {name: model.get_submodule(name) for name in converted}
+        self._put(converted)
+
+    def undo(self) -> None:
+        """Put the modules back that were there before."""
+        self._put(self._before)
+
+    def _put(self, modules: Mapping[str, nn.Module]) -> None:
+        for name, module in modules.items():
+            parent, _, child = name.rpartition(".")
+            setattr(self._model.get_submodule(parent), child, module)
+
+    def __str__(self) -> str:
+        lines = [f"{name}: {each}" for name, each in self.converted.items()]
+        return "\n".join(lines + [f"{name} stays: {why}" for name, why in self.left.items()])
+
+
+def convert_experts(model: nn.Module) -> ConvertedExperts:
+    """Replace the fused experts of a model of transformers by `Experts`, on the same Parameters. In place.
+
+    Keys of the state dict stay, so an optimizer made before goes on and checkpoints fit both ways. Outputs and
+    gradients are the same to rounding. (`model.set_experts_implementation("gossamer")` runs the same kernels and keeps
+    the modules; this makes modules that are `gs.nn.Experts`.)
+
+    Returns:
+        what was converted, what was left and why; `undo()`.
+
+    Raises:
+        ValueError: no experts to convert; the message says why each stays.
+    """
+    converted, left = {}, {}
+    for name, module in model.named_modules():
+        if up_name(module) is None or isinstance(module, FusedExperts):
+            continue
+        reason = why_not_fused(module) if name else "it is the model itself: use Experts.from_module"
+        if reason is None:
+            converted[name] = FusedExperts(module)
+        else:
+            left[name] = f"{described(module)}: {reason}"
+    if not converted:
+        why = "".join(f"; {name!r}: {reason}" for name, reason in left.items())
+        raise ValueError(f"model has no fused experts that can become gs.nn.Experts{why}")
+    return ConvertedExperts(model, converted, left)
 
 
 def balance_loss(probabilities: Tensor, ids: Tensor) -> Tensor:

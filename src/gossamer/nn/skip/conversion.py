@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from gossamer.nn.fused import described, fused_parameters, up_name
 from gossamer.nn.skip.conv2d import Conv2d, Skip, adopt, disown
 from gossamer.nn.skip.linear import Linear
 from gossamer.nn.skip.memory_order import reorder_
@@ -98,6 +99,8 @@ def skip_zeros(
     converted: dict[str, Conv2d | Linear] = {}
     left: dict[str, str] = {}
     for name, module in model.named_modules():
+        if up_name(module) is not None:
+            left[name] = f"{described(module)}: no kernel skips zeros in them"
         if isinstance(module, (nn.modules.conv._ConvNd, nn.Linear)):
             reason = "excluded" if id(module) in excluded else _why_left(module)
             if reason is not None:
@@ -113,7 +116,7 @@ def skip_zeros(
     if channels_last:
         for name in (*converted, *left):
             _lay_out(model.get_submodule(name))
-    report = SkipReport(converted, fused, left, zeros)
+    report = SkipReport(converted, fused, left, zeros, _apart(model))
     _log.info("%s", report.summary())
     return report
 
@@ -175,6 +178,14 @@ def _why_left(module: nn.Module) -> str | None:
     assert isinstance(module, (nn.Conv2d, nn.Linear))
     with torch.autocast("cpu", enabled=False):
         return why_dense(module.weight, module.weight, module.bias, getattr(module, "groups", 1), "auto")
+
+
+def _apart(model: nn.Module) -> str:
+    """What a summary says of parameters that are in no layer of those that can skip, or be left."""
+    experts = fused_parameters(model)
+    if not experts:
+        return ""
+    return f"{experts:,} of {sum(each.numel() for each in model.parameters()):,} parameters are in fused experts"
 
 
 def _neighbours(model: nn.Module) -> Iterator[tuple[nn.Sequential, str, str, nn.Module, nn.Module]]:

@@ -20,6 +20,7 @@ class SkipReport:
         converted: names of the layers that can skip.
         fused: names of the ReLUs that are now part of the layer before them.
         left: name -> reason, for the layers that stay torch's.
+        apart: how many parameters are in fused experts, in words; empty without any.
         zeros: name -> share of zeros in what a layer read on the example; {} without one.
 
     `str(report)` is a table: per layer the share of zeros in its input x and in the gradient dy of its output, the
@@ -32,7 +33,9 @@ class SkipReport:
         fused: tuple[str, ...],
         left: Mapping[str, str],
         zeros: Mapping[str, float] | None = None,
+        apart: str = "",
     ) -> None:
+        self.apart = apart
         self.zeros = dict(zeros or {})
         self.fused = fused
         self.left = dict(left)
@@ -71,6 +74,7 @@ class SkipReport:
         layers = len(self._modules) + len(self.left)
         text = f"{len(self._modules)} of {layers} layers can skip zeros"
         text += f", {len(self.fused)} with the ReLU after them" if self.fused else ""
+        text += f" ({self.apart})" if self.apart else ""
         return f"{text}; {self.verdict()}" if self._modules else text
 
     def verdict(self) -> str:

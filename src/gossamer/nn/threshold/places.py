@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from gossamer.nn.fused import described, up_name
 from gossamer.nn.skip.linear import Linear
 from gossamer.nn.threshold.gated_feed_forward import GatedFeedForward
 from gossamer.nn.threshold.linear import ThresholdLinear, by_input
@@ -59,6 +60,8 @@ def places_of(model: nn.Module, layers: Layers) -> tuple[list[Place], dict[str, 
     found: list[Place] = []
     left: dict[str, str] = {}
     for name, module in model.named_modules():
+        if up_name(module) is not None and wanted(name, module):
+            left[name] = f"{described(module)}: thresholds are for linears; only the experts that are chosen are read"
         if module in inside or not isinstance(module, (nn.Linear, GatedFeedForward)) or not wanted(name, module):
             continue
         if isinstance(module, GatedFeedForward):

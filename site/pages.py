@@ -28,6 +28,7 @@ ROOT = Path(__file__).resolve().parent.parent
 FROM_ROOT = {"DESIGN.md": "design.md", "CONTRIBUTING.md": "contributing.md", "CHANGELOG.md": "changelog.md"}
 STYLE = {"site/site.css": "site.css"}
 PICTURE = re.compile(r"!\[[^\]]*\]\((?:docs/)?(pictures/[\w-]+\.svg)\)")
+QUARTILES = re.compile(r"(\d+\.\d+x) \((\S+) to (\S+)\)")
 FOOT = re.compile(r"^(.* threads, .*, commit [0-9a-f]+\+?, .*)$", re.MULTILINE)
 COMMENT = re.compile(r"<!--.*?-->", re.DOTALL)
 LINK = re.compile(r"\]\((?:\.\./|docs/)*([\w./-]+\.md)(#[\w-]+)?\)")
@@ -103,7 +104,8 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
     if page.file.src_uri.startswith("api/"):
         return markdown
-    return FOOT.sub(r"\1\n{: .foot }", PICTURE.sub(_drawn, LINK.sub(_turned, COMMENT.sub("", markdown))))
+    text = FOOT.sub(r"\1\n{: .foot }", QUARTILES.sub(r"\1&nbsp;(\2&nbsp;to&nbsp;\3)", COMMENT.sub("", markdown)))
+    return PICTURE.sub(_drawn, LINK.sub(_turned, text))
 
 
 def _turned(link: re.Match[str]) -> str:

@@ -17,7 +17,7 @@ import torch
 
 from gossamer.cli.__main__ import main
 from gossamer.cli.stop import catch_signals
-from gossamer.cli.train import checkpoint, record
+from gossamer.cli.train import checkpoint, recipe, record
 
 from .conftest import TINY, same
 
@@ -189,3 +189,30 @@ def test_the_curve_has_the_mean_loss_of_each_epoch(train: Callable[..., int]) ->
     # Weights that hardly move: every epoch's mean is the loss of the untrained network, up to dropout and batches.
     losses = [point["loss"] for point in _end("run", "dense")["curve"][1:]]
     assert len(losses) == 3 and max(losses) < 1.2 * min(losses) and 1.2 < min(losses) < 1.7  # log(4) is 1.39
+
+
+@pytest.mark.parametrize("flags", [("--method", "chase", "--compact-every", "1"), ("--method", "gradual")])
+def test_a_run_goes_on_for_more_epochs(
+    place: Path, flags: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The run of 3 epochs, 4 steps each, becomes one of 5, and is stopped on the way."""
+    monkeypatch.setattr(recipe, "UPDATES", 6)  # every second step of 12, every third of 20
+    at = TINY.index("--update-every")
+    assert main(["train", *TINY[:at], *TINY[at + 2 :], *flags, "--out", "run"]) == 0
+    before = {stage: _end("run", stage) for stage in ("dense", "sparse")}
+    monkeypatch.setenv("STEPS", "0")
+    monkeypatch.setenv("STOP_AT", "11")  # the third step of the sparse network, after 8 of the dense one
+    assert main(["train", "--resume", "run", "--epochs", "5"]) == 128 + signal.SIGINT
+    monkeypatch.delenv("STOP_AT")
+    assert main(["train", "--resume", "run"]) == 0, "the longer run is the run from now on"
+    for stage, saved in before.items():
+        end = _end("run", stage)
+        assert (saved["step"], end["step"]) == (12, 20) and end["curve"][: len(saved["curve"])] == saved["curve"]
+    there, here = (found["method"]["config"] for found in (saved, end))
+    assert (there["total_steps"], here["total_steps"]) == (12, 20) and there["update_every"] == here[
+        "update_every"
+    ] == 2
+    assert [entry for entry in end["method"]["history"] if entry["step"] <= 12] == saved["method"]["history"]
+    capfd.readouterr()
+    assert main(["train", "--resume", "run", "--epochs", "4"]) == 2
+    assert "other settings: epochs 5 (now 4)" in capfd.readouterr().err

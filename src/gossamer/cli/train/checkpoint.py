@@ -89,8 +89,8 @@ def _check(file: BinaryIO) -> None:
     file.seek(0)
 
 
-def load(path: Path, identity: dict[str, Any]) -> dict[str, Any]:
-    """Read a checkpoint and make sure that it belongs to this run.
+def load(path: Path, identity: dict[str, Any], *, longer: str | None = None) -> dict[str, Any]:
+    """Read a checkpoint and make sure that it belongs to this run, which may have more of the setting `longer`.
 
     Raises:
         ValueError: the file is damaged or no checkpoint, or was written by a run with other settings.
@@ -108,13 +108,15 @@ def load(path: Path, identity: dict[str, Any]) -> dict[str, Any]:
     there = content.get("identity")
     if not isinstance(there, dict):
         raise ValueError(f"checkpoint {path}: identity is {there!r:.80}; expected the settings of a run")
-    differ(there, identity, f"checkpoint {path}")
+    differ(there, identity, f"checkpoint {path}", longer=longer)
     return content
 
 
-def differ(there: dict[str, Any], here: dict[str, Any], what: str) -> None:
-    """Raise a ValueError that lists every setting in which `there` is not `here`."""
+def differ(there: dict[str, Any], here: dict[str, Any], what: str, *, longer: str | None = None) -> None:
+    """Raise a ValueError that lists every setting in which `there` is not `here`; `here` may have more of `longer`."""
     names = [n for n in {**there, **here} if n not in there or n not in here or repr(there[n]) != repr(here[n])]
+    if longer in names and type(there.get(longer)) is int and there[longer] < here[longer]:
+        names.remove(longer)
     if names:
         listed = ", ".join(f"{name} {there.get(name)!r:.80} (now {here.get(name)!r:.80})" for name in names)
         raise ValueError(f"{what} belongs to a run with other settings: {listed}")

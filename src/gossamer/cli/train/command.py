@@ -53,6 +53,7 @@ def run(config: Train, arguments: Sequence[str]) -> None:
     with connected(config.device) as world:
         splits = _load(config, world)
         total = data.steps_per_epoch(len(splits.train_x), config.batch_size) * config.epochs
+        config = _planned(config, total)
         stages = _stages(config, splits, total)
         _open(config, world, stages, total)
         try:
@@ -82,6 +83,15 @@ def _load(config: Train, world: World) -> data.Splits:
         raise ValueError(f"--batch-size is {config.batch_size}; expected a multiple of the {world.size} processes")
     tensors = {name: getattr(splits, name).to(world.device) for name in ("train_x", "train_y", "test_x", "test_y")}
     return dataclasses.replace(splits, **tensors)
+
+
+def _planned(config: Train, total: int) -> Train:
+    """With `update_every` as a number: that of the run which is continued, also where it goes on for more epochs."""
+    if config.update_every is not None:
+        return config
+    found = folder.TRAIN.record.find(config.out, "--out ") if config.resume else None
+    every = None if found is None else found["identity"].get("update_every")
+    return dataclasses.replace(config, update_every=every if type(every) is int else max(1, total // recipe.UPDATES))
 
 
 def _stages(config: Train, splits: data.Splits, total: int) -> list[Stage]:
@@ -122,7 +132,7 @@ def _open(config: Train, world: World, stages: list[Stage], total: int) -> None:
         for stage in stages:
             file = _file(config, stage.name)
             if file.exists():
-                saved = checkpoint.load(file, identity)
+                saved = checkpoint.load(file, identity, longer=folder.TRAIN.longer)
                 try:
                     restore(stage, saved, total=total)
                 except ValueError as error:

@@ -33,7 +33,7 @@ class Train:
     data: str = "digits"
     """digits (bundled with scikit-learn), imagefolder:PATH (one folder per class) or npz:PATH (arrays x and y)."""
     epochs: int = 20
-    """Passes over the training data."""
+    """Passes over the training data; more of them beside --resume make a run longer."""
     batch_size: int = 64
     """Examples per step, over all processes."""
     optimizer: str | None = None

@@ -25,11 +25,13 @@ _WEIGHTS = re.compile(r"weights-[0-9a-f]{16}\.safetensors")
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of run: its name in run.json, the files that it writes by folder, and which others there are its own."""
+    """A kind of run: its name in run.json, the files that it writes by folder, and which others there are its own; the
+    setting of which a run that is continued may have more."""
 
     format: str
     writes: Mapping[str, tuple[str, ...]]
     further: Callable[[str, str], bool] = lambda folder, file: False
+    longer: str | None = None
 
     @property
     def record(self) -> Record:
@@ -56,6 +58,7 @@ TRAIN = Kind(
         "events/sparse": (),
     },
     _of_training,
+    "epochs",
 )
 
 
@@ -80,7 +83,7 @@ def inspect(out: Path, identity: dict[str, Any], *, resume: bool, overwrite: boo
     if not resume and not overwrite:
         raise FileExistsError(f"--out {out} holds a run already; --resume continues it, --overwrite deletes it")
     if resume:
-        differ(record["identity"], identity, f"--resume: {out}")
+        differ(record["identity"], identity, f"--resume: {out}", longer=kind.longer)
     for name, written in kind.writes.items():
         place = out / name
         if os.path.lexists(place) and (not place.is_dir() or (name and place.is_symlink())):

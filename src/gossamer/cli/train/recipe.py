@@ -67,7 +67,7 @@ def method(config: Train, model: nn.Module, optimizer: Optimizer, total: int, ex
         raise ValueError(f"--method is {config.method!r}; expected one of {', '.join(known)}{meant}")
     kind = known[config.method]
     takes = inspect.signature(kind).parameters
-    every = config.update_every or max(1, total // UPDATES)
+    every = config.update_every
     options: dict[str, Any] = {"density": config.density, "total_steps": total, "seed": config.seed}
     options |= {name: every for name in ("update_every", "explore_every", "channel_every") if name in takes}
     if "channel_sparsity" in takes:

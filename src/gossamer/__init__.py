@@ -43,6 +43,7 @@ if TYPE_CHECKING:
         ops,
         pattern,
         planner,
+        profile,
         report,
         routing,
         server,
@@ -64,7 +65,7 @@ except PackageNotFoundError:  # a source tree on PYTHONPATH that was never insta
 
 _MODULES = (
     "bench", "compaction", "compile", "data", "doctor", "integrations", "kernels", "measure", "models", "nn", "ops",
-    "pattern", "planner", "report", "routing", "server", "serving", "testing", "training", "tuning", "xmc",
+    "pattern", "planner", "profile", "report", "routing", "server", "serving", "testing", "training", "tuning", "xmc",
 )  # fmt: skip
 _NAMES = {
     "Pattern": "gossamer.pattern",
@@ -92,6 +93,7 @@ __all__ = [
     "ops",
     "pattern",
     "planner",
+    "profile",
     "report",
     "routing",
     "server",

@@ -18,6 +18,7 @@ from gossamer.cli.stop import Stopped
 _COMMANDS = {
     "What it gains": {
         "tour": "seven kinds of dynamic sparsity on this machine, and where they lose",
+        "profile": "which of them would pay for your model, measured on your data: MODEL DATA",
     },
     "A network that is too large, labels that are too many": {
         "train": "train a network dense and sparse, remove channels, measure, write a report",
@@ -53,7 +54,7 @@ Try first
 gossamer COMMAND --help lists the flags of a command.
 """
 
-_PLAIN = ("bench", "tune", "model", "generate", "calibrate", "serve")
+_PLAIN = ("profile", "bench", "tune", "model", "generate", "calibrate", "serve")
 """Commands of a module of their name, which has their flags and `run`."""
 
 _BARE = {

@@ -136,15 +136,15 @@ def _run(model: nn.Module, batch: Any, forward: Forward | None) -> None:
     given = _given(batch)
     device = next((tensor.device for tensor in (*model.parameters(), *model.buffers())), torch.device("cpu"))
     if isinstance(given, Tensor):
-        model(given.to(device), **_cheap(model))
+        model(given.to(device), **cheap(model))
     elif isinstance(given, Mapping):
         moved = {name: value.to(device) if isinstance(value, Tensor) else value for name, value in given.items()}
-        model(**_cheap(model, moved) | moved)
+        model(**cheap(model, moved) | moved)
     else:
         raise _RefusedError(f"a batch must be a tensor, a mapping or a tuple that begins with one, got {_said(batch)}")
 
 
-def _cheap(model: nn.Module, given: Mapping[str, Any] | None = None) -> dict[str, Any]:
+def cheap(model: nn.Module, given: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """No caches, and no logits but the last, where the model can be asked for that."""
     wanted: dict[str, Any] = {"use_cache": False}
     if given is None or "labels" not in given:

@@ -27,15 +27,15 @@ def find_layers(study: Study) -> Finding:
     if share == 0:
         return Finding("layers", "nothing here", said, 0.0)
     places = [
-        Place(name, each, study.times.share[name], 1 / max(1 - each, 1e-3))
+        Place(name, each, study.times.share[name], 1 / max(1 - each, 0.01))
         for name, each in zip(study.blocks, shares, strict=True)
     ]
     how = "if a token costs nothing in a layer that it skips: counted, from each layer's share of the time"
     gain = combined(places, study.a_pass, how)
     places.sort(key=lambda place: -place.share)
     if not study.is_decoder:
-        said += ". Routing is for causal language models of transformers, so there is nothing to run here"
-        return Finding("layers", "too little to gain", said, share, gain, tuple(places))
+        said += ". Only causal language models of transformers can be routed, so nothing of it can be gained here"
+        return Finding("layers", "nothing here", said, share, where=tuple(places))
     said += ". What the model loses by it must be measured"
     return Finding("layers", verdict_of(gain), said, share, gain, tuple(places), _to_try(study, share))
 

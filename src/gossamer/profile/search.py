@@ -10,7 +10,7 @@ from torch import nn
 
 from gossamer import measure
 from gossamer.compaction.borrow import refuse_shards, undisturbed
-from gossamer.nn.threshold.evaluating import evaluating
+from gossamer.nn.evaluating import evaluating
 from gossamer.profile.attention import find_attention
 from gossamer.profile.batches import batches_of
 from gossamer.profile.channels import find_channels, find_width

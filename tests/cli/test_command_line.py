@@ -49,7 +49,20 @@ def test_every_flag_is_explained_in_help_and_in_the_docs(capfd: pytest.CaptureFi
 def test_top_level(capfd: pytest.CaptureFixture[str]) -> None:
     assert main([]) == 0 and main(["--help"]) == 0
     out = capfd.readouterr().out
-    commands = {"tour", "profile", "train", "bench", "tune", "xmc", "model", "generate", "calibrate", "route", "serve", "doctor"}
+    commands = {
+        "tour",
+        "profile",
+        "train",
+        "bench",
+        "tune",
+        "xmc",
+        "model",
+        "generate",
+        "calibrate",
+        "route",
+        "serve",
+        "doctor",
+    }
     assert set(re.findall(r"^  (\w+) ", out, re.MULTILINE)) - {"gossamer"} == commands | {"version"}
     assert len(out.splitlines()) <= 2 * 40 and max(map(len, out.splitlines())) <= 100, "one screen"
     assert main(["version"]) == 0

@@ -84,11 +84,13 @@ def test_what_computes_something_else_is_left_with_the_reason():
 
 
 def test_reports_see_fused_experts():
-    model = model_of("Mixtral")
+    config = transformers.GptOssConfig(**(SIZES | {"num_local_experts": 4, "num_experts_per_tok": 2}))
+    model = transformers.GptOssForCausalLM(config).eval()
     report = gs.nn.threshold(model, torch.randint(50, (2, 9)), 0.5)
-    told = "4 experts in one MixtralExperts, 18,432 parameters"
+    told = "4 experts in one GptOssExperts, 18,944 parameters: it has a bias"
     assert told in report.left["model.layers.0.mlp.experts"] and told in str(report)
-    report.undo()
+    model = model_of("Mixtral")
+    told = "4 experts in one MixtralExperts, 18,432 parameters"
     skip = gs.nn.skip_zeros(model)
     assert told in skip.left["model.layers.1.mlp.experts"] and told in str(skip)
     assert "36,864 of" in skip.summary()

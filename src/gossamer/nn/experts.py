@@ -172,17 +172,26 @@ class Experts(nn.Module):
         ids = ids.reshape(flat.shape[0], ids.shape[-1])
         offsets, order = route(ids.reshape(-1, 1), self.experts)
         index = Pattern(offsets, order, (self.experts, ids.numel()), (1, 1))
-        inner = ops.grouped_matmul(flat, up, ids, index=index, transposed=transposed).flatten(0, 1)
-        activation = self.activated
-        if self.gated:
-            activated, linear = inner.chunk(2, dim=-1)
-            inner = activation(activated) * linear
-        else:
-            inner = activation(inner)
+        inner = ops.grouped_matmul(self.entered(flat), up, ids, index=index, transposed=transposed).flatten(0, 1)
+        inner = self.inner(inner, flat.shape[0])
         y = ops.grouped_matmul(inner, down, ids.reshape(-1), index=index, transposed=transposed)
-        y = y.view(*ids.shape, self.dim)
-        y = y.sum(1) if gates is None else (y * gates.reshape(*ids.shape, 1)).sum(1).to(y.dtype)
+        y = self.weighed(y.view(*ids.shape, self.dim), gates)
         return y.view(x.shape)
+
+    def entered(self, x: Tensor) -> Tensor:
+        """What the up products read of tokens [T, dim]: all of it."""
+        return x
+
+    def inner(self, up: Tensor, tokens: int) -> Tensor:
+        """What the down products read, from what the up products of so many tokens gave."""
+        if not self.gated:
+            return self.activated(up)
+        activated, linear = up.chunk(2, dim=-1)
+        return self.activated(activated) * linear
+
+    def weighed(self, y: Tensor, gates: Tensor | None) -> Tensor:
+        """y[T, j, dim] of each expert of each token -> their sum, weighed by gates [..., j]."""
+        return y.sum(1) if gates is None else (y * gates.reshape(*y.shape[:2], 1)).sum(1).to(y.dtype)
 
     def _check_choice(self, x: Tensor, ids: Tensor, gates: Tensor | None) -> None:
         _check_integers(ids)
@@ -216,9 +225,16 @@ class FusedExperts(Experts):
         self.train(module.training)
 
     def weights(self) -> tuple[Tensor, Tensor, bool]:
-        """See `Experts`."""
+        """See `Experts`. What lies the other way round in memory is given that way."""
+        up, down = self.stacks()
+        if not up.is_contiguous() and up.mT.is_contiguous() and down.mT.is_contiguous():
+            return up.mT, down.mT, not self.transposed
+        return up, down, self.transposed
+
+    def stacks(self) -> tuple[nn.Parameter, nn.Parameter]:
+        """The parameters of both products."""
         up = self.get_parameter("gate_up_proj" if self.gated else "up_proj")
-        return up, self.get_parameter("down_proj"), self.transposed
+        return up, self.get_parameter("down_proj")
 
     def activated(self, x: Tensor) -> Tensor:
         """The activation of the hidden features."""

@@ -10,6 +10,13 @@ from typing import Any
 from torch import nn
 
 from gossamer.nn.skip.memory_order import reorder_
+from gossamer.nn.threshold.experts import (
+    POINTS,
+    ThresholdExperts,
+    ThresholdPoint,
+    close_experts,
+    open_experts,
+)
 from gossamer.nn.threshold.gated_feed_forward import GatedFeedForward
 from gossamer.nn.threshold.linear import (
     Prefill,
@@ -65,11 +72,17 @@ def apply_thresholds(
         raise ValueError("thresholds is empty")
     for name, value in thresholds.items():
         check_threshold(f"thresholds[{name!r}]", value)
-    checked(model, thresholds)
-    places, left = places_of(model, lambda name, module: name in thresholds)
-    if left:
-        raise ValueError("".join(f"thresholds names {name!r}, which stays dense: {why}" for name, why in left.items()))
-    return _put(model, places, {name: Setting(float(value), prefill, reorder) for name, value in thresholds.items()})
+    close = open_experts(model, lambda name: any(f"{name}.{point}" in thresholds for point in POINTS))
+    try:
+        checked(model, thresholds)
+        places, left = places_of(model, lambda name, module: name in thresholds)
+        for name, why in left.items():
+            raise ValueError(f"thresholds names {name!r}, which stays dense: {why}")
+    except Exception:
+        close()
+        raise
+    settings = {name: Setting(float(value), prefill, reorder) for name, value in thresholds.items()}
+    return _put(model, places, settings, close)
 
 
 def restore_thresholds(model: nn.Module) -> ThresholdReport:
@@ -94,6 +107,8 @@ def restore_thresholds(model: nn.Module) -> ThresholdReport:
             f"model ({type(model).__name__}) has no config with thresholds: it was saved without, or is no model of "
             "transformers; give saved numbers to gs.nn.apply_thresholds"
         )
+    saved = [place_of(model, name.rpartition(".")[0]) for name in entries if name.rpartition(".")[2] in POINTS]
+    close = open_experts(model, lambda name: name in saved)
     names = {name: place_of(model, name) for name in entries}
     left = {name: "it is not in this model" for name, here in names.items() if here is None}
     found = {here: entries[name] for name, here in names.items() if here is not None}
@@ -108,7 +123,7 @@ def restore_thresholds(model: nn.Module) -> ThresholdReport:
         for name, entry in found.items()
     }
     places, dense = places_of(model, lambda name, module: name in settings)
-    report = _put(model, places, settings)
+    report = _put(model, places, settings, close)
     report.left = left | dense
     for name, why in report.left.items():
         _log.warning("%s has lost its threshold: %s", name, why)
@@ -129,20 +144,34 @@ def remove_thresholds(model: nn.Module) -> tuple[str, ...]:
     (('0',), 'Linear')
     """
     names = []
-    for name, module in model.named_modules():
+    for name, module in list(model.named_modules()):
+        if isinstance(module, ThresholdExperts):
+            for stack, strides in zip(module.stacks(), module.strides, strict=True):
+                reorder_(stack, strides)
+            continue
         if isinstance(module, ThresholdLinear):
             module.revert()
+        elif isinstance(module, ThresholdPoint):
+            pass
         elif isinstance(module, GatedFeedForward) and module.threshold:
             module.threshold = 0.0
         else:
             continue
         names.append(name)
+    close_experts(model)
     erase(model)
     return tuple(names)
 
 
-def _put(model: nn.Module, places: list[Place], settings: Mapping[str, Setting]) -> ThresholdReport:
-    undo: list[Callable[[], object]] = []
+def _put(
+    model: nn.Module, places: list[Place], settings: Mapping[str, Setting], close: Callable[[], None]
+) -> ThresholdReport:
+    undo: list[Callable[[], object]] = [close]
+    undo += [
+        experts.store_by_input()
+        for experts in {place.experts for place in places if settings[place.name].reorder}
+        if experts is not None
+    ]
     entries: dict[str, dict[str, Any]] = {}
     for place in places:
         setting = settings[place.name]
@@ -163,19 +192,22 @@ def _put(model: nn.Module, places: list[Place], settings: Mapping[str, Setting])
 
 def _set(module: nn.Module, value: float, prefill: Prefill, reorder: bool) -> Callable[[], object]:
     """Give a module its threshold and count anew; return what takes it away."""
-    if not isinstance(module, (GatedFeedForward, ThresholdLinear)):
+    if not isinstance(module, (GatedFeedForward, ThresholdLinear, ThresholdPoint)):
         assert isinstance(module, nn.Linear)
         return ThresholdLinear.convert(module, value, prefill, reorder=reorder).revert
     module.start_counting(module._kept.device)
     changed: dict[str, Any] = {"threshold": value}
-    if isinstance(module, ThresholdLinear):
+    if not isinstance(module, GatedFeedForward):
         changed["prefill"] = prefill
-    stored = module.down_proj if isinstance(module, GatedFeedForward) else module
-    before, strides = {name: getattr(module, name) for name in (*changed, "reorder")}, stored.weight.stride()
+    # The matrices of experts are stored by input together, and not here.
+    stored: Any = module.down_proj if isinstance(module, GatedFeedForward) else module
+    linear = not isinstance(module, ThresholdPoint)
+    before = {name: getattr(module, name) for name in (*changed, *(("reorder",) if linear else ()))}
+    strides = stored.weight.stride() if linear else None
     saved_as, module.saved_as = module.saved_as, None  # what was saved so far stays as it is, for the way back
     for name, new in changed.items():
         setattr(module, name, new)
-    if reorder:
+    if reorder and not isinstance(module, ThresholdPoint):
         module.reorder = True
         store_by_input(stored)
 
@@ -184,6 +216,7 @@ def _set(module: nn.Module, value: float, prefill: Prefill, reorder: bool) -> Ca
         for name, old in before.items():
             setattr(module, name, old)
         module.saved_as = saved_as
-        reorder_(stored.weight, strides)
+        if strides is not None:
+            reorder_(stored.weight, strides)
 
     return undo

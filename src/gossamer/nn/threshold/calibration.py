@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from gossamer.nn.evaluating import evaluating
 from gossamer.nn.threshold.allocation import Block, blocks_of, greedy, kept
 from gossamer.nn.threshold.applying import apply_thresholds
+from gossamer.nn.threshold.experts import POINTS, close_experts, open_experts
 from gossamer.nn.threshold.gated_feed_forward import check_sparsity
 from gossamer.nn.threshold.linear import Prefill, check_prefill, check_reorder
 from gossamer.nn.threshold.magnitudes import Magnitudes
@@ -42,7 +43,8 @@ def threshold(
     A few batches of data show how large the inputs of each nn.Linear are; its threshold is the quantile of their
     magnitude. The linears become `ThresholdLinear` (the same objects and Parameters, the same state_dict); a
     `GatedFeedForward` gets its threshold on the activated gate instead, where it governs two of its three products.
-    Nothing is trained. What it costs in quality is yours to measure (with prefill="threshold").
+    Fused experts of transformers get two in each module, on what their up and down products read. Nothing is trained.
+    What it costs in quality is yours to measure (with prefill="threshold").
 
     Decoding gains nothing until the weights lie by input channel, so that those of a left-out input are a piece of
     memory that is never touched: `reorder=True`. It then takes close to (1 - sparsity) of the time spent on these
@@ -96,11 +98,29 @@ def threshold(
         raise ValueError(f"step must be in (0, 1], got {step}")
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be an nn.Module, got {type(model).__name__}")
+    close = open_experts(model, lambda name: True)
+    try:
+        values, seen, left = _calibrated(model, data, sparsity, allocation, layers, passes, step, forward)
+        report = apply_thresholds(model, values, prefill=prefill, reorder=reorder)
+    except Exception:
+        close()
+        raise
+    close_experts(model, lambda name: not any(f"{name}.{point}" in values for point in POINTS))
+    report.rows = tuple(replace(row, sparsity=seen[row.name].share(row.threshold)) for row in report.rows)
+    report.left = left
+    report.undo_last(close)
+    return report
+
+
+def _calibrated(
+    model: nn.Module, data: Any, sparsity: float, allocation: Allocation, layers: Layers, passes: int, step: float,
+    forward: Forward | None,
+) -> tuple[dict[str, float], dict[str, Magnitudes], dict[str, str]]:  # fmt: skip
+    """The threshold of each place, what was seen there, and what stays dense."""
     layers = checked(model, layers)
     places, left = places_of(model, layers)
     batches = _batches(data)
     blocks = blocks_of(model, places) if allocation == "greedy" else []
-
     with evaluating(model), _dense(places):
         seen = _observe(model, batches, places, forward, blocks=blocks)
         for place in places:
@@ -117,10 +137,7 @@ def threshold(
         for _ in range(passes - 1):
             seen = _observe(model, batches, places, forward, values=values)
             values = _values(seen, share)
-    report = apply_thresholds(model, values, prefill=prefill, reorder=reorder)
-    report.rows = tuple(replace(row, sparsity=seen[row.name].share(row.threshold)) for row in report.rows)
-    report.left = left
-    return report
+    return values, seen, left
 
 
 def _batches(data: Any) -> list[Any]:

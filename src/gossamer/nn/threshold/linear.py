@@ -164,9 +164,13 @@ def is_few(x: Tensor) -> bool:
 
 def skips(x: Tensor, *linears: nn.Linear) -> bool:
     """Is there a kernel that skips for these? If not, the dense product of shrunken inputs gives the same numbers."""
+    return takes(x, *(linear.weight for linear in linears))
+
+
+def takes(x: Tensor, *weights: Tensor) -> bool:
+    """The same, asked of the weights."""
     if torch.is_autocast_enabled(x.device.type) or forward_ad._current_level >= 0 or is_transformed(x):
         return False
-    weights = [linear.weight for linear in linears]
     if any(weight.dtype != x.dtype for weight in weights):
         return False
     if wants_gradient(x, *weights):

@@ -10,11 +10,14 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from gossamer.nn.experts import why_not_fused
 from gossamer.nn.fused import described, up_name
 from gossamer.nn.skip.linear import Linear
+from gossamer.nn.threshold.experts import POINTS, ThresholdExperts, ThresholdPoint, experts_of
 from gossamer.nn.threshold.gated_feed_forward import GatedFeedForward
 from gossamer.nn.threshold.linear import ThresholdLinear, by_input
 
+_PLACES = (nn.Linear, GatedFeedForward, ThresholdPoint)
 Layers = Iterable[str] | Callable[[str, nn.Module], bool] | None
 
 
@@ -23,8 +26,9 @@ class Place:
     """One activation that a threshold applies to, and the bytes of weights that wait for it."""
 
     name: str
-    module: nn.Linear | GatedFeedForward
+    module: nn.Linear | GatedFeedForward | ThresholdPoint
     bytes: int
+    experts: ThresholdExperts | None = None
 
     @property
     def skippable(self) -> int:
@@ -32,6 +36,9 @@ class Place:
         if isinstance(self.module, GatedFeedForward):
             down = self.module.down_proj
             return self.bytes if by_input(down) else self.bytes - _bytes(down)
+        if self.experts is not None:
+            return self.bytes if self.experts.by_input() else 0
+        assert isinstance(self.module, nn.Linear)
         return self.bytes if by_input(self.module) else 0
 
     def hook(self, change: Callable[[Tensor], Tensor | None]) -> RemovableHandle:
@@ -41,7 +48,7 @@ class Place:
 
         def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             changed = change(args[0] if args else kwargs["input"])
-            return None if changed is None else ((changed,), {})
+            return None if changed is None else ((changed, *args[1:]), {} if not args else kwargs)
 
         return self.module.register_forward_pre_hook(before, with_kwargs=True)
 
@@ -60,9 +67,15 @@ def places_of(model: nn.Module, layers: Layers) -> tuple[list[Place], dict[str, 
     found: list[Place] = []
     left: dict[str, str] = {}
     for name, module in model.named_modules():
-        if up_name(module) is not None and wanted(name, module):
-            left[name] = f"{described(module)}: thresholds are for linears; only the experts that are chosen are read"
-        if module in inside or not isinstance(module, (nn.Linear, GatedFeedForward)) or not wanted(name, module):
+        if up_name(module) is not None and not isinstance(module, ThresholdExperts) and wanted(name, module):
+            left[name] = f"{described(module)}: {why_not_fused(module) or 'they were not asked for'}"
+        if module in inside or not isinstance(module, _PLACES) or not wanted(name, module):
+            continue
+        if isinstance(module, ThresholdPoint):
+            experts = experts_of(model, name)
+            assert experts is not None
+            stack = experts.stacks()[POINTS.index(name.rpartition(".")[2])]
+            found.append(Place(name, module, stack.numel() * stack.element_size(), experts))
             continue
         if isinstance(module, GatedFeedForward):
             found.append(Place(name, module, _bytes(module.up_proj) + _bytes(module.down_proj)))
@@ -91,7 +104,7 @@ def checked(model: nn.Module, layers: Layers) -> Layers:
     if isinstance(layers, str):
         raise TypeError(f"layers must be a list of names, a function or None, got the string {layers!r}")
     patterns = list(layers)
-    names = [name for name, module in model.named_modules() if isinstance(module, (nn.Linear, GatedFeedForward))]
+    names = [name for name, module in model.named_modules() if isinstance(module, _PLACES)]
     for pattern in patterns:
         if not any(fnmatch.fnmatchcase(name, pattern) for name in names):
             raise ValueError(f"layers names {pattern!r}, but the model has only {names}")

@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import nn
 
+from gossamer.nn.threshold.experts import ThresholdPoint
 from gossamer.nn.threshold.gated_feed_forward import GatedFeedForward
 from gossamer.nn.threshold.linear import ThresholdLinear
 
@@ -88,6 +89,10 @@ class ThresholdReport:
         """Which of skipping and dense each place takes when it decodes, why, and from which observations."""
         return "\n".join(f"{row.name}\n{indent(self._module(row.name).tuner.explain(), '  ')}" for row in self.rows)
 
+    def undo_last(self, step: Callable[[], object]) -> None:
+        """Let `undo` end with this step."""
+        self._undo.insert(0, step)
+
     def undo(self) -> None:
         """Take the thresholds out again: the model is as it was before, in memory too.
 
@@ -98,7 +103,7 @@ class ThresholdReport:
 
     def _module(self, name: str) -> Any:
         module = self._modules[name]
-        if not isinstance(module, (ThresholdLinear, GatedFeedForward)):
+        if not isinstance(module, (ThresholdLinear, GatedFeedForward, ThresholdPoint)):
             raise RuntimeError(f"{name!r} has no threshold any more: the report was undone")
         return module
 

@@ -198,6 +198,8 @@ def _finish(config: Train, splits: data.Splits, stages: list[Stage], arguments: 
         "table": table,
         **timings,
         "chance": splits.chance,
+        "test_examples": len(splits.test_y),
+        "unseen": splits.unseen,
         "curves": {stage.name: stage.curve for stage in stages},
         "channels": {"groups": list(sparse.snapshots[-1]["density"]), "snapshots": sparse.snapshots},
         "updates": sparse.method.history,
@@ -207,8 +209,8 @@ def _finish(config: Train, splits: data.Splits, stages: list[Stage], arguments: 
         "command": shlex.join(["gossamer", "train", *arguments]),
     }
     page["summary"] = story.summary(config, sparse.curve[-1].get("density"), channels)
-    page["facts"] = story.facts(page, None if channels is None else 1.0 - channels, splits)
-    page["notes"] = story.notes(page, config, refused, splits)
+    page["facts"] = story.facts(page, None if channels is None else 1.0 - channels)
+    page["notes"] = story.notes(page, config, refused)
     try:
         if small:
             small.save(config.out / "compact")

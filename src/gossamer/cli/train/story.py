@@ -6,7 +6,6 @@ import math
 from typing import Any
 
 from gossamer.cli.train.config import Train
-from gossamer.data import Splits
 from gossamer.report.quantity import percent, short, times
 
 _ROWS = (
@@ -36,16 +35,17 @@ def _row(comparison: dict[str, Any], name: str) -> dict[str, Any]:
     return next(row for row in comparison["rows"] if row["name"] == name)
 
 
-def _at_chance(table: dict[str, Any], data: Splits) -> list[tuple[str, str]]:
-    """(network, what is to be said) for networks that have learned nothing that could be told from guessing.
+def _at_chance(report: dict[str, Any]) -> list[str]:
+    """The networks whose accuracy cannot be told from guessing.
 
     Guessing names the most frequent class every time; three standard errors of that share are its noise.
     """
-    guess, n = data.chance, len(data.test_y)
-    noise = 3 * math.sqrt(guess * (1 - guess) / n)
-    said = f"accuracy is no better than naming the most frequent class every time ({percent(guess)})"
-    low = [name for name, row in table.items() if row["accuracy"] is not None and row["accuracy"] <= guess + noise]
-    return [(name, f"{said}: nothing can be compared by it; more --epochs or another --lr may help.") for name in low]
+    guess, n = report.get("chance"), report.get("test_examples")
+    if guess is None or n is None:
+        return []
+    most = guess + 3 * math.sqrt(guess * (1 - guess) / n)
+    table = report["table"]
+    return [name for name, row in table.items() if row["accuracy"] is not None and row["accuracy"] <= most]
 
 
 def summary(config: Train, density: float | None, channels: float | None) -> str:
@@ -58,7 +58,7 @@ def summary(config: Train, density: float | None, channels: float | None) -> str
     return out + "."
 
 
-def facts(report: dict[str, Any], channels_removed: float | None, data: Splits) -> list[dict[str, str]]:
+def facts(report: dict[str, Any], channels_removed: float | None) -> list[dict[str, str]]:
     """The few numbers at the top of the page."""
     table = report["table"]
     dense, compact = table["dense"], table["compact"]
@@ -69,9 +69,9 @@ def facts(report: dict[str, Any], channels_removed: float | None, data: Splits) 
         gap = 100 * (dense["accuracy"] - compact["accuracy"])
         against = f"{gap:.2f} points under" if gap > 0 else f"{-gap:.2f} points over" if gap < 0 else "equal to"
         out.append({"value": percent(compact["accuracy"]), "label": f"test accuracy, {against} dense"})
-    if any(name == "compact" for name, _ in _at_chance(table, data)):
-        out[0]["label"] += f"; no better than guessing ({percent(data.chance)})"
-    unchanged = (dense["parameters"], dense["flops"]) == (compact["parameters"], compact["flops"])
+    if "compact" in _at_chance(report):
+        out[0]["label"] += f"; no better than guessing ({percent(report['chance'])})"
+    unchanged = (dense["parameters"], dense.get("flops", 0)) == (compact["parameters"], compact.get("flops"))
     if "throughput" in report and not unchanged:  # two networks of one size differ by noise
         row = _row(report["throughput"], "compact")
         ratio, verdict = times(row["ratio"]), row["verdict"]
@@ -91,7 +91,7 @@ def facts(report: dict[str, Any], channels_removed: float | None, data: Splits) 
     return out
 
 
-def notes(report: dict[str, Any], config: Train, refused: str | None, data: Splits) -> list[str]:
+def notes(report: dict[str, Any], config: Train, refused: str | None) -> list[str]:
     """What a reader must know before quoting a number; `refused` = why nothing was removed in the end."""
     out = [
         "The sparse network is masked: its zeros lie inside dense tensors and are multiplied like any number, in "
@@ -112,9 +112,13 @@ def notes(report: dict[str, Any], config: Train, refused: str | None, data: Spli
             f"A/A control: the dense network timed against itself came out at {times(control['ratio'])} (quartiles "
             f"{times(control['ratio_q1'])} to {times(control['ratio_q3'])}). Smaller differences mean nothing."
         )
-    out += [f"{name.capitalize()} {told}" for name, told in _at_chance(report["table"], data)]
-    if data.unseen is not None:
-        out.append(f"{data.unseen}.")
+    for name in _at_chance(report):
+        out.append(
+            f"{name.capitalize()} accuracy is no better than naming the most frequent class every time "
+            f"({percent(report['chance'])}): nothing can be compared by it; more --epochs or another --lr may help."
+        )
+    if report.get("unseen") is not None:
+        out.append(f"{report['unseen']}.")
     if report["table"]["dense"]["accuracy"] is None:
         out.append("No dense baseline was trained, so the loss of accuracy is not known.")
     out.append("Accuracy is that of the last step; the test examples chose neither a step nor a setting of this run.")

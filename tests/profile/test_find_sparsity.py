@@ -13,8 +13,9 @@ from sparse_models import CASES, Case, decoder, encoder, ids, padded, relu_decod
 from torch import nn
 
 import gossamer as gs
+from gossamer.measure.interleave import Comparison, Row
 from gossamer.profile.batches import batches_of
-from gossamer.profile.findings import Finding, Findings, Gain, Place, combined, in_order
+from gossamer.profile.findings import Finding, Findings, Gain, Place, combined, in_order, told
 from gossamer.profile.page import page
 from gossamer.profile.study import patterns
 from gossamer.profile.times import timed
@@ -206,6 +207,24 @@ def test_gains_are_put_together_by_amdahls_law() -> None:
     little = Finding("labels", "too little to gain", "some", gain=Gain(1.01, "a pass", ""))
     unknown = Finding("width", "not measured because", "none")
     assert in_order([none, unknown, small, little, large]) == (large, small, little, none, unknown)
+
+
+@pytest.mark.parametrize(
+    ("mine", "control", "ratio", "noise"),
+    [
+        ([1.0, 1.0, 1.0], [2.0, 2.0, 2.0], 2.0, False),
+        ([2.0, 2.0, 2.0], [2.0, 2.0, 2.0], 1.0, False),
+        ([4.0, 4.0, 4.0], [2.0, 2.0, 2.0], 1.0, False),
+        ([1.5, 1.5, 1.5], [1.0, 2.0, 1.0], 1.0, True),
+    ],
+)
+def test_only_what_is_told_from_noise_is_a_gain(
+    mine: list[float], control: list[float], ratio: float, noise: bool
+) -> None:
+    dense = [2.0, 2.0, 2.0]
+    rows = tuple(Row.of(name, 1.0, times, dense) for name, times in (("dense", dense), ("mine", mine)))
+    found, said = told(Comparison("dense", rows, Row.of("dense (control)", 1.0, control, dense)), "mine")
+    assert found == ratio and ("not told from noise" in said) is noise
 
 
 def test_time_is_all_of_a_pass() -> None:

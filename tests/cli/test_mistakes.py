@@ -28,7 +28,7 @@ IMAGES = ("train/a", "part/train/a", "part/train/b", "part/test/a", "part/test/b
 
 LINES = (
     # commands and flags
-    ("trian", "there is no command 'trian'; expected tour, train,"),
+    ("trian", "there is no command 'trian'; expected tour,"),
     ("trian", "did you mean train?"),
     ("Train", "did you mean train?"),
     ("--verison", "did you mean version?"),

@@ -34,6 +34,8 @@ def test_shares_are_those_that_are_known_and_lines_run(case: Case) -> None:
     assert found.verdict in case.verdicts
     if case.first is not None:
         assert found.where[0].name == case.first
+    if case.kind in ("zeros", "decoding"):  # what reads no zeros is none of the places
+        assert found.where and all(place.share >= 0.05 for place in found.where)
     assert (found.gain is None) or found.gain.whole >= 1 or case.kind in ("attention", "layers")
     if found.to_try:
         assert _HINTS.get(case.kind, "") in found.to_try

@@ -200,6 +200,15 @@ def test_what_is_not_understood_is_refused_before_anything_changes(case: str) ->
     assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
 
 
+def test_cutting_in_place_slices_the_state_inside() -> None:
+    model = _network()
+    adam = AdamW(model.parameters(), lr=1e-2)
+    _train(model, adam)
+    graph = gs.compaction.ChannelGraph.build(model, X[0])
+    gs.compaction.shrink_(model, graph, {"0": torch.arange(16) < 3}, _Holder(adam))
+    assert {value.shape for value in adam.state[model[0].weight].values() if value.ndim} == {(3, 20)}
+
+
 def test_any_number_of_wrappers() -> None:
     sgd = SGD(_network().parameters(), lr=0.1)
     assert unwrap_optimizer(_Holder(_Holder(sgd))) is sgd

@@ -14,11 +14,8 @@ def check_state(optimizer: torch.optim.Optimizer, parameters: dict[str, Tensor])
     """Refuse, before anything changes, state whose layout is unknown (factored moments, flattened histories).
 
     Raises:
-        TypeError: `optimizer` is not a torch optimizer.
         ValueError: a state tensor of a parameter to shrink is neither a scalar nor shaped like the parameter.
     """
-    if not isinstance(optimizer, torch.optim.Optimizer):
-        raise TypeError(f"optimizer must be a torch.optim.Optimizer, got {type(optimizer).__name__}")
     names = {id(tensor): name for name, tensor in parameters.items()}
     for parameter, state in optimizer.state.items():
         name = names.get(id(parameter))

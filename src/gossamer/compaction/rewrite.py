@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import LongTensor, Tensor, nn
 
-from gossamer.wrappers import unwrap, wrapped_as
+from gossamer.wrappers import unwrap, unwrap_optimizer, wrapped_as
 
 from .attributes import Changes, known_attributes, proposals
 from .graph import ChannelGraph, ChannelGroup
@@ -120,7 +120,7 @@ def shrink_(
         model: the model `graph` was built for; its Parameter objects stay, with shorter data and no gradient.
         graph: built for the model's present shapes; `Kept.graph` is the one for the new shapes.
         keep: group name -> bool tensor [channels], True = stays.
-        optimizer: its state tensors of the same shape as a shrunk parameter are sliced alike.
+        optimizer: its state tensors of the same shape as a shrunk parameter are sliced alike; bare or in wrappers.
 
     Raises:
         KeyError, ValueError, TypeError: bad `keep` or an optimizer state of unknown layout; nothing has changed.
@@ -144,6 +144,7 @@ def shrink_(
     state = state_tensors(model)
     touched = {name: state[name] for name in kept}
     if optimizer is not None:
+        optimizer = unwrap_optimizer(optimizer)
         check_state(optimizer, touched)
     before = {name: (tensor.data, tensor.grad) for name, tensor in touched.items()}
     found = proposals(model, graph.flow, removed)

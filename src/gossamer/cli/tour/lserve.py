@@ -10,13 +10,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 import gossamer as gs
-from gossamer.bench.attention.decoders import SMOLLM2, Decoder, smollm2
+from gossamer.bench.attention.decoders import SMOLLM2, Decoder
 from gossamer.bench.attention.steps import ON, PLENTY, STEPS, Steps, endless
-from gossamer.bench.section import Settings
 from gossamer.cli.tour.card import Card, Outcome, Say, Timed
+from gossamer.cli.tour.decoder import decoder
 from gossamer.measure import clock
 from gossamer.report.quantity import percent, short
-from gossamer.serving import models
 from gossamer.serving.sparsity import Sparsity
 
 if TYPE_CHECKING:
@@ -30,26 +29,26 @@ ASKED = (
 )  # fmt: skip
 
 
-def text(decoder: Decoder, most: int) -> list[int]:
+def text(model: Decoder, most: int) -> list[int]:
     """The beginning of a module of Python's library, as tokens."""
     said = inspect.getsource(tarfile)
-    if decoder.tokenizer is None:
+    if model.tokenizer is None:
         return list(said.encode()[:most])
-    return list(decoder.tokenizer.encode(said, add_special_tokens=False)[:most])
+    return list(model.tokenizer.encode(said, add_special_tokens=False)[:most])
 
 
-def asked(decoder: Decoder) -> list[list[int]]:
-    if decoder.tokenizer is None:
+def asked(model: Decoder) -> list[list[int]]:
+    if model.tokenizer is None:
         return [list(each.encode()) for each in ASKED]
-    return [list(decoder.tokenizer.encode(each, add_special_tokens=False)) for each in ASKED]
+    return [list(model.tokenizer.encode(each, add_special_tokens=False)) for each in ASKED]
 
 
-def reading(decoder: Decoder, length: int, sparsity: Sparsity) -> tuple[Engine, list[Job], float]:
+def reading(model: Decoder, length: int, sparsity: Sparsity) -> tuple[Engine, list[Job], float]:
     """An engine that has read a text once, with all questions behind it; and the seconds until the first token."""
-    document, questions = text(decoder, length), asked(decoder)
+    document, questions = text(model, length), asked(model)
     longest = len(document) + max(map(len, questions)) + SAME + ON
     engine = gs.serving.Engine(
-        decoder.model, sparsity=sparsity, memory=PLENTY, max_length=longest, max_requests=len(questions), prefixes=1,
+        model.model, sparsity=sparsity, memory=PLENTY, max_length=longest, max_requests=len(questions), prefixes=1,
         end=[],
     )  # fmt: skip
     begin, jobs = clock.now(), []
@@ -72,9 +71,9 @@ def agreeing(ours: list[Job], dense: list[Job]) -> float:
     return found / (SAME * len(dense))
 
 
-def compared(decoder: Decoder, length: int, sparsity: Sparsity, quick: bool) -> tuple[dict[str, Any], float, Any]:
+def compared(model: Decoder, length: int, sparsity: Sparsity, quick: bool) -> tuple[dict[str, Any], float, Any]:
     """Steps of all questions at once, dense and ours; the seconds to the first token; and how far answers agree."""
-    found = {name: reading(decoder, length, each) for name, each in ((DENSE, Sparsity()), (OURS, sparsity))}
+    found = {name: reading(model, length, each) for name, each in ((DENSE, Sparsity()), (OURS, sparsity))}
     for engine, jobs, _ in found.values():
         while min(len(job.tokens) for job in jobs) < SAME:
             engine.step()
@@ -86,17 +85,15 @@ def compared(decoder: Decoder, length: int, sparsity: Sparsity, quick: bool) -> 
 
 @torch.inference_mode()
 def run(folder: Path, say: Say, quick: bool) -> Outcome:
-    models_here(quick)
     say("loading SmolLM2")
-    decoder = smollm2(Settings(quick=quick))
-    assert decoder is not None
+    loaded = decoder(quick)
     long, few = (256, 64) if quick else (LONG, SHORT)
     budget = 192 if quick else BUDGET
     sparsity = Sparsity(token_budget=budget) if quick else Sparsity(token_budget=budget, static=0.5).of(SMOLLM2)
     say(f"reading {long:,} tokens of tarfile.py twice, then answering four questions")
-    run, same, first = compared(decoder, long, sparsity, quick)
+    run, same, first = compared(loaded, long, sparsity, quick)
     say("the same behind a short text")
-    short_run, _, _ = compared(decoder, few, sparsity, quick)
+    short_run, _, _ = compared(loaded, few, sparsity, quick)
     made = STEPS * len(ASKED)
     rate = {row["name"]: made / row["median"] for row in run["rows"]}
     gain = Timed(
@@ -111,11 +108,6 @@ def run(folder: Path, say: Say, quick: bool) -> Outcome:
         (percent(same, 0), f"of the first {SAME} tokens of the answers are those of dense attention before they part"),
     )
     return Outcome(gain, loses, facts)
-
-
-def models_here(quick: bool) -> None:
-    if not quick and not models.is_here(SMOLLM2):
-        raise FileNotFoundError(f"{SMOLLM2} is not on this machine; fetch it (93 MB) with: gossamer model {SMOLLM2}")
 
 
 CARD = Card(

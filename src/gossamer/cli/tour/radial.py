@@ -10,41 +10,29 @@ from typing import Any
 import torch
 
 import gossamer as gs
-from gossamer.bench.attention.decoders import SMOLLM2, TOY, Decoder, llama, smollm2
 from gossamer.bench.route.pretrained import CONTEXT, HELD, TRAINED, tokens_of
 from gossamer.bench.route.speed import Decoding
-from gossamer.bench.section import Settings
 from gossamer.cli.tour.card import Card, Outcome, Say, Timed
+from gossamer.cli.tour.decoder import decoder
 from gossamer.data.language import in_order, windows
 from gossamer.report.quantity import percent
 from gossamer.routing.diagnosis import health
 from gossamer.routing.radial import Radial
 from gossamer.routing.training import distill
-from gossamer.serving import models
 from gossamer.serving.cache import SparseCache
 
 BUDGET, STEPS, LENGTH, BATCH, RANK = 0.8, 16, 128, 2, 32
 DENSE, OURS, IDLE = "all layers", "router", "router that keeps all"
 
 
-def decoder_of(quick: bool) -> Decoder:
-    if quick:
-        return Decoder("toy", llama(TOY | {"num_hidden_layers": 4}, torch.float32))
-    if not models.is_here(SMOLLM2):
-        raise FileNotFoundError(f"{SMOLLM2} is not on this machine; fetch it (93 MB) with: gossamer model {SMOLLM2}")
-    found = smollm2(Settings())
-    assert found is not None
-    return found
-
-
 def run(folder: Path, say: Say, quick: bool) -> Outcome:
     say("loading SmolLM2")
-    decoder = decoder_of(quick)
-    model = decoder.model
+    loaded = decoder(quick)
+    model = loaded.model
     root = Path(sysconfig.get_path("stdlib"))
     paths = sorted(path for name in TRAINED for path in (root / name).rglob("*.py"))
-    text = tokens_of(decoder, paths, 20_000 if quick else 400_000)
-    held = tokens_of(decoder, [root / name for name in HELD], 4_000 if quick else 60_000)
+    text = tokens_of(loaded, paths, 20_000 if quick else 400_000)
+    held = tokens_of(loaded, [root / name for name in HELD], 4_000 if quick else 60_000)
     length, steps = (32, 2) if quick else (LENGTH, STEPS)
     torch.manual_seed(0)
     radial = Radial(model, kv="propagate", adapter=RANK).train()

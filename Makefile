@@ -6,7 +6,7 @@ PIP     = $(BIN)/pip --disable-pip-version-check
 STAMP   = $(VENV)/.installed
 NATIVE  = $(shell find csrc -type f 2>/dev/null)
 
-.PHONY: help run model encoder test test-all test-asan lint format bench docs site stub clean
+.PHONY: help run model encoder test test-all test-asan lint format bench docs site stub wheel clean
 
 help:           ## this text
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -76,6 +76,10 @@ docs: $(STAMP)  ## run every example of the docs and rewrite their tables from t
 
 site: $(STAMP)  ## the documentation as a site: build/site/index.html
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build -q -f site/mkdocs.yml
+
+PYTHONS ?= $(PYTHON)
+wheel:          ## dist/: the sources, and a wheel by each of PYTHONS ("python3.10 python3.11 python3.12") for any Linux
+	wheels/build.sh $(PYTHONS)
 
 clean:          ## remove the venv and what was built
 	rm -rf $(VENV) build dist runs .pytest_cache .ruff_cache .mypy_cache .hypothesis

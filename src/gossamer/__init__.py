@@ -17,7 +17,11 @@ import sys
 
 # `python -m gossamer` searches the current folder before all others, where a file of the user's may have the name of a
 # package. This is the first moment at which that can be ended; `gossamer` and any other program do not come here.
-if {"gossamer", "gossamer.cli"} & set(sys.orig_argv[1:]) and sys.argv[:1] == ["-m"] and not sys.flags.safe_path:
+if (
+    {"gossamer", "gossamer.cli"} & set(sys.orig_argv[1:])
+    and sys.argv[:1] == ["-m"]
+    and not getattr(sys.flags, "safe_path", False)  # which Python 3.10 does not have
+):
     del sys.path[0]
 
 import importlib

@@ -20,7 +20,12 @@ from typing import Any
 
 logger = logging.getLogger(__name__)
 
-
+COMMANDS = {
+    "tour": "tour", "train": "run", "bench": "bench", "tune": "run", "xmc": "xmc", "model": "serving",
+    "generate": "serving", "calibrate": "serving", "route": "serving", "serve": "server",
+}  # fmt: skip
+"""The extra that brings what a command of `gossamer` may need."""
+_PACKAGES = {"sklearn": "scikit-learn", "PIL": "pillow"}
 _REQUIREMENT = re.compile(
     r"\s*(?P<name>[\w.-]+)\s*(?:\[(?P<nested>[^]]*)\])?\s*(?P<versions>[^;]*)(?:;(?P<marker>.*))?"
 )
@@ -38,6 +43,15 @@ def needed(module: str, said: str, extra: str) -> ModuleType:
         raise ImportError(f"{said}{_remedy(module, error, extra)}") from None
 
 
+def explained(error: ModuleNotFoundError, who: str, extra: str | None) -> ImportError:
+    """What to say when `who` met a module that is not there: how to get it, if the extra brings it."""
+    module = (error.name or "").partition(".")[0]
+    package = _PACKAGES.get(module, module.replace("_", "-"))
+    if extra is None or package not in packages(extra):
+        return error
+    return ImportError(f"{who} needs {package}{_remedy(module, error, extra)}", name=error.name)
+
+
 def compared(module: str, name: str, extra: str) -> ModuleType | None:
     """A module that a benchmark compares with; None, and a line in the log, where it is not installed."""
     try:
@@ -52,7 +66,7 @@ def _remedy(module: str, error: ImportError, extra: str) -> str:
     there = not isinstance(error, ModuleNotFoundError) or (error.name or "").split(".")[0] != module.split(".")[0]
     if there and not missing(extra):
         return f"; it is installed and cannot be imported: {error}"
-    return f": {command(extra)}"
+    return f": {command(extra)} (gossamer[{extra}])"
 
 
 def command(extra: str) -> str:

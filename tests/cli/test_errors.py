@@ -283,5 +283,5 @@ def test_a_missing_extra_is_named(
     known = extras.version
     monkeypatch.setattr(extras, "version", lambda name: None if name == package else known(name))
     assert main(["train", *TINY, "--out", "run", *flags]) == 2
-    assert re.search(rf'pip install "{package}>=[\d.]+"$', _one_line(capfd.readouterr().err))
+    assert re.search(rf'pip install "{package}>=[\d.]+" \(gossamer\[run\]\)$', _one_line(capfd.readouterr().err))
     assert not (place / "run").exists(), "before the first step"

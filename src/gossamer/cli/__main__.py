@@ -12,6 +12,7 @@ import sys
 import traceback
 from collections.abc import Sequence
 
+from gossamer import extras
 from gossamer.cli.mistakes import unknown
 from gossamer.cli.stop import Stopped
 
@@ -162,6 +163,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         # The reader of a pipe went away (`gossamer doctor | head`); Python would complain again at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + signal.SIGPIPE
+    except ModuleNotFoundError as error:
+        return _fail(extras.explained(error, f"gossamer {argv[0]}", extras.COMMANDS.get(argv[0])), argv)
     except (ValueError, TypeError, ArithmeticError, RuntimeError, OSError, ImportError, MemoryError) as error:
         return _fail(error, argv)
     return 0

@@ -10,15 +10,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TypeVar
 
-from gossamer import extras, files
+from gossamer import files
 from gossamer.cli.mistakes import mistake
 
 Config = TypeVar("Config")
 
 
 def needs_tyro() -> None:
-    """Raise an ImportError that says how to get tyro when it is not installed."""
-    extras.needed("tyro", "this command needs tyro", "run")
+    """Import tyro before anything that takes longer; `main` says which extra has it where it is not installed."""
+    import tyro  # noqa: F401
 
 
 def use_threads(count: int | None) -> None:
@@ -78,7 +78,7 @@ def parse(kind: type[Config], program: str, arguments: Sequence[str], *, default
         default: what fields have that the arguments do not name; their own defaults when None.
 
     Raises:
-        ImportError: tyro is not installed.
+        ModuleNotFoundError: tyro is not installed.
         ValueError: an unknown flag or a value of the wrong type.
     """
     needs_tyro()

@@ -117,4 +117,4 @@ __all__ = [
     "train",
 ]
 
-__getattr__, __dir__ = surface(__name__, _NAMES)
+__getattr__, __dir__ = surface(__name__, _NAMES, extra="serving")

@@ -23,4 +23,4 @@ _NAMES = {
 
 __all__ = ["Limits", "State", "application"]
 
-__getattr__, __dir__ = surface(__name__, _NAMES)
+__getattr__, __dir__ = surface(__name__, _NAMES, extra="server")

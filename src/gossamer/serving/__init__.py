@@ -52,4 +52,4 @@ __all__ = [
 ]  # fmt: skip
 
 
-__getattr__, __dir__ = surface(__name__, _NAMES)
+__getattr__, __dir__ = surface(__name__, _NAMES, extra="serving")

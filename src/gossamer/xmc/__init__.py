@@ -44,4 +44,4 @@ __all__ = [
 ]  # fmt: skip
 
 
-__getattr__, __dir__ = surface(__name__, _NAMES, _MODULES)
+__getattr__, __dir__ = surface(__name__, _NAMES, _MODULES, extra="xmc")

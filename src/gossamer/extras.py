@@ -21,7 +21,7 @@ from typing import Any
 logger = logging.getLogger(__name__)
 
 COMMANDS = {
-    "tour": "tour", "train": "run", "bench": "bench", "tune": "run", "xmc": "xmc", "model": "serving",
+    "tour": "tour", "profile": "run", "train": "run", "bench": "bench", "tune": "run", "xmc": "xmc", "model": "serving",
     "generate": "serving", "calibrate": "serving", "route": "serving", "serve": "server",
 }  # fmt: skip
 """The extra that brings what a command of `gossamer` may need."""

@@ -1,7 +1,6 @@
 """Law: with torch and numpy alone, whatever needs more says which extra has it, by a line that gets it."""
 
 import json
-import re
 import subprocess
 import sys
 from importlib import metadata
@@ -12,9 +11,10 @@ from packaging.requirements import Requirement
 from gossamer import extras
 
 COMMANDS = {
-    "tour": "tour", "train": "run", "bench detect": "bench", "tune": "run", "xmc data stdlib": "xmc",
-    "xmc train d": "xmc", "xmc evaluate r": "xmc", "model smollm2": "serving", "generate m": "serving",
-    "calibrate m": "serving", "route profile m": "serving", "route distill m": "serving", "serve m": "server",
+    "tour": "tour", "profile m d": "run", "train": "run", "bench detect": "bench", "tune": "run",
+    "xmc data stdlib": "xmc", "xmc train d": "xmc", "xmc evaluate r": "xmc", "model smollm2": "serving",
+    "generate m": "serving", "calibrate m": "serving", "route profile m": "serving", "route distill m": "serving",
+    "serve m": "server",
 }  # fmt: skip
 CALLS = {
     "gs.serving.LLM": "serving",
@@ -31,9 +31,9 @@ CALLS = {
     "importlib.import_module('gossamer.ops.registration').load_kernel('triton', 'detect', 'detect')": "triton",
 }
 BARE = """
-import importlib, json, re, sys
+import importlib, importlib.metadata, json, re, sys
 from importlib.machinery import PathFinder
-from importlib.metadata import PackageNotFoundError, packages_distributions, requires
+from importlib.metadata import PackageNotFoundError, packages_distributions, requires, version
 from pathlib import Path
 
 core, open_ = {"gossamer", "pip"}, ["torch", "numpy"]
@@ -55,6 +55,12 @@ class Bare(PathFinder):
     def find_spec(cls, fullname, path=None, target=None):
         return None if fullname.partition(".")[0] in others else PathFinder.find_spec(fullname, path, target)
 
+def version_of(name):
+    if re.sub("[-_.]+", "-", name).lower() not in core:
+        raise PackageNotFoundError(name)
+    return version(name)
+
+importlib.metadata.version = version_of
 sys.meta_path[:] = [Bare if finder is PathFinder else finder for finder in sys.meta_path]
 """
 PROGRAM = """

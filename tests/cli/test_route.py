@@ -102,7 +102,7 @@ def test_mistakes(model: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 def test_tyro_is_named_where_it_is_missing(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setitem(sys.modules, "tyro", None)
     assert main(["route", "profile", "smollm2"]) == 2
-    assert 'gossamer route needs tyro: pip install "tyro>=' in capfd.readouterr().err
+    assert 'gossamer route needs tyro: pip install "' in capfd.readouterr().err
     assert main(["route", "--help"]) == 0
 
 

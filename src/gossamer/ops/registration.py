@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from gossamer import kernels
+from gossamer import extras, kernels
 from gossamer.ops.mutation import Writes, guard, refuse_gradients, writes_of
 from gossamer.ops.transforms import check_tangents
 
@@ -32,10 +32,6 @@ MODULES: dict[str, str] = {}
 
 _LIBRARY = torch.library.Library("gossamer", "FRAGMENT")
 _DEVICE_OF = {"cpu": "cpu", "triton": "cuda"}
-_NEEDS = {
-    "cpu": "the compiled extension gossamer._native (reinstall gossamer with a C++ compiler at hand)",
-    "triton": "triton: pip install triton",
-}
 
 
 @functools.cache
@@ -45,7 +41,10 @@ def load_kernel(backend: str, module: str, op: str) -> Callable[..., Any]:
     except ImportError as error:
         if not (Path(kernels.__path__[0]) / backend / f"{module}.py").exists():
             raise RuntimeError(f"gossamer.ops.{op} has no kernel for backend={backend!r}") from error
-        raise RuntimeError(f"gossamer.ops.{op} with backend={backend!r} needs {_NEEDS.get(backend)}") from error
+        needs = "the compiled extension gossamer._native (reinstall gossamer with a C++ compiler at hand)"
+        if backend == "triton":
+            needs = f"triton: {extras.command('triton')} (gossamer[triton])"
+        raise RuntimeError(f"gossamer.ops.{op} with backend={backend!r} needs {needs}") from error
 
 
 def is_readable(x: Tensor) -> bool:

@@ -143,7 +143,8 @@ def _running(model: nn.Module, error: BaseException) -> tuple[str, ...]:
 
 def _export(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Capture:
     program = torch.export.export(model, args, kwargs, strict=False)
-    without_grad_modes(program.graph_module)
+    names = program.graph_signature.inputs_to_parameters
+    without_grad_modes(program.graph_module, {node for node in program.graph.nodes if node.name in names})
     if not made_functional(program.graph):
         program = program.run_decompositions({})
     signature = program.graph_signature

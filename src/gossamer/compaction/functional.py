@@ -15,22 +15,34 @@ from torch import fx
 from .rules.table import has_rule
 
 
-def without_grad_modes(module: fx.GraphModule) -> None:
-    """Take the nodes of a `torch.no_grad()` or `torch.enable_grad()` out of it: they compute the same without."""
+def without_grad_modes(module: fx.GraphModule, parameters: set[fx.Node]) -> None:
+    """Take the nodes of a `torch.no_grad()` or `torch.enable_grad()` out of it: they compute the same without.
+
+    What depends on none of the parameters has no channels, but tables of fixed sizes (rotary embeddings): it stays.
+    """
+    carries = set(parameters)
     for node in list(module.graph.nodes):
-        if node.op != "call_function" or getattr(node.target, "__name__", "") != "wrap_with_set_grad_enabled":
+        if not carries.isdisjoint(node.all_input_nodes):
+            carries.add(node)
+        if (
+            node not in carries
+            or node.op != "call_function"
+            or getattr(node.target, "__name__", "") != "wrap_with_set_grad_enabled"
+        ):
             continue
         _, held, *inputs = node.args
         inner = module.get_submodule(held.target)
         assert isinstance(inner, fx.GraphModule)
-        without_grad_modes(inner)
+        places = [own for own in inner.graph.nodes if own.op == "placeholder"]
+        without_grad_modes(inner, {own for own, given in zip(places, inputs, strict=True) if given in carries})
         if any(own.op == "get_attr" for own in inner.graph.nodes):
             continue  # a branch or a loop in it has graphs of its own: a barrier, as it is elsewhere
-        known = dict(zip((x for x in inner.graph.nodes if x.op == "placeholder"), inputs, strict=True))
+        known = dict(zip(places, inputs, strict=True))
         with module.graph.inserting_before(node):
             for own in inner.graph.nodes:
                 if own.op not in ("placeholder", "output"):
                     known[own] = module.graph.node_copy(own, known.__getitem__)
+                    carries.add(known[own])
         results = next(own for own in inner.graph.nodes if own.op == "output").args[0]
         for user in list(node.users):  # each takes one of its results
             user.replace_all_uses_with(known[results[user.args[1]]])

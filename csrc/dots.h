@@ -19,12 +19,21 @@ struct LaneIndex<double> {
 // Adds lane pairs that are kFar apart: the lanes without bit kFar get those of x, the lanes with it those of y.
 template <int kFar, class T>
 inline Lanes<T> fold(Lanes<T> x, Lanes<T> y) {
+#if defined(__clang__)  // has no __builtin_shuffle
+  Lanes<T> near, far;
+  for (int i = 0; i < kLanes<T>; ++i) {
+    near[i] = i & kFar ? y[i] : x[i];
+    far[i] = i & kFar ? y[i ^ kFar] : x[i ^ kFar];
+  }
+  return near + far;
+#else
   typename LaneIndex<T>::type near, far;
   for (int i = 0; i < kLanes<T>; ++i) {
     near[i] = i + (i & kFar ? kLanes<T> : 0);
     far[i] = near[i] ^ kFar;
   }
   return __builtin_shuffle(x, y, near) + __builtin_shuffle(x, y, far);
+#endif
 }
 
 // Lane i of the result is the sum of the lanes of v[i], for i < kCount <= kLanes; the same tree of sums for each i, so a

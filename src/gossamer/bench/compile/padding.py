@@ -13,7 +13,7 @@ import logging
 import re
 import zlib
 from collections.abc import Callable, Iterator
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -72,9 +72,15 @@ def batches(longest: int, count: int, device: str = "cpu") -> list[Batch]:
     return found
 
 
+@cache
+def documented() -> list[str]:
+    """The docstrings of Python's library with their signatures; reading them takes some seconds."""
+    return list(stdlib(documented=True).train.texts or ())
+
+
 def texts(count: int) -> list[str]:
-    """Docstrings of Python's library, drawn at random."""
-    found = list(stdlib(documented=True).train.texts or ())
+    """Some of them, drawn at random."""
+    found = documented()
     chosen = torch.randperm(len(found), generator=torch.Generator().manual_seed(0))[:count].tolist()
     return [found[at] for at in chosen]
 
@@ -178,15 +184,16 @@ def row(name: str, model: Any, longest: int, settings: Settings) -> Row:
     calls[NESTED] = partial(over, torchs_own(model), data, False)
     same = {each: call for each, call in calls.items() if each != NESTED}  # other weights, other numbers
     there = sum(int(mask.sum()) for _, mask in data) / sum(mask.numel() for _, mask in data)
-    apart = {each: _apart(call(), calls[EAGER](), data) for each, call in same.items()}
+    differ = {each: apart(call(), calls[EAGER](), data) for each, call in same.items()}
     run = ways.measured(calls, settings, rivals=(SORTED, BY_HAND, NESTED), learn=2)
     return {
         "model": name, "longest": longest, "padding": 1 - there, "sizes": [list(ids.shape) for ids, _ in data],
-        **run, "apart": apart,
+        **run, "apart": differ,
     }  # fmt: skip
 
 
-def _apart(found: list[Tensor], expected: list[Tensor], data: list[Batch]) -> float:
+def apart(found: list[Tensor], expected: list[Tensor], data: list[Batch]) -> float:
+    """The largest difference at real tokens, over the largest number."""
     pairs = zip(_kept(found, data), _kept(expected, data), strict=True)
     return max(float((a - b).abs().max() / b.abs().max()) for a, b in pairs)
 

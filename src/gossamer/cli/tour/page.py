@@ -49,7 +49,7 @@ def _card(shown: Shown) -> Markup:
         links = [tag("a", label, href=f"{shown.name}/{place}") for label, place in found.links]
         body = [
             tag("dl", _number(found.gain), facts, class_="facts"),
-            tag("div", _timed("What it gains", found.gain), _timed("Where it loses", found.loses), class_="pair"),
+            tag("div", _timed("Where it pays", found.gain), _timed("Where it does not", found.loses), class_="pair"),
             tag("p", made.loses),
             tag("p", [[link, " "] for link in links]) if links else Markup(""),
         ]
@@ -68,7 +68,7 @@ def _index(shown: Sequence[Shown]) -> Markup:
         numbers = [times(t.row["ratio"]) for t in (found.gain, found.loses)] if found else ["failed", ""]
         link = tag("a", each.card.title, href=f"#{each.name}")
         rows.append(tag("tr", tag("th", link, scope="row"), [tag("td", number) for number in numbers]))
-    head = tag("tr", tag("th", ""), tag("th", "gains", scope="col"), tag("th", "loses", scope="col"))
+    head = tag("tr", tag("th", ""), tag("th", "where it pays", scope="col"), tag("th", "where not", scope="col"))
     return tag("div", tag("table", tag("thead", head), tag("tbody", rows)), class_="scroll")
 
 

@@ -11,14 +11,11 @@ from gossamer.report.quantity import brief, marks, short, times
 WIDTH, ROW, TOP, AXIS = 420, 46, 4, 26
 
 
-NETWORKS = ("dense", "sparse", "compact")
-"""Names of rows with colours of their own."""
-
-
-def bars(comparison: Mapping[str, Any], *, title: str) -> Markup:
+def bars(comparison: Mapping[str, Any], *, title: str, ours: str = "compact") -> Markup:
     """Draw the rows and the A/A control of a `gossamer.measure.Comparison.to_dict()`.
 
-    The three networks of a report have their colours; of other rows the baseline has that of "dense".
+    Args:
+        ours: the row in the colour of "compact"; dense and sparse networks have theirs, and all others that of dense.
     """
     rows = [*comparison["rows"], {**comparison["control"], "is_control": True}]
     longest = 1.04 * max(max(row["q3"], row["median"]) for row in rows)
@@ -34,7 +31,7 @@ def bars(comparison: Mapping[str, Any], *, title: str) -> Markup:
     for i, row in enumerate(rows):
         y = TOP + ROW * i
         control = row.get("is_control", False)
-        style = "control" if control else _style(row["name"], comparison["baseline"])
+        style = "control" if control else _style(row["name"], ours)
         label = f"{comparison['baseline']} again (A/A control)" if control else row["name"]
         drawn.append(tag("text", label, x=1, y=y + 14, class_="name"))
         drawn.append(tag("text", short(row["median"], "s"), x=WIDTH - 60, y=y + 14, text_anchor="end"))
@@ -46,6 +43,5 @@ def bars(comparison: Mapping[str, Any], *, title: str) -> Markup:
     return tag("svg", tag("title", title), drawn, viewBox=f"0 0 {WIDTH} {height}", role="img", class_="chart bars")
 
 
-def _style(name: str, baseline: str) -> str:
-    first = name.split(" ")[0]
-    return first if first in NETWORKS else "dense" if name == baseline else "compact"
+def _style(name: str, ours: str) -> str:
+    return "sparse" if name == "sparse" else "compact" if name == ours else "dense"

@@ -104,7 +104,7 @@ def run(folder: Path, say: Say, quick: bool) -> Outcome:
     )  # fmt: skip
     loses = Timed(f"the same behind {few} tokens, which are fewer than a head may read", OURS, short_run)
     facts = (
-        (f"{rate[OURS]:.0f} tokens/s", f"of all answers together; dense {rate[DENSE]:.0f}"),
+        (f"{rate[OURS]:.0f}", f"tokens a second of all answers together; dense {rate[DENSE]:.0f}"),
         (f"{said[OURS]:.2f}", f"perplexity of the {tokens} tokens that follow; dense {said[DENSE]:.2f}"),
         (short(first, "s"), "to the first token: a prompt is read whole, once for all questions"),
     )

@@ -29,9 +29,9 @@ def _number(timed: Timed) -> Markup:
 
 
 def _timed(head: str, timed: Timed) -> Markup:
-    return tag(
-        "figure", tag("h3", head), tag("p", timed.what, class_="quiet"), bars(timed.comparison, title=timed.what)
-    )
+    what = timed.what[0].upper() + timed.what[1:] + "."
+    drawn = bars(timed.comparison, title=timed.what, ours=timed.ours)
+    return tag("figure", tag("h3", head), tag("p", what, class_="quiet"), drawn)
 
 
 def _card(shown: Shown) -> Markup:

@@ -78,7 +78,10 @@ def run(folder: Path, say: Say, quick: bool) -> Outcome:
     facts = (
         (f"{of_less:.1f}", f"perplexity of files that it has not seen; all layers {of_all:.1f}"),
         (percent(1 - size, 0), "fewer parameters, without training"),
-        (", ".join(map(str, sorted(layers))), "the layers that were left out, found by their measured contributions"),
+        (
+            f"{count} of {total}",
+            f"layers left out by their measured contributions: {', '.join(map(str, sorted(layers)))}",
+        ),
     )
     return Outcome(gain, loses, facts)
 

@@ -40,6 +40,7 @@ def seen(gradient):
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder, made the current one, with data.npz and net.py."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("STEPS", "0")  # what the hook counts ends with the test
     generator = np.random.default_rng(0)
     y = np.arange(80) % 4
     x = generator.normal(size=(80, 6)) + 2.0 * np.eye(4, 6)[y]

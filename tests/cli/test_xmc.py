@@ -175,7 +175,7 @@ BAD = [
     (["train", "SETS", "--resume", "--overwrite"], "expected one of them"),
     (["train", "SETS", "--clusters", "UNKNOWN"], "labels.txt:1: it has the id 'the word1'"),
     (["train", "SETS", "--clusters", "NOWHERE"], "NOWHERE"),
-    (["evaluate", "NOWHERE", "SETS"], "no classifier"),
+    (["evaluate", "NOWHERE", "SETS"], "there is no folder"),
     (["predict", "RUN"], "--text and --file"),
     (["predict", "RUN", "--text", "a", "-k", "0"], "-k is 0"),
     (["predict", "RUN", "--file", "NOWHERE"], "NOWHERE"),

@@ -236,7 +236,7 @@ def test_the_command(tmp_path: Path, monkeypatch, capsys) -> None:
     assert "--out lib holds files but no data.json" in capsys.readouterr().err
     for argv, said in (
         (["xmc", "no"], "there is no command xmc 'no'; expected data"),
-        (["xmc", "data", "no"], "there is no source 'no'; expected stdlib, debtags, planted"),
+        (["xmc", "data", "no"], "there is no source 'no'; expected stdlib, debtags or planted"),
     ):
         assert main(argv) == 2 and said in capsys.readouterr().err
     assert main(["xmc"]) == 0 and main(["xmc", "data"]) == 0

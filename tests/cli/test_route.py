@@ -128,6 +128,14 @@ def test_a_router_is_taught_looked_at_and_used(model: Path, tmp_path: Path, capf
     assert f"written: {router}; use it with: gossamer generate" in said and "the budget was 60.0%" in said
     assert len(json.loads((tmp_path / "h.json").read_text())["steps"]) == 12
     assert not router.with_name(router.name + ".run").exists()
+    before = router.read_bytes()
+    assert main([*taught, "--out", str(router)]) == 2  # minutes of training are not replaced unasked
+    assert f"--out {router} is there already; --overwrite" in capfd.readouterr().err
+    assert main([*taught, "--out", str(tmp_path / "s.safetensors"), "--json", str(tmp_path / "h.json")]) == 2
+    assert "--json" in capfd.readouterr().err and router.read_bytes() == before
+    assert main([*taught, "--adapter", "1", "--out", str(router), "--overwrite"]) == 0
+    assert router.read_bytes() != before
+    capfd.readouterr()
     looked = ["route", "eval", str(model), *text, "--tokens", "120", "--length", "40", "--router", str(router)]
     assert main([*looked, "--json", str(tmp_path / "e.json")]) == 0
     found = json.loads((tmp_path / "e.json").read_text())
@@ -159,5 +167,7 @@ def test_a_model_from_scratch(tmp_path: Path, capfd: pytest.CaptureFixture[str])
     assert "try: gossamer route eval" in capfd.readouterr().out
     assert main(["route", "eval", str(tmp_path / "lm"), "--text", str(sources / "1.py"), "--length", "16"]) == 0
     assert " of 8" in capfd.readouterr().out  # two layers at four hops
-    assert main([*made, "--budget", "1.5"]) == 2
+    assert main([*made, "--steps", "4"]) == 2
+    assert "config.json is there already" in capfd.readouterr().err
+    assert main([*made, "--budget", "1.5", "--overwrite"]) == 2
     assert "budget must be" in capfd.readouterr().err

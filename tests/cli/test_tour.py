@@ -150,7 +150,7 @@ def test_a_missing_model_fails_its_card_alone(tmp_path: Path, monkeypatch, capfd
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["lserv"], "there is no card 'lserv'; expected some of chase, popsparse"),
+        (["lserv"], "spartex, lserve, radial; did you mean lserve?"),
         (["--out", "taken"], "holds files but no tour.json"),
         (["--out", "file"], "is a file; expected a folder"),
         (["--threads", "0"], "--threads must be at least 1, got 0"),

@@ -261,6 +261,7 @@ def test_the_command_writes_what_it_found(folder, loaded, tmp_path, capfd):
     split = gs.serving.Sparsity(static=0.5, pattern=file).parts(Geometry.of(loaded.model.config))
     assert sum(part.heads.numel() for layer in split for part in layer if part.view.window == 256) == 2
     (tmp_path / "book.txt").write_text("Once there was a cat. " * 500)
+    assert main(["calibrate", str(folder), "--out", str(file), *FLAGS, "--overwrite"]) == 0
     more = ("--text", str(tmp_path / "book.txt"), "--seed", "1", "--static", "0.25")
     assert main(["calibrate", str(folder), "--out", str(tmp_path / "gates"), *FLAGS, *more]) == 0
     assert not torch.equal(HeadPattern.load(tmp_path / "gates").gates, found.gates)
@@ -293,6 +294,7 @@ def test_ctrl_c_writes_nothing(folder, loaded, tmp_path, capfd, monkeypatch):
     (("--text", "NONE"), "NONE"),
     (("--out", "FOLDER.tsv/x.tsv/y.tsv"), "cannot be written"),
     (("--out", "PLACE"), "is a folder"),
+    (("--out", "OLD.tsv"), "--out OLD.tsv is there already; --overwrite replaces it"),
 ])  # fmt: skip
 def test_bad_flags_are_named_before_the_work(folder, loaded, tmp_path, capfd, monkeypatch, flags, match):
     monkeypatch.setattr("gossamer.cli.calibrate.load", lambda *_, **__: loaded)
@@ -300,6 +302,7 @@ def test_bad_flags_are_named_before_the_work(folder, loaded, tmp_path, capfd, mo
     monkeypatch.chdir(tmp_path)
     (tmp_path / "SHORT").write_text("too short")
     (tmp_path / "BYTES").write_bytes(b"\xff\xfe\xff")
+    (tmp_path / "OLD.tsv").write_text("gates")
     (tmp_path / "FOLDER.tsv").mkdir()
     (tmp_path / "FOLDER.tsv" / "x.tsv").write_text("a file")
     (tmp_path / "PLACE" / "full_attention_heads.tsv").mkdir(parents=True)

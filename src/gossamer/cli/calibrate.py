@@ -11,7 +11,7 @@ import torch
 import tyro
 
 from gossamer import files
-from gossamer.cli.flags import text_of, use_device, use_threads
+from gossamer.cli.flags import check_new, text_of, use_device, use_threads
 from gossamer.serving.calibration import calibrate
 from gossamer.serving.geometry import Geometry
 from gossamer.serving.heads import NAME, HeadPattern
@@ -49,6 +49,8 @@ class Calibrate:
     """What the mean gate costs, beside the change of the hidden states."""
     seed: int = 0
     """Of the texts."""
+    overwrite: bool = False
+    """Replace gates that are at --out already."""
     recompute: bool = False
     """Less memory and a third more time."""
     dtype: Literal["float32", "bfloat16", "float16"] | None = None
@@ -70,8 +72,7 @@ def run(config: Calibrate) -> None:
     targets = [config.out / NAME, config.out / "config.json"] if folder else [config.out]
     text = None if config.text is None else text_of("--text", config.text, limit=_LARGEST)
     use_device(config.device)
-    for target in targets:  # no minutes of work are to end in an error that could be seen before
-        files.check_target(target)
+    check_new("--out", *targets, overwrite=config.overwrite)
     try:
         pattern, geometry = _measure(config, text)
     except KeyboardInterrupt:

@@ -55,6 +55,19 @@ def use_device(name: str) -> str:
     return name
 
 
+def check_new(flag: str, *targets: Path, overwrite: bool) -> None:
+    """See that results could be written before the work that they cost, and that they replace nothing unasked.
+
+    Raises:
+        FileExistsError: one of `targets` is there, and `overwrite` does not allow for it.
+        ValueError, OSError: one could not be written (`files.check_target`).
+    """
+    for target in targets:
+        files.check_target(target)
+        if os.path.lexists(target) and not overwrite:
+            raise FileExistsError(f"{flag} {target} is there already; --overwrite replaces it, or name another place")
+
+
 def text_of(flag: str, path: Path, *, limit: int = 1 << 28) -> str:
     """The text of a file that a flag names, in UTF-8.
 

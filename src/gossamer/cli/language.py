@@ -6,13 +6,20 @@ from pathlib import Path
 from typing import Any
 
 from gossamer.serving.llm import LLM
-from gossamer.serving.loading import load
+from gossamer.serving.loading import Loaded, load
 
 
 def check_pattern(flag: str, static: float, pattern: Path | None) -> None:
     """Raise a ValueError for a file of heads that no setting asks for: it would not even be looked at."""
     if pattern is not None and not static:
         raise ValueError(f"--pattern {pattern} says which heads stream, but {flag} is 0: give it a share above 0")
+
+
+def check_length(loaded: Loaded, start: int, length: int) -> None:
+    """Raise a ValueError for texts of --length tokens, after `start` that begin each, that a model was not made for."""
+    longest = getattr(loaded.model.config, "max_position_embeddings", None)
+    if longest is not None and start + length > longest:
+        raise ValueError(f"--length must be up to {longest - start} for {loaded.source}, got {length}")
 
 
 def language_model(name: str, router: Path | None, *, dtype: str | None, **settings: Any) -> LLM:

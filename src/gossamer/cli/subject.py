@@ -11,8 +11,10 @@ import torch
 from torch import nn
 
 from gossamer import data, files, models
+from gossamer.cli.language import check_length
 from gossamer.serving.models import MODELS
 from gossamer.serving.passkeys import beginning
+from gossamer.spelling import suggestion
 
 _LARGEST = 1 << 26
 _PICTURES = ("digits", "npz:", "imagefolder:")
@@ -71,7 +73,7 @@ def subject(model: str, source: str, sizes: Sizes, *, dtype: str | None = None) 
         known = ", ".join((*models.names(), *MODELS, "minilm"))
         raise FileNotFoundError(
             f"there is no model {model!r}; expected {known}, module:factory, path/to/file.py:factory, a folder of "
-            "Hugging Face's or a .gguf file"
+            "Hugging Face's or a .gguf file" + suggestion(model, (*models.names(), *MODELS, "minilm"))
         )
     if source.startswith(_PICTURES) or Path(source).expanduser().is_dir():
         raise ValueError(
@@ -156,9 +158,7 @@ def _decoder(model: str, source: str, sizes: Sizes, dtype: str | None) -> Subjec
         if loaded.tokenizer is None:
             raise ValueError(f"{model} has no tokenizer, which texts need; expected token ids in a .npy file")
         start = beginning(loaded.tokenizer)
-    longest = getattr(loaded.model.config, "max_position_embeddings", None)
-    if longest is not None and len(start) + length > longest:
-        raise ValueError(f"--length must be up to {longest - len(start)} for {model}, got {length}")
+    check_length(loaded, len(start), length)
     samples = sizes.samples or 2 * batch
     if ids is None:
         assert said is not None

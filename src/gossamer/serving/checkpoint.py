@@ -14,6 +14,7 @@ from gossamer import files
 from gossamer.extras import needed
 from gossamer.serving import gguf_header, models
 from gossamer.serving.gguf_header import Header
+from gossamer.spelling import suggestion
 
 _LARGEST_JSON = 1 << 26
 _ONE, _INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -78,6 +79,7 @@ def find(model: str | os.PathLike[str]) -> Checkpoint:
         raise FileNotFoundError(
             f"there is no model {str(model)!r}; expected a folder with config.json and safetensors, a folder with a "
             f".gguf file, a .gguf file, or a name: {', '.join(models.MODELS)}"
+            + suggestion(str(model), models.MODELS)
         )
     if not path.is_dir():
         if path.suffix.lower() != ".gguf":

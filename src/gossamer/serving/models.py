@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import BinaryIO, NoReturn
 
 from gossamer import files
+from gossamer.spelling import suggestion
 
 _BLOCK = 1 << 20
 
@@ -58,7 +59,7 @@ MODELS = {
 def named(name: str) -> Named:
     """The entry of a name; ValueError with all names if there is none."""
     if name not in MODELS:
-        raise ValueError(f"there is no model named {name!r}; expected {' or '.join(MODELS)}")
+        raise ValueError(f"there is no model named {name!r}; expected {' or '.join(MODELS)}{suggestion(name, MODELS)}")
     return MODELS[name]
 
 
@@ -82,7 +83,7 @@ def found(name: str) -> Path:
 
     >>> found("smollm3")
     Traceback (most recent call last):
-    ValueError: there is no model named 'smollm3'; expected smollm2
+    ValueError: there is no model named 'smollm3'; expected smollm2; did you mean smollm2?
     """
     if not is_here(name):
         raise FileNotFoundError(

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 import tyro
 
 from gossamer import files
-from gossamer.cli.flags import use_threads
+from gossamer.cli.flags import check_new, use_threads
 from gossamer.cli.route.texts import pieces, read
 from gossamer.routing.fit import History
 from gossamer.routing.keys import KeyPolicy
@@ -51,6 +51,8 @@ class Distill:
     """Of the router's first weights and of the order of texts."""
     json: Path | None = None
     """A file for the numbers of each step."""
+    overwrite: bool = False
+    """Replace a router, and numbers, that are there already."""
     threads: int | None = None
     """CPU threads; torch's own choice when not given."""
     debug: bool = False
@@ -63,9 +65,9 @@ def run(config: Distill) -> None:
 
     use_threads(config.threads)
     texts = read(config.text)
-    for target in (config.out, config.json):
-        if target is not None:
-            files.check_target(target)
+    check_new("--out", config.out, overwrite=config.overwrite)
+    if config.json is not None:
+        check_new("--json", config.json, overwrite=config.overwrite)
     loaded = load(config.model, dtype=torch.float32, attn_implementation="sdpa")
     batches = [each for each in pieces(loaded, texts, config.tokens, config.length) if each.shape[1] > 1]
     whole = [each for each in batches if each.shape[1] == batches[0].shape[1]]

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from gossamer.cli.flags import text_of
+from gossamer.cli.language import check_length
 from gossamer.serving.loading import Loaded
 from gossamer.serving.passkeys import beginning, python_topics
 
@@ -40,9 +41,7 @@ def pieces(loaded: Loaded, texts: Sequence[str], tokens: int, length: int) -> li
     if loaded.tokenizer is None:
         raise ValueError(f"{loaded.source} has no tokenizer, which texts need")
     start = beginning(loaded.tokenizer)
-    longest = getattr(loaded.model.config, "max_position_embeddings", None)
-    if longest is not None and len(start) + length > longest:
-        raise ValueError(f"--length must be up to {longest - len(start)} for {loaded.source}, got {length}")
+    check_length(loaded, len(start), length)
     found: list[Tensor] = []
     for text in texts:
         # A token is rarely longer than 64 letters: the rest of a long text need not be read.

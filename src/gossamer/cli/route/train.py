@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from gossamer import files
-from gossamer.cli.flags import use_threads
+from gossamer.cli.flags import check_new, use_threads
 from gossamer.cli.route.distill import outcome
 from gossamer.data.language import library, windows
 from gossamer.extras import needed, no_progress_bars
@@ -17,6 +16,9 @@ from gossamer.routing.saved import save_state
 from gossamer.routing.training import train
 
 logger = logging.getLogger(__name__)
+
+# What transformers' own savers and ours write: a folder with one of them holds a model already.
+_WRITTEN = ("config.json", "model.safetensors", "tokenizer.json", "router.safetensors")
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,8 @@ class Train:
     """Of text, at most."""
     seed: int = 0
     """Of weights and of what is read when."""
+    overwrite: bool = False
+    """Replace a model that is in --out already."""
     threads: int | None = None
     """CPU threads; torch's own choice when not given."""
     debug: bool = False
@@ -74,7 +78,7 @@ def run(config: Train) -> None:
         hops=config.hops if config.mode == "free" else None, context=max(512, config.length),
     )  # fmt: skip
     model = RadialLM(sizes, config.mode, seed=config.seed)
-    files.check_target(config.out / "router.safetensors")
+    check_new("--out", *(config.out / name for name in _WRITTEN), overwrite=config.overwrite)
     logger.info("reading sources and learning byte pairs")
     text = library(config.vocabulary, most=config.characters, folder=config.folder)
     drawn = windows(text.train, length=config.length, batch=config.batch, steps=config.steps, seed=config.seed)

@@ -12,6 +12,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from gossamer.spelling import suggestion
+
 ORDER = ("chase", "popsparse", "pit", "sparsetrain", "spartex", "lserve", "radial")
 """All cards, as the page shows them."""
 
@@ -103,6 +105,6 @@ def card(name: str) -> Card:
         ValueError: there is none.
     """
     if name not in ORDER:
-        raise ValueError(f"there is no card {name!r}; expected some of {', '.join(ORDER)}")
+        raise ValueError(f"there is no card {name!r}; expected some of {', '.join(ORDER)}{suggestion(name, ORDER)}")
     found: Card = importlib.import_module(f"gossamer.cli.tour.{name}").CARD
     return found

@@ -124,6 +124,13 @@ def test_a_card_that_failed_says_why_and_the_others_stand(tmp_path: Path) -> Non
     assert times(2.5) in page
 
 
+def test_the_other_case_is_not_called_a_loss_where_it_gains(tmp_path: Path) -> None:
+    slower, faster = found(0.8, "slower"), found(1.4, "faster")
+    slower["gain"] = faster["gain"]
+    page = toured(tmp_path, {"chase": slower, "pit": faster})
+    assert page.count("Where it does not<") == page.count("Where it pays least<") == 1
+
+
 def test_what_was_found_comes_back_from_its_file() -> None:
     result = found(1.5, "faster")
     assert json.loads(json.dumps(Outcome.of(result).to_dict())) == result

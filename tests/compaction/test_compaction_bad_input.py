@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -36,6 +37,30 @@ class Noisy(nn.Module):
 def test_a_branch_on_values_names_both_causes() -> None:
     with pytest.raises(CaptureError, match=r"Branching cannot be captured.*export: .*fx: "):
         ChannelGraph.build(Branching(), torch.randn(3))
+
+
+class Choosing(nn.Module):
+    """Keeps the rows that its `choose` finds: how many is known only to the values."""
+
+    def __init__(self, choose: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.a, self.b, self.choose = nn.Linear(4, 6), nn.Linear(6, 2), choose
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.b(self.choose(self.a(x).relu()))
+
+
+@pytest.mark.parametrize(
+    ("choose", "by"),
+    [
+        (lambda h: h[h.sum(1) > 1], "index"),
+        (lambda h: h[(h.sum(1) > 1).nonzero()[:, 0]], "nonzero"),
+        (lambda h: h * h.masked_select(h > 0).sum(), "masked_select"),
+    ],
+)
+def test_sizes_that_depend_on_values_are_named(choose: Callable[[Tensor], Tensor], by: str) -> None:
+    with pytest.raises(CaptureError, match=f"cannot be captured.*how many elements {by} gives depends on values"):
+        gs.compact(Choosing(choose), torch.randn(8, 4))
 
 
 def test_a_failed_capture_restores_training_flags() -> None:

@@ -26,6 +26,7 @@ from .borrow import duplicate, evaluating, from_inference, ordinary, refuse_shar
 from .captured import Capture, CaptureError
 from .functional import functional_leftovers, made_functional, without_grad_modes
 from .names import first_names, state_tensors
+from .rules.table import module_path, op_name
 
 logger = logging.getLogger(__name__)
 
@@ -108,7 +109,9 @@ def capture(model: nn.Module, example_inputs: Any, *, route: str = "auto") -> Ca
                     torch.manual_seed(0)
                     model(*args, **kwargs)
                 with _traceable():
-                    return _without_new(trace(model, args, kwargs), own, model)
+                    found = _without_new(trace(model, args, kwargs), own, model)
+                _check_sizes(found)
+                return found
         except Exception as error:
             logger.debug("route %s failed", name, exc_info=True)
             paths = paths if causes else _running(model, error)
@@ -118,6 +121,16 @@ def capture(model: nn.Module, example_inputs: Any, *, route: str = "auto") -> Ca
     raise CaptureError(
         f"{name} cannot be captured as one graph, so nothing can be removed safely. {' | '.join(causes)}", causes, paths
     )
+
+
+def _check_sizes(found: Capture) -> None:
+    """Raise ValueError for sizes that only values know: which positions they have can not be said beforehand."""
+    for node in found.calls:
+        for value in pytree.tree_leaves(node.meta.get("val")):
+            if isinstance(value, Tensor) and any(isinstance(size, torch.SymInt) for size in value.shape):
+                path = module_path(node)
+                place = f" in {path}" if path else ""
+                raise ValueError(f"how many elements {op_name(node)}{place} gives depends on values")
 
 
 def _without_new(found: Capture, own: set[str], model: nn.Module) -> Capture:

@@ -78,8 +78,7 @@ def find(model: str | os.PathLike[str]) -> Checkpoint:
     if not path.exists():
         raise FileNotFoundError(
             f"there is no model {str(model)!r}; expected a folder with config.json and safetensors, a folder with a "
-            f".gguf file, a .gguf file, or a name: {', '.join(models.MODELS)}"
-            + suggestion(str(model), models.MODELS)
+            f".gguf file, a .gguf file, or a name: {', '.join(models.MODELS)}" + suggestion(str(model), models.MODELS)
         )
     if not path.is_dir():
         if path.suffix.lower() != ".gguf":

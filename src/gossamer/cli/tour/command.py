@@ -139,8 +139,8 @@ def _said(shown: Shown) -> str:
     gain, loses = shown.outcome.gain, shown.outcome.loses
     control = times(gain.comparison["control"]["ratio"])
     return (
-        f"{times(gain.row['ratio'])} of {gain.comparison['baseline']} (itself again {control}), where it does not pay "
-        f"{times(loses.row['ratio'])}; {shown.seconds:.0f} s"
+        f"{times(gain.row['ratio'])} as fast as {gain.comparison['baseline']} (itself again {control}), "
+        f"{times(loses.row['ratio'])} where it pays least; {shown.seconds:.0f} s"
     )
 
 

@@ -34,6 +34,11 @@ def _timed(head: str, timed: Timed) -> Markup:
     return tag("figure", tag("h3", head), tag("p", what, class_="quiet"), drawn)
 
 
+def _other(timed: Timed) -> str:
+    """The heading of the other case: which machine it loses on is not known beforehand."""
+    return "Where it pays least" if timed.row["verdict"] == "faster" else "Where it does not"
+
+
 def _card(shown: Shown) -> Markup:
     made = shown.card
     head = [
@@ -49,7 +54,7 @@ def _card(shown: Shown) -> Markup:
         links = [tag("a", label, href=f"{shown.name}/{place}") for label, place in found.links]
         body = [
             tag("dl", _number(found.gain), facts, class_="facts"),
-            tag("div", _timed("Where it pays", found.gain), _timed("Where it does not", found.loses), class_="pair"),
+            tag("div", _timed("Where it pays", found.gain), _timed(_other(found.loses), found.loses), class_="pair"),
             tag("p", made.loses),
             tag("p", [[link, " "] for link in links]) if links else Markup(""),
         ]
@@ -61,14 +66,14 @@ def _card(shown: Shown) -> Markup:
 
 
 def _index(shown: Sequence[Shown]) -> Markup:
-    """All cards in one table: the number, and where it loses."""
+    """All cards in one table: the number, and that of the other case."""
     rows = []
     for each in shown:
         found = each.outcome
         numbers = [times(t.row["ratio"]) for t in (found.gain, found.loses)] if found else ["failed", ""]
         link = tag("a", each.card.title, href=f"#{each.name}")
         rows.append(tag("tr", tag("th", link, scope="row"), [tag("td", number) for number in numbers]))
-    head = tag("tr", tag("th", ""), tag("th", "where it pays", scope="col"), tag("th", "where not", scope="col"))
+    head = tag("tr", tag("th", ""), tag("th", "where it pays", scope="col"), tag("th", "where least", scope="col"))
     return tag("div", tag("table", tag("thead", head), tag("tbody", rows)), class_="scroll")
 
 

@@ -111,9 +111,9 @@ def _dead_channels() -> tuple[nn.Module, Any]:
     return net.eval(), torch.randn(2, 3, 8, 8)
 
 
-def _wide() -> tuple[nn.Module, Any]:
+def _wide(width: int = 160) -> tuple[nn.Module, Any]:
     torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(32, 160), nn.ReLU(), nn.Linear(160, 32)).eval(), torch.randn(8, 32)
+    return nn.Sequential(nn.Linear(32, width), nn.ReLU(), nn.Linear(width, 32)).eval(), torch.randn(8, 32)
 
 
 def _labels() -> tuple[nn.Module, Any]:
@@ -161,5 +161,7 @@ CASES = [
     Case("uniform attention", "attention", _uniform_attention, _ENDS, None, ("nothing here",)),
     Case("dead channels", "channels", _dead_channels, 16 / 64),
     Case("wide", "width", _wide, 64 / 160),
+    Case("two registers wide", "width", lambda: _wide(32), 16 / 32),
+    Case("narrow", "width", lambda: _wide(8), 4 / 8),
     Case("labels", "labels", _labels, 33 * 5000 / (33 * 5000 + 17 * 32), "2"),
 ]

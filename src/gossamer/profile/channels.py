@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import shlex
 import warnings
 from typing import Any
@@ -13,11 +12,13 @@ from torch import Tensor, nn
 from gossamer import measure
 from gossamer.compaction import (
     ChannelGraph,
+    ChannelGroup,
     CompactWarning,
     compact,
     shrink_,
 )
 from gossamer.compaction.borrow import duplicate
+from gossamer.compaction.rounding import step
 from gossamer.profile.findings import Finding, Gain, Place, told, verdict_of
 from gossamer.profile.study import Study
 from gossamer.training.channels import Channels
@@ -116,7 +117,7 @@ def find_width(study: Study) -> Finding:
         groups = list(Channels.of(model, graph, groups).fitting().groups.values())
     except (RuntimeError, TypeError) as error:
         return Finding("width", "not measured because", _said(error))
-    keep = {group.name: _first(group.channels) for group in groups}
+    keep = {group.name: _first(group) for group in groups}
     keep = {name: mask for name, mask in keep.items() if not bool(mask.all())}
     if not keep:
         why = "no layer inside a block has channels that could be taken out"
@@ -126,12 +127,11 @@ def find_width(study: Study) -> Finding:
     return _compared(study, twin, keep, example)
 
 
-def _first(channels: int) -> Tensor:
-    """Which channels stay when `REMOVED` go, in multiples of `WIDTHS` where there are so many."""
-    left = math.ceil((1 - REMOVED) * channels)
-    if channels >= 2 * WIDTHS:
-        left = min(channels, math.ceil(left / WIDTHS) * WIDTHS)
-    return torch.arange(channels) < left
+def _first(group: ChannelGroup) -> Tensor:
+    """Which channels stay when about `REMOVED` go, to the nearest width that training would end on."""
+    size = step(group, WIDTHS)
+    left = max(round((1 - REMOVED) * group.channels / size), 1) * size
+    return torch.arange(group.channels) < left
 
 
 def _compared(study: Study, twin: nn.Module, keep: dict[str, Tensor], example: Any) -> Finding:

@@ -121,6 +121,13 @@ def test_everything_learns(name: str, phase: str) -> None:
 
 
 @pytest.mark.parametrize("name", CASES)
+def test_what_is_made_in_inference_mode_can_learn(name: str) -> None:
+    with torch.inference_mode():
+        policy = CASES[name].make()
+    assert not any(each.is_inference() for each in [*policy.parameters(), *policy.buffers()])
+
+
+@pytest.mark.parametrize("name", CASES)
 def test_what_is_expected_is_what_runs(name: str) -> None:
     policy = trained(name).train()
     torch.manual_seed(0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ import torch
 from small_decoders import FAMILIES, SIZES, WHOLE, WINDOWED, ids, made
 from torch import Tensor, nn
 
+from gossamer.routing.export import drop
 from gossamer.routing.fixed import RandomSkip, Static
 from gossamer.routing.lm import RadialConfig, RadialLM
 from gossamer.routing.policy import Choice, Policy, Tokens, Walk
@@ -250,6 +252,18 @@ def test_the_model_is_itself_again_whatever_happens() -> None:
         assert module.__dict__.get("forward") == before[name].get("forward"), name
     for name, value in model.state_dict().items():
         assert value.data_ptr() == kept[name][0] and torch.equal(value, kept[name][1])
+
+
+@pytest.mark.parametrize("make", [
+    lambda base: Radial(base, adapter=2), lambda base: drop(base, [1]),
+    lambda base: RadialLM(RadialConfig(vocabulary=60, width=32, layers=2, hops=3, heads=2)),
+], ids=["radial", "dropped", "from scratch"])  # fmt: skip
+def test_models_made_in_inference_mode_can_learn(make: Callable[[nn.Module], nn.Module]) -> None:
+    base = made()
+    with torch.inference_mode():
+        model = make(base)
+        model(ids(1, 6))
+    model.train()(ids(1, 6), labels=ids(1, 6)).loss.backward()
 
 
 def test_copies_and_inference_mode() -> None:

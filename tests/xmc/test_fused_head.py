@@ -94,6 +94,21 @@ def test_labels_come_as_lists_or_csr_and_a_copy_goes_on_alike():
         assert torch.equal(other.state_dict()[name], tensor) and torch.equal(loaded.state_dict()[name], tensor), name
 
 
+def test_conversion_is_for_the_values_alone():
+    """`model.bfloat16()` reaches a head inside too: its bias and its optimizer's state keep their bits."""
+    torch.manual_seed(0)
+    head = FusedHead(32, 40, fan_in=8, optimizer="adam")
+    x = torch.randn(4, 32)
+    head.step(x, [[1], [2], [3], [4]], 0.1)
+    kept = [state.clone() for state in (head.bias, *head.states)]
+    torch.nn.ModuleList([head]).bfloat16()
+    assert head.values.dtype == torch.bfloat16
+    for now, before in zip((head.bias, *head.states), kept, strict=True):
+        assert_same_bits(now, before)
+    gradient, loss = head.step(x, [[1], [2], [3], [4]], 0.1)
+    assert gradient.isfinite().all() and loss == loss
+
+
 def test_what_it_refuses(monkeypatch):
     head = FusedHead(8, 10, fan_in=4)
     before = copy.deepcopy(head.state_dict())

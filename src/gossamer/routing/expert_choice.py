@@ -43,6 +43,7 @@ class ExpertChoice(Policy):
     (True, 2)
     """
 
+    @torch.inference_mode(False)  # what is made there serves training too
     def __init__(
         self,
         units: int,

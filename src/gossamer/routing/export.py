@@ -25,6 +25,7 @@ _BY_LAYER = (
 _INDEX = "layer_idx"
 
 
+@torch.inference_mode(False)
 def drop(model: Model, layers: Iterable[int], *, stack: str | None = None) -> Model:
     """A copy of a model without some of its layers; the model is left as it was.
 

@@ -91,6 +91,7 @@ class RadialLM(Radial):
     (torch.Size([1, 3, 50]), 8)
     """
 
+    @torch.inference_mode(False)
     def __init__(
         self, config: RadialConfig, mode: Mode = "free", kv: KeyPolicy = "sparse", *, policy: Policy | None = None,
         adapter: int = 0, joint: bool = False, seed: int | None = 0,

@@ -31,6 +31,7 @@ class PerText(Policy):
     (True, [{'per_text': {0: True}}])
     """
 
+    @torch.inference_mode(False)  # what is made there serves training too
     def __init__(self, units: int, width: int) -> None:
         super().__init__(units, width)
         self.causal = False  # the first tokens of a prompt go where all of it says

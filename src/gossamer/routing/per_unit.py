@@ -42,6 +42,7 @@ class PerUnit(Policy):
 
     threshold: Tensor
 
+    @torch.inference_mode(False)  # what is made there serves training too
     def __init__(self, units: int, width: int, shares: float | Sequence[float], *, momentum: float = 0.95) -> None:
         super().__init__(units, width)
         given = [shares] * units if isinstance(shares, (int, float)) else list(shares)

@@ -80,6 +80,7 @@ class Radial(nn.Module):
 
     run: Run | None = None
 
+    @torch.inference_mode(False)  # what is made there serves training too
     def __init__(
         self, model: Any, mode: Mode = "skip", kv: KeyPolicy = "sparse", *, units: Literal["block", "branch"] = "block",
         policy: Policy | None = None, adapter: int = 0, sink: int = 1,

@@ -42,6 +42,7 @@ class Recursions(Policy):
 
     causal = True
 
+    @torch.inference_mode(False)  # what is made there serves training too
     def __init__(self, layers: int, width: int, shares: Sequence[float], *, hidden: int | None = None) -> None:
         super().__init__(layers * max(len(shares), 1), width)
         shares = [checked_share(f"shares[{at}]", share) for at, share in enumerate(shares)]

@@ -47,6 +47,7 @@ class Router(nn.Module):
     torch.Size([2, 1])
     """
 
+    @torch.inference_mode(False)  # what is made there serves training too
     def __init__(
         self,
         units: int,

@@ -32,6 +32,10 @@ from gossamer.xmc.shortlist import softmax_step
 Loss = Literal["bce", "hinge", "softmax"]
 
 
+_EXACT = ("bias", "first", "second", "bias_first", "bias_second")
+"""Buffers that are float32 whatever the values are."""
+
+
 class FusedHead(Head):
     """z = x S^T + bias over `labels` labels, S having `fan_in` values in each row; trained by `step`.
 
@@ -272,6 +276,15 @@ class FusedHead(Head):
     def save(self, directory: str | os.PathLike[str]) -> Path:
         """Write everything that training goes on from, whole or not at all: see `gossamer.xmc.store`."""
         return saved.save(self, directory)
+
+    def _apply(self, *args: Any, **options: Any) -> FusedHead:
+        exact = {name: getattr(self, name) for name in _EXACT}
+        super()._apply(*args, **options)
+        for name, before in exact.items():  # `bfloat16()` and the like are for the values alone
+            after = getattr(self, name)
+            if before is not None and after.dtype != before.dtype:
+                setattr(self, name, before.to(after.device))
+        return self
 
     def __getstate__(self) -> dict[str, Any]:
         """With indices of 16 bits as int16, for torch reads back no pickled uint16."""

@@ -141,6 +141,17 @@ def test_a_process_that_dies_is_a_failed_card(tmp_path: Path) -> None:
     assert shown.error is not None and "signal 9" in shown.error and "log.txt" in shown.error
 
 
+def test_a_tour_that_was_killed_can_be_run_again(tmp_path: Path, monkeypatch) -> None:
+    def killed(*_: object) -> None:
+        (tmp_path / "tour" / "pit").mkdir()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(command, "_run", killed)
+    with pytest.raises(KeyboardInterrupt):
+        command.run(["pit", "--out", str(tmp_path / "tour")])
+    assert command.RECORD.find(tmp_path / "tour", "--out ") == {**command.RECORD.read(tmp_path / "tour"), "cards": {}}
+
+
 def test_a_missing_model_fails_its_card_alone(tmp_path: Path, monkeypatch, capfd) -> None:
     """Real runs of two cards, of which one has no model: the other is on the page, and the command fails."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))

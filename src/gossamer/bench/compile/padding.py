@@ -60,13 +60,13 @@ def toy() -> Any:
     return transformers.BertModel(config).eval()
 
 
-def batches(longest: int, count: int, device: str = "cpu") -> list[Batch]:
-    """Batches of texts drawn at random."""
-    rows = numbered(texts(count * BATCH), longest)
+def batches(longest: int, count: int, device: str = "cpu", *, size: int = BATCH) -> list[Batch]:
+    """Batches of `size` texts drawn at random."""
+    rows = numbered(texts(count * size), longest)
     found = []
-    for at in range(0, len(rows), BATCH):
-        ids = pad_sequence(rows[at : at + BATCH], batch_first=True)
-        lengths = torch.tensor([len(row) for row in rows[at : at + BATCH]])
+    for at in range(0, len(rows), size):
+        ids = pad_sequence(rows[at : at + size], batch_first=True)
+        lengths = torch.tensor([len(row) for row in rows[at : at + size]])
         mask = (torch.arange(ids.shape[1]) < lengths[:, None]).long()
         found.append((ids.to(device), mask.to(device)))
     return found

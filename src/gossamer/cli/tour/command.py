@@ -52,6 +52,7 @@ def run(arguments: Sequence[str]) -> None:
     config.out.mkdir(parents=True, exist_ok=True)
     files.check_target(config.out / PAGE)
     cards: dict[str, Any] = record["cards"]
+    RECORD.write(config.out, cards=cards)  # first: a folder of a tour that was killed is still one of ours
     begin, failed = clock.now(), {}
     for at, name in enumerate(names):
         shown = _run(name, config, f"[{at + 1}/{len(names)}]")

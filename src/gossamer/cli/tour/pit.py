@@ -18,14 +18,14 @@ from gossamer.cli.tour.card import Card, Outcome, Say, Timed
 from gossamer.report.quantity import percent, short, times
 from gossamer.xmc.encoders.transformer import find
 
-LONGEST, COUNT = 128, 1
+LONGEST, TEXTS = 128, 16
 
 
-def full(longest: int, count: int) -> list[Batch]:
+def full(longest: int) -> list[Batch]:
     """As many texts that are all cut: no padding."""
-    rows = [row for row in padding.numbered(padding.texts(8 * count * padding.BATCH), longest) if len(row) == longest]
-    ids = torch.stack((rows * padding.BATCH)[: padding.BATCH])
-    return [(ids, torch.ones_like(ids))] * count
+    rows = [row for row in padding.numbered(padding.texts(16 * TEXTS), longest) if len(row) == longest]
+    ids = torch.stack((rows * TEXTS)[:TEXTS])
+    return [(ids, torch.ones_like(ids))]
 
 
 @torch.inference_mode()
@@ -46,7 +46,7 @@ def run(folder: Path, say: Say, quick: bool) -> Outcome:
     settings = Settings(quick=quick, reps=5 if quick else 11)
     longest = 16 if quick else LONGEST
     say("reading the docstrings of Python's library")
-    data = padding.batches(longest, COUNT)
+    data = padding.batches(longest, 1, size=TEXTS)
     model = padding.toy() if quick else padding.minilm()
     model.requires_grad_(False)
     found = ways.compiled(model, names=(EAGER, INDUCTOR, OURS))
@@ -59,10 +59,10 @@ def run(folder: Path, say: Say, quick: bool) -> Outcome:
     padded = timed(data)
     differ = padding.apart(over(found[OURS], data), over(found[EAGER], data), data)
     say("the same with no padding at all")
-    whole = timed(full(longest, COUNT))
+    whole = timed(full(longest))
     there = sum(int(mask.sum()) for _, mask in data) / sum(mask.numel() for _, mask in data)
     gain = Timed(
-        f"a batch of {padding.BATCH} docstrings through MiniLM with its real weights, cut at {longest} tokens: "
+        f"a batch of {TEXTS} docstrings through MiniLM with its real weights, cut at {longest} tokens: "
         f"{percent(1 - there, 0)} of the places are padding",
         OURS, padded,
     )  # fmt: skip

@@ -44,6 +44,7 @@ CASES = {
     "adam": {}, "sgd": {"optimizer": "sgd", "lr": 2.0}, "momentum": {"optimizer": "momentum", "lr": 0.5},
     "hinge": {"loss": "hinge", "lr": 0.01}, "bfloat16": {"dtype": "bfloat16"}, "grouped": {"group": 16},
     "clusters": {"clusters": 3, "aux_until": 0.8}, "frequent": {"frequent": 0.25, "fan_in": 6},
+    "gradient": {"rewire_candidates": 16, "rewire_examples": 40},
     "intermediate": {"intermediate": 48}, "composed": {"intermediate": 48, "frequent": 0.3, "group": 16, "fan_in": 12},
 }  # fmt: skip
 

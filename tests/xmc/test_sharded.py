@@ -11,12 +11,12 @@ from pathlib import Path
 import torch
 
 from gossamer.testing import assert_same_bits
-from gossamer.xmc import FusedHead
+from gossamer.xmc import FusedHead, Growth
 
 WORKER = """
 import sys, pathlib, torch
 from torch import distributed
-from gossamer.xmc import FusedHead, ShardedHead
+from gossamer.xmc import FusedHead, Growth, ShardedHead
 from gossamer.xmc.data import Csr
 sys.path.insert(0, sys.argv[2])
 from test_sharded import LABELS, batch, settings
@@ -32,16 +32,13 @@ for at in range(4):
     grads.append((grad, loss))
     if at % 2:
         grads.append(head.rewire(0.5, protect=1))
+        grads.append(head.rewire(0.3, scope="global", growth=Growth(x, labels, 4) if at == 3 else None))
     if at == 2:
         head.save(out / "saved")
         head = ShardedHead.open(out / "saved")  # and on with what was read
 found = head.topk(batch(9)[0], 7, exclude=Csr.from_lists([[1, 99]] * 5, LABELS), never=torch.tensor([3, 60]))
-try:
-    head.rewire(0.5, scope="global")
-    said = "nothing"
-except ValueError as error:
-    said = str(error)
-torch.save([grads, found, said], out / f"rank{rank}.pt")
+head.rewire(0.3, scope="global", protect=2)
+torch.save([grads, found, head.head.indices.int()], out / f"rank{rank}.pt")
 (out / "blocked").write_text("a file") if rank == 0 else None
 distributed.barrier()
 try:
@@ -87,6 +84,8 @@ def test_two_processes_have_the_numbers_of_one(tmp_path):
         expected.append(one.step(x, labels, 0.1))
         if at % 2:
             expected.append(one.rewire(0.5, protect=1))
+            # New connections are at 0: of these equal ones those of the first labels go, whoever has them.
+            expected.append(one.rewire(0.3, scope="global", growth=Growth(x, labels, 4) if at == 3 else None))
         if at == 2:
             opened = FusedHead.open(tmp_path / "saved", verify=True)
             for found, mine in zip(opened.buffers(), one.buffers(), strict=True):
@@ -94,8 +93,10 @@ def test_two_processes_have_the_numbers_of_one(tmp_path):
     from gossamer.xmc.data import Csr
 
     best = one.topk(batch(9)[0], 7, exclude=Csr.from_lists([[1, 99]] * 5, LABELS), never=torch.tensor([3, 60]))
+    one.rewire(0.3, scope="global", protect=2)
+    rows = one.indices.int().split([3, 4])
     for rank in range(2):
-        grads, found, said = torch.load(tmp_path / f"rank{rank}.pt", weights_only=True)
+        grads, found, indices = torch.load(tmp_path / f"rank{rank}.pt", weights_only=True)
         for mine, theirs in zip(expected, grads, strict=True):
             if isinstance(mine, int):
                 assert mine == theirs
@@ -106,4 +107,4 @@ def test_two_processes_have_the_numbers_of_one(tmp_path):
                 )
         for mine, theirs in zip(best, found, strict=True):
             assert_same_bits(theirs, mine)
-        assert said == "scope must be 'row' where labels are divided among processes, got 'global'"
+        assert torch.equal(indices, rows[rank])

@@ -17,6 +17,7 @@ from gossamer.lazy import surface
 if TYPE_CHECKING:
     from gossamer.xmc import data, encoders, metrics
     from gossamer.xmc.classifier import Classifier, load
+    from gossamer.xmc.growth import Growth
     from gossamer.xmc.head import FusedHead
     from gossamer.xmc.joined import JoinedHead
     from gossamer.xmc.opening import open_head
@@ -29,6 +30,7 @@ _MODULES = ("data", "encoders", "metrics")
 _NAMES: dict[str, str] = {  # a name of a module of the package: the module that has it
     "Classifier": "gossamer.xmc.classifier",
     "FusedHead": "gossamer.xmc.head",
+    "Growth": "gossamer.xmc.growth",
     "JoinedHead": "gossamer.xmc.joined",
     "Recipe": "gossamer.xmc.recipe",
     "ShardedHead": "gossamer.xmc.sharded",
@@ -39,8 +41,8 @@ _NAMES: dict[str, str] = {  # a name of a module of the package: the module that
 }
 
 __all__ = [
-    "Classifier", "FusedHead", "JoinedHead", "Recipe", "ShardedHead", "StoreError", "WideHead", "data", "encoders",
-    "load", "metrics", "open_head",
+    "Classifier", "FusedHead", "Growth", "JoinedHead", "Recipe", "ShardedHead", "StoreError", "WideHead", "data",
+    "encoders", "load", "metrics", "open_head",
 ]  # fmt: skip
 
 

@@ -25,8 +25,11 @@ from gossamer.xmc.build import build_head
 from gossamer.xmc.data.csr import Csr
 from gossamer.xmc.encoders import Encoder, Inputs
 from gossamer.xmc.features import features_of
+from gossamer.xmc.growth import Growth
 from gossamer.xmc.ranks import ALONE, Ranks
 from gossamer.xmc.recipe import Recipe
+
+_GROWING = 1  # keeps what is drawn for growth apart from the order of an epoch
 
 
 @dataclass(frozen=True)
@@ -154,8 +157,20 @@ class Fit:
         self.step += 1
         moved = recipe.rewired(self.step, total)
         if moved:
-            self.head.rewire(fraction=moved)
+            self.head.rewire(fraction=moved, growth=self._growth(examples) if recipe.rewire_candidates else None)
         return loss / (1 - share) if share < 1 else 0.0  # of the labels alone, so that points of the curve compare
+
+    @torch.no_grad()
+    def _growth(self, examples: Examples) -> Growth:
+        """Examples for the gradient of connections that may come, a matter of (seed, step) alone."""
+        recipe = self.recipe
+        drawn = np.random.default_rng((recipe.seed, self.step, _GROWING)).permutation(len(examples))
+        rows = torch.from_numpy(np.sort(drawn[: recipe.rewire_examples]))
+        self.encoder.eval()
+        x = torch.cat([self.encoder(examples.inputs.take(some)) for some in rows.split(recipe.batch_size)])
+        self.encoder.train()
+        features = features_of(self.encoder, self.head, examples.inputs.take(rows))
+        return Growth(x, examples.labels.take(rows), recipe.rewire_candidates, features)
 
     def _cluster_loss(self, x: Tensor, labels: Csr, clusters: Tensor) -> Tensor:
         assert self.auxiliary is not None

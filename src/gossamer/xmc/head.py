@@ -17,7 +17,7 @@ from torch import Tensor
 
 from gossamer.kernels.reference.fan_in_step import Rule as RuleOf
 from gossamer.ops.fan_in.connections import draw_values
-from gossamer.ops.fan_in.rewire import Scope, fan_in_indices, fan_in_rewire
+from gossamer.ops.fan_in.rewire import Scope, fan_in_candidates, fan_in_indices, fan_in_rewire
 from gossamer.ops.fan_in.step import GROUPS, STATES, Rule, fan_in_step, sorted_positives
 from gossamer.ops.fan_in.topk import fan_in_topk
 from gossamer.ops.registration import Backend, check_backend
@@ -26,6 +26,7 @@ from gossamer.xmc import saved
 from gossamer.xmc.base_head import Head, checked_sets, checked_x
 from gossamer.xmc.data.csr import Csr
 from gossamer.xmc.features import beside
+from gossamer.xmc.growth import Growth, candidate_scores
 from gossamer.xmc.memory import Layout, require_room
 from gossamer.xmc.shortlist import softmax_step
 
@@ -246,27 +247,59 @@ class FusedHead(Head):
         *,
         avoid_dropped: bool = True,
         protect: int = 0,
+        growth: Growth | None = None,
         backend: Backend | None = None,
     ) -> int:
         """Replace the weakest connections by new ones, of value and state 0: see `gossamer.ops.fan_in_rewire`.
 
         Args:
+            growth: examples: of as many inputs as it says, drawn from those that a row does not read, the ones with
+                the largest |gradient| come, of labels that share inputs the largest sum. No more connections of a row
+                go than there are such inputs. None: what comes is drawn.
             protect: connections that have not stayed for so many rewirings are left alone. The first call with a number
                 above 0 allocates `ages`, a byte for each connection, and takes all there are for old.
 
         Returns:
             How many connections (of rows of `indices`) were replaced.
+
+        Raises:
+            TypeError, ValueError: naming the argument; nothing has changed then.
+
+        Source: with `growth` RigL (Evci et al., 2020, arXiv 1911.11134, section 3) over sampled inputs, so that no
+        dense gradient is needed.
+
+        >>> head, x = FusedHead(16, 50, fan_in=4), torch.randn(8, 16)
+        >>> head.rewire(0.25, growth=Growth(x, [[label] for label in range(8)], candidates=6))
+        50
         """
+        chosen = None if growth is None else self._candidates(growth, backend)
         if protect and self.ages is None:
             self.ages = torch.full(self.indices.shape, 255, dtype=torch.uint8, device=self.indices.device)
         states = [state for state in (self.first, self.second) if state is not None]
         return int(
             fan_in_rewire(
                 self.values, self.indices, self.width, fraction=fraction, threshold=threshold, scope=scope,
-                states=states, ages=self.ages, min_age=protect, avoid_dropped=avoid_dropped, group=self.group,
-                seed=self.seed, step=int(self.steps), first=self.first_label, backend=backend,
+                states=states, ages=self.ages, min_age=protect, candidates=chosen, avoid_dropped=avoid_dropped,
+                group=self.group, seed=self.seed, step=int(self.steps), first=self.first_label, backend=backend,
             )
         )  # fmt: skip
+
+    def _candidates(self, growth: Growth, backend: Backend | None) -> tuple[Tensor, Tensor]:
+        """Inputs that each row of indices might read, and how much each of them would help."""
+        if self.loss == "softmax":
+            raise ValueError("growth is for loss='bce' or 'hinge': labels that no shortlist names have no gradient")
+        positives = self._positives(growth.labels, len(growth.x))
+        n = min(growth.candidates, self.width - self.fan_in)
+        first = self.first_label // self.group
+        drawn = fan_in_candidates(
+            self.indices, self.width, n, seed=self.seed, step=int(self.steps), first=first, backend=backend
+        )
+        x = checked_x(growth.x, self.width, growth.features)
+        x, indices = beside(x, growth.features, torch.cat([self.indices, drawn], 1))
+        scores = candidate_scores(
+            x, self.values, indices, self.bias, positives, loss=self.loss, group=self.group, backend=backend
+        )
+        return drawn, scores
 
     def set_bias(self, bias: Tensor) -> None:
         """Take float32[labels] as the bias; without effect where labels have none."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from gossamer.ops.fan_in.topk import merge_topk
 from gossamer.xmc import saved
 from gossamer.xmc.base_head import Head, checked_sets, checked_x, within
 from gossamer.xmc.data.csr import Csr, index_type
+from gossamer.xmc.growth import Growth
 from gossamer.xmc.store import Stored, StoreError
 
 
@@ -164,9 +166,16 @@ class JoinedHead(Head):
             found.append((scores, torch.where(ids < 0, -1, self.order.long()[(ids + begin).clamp(min=0)])))
         return merge_topk(found, k)
 
-    def rewire(self, *args: Any, **how: Any) -> int:
+    def rewire(self, *args: Any, growth: Growth | None = None, **how: Any) -> int:
         """As `FusedHead.rewire`, in each part by itself; one that reads all inputs has nothing to move."""
-        return sum(part.rewire(*args, **how) for part, _, _ in self.placed if getattr(part, "fan_in", 0) < self.width)
+        went = 0
+        if growth is not None:
+            growth = replace(growth, labels=self.inside(growth.sets(self.labels)))
+        for part, begin, end in self.placed:
+            if getattr(part, "fan_in", 0) < self.width:
+                mine = None if growth is None else growth.within(begin, end, self.labels)
+                went += part.rewire(*args, growth=mine, **how)
+        return went
 
     def set_bias(self, bias: Tensor) -> None:
         """Take float32[labels], in the order of labels outside."""

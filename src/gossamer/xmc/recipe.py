@@ -31,6 +31,9 @@ class Recipe:
         rewire_every: steps between two changes of the connections; 0: they stay.
         rewire_fraction: connections of a label that move the first time; falls on a cosine to none ...
         rewire_until: ... at this share of the steps.
+        rewire_candidates: inputs that a label looks at when its connections move, of which it takes those with the
+            largest gradient; no more move than that. 0: what comes is drawn.
+        rewire_examples: how many examples that gradient is of.
         clusters: of labels, which the auxiliary head tells apart: how many (0: none), or a file that says them, a
             number a line (or a matrix in .npz, see `gossamer.xmc.grouping`).
         aux_weight: share of the loss that is the auxiliary one at first; falls on a cosine to none ...
@@ -62,15 +65,17 @@ class Recipe:
     rewire_every: int = 0
     rewire_fraction: float = 0.25
     rewire_until: float = 0.66
+    rewire_candidates: int = 0
+    rewire_examples: int = 1024
     clusters: int | str = 0
     aux_weight: float = 0.4
     aux_until: float = 0.3
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("fan_in", "epochs", "batch_size"):
+        for name in ("fan_in", "epochs", "batch_size", "rewire_examples"):
             _whole(name, getattr(self, name), 1)
-        for name in ("clusters", "seed", "rewire_every", "frequent_fan_in", "intermediate"):
+        for name in ("clusters", "seed", "rewire_every", "rewire_candidates", "frequent_fan_in", "intermediate"):
             if name != "clusters" or not isinstance(self.clusters, str):
                 _whole(name, getattr(self, name), 0)
         for name in ("chosen", "warmup", "rewire_until", "aux_until", "rewire_fraction", "aux_weight", "frequent"):

@@ -19,11 +19,14 @@ from typing import Any
 import torch
 from torch import Tensor, distributed, nn
 
+from gossamer.kernels.reference.fan_in_rewire import count_keys, cut_of_all
+from gossamer.ops.fan_in.rewire import Scope
 from gossamer.ops.fan_in.topk import fan_in_topk, merge_topk
 from gossamer.xmc import saved, store
 from gossamer.xmc.base_head import Head, checked_sets, checked_x, within
 from gossamer.xmc.data.csr import Csr
 from gossamer.xmc.features import beside
+from gossamer.xmc.growth import Growth
 from gossamer.xmc.head import FusedHead
 from gossamer.xmc.ranks import Ranks
 
@@ -117,18 +120,36 @@ class ShardedHead(Head):
         scores, ids = (self.ranks.gather(each) for each in found)
         return merge_topk(list(zip(scores, ids, strict=True)), k)
 
-    def rewire(self, fraction: float | None = None, threshold: float | None = None, **how: Any) -> int:
-        """As `FusedHead.rewire`, row by row, and with the same connections; the number of all that were replaced.
+    def rewire(
+        self,
+        fraction: float | None = None,
+        threshold: float | None = None,
+        scope: Scope = "row",
+        *,
+        protect: int = 0,
+        growth: Growth | None = None,
+        **how: Any,
+    ) -> int:
+        """As `FusedHead.rewire`, with the same connections; the number of all that were replaced.
 
-        Raises:
-            ValueError: scope="global": of the many connections that are equal, new ones at 0 above all, those in lower
-                slots go first, and no process knows how many of them others have.
+        With scope "global" a fraction is one of all labels of all processes, which add up a histogram of magnitudes.
         """
-        if how.get("scope", "row") != "row":
-            raise ValueError(f"scope must be 'row' where labels are divided among processes, got {how['scope']!r}")
-        went = torch.tensor(self.head.rewire(fraction, threshold, **how), device=self.head.values.device)
-        self.ranks.add(went)
-        return int(went)
+        if scope == "global" and fraction is not None and threshold is None and 0 <= fraction <= 1:
+            fraction = self._share_of_weakest(fraction, protect)
+        mine = None if growth is None else growth.within(self.begin, self.end, self.labels)
+        went = self.head.rewire(fraction, threshold, scope, protect=protect, growth=mine, **how)
+        total = torch.tensor(went, device=self.head.values.device)
+        self.ranks.add(total)
+        return int(total)
+
+    def _share_of_weakest(self, fraction: float, protect: int) -> float:
+        """The fraction of this process's connections that are among the weakest of all; of equal ones the first go."""
+        head, ranks = self.head, self.ranks
+        drop = round(fraction * -(-self.labels // head.group) * head.fan_in)
+        cut, equal = cut_of_all(head.values, head.ages, head.group, drop, protect, ranks.add)
+        here = count_keys(head.values, head.ages, head.group, protect, cut)
+        before = sum(int(each[1]) for each in ranks.gather(here)[: ranks.rank])
+        return (int(here[0]) + min(max(equal - before, 0), int(here[1]))) / head.indices.numel()
 
     def set_bias(self, bias: Tensor) -> None:
         """Take this process's share of float32[labels]."""

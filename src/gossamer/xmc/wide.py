@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from gossamer.ops.fan_in.connections import draw_values
 from gossamer.xmc import saved
 from gossamer.xmc.base_head import Head, checked_x
 from gossamer.xmc.data.csr import Csr
+from gossamer.xmc.growth import Growth
 from gossamer.xmc.memory import require_bytes
 from gossamer.xmc.store import Stored, StoreError
 
@@ -138,9 +140,12 @@ class WideHead(Head):
         _refuse(features)
         return self.head.topk(self.features(x), k, exclude=exclude, never=never)
 
-    def rewire(self, *args: Any, **how: Any) -> int:
+    def rewire(self, *args: Any, growth: Growth | None = None, **how: Any) -> int:
         """As `FusedHead.rewire`, of the head; the layer is dense."""
-        return self.head.rewire(*args, **how)
+        if growth is not None:
+            _refuse(growth.features)
+            growth = replace(growth, x=self.features(checked_x(growth.x, self.width)))
+        return self.head.rewire(*args, growth=growth, **how)
 
     def set_bias(self, bias: Tensor) -> None:
         """Take float32[labels] as the bias of the labels."""

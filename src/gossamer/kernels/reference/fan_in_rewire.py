@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
@@ -39,7 +39,7 @@ def fan_in_rewire(
     cut = torch.tensor(threshold, dtype=torch.float32).view(torch.int32).item() if threshold > 0 else 0
     equals: Tensor | int = 0
     if everywhere and drop >= 0:
-        cut, equals = _cut_of_all(values, ages, group, drop, min_age)
+        cut, equals = cut_of_all(values, ages, group, drop, min_age)
     total = torch.zeros((), dtype=torch.int64, device=values.device)
     for part in _blocks(rows, k * group):
         keys = keys_of(values, ages, group, min_age, part)
@@ -157,8 +157,15 @@ def keys_of(values: Tensor, ages: Tensor | None, group: int, min_age: int, part:
     return keys if ages is None else torch.where(ages[part].to(torch.int64) < min_age, PROTECTED, keys)
 
 
-def _cut_of_all(values: Tensor, ages: Tensor | None, group: int, drop: int, min_age: int) -> tuple[int, int]:
-    """The key of the last of the `drop` weakest connections of all, and how many that have it go."""
+def cut_of_all(
+    values: Tensor, ages: Tensor | None, group: int, drop: int, min_age: int,
+    add: Callable[[Tensor], None] = lambda counts: None,
+) -> tuple[int, int]:  # fmt: skip
+    """The key of the last of the `drop` weakest connections of all, and how many that have it go.
+
+    Args:
+        add: replaces counts, int64[n], by their sum over the processes that divide the labels.
+    """
     rows, prefix, left = -(-values.shape[0] // group), 0, drop
     for shift, bits in ((20, 11), (9, 11), (0, 9)):
         counts = torch.zeros(1 << bits, dtype=torch.int64, device=values.device)
@@ -166,6 +173,7 @@ def _cut_of_all(values: Tensor, ages: Tensor | None, group: int, drop: int, min_
             keys = keys_of(values, ages, group, min_age, part)
             here = (keys != PROTECTED) & (keys >> (shift + bits) == prefix >> (shift + bits))
             counts += (keys[here] >> shift & ((1 << bits) - 1)).bincount(minlength=1 << bits)
+        add(counts)
         if shift == 20:
             left = min(left, int(counts.sum()))
             if left == 0:
@@ -174,6 +182,15 @@ def _cut_of_all(values: Tensor, ages: Tensor | None, group: int, drop: int, min_
         left -= int(counts[:bucket].sum())
         prefix |= bucket << shift
     return prefix, left
+
+
+def count_keys(values: Tensor, ages: Tensor | None, group: int, min_age: int, cut: int) -> Tensor:
+    """int64[2]: how many connections have a key below `cut`, and how many have that key."""
+    found = torch.zeros(2, dtype=torch.int64, device=values.device)
+    for part in _blocks(-(-values.shape[0] // group), values.shape[1] * group):
+        keys = keys_of(values, ages, group, min_age, part)
+        found += torch.stack([(keys < cut).sum(), (keys == cut).sum()])
+    return found
 
 
 def _blocks(rows: int, elements: int) -> Iterator[slice]:

@@ -1,11 +1,14 @@
-"""Law: the step of a classifier by either of Triton's routes, and its best labels by block, are the reference's."""
+"""Law: the step of a classifier by either of Triton's routes, its best labels by block and its rewiring by row are the
+reference's."""
 
 import pytest
 import torch
 from backends import TRITON, interpreted, on
 from calls import kernel_results, results_in_blocks
 
+from gossamer.kernels.reference.fan_in_rewire import fan_in_draw
 from gossamer.ops.fan_in.step import STATES
+from gossamer.testing import assert_same_bits
 
 STEP, TOPK = "gossamer.kernels.triton.fan_in_step", "gossamer.kernels.triton.fan_in_topk"
 SMALL = {"TILE_ELEMENTS": 64 * 9, "GRADIENT_ELEMENTS": 64 * 9, "MOST_PARTS": 3}
@@ -17,6 +20,19 @@ CASES = [
     ("dense", (70, 20, 3, 9, 1), torch.float32, "bce", "momentum", False),
     ("dense", (130, 33, 17, 33, 1), torch.bfloat16, "hinge", "adam", True),
     ("dense", (3, 1, 1, 1, 1), torch.float32, "hinge", "sgd", True),
+]
+
+# Labels, cols, k, group; drop, threshold, everywhere, avoid_dropped; values, indices; states, whether there are ages;
+# init, which the interpreter cuts off in bfloat16.
+REWIRINGS = [
+    ((9, 20, 6, 1), (3, 0.0, False, True), torch.float32, torch.uint16, 2, True, 0.25),
+    ((37, 20, 7, 16), (4, 0.0, False, False), torch.float32, torch.uint16, 1, True, 0.25),
+    ((37, 20, 7, 16), (4, 0.0, False, True), torch.bfloat16, torch.uint16, 1, True, 0.0),
+    ((9, 70_000, 6, 1), (6, 0.0, False, False), torch.float32, torch.int32, 0, False, 0.25),
+    ((37, 12, 9, 16), (9, 0.0, False, True), torch.float32, torch.uint16, 2, False, 0.0),  # 3 columns are free
+    ((9, 20, 6, 1), (20, 0.0, True, True), torch.float32, torch.uint16, 0, True, 0.0),
+    ((9, 20, 6, 1), (-1, 1.5, False, True), torch.bfloat16, torch.uint16, 2, True, 0.0),  # rows where nothing goes
+    ((3, 4, 1, 1), (1, 0.0, False, True), torch.float32, torch.uint16, 0, False, 0.0),
 ]
 
 
@@ -111,3 +127,23 @@ def test_the_route_is_chosen_by_what_it_costs():
         ((128, 768, 700, 16, "tf32"), "gather"),
     ):  # fmt: skip
         assert step.route_of(batch, cols, k, group, tensor) == route
+
+
+@on(TRITON, "case", REWIRINGS)
+def test_rows_rewired_by_programs_are_the_references_bit_for_bit(backend, case):
+    (labels, cols, k, group), how, dtype, index, states, aged, init = case
+    torch.manual_seed(labels + k)
+    indices = torch.empty(-(-labels // group), k, dtype=index)
+    fan_in_draw(indices, None, cols, 5, 0, 0)
+    args = [
+        torch.randint(-2, 3, (labels, k)).to(dtype),  # many are equal
+        indices, [torch.rand(labels, k) for _ in range(states)],
+        torch.randint(4, indices.shape, dtype=torch.uint8) if aged else None, None, None, cols, group, *how, int(aged),
+        init, 7, 3, 4 * group,
+    ]  # fmt: skip
+    writes = (0, 1, 2, 3)
+    expected = flat(reference("fan_in_rewire", copied(args), writes))
+    found = flat(call(backend, "gossamer.kernels.triton.fan_in_rewire", {}, "fan_in_rewire", args, writes))
+    assert int(expected[0]) > 0
+    for mine, theirs in zip(found, expected, strict=True):
+        assert_same_bits(mine, theirs)

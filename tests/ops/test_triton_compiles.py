@@ -126,7 +126,18 @@ def pages():
             yield "page_attention", "add_shares", constants, pointers
 
 
-EVERY = [*moves(), *finds(), *fan_in(), *pages()]
+def rewirings():
+    """(module, kernel, constexprs, pointer types) of rewiring rows of fixed fan-in."""
+    pointers = {"first": "*fp32", "second": "*fp32", "ages": "*u8", "keys": "*i64", "counts": "*i64", "init": "fp32"}
+    for kind, index, group, slots, avoid in (
+        ("*fp32", "*u16", 1, 64, True), ("*bf16", "*i32", 16, 256, False), ("*fp32", "*i32", 1, 1024, False),
+        ("*bf16", "*u16", 64, 128, True),
+    ):  # fmt: skip
+        constants = {"GROUP": group, "SLOTS": slots, "AVOID": avoid, "STARTS": not avoid}
+        yield "fan_in_rewire", "rewire_rows", constants, pointers | {"values": kind, "indices": index}
+
+
+EVERY = [*moves(), *finds(), *fan_in(), *rewirings(), *pages()]
 
 
 # 16-bit words and float32 on every run; other words and whole sizes with the slow tests.

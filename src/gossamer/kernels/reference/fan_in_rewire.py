@@ -27,6 +27,26 @@ def fan_in_rewire(
     weaker than `threshold`. The weakest go, by |value|, of a group by the mean; equal ones in order of slot. No more go
     than `cols` has free inputs (without `avoid_dropped` those that go are free too) or a row has candidates.
     """
+
+    def rewire(part: slice, keys: Tensor, m: Tensor) -> None:
+        _rewire(values, indices, states, ages, candidates, scores, cols, group, avoid_dropped, init, seed, step, first,
+                part, keys, m, int(m.max()))  # fmt: skip
+
+    return in_blocks(
+        rewire, values, indices, ages, candidates, cols, group, drop, threshold, everywhere, avoid_dropped, min_age
+    )
+
+
+def in_blocks(
+    rewire: Callable[[slice, Tensor, Tensor], None], values: Tensor, indices: Tensor, ages: Tensor | None,
+    candidates: Tensor | None, cols: int, group: int, drop: int, threshold: float, everywhere: bool,
+    avoid_dropped: bool, min_age: int,
+) -> Tensor:  # fmt: skip
+    """What `fan_in_rewire` says of its arguments, each block of rows by a call of `rewire` if anything goes there.
+
+    Args:
+        rewire: gets the rows of indices, keys int64[rows, k] of which the smallest go, and m int64[rows]: how many.
+    """
     rows, k = indices.shape
     for part in _blocks(rows, k * group):
         row = indices[part].to(torch.int64)
@@ -57,10 +77,8 @@ def fan_in_rewire(
             m = m.clamp(max=candidates.shape[1])
         if ages is not None:
             ages[part] = ages[part].to(torch.int16).add(1).clamp(max=255).to(torch.uint8)
-        width = int(m.max()) if m.numel() else 0
-        if width:
-            _rewire(values, indices, states, ages, candidates, scores, cols, group, avoid_dropped, init, seed, step,
-                    first, part, keys, m, width)  # fmt: skip
+        if bool(m.any()):
+            rewire(part, keys, m)
         total += m.sum()
     return total
 

@@ -29,6 +29,8 @@ from gossamer.xmc.metrics import Metrics, Scores, inverse_propensity
 from gossamer.xmc.predict import evaluate
 
 K = 5
+MOVED = {"rewire_every": 50, "rewire_fraction": 0.25}
+SHOWN = 96  # inputs that a label looks at when its connections grow by the gradient
 EARLY = 0.05  # share of the steps in which gradients of the encoder are early
 
 
@@ -58,6 +60,8 @@ def compared(fan_in: int, width: int, common: dict[str, Any], *, clusters: int =
         Model("dense", dense, recipe, dense=True),
         Model(f"dense, bottleneck {2 * fan_in}", {**ours, "width": 2 * fan_in, "words": 0}, recipe, dense=True),
         Model(f"fan-in {fan_in}, random", ours, {**recipe, "chosen": 0.0}),
+        Model(f"fan-in {fan_in}, random, moved", ours, {**recipe, "chosen": 0.0, **MOVED}),
+        Model(f"fan-in {fan_in}, random, grown", ours, {**recipe, "chosen": 0.0, **MOVED, "rewire_candidates": SHOWN}),
     ]
     if width:
         models.append(Model(f"fan-in {fan_in}, random, no words", dense, recipe))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from gossamer.kernels.cpu import _call
+from gossamer.kernels.cpu import _call, memory
 
 # The numbers are those of `Storage` in csrc/dsd.h.
 STORAGE = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.int8: 3}
@@ -49,7 +49,7 @@ def dsd(
         if work.shape[2] != 3:
             raise ValueError(f"work must have shape [parts, segments, 3], got {tuple(work.shape)}")
 
-    c = torch.empty((n, rows) if column_major else (rows, n), dtype=dtype)
+    c = memory.empty((n, rows) if column_major else (rows, n), dtype)
     in_place = order is None and scale is None and values.dtype == dtype
     partition = (0, 0) if work is None else (work.data_ptr(), work.shape[0] * work.shape[1])
     storage, threads = STORAGE[values.dtype], torch.get_num_threads()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from gossamer.kernels.cpu import _call
+from gossamer.kernels.cpu import _call, memory
 
 
 def fan_in_mm(x: Tensor, values: Tensor, indices: Tensor) -> Tensor:
@@ -16,7 +16,7 @@ def fan_in_mm(x: Tensor, values: Tensor, indices: Tensor) -> Tensor:
     if indices.shape != values.shape:
         raise ValueError(f"indices must have the shape {tuple(values.shape)} of values, got {tuple(indices.shape)}")
     (batch, cols), (rows, k) = x.shape, values.shape
-    y = torch.empty((rows, batch), dtype=x.dtype)
+    y = memory.empty((rows, batch), x.dtype)
     workspace = torch.empty(_call.native.fan_in_mm_workspace(x.itemsize, batch, cols), dtype=torch.uint8)
     if not _call.native.fan_in_mm(
         operand, batch, cols, values.data_ptr(), x.itemsize, indices.data_ptr(), indices.itemsize, rows, k,

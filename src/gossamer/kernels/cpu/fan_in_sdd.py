@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from gossamer.kernels.cpu import _call
+from gossamer.kernels.cpu import _call, memory
 
 
 def fan_in_sdd(dy: Tensor, x: Tensor, indices: Tensor) -> Tensor:
@@ -18,7 +18,7 @@ def fan_in_sdd(dy: Tensor, x: Tensor, indices: Tensor) -> Tensor:
         raise ValueError(f"x must have the {batch} rows of dy, got {x.shape[0]}")
     if indices.shape[0] != rows:
         raise ValueError(f"indices must have a row for each of dy's {rows} columns, got {indices.shape[0]}")
-    values = torch.empty((rows, k), dtype=dy.dtype)
+    values = memory.empty((rows, k), dy.dtype)
     workspace = torch.empty(_call.native.fan_in_sdd_workspace(dy.itemsize, batch, cols), dtype=torch.uint8)
     if not _call.native.fan_in_sdd(
         left, right, batch, rows, cols, dy.itemsize, indices.data_ptr(), indices.itemsize, k, values.data_ptr(),

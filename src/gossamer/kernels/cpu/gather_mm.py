@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from gossamer.kernels.cpu import _call
+from gossamer.kernels.cpu import _call, memory
 
 PRODUCT = (torch.float32, torch.float64)
 
@@ -30,8 +30,8 @@ def gather_mm(a: Tensor, offsets: Tensor, indices: Tensor, bm: int, bk: int, b: 
     if offsets.numel() > 2**31:
         raise ValueError(f"a must have at most 2**31 rows of tiles, got {offsets.numel() - 1}: take higher tiles")
     right = _call.matrix(b[0], "each matrix of b")
-    c = torch.empty((rows, n), dtype=a.dtype)
-    transposed = torch.empty((n, rows), dtype=a.dtype) if column_major else None
+    c = memory.empty((rows, n), a.dtype)
+    transposed = memory.empty((n, rows), a.dtype) if column_major else None
     threads = torch.get_num_threads()
     size = _call.native.gather_mm_workspace(a.itemsize, index, batch, n, threads)
     workspace = torch.empty(size, dtype=torch.uint8)

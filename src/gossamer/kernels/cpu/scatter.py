@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from gossamer.kernels.cpu import _call
+from gossamer.kernels.cpu import _call, memory
 
 
 def scatter(values: Tensor, offsets: Tensor, indices: Tensor, rows: int, cols: int) -> Tensor:
@@ -17,7 +17,7 @@ def scatter(values: Tensor, offsets: Tensor, indices: Tensor, rows: int, cols: i
     index = _call.check_pattern(offsets, indices, rows, cols, bm, bn)
     if values.shape[0] != indices.numel():
         raise ValueError(f"values must hold one tile per index: {indices.numel()} indices, got {values.shape[0]} tiles")
-    dense = torch.empty((rows, cols), dtype=values.dtype)
+    dense = memory.empty((rows, cols), values.dtype)
     if not _call.native.scatter(values.data_ptr(), values.itemsize, index, dense.data_ptr(), torch.get_num_threads()):
         _call.refuse_pattern(offsets, indices, index)
     return dense

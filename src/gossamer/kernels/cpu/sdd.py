@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from gossamer.kernels.cpu import _call
+from gossamer.kernels.cpu import _call, memory
 
 
 def sdd(a: Tensor, b: Tensor, offsets: Tensor, indices: Tensor, bm: int, bn: int) -> Tensor:
@@ -20,7 +20,7 @@ def sdd(a: Tensor, b: Tensor, offsets: Tensor, indices: Tensor, bm: int, bn: int
     if b.shape[0] != k:
         raise ValueError(f"b must have {k} rows, as many as a has columns, got shape {tuple(b.shape)}")
     index = _call.check_pattern(offsets, indices, m, n, bm, bn)
-    values = torch.empty((indices.numel(), bm, bn), dtype=a.dtype)
+    values = memory.empty((indices.numel(), bm, bn), a.dtype)
     threads = torch.get_num_threads()
     packed = torch.empty(k * (m * left[2] + n * (not right[2])), dtype=a.dtype)
     following = torch.empty(offsets.numel() + threads, dtype=torch.int64)

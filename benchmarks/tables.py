@@ -7,8 +7,9 @@ A table stands between two comment lines and is replaced as a whole:
     <!-- end -->
 
 names the file benchmarks/results/cpu/compact.json and its section `throughput`. `training.zeros` is a further table
-of the section `training`. How rows become a table is said where they are measured, in gossamer.bench. A single cell, in
-the middle of a sentence, is named by cells of its row and by the head of its column:
+of the section `training`; a summary of a suite is named like a section. How rows become a table is said where they are
+measured, in gossamer.bench. A single cell, in the middle of a sentence, is named by cells of its row and by the head of
+its column:
 
     <!-- cell: cpu/compile padding.brief [MiniLM | 128] [`gossamer`] -->2.34x<!-- end -->
 
@@ -25,6 +26,7 @@ import inspect
 import json
 import re
 import sys
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -53,6 +55,18 @@ def _caption(where: dict[str, Any], rows: list[dict[str, Any]], note: str) -> st
     )
 
 
+def _summed(file: str, name: str) -> str | None:
+    """A table that is computed from all sections of a file; None where the suite has no summary of that name."""
+    suite = Path(file).name
+    summary = bench.summaries(suite).get(name)
+    if summary is None:
+        return None
+    measured = {main: found["rows"] for main, found in _sections(RESULTS / f"{file}.json").items()}
+    missing = [main for main in bench.sections(suite) if main not in measured]
+    lacking = f" Not measured yet: {', '.join(missing)}." if missing else ""
+    return f"{summary.text(measured)}\n{summary.table.note}{lacking}\n"
+
+
 @cache
 def _sections(path: Path) -> dict[str, Any]:
     """What a file of results holds; nothing where there is no file."""
@@ -77,10 +91,13 @@ def _table(file: str, name: str) -> tuple[Table, dict[str, Any] | None, str]:
 
 
 def _shown(file: str, name: str) -> str:
+    if (summed := _summed(file, name)) is not None:
+        return summed
     table, found, command = _table(file, name)
     if found is None:  # said in the page itself: a table must not stand there without its rows
         return f"*Not measured yet: `{command}`.*\n"
-    return table.text(found["rows"]) + _caption(found["environment"], found["rows"], table.note)
+    stopped = f"\n*Unfinished: the run was stopped. `{command}`.*\n" if found.get("unfinished") else ""
+    return table.text(found["rows"]) + stopped + _caption(found["environment"], found["rows"], table.note)
 
 
 def _fill(match: re.Match[str]) -> str:
@@ -107,14 +124,20 @@ def _fill_cell(match: re.Match[str]) -> str:
 def _fill_all(match: re.Match[str]) -> str:
     start, file, _, end = match.groups()
     suite, shown = Path(file).name, []
+    for name, summary in bench.summaries(suite).items():
+        shown.append(f"### {suite}: {name}\n\n{_about(summary.rows)}\n\n{_shown(file, name)}")
     for main, section in bench.sections(suite).items():
-        about = inspect.getdoc(inspect.getmodule(section.rows)) or ""
-        first = " ".join(about.partition("\n\n")[0].split())
-        shown.append(f"### {suite}: {main}\n\n{first}\n\n{_shown(file, main)}")
+        shown.append(f"### {suite}: {main}\n\n{_about(section.rows)}\n\n{_shown(file, main)}")
         further = [each for each in section.further if each != BRIEF]
         if _table(file, main)[1] is not None:
             shown += [_shown(file, f"{main}.{each}") for each in further]
     return start + "\n" + "\n".join(shown) + end
+
+
+def _about(rows: Callable[..., Any]) -> str:
+    """The first paragraph of the docstring of the module that makes rows."""
+    about = inspect.getdoc(inspect.getmodule(rows)) or ""
+    return " ".join(about.partition("\n\n")[0].split())
 
 
 def main() -> None:

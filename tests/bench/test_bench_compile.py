@@ -6,7 +6,7 @@ import torch
 pytest.importorskip("transformers")
 
 from gossamer import bench
-from gossamer.bench.compile import sparse_models, ways
+from gossamer.bench.compile import overall, sparse_models, ways
 from gossamer.bench.section import sections
 
 
@@ -42,6 +42,17 @@ def test_the_summary_counts_what_is_slower():
     said = ways.summary([row(4.0, "faster"), row(1.0, "inconclusive"), row(0.5, "slower")])
     assert "geometric mean 1.26x over 3 rows, best 4.00x, slower than the fastest dense way in 1" in said
     assert ways.best_dense(row(1.0, "")) == "inductor 2.00 ms"
+
+
+def test_the_mean_over_the_set_counts_every_section_once():
+    measured = {"a": [row(4.0, "faster"), row(1.0, "inconclusive")], "b": [row(0.5, "slower")], "none": []}
+    first, second, whole = overall.rows(measured)
+    assert first["mean"] == pytest.approx(2.0) and second["mean"] == pytest.approx(0.5)
+    assert whole == {
+        "section": overall.ALL, "mean": pytest.approx(1.0), "count": 3, "faster": 1, "slower": 1, "best": 4.0,
+        "worst": 0.5,
+    }  # fmt: skip
+    assert overall.rows({}) == [] and "above 1 is faster" in overall.SUMMARY.table.note
 
 
 def test_how_far_results_lie_apart():

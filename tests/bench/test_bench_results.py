@@ -1,4 +1,4 @@
-"""The file of a suite: one row a line, written after every section, the rest of it kept."""
+"""The file of a suite: one row a line, written after every row, the rest of it kept."""
 
 import json
 from pathlib import Path
@@ -13,6 +13,7 @@ COMMITTED = sorted((Path(__file__).resolve().parents[2] / "benchmarks" / "result
 
 
 def fails(settings):
+    yield from [{"m": 1}, {"m": 2}]
     raise KeyboardInterrupt
 
 
@@ -27,12 +28,30 @@ def two(monkeypatch):
     monkeypatch.setattr(bench, "sections", lambda name: found)
 
 
-def test_a_run_that_is_stopped_keeps_the_sections_before(two, tmp_path):
+def test_a_run_that_is_stopped_keeps_every_row_and_says_where_it_stopped(two, tmp_path):
     path = tmp_path / "result.json"
     with pytest.raises(KeyboardInterrupt):
         bench.run("detect", Settings(), path)
-    assert path.read_text().splitlines()[-4:-2] == ['{"n": 1},', '{"n": [2, 0.5]}']
-    assert list(json.loads(path.read_text())["sections"]) == ["first"]
+    assert path.read_text().splitlines()[2:4] == ['{"n": 1},', '{"n": [2, 0.5]}']
+    found = json.loads(path.read_text())["sections"]
+    assert {name: section.get("unfinished") for name, section in found.items()} == {"first": None, "second": True}
+    assert found["second"]["rows"] == [{"m": 1}, {"m": 2}]
+    bench.run("detect", Settings(only=("first",)), path)
+    assert json.loads(path.read_text())["sections"]["second"]["unfinished"]
+
+
+def test_a_run_that_is_stopped_before_its_first_row_keeps_the_rows_of_before(monkeypatch, tmp_path):
+    def stopped(settings):
+        raise KeyboardInterrupt
+        yield
+
+    path = tmp_path / "result.json"
+    before = {"suite": "detect", "sections": {"one": {"environment": {}, "settings": {}, "rows": [{"n": 1}]}}}
+    results.write(path, before)
+    monkeypatch.setattr(bench, "sections", lambda name: suite(one=stopped))
+    with pytest.raises(KeyboardInterrupt):
+        bench.run("detect", Settings(only=("one",)), path)
+    assert results.read(path, "detect") == before
 
 
 def test_other_sections_keep_their_rows_and_their_machine(two, tmp_path):

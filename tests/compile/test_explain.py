@@ -49,3 +49,23 @@ def test_says_what_becomes_of_a_model(body: models.Body, says: tuple[str, ...]) 
 def test_examples_of_another_kind_are_refused() -> None:
     with pytest.raises(TypeError, match="example must be a tensor, a tuple of arguments or a mapping"):
         gs.compile.explain(torch.nn.Linear(2, 2), [1])
+
+
+def test_a_line_that_breaks_the_graph_is_named_once() -> None:
+    def inner(x: Tensor) -> Tensor:
+        x = x * 2
+        torch._dynamo.graph_break()
+        return x + 1
+
+    def outer(x: Tensor) -> Tensor:
+        if x.sum() > 0:
+            x = x + 1
+        return inner(x)
+
+    torch._dynamo.reset()
+    found = gs.compile.explain(outer, torch.ones(2))
+    assert [why for why, _ in found.breaks] == [
+        "Python branches on what a tensor holds", "Call to `torch._dynamo.graph_break()`"
+    ]  # fmt: skip
+    assert all(f"graph break at {where}: {why}" in str(found) for why, where in found.breaks)
+    assert found.breaks[1][1].startswith(__file__) and found.breaks[0][1] != found.breaks[1][1]

@@ -79,3 +79,22 @@ def test_strides_are_one_whatever_comes() -> None:
     for x in (torch.randn(3, 4), torch.randn(4, 3).t(), torch.randn(3, 8)[:, ::2]):
         assert isinstance(x, Tensor) and torch.equal(piece(x)[0], -x)
     assert seen == [(4, 1)] * 3
+
+
+def test_what_repeats_is_not_copied() -> None:
+    seen: list[Tensor] = []
+
+    def compiler(gm: GraphModule, inputs: list[Any]) -> Any:
+        return lambda x: seen.append(x) or gm(x)
+
+    piece = Piece(graph(torch.neg, 1), [("T", "heads", 4)], compiler, Tally())
+    once = torch.randn(3, 1, 4)
+    for x in (
+        once.expand(3, 5, 4),
+        once.expand(3, 6, 4),
+        torch.randn(3, 5, 4),
+        torch.randn(4, 1, 3).permute(2, 1, 0).expand(3, 5, 4),
+    ):
+        assert torch.equal(piece(x)[0], -x)
+    assert [x.data_ptr() == once.data_ptr() for x in seen] == [True, True, False, False]
+    assert len(piece.variants) == 2

@@ -14,10 +14,11 @@ import torch
 
 from gossamer import files
 from gossamer.bench import dense, results
-from gossamer.bench.section import Section, Settings, sections
+from gossamer.bench.cells import Rows
+from gossamer.bench.section import Section, Settings, Summary, sections, summaries
 from gossamer.measure import environment
 
-__all__ = ["SUITES", "Section", "Settings", "run", "sections"]
+__all__ = ["SUITES", "Section", "Settings", "Summary", "run", "sections", "summaries"]
 
 SUITES = {
     "attention": "attention over long contexts: one layer, whole models, batches; what choosing pages costs",
@@ -35,9 +36,9 @@ SUITES = {
 def run(suite: str, settings: Settings, json_path: str | os.PathLike[str] | None = None) -> results.Result:
     """Run one suite and return (and write) its result.
 
-    The file is written after every section, so a run that is stopped keeps what it measured. With `only`, the sections
-    that were not run keep the rows that an existing `json_path` holds, together with the environment they were
-    measured in.
+    The file is written after every row, so a run that is stopped keeps what it measured; the section that it was in
+    is marked "unfinished". With `only`, the sections that were not run keep the rows that an existing `json_path`
+    holds, together with the environment they were measured in.
 
     Raises:
         ValueError: an unknown suite, section or device, or settings or a file that cannot be used; before measuring.
@@ -56,14 +57,22 @@ def run(suite: str, settings: Settings, json_path: str | os.PathLike[str] | None
     try:
         peak = dense.peak(settings)
         for name, section in chosen.items():
-            where = {**environment(), "peak": peak}
-            rows = list(section.rows(settings))
-            result["sections"][name] = {"environment": where, "settings": asdict(settings), "rows": rows}
-            if path is not None:
-                results.write(path, result)
+            about = {"environment": {**environment(), "peak": peak}, "settings": asdict(settings)}
+            rows: Rows = []
+            for row in section.rows(settings):
+                rows.append(row)
+                result["sections"][name] = {**about, "unfinished": True, "rows": rows}
+                _keep(path, result)
+            result["sections"][name] = {**about, "rows": rows}
+            _keep(path, result)
     finally:
         torch.set_num_threads(before)
     return result
+
+
+def _keep(path: Path | None, result: results.Result) -> None:
+    if path is not None:
+        results.write(path, result)
 
 
 def _chosen(suite: str, settings: Settings) -> dict[str, Section]:

@@ -9,6 +9,7 @@ from typing import Any
 from gossamer import files
 
 Result = dict[str, Any]  # {"suite": name, "sections": {name: {"environment": {}, "settings": {}, "rows": [{}, ...]}}}
+_FACTS = ("environment", "settings", "unfinished")  # the last only where a run was stopped in the section
 
 
 def text(result: Result) -> str:
@@ -26,7 +27,7 @@ def text(result: Result) -> str:
     """
     parts = []
     for name, section in result["sections"].items():
-        facts = ", ".join(f"{json.dumps(key)}: {json.dumps(section[key])}" for key in ("environment", "settings"))
+        facts = ", ".join(f"{json.dumps(key)}: {json.dumps(section[key])}" for key in _FACTS if key in section)
         rows = ",\n".join(map(json.dumps, section["rows"]))
         parts.append(f'{json.dumps(name)}: {{{facts}, "rows": [\n{rows}\n]}}')
     return f'{{"suite": {json.dumps(result["suite"])}, "sections": {{\n' + ",\n".join(parts) + "\n}}\n"

@@ -1,7 +1,7 @@
 """What a suite is made of: a module of its package for each section, with the rows it measures and their tables.
 
-A module that defines `SECTION` is a section and gives it its name; nothing else names it. What sections share lies in
-modules beside them.
+A module that defines `SECTION` is a section and gives it its name; nothing else names it. One that defines `SUMMARY`
+computes a table from the rows of all sections. What sections share lies in modules beside them.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import importlib
 import pkgutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import ModuleType
 
 from gossamer.bench.cells import Column, Row, Rows, table
 
@@ -66,6 +67,17 @@ class Section:
         return self.further.get(name) if name else self.table
 
 
+@dataclass(frozen=True)
+class Summary:
+    """A table whose rows are computed from those of the suite's sections, by name; `table.note` says what they mean."""
+
+    rows: Callable[[Mapping[str, Rows]], Rows]
+    table: Table
+
+    def text(self, measured: Mapping[str, Rows]) -> str:
+        return self.table.text(self.rows(measured))
+
+
 def sections(suite: str) -> dict[str, Section]:
     """All sections of a suite, by name.
 
@@ -73,7 +85,20 @@ def sections(suite: str) -> dict[str, Section]:
     >>> list(sections("detect"))
     ['tiles']
     """
+    return {name: module.SECTION for name, module in _modules(suite).items() if hasattr(module, "SECTION")}
+
+
+def summaries(suite: str) -> dict[str, Summary]:
+    """All summaries of a suite, by name: modules that define `SUMMARY`.
+
+    >>> from gossamer.bench.section import summaries
+    >>> list(summaries("compile")), list(summaries("detect"))
+    (['overall'], [])
+    """
+    return {name: module.SUMMARY for name, module in _modules(suite).items() if hasattr(module, "SUMMARY")}
+
+
+def _modules(suite: str) -> dict[str, ModuleType]:
     package = importlib.import_module(f"gossamer.bench.{suite}")
-    modules = {info.name: importlib.import_module(f"{package.__name__}.{info.name}")
-               for info in pkgutil.iter_modules(package.__path__)}  # fmt: skip
-    return {name: module.SECTION for name, module in modules.items() if hasattr(module, "SECTION")}
+    names = [info.name for info in pkgutil.iter_modules(package.__path__)]
+    return {name: importlib.import_module(f"{package.__name__}.{name}") for name in names}

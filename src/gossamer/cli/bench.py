@@ -35,6 +35,9 @@ def run(config: Bench) -> None:
             print(f"\n{config.suite}.{name}")
             for row in section["rows"]:
                 print("  " + _line(row))
+    measured = {name: section["rows"] for name, section in result["sections"].items()}
+    for name, summary in bench.summaries(config.suite).items():
+        print(f"\n{config.suite}.{name}\n{summary.text(measured)}{summary.table.note}")
     if config.json is not None:
         print(f"\nwritten: {config.json}")
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from copy import deepcopy
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from gossamer.compile.finding import Finding
 from gossamer.nn.traced import leaves_process
 from gossamer.ops.transforms import is_transformed
 from gossamer.pattern.check import is_recording
@@ -51,3 +53,23 @@ def may_look(*tensors: Any) -> bool:
 def become(classes: Iterable[tuple[nn.Module, type[nn.Module]]]) -> None:
     for module, cls in classes:
         module.__class__ = cls
+
+
+@dataclass
+class Changes:
+    """What became of the modules of a model.
+
+    Attributes:
+        findings: one for each place, with what was changed or the reason why nothing was.
+    """
+
+    findings: tuple[Finding, ...]
+    changed: Classes = field(default_factory=list, repr=False)
+
+    def undo(self) -> None:
+        """Give every module its own class back."""
+        become(self.changed)
+        self.changed.clear()
+
+    def __str__(self) -> str:
+        return "\n".join(f"{each.node or 'the model'}: {each.choice}. {each.why}" for each in self.findings)

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.fx import GraphModule
 
+from gossamer.compile import windows
 from gossamer.compile.backend import compiled
 from gossamer.compile.options import options_of
 from gossamer.compile.record import Record, observers
@@ -24,11 +24,13 @@ class Explanation:
 
     Attributes:
         records: one for each graph, in the order in which they were compiled.
-        breaks: why Dynamo cut the model into several graphs, and how often.
+        breaks: why Dynamo cut the model into several graphs, and at which line: one for each line.
+        advice: what would have to be changed first, if that is known.
     """
 
     records: tuple[Record, ...]
-    breaks: tuple[tuple[str, int], ...]
+    breaks: tuple[tuple[str, str], ...]
+    advice: str = ""
 
     def __str__(self) -> str:
         lines: list[str] = []
@@ -51,8 +53,9 @@ class Explanation:
                 for f in record.findings
             ]  # fmt: skip
             lines += _table(_HEAD, rows)
-        for why, count in self.breaks:
-            lines.append(f"graph break ({count} times): {why.strip().splitlines()[0]}")
+        lines += [f"graph break at {where}: {why}" for why, where in self.breaks]
+        if self.advice:
+            lines.append(self.advice)
         if not self.records:
             lines.append("Dynamo found no graph in this model")
         return "\n".join(lines)
@@ -72,7 +75,8 @@ def explain(model: Callable[..., Any], example: Any, *, options: Mapping[str, An
         `Explanation`; print it.
 
     Raises:
-        TypeError: an example of another kind. ValueError, TypeError: options that are not known.
+        TypeError: an example of another kind. ValueError, TypeError: options that are not known. RuntimeError: Dynamo
+        ends in an error, and it is known what to change first.
 
     >>> text = str(explain(torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.GELU()), torch.ones(2, 4)))
     >>> print(text.splitlines()[1].strip())
@@ -85,17 +89,31 @@ def explain(model: Callable[..., Any], example: Any, *, options: Mapping[str, An
     def backend(gm: GraphModule, inputs: list[Any]) -> Any:
         return compiled(gm, inputs, wanted, compiler=lambda piece, _: piece)
 
-    from torch._dynamo.utils import counters
+    from torch._dynamo.utils import graph_break_reasons
 
-    before = Counter(counters["graph_break"])
+    before, advice = len(graph_break_reasons), windows.advice(model) if isinstance(model, nn.Module) else ""
     observers.append(records.append)
     try:
         with torch.no_grad():
             torch.compile(model, backend=backend)(*args, **kwargs)
+    except Exception as error:
+        if not advice:
+            raise
+        raise RuntimeError(f"the model could not be compiled: {advice}") from error
     finally:
         observers.remove(records.append)
-    breaks = Counter(counters["graph_break"]) - before
-    return Explanation(tuple(records), tuple(breaks.items()))
+    return Explanation(tuple(records), _breaks(graph_break_reasons[before:]), advice)
+
+
+def _breaks(reasons: Iterable[Any]) -> tuple[tuple[str, str], ...]:
+    """Why and where, each line once: Dynamo meets one in a function that it inlines again when that runs by itself."""
+    found = {}
+    for each in reasons:
+        place = each.user_stack[-1] if each.user_stack else None
+        where = "an unknown line" if place is None else f"{place.filename}:{place.lineno}"
+        why = each.reason.strip().splitlines()[0]
+        found[where] = "Python branches on what a tensor holds" if why.startswith("generic_jump") else why, where
+    return tuple(found.values())
 
 
 def _inputs(example: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:

@@ -7,14 +7,13 @@ copies are changed too, and `undo` gives the class back. Inside torch.compile th
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from gossamer.compile.changed import Changed, Classes, become, changed_class, may_look
+from gossamer.compile.changed import Changed, Changes, Classes, become, changed_class, may_look
 from gossamer.compile.deferred import Deferred, deferring, is_deferring, settled
 from gossamer.compile.finding import Finding
 from gossamer.compile.loops import Block, blocks_of, linears, watched
@@ -67,26 +66,7 @@ class _Block(Changed):
             return settled(self.loop.forward(self, *args, **kwargs))
 
 
-@dataclass
-class GroupedExperts:
-    """What became of each block of experts.
-
-    Attributes:
-        findings: one for each block, with what was changed or the reason why nothing was.
-    """
-
-    findings: tuple[Finding, ...]
-    changed: Classes = field(default_factory=list, repr=False)
-
-    def undo(self) -> None:
-        """Give every module its own class back."""
-        _give_back(self.changed)
-
-    def __str__(self) -> str:
-        return "\n".join(f"{each.node}: {each.choice}. {each.why}" for each in self.findings)
-
-
-def group_experts(model: nn.Module, example_inputs: Any, *, only_faster: bool = True) -> GroupedExperts:
+def group_experts(model: nn.Module, example_inputs: Any, *, only_faster: bool = True) -> Changes:
     """Have blocks that loop over experts in Python compute what their router chose, and only that.
 
     Args:
@@ -123,7 +103,7 @@ def group_experts(model: nn.Module, example_inputs: Any, *, only_faster: bool = 
     args, kwargs = call_arguments(example_inputs)
     blocks = blocks_of(model)
     watched(model, blocks, args, kwargs)
-    report = GroupedExperts(())
+    report = Changes(())
     report.findings = tuple(_finding(block, report.changed, only_faster) for block in blocks)
     return report
 
@@ -148,7 +128,8 @@ def _finding(block: Block, changed: Classes, only_faster: bool) -> Finding:
     if mine:
         wrong, ratio = _tried(block, mine, only_faster)
         if wrong:
-            _give_back(mine)
+            become(mine)
+            mine.clear()
             choice, why = "dense", wrong
         else:
             gain = None if ratio is None else (lambda: f"{ratio:.2f}x on the example")
@@ -172,11 +153,6 @@ def _few_rows(block: Block) -> Classes:
     for each in taken:
         each.__class__ = FewRowsLinear
     return [(each, nn.Linear) for each in taken]
-
-
-def _give_back(changed: Classes) -> None:
-    become(changed)
-    changed.clear()
 
 
 def _tried(block: Block, changed: Classes, only_faster: bool) -> tuple[str, float | None]:

@@ -26,6 +26,7 @@ from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, Stateles
 from torch.utils._sympy.printers import PythonPrinter
 
 from gossamer.compile.tally import Tally
+from gossamer.ops.attention.arguments import once
 
 Sizes = Sequence[Any]
 """For each input: a tuple of numbers and names, a name for a size that is an input itself, None for the rest."""
@@ -64,7 +65,7 @@ class Piece:
     def __call__(self, *inputs: Any) -> Any:
         # One order in memory, whatever comes: strides would be one more thing to compile for.
         inputs = tuple(
-            x.contiguous()
+            _in_order(x)
             if isinstance(x, Tensor) and sizes is not None and any(isinstance(s, str) for s in sizes)
             else x
             for x, sizes in zip(inputs, self.sizes, strict=True)
@@ -127,12 +128,21 @@ class Piece:
         return _Variant(run, lambda named: _holds(env, names, named), key)
 
 
+def _in_order(x: Tensor) -> Tensor:
+    """x contiguous, but for dimensions that repeat what is there once, as an expanded mask does: they stay views."""
+    return x.contiguous() if 0 not in x.stride() else once(x).contiguous().expand(x.shape)
+
+
 def _key(inputs: Sequence[Any]) -> tuple[Any, ...]:
-    """What a compiled piece takes for granted beside sizes: gradients, dtypes, devices and the order of dimensions."""
+    """What a compiled piece takes for granted beside sizes: gradients, dtypes, devices and what repeats."""
     return (
         torch.is_grad_enabled(),
         *(
-            (x.dtype, x.device, x.requires_grad) if isinstance(x, Tensor) else None if type(x) is int else x
+            (x.dtype, x.device, x.requires_grad, tuple(step == 0 for step in x.stride()))
+            if isinstance(x, Tensor)
+            else None
+            if type(x) is int
+            else x
             for x in inputs
         ),
     )

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from gossamer.ops.attention.arguments import once
+
 FULL, CAUSAL, MASKED = 0, 1, 2
 HIDDEN = -1e4
 """A float mask adds to scores; what adds this or less hides: exp(-1e4) is 0 in every float type."""
@@ -52,7 +54,7 @@ def kept(masks: Sequence[Tensor], batch: int, sequence: int) -> Tensor:
     """
     keep = None
     for mask in masks:
-        columns = seen(mask).flatten(1, -2).any(1).expand(batch, sequence)
+        columns = seen(once(mask)).flatten(1, -2).any(1).expand(batch, sequence)
         keep = columns if keep is None else keep | columns
     assert keep is not None
     return keep
@@ -60,6 +62,7 @@ def kept(masks: Sequence[Tensor], batch: int, sequence: int) -> Tensor:
 
 def kind_of(mask: Tensor, keep: Tensor) -> int:
     """What a mask says about the tokens that are kept, to each other."""
+    mask = once(mask).expand(-1, -1, *mask.shape[2:])  # texts and heads that share one
     sees = seen(mask)
     if mask.dtype != torch.bool and bool((mask.where(sees, 0) != 0).any()):
         return MASKED  # it adds to scores

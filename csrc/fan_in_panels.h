@@ -1,6 +1,7 @@
 // x of the fan-in ops: what a column holds for a panel of the batch is a few vectors side by side.
 #pragma once
 #include "dsd.h"
+#include "transpose_lanes.h"
 
 namespace gossamer::GOSSAMER_ISA {
 namespace {

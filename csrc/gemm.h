@@ -9,7 +9,7 @@
 // holds; so its bits depend neither on blocks nor on threads.
 #pragma once
 #include "kernels.h"
-#include "lanes.h"
+#include "transpose_lanes.h"
 
 namespace gossamer::GOSSAMER_ISA {
 namespace {

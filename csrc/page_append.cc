@@ -4,6 +4,7 @@
 // reads, and nothing is left in them of who had the page before.
 #include "page_tiles.h"
 #include "slots.h"
+#include "transpose_lanes.h"
 
 namespace gossamer::GOSSAMER_ISA {
 namespace {

@@ -2,6 +2,7 @@
 #include "sdd.h"
 
 #include "dots.h"
+#include "transpose_lanes.h"
 
 namespace gossamer::GOSSAMER_ISA {
 namespace {

@@ -4,6 +4,7 @@
 // its kernel rows, each with its weights, 16 channels at a time.
 #include "skip_conv_stage.h"
 #include "skip_conv_sweeps.h"
+#include "transpose_lanes.h"
 
 namespace gossamer::GOSSAMER_ISA {
 namespace {

@@ -1,6 +1,6 @@
 // The nonzeros of a tile of the sparse operand, channel by channel: values by place, and the places as bits.
 #pragma once
-#include "lanes.h"
+#include "transpose_lanes.h"
 
 namespace gossamer::GOSSAMER_ISA {
 namespace {

@@ -1,10 +1,24 @@
-"""Triton kernels compiled ahead of time for Hopper: needs no GPU."""
+"""Every instruction set in turn; Triton kernels compiled ahead of time for Hopper, which needs no GPU."""
 
 import importlib
 import re
 import subprocess
+import sys
+from pathlib import Path
 
 import pytest
+
+from gossamer import _native
+
+sys.path.insert(0, str(Path(__file__).parent))  # modules beside the tests
+
+
+@pytest.fixture(params=_native.available_isas())
+def isa(request):
+    before = _native.isa()
+    _native.set_isa(request.param)
+    yield request.param
+    _native.set_isa(before)
 
 
 @pytest.fixture

@@ -4,22 +4,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from gossamer import _native
 from gossamer.handles import owner_of
 from gossamer.kernels.cpu.open_mv import open_mv
 from gossamer.kernels.reference import open_mv as reference
 from gossamer.ops import closed
 from gossamer.ops.closed import closing_tuner, gated_linear, open_neurons, relu_linear
 from gossamer.planner import Tuner
-
-
-@pytest.fixture(params=_native.available_isas())
-def isa(request):
-    before = _native.isa()
-    _native.set_isa(request.param)
-    yield request.param
-    _native.set_isa(before)
-
 
 WEIGHTS = {
     "normal": lambda k, c: torch.randn(k, c),

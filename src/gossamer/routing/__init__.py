@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from gossamer.routing.flops import Costs, Counter
     from gossamer.routing.hops import Hops
     from gossamer.routing.jumps import Jumps
+    from gossamer.routing.layer_skip import LayerSkip
     from gossamer.routing.lm import RadialConfig, RadialLM
     from gossamer.routing.objective import Objective
     from gossamer.routing.per_text import PerText
@@ -50,6 +51,7 @@ _NAMES: dict[str, str] = {  # a name of the package: the module that has it
     "History": "gossamer.routing.fit",
     "Hops": "gossamer.routing.hops",
     "Jumps": "gossamer.routing.jumps",
+    "LayerSkip": "gossamer.routing.layer_skip",
     "Objective": "gossamer.routing.objective",
     "PerText": "gossamer.routing.per_text",
     "PerUnit": "gossamer.routing.per_unit",
@@ -89,6 +91,7 @@ __all__ = [
     "History",
     "Hops",
     "Jumps",
+    "LayerSkip",
     "Objective",
     "PerText",
     "PerUnit",

@@ -19,6 +19,8 @@ from torch import Tensor, nn
 from gossamer.routing import saved
 from gossamer.routing.budget import Budget
 from gossamer.routing.flops import Costs
+from gossamer.routing.layer_skip import LayerSkip
+from gossamer.routing.layer_skip import terms as exit_terms
 from gossamer.routing.objective import Objective, outputs
 from gossamer.routing.radial import Radial
 from gossamer.schedule import Schedule
@@ -44,6 +46,7 @@ class Settings:
     coldest: float
     seed: int
     objective: Objective
+    layer_skip: LayerSkip | None = None
 
     def __post_init__(self) -> None:
         if isinstance(self.steps, bool) or not isinstance(self.steps, int) or self.steps < 1:
@@ -160,8 +163,13 @@ class Fit:
         with torch.no_grad():
             aim = None if self.teacher is None else outputs(self.teacher, batch)
         with torch.enable_grad():
-            out = outputs(self.radial, batch)
+            if settings.layer_skip is None:
+                out, exits = outputs(self.radial, batch), None
+            else:
+                out, exits = exit_terms(self.radial, batch, settings.layer_skip, self.step, settings.steps)
             terms = settings.objective.terms(out, aim, batch, self._walk(), self.step / settings.steps)
+            if exits is not None:
+                terms |= exits(terms["text"])
             cost, depth = self._cost()
             if self.budget is not None and cost is not None:
                 terms["budget"] = self.budget.loss(cost, hard=policy.phase == "hard")

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from gossamer import files
 from gossamer.routing.batches import Batch, Batches
 from gossamer.routing.fit import Fit, History, Settings, Trained
+from gossamer.routing.layer_skip import LayerSkip, check_exits
 from gossamer.routing.objective import Objective
 from gossamer.routing.radial import Radial
 from gossamer.routing.settling import settle
@@ -94,11 +95,15 @@ def distill(
 def train(
     radial: Radial, data: Iterable[Batch], *, budget: float | None, steps: int | None = None, lr: float = 1e-3,
     model_lr: float = 1e-3, train: Trained = "all", objective: Objective | None = None, hard: float = 0.2,
-    coldest: float = 0.1, seed: int = 0, optimizer: torch.optim.Optimizer | None = None,
-    checkpoint: str | os.PathLike[str] | None = None, every: int = 100, progress: bool | None = None,
-    on_step: Callable[[History], None] | None = None,
+    coldest: float = 0.1, layer_skip: LayerSkip | None = None, seed: int = 0,
+    optimizer: torch.optim.Optimizer | None = None, checkpoint: str | os.PathLike[str] | None = None, every: int = 100,
+    progress: bool | None = None, on_step: Callable[[History], None] | None = None,
 ) -> History:  # fmt: skip
     """Train routes and the model from text alone; arguments as of `distill`.
+
+    Args:
+        layer_skip: drop layers and weigh early exits as it says, so that a model with the policy `EarlyExit` foretells
+            the text from early layers too, and guesses well for `speculate`; without a budget.
 
     >>> from gossamer.routing import RadialConfig, RadialLM
     >>> model = RadialLM(RadialConfig(vocabulary=50, width=32, layers=2, heads=2), mode="skip")
@@ -107,9 +112,11 @@ def train(
     (3, 3)
     """
     _check(radial)
+    if layer_skip is not None:
+        check_exits(radial, budget)
     settings = {
         "train": train, "lr": lr, "model_lr": model_lr, "budget": budget, "hard": hard, "coldest": coldest,
-        "seed": seed,
+        "seed": seed, "layer_skip": layer_skip,
     }  # fmt: skip
     return _run(
         radial, None, data, steps, settings, Objective() if objective is None else objective, optimizer=optimizer,

@@ -71,6 +71,21 @@ def test_profile(model: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str])
     assert again["influence"] == pytest.approx(found["influence"], rel=1e-6)
 
 
+def test_several_models_are_laid_over_each_other(
+    model: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    flags = ["--tokens", "70", "--length", "64", "--json", str(tmp_path / "p.json"), "--html", str(tmp_path / "p.html")]
+    assert main(["route", "profile", str(model), str(model), *flags]) == 0
+    said = capfd.readouterr().out
+    assert said.count("least influence first") == 2 and said.count(f"  {model} (LlamaForCausalLM)") == 2
+    first, second = json.loads((tmp_path / "p.json").read_text())["profiles"]
+    assert first == second and first["tokens"] == 70
+    page = (tmp_path / "p.html").read_text()
+    assert page.count("<svg") == 5 and page.count('class="curve compact"') == page.count('class="curve sparse"') == 5
+    assert main(["route", "profile", *[str(model)] * 7]) == 2
+    assert "MODEL must be given 1 to 6 times, got 7" in capfd.readouterr().err
+
+
 def test_python_is_the_text_that_everybody_has(model: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert main(["route", "profile", str(model), "--tokens", "70", "--length", "64"]) == 0
     assert "70 tokens" in capfd.readouterr().out

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -323,6 +324,23 @@ def test_tables_and_files(tmp_path: Path) -> None:
     page = (tmp_path / "p.html").read_text()
     assert "Made &lt;up&gt;." in page and "up to 0.4 %" in page and page.count("<svg") >= 5 and "http" not in page
     assert sorted(path.name for path in tmp_path.iterdir()) == ["p.html", "p.json"]
+
+
+def test_profiles_are_laid_over_each_other_by_depth(tmp_path: Path) -> None:
+    """Three layers and two: both begin at the left of a plot and end at its right."""
+    x = torch.randn(5, 4)
+    three, two = gs.routing.profile(stack_model("llama"), batch("llama")), gs.routing.profile(_Runs(1, 0), x)
+    gs.routing.overlay([three, two], tmp_path / "p.html", source="Made <up>.")
+    page = (tmp_path / "p.html").read_text()
+    assert "Made &lt;up&gt;." in page and "http" not in page
+    curves = re.findall(r'd="M([\d.]+) [^"]*?L?([\d.]+) [\d.]+" class="curve (\w+)"', page)
+    assert len({(start, end) for start, end, _ in curves[:2]}) == 1 and [kind for *_, kind in curves[:2]] == [
+        "compact", "sparse",
+    ]  # fmt: skip
+    assert three.typical() == sorted(each.median for each in three.contribution["block"])[1]
+    for few in ([three], [three] * 7):
+        with pytest.raises(ValueError, match=f"profiles must be 2 to 6, .* got {len(few)}"):
+            gs.routing.overlay(few, tmp_path / "q.html")
 
 
 def test_layers_are_those_of_the_list_in_whatever_order_they_run() -> None:

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from gossamer.routing.layer_skip import LayerSkip
     from gossamer.routing.lm import RadialConfig, RadialLM
     from gossamer.routing.objective import Objective
+    from gossamer.routing.overlay import overlay
     from gossamer.routing.per_text import PerText
     from gossamer.routing.per_unit import PerUnit
     from gossamer.routing.policy import Choice, Policy, Tokens, Walk
@@ -73,6 +74,7 @@ _NAMES: dict[str, str] = {  # a name of the package: the module that has it
     "drop": "gossamer.routing.export",
     "health": "gossamer.routing.diagnosis",
     "load_state": "gossamer.routing.saved",
+    "overlay": "gossamer.routing.overlay",
     "profile": "gossamer.routing.profiling",
     "save_state": "gossamer.routing.saved",
     "settle": "gossamer.routing.settling",
@@ -113,6 +115,7 @@ __all__ = [
     "drop",
     "health",
     "load_state",
+    "overlay",
     "profile",
     "save_state",
     "settle",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import statistics
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
@@ -19,8 +20,8 @@ from gossamer.routing.values import Spread, Values
 
 Measure = Literal["influence", "contribution"]
 
-_THRESHOLDS = tuple(percent / 100 for percent in range(0, 51))
-_NAMES = {"block": "block", "attention": "attention", "mlp": "MLP"}
+THRESHOLDS = tuple(percent / 100 for percent in range(0, 51))
+NAMES = {"block": "block", "attention": "attention", "mlp": "MLP"}
 _STYLES = {"block": "compact", "attention": "sparse", "mlp": "dense"}
 
 
@@ -74,6 +75,10 @@ class Profile:
         each = self.below(threshold, kind)
         return sum(each) / len(each)
 
+    def typical(self, kind: Kind = "block") -> float:
+        """The median over layers of what each contributes to the median token."""
+        return statistics.median(each.median for each in self.contribution[kind])
+
     def below(self, threshold: float, kind: Kind = "block") -> list[float]:
         """For each layer the share of tokens to which it contributes at most `threshold`; raises as `sparsity`."""
         if kind not in self.kinds:
@@ -83,7 +88,7 @@ class Profile:
         return [values.share(threshold) for values in self.values[kind]]
 
     def __str__(self) -> str:
-        head = f"{'layer':>5}" + "".join(f"  {_NAMES[kind]:>9}  {'quartiles':>13}" for kind in self.kinds)
+        head = f"{'layer':>5}" + "".join(f"  {NAMES[kind]:>9}  {'quartiles':>13}" for kind in self.kinds)
         lines = [
             f"{self.model}, {self.layers} layers, {self.tokens:,} tokens: ||f(h)|| / ||h + f(h)|| in percent, median",
             head + f"  {'largest':>9}  {'influence':>9}",
@@ -110,11 +115,11 @@ class Profile:
             name: {kind: [_plain(each) for each in some] for kind, some in found.items()}
             for name, found in (("contribution", self.contribution), ("growth", self.growth))
         }
-        curve = {kind: [self.sparsity(t, kind) for t in _THRESHOLDS] for kind in self.kinds}
+        curve = {kind: [self.sparsity(t, kind) for t in THRESHOLDS] for kind in self.kinds}
         return {
             "model": self.model, "layers": self.layers, "tokens": self.tokens, "exact": self.exact,
             "influence": list(self.influence), "order": self.order(), **spreads,
-            "sparsity": {"threshold": list(_THRESHOLDS), **curve},
+            "sparsity": {"threshold": list(THRESHOLDS), **curve},
         }  # fmt: skip
 
     def to_json(self, path: str | os.PathLike[str]) -> None:
@@ -154,7 +159,7 @@ class Profile:
 
     def _boxes(self, kind: Kind) -> Markup:
         entries = [Box(each.low, each.q1, each.median, each.q3, each.high) for each in self.contribution[kind]]
-        title = f"Contribution of each layer's {_NAMES[kind]}"
+        title = f"Contribution of each layer's {NAMES[kind]}"
         return boxes(entries, title=title, x_label="layer", mark=lambda v: percent(v, 0), style=_STYLES[kind])
 
     def _depth(self) -> Markup:
@@ -168,7 +173,7 @@ class Profile:
 
     def _sparsity(self) -> Markup:
         lines = [
-            Line(_NAMES[kind], _STYLES[kind], [(100 * t, self.sparsity(t, kind)) for t in _THRESHOLDS])
+            Line(NAMES[kind], _STYLES[kind], [(100 * t, self.sparsity(t, kind)) for t in THRESHOLDS])
             for kind in self.kinds
         ]
         return chart(
@@ -202,7 +207,7 @@ class Profile:
 
 
 def _title(kind: Kind) -> str:
-    return _NAMES[kind][0].upper() + _NAMES[kind][1:]
+    return NAMES[kind][0].upper() + NAMES[kind][1:]
 
 
 def _short(share: float) -> str:

@@ -1,4 +1,4 @@
-"""`gossamer route profile MODEL`: what each layer contributes to the states of tokens."""
+"""`gossamer route profile MODEL ...`: what each layer contributes to the states of tokens."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import tyro
 from gossamer import files
 from gossamer.cli.flags import use_device, use_threads
 from gossamer.cli.route.texts import pieces, read
+from gossamer.routing.overlay import MOST, overlay, summary
 from gossamer.routing.profiling import profile
 from gossamer.serving.loading import load
 
@@ -22,11 +23,11 @@ class Profile:
 
     The share is ||f(h)|| / ||h + f(h)||: 100 % where a layer makes the state anew, near 0 where skipping it would
     change nothing. Its median and quartiles over all tokens are printed for each layer, and its block influence,
-    1 - mean cos(h, h + f(h)).
+    1 - mean cos(h, h + f(h)). Several models, up to six, are laid over each other by depth.
     """
 
-    model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
-    """A name of `gossamer model`, a folder of Hugging Face's or with a .gguf, or a .gguf file."""
+    models: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="MODEL [MODEL ...]")]
+    """Names of `gossamer model`, folders of Hugging Face's or with a .gguf, or .gguf files."""
     text: tuple[Path, ...] = ()
     """Files of text in UTF-8; Python's own documentation when not given."""
     tokens: int = 2048
@@ -34,7 +35,7 @@ class Profile:
     length: int = 512
     """Tokens that are read at a time; each piece is a text of its own."""
     json: Path | None = None
-    """A file for all numbers."""
+    """A file for all numbers; of several models as a list, profiles."""
     html: Path | None = None
     """A file for a page with plots."""
     dtype: Literal["float32", "bfloat16", "float16"] | None = None
@@ -53,21 +54,32 @@ def run(config: Profile) -> None:
 
     use_threads(config.threads)
     use_device(config.device)
+    if not 1 <= len(config.models) <= MOST:
+        raise ValueError(f"MODEL must be given 1 to {MOST} times, got {len(config.models)}")
     texts = read(config.text)
     for target in (config.json, config.html):  # no work is to end in an error that could be seen before
         if target is not None:
             files.check_target(target)
-    loaded = load(config.model, dtype=config.dtype, device=config.device)
-    batches = pieces(loaded, texts, config.tokens, config.length)
-    found = profile(loaded.model, tqdm(batches, disable=not sys.stderr.isatty(), unit="piece", leave=False))
-    found = replace(found, model=f"{config.model} ({found.model})")
-    print(found)
+    found, weights = [], []
+    for name in config.models:
+        loaded = load(name, dtype=config.dtype, device=config.device)
+        batches = pieces(loaded, texts, config.tokens, config.length)
+        one = profile(loaded.model, tqdm(batches, disable=not sys.stderr.isatty(), unit="piece", leave=False))
+        found.append(replace(one, model=f"{name} ({one.model})"))
+        weights.append(str(loaded.model.dtype).removeprefix("torch."))
+        print(found[-1])
+    if len(found) > 1:
+        print(f"\n{summary(found)}")
     if config.json is not None:
-        found.to_json(config.json)
+        plain = [one.to_dict() for one in found]
+        files.write_json(config.json, {"profiles": plain} if len(plain) > 1 else plain[0])
     if config.html is not None:
         said = ", ".join(path.name for path in config.text) or "Python's documentation of its language"
-        weights = str(loaded.model.dtype).removeprefix("torch.")
-        found.to_html(config.html, source=f"Text: {said}, {config.length} tokens at a time. Weights: {weights}.")
+        source = f"Text: {said}, {config.length} tokens at a time. Weights: {', '.join(dict.fromkeys(weights))}."
+        if len(found) > 1:
+            overlay(found, config.html, source=source)
+        else:
+            found[0].to_html(config.html, source=source)
     written = [str(path) for path in (config.json, config.html) if path is not None]
     if written:
         print(f"\nwritten: {', '.join(written)}")

@@ -57,7 +57,7 @@ def test_the_command_is_one(command, monkeypatch, capsys):
         assert {each for some in named for each in some.split(",")} <= set(extras)
         return
     if name == "torchrun":
-        words = words[words.index("-m") + 2 :]
+        words = [word for word in words[words.index("-m") + 1 :] if word != "--"][1:]
     parse = tyro.cli
 
     def parsed(*args, **settings):

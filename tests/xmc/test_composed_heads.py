@@ -5,11 +5,11 @@ import json
 import pytest
 import torch
 
+from gossamer.ranks import ALONE
 from gossamer.testing import assert_same_bits
 from gossamer.xmc import FusedHead, JoinedHead, StoreError, WideHead, open_head, store
 from gossamer.xmc.build import build_head
 from gossamer.xmc.data import Csr
-from gossamer.xmc.ranks import ALONE
 from gossamer.xmc.recipe import Recipe
 
 WIDTH, LABELS = 12, 40

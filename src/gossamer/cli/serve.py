@@ -14,12 +14,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
+from torch import distributed
 
 from gossamer.cli.flags import as_bytes, use_threads
 from gossamer.cli.language import check_pattern, language_model
 from gossamer.extras import needed
+from gossamer.integrations.distributed import World, connected
 from gossamer.ops.paged.pool import Stored
 from gossamer.serving import models
+from gossamer.serving.llm import LLM
 from gossamer.serving.sparsity import Sparsity
 
 if TYPE_CHECKING:
@@ -28,7 +31,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Serve:
-    """Serve a language model by OpenAI's API, with a page to look at. `gossamer serve demo` serves SmolLM2."""
+    """Serve a language model by OpenAI's API, with a page to look at. `gossamer serve demo` serves SmolLM2.
+
+    Under torchrun its processes divide the model: torchrun --nproc-per-node 2 -m gossamer serve ...
+    """
 
     model: Annotated[str, tyro.conf.Positional]
     """A name of `gossamer model`, a folder of Hugging Face's or with a .gguf, a .gguf file, or demo."""
@@ -59,7 +65,7 @@ class Serve:
     kv_dtype: Stored | None = None
     """How keys and values are stored; as the weights when not given."""
     memory: str | None = None
-    """For keys and values, like 800M or 2G; half of what is free when not given."""
+    """For keys and values of each process, like 800M or 2G; half of what is free, for all of them, when not given."""
     max_model_len: int | None = None
     """Tokens of prompt and answer together; what the model was made for when not given."""
     max_num_seqs: int = 16
@@ -84,11 +90,8 @@ class Serve:
 
 def run(config: Serve) -> None:
     """Serve until a signal comes."""
-    uvicorn: Any = needed("uvicorn", "gossamer serve needs uvicorn", "server")
-    for name in ("starlette", "pydantic", "prometheus_client"):
+    for name in ("uvicorn", "starlette", "pydantic", "prometheus_client"):
         needed(name, f"gossamer serve needs {name}", "server")
-    from gossamer.server import Limits, application  # here: without the packages above it cannot be imported
-
     use_threads(config.threads)
     for name, value, holds, expected in (
         ("queue", config.queue, config.queue >= 1, "at least 1"),
@@ -100,8 +103,30 @@ def run(config: Serve) -> None:
             raise ValueError(f"--{name} must be {expected}, got {value:g}")
     check_pattern("--static-sparsity", config.static_sparsity, config.pattern)
     key = _key(config)
+    with connected("cpu") as world:
+        if world.first:
+            _lead(config, key, world)
+        else:
+            _follow(config, world)
+
+
+def _follow(config: Serve, world: World) -> None:
+    """Another rank than the first: compute its part of the model, until the first one has ended."""
+    llm = _model(config, world)
+    for each in (signal.SIGINT, signal.SIGTERM):  # torchrun sends them to all; the first decides what comes of them
+        signal.signal(each, signal.SIG_IGN)
+    llm.follow()
+
+
+def _lead(config: Serve, key: str | None, world: World) -> None:
+    """The only process, or the first rank: serve until a signal comes."""
+    uvicorn: Any = needed("uvicorn", "gossamer serve needs uvicorn", "server")
+    from gossamer.server import Limits, State, application  # here: without its packages it cannot be imported
+
     bound = _bound(config.host, config.port)  # before a model is read: a port in use is said at once
-    state = _state(config)
+    llm, name = _model(config, world), _name(config)
+    names = config.served_model_name or (Path(name).name or name,)
+    state = State(llm, names, queue_size=config.queue, seconds=config.timeout)
     served = application(state, Limits(key=key, origins=config.origins))
     server = uvicorn.Server(
         uvicorn.Config(
@@ -115,6 +140,7 @@ def run(config: Serve) -> None:
         asyncio.run(_serve(server, bound, state, config.drain))
     finally:
         state.loop.close()
+        llm.close()
         bound.close()
 
 
@@ -134,23 +160,25 @@ def _key(config: Serve) -> str | None:
     return key or None
 
 
-def _state(config: Serve) -> State:
+def _name(config: Serve) -> str:
+    """The model, where `demo` stands for one."""
+    if config.model != "demo":
+        return config.model
+    name = next(iter(models.MODELS))
+    models.found(name)
+    return name
+
+
+def _model(config: Serve, world: World) -> LLM:
     sparsity = Sparsity(
         static=config.static_sparsity, pattern=config.pattern, sink=config.sink, local=config.local,
         token_budget=config.token_budget, interval=config.interval, stored=config.kv_dtype,
     )  # fmt: skip
-    name = config.model
-    if name == "demo":
-        name = next(iter(models.MODELS))
-        models.found(name)
-    llm = language_model(
-        name, config.router, sparsity=sparsity, dtype=config.dtype, memory=as_bytes(config.memory),
+    return language_model(
+        _name(config), config.router, sparsity=sparsity, dtype=config.dtype, memory=as_bytes(config.memory),
         max_length=config.max_model_len, max_requests=config.max_num_seqs, chunk=config.chunk, prefixes=config.prefixes,
+        group=distributed.group.WORLD if world.size > 1 else None,
     )  # fmt: skip
-    names = config.served_model_name or (Path(name).name or name,)
-    from gossamer.server import State
-
-    return State(llm, names, queue_size=config.queue, seconds=config.timeout)
 
 
 def _bound(host: str, port: int) -> socket.socket:
@@ -188,8 +216,8 @@ async def _serve(server: Any, bound: socket.socket, state: State, drain: float) 
         loop.add_signal_handler(each, signalled)
     with _no_capture(server):
         serving = asyncio.create_task(server.serve(sockets=[bound]))
-        stopped = asyncio.create_task(stop.wait())
-        await asyncio.wait([serving, stopped], return_when=asyncio.FIRST_COMPLETED)
+        waited = [asyncio.create_task(each) for each in (stop.wait(), _failed(state))]
+        await asyncio.wait([serving, *waited], return_when=asyncio.FIRST_COMPLETED)
         if not serving.done():
             logging.getLogger(__name__).info("stopping")
             waiting = asyncio.create_task(state.loop.drain(drain))
@@ -198,6 +226,14 @@ async def _serve(server: Any, bound: socket.socket, state: State, drain: float) 
             server.should_exit = True
             state.loop.close()
         await serving
+    if state.loop.failure is not None:
+        raise RuntimeError(f"the engine has ended: {state.loop.failure}")
+
+
+async def _failed(state: State) -> None:
+    """Return when the engine's thread has ended by itself."""
+    while state.loop.alive:
+        await asyncio.sleep(0.5)
 
 
 @contextlib.contextmanager

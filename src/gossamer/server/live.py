@@ -20,7 +20,7 @@ def picture(state: State) -> dict[str, Any]:
     engine = state.llm.engine
     dense = engine.store.pages.get(View(None, 0))
     pages = None if dense is None else {"used": dense.count - dense.free, "count": dense.count}
-    layers = [{"dense": _heads(parts, None), "streaming": _heads(parts, True)} for parts in engine.store.parts]
+    layers = [{"dense": _heads(parts, None), "streaming": _heads(parts, True)} for parts in engine.parts]
     shown = sorted(state.loop.running, key=lambda each: each.times.arrived)[:MOST]
     tally = engine.tally
     return {

@@ -21,9 +21,10 @@ from typing import TypeVar
 from gossamer.measure import clock
 from gossamer.server.errors import ApiError, invalid
 from gossamer.server.generation import Generation, Piece, Text
-from gossamer.serving.engine import Job
+from gossamer.serving.jobs import Job
 from gossamer.serving.llm import LLM
 from gossamer.serving.sampling import Sampler
+from gossamer.serving.team import RankLost
 from gossamer.serving.text import TextStream
 
 logger = logging.getLogger(__name__)
@@ -187,6 +188,8 @@ class EngineLoop:
                     self._work.wait(timeout=1.0)
                     continue
                 self._step()
+        except RankLost as error:  # whoever runs the server says it
+            self.failure = error
         except BaseException as error:
             logger.exception("the engine's thread has ended")
             self.failure = error
@@ -241,6 +244,8 @@ class EngineLoop:
     def _step(self) -> None:
         try:
             jobs = self.llm.engine.step()
+        except RankLost:
+            raise
         except Exception:
             # One of them may be the cause; which one is not known, so none of them comes again.
             logger.exception("a pass through the model failed")

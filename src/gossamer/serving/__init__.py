@@ -18,8 +18,9 @@ from gossamer.lazy import surface
 if TYPE_CHECKING:
     from gossamer.serving.cache import SparseCache
     from gossamer.serving.calibration import calibrate
-    from gossamer.serving.engine import Engine, Job
+    from gossamer.serving.engine import Engine
     from gossamer.serving.heads import HeadPattern
+    from gossamer.serving.jobs import Job
     from gossamer.serving.llm import LLM, Completion
     from gossamer.serving.loading import load
     from gossamer.serving.prefill import Antidiagonal, PrefillPolicy, VerticalSlash
@@ -34,7 +35,7 @@ _NAMES: dict[str, str] = {  # a name of a module of the package: the module that
     "Completion": "gossamer.serving.llm",
     "Engine": "gossamer.serving.engine",
     "HeadPattern": "gossamer.serving.heads",
-    "Job": "gossamer.serving.engine",
+    "Job": "gossamer.serving.jobs",
     "Sampler": "gossamer.serving.sampling",
     "Sampling": "gossamer.serving.sampling",
     "PrefillPolicy": "gossamer.serving.prefill",

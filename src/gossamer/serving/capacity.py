@@ -13,6 +13,8 @@ from gossamer.serving.geometry import Geometry
 from gossamer.serving.sparsity import Part, Sparsity, View
 from gossamer.serving.store import bytes_of_page, most_pages
 
+Limits = tuple[dict[View, int], int]
+"""Pages of each view, and tokens of the longest text."""
 SHARE = 0.5
 """Of the memory that is free, keys and values take at most so much if nobody says how much."""
 
@@ -31,7 +33,7 @@ def free_memory(device: torch.device) -> int:
 def pages_for(
     geometry: Geometry, sparsity: Sparsity, stored: Stored, parts: Sequence[Sequence[Part]], *, memory: int | None,
     longest: int | None, requests: int, chunk: int, device: torch.device, skips: bool = False,
-) -> tuple[dict[View, int], int]:  # fmt: skip
+) -> Limits:  # fmt: skip
     """Pages of each view, and the longest text then.
 
     What sees a window needs a number of pages that does not grow with the text: `requests` requests have theirs. All
@@ -75,3 +77,17 @@ def pages_for(
         )
     length = min(wanted, holds)
     return windows | dict.fromkeys(whole, min(holds // page, requests * -(-length // page))), length
+
+
+def least(limits: Sequence[Limits]) -> Limits:
+    """What all of several can hold; heads of a view may lie on some of them only.
+
+    >>> all_heads, window = View(None, 0), View(64, 32)
+    >>> pages, longest = least([({all_heads: 9}, 500), ({all_heads: 8, window: 4}, 512)])
+    >>> pages[all_heads], pages[window], longest
+    (8, 4, 500)
+    """
+    views = dict.fromkeys(view for pages, _ in limits for view in pages)
+    return {view: min(pages[view] for pages, _ in limits if view in pages) for view in views}, min(
+        longest for _, longest in limits
+    )

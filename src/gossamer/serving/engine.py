@@ -6,91 +6,45 @@
         for job in engine.step():
             job.tokens, job.finished
 
-Requests are served in the order in which they came. When pages run out the newest gives its own back and starts again
-later: its prompt as a prompt, its tokens one by one, as they were made, so that it goes on with the same numbers.
+Among the processes of a group, each of which holds a part of the model, rank 0 is asked; the others follow:
+
+    engine = Engine(model, group=torch.distributed.group.WORLD)
+    engine.follow() if torch.distributed.get_rank() else serve(engine)
 """
 
 from __future__ import annotations
 
 import inspect
 import logging
-from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any, Literal, Protocol
+from contextlib import nullcontext, suppress
+from dataclasses import replace
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, distributed
 
 from gossamer.serving import hooks
-from gossamer.serving.capacity import pages_for
+from gossamer.serving.capacity import SHARE, Limits, free_memory, least, pages_for
+from gossamer.serving.division import check_divisible, costs, deal, divided, narrowed
 from gossamer.serving.geometry import Geometry
+from gossamer.serving.jobs import Finished, Job
 from gossamer.serving.packed import PackedCache
 from gossamer.serving.pages import OutOfPages
 from gossamer.serving.prefix import Prefixes
-from gossamer.serving.requests import Request
 from gossamer.serving.sampling import Choice, Sampler, Sampling, choose
-from gossamer.serving.sparsity import Sparsity, View
+from gossamer.serving.scheduler import Plan, Scheduler
+from gossamer.serving.sparsity import Sparsity
 from gossamer.serving.store import Store
 from gossamer.serving.tally import Tally
+from gossamer.serving.team import Team
 
 logger = logging.getLogger(__name__)
 
-Finished = Literal["stop", "length", "abort"]
 ROPES = ("default", "linear", "llama3", "yarn", "proportional")
 """Turns by position alone. Others look at the longest text of a batch, which is then not a matter of one request."""
-
-
-class Constraint(Protocol):
-    """Keeps a text to a form, such as a JSON schema."""
-
-    def narrow(self, logits: Tensor) -> Tensor:
-        """Logits [vocabulary] with -inf for tokens that may not come next."""
-
-    def take(self, token: int) -> bool:
-        """A token was chosen; whether the text is complete with it."""
-
-
-@dataclass(eq=False)
-class Job:
-    """One prompt and what came of it.
-
-    Attributes:
-        prompt: its tokens. tokens: those that were made. choices: the same with their log-probabilities.
-        finished: None while it runs; "stop": an end token, or a stop string that `Engine.stop` was told of; "length":
-            max_tokens; "abort".
-        restarts: how often it gave its pages to others.
-        cached: tokens of the prompt whose keys were there when it began.
-        constraint: what keeps its text to a form; None: nothing.
-        token_budget: see `Engine.add`.
-    """
-
-    prompt: list[int]
-    sampling: Sampling
-    sampler: Sampler
-    tokens: list[int] = field(default_factory=list)
-    choices: list[Choice] = field(default_factory=list)
-    finished: Finished | None = None
-    restarts: int = 0
-    cached: int = 0
-    constraint: Constraint | None = None
-    token_budget: int | None = None
-    pages: Request | None = None
-
-    @property
-    def done(self) -> int:
-        """Tokens whose keys are in pages."""
-        return 0 if self.pages is None else self.pages.length
-
-    @property
-    def length(self) -> int:
-        return len(self.prompt) + len(self.tokens)
-
-    def ahead(self, most: int) -> list[int]:
-        """The next tokens for the model: of the prompt up to `most`, else one."""
-        if self.done < len(self.prompt):
-            return self.prompt[self.done : self.done + most]
-        return [self.tokens[self.done - len(self.prompt)]]
+_TYPICAL = 8192
+"""Tokens of the texts for which ranks have equal work, where nothing says how long texts are."""
 
 
 class Engine:
@@ -105,6 +59,12 @@ class Engine:
         max_requests: how many are worked on at once. chunk: tokens of prompts in a step, at most.
         prefixes: texts whose pages stay for others that begin alike; 0: none.
         end: tokens that end a text; None: those of the model's generation config.
+        group: of torch.distributed, whose ranks divide the model; all of them make an engine with the same arguments.
+            Each then has its own part of the weights and of the pages, of which `memory` is for one rank. None: this
+            process has all.
+
+    Attributes:
+        parts: what the heads of each layer see, those of other ranks too.
 
     Raises:
         ValueError: the model, or a number, is not supported. Nothing has run then.
@@ -112,8 +72,8 @@ class Engine:
 
     def __init__(
         self, model: Any, *, sparsity: Sparsity | None = None, memory: int | None = None, max_length: int | None = None,
-        max_requests: int = 8, chunk: int = 512, prefixes: int = 0,
-        end: Sequence[int] | None = None,
+        max_requests: int = 8, chunk: int = 512, prefixes: int = 0, end: Sequence[int] | None = None,
+        group: distributed.ProcessGroup | None = None,
     ) -> None:  # fmt: skip
         given = {"max_requests": max_requests, "chunk": chunk}
         given |= {name: value for name, value in (("memory", memory), ("max_length", max_length)) if value is not None}
@@ -123,36 +83,55 @@ class Engine:
         if sparsity is not None and sparsity.prefill is not None and chunk < sparsity.page:
             raise ValueError(f"chunk must be at least a page of {sparsity.page} tokens with prefill=, got {chunk}")
         _check_model(model)
-        self.model, self.max_requests, self.chunk = model, max_requests, chunk
         self.sparsity = sparsity or Sparsity()
         geometry = Geometry.of_model(model)
         if max_length is not None and geometry.longest is not None and max_length > geometry.longest:
             raise ValueError(f"max_length must be at most the model's {geometry.longest} tokens, got {max_length}")
-        parts = self.sparsity.parts(geometry)
+        parts = self.parts = self.sparsity.parts(geometry)
         weight = model.get_input_embeddings().weight
         device, stored = weight.device, self.sparsity.stored_for(weight.dtype)
-        pages, self.max_length = pages_for(
-            geometry, self.sparsity, stored, parts, memory=memory, longest=max_length, requests=max_requests,
-            chunk=chunk, device=device, skips=isinstance(getattr(model, "geometry", None), Geometry),
-        )  # fmt: skip
+        skips = isinstance(getattr(model, "geometry", None), Geometry)
+        self.team: Team | None = None
+        if group is not None and distributed.get_world_size(group) > 1:
+            check_divisible(model, geometry, distributed.get_world_size(group))
+            self.team, ranks = Team(group), distributed.get_world_size(group)
+            dealt = deal(costs(geometry, parts, max_length or geometry.longest or _TYPICAL), ranks)
+            mine = dealt[self.team.ranks.rank]
+            model = divided(model, geometry, mine, self.team.ranks)
+            geometry, parts = narrowed(geometry, parts, mine)
+            if memory is None and device.type == "cpu":
+                memory = int(free_memory(device) * SHARE) // self.team.neighbours()
+
+        def held() -> Limits:
+            return pages_for(
+                geometry, self.sparsity, stored, parts, memory=memory, longest=max_length, requests=max_requests,
+                chunk=chunk, device=device, skips=skips,
+            )  # fmt: skip
+
+        pages, self.max_length = held() if self.team is None else least(self.team.every(held))
         if max_length is None and geometry.longest is not None and self.max_length < geometry.longest:
             logger.warning("texts have at most %d tokens, of the model's %d: memory", self.max_length, geometry.longest)
+        self.model = model
         self._attending = hooks.Attending(model)
         self.store = Store(geometry, self.sparsity, stored, parts, pages, device)
         self.prefixes = Prefixes(self.store, prefixes)
+        self.scheduler = Scheduler(self.store, self.prefixes, max_requests=max_requests, chunk=chunk)
+        self.waiting, self.running = self.scheduler.waiting, self.scheduler.running
         self.cache = PackedCache(geometry, self.sparsity, self.store)
         self.end = frozenset(_end_tokens(model) if end is None else end)
-        self.waiting: deque[Job] = deque()
-        self.running: list[Job] = []
 
     @property
     def tally(self) -> Tally:
-        """What attention read of what it could have read."""
-        return self.cache.tally
+        """What attention read of what it could have read; on rank 0 of several that of all, which it asks."""
+        if self.team is None or not self.team.first:
+            return self.cache.tally
+        self.team.tell("tally")
+        self.team.send()
+        return Tally.sum(self.team.every(lambda: self.cache.tally))
 
     @property
     def busy(self) -> bool:
-        return bool(self.waiting or self.running)
+        return self.scheduler.busy
 
     @property
     def vocabulary(self) -> int:
@@ -167,7 +146,9 @@ class Engine:
         Raises:
             ValueError: the prompt is empty, has tokens that the model does not know, or is too long with its output;
                 or the budget is none that the engine can hold.
+            RuntimeError: this rank follows another.
         """
+        self._check_first()
         self.check_budget(token_budget)
         prompt = list(prompt)
         if not prompt:
@@ -179,7 +160,8 @@ class Engine:
                 f"expected at most {self.max_length}"
             )
         job = Job(prompt, sampling, Sampler(sampling, prompt, self.vocabulary), token_budget=token_budget)
-        self.waiting.append(job)
+        self._tell("add", prompt, sampling.max_tokens, token_budget)
+        self.scheduler.add(job)
         return job
 
     def check_budget(self, token_budget: int | None) -> None:
@@ -197,10 +179,8 @@ class Engine:
     def stop(self, job: Job, reason: Finished = "abort") -> None:
         """End a request and give its pages back; no matter if it has ended."""
         if job.finished is None:
-            self._release(job)
-            if job in self.waiting:
-                self.waiting.remove(job)
-            job.finished = reason
+            self._tell("stop", job.number, reason)
+            self.scheduler.end(job, reason)
 
     @torch.no_grad()
     def step(self) -> list[Job]:
@@ -210,129 +190,122 @@ class Engine:
             The requests that have a new token.
 
         An error, or Ctrl-C, in the middle leaves pages without their keys: who had a part in the pass starts again.
+        Ranks of a group cannot go on then.
+
+        Raises:
+            OutOfPages: one request has no room alone. RankLost: of several ranks one has gone. RuntimeError: this rank
+                follows another.
         """
-        plan = self._plan()
-        if not plan:
-            return []
+        self._check_first()
+        with self.team.passing() if self.team is not None else nullcontext():
+            if self.team is not None:
+                self.team.tell("step")
+                self.team.send()
+            plan = self.scheduler.plan()
+            jobs, logits = self._pass(plan)
         try:
-            return self._pass(plan)
+            taken = self._decided(jobs, logits)
         except BaseException:
-            for job in reversed([job for job in self.running if any(job is each for each, _ in plan)]):
-                self._restart(job)
+            self._tell("undo")
+            self.scheduler.undo(plan)
+            raise
+        self._tell("take", [(choice.token, finished) for choice, finished in taken])
+        for job, (choice, finished) in zip(jobs, taken, strict=True):
+            job.choices.append(choice)
+            self.scheduler.take(job, choice.token, finished)
+        return jobs
+
+    @torch.no_grad()
+    def follow(self) -> None:
+        """Another rank than the first: compute its part of every pass until the first one closes its engine.
+
+        Raises:
+            RankLost: another rank has gone. RuntimeError: there are no others, or this is the first.
+        """
+        team, scheduler = self.team, self.scheduler
+        if team is None or team.first:
+            raise RuntimeError("follow() is for the ranks of a group after the first, which is asked itself")
+        plan: Plan = []
+        jobs: list[Job] = []
+        while True:
+            for event in team.hear():
+                match event:
+                    case "add", prompt, most, budget:
+                        sampling = Sampling(max_tokens=most)
+                        scheduler.add(Job(prompt, sampling, Sampler(sampling, [], 1), token_budget=budget))
+                    case "stop", number, reason:
+                        scheduler.end(scheduler.numbered(number), reason)
+                    case ("step",):
+                        with suppress(OutOfPages), team.passing():  # the first has the same plan, and says so
+                            plan = scheduler.plan()
+                            jobs, _ = self._pass(plan)
+                    case "take", taken:
+                        for job, (token, finished) in zip(jobs, taken, strict=True):
+                            scheduler.take(job, token, finished)
+                    case ("undo",):
+                        scheduler.undo(plan)
+                    case ("tally",):
+                        team.every(lambda: self.cache.tally)
+                    case ("close",):
+                        return
+
+    def close(self) -> None:
+        """Rank 0 of a group: the others need not follow any longer, and no more is computed. Else nothing."""
+        if self.team is not None and self.team.first and self.team.lost is None:
+            self.team.tell("close")
+            self.team.send()
+            self.team.lost = "the engine was closed"
+
+    def _pass(self, plan: Plan) -> tuple[list[Job], Tensor]:
+        """Those of the plan that wait for a token, and the model's logits for each; none on a rank that follows."""
+        if not plan:
+            return [], torch.empty(0)
+        try:
+            return self._computed(plan)
+        except BaseException:
+            self.scheduler.undo(plan)
             raise
 
-    def _pass(self, plan: Sequence[tuple[Job, list[int]]]) -> list[Job]:
-        """The model's next logits for the plan, and a token from each that a request waits for."""
+    def _computed(self, plan: Plan) -> tuple[list[Job], Tensor]:
         tokens = [token for _, ahead in plan for token in ahead]
         counts = [len(ahead) for _, ahead in plan]
         places = [at for job, ahead in plan for at in range(job.done, job.done + len(ahead))]
         decoding = sum(job.done >= len(job.prompt) for job, _ in plan)
         device = self.store.device
-        step = self.store.extend([_pages(job) for job, _ in plan], counts, decoding)
+        step = self.store.extend([job.held for job, _ in plan], counts, decoding)
         self.cache.begin(step)
         last = torch.tensor(counts).cumsum(0) - 1
         wanted = [at for at, (job, _) in enumerate(plan) if job.done == job.length]
+        asked = wanted if self.team is None or self.team.first else []
         with self._attending():
             logits = self.model(
                 input_ids=torch.tensor([tokens], device=device), position_ids=torch.tensor([places], device=device),
-                past_key_values=self.cache, use_cache=True, logits_to_keep=last[wanted].to(device),
+                past_key_values=self.cache, use_cache=True, logits_to_keep=last[asked].to(device),
             ).logits[0]  # fmt: skip
         self.store.trim(step.requests)
-        jobs = [plan[at][0] for at in wanted]
+        return [plan[at][0] for at in wanted], logits
+
+    def _decided(self, jobs: Sequence[Job], logits: Tensor) -> list[tuple[Choice, Finished | None]]:
+        """The next token of each, and how its text ends with it."""
         for at, job in enumerate(jobs):
             if job.constraint is not None:
                 logits[at] = job.constraint.narrow(logits[at])
-        for job, choice in zip(jobs, choose(logits, [job.sampler for job in jobs]), strict=True):
-            self._take(job, choice)
-        return jobs
+        choices = choose(logits, [job.sampler for job in jobs]) if jobs else []
+        return [(choice, self._ends(job, choice.token)) for job, choice in zip(jobs, choices, strict=True)]
 
-    def _take(self, job: Job, choice: Choice) -> None:
-        if not job.tokens and self.prefixes.most:
-            self.prefixes.keep(self.store.fork(_pages(job)), job.prompt)
-        job.tokens.append(choice.token)
-        job.choices.append(choice)
-        whole = job.constraint is not None and job.constraint.take(choice.token)
-        ends = choice.token in job.sampling.stop_token_ids or whole
-        if ends or (choice.token in self.end and not job.sampling.ignore_eos):
-            self.stop(job, "stop")
-        elif len(job.tokens) == job.sampling.max_tokens:
-            self.stop(job, "length")
+    def _ends(self, job: Job, token: int) -> Finished | None:
+        whole = job.constraint is not None and job.constraint.take(token)
+        if whole or token in job.sampling.stop_token_ids or (token in self.end and not job.sampling.ignore_eos):
+            return "stop"
+        return "length" if len(job.tokens) + 1 == job.sampling.max_tokens else None
 
-    def _plan(self) -> list[tuple[Job, list[int]]]:
-        """Who works on which tokens, for which there are pages: those that decode, then prompts up to the chunk."""
-        while self.waiting and len(self.running) < self.max_requests and self._room_made(self.waiting[0]):
-            job = self.waiting.popleft()
-            job.pages = self._begun(job)
-            self.running.append(job)
-        while True:
-            plan, left = [], self.chunk
-            for job in sorted(self.running, key=lambda job: job.done < len(job.prompt)):
-                ahead = job.ahead(left)
-                if job.done < len(job.prompt):
-                    if self.sparsity.prefill is not None and job.done + len(ahead) < len(job.prompt):
-                        ahead = ahead[: len(ahead) - len(ahead) % self.sparsity.page]  # blocks begin with pages
-                    left -= len(ahead)
-                if ahead:
-                    plan.append((job, ahead))
-            while not self._fits(plan):
-                if not self.prefixes.evict():
-                    break
-            else:
-                return plan
-            if len(self.running) == 1:
-                raise OutOfPages(f"one request of {self.running[0].length} tokens has no room alone")
-            self._restart(self.running[-1])
+    def _tell(self, *event: Any) -> None:
+        if self.team is not None:
+            self.team.tell(*event)
 
-    def _begun(self, job: Job) -> Request:
-        """Its pages: none yet, or those of a text that began alike."""
-        found = None if job.tokens else self.prefixes.take(job.prompt, job.token_budget)
-        job.cached = 0 if found is None else found.length
-        pages = self.store.open() if found is None else found
-        pages.token_budget = job.token_budget
-        return pages
-
-    def _room_made(self, job: Job) -> bool:
-        """Whether a request has room, if need be that of texts which are kept for others."""
-        while not self._has_room(job):
-            if not self.prefixes.evict():
-                return False
-        return True
-
-    def _has_room(self, job: Job) -> bool:
-        """Whether all pages that a request has to have for its next token are free, and not wanted by those before it.
-
-        Pages of windows are there for all; one request alone always has room.
-        """
-        dense = self.store.pages.get(View(None, 0))
-        if dense is None or not self.running:
-            return True
-        page = self.sparsity.page
-        wanted = sum(job.length // page + 1 - len(_pages(job).tables[View(None, 0)]) for job in self.running)
-        return job.length // page + 1 + wanted <= dense.free
-
-    def _restart(self, job: Job) -> None:
-        """Give its pages back; it is the next to begin."""
-        self._release(job, keep=False)
-        job.restarts += 1
-        self.waiting.appendleft(job)
-
-    def _fits(self, plan: Sequence[tuple[Job, list[int]]]) -> bool:
-        needed = [self.store.needed(_pages(job), len(ahead)) for job, ahead in plan]
-        return all(sum(each[view] for each in needed) <= pages.free for view, pages in self.store.pages.items())
-
-    def _release(self, job: Job, keep: bool = True) -> None:
-        if job.pages is not None:
-            if keep:
-                self.prefixes.keep(job.pages, [*job.prompt, *job.tokens])
-            else:
-                self.store.close(job.pages)
-            job.pages = None
-            self.running.remove(job)
-
-
-def _pages(job: Job) -> Request:
-    assert job.pages is not None
-    return job.pages
+    def _check_first(self) -> None:
+        if self.team is not None and not self.team.first:
+            raise RuntimeError(f"rank {self.team.ranks.rank} follows rank 0, which is asked: call follow() here")
 
 
 def _end_tokens(model: Any) -> list[int]:

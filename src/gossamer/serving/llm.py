@@ -13,9 +13,11 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+from torch import distributed
 
 from gossamer.serving import hooks
-from gossamer.serving.engine import Engine, Finished, Job
+from gossamer.serving.engine import Engine
+from gossamer.serving.jobs import Finished, Job
 from gossamer.serving.loading import load
 from gossamer.serving.sampling import Choice, Sampling
 from gossamer.serving.sparsity import Sparsity
@@ -52,7 +54,8 @@ class LLM:
         sparsity: what attention skips; None: nothing.
         tokenizer: of transformers; None: the one that comes with the model.
         dtype, device: of the weights, as in `gossamer.serving.load`.
-        memory, max_length, max_requests, chunk, prefixes: as in `gossamer.serving.Engine`.
+        memory, max_length, max_requests, chunk, prefixes, group: as in `gossamer.serving.Engine`. Of several ranks the
+            first is asked, and closed at the end; the others `follow`.
 
     Raises:
         FileNotFoundError, ValueError, TypeError, ImportError: as `load` and `Engine` do, before anything runs.
@@ -62,18 +65,31 @@ class LLM:
         self, model: str | Path | Any, *, sparsity: Sparsity | None = None, tokenizer: Any = None,
         dtype: torch.dtype | str | None = None, device: torch.device | str | None = None, memory: int | None = None,
         max_length: int | None = None, max_requests: int = 8, chunk: int = 512, prefixes: int = 0,
+        group: distributed.ProcessGroup | None = None,
     ) -> None:  # fmt: skip
         loaded = load(model, dtype=dtype, device=device, attn_implementation=hooks.NAME)
         self.tokenizer = tokenizer if tokenizer is not None else loaded.tokenizer
         self.engine = Engine(
             loaded.model, sparsity=(sparsity or Sparsity()).of(model), memory=memory, max_length=max_length,
-            max_requests=max_requests, chunk=chunk, prefixes=prefixes,
+            max_requests=max_requests, chunk=chunk, prefixes=prefixes, group=group,
         )  # fmt: skip
 
     @property
     def tally(self) -> Tally:
         """What attention read of what it could have read, since the model was made."""
         return self.engine.tally
+
+    def follow(self) -> None:
+        """On another rank than the first of a group: take part in what that one is asked, until it is closed.
+
+        Raises:
+            RankLost, RuntimeError: as `Engine.follow`.
+        """
+        self.engine.follow()
+
+    def close(self) -> None:
+        """On the first rank of a group: let the others go. Without a group there is nothing to do."""
+        self.engine.close()
 
     def encode(self, prompt: Prompt) -> list[int]:
         """The tokens of a text, with those that the tokenizer puts before it; tokens stay as they are.

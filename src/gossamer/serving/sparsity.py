@@ -206,12 +206,18 @@ class View:
 @dataclass(frozen=True, eq=False)
 class Part:
     """Heads of a layer that see alike: their view, which they are (int64), and whether they choose pages, while they
-    decode and while a prompt is read."""
+    decode and while a prompt is read.
+
+    Attributes:
+        first: the first of the heads that see alike is among them, and not on another rank: what is counted once for a
+            layer is counted here.
+    """
 
     view: View
     heads: Tensor
     chooses: bool
     prefill: bool
+    first: bool = True
 
     def pool(self, count: int, width: int, sparsity: Sparsity, stored: Stored, device: torch.device) -> PagePool:
         """Memory for `count` pages of these heads; summaries only where something is chosen by them."""

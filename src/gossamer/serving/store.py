@@ -58,7 +58,7 @@ class Store:
         missing = set(views(self.parts)) - pages.keys()
         if missing:
             raise ValueError(f"pages must say how many each view has, and lacks {missing}")
-        self.pages = {view: Pages(pages[view]) for view in views(self.parts)}
+        self.pages = {view: Pages(count) for view, count in pages.items()}  # of heads on other ranks too
         self.pools = [
             [self._pool(part, layer, pages[part.view]) for part in parts] for layer, parts in enumerate(self.parts)
         ]

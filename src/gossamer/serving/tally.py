@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 from torch import Tensor
 
@@ -44,6 +44,21 @@ class Tally:
     def mean_bound(self) -> float:
         return self.sum_of_bounds / max(self.heads_bounded, 1)
 
+    @classmethod
+    def sum(cls, tallies: Sequence[Tally]) -> Tally:
+        """That of several processes, each of which has some of the heads.
+
+        >>> str(Tally.sum([Tally(decode_keys=10, decode_read=5)] * 2))
+        'decoding read 50.0% of 20 keys'
+        """
+        largest = ("worst_bound", "worst_kept")
+        return cls(
+            **{
+                each.name: (max if each.name in largest else sum)(getattr(tally, each.name) for tally in tallies)
+                for each in fields(cls)
+            }
+        )
+
     def decode(self, part: Part, lengths: Sequence[int]) -> None:
         """Heads read all that they see, in texts of so many tokens."""
         heads = part.heads.numel()
@@ -62,8 +77,8 @@ class Tally:
             self.decode_keys += heads * length * each
             # The newest page is always read, and is not full.
             self.decode_read += count * page - heads * each * (-length % page)
-            self.sparse_steps += count < heads * each * -(-length // page)
-        self.chosen += refreshed
+            self.sparse_steps += part.first and count < heads * each * -(-length // page)
+        self.chosen += refreshed if part.first else 0
         self.scored += refreshed * heads * max(-(-length // page) for length in lengths)
 
     def prefill(self, part: Part, lengths: Sequence[int], counts: Sequence[int], lists: Pattern | None = None) -> None:

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from gossamer.ranks import Ranks
 from gossamer.xmc.data.csr import Csr
-from gossamer.xmc.ranks import Ranks
 
 
 class Head(nn.Module):

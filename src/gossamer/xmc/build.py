@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gossamer.ranks import Ranks
 from gossamer.xmc.base_head import Head
 from gossamer.xmc.head import FusedHead
 from gossamer.xmc.joined import JoinedHead
-from gossamer.xmc.ranks import Ranks
 from gossamer.xmc.recipe import Recipe
 from gossamer.xmc.sharded import ShardedHead
 from gossamer.xmc.wide import WideHead

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from gossamer import files
 from gossamer.owned import Record, remove
+from gossamer.ranks import ALONE, Ranks
 from gossamer.xmc import encoders
 from gossamer.xmc.base_head import Head
 from gossamer.xmc.data.csr import Csr
@@ -23,7 +24,6 @@ from gossamer.xmc.fit import Examples, Fit, train
 from gossamer.xmc.grouping import as_clusters, clusters_of, order_of
 from gossamer.xmc.opening import open_head
 from gossamer.xmc.predict import predictions
-from gossamer.xmc.ranks import ALONE, Ranks
 from gossamer.xmc.recipe import Recipe
 from gossamer.xmc.wiring import wire
 

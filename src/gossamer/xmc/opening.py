@@ -8,11 +8,11 @@ from typing import Any
 
 import torch
 
+from gossamer.ranks import Ranks
 from gossamer.xmc import saved, store
 from gossamer.xmc.base_head import Head
 from gossamer.xmc.head import FusedHead
 from gossamer.xmc.joined import JoinedHead
-from gossamer.xmc.ranks import Ranks
 from gossamer.xmc.sharded import ShardedHead
 from gossamer.xmc.wide import WideHead
 

@@ -22,13 +22,13 @@ from torch import Tensor, distributed, nn
 from gossamer.kernels.reference.fan_in_rewire import count_keys, cut_of_all
 from gossamer.ops.fan_in.rewire import Scope
 from gossamer.ops.fan_in.topk import fan_in_topk, merge_topk
+from gossamer.ranks import Ranks
 from gossamer.xmc import saved, store
 from gossamer.xmc.base_head import Head, checked_sets, checked_x, within
 from gossamer.xmc.data.csr import Csr
 from gossamer.xmc.features import beside
 from gossamer.xmc.growth import Growth
 from gossamer.xmc.head import FusedHead
-from gossamer.xmc.ranks import Ranks
 
 
 def share_of(labels: int, rank: int, size: int, group: int = 1) -> tuple[int, int]:

@@ -21,7 +21,8 @@ from gossamer.serving.sparsity import Sparsity
 from gossamer.serving.store import bytes_of_page
 
 if TYPE_CHECKING:
-    from gossamer.serving.engine import Engine, Job
+    from gossamer.serving.engine import Engine
+    from gossamer.serving.jobs import Job
 
 STEPS = 4  # of a call: as many as pages are chosen for
 FIRST = 1  # the token that every text begins with

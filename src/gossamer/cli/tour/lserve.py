@@ -21,7 +21,8 @@ from gossamer.report.quantity import short
 from gossamer.serving.sparsity import Sparsity
 
 if TYPE_CHECKING:
-    from gossamer.serving.engine import Engine, Job
+    from gossamer.serving.engine import Engine
+    from gossamer.serving.jobs import Job
 
 LONG, SHORT, BUDGET, FOLLOWING = 6144, 384, 512, 48
 ANSWER = 64

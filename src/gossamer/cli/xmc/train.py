@@ -23,6 +23,7 @@ from gossamer.cli.train import checkpoint, folder
 from gossamer.cli.train.progress import Progress
 from gossamer.cli.xmc.report import write
 from gossamer.integrations.distributed import World, connected
+from gossamer.ranks import ALONE, Ranks
 from gossamer.xmc import data
 from gossamer.xmc.classifier import Classifier, clear, load
 from gossamer.xmc.data import Csr, DataSet, Part, Texts
@@ -30,7 +31,6 @@ from gossamer.xmc.encoders import Inputs
 from gossamer.xmc.fit import Examples, Fit, train
 from gossamer.xmc.metrics import Scores, inverse_propensity
 from gossamer.xmc.predict import evaluate
-from gossamer.xmc.ranks import ALONE, Ranks
 from gossamer.xmc.recipe import Recipe
 from gossamer.xmc.wide import WideHead
 

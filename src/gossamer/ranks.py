@@ -1,4 +1,4 @@
-"""The processes that labels are divided among: one, or those of a group of torch.distributed."""
+"""The processes that something is divided among: one, or those of a group of torch.distributed."""
 
 from __future__ import annotations
 

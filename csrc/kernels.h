@@ -100,6 +100,7 @@
 //          form[requests, query_heads, 2 * width] with the summaries of that page; -inf where there is none.
 // relu_bits  y[rows, cols] = x cut at zero, bits[rows, ceil(cols / 32)] words where it is not: NaN stays.
 // keep_bits  y[rows, cols] = x where the bit is set, else zero.
+// reorder  y[batch][cols, rows] = x[batch][rows, cols]: each matrix of a batch is transposed.
 // read     Sums x[bytes] as words: the fastest way to touch memory once, the yardstick of the other ops.
 #define GOSSAMER_FOR_EACH_OP(OP)                                                                                      \
   OP(detect, void, const void* x, int64_t rows, int64_t cols, int element_size, bool is_float, int64_t bm,            \
@@ -193,6 +194,7 @@
      const Pages& pages, const Requests& requests, const Summaries& summaries, float* scores, int threads)            \
   OP(relu_bits, void, const float* x, int64_t rows, int64_t cols, float* y, void* bits, int threads)                  \
   OP(keep_bits, void, const float* x, const void* bits, int64_t rows, int64_t cols, float* y, int threads)            \
+  OP(reorder, void, const float* x, int64_t batch, int64_t rows, int64_t cols, float* y, int threads)                 \
   OP(read, uint64_t, const void* x, int64_t bytes, int threads)
 
 namespace gossamer {

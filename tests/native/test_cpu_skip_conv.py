@@ -208,6 +208,14 @@ def test_relu_bits(isa, shape):
         assert_same_bits(kept, reference.keep_bits(x.flip(0), bits))
 
 
+@pytest.mark.parametrize("shape", [(1, 1, 1), (2, 3, 300), (3, 257, 513), (2, 600, 17), (0, 3, 4), (2, 0, 5)], ids=str)
+def test_reorder(isa, shape):
+    x = torch.randn(shape)
+    for threads in (1, 3):
+        torch.set_num_threads(threads)
+        assert_same_bits(cpu.reorder(x), reference.reorder(x))
+
+
 PACKED = cpu.skip_pack(torch.ones(24, 16, 3, 3))
 X = torch.ones(1, 4, 4, 16)
 

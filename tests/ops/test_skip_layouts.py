@@ -9,6 +9,7 @@ import torch.nn.functional as F
 
 import gossamer as gs
 from gossamer.ops.skipping import passes
+from gossamer.ops.skipping.memory_format import LAST, in_format
 
 backends = pytest.mark.parametrize("backend", ["reference", "cpu"])
 
@@ -159,6 +160,17 @@ def test_no_gradient_is_recorded_where_none_is_wanted():
         assert y.is_inference() and torch.equal(y, F.conv2d(x, weight).relu())
         other = gs.ops.conv2d(x.clone(), weight, skip="auto")
         assert torch.equal(other, F.conv2d(x, weight))
+
+
+@pytest.mark.parametrize("shape", [(2, 33, 40, 51), (70, 64, 1, 16), (1, 3, 150, 151), (2, 16, 5, 7)], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_images_change_their_order_in_memory(shape, dtype):
+    """Ours and torch's copies are the same tensor, which may be written in place; what is in order is not copied."""
+    x = torch.randn(shape, dtype=dtype)
+    for made, order in ((x, LAST), (x.contiguous(memory_format=LAST), torch.contiguous_format), (x[:, 1:], LAST)):
+        y, expected = in_format(made, order), made.contiguous(memory_format=order)
+        assert torch.equal(y, expected) and y.stride() == expected.stride() and not y._is_view()
+        assert in_format(y, order) is y
 
 
 def test_never_is_torchs_own():

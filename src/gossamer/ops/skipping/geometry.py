@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from gossamer.ops import dense
+from gossamer.ops.skipping.memory_format import LAST, in_format
 
 Pair = tuple[int, int]
-LAST = torch.channels_last
 
 
 class Convolution(NamedTuple):
@@ -27,7 +27,7 @@ class Convolution(NamedTuple):
 
     def laid_out(self, x: Tensor) -> Tensor:
         """x as the kernels read it."""
-        return x.contiguous(memory_format=LAST)
+        return in_format(x, LAST)
 
     def packed(self, x: Tensor) -> Tensor:
         """x without gaps or repeats in memory."""

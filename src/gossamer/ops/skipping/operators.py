@@ -19,6 +19,7 @@ from gossamer.ops.autograd import saving_is_watched, wants_gradient
 from gossamer.ops.packs import KEPT
 from gossamer.ops.registration import Backend, register_opaque
 from gossamer.ops.skipping.geometry import layer_of
+from gossamer.ops.skipping.memory_format import in_format
 from gossamer.ops.skipping.passes import UNKNOWN, Gradients, Passes
 from gossamer.ops.transforms import is_transformed
 from gossamer.planner import Site
@@ -62,7 +63,7 @@ def _forward(
     if plain or (not relu and not passes.asks(x, weight)):
         y = passes.layer.dense(x, weight, bias, keep_packed)
         if geometry:
-            y = y.contiguous(memory_format=passes.layer.order(x, weight))
+            y = in_format(y, passes.layer.order(x, weight))
         return y, torch.empty(0, dtype=torch.int32), torch.full((1,), UNKNOWN)
     y, bits, nonzeros = passes.forward(x, weight, bias, relu)
     return y, bits, torch.tensor([nonzeros])

@@ -20,7 +20,8 @@ from torch import Tensor
 from gossamer.measure import clock
 from gossamer.ops.packs import KEPT
 from gossamer.ops.registration import load_kernel
-from gossamer.ops.skipping.geometry import LAST, Layer, Linear, layer_of
+from gossamer.ops.skipping.geometry import Layer, Linear, layer_of
+from gossamer.ops.skipping.memory_format import LAST, in_format, owned
 from gossamer.planner import Site
 
 DENSE, SKIP, SKIP_X, SKIP_DY = "dense", "skip", "skip_x", "skip_dy"
@@ -77,7 +78,7 @@ class Passes:
                 seconds, seen = clock.now() - begin, {"dy": of_dy / dy.numel()}
             else:
                 dy, bits = self._kept(dy, bits), None
-                dx = self._dense(dy, x, weight, 0).contiguous(memory_format=order)
+                dx = in_format(self._dense(dy, x, weight, 0), order)
                 seconds = clock.now() - begin
                 seen = {"dy": sampled(dy)} if self.site.samples("input") else {}
             self.site.observe("input", algorithm, seconds, seen)
@@ -182,7 +183,7 @@ class Passes:
             layer.pixels(x), ready, bias, bits, weight.shape[1 if transposed else 0],
             layer.kernel(weight), layer.stride, layer.padding, layer.dilation, transposed, tuple(size), relu,
         )  # fmt: skip
-        return _own(y, layer.from_pixels(y)).contiguous(memory_format=order), ybits, counts
+        return in_format(owned(y, layer.from_pixels(y)), order), ybits, counts
 
     def _skip_weight(
         self, dy: Tensor, x: Tensor, weight: Tensor, bits: Tensor | None, skip: str
@@ -204,9 +205,9 @@ class Passes:
 
     def _rectified(self, y: Tensor, relu: bool, order: torch.memory_format) -> tuple[Tensor, Tensor]:
         if not relu:
-            return y.contiguous(memory_format=order), torch.empty(0, dtype=torch.int32, device=y.device)
+            return in_format(y, order), torch.empty(0, dtype=torch.int32, device=y.device)
         pixels, bits = self._kernel("relu_bits", "relu_bits")(self.layer.pixels(self.layer.laid_out(y)))
-        return _own(pixels, self.layer.from_pixels(pixels)).contiguous(memory_format=order), bits
+        return in_format(owned(pixels, self.layer.from_pixels(pixels)), order), bits
 
     def _kept(self, dy: Tensor, bits: Tensor | None) -> Tensor:
         """dy with zeros where the relu was off."""
@@ -232,15 +233,6 @@ def sampled(x: Tensor) -> float:
         x = x.as_strided((_PIECES, _PIECE), (count // _PIECES, 1))
         count = _PIECES * _PIECE
     return int(torch.count_nonzero(x)) / count
-
-
-def _own(new: Tensor, view: Tensor) -> Tensor:
-    """The view of a new tensor as a tensor of its own: autograd refuses in-place operators on a view that a custom
-    function returns."""
-    if not new._is_view():
-        return new.as_strided_(view.shape, view.stride())
-    whole = torch.empty(0, dtype=view.dtype, device=view.device)  # room from kernels/cpu/memory.py
-    return whole.set_(view.untyped_storage(), view.storage_offset(), view.shape, view.stride())
 
 
 def laid_out_as(gradient: Tensor | None, weight: Tensor) -> Tensor:

@@ -220,7 +220,7 @@ class Method(State):
         for handle in self._handles:
             handle.remove()
         for tensor in self.tensors.values():
-            tensor.want_gradient(False)
+            tensor.want_gradient(False, self.step)
 
     # ------------------------------------------------------------------ hooks
 
@@ -317,7 +317,7 @@ class Method(State):
         """Tell the tensors whether the next step reads their dense gradients."""
         wanted = any(self.needs_gradient(event) for event in (*self.pending, *self.events(self.step + 1)))
         for name, tensor in self.tensors.items():
-            tensor.want_gradient(wanted or self.gradients.awaited(name))
+            tensor.want_gradient(wanted or self.gradients.awaited(name), self.step + 1)
 
     def _read_gradients(self, t: int, *, ranks: bool) -> None:
         """Read what step t needs: for its own events (`ranks`), a window, an average, the next update."""

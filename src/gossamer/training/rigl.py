@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from gossamer.training.set import SET
+from gossamer.training.settings import count
+from gossamer.training.tiles import TileValues
 
 
 @dataclass(eq=False, repr=False)
@@ -16,7 +18,12 @@ class RigL(SET):
     the k smallest |w| go, the k largest |dense gradient| among the rest come, starting at zero. The published code
     updates the mask in place of the optimizer step (`replace_step=True`); the default updates after it.
 
-    Takes the arguments of `SET`. The paper updates every 100 steps of batch 4096 until T_end = 0.75 of the training.
+    Args (beyond `SET`):
+        candidates: each row of a `gossamer.nn.FanInLinear` is scored at so many inputs that it does not read, drawn
+            anew for each update, in place of all: no dense gradient of such a layer is computed. A row that lost more
+            than it was shown gets back the largest of what it lost. 0: all are scored.
+
+    The paper updates every 100 steps of batch 4096 until T_end = 0.75 of the training.
 
     Example:
         >>> import torch
@@ -32,4 +39,20 @@ class RigL(SET):
     drop_schedule: str = "cosine"
     grow: str = "gradient"
     stop: float = 0.75
+    candidates: int = 0
     name: ClassVar[str] = "rigl"
+
+    def validate(self) -> None:
+        super().validate()
+        count("candidates", self.candidates, low=0)
+        if self.candidates and self.grad_window > 1:
+            raise ValueError(f"candidates are others in each step, expected grad_window=1, got {self.grad_window}")
+
+    def prepare(self) -> None:
+        super().prepare()
+        rows = [layer.tensor for layer in self.layers if layer.row_units is not None]
+        if self.candidates and not rows:
+            raise ValueError(f"candidates={self.candidates} is for FanInLinear layers, of which there are none")
+        for tensor in rows:
+            assert isinstance(tensor, TileValues)
+            tensor.candidates, tensor.seed = self.candidates, self.seed

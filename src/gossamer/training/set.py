@@ -77,6 +77,11 @@ class SET(Method):
         active, drop, grow = layer.active(), self.drop_scores(layer), self.grow_scores(layer)
         if layer.row_units is None:
             return self.exchanged(active, share, drop, grow)
+        if layer.sampled:
+            # Where a row loses more than it was shown, the largest of what it lost comes back.
+            shown, had = grow > 0, self.magnitude(layer)
+            grow = torch.where(shown, 2 + grow, active * (1 + had / had.max().clamp(min=1e-30)))
+            return exchange_in_rows(active.view(layer.grid), share, drop, grow, regrow=True).view(-1)
         return exchange_in_rows(active.view(layer.grid), share, drop, grow, regrow=self.regrow_dropped).view(-1)
 
     def drop_scores(self, layer: Layer) -> Tensor:

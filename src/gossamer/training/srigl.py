@@ -55,6 +55,7 @@ class SRigL(RigL):
     min_salient: float = 0.3
     example_inputs: Any = None
     regrow_dropped: bool = field(init=False, default=True)
+    candidates: int = field(init=False, default=0)
     name: ClassVar[str] = "srigl"
     needs_dense: ClassVar[str] = "gives every neuron the same number of single weights"
 

@@ -10,6 +10,7 @@ summed over the backward passes of the step and over ranks, and reduced to one n
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass, field
 
 import torch
@@ -19,6 +20,8 @@ from torch.optim import Optimizer
 
 from gossamer.nn.block_sparse.gradient_capture import GradientCapture
 from gossamer.nn.rewirable import Rewirable
+from gossamer.ops.fan_in.product import FanInSdd
+from gossamer.ops.fan_in.rewire import fan_in_candidates
 from gossamer.pattern import Pattern
 from gossamer.pattern.build import tile_areas, tile_means
 from gossamer.training import distributed, optimizer_state
@@ -39,11 +42,16 @@ class TileValues(Masked):
         module: the layer.
         fixed: whether the capacity may not grow (DistributedDataParallel keeps the first shapes).
         reduce: whether gradients are those of a mean over ranks.
+        candidates: rows of single elements are scored at so many inputs that they do not read, drawn by `seed` and the
+            step, and nowhere else; 0: everywhere.
     """
 
     module: Rewirable = field(kw_only=True)
     fixed: bool = False
     reduce: bool = False
+    candidates: int = 0
+    seed: int = 0
+    step: int = 0
 
     def __post_init__(self) -> None:
         self.capture = GradientCapture(self.parameter)
@@ -64,8 +72,8 @@ class TileValues(Masked):
     def pattern(self, tile: tuple[int, int]) -> Pattern:
         return Pattern.from_tile_mask(self.mask, self.module.tile, shape=self.module.shape)
 
-    def want_gradient(self, wanted: bool) -> None:
-        wanted = wanted and not self.frozen
+    def want_gradient(self, wanted: bool, step: int) -> None:
+        wanted, self.step = wanted and not self.frozen, step
         if wanted == self.capture.is_open:
             return
         if wanted:
@@ -75,10 +83,21 @@ class TileValues(Masked):
         self.module.capture_gradient(self.capture.handle if wanted else None)
 
     def gradient(self) -> Tensor | None:
-        """float[tile_rows, tile_cols]: the mean |dense gradient| of each tile."""
+        """float[tile_rows, tile_cols]: the mean |dense gradient| of each tile; with `candidates` zero at the others."""
         if not self.capture.pairs:
             return None
+        if self.candidates:
+            drawn = self._drawn()
+            scores = sampled_scores(self.capture.pairs, drawn, reduce=self.reduce)
+            return scores.new_zeros(self.shape).scatter_(1, drawn.long(), scores)
         return candidate_scores(self.capture.pairs, self.module.tile, reduce=self.reduce)
+
+    def _drawn(self) -> Tensor:
+        """[rows, n]: inputs that each row does not read, other ones in each step."""
+        columns, cols = self.module.pattern.indices, self.shape[1]
+        number = int.from_bytes(hashlib.sha256(f"{self.seed}\0{self.name}".encode()).digest()[:7], "little")
+        n = min(self.candidates, cols - columns.shape[1])
+        return fan_in_candidates(columns, cols, n, seed=number, step=self.step)
 
     def hide(self) -> None:
         """There is nothing outside: the gradient of the values is zero in slack and padding."""
@@ -163,6 +182,10 @@ class TileLayer(Layer):
     def row_units(self) -> int | None:
         return self.tensor.module.row_tiles
 
+    @property
+    def sampled(self) -> bool:
+        return bool(self.tensor.candidates)
+
     def initial(self, scores: Tensor, count: int) -> Tensor:
         """Tiles that are present stay first: they have values."""
         present = self.active()
@@ -226,6 +249,20 @@ class TileLayer(Layer):
         source = module.update_pattern(pattern, optimizer=optimizer, overflow="grow")
         self.tensor.mask.copy_(units.view(self.grid))
         return source
+
+
+def sampled_scores(pairs: list[tuple[Tensor, Tensor]], columns: Tensor, *, reduce: bool = False) -> Tensor:
+    """|sum of dy^T x| at columns[rows, n], from pairs (dy[tokens, rows], x[tokens, in]): float[rows, n].
+
+    >>> dy, x = torch.tensor([[1.0, -2.0]]), torch.tensor([[1.0, 2.0, 3.0]])
+    >>> sampled_scores([(dy, x)], torch.tensor([[0], [2]], dtype=torch.int32)).tolist()
+    [[1.0], [6.0]]
+    """
+    total = torch.stack([FanInSdd.call(dy, x, columns, None) for dy, x in pairs]).sum(0)
+    if reduce:
+        dist.all_reduce(total)
+        total /= distributed.ranks()
+    return total.abs_()
 
 
 def candidate_scores(pairs: list[tuple[Tensor, Tensor]], tile: tuple[int, int], *, reduce: bool = False) -> Tensor:

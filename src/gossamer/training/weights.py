@@ -64,8 +64,8 @@ class Masked:
         """The mask as a pattern of the 2-D view."""
         return Pattern.from_mask(self.mask.reshape(len(self.mask), -1), tile)
 
-    def want_gradient(self, wanted: bool) -> None:
-        """Say whether the next optimizer step reads `gradient`."""
+    def want_gradient(self, wanted: bool, step: int) -> None:
+        """Say whether the next optimizer step, number `step`, reads `gradient`."""
 
     def gradient(self) -> Tensor | None:
         """What growth is scored by: the dense gradient, in the parameter's shape. None: there is none.
@@ -140,6 +140,11 @@ class Layer:
     def row_units(self) -> int | None:
         """Units that every row has, where that number is one for all of them."""
         return None
+
+    @property
+    def sampled(self) -> bool:
+        """Whether growth is scored at a few units of each row only."""
+        return False
 
     @property
     def shape(self) -> tuple[int, int]:

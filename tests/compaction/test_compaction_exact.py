@@ -82,7 +82,7 @@ def compacted(model: nn.Module, x: Tensor, keep: dict[str, Tensor], route: str =
     return small.model
 
 
-@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", INTEGER)
 def test_integer_networks_bit_by_bit(name: str, seed: int) -> None:
     model, x, keep = pruned(name, torch.float64, seed, integer=True)

@@ -1,6 +1,6 @@
 """Calls every native op on buffers that end, then begin, at an inaccessible page: one byte outside is a crash.
 
-Run as a program: `python guarded_memory.py ISA`. Prints the number of calls made.
+Run as a program: `python guarded_memory.py ISA ISA ...`. Prints the number of calls made for each.
 """
 
 import ctypes
@@ -336,27 +336,28 @@ def pages(draw: random.Random, at_end: bool) -> None:
     )  # fmt: skip
 
 
-if __name__ == "__main__":
-    _native.set_isa(sys.argv[1])
+def calls_of(isa: str) -> int:
+    """How many calls of attention went well, after all others of this instruction set did."""
+    _native.set_isa(isa)
     torch.manual_seed(0)
     calls = 0
     for seed in range(60):
         for at_end in (True, False):
+            KEPT.clear()
             pages(random.Random(seed), at_end)
             calls += 1
-            if _native.ops_of(sys.argv[1]) != _native.ops_of("scalar"):  # code of its own for attention alone
+            if _native.ops_of(isa) != _native.ops_of("scalar"):  # code of its own for attention alone
                 continue
-            tiles(random.Random(seed), at_end)
-            sdd(random.Random(seed), at_end)
-            gather_mm(random.Random(seed), at_end)
-            grouped(random.Random(seed), at_end)
-            fan_in(random.Random(seed), at_end)
-            classifier(random.Random(seed), at_end)
-            elements(random.Random(seed), at_end)
-            few_rows(random.Random(seed), at_end)
-            skip_conv(random.Random(seed), at_end)
-            skip_conv_weight(random.Random(seed), at_end)
+            for call in (
+                tiles, sdd, gather_mm, grouped, fan_in, classifier, elements, few_rows, skip_conv, skip_conv_weight,
+            ):  # fmt: skip
+                call(random.Random(seed), at_end)
             if seed < 6:
                 skip_conv_weight_in_stretches(random.Random(seed), at_end)
-            KEPT.clear()
-    print(calls)
+    return calls
+
+
+if __name__ == "__main__":
+    for isa in sys.argv[1:]:
+        print(f"{isa}: ", end="", flush=True)
+        print(calls_of(isa), flush=True)

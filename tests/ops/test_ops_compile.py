@@ -8,25 +8,23 @@ import gossamer as gs
 import gossamer.ops  # defines torch.ops.gossamer
 from gossamer.testing import assert_no_recompile, assert_same_bits, assert_same_tiles, case
 
-NAMES = ["one element", "elements", "ragged", "every tile, ragged", "no tiles", "no rows", "no columns"]
-by_name = pytest.mark.parametrize("name", NAMES)
-
 
 @pytest.fixture(autouse=True)
 def forget_compiled_code():
     torch.compiler.reset()
 
 
-@pytest.mark.parametrize("name", [*NAMES, "last column of uint16", "first width of int32"])
+# The laws of every op check floats, ordered and with room for all; here is what else there is.
+@pytest.mark.parametrize("name", ["ragged", "no columns", "last column of uint16", "first width of int32"])
 @pytest.mark.parametrize("ordered", [True, False])
 def test_opcheck_detect(name, ordered):
     c = case(name)
-    for capacity in (0, 3, c.grid[0] * c.grid[1]):
+    for capacity in (0, 3):
         opcheck(torch.ops.gossamer.detect.default, (c.dense(), *c.tile, capacity, ordered))
 
 
-@by_name
-@pytest.mark.parametrize("dtype", [torch.float32, torch.int8], ids=str)
+@pytest.mark.parametrize("name", ["ragged", "no rows"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.int8], ids=str)
 def test_opcheck_gather_and_scatter(name, dtype):
     c = case(name)
     p = gs.Pattern.from_mask(c.mask(), c.tile)

@@ -106,7 +106,7 @@ def test_gradients_of_first_and_second_order(dropout, shape):
         )  # fmt: skip
 
     given = (*operands(7, 2, 3 if dropout else 2, torch.float64), mask)
-    assert torch.autograd.gradcheck(attend, given)
+    assert torch.autograd.gradcheck(attend, given, fast_mode=True)
     assert torch.autograd.gradgradcheck(attend, given, fast_mode=True)
 
 
@@ -146,7 +146,7 @@ def test_one_graph_for_all_kinds_and_lengths_in_training():
     def layer(q, k, v, offsets, kind, mask, tokens):
         return varlen_attention(q * 2, k, v, offsets, kind=kind, mask=mask, tokens=tokens) * 3
 
-    compiled = torch.compile(layer, fullgraph=True, dynamic=True)
+    compiled = torch.compile(layer, fullgraph=True, dynamic=True, backend="aot_eager")
 
     def compare(lengths, kind):
         given = operands(sum(lengths))

@@ -154,7 +154,7 @@ def test_smollm2_answers_about_a_text(smollm2, tmp_path, capsys):
     from pathlib import Path
 
     source = Path(textwrap.__file__).read_text()
-    (tmp_path / "text.txt").write_text(source[:4000] + "\n\nThe secret word is 'marmalade'.\n\n" + source[4000:7000])
+    (tmp_path / "text.txt").write_text(source[:2000] + "\n\nThe secret word is 'marmalade'.\n\n" + source[2000:4000])
     flags = ["--prompt-file", str(tmp_path / "text.txt"), "--prompt", "Question: What is the secret word?"]
     assert main(["generate", str(smollm2), *flags, "--max-tokens", "16", "--token-budget", "512"]) == 0
     out, said = capsys.readouterr()

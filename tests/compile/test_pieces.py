@@ -98,3 +98,18 @@ def test_what_repeats_is_not_copied() -> None:
         assert torch.equal(piece(x)[0], -x)
     assert [x.data_ptr() == once.data_ptr() for x in seen] == [True, True, False, False]
     assert len(piece.variants) == 2
+
+
+def test_a_compiler_that_fails_leaves_nothing_behind() -> None:
+    def compiler(gm: GraphModule, inputs: list[Any]) -> Any:
+        if full:
+            raise OSError("no space left on the device of inductor's cache")
+        return gm
+
+    tally, full = Tally(), True
+    piece = Piece(graph(torch.neg, 1), [("T",)], compiler, tally)
+    for _ in range(MOST + 1):
+        with pytest.raises(OSError, match="no space left"):
+            piece(torch.ones(3))
+    full = False
+    assert torch.equal(piece(torch.ones(3))[0], -torch.ones(3)) and tally.compilations == 1

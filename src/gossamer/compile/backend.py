@@ -11,7 +11,7 @@ from typing import Any
 from torch.fx import GraphModule
 
 from gossamer.compile import activations, masked, routed
-from gossamer.compile.attend import attend
+from gossamer.compile.attend import attend, attend_across
 from gossamer.compile.cut import Cut, cut
 from gossamer.compile.finding import Finding
 from gossamer.compile.marks import take_marks
@@ -27,6 +27,8 @@ from gossamer.compile.tally import Tally
 from gossamer.compile.work import works
 
 _LOG = logging.getLogger(__name__)
+Parts = tuple[GraphModule, Plan, Cut]
+"""A graph that padding can be left out of, how, and its three parts."""
 
 
 def gossamer(
@@ -65,13 +67,16 @@ def compiled(gm: GraphModule, example_inputs: list[Any], options: Options, compi
         rewrite = functools.partial(activations.rewrite, sources=sources, keep_packed=options.keep_packed)
         _add(findings, _tried(rewrite, gm))
     _add(findings, _tried(routed.find, gm))
-    padded: tuple[GraphModule, Plan, Cut] | None = None
+    padded: Parts | None = None
+    later: Padded | None = None
     dense = gm
     if "padding" in options.passes:
         padded, more = _planned(gm, tally)
         _add(findings, more)
         if padded is not None:
             dense = copied(gm)  # the packed graph is made of the other
+            later, more = _later(padded, options, compiler, tally)
+            _add(findings, more)
     if "masks" in options.passes:
         _add(findings, _tried(masked.rewrite, dense))
     ordered = sorted(findings.values(), key=lambda found: [*work, found.node].index(found.node))
@@ -80,7 +85,7 @@ def compiled(gm: GraphModule, example_inputs: list[Any], options: Options, compi
         observe(record)
     if padded is None:
         return compiler(gm, example_inputs)
-    return Padded(dense, *padded, options, compiler, tally)
+    return Padded(dense, *padded, options, compiler, tally, later)
 
 
 def _tried(rewrite: Callable[[GraphModule], list[Finding]], gm: GraphModule) -> list[Finding]:
@@ -105,11 +110,24 @@ def _add(findings: dict[str, Finding], more: list[Finding]) -> None:
             )  # fmt: skip
 
 
-def _planned(gm: GraphModule, tally: Tally) -> tuple[tuple[GraphModule, Plan, Cut] | None, list[Finding]]:
+def _later(parts: Parts, options: Options, compiler: Compiler, tally: Tally) -> tuple[Padded | None, list[Finding]]:
+    """What stands for the last part where other tokens come behind the packed ones; None where that stays dense."""
+    _, plan_, cut_ = parts
+    if not plan_.others:
+        return None, []
+    mine = Tally()
+    found, findings = _planned(cut_.after, mine)
+    if found is None:
+        return None, findings
+    tally.later = mine
+    return Padded(copied(cut_.after), *found, options, compiler, mine), findings
+
+
+def _planned(gm: GraphModule, tally: Tally) -> tuple[Parts | None, list[Finding]]:
     """A respelled copy of a graph, its plan and its parts; None where it stays dense."""
     try:
         spelled = respelled(gm)
-        found = plan(spelled.graph, attend)
+        found = plan(spelled.graph, attend, attend_across)
         if isinstance(found, Plan):
             return (spelled, found, cut(spelled, found)), findings_of(found, tally)
     except CannotPack as error:

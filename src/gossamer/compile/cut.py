@@ -13,6 +13,8 @@ from gossamer.compile.operators import Call, CannotPack, call_of
 from gossamer.compile.packing import Entry
 from gossamer.compile.padding import Plan, readers
 
+_COMPUTED = ("call_function", "call_method", "get_attr")
+
 
 @dataclass(frozen=True)
 class Cut:
@@ -34,31 +36,21 @@ class Cut:
 def cut(gm: GraphModule, plan: Plan) -> Cut:
     """Raises CannotPack where writes in place forbid another order."""
     graph, packing = gm.graph, plan.packing
-    _check_order(graph, plan)
+    early = _early(graph, plan)
+    _check_order(graph, plan, early)
     output = next(iter(reversed(graph.nodes)))
     inputs = [node for node in graph.nodes if node.op == "placeholder"]
     region = set(plan.region)
     rest = readers(graph, region)
-    late = [node for node in rest if node in packing.descendants]
+    late = [node for node in rest if node.op in _COMPUTED and node not in early]
     if any(node in packing.elsewhere for node in late):  # each part switches modes where the whole does
         late = [node for node in graph.nodes if node in set(late) or is_switch(node)]
-    early = [
-        node
-        for node in graph.nodes
-        if node.op in ("call_function", "call_method", "get_attr") and node not in packing.descendants
-    ]
-    needed: set[Node] = set()
+    needed = _needed(plan)
     for node in [*late, output]:
-        needed.update(source for source in node.all_input_nodes if source not in packing.descendants)
-    for kind, what in packing.placed:
-        if kind == "entry":
-            needed.add(what.node)
-        elif what is not None:
-            needed.add(what)
-    for condition in plan.conditions:
-        needed.update(condition.nodes)
-    made = tuple(node for node in early if node in needed)
-    before = _graph(gm, inputs, early, made)
+        needed.update(node.all_input_nodes)
+    first = [node for node in graph.nodes if node in early]
+    made = tuple(node for node in first if node in needed)
+    before = _graph(gm, inputs, first, made)
     packed = packing.graph
     packed.output(tuple(packing.env[node] for node in plan.exits))
     packed.eliminate_dead_code()
@@ -67,6 +59,28 @@ def cut(gm: GraphModule, plan: Plan) -> Cut:
     )
     after = _graph(gm, list(wanted), late, output.args[0])
     return Cut(before, made, GraphModule(gm, packed), after, wanted)
+
+
+def _needed(plan: Plan) -> set[Node]:
+    """What the packed part and the conditions take."""
+    placed = (what.node if kind == "entry" else what for kind, what in plan.packing.placed)
+    return {node for node in placed if node is not None}.union(*(each.nodes for each in plan.conditions))
+
+
+def _early(graph: Graph, plan: Plan) -> set[Node]:
+    """What is computed before the packed part; no more than it takes where other tokens come behind it, as a decoder's.
+
+    The last part is asked again then, and is to have all of theirs.
+    """
+    free = {node for node in graph.nodes if node.op in _COMPUTED and node not in plan.packing.descendants}
+    if not plan.others:
+        return free
+    needed = _needed(plan)
+    for node in reversed(graph.nodes):
+        if node in needed or (node in free and has_effect(node)):
+            needed.update(node.all_input_nodes)
+            needed.add(node)
+    return free & needed
 
 
 def _graph(gm: GraphModule, inputs: list[Node], nodes: list[Node], outputs: Any) -> GraphModule:
@@ -82,12 +96,12 @@ def _graph(gm: GraphModule, inputs: list[Node], nodes: list[Node], outputs: Any)
     return GraphModule(gm, new)
 
 
-def _check_order(graph: Graph, plan: Plan) -> None:
+def _check_order(graph: Graph, plan: Plan, early: set[Node]) -> None:
     """Parts run one after the other, so no write may cross from one to another. Raises CannotPack."""
     region = set(plan.region)
 
     def part(node: Node) -> int:
-        return 0 if node not in plan.packing.descendants else 1 if node in region else 2
+        return 1 if node in region else 0 if node in early or node.op not in _COMPUTED else 2
 
     memory = {node: _memory(node.meta.get("example_value")) for node in graph.nodes}
     for node in graph.nodes:

@@ -20,7 +20,8 @@ from gossamer.compile.labels import Axes, Label, Size
 from gossamer.compile.operators import Call, CannotPack, call_of, is_tensor, operator_of
 
 Attend = Callable[..., Any]
-"""What the packed graph calls for attention: (q, k, v, tokens, offsets, kind, mask, scale, dropout)."""
+"""What the packed graph calls for attention: (q, k, v, tokens, offsets, kind, mask, scale, dropout); to other texts
+(q, k, v, mask, tokens, length, scale, dropout)."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,7 @@ class Packing:
     descendants: set[Node]
     elsewhere: set[Node]
     attend: Attend
+    attend_across: Attend
     goes_on: bool = False
     graph: Graph = field(default_factory=Graph)
     env: dict[Node, Any] = field(default_factory=dict)
@@ -253,6 +255,21 @@ class Packing:
         return self.graph.call_function(
             self.attend, (q, k, v, self.tokens, self.offsets, self.kinds[mask], self.inputs[mask], scale, dropout)
         )
+
+    def across(self, q: Node, k: Node, v: Node, mask: Node | None, scale: Any, dropout: Any) -> Node:
+        whole = [None if each is None else self._whole(each) for each in (k, v, mask)]
+        length: Any = self.axes.size(self.sequence)
+        if not isinstance(length, int):
+            length = self.call("size", next(self.inputs[each] for each in self.kinds), -1)
+        return self.graph.call_function(self.attend_across, (q, *whole, self.tokens, length, scale, dropout))
+
+    def _whole(self, node: Node) -> Node:
+        """A value that goes in as it is, whatever dimensions it has."""
+        if node in self.descendants:
+            raise CannotPack(f"{node.name} depends on attention")
+        if node not in self.inputs:
+            self.inputs[node] = self._input("whole", node)
+        return self.inputs[node]
 
     def keep_inside(self, node: Node) -> None:
         self.inside.add(node)

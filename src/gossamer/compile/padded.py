@@ -30,11 +30,12 @@ class Padded:
 
     Args:
         gm: the graph that runs dense. spelled: the one that `plan` and `parts` are of.
+        later: stands for the last part, of whose tokens padding is left out too, as of a decoder behind an encoder.
     """
 
     def __init__(
         self, gm: GraphModule, spelled: GraphModule, plan: Plan, parts: Cut, options: Options, compiler: Compiler,
-        tally: Tally,
+        tally: Tally, later: Padded | None = None,
     ) -> None:  # fmt: skip
         self.plan, self.parts, self.options, self.tally = plan, parts, options, tally
         self.inputs = [node for node in spelled.graph.nodes if node.op == "placeholder"]
@@ -42,7 +43,7 @@ class Padded:
         self.before = self._piece(parts.before, self.inputs, compiler)
         packed_sizes = [self._packed_sizes(kind, what) for kind, what in plan.packing.placed]
         self.packed = Piece(parts.packed, packed_sizes, compiler, tally)
-        self.after = self._piece(parts.after, parts.wanted, compiler)
+        self.after = later or self._piece(parts.after, parts.wanted, compiler)
 
     def _piece(self, gm: GraphModule, inputs: Sequence[Node], compiler: Compiler) -> Any:
         """A part with products is compiled; a handful of small operators is not worth its seconds."""

@@ -51,6 +51,7 @@ class Plan:
         exits: nodes that the rest reads and the packed graph makes, in order.
         masks: masks that say which tokens are there.
         conditions: what must hold at run time.
+        others: whether there is attention of other tokens to themselves, such as a decoder's behind an encoder.
     """
 
     packing: Packing
@@ -58,6 +59,7 @@ class Plan:
     exits: list[Node]
     masks: list[Node]
     conditions: list[Condition]
+    others: bool = False
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,7 @@ class Refusal:
     attention: tuple[Node, ...] = ()
 
 
-def plan(graph: Graph, attend: Attend) -> Plan | Refusal:
+def plan(graph: Graph, attend: Attend, attend_across: Attend) -> Plan | Refusal:
     """What can be packed in a graph whose nodes have example values."""
     strange = _strange(graph)
     if strange:
@@ -85,9 +87,12 @@ def plan(graph: Graph, attend: Attend) -> Plan | Refusal:
     batch, sequence = pair
     anchors = [call for call in masked if _tokens(call, axes) == pair]
     descendants = _descendants(graph, {call.node for call in anchors})
-    packing = Packing(axes, batch, sequence, descendants, under_other_modes(graph), attend, goes_on_in_python())
+    modes, goes_on = under_other_modes(graph), goes_on_in_python()
+    packing = Packing(axes, batch, sequence, descendants, modes, attend, attend_across, goes_on)
     try:
-        return _packed(graph, packing, anchors)
+        found = _packed(graph, packing, anchors)
+        found.others = any(_tokens(call, axes) not in (None, pair) for call in masked)
+        return found
     except CannotPack as error:
         return Refusal(str(error), packing, tuple(call.node for call in anchors))
 

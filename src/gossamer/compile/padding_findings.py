@@ -39,6 +39,9 @@ def _finding(node: Node, packing: Packing, names: Names, tally: Tally, refused: 
     operator = "attention" if call.name == _ATTENTION else call.name
     if refused:
         return Finding(node.name, operator, expression, "padding", (), "dense", refused, work=work_of(call))
+    if operator == "attention" and not packing.has_tokens(packing.axes.of(call.operands[1])):
+        why = "its keys are other texts, which are read whole by whole queries; what is made of it is packed"
+        return Finding(node.name, operator, expression, "", (), "dense", why, work=work_of(call))
     saved = tally.pairs_saved if operator == "attention" else tally.tokens_saved
     return Finding(
         node.name, operator, expression, "padding", ("b", "s"), "packed", "padding is left out before the first layer",

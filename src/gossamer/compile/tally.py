@@ -27,6 +27,8 @@ class Tally:
     broken: Counter[str] = field(default_factory=Counter)
     refused: str = ""
     compilations: int = 0
+    later: Tally | None = None
+    """Of the tokens of a decoder, where those of its encoder are left out first."""
 
     def packed(self, padding: float, pairs: float) -> None:
         """A call that left out these shares of its tokens and of their pairs."""
@@ -57,4 +59,4 @@ class Tally:
         text = f"{calls} calls, {self.padding / calls:.0%} padding on average, {self.packed_calls} without it"
         for condition, count in self.broken.items():
             text += f"; dense {count} times, because it was not so that {condition}"
-        return text
+        return text if self.later is None else f"{text}; then, behind it, {self.later}"

@@ -40,7 +40,7 @@ def relus(settings: Settings, share: float) -> Row:
     zeros = sparse_models.zeros(model, x)
     found = ways.compiled(model, names=NAMES)
     calls = {name: _step(way, model, x, y) for name, way in found.items()}
-    return {"what": "ReLU", "zeros": zeros, **ways.measured(calls, settings, learn=40)}
+    return {"what": "ReLU", "zeros": zeros, **ways.measured(calls, settings, seconds=6, learn=30)}
 
 
 def blocks(settings: Settings) -> Row:
@@ -57,7 +57,7 @@ def blocks(settings: Settings) -> Row:
     found = ways.compiled(dense, names=(EAGER, INDUCTOR))
     calls = {name: _step(way, dense, x, y) for name, way in found.items()}
     calls[OURS] = _step(torch.compile(sparse, backend="gossamer"), sparse, x, y)
-    row = ways.measured(calls, settings)
+    row = ways.measured(calls, settings, seconds=6, learn=30)
     del row["apart"]  # two networks
     return {"what": f"blocks of {BLOCK} x {BLOCK}", "zeros": 1 - DENSITY, **row}
 

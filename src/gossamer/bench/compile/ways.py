@@ -19,7 +19,7 @@ from gossamer.bench.section import Settings
 from gossamer.measure import clock
 
 EAGER, INDUCTOR, FREEZING, OURS, KEPT = "eager", "inductor", "inductor, freezing", "gossamer", "gossamer, keep_packed"
-LEARN = 30
+LEARN = 24
 """Calls in which a tuner settles."""
 
 Call = Callable[[], Any]
@@ -64,7 +64,7 @@ def measured(
             if name in calls:
                 results[name] = calls[name]()
     dense = [name for name in calls if not name.startswith(OURS) and name not in rivals]
-    trial = gs.measure.interleave({name: calls[name] for name in dense}, reps=1 if settings.quick else 7, seconds=5)
+    trial = gs.measure.interleave({name: calls[name] for name in dense}, reps=1 if settings.quick else 5, seconds=3)
     best = min(trial.rows, key=lambda row: row.median).name
     run = gs.measure.interleave(calls, baseline=best, reps=settings.reps, seconds=seconds)
     eager = _tensors(results[dense[0]])

@@ -37,6 +37,9 @@ class Attention:
     def pack(self, call: Call, packer: Packer) -> Any:
         axes, mask = packer.axes, self.mask(call)
         q, k, v = call.operands[:3]
+        if self._is_across(call, packer):
+            scale, dropout = call.get(6, "scale"), call.get(4, "dropout_p", 0.0)
+            return packer.across(packer.packed(q), k, v, mask, scale, dropout)
         if mask is None or call.get(5, "is_causal", False):
             raise CannotPack("attention without a mask says nothing about padding")
         if mask.meta["example_value"].dim() < 4:
@@ -51,6 +54,15 @@ class Attention:
         packer.condition(EverybodySees((mask,)))
         packer.condition(SeesItself((mask,)))
         return packer.attention(call.node, *packed, mask, call.get(6, "scale"), call.get(4, "dropout_p", 0.0))
+
+    def _is_across(self, call: Call, packer: Packer) -> bool:
+        """Whether tokens read other texts of the same batch, of other lengths."""
+        q, k, v = (packer.axes.of(each) for each in call.operands[:3])
+        if call.get(5, "is_causal", False) or any(len(label) != 4 for label in (q, k, v)):
+            return False
+        if packer.place(q) != (0, 2, None):
+            return False
+        return all(packer.place(label) == (0, None, None) for label in (k, v))
 
 
 def shapes(q: Node, k: Node, v: Node) -> tuple[tuple[Size, ...], tuple[Size, ...]]:

@@ -46,6 +46,9 @@ class Packer(Protocol):
     def attention(self, node: Node, q: Node, k: Node, v: Node, mask: Node, scale: Any, dropout: Any) -> Node:
         """Attention of every token to the tokens of its own text."""
 
+    def across(self, q: Node, k: Node, v: Node, mask: Node | None, scale: Any, dropout: Any) -> Node:
+        """Attention of every token to other texts, which are whole. Raises CannotPack if they depend on attention."""
+
     def keep_inside(self, node: Node) -> None:
         """Nobody outside of the packed graph may read this."""
 

@@ -11,7 +11,7 @@ import tyro
 from tqdm import tqdm
 
 from gossamer.cli.flags import as_bytes, text_of, use_threads
-from gossamer.cli.language import check_pattern, language_model
+from gossamer.cli.language import check_pattern, language_model, named
 from gossamer.measure import clock
 from gossamer.ops.paged.pool import Stored
 from gossamer.serving.sampling import Sampling
@@ -25,7 +25,7 @@ class Generate:
     """Complete a text, or answer a question about it."""
 
     model: Annotated[str, tyro.conf.Positional]
-    """A name of `gossamer model`, a folder of Hugging Face's or with a .gguf, or a .gguf file."""
+    """A name of `gossamer model`, a folder of Hugging Face's or with a .gguf, a .gguf file, or demo."""
     prompt: str | None = None
     """The text, or the question if --prompt-file is given too."""
     prompt_file: Path | None = None
@@ -93,8 +93,8 @@ def run(config: Generate) -> None:
     )  # fmt: skip
     text, memory = _text(config), as_bytes(config.memory)
     llm = language_model(
-        config.model, config.router, sparsity=sparsity, dtype=config.dtype, memory=memory, max_length=config.max_length,
-        max_requests=1,
+        named(config.model), config.router, sparsity=sparsity, dtype=config.dtype, memory=memory,
+        max_length=config.max_length, max_requests=1,
     )  # fmt: skip
     chat = not config.raw and getattr(llm.tokenizer, "chat_template", None) is not None
     prompt = llm.chat([{"role": "user", "content": text}]) if chat else llm.encode(text)

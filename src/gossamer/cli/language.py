@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
+from gossamer.serving import models
 from gossamer.serving.llm import LLM
 from gossamer.serving.loading import Loaded, load
 
@@ -20,6 +22,20 @@ def check_length(loaded: Loaded, start: int, length: int) -> None:
     longest = getattr(loaded.model.config, "max_position_embeddings", None)
     if longest is not None and start + length > longest:
         raise ValueError(f"--length must be up to {longest - start} for {loaded.source}, got {length}")
+
+
+def named(model: str) -> str:
+    """A model as it was given; for `demo` SmolLM2, or where that is not here the bundled one, and a line about it."""
+    if model != "demo":
+        return model
+    name = next(iter(models.MODELS))
+    if models.is_here(name):
+        return name
+    print(
+        f"{name} is not here (gossamer model {name} fetches it), so demo is a tiny model that finds pass keys, and can "
+        "nothing else; ask it: key bravo 47 19 05 . the sky is blue ask bravo", file=sys.stderr, flush=True,
+    )  # fmt: skip
+    return str(models.BUNDLED)
 
 
 def language_model(name: str, router: Path | None, *, dtype: str | None, **settings: Any) -> LLM:

@@ -17,11 +17,10 @@ import tyro
 from torch import distributed
 
 from gossamer.cli.flags import as_bytes, use_threads
-from gossamer.cli.language import check_pattern, language_model
+from gossamer.cli.language import check_pattern, language_model, named
 from gossamer.extras import needed
 from gossamer.integrations.distributed import World, connected
 from gossamer.ops.paged.pool import Stored
-from gossamer.serving import models
 from gossamer.serving.llm import LLM
 from gossamer.serving.sparsity import Sparsity
 
@@ -31,7 +30,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Serve:
-    """Serve a language model by OpenAI's API, with a page to look at. `gossamer serve demo` serves SmolLM2.
+    """Serve a language model by OpenAI's API, with a page to look at. `gossamer serve demo` needs no model of yours.
 
     Under torchrun its processes divide the model: torchrun --nproc-per-node 2 -m gossamer serve ...
     """
@@ -105,26 +104,26 @@ def run(config: Serve) -> None:
     key = _key(config)
     with connected("cpu") as world:
         if world.first:
-            _lead(config, key, world)
+            _lead(config, named(config.model), key, world)
         else:
-            _follow(config, world)
+            _follow(config, named(config.model), world)
 
 
-def _follow(config: Serve, world: World) -> None:
+def _follow(config: Serve, name: str, world: World) -> None:
     """Another rank than the first: compute its part of the model, until the first one has ended."""
-    llm = _model(config, world)
+    llm = _model(config, name, world)
     for each in (signal.SIGINT, signal.SIGTERM):  # torchrun sends them to all; the first decides what comes of them
         signal.signal(each, signal.SIG_IGN)
     llm.follow()
 
 
-def _lead(config: Serve, key: str | None, world: World) -> None:
+def _lead(config: Serve, name: str, key: str | None, world: World) -> None:
     """The only process, or the first rank: serve until a signal comes."""
     uvicorn: Any = needed("uvicorn", "gossamer serve needs uvicorn", "server")
     from gossamer.server import Limits, State, application  # here: without its packages it cannot be imported
 
     bound = _bound(config.host, config.port)  # before a model is read: a port in use is said at once
-    llm, name = _model(config, world), _name(config)
+    llm = _model(config, name, world)
     names = config.served_model_name or (Path(name).name or name,)
     state = State(llm, names, queue_size=config.queue, seconds=config.timeout)
     served = application(state, Limits(key=key, origins=config.origins))
@@ -160,22 +159,13 @@ def _key(config: Serve) -> str | None:
     return key or None
 
 
-def _name(config: Serve) -> str:
-    """The model, where `demo` stands for one."""
-    if config.model != "demo":
-        return config.model
-    name = next(iter(models.MODELS))
-    models.found(name)
-    return name
-
-
-def _model(config: Serve, world: World) -> LLM:
+def _model(config: Serve, name: str, world: World) -> LLM:
     sparsity = Sparsity(
         static=config.static_sparsity, pattern=config.pattern, sink=config.sink, local=config.local,
         token_budget=config.token_budget, interval=config.interval, stored=config.kv_dtype,
     )  # fmt: skip
     return language_model(
-        _name(config), config.router, sparsity=sparsity, dtype=config.dtype, memory=as_bytes(config.memory),
+        name, config.router, sparsity=sparsity, dtype=config.dtype, memory=as_bytes(config.memory),
         max_length=config.max_model_len, max_requests=config.max_num_seqs, chunk=config.chunk, prefixes=config.prefixes,
         group=distributed.group.WORLD if world.size > 1 else None,
     )  # fmt: skip

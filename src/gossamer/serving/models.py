@@ -24,6 +24,8 @@ from gossamer import files
 from gossamer.spelling import suggestion
 
 _BLOCK = 1 << 20
+BUNDLED = Path(__file__).parent / "demo"
+"""A tiny model that comes with the package, for where none was fetched; its README says what it can do."""
 
 
 @dataclass(frozen=True)

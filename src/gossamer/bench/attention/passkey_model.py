@@ -99,17 +99,20 @@ def answers(model: Any, texts: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     return model.lm_head(hidden[labels[:, 1:]]), texts[labels]
 
 
-def train(model: Any, stages: tuple[Stage, ...] = STAGES, *, seed: int = 0, every: int = 20) -> None:
+def train(
+    model: Any, stages: tuple[Stage, ...] = STAGES, *, seed: int = 0, every: int = 20, rate: float = RATE,
+    stops: bool = False,
+) -> None:  # fmt: skip
     """Train in place; the log says how it goes every so many steps."""
     draw, started = random.Random(seed), now()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=RATE, betas=(0.9, 0.98), weight_decay=0.01)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=rate, betas=(0.9, 0.98), weight_decay=0.01)
     plan = [stage for stage in stages for _ in range(stage.steps)]
     for at, stage in enumerate(plan):
-        rate = min(1.0, (at + 1) / WARM, (len(plan) - at) / (FALL * len(plan)))
+        share = min(1.0, (at + 1) / WARM, (len(plan) - at) / (FALL * len(plan)))
         for group in optimizer.param_groups:
-            group["lr"] = RATE * rate
+            group["lr"] = rate * share
         length = stage.length(draw)
-        texts, labels = lesson(draw, stage.rows, length, stage.keys, stage.animals, stage.ahead)
+        texts, labels = lesson(draw, stage.rows, length, stage.keys, stage.animals, stage.ahead, stops=stops)
         logits, wanted = answers(model, texts, labels)
         loss = F.cross_entropy(logits, wanted)
         optimizer.zero_grad()

@@ -94,9 +94,12 @@ def encode(words: list[str]) -> list[int]:
 
 
 def lesson(
-    draw: random.Random, rows: int, length: int, keys: int, animals: float, ahead: float
+    draw: random.Random, rows: int, length: int, keys: int, animals: float, ahead: float, *, stops: bool = False
 ) -> tuple[Tensor, Tensor]:
     """Texts to learn from: each is asked for all of its keys, in any order, and for its animal among them.
+
+    Args:
+        stops: the stop behind an answer is a part of it.
 
     Returns:
         int64[rows, tokens], and bool[rows, tokens], True for answers.
@@ -107,7 +110,7 @@ def lesson(
         questions = text.questions(list(text.keys))
         draw.shuffle(questions)
         asked = [word for question in questions for word in question]
-        answers = [2 <= at < len(question) - 1 for question in questions for at in range(len(question))]
+        answers = [2 <= at < len(question) - (not stops) for question in questions for at in range(len(question))]
         texts.append(encode(text.context + asked))
         labels.append([False] * length + answers)
     return torch.tensor(texts), torch.tensor(labels)

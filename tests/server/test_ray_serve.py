@@ -7,7 +7,6 @@ import json
 import re
 import socket
 import sys
-import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -60,10 +59,10 @@ def running(port: int) -> set[float]:
 def test_the_page_says_how(monkeypatch: pytest.MonkeyPatch) -> None:
     serve = pytest.importorskip("ray.serve", reason="Ray Serve is not installed: pip install gossamer[ray]")
     page = (Path(__file__).parents[2] / "docs" / "server.md").read_text()
-    source = re.search(r"^    from ray import serve\n(?:\n|    .*\n)+", page, re.MULTILINE)
+    source = re.search(r"^```py\n(from ray import serve\n.*?)^```", page, re.DOTALL | re.MULTILINE)
     ran = []
     monkeypatch.setattr(serve, "run", lambda application, blocking: ran.append((application, blocking)))
-    exec(textwrap.dedent(source.group()), {})
+    exec(source[1], {})
     assert [(type(application), blocking) for application, blocking in ran] == [(serve.Application, True)]
 
 

@@ -24,7 +24,7 @@ def test_the_table_is_the_codes():
 
 def test_its_clients_run(server, capsys):
     pytest.importorskip("openai")
-    source = "\n".join(re.findall(r"^```py\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE))
+    source = "\n".join(re.findall(r"(?<!-->\n)^```py\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE))
     source = source.replace("http://127.0.0.1:8000", server.url).replace('"smollm2"', repr(NAME))
     exec(compile(source, "docs/server.md", "exec"), {})
     assert re.search(r"\n (\d+) tokens\n", capsys.readouterr().out)

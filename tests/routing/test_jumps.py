@@ -158,3 +158,20 @@ def test_a_mean_of_hops_falls_between_two_embeddings() -> None:
 def test_bad_arguments_are_named(make, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_a_router_begins_where_it_is_expected() -> None:
+    """Every unit is skipped with its own probability, neighbours apart from each other; decisions take the likelier."""
+    skipped = [0.01, 0.75, 0.6, 0.25, 0.3]
+    policy = Jumps(UNITS, WIDTH).double()
+    policy.expect(skipped)
+    policy.phase, tokens, h = "soft", Tokens.of([3, 4]), states(7)
+    found = run(Stack(), policy.train(), h, tokens).walk.expected
+    assert found.tolist() == pytest.approx([1 - each for each in skipped])
+    rows = run(Stack(), policy.eval(), h, tokens).rows
+    assert rows.any(1).tolist() == rows.all(1).tolist() == [each < 0.5 for each in skipped]
+    for wrong in (skipped[1:], [0.0, *skipped[1:]], [1.0, *skipped[1:]]):
+        with pytest.raises(ValueError, match=f"skipped must be {UNITS} probabilities between 0 and 1"):
+            policy.expect(wrong)
+    with pytest.raises(ValueError, match='expect is for mode="skip"'):
+        Jumps(UNITS, WIDTH, mode="sequential").expect(skipped)

@@ -32,6 +32,7 @@ from gossamer.routing import (
     settle,
     train,
 )  # fmt: skip
+from gossamer.routing.batches import Batches
 from gossamer.routing.objective import outputs
 from gossamer.routing.settling import measured
 
@@ -328,3 +329,43 @@ def test_states_belong_to_one_model(tmp_path: Path) -> None:
         load_state(other, file)
     with pytest.raises(StateError, match="cannot be read"):
         load_state(other, tmp_path / "none")
+
+
+def test_autocast_around_a_whole_run_keeps_no_weights_of_its_first_step() -> None:
+    """Autocast remembers weights that it has converted until it ends; routers decide in their own dtype within it."""
+    found = []
+    for cached in (True, False):
+        radial = Radial(model(), adapter=4)
+        with torch.autocast("cpu", torch.bfloat16, cache_enabled=cached):
+            history = distill(radial, None, texts(4), budget=0.7, train="router", lr=0.1, hard=0.5)
+        found.append((state(radial), history["loss"]))
+    assert found[0][1] == found[1][1] and same(found[0][0], found[1][0])
+    router, h = Jumps(4, WIDTH).router, torch.randn(5, WIDTH)
+    assert router is not None
+    torch.nn.init.normal_(router.up)
+    with torch.autocast("cpu", torch.bfloat16):
+        within = router(h, 1, torch.tensor([0.25, 1.0, 1.5, 2.0, 0.0], dtype=torch.bfloat16), 1)
+    assert torch.equal(within, router(h, 1, torch.tensor([0.25, 1.0, 1.5, 2.0, 0.0]), 1))
+
+
+@pytest.mark.parametrize(("shape", "count"), [((1, 16), 40), ((1, 256), 16), ((4, 2048), 8)])
+@pytest.mark.parametrize("lazy", [False, True])
+def test_a_policy_is_settled_by_the_last_batches_that_hold_enough(shape: Any, count: int, lazy: bool) -> None:
+    """Eight, or as many as have 4,096 tokens, or all."""
+    data = [torch.full(shape, at) for at in range(40)]
+    batches = Batches(iter(data) if lazy else data, 40, vocabulary=40)
+    if lazy:
+        for step in range(40):
+            batches.take(step)
+    assert [int(each["input_ids"][0, 0]) for each in batches.recent()] == list(range(40 - count, 40))
+
+
+def test_fresh_texts_cost_what_was_settled_but_for_chance() -> None:
+    """Shares of n texts and of m others of their kind differ by s * sqrt(1/n + 1/m), by chance thrice that at most."""
+    radial = Radial(model()).eval()
+    torch.nn.init.normal_(radial.policy.router.up, std=2.0)
+    seen, fresh = texts(32, seed=1), texts(32, seed=2)
+    reached = settle(radial, seen, 0.7)
+    assert abs(reached - 0.7) <= 0.005
+    each = torch.tensor([measured(radial, [{"input_ids": some}]) for some in fresh])
+    assert abs(float(each.mean()) - reached) <= 3 * float(each.std()) * (2 / 32) ** 0.5

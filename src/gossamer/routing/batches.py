@@ -11,7 +11,8 @@ from torch import Tensor
 
 Batch = Tensor | Mapping[str, Tensor]
 _KNOWN = ("input_ids", "attention_mask", "labels")
-_RECENT = 8
+_FEWEST, _ENOUGH = 8, 4096
+"""Batches, and tokens, of the last steps by which a policy is settled."""
 IGNORED = -100
 """A label that no loss counts."""
 
@@ -43,7 +44,7 @@ class Batches:
         self._iterator: Iterator[Batch] = iter(())
         self._taken, self._this_time = 0, 0
         self._ahead: dict[str, Tensor] | None = None
-        self._recent: deque[Batch] = deque(maxlen=_RECENT)
+        self._recent: deque[dict[str, Tensor]] = deque()
 
     def take(self, step: int) -> dict[str, Tensor]:
         """The batch of a step; an iterator is asked for those of later and later ones."""
@@ -53,22 +54,28 @@ class Batches:
             return self._ahead
         while self._taken <= step:
             batch = self._following()
-        self._ahead = self._checked(batch)
-        return self._ahead
+        self._ahead = batch
+        return batch
 
     def recent(self) -> list[dict[str, Tensor]]:
-        """Different batches of the last steps, eight at most."""
-        if self._sequence is not None:
-            count = min(_RECENT, self.steps, len(self._sequence))
-            return [self.take(step) for step in range(self.steps - count, self.steps)]
-        self.take(self.steps - 1)
-        return [self._checked(batch) for batch in self._recent]
+        """Different batches of the last steps: eight, or more where those have fewer than 4,096 tokens together."""
+        if self._sequence is None:
+            self.take(self.steps - 1)
+            return list(self._recent)
+        found: deque[dict[str, Tensor]] = deque()
+        most = min(self.steps, len(self._sequence))
+        while len(found) < most and not _enough(found):
+            found.appendleft(self.take(self.steps - 1 - len(found)))
+        return list(found)
 
-    def _following(self) -> Batch:
+    def _following(self) -> dict[str, Tensor]:
         for again in (False, True):
-            for batch in self._iterator:
+            for given in self._iterator:
+                batch = self._checked(given)
                 self._taken, self._this_time = self._taken + 1, self._this_time + 1
                 self._recent.append(batch)
+                while _enough(list(self._recent)[1:]):
+                    self._recent.popleft()
                 return batch
             if again or (self._taken and not self._this_time):
                 break
@@ -101,6 +108,11 @@ def labels_of(batch: Mapping[str, Tensor]) -> Tensor:
     labels = batch.get("labels", batch["input_ids"])
     mask = batch.get("attention_mask")
     return (labels if mask is None else labels.masked_fill(mask == 0, IGNORED))[:, 1:]
+
+
+def _enough(batches: Sequence[Mapping[str, Tensor]]) -> bool:
+    """Whether these say what decisions cost."""
+    return len(batches) >= _FEWEST and sum(each["input_ids"].numel() for each in batches) >= _ENOUGH
 
 
 def _shape(value: Any) -> str:

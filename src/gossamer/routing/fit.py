@@ -158,6 +158,7 @@ class Fit:
         policy.phase = "soft" if self.step < settings.soft_steps else "hard"
         policy.temperature = Schedule("linear", 1.0, settings.coldest)(self.step / max(1, settings.soft_steps - 1))
         torch.manual_seed((settings.seed * 1_000_003 + self.step) % 2**63)
+        torch.clear_autocast_cache()  # around a whole run, it would keep the weights of the first step
         device = next(iter(self.trained.values())).device
         batch = {name: value.to(device) for name, value in batch.items()}
         with torch.no_grad():

@@ -13,6 +13,8 @@ gradients: 1 = p / stop_gradient(p) for the jump that was taken.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -66,6 +68,31 @@ class Jumps(Policy):
         if not self.training and len(tokens) == max(1, together):
             return Together(self.router, h)
         return Apart(self, self.router, h, together)
+
+    def expect(self, skipped: Sequence[float]) -> None:
+        """Begin training where tokens skip each unit with these probabilities: what a profile says beforehand.
+
+        Args:
+            skipped: one for each unit, each between 0 and 1. The router is otherwise as it was: routes of a new one
+                depend on no state yet.
+
+        Raises:
+            ValueError: another number of them, one that is not between 0 and 1, or mode="sequential".
+
+        >>> policy = Jumps(units=3, width=32)
+        >>> policy.expect([0.01, 0.75, 0.25])
+        >>> policy.phase = "soft"
+        >>> walk = policy.begin(torch.randn(5, 32), Tokens.of([5]))
+        >>> for unit in range(3):
+        ...     _ = walk.enter(unit, torch.randn(5, 32)), walk.leave(unit, torch.randn(5, 32))
+        >>> [round(share, 2) for share in walk.expected.tolist()]
+        [0.99, 0.25, 0.75]
+        """
+        if self.router is None:
+            raise ValueError('expect is for mode="skip": in mode="sequential" nothing is skipped')
+        if len(skipped) != self.units or not all(0 < each < 1 for each in skipped):
+            raise ValueError(f"skipped must be {self.units} probabilities between 0 and 1, got {list(skipped)}")
+        self.router.expect(skipped)
 
     def macs(self) -> int:
         return 0 if self.router is None else self.router.macs()

@@ -13,7 +13,7 @@ probability e^-b0. GELU is the one by tanh: torch takes 10 microseconds to enter
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import torch
@@ -88,6 +88,10 @@ class Router(nn.Module):
                 two embeddings.
             first: targets before it are not asked for.
         """
+        with torch.autocast(h.device.type, enabled=False):  # decisions hang on small differences
+            return self._logits(h, last, step, first)
+
+    def _logits(self, h: Tensor, last: int | Tensor, step: int | Tensor, first: int) -> Tensor:
         x = torch.layer_norm(h if h.dtype == self.down.dtype else h.to(self.down.dtype), (self.width,))
         hidden = torch.addmm(self.last[last] + self._step(step), x, self.down.t())
         prior = self.prior[last] if isinstance(last, int) else self.prior.index_select(0, last)
@@ -118,7 +122,16 @@ class Router(nn.Module):
         step = step.nan_to_num()  # such states give such logits, and no index
         below = step.floor().clamp(max=self.steps - 1)
         above = (below + 1).clamp(max=self.steps - 1)
-        return torch.lerp(self.step[below.long()], self.step[above.long()], (step - below).unsqueeze(1))
+        share = (step - below).to(self.step.dtype)
+        return torch.lerp(self.step[below.long()], self.step[above.long()], share.unsqueeze(1))
+
+    @torch.no_grad()
+    def expect(self, skipped: Sequence[float]) -> None:
+        """Begin where tokens skip each unit with these probabilities, each in (0, 1), whatever their states are."""
+        run, skip = ([math.log(p) for p in side] for side in ([1 - p for p in skipped], skipped))
+        for last in range(self.units + 1):
+            for target in range(last, self.units + 1):
+                self.prior[last, target] = sum(skip[last:target]) + (run[target] if target < self.units else 0.0)
 
     @torch.no_grad()
     def lean(self, amount: float) -> None:

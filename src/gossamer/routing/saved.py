@@ -73,15 +73,22 @@ def load_state(radial: Radial, path: str | os.PathLike[str]) -> None:
     assign(path, _routing(radial), tensors)
 
 
+SHIPPED = {"smollm2": Path(__file__).parent / "routers" / "smollm2.safetensors"}
+"""Models of `gossamer model` that have a router: its file, a name that `load_routed` takes."""
+
+
 def load_routed(model: Any, path: str | os.PathLike[str]) -> Radial:
     """A model routed as a file says, which `save_state` wrote for one with the same settings.
 
     Args:
         model: a ...ForCausalLM of transformers.
+        path: of the file; or "smollm2", whose router comes with this package (where no file has that name).
 
     Raises:
         StateError: as `load_state`; or its policy is not one that `Radial` makes by itself.
     """
+    if not os.path.exists(path):
+        path = SHIPPED.get(os.fspath(path), path)
     record, _ = read(path, "router")
     said = record["identity"]
     if said["policy"] not in ("Jumps", "Hops"):
@@ -102,10 +109,15 @@ def _routing(radial: Radial) -> dict[str, Tensor]:
 
 
 def check_identity(path: str | os.PathLike[str], record: Mapping[str, Any], radial: Radial) -> None:
-    """Raise StateError unless a record belongs to this model."""
+    """Raise StateError unless a record belongs to this model.
+
+    What it does not say is not compared: configs say more with each version of transformers, so a router for everybody
+    says what its model is made of, and not the rest of its config.
+    """
     found, mine = record.get("identity"), identity(radial)
-    if not isinstance(found, dict):
+    if not isinstance(found, dict) or not found:
         raise StateError(f"{path} does not say which model it belongs to")
+    mine = {name: value for name, value in mine.items() if name != "config" or name in found}
     if found != mine:
         names = [name for name in mine if found.get(name) != mine[name]]
         theirs, ours = (", ".join(f"{name}={each.get(name)}" for name in names) for each in (found, mine))

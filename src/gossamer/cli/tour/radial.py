@@ -1,7 +1,7 @@
 """Radial Networks on SmolLM2: what each layer is worth on real text, and the model without the least of them.
 
-A router that chooses layers token by token needs more than a minute of training before its texts can be read; what it
-costs by itself is the row where the card does not pay.
+A router that chooses layers token by token needs longer training than a card may take: the one for SmolLM2 comes along.
+What a router costs by itself is the row where the card does not pay.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import gossamer as gs
+from gossamer.bench.attention.decoders import SMOLLM2
 from gossamer.bench.route.pretrained import CONTEXT, HELD, TRAINED, tokens_of
 from gossamer.bench.route.speed import Decoding
 from gossamer.cli.tour.card import Card, Outcome, Say, Timed
@@ -24,6 +25,8 @@ from gossamer.cli.tour.decoder import decoder
 from gossamer.data.language import in_order, windows
 from gossamer.report.quantity import percent, short
 from gossamer.routing.radial import Radial
+from gossamer.routing.saved import load_routed
+from gossamer.routing.settling import measured
 from gossamer.serving.cache import SparseCache
 
 DROPPED, LENGTH, SEEN = 3, 128, 16
@@ -58,6 +61,7 @@ def run(folder: Path, say: Say, quick: bool) -> Outcome:
     say("reading files that it has not seen")
     batches = in_order(held, length=2 * length, batch=2, most=8)
     of_all, of_less = perplexity(model, batches), perplexity(smaller, batches)
+    routed_facts = [] if quick else _routed(model, batches)
     say("timing tokens in turns")
     dense = Decoding(model, DynamicCache(config=model.config), context)
     less = over_all({DENSE: dense, OURS: Decoding(smaller, DynamicCache(config=smaller.config), context)}, quick)
@@ -82,8 +86,17 @@ def run(folder: Path, say: Say, quick: bool) -> Outcome:
             f"{count} of {total}",
             f"layers left out by their measured contributions: {', '.join(map(str, sorted(layers)))}",
         ),
+        *routed_facts,
     )
     return Outcome(gain, loses, facts)
+
+
+def _routed(model: Any, batches: list[Tensor]) -> list[tuple[str, str]]:
+    """What the files cost, and how well they are foretold, where each token chooses its layers."""
+    routed = load_routed(model, SMOLLM2).eval()
+    share = measured(routed, [{"input_ids": each} for each in batches])
+    said = f"perplexity where each token chooses its layers, at {percent(share, 0)} of the multiply-adds"
+    return [(f"{perplexity(routed, batches):.1f}", said)]
 
 
 CARD = Card(
@@ -91,8 +104,8 @@ CARD = Card(
     "My model spends every layer on every token: measure what they are worth, leave some out",
     "A pass over your texts tells what each layer contributes. The least can go for all tokens, at once and without "
     "training; a router that learns from the model's own outputs lets each token choose.",
-    "It loses quality. A router has to be trained for longer than this card takes, and costs time in each layer that "
-    "it keeps, which small models feel.",
+    "It loses quality. A router has to be trained for longer than this card takes (that of SmolLM2 comes along), and "
+    "costs time in each layer that it keeps, which small models feel.",
     """
 profile = gs.routing.profile(model, batches)
 smaller = gs.routing.drop(model, profile.order()[:2])  # without training

@@ -23,16 +23,12 @@ def test_groups_of_the_table(name: str, route: str) -> None:
     assert {name: kind for name, kind in kinds.items() if kind != "inner"} == net.kinds
     assert all(module.training for module in model.modules())
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+    members_partition_their_axes(graph, before)
 
 
-@pytest.mark.parametrize("name", NETS)
-def test_members_partition_their_axes(name: str) -> None:
+def members_partition_their_axes(graph: ChannelGraph, tensors: dict[str, torch.Tensor]) -> None:
     """Within a group every channel owns as many positions, no position twice; groups never share a position."""
-    net = NETS[name]
-    model = net.build().double()
-    tensors = dict(model.named_parameters()) | dict(model.named_buffers())
     owned: dict[tuple[str, int], list[int]] = {}
-    graph = ChannelGraph.build(model, net.inputs())
     assert len({group.name for group in graph.groups}) == len(graph.groups)
     for group in graph.groups:
         for member in group.members:

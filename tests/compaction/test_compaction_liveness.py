@@ -21,22 +21,21 @@ def sparse_weights(model: nn.Module, density: float) -> None:
             parameter.copy_(torch.randn(parameter.shape) * (torch.rand(parameter.shape) < density))
 
 
-@pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("name", ["sequence", "residual", "grouped 4", "concat", "chunked", "dense", "glu", "squeeze"])
-def test_any_subset_of_the_dead_may_go(name: str, seed: int) -> None:
-    torch.manual_seed(seed)
+def test_any_subset_of_the_dead_may_go(name: str) -> None:
+    """Of weights drawn anew; the graph says what may be joined, whatever they are."""
     net = NETS[name]
     model = net.build().double().eval()
-    sparse_weights(model, 0.15)
-    x = net.inputs()
-    graph = ChannelGraph.build(model, x)
-    found = dead(graph, model)
-    for share in (1.0, 0.5):
-        small = copy.deepcopy(model)
-        keep = {key: ~(mask & (torch.rand(mask.shape) < share)) for key, mask in found.items()}
-        shrink_(small, graph, keep)
-        fresh = net.inputs()
-        assert difference([model(fresh)], [small(fresh)]) <= 1e-12
+    graph = ChannelGraph.build(model, net.inputs())
+    for _ in range(4):
+        sparse_weights(model, 0.15)
+        found = dead(graph, model)
+        for share in (1.0, 0.5):
+            small = copy.deepcopy(model)
+            keep = {key: ~(mask & (torch.rand(mask.shape) < share)) for key, mask in found.items()}
+            shrink_(small, graph, keep)
+            fresh = net.inputs()
+            assert difference([model(fresh)], [small(fresh)]) <= 1e-12
 
 
 def influential(model: nn.Sequential, x: Tensor, layer: int, channel: int) -> bool:

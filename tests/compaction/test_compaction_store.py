@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import random
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -31,6 +32,19 @@ def small(model: nn.Module, x: Tensor) -> Compact:
 
 def image(dtype: torch.dtype = torch.float32) -> Tensor:
     return torch.randn(2, 3, 8, 8, dtype=dtype)
+
+
+@pytest.fixture(scope="module")
+def saved_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("saved")
+    small(Sequence(), image()).save(folder)
+    return folder
+
+
+@pytest.fixture
+def saved(saved_once: Path, tmp_path: Path) -> Path:
+    """The folder of a compact `Sequence`, which a test may damage."""
+    return shutil.copytree(saved_once, tmp_path / "saved")
 
 
 @pytest.mark.parametrize("name", ["residual", "grouped 4", "vit", "tied", "renormed", "prelu", "transposed"])
@@ -188,20 +202,18 @@ def damaged(folder: Path, how: str) -> None:
         ("unset width", "its tensors have 5"),
     ],
 )  # fmt: skip
-def test_every_damage_is_one_clear_error(how: str, message: str, tmp_path: Path) -> None:
-    small(Sequence(), image()).save(tmp_path)
-    damaged(tmp_path, how)
+def test_every_damage_is_one_clear_error(how: str, message: str, saved: Path) -> None:
+    damaged(saved, how)
     with pytest.raises(StoreError, match=message):
-        load_compact(Sequence, tmp_path)
+        load_compact(Sequence, saved)
 
 
 @pytest.mark.parametrize("other", [Residual, MiniViT, lambda: Sequence((8, 13)), lambda: Sequence((6, 12))])
-def test_another_model_is_refused(other, tmp_path: Path) -> None:
-    small(Sequence(), image()).save(tmp_path)
+def test_another_model_is_refused(other, saved: Path) -> None:
     with pytest.raises(StoreError, match="another model"):
-        load_compact(other, tmp_path)
+        load_compact(other, saved)
     with pytest.raises(TypeError, match="factory must return"):
-        load_compact(lambda: 3, tmp_path)
+        load_compact(lambda: 3, saved)
 
 
 def test_weights_of_another_kind_are_refused(tmp_path: Path) -> None:

@@ -191,10 +191,11 @@ def python_behind_a_break(net: Net, x: Tensor, keep: Tensor) -> Tensor:
     return x.mean(1)
 
 
+@pytest.mark.parametrize("dynamic", [None, pytest.param(True, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", DENSE)
-def test_stays_dense_with_a_reason(name: str) -> None:
+def test_stays_dense_with_a_reason(name: str, dynamic: bool | None) -> None:
     body, why = DENSE[name]
-    watched = answers_as_eager(body, shapes=models.SHAPES[:1], dynamic=True)
+    watched = answers_as_eager(body, shapes=models.SHAPES[:1], dynamic=dynamic)
     assert not watched.packed
     assert why in watched.reasons
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import pickle
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,19 +16,39 @@ import torch
 from serving_decoders import decoder
 from torch import distributed
 
-from gossamer.serving import Engine, Sampling
+from gossamer.serving import LLM, Engine, Sampling
 from gossamer.serving.team import RankLost
 
 
-def work(engine: Engine, requests: list[list[int]], aborted: list[int]) -> dict[str, Any]:
-    """What becomes of requests that come two at a time; those in `aborted` are taken back when they have 3 tokens."""
+class Fails:
+    """A constraint whose fifth question ends in an error, once."""
+
+    def __init__(self) -> None:
+        self.asked = 0
+
+    def narrow(self, logits: torch.Tensor) -> torch.Tensor:
+        self.asked += 1
+        if self.asked == 5:
+            raise ZeroDivisionError
+        return logits
+
+    def take(self, token: int) -> bool:
+        return False
+
+
+def work(engine: Engine, case: dict[str, Any]) -> dict[str, Any]:
+    """What becomes of requests that come two at a time; of those that are taken back when they have 3 tokens; and of
+    those of which a pass fails when its tokens are chosen, so that all in it start again."""
     jobs: list[Any] = []
+    requests = case["requests"]
     while engine.busy or len(jobs) < len(requests):
         for prompt in requests[len(jobs) : len(jobs) + 2]:
             jobs.append(engine.add(prompt, Sampling(max_tokens=40)))
+            jobs[-1].constraint = Fails() if len(jobs) in case["fails"] else None
         for _ in range(20):
-            engine.step()
-            for at in aborted:
+            with suppress(ZeroDivisionError):
+                engine.step()
+            for at in case["aborted"]:
                 if at < len(jobs) and len(jobs[at].tokens) >= 3:
                     engine.stop(jobs[at])
     return {
@@ -52,12 +73,28 @@ def main(rank: int, size: int, port: str, folder: Path) -> None:
         if rank:
             engine.follow()
         else:
-            result |= work(engine, case["requests"], case["aborted"])
+            result |= work(engine, case)
             engine.close()
         made.append(result)
+    made.append(refused(rank, case))
     (folder / f"rank{rank}").write_bytes(pickle.dumps(made))
     (folder / "last").write_text(last(rank, case))
     os._exit(0)  # its group has lost a rank: nothing to take leave of
+
+
+def refused(rank: int, case: dict[str, Any]) -> list[str]:
+    """What is said in each rank where only the second one has no memory, and no model."""
+    said = []
+    memory = 1000 if rank else 1 << 24
+    for make in (
+        lambda: engine_of(case, group=distributed.group.WORLD, memory=memory, max_length=256),
+        lambda: LLM("no/model" if rank else decoder("llama"), group=distributed.group.WORLD),
+    ):
+        try:
+            make()
+        except (ValueError, OSError) as error:
+            said.append(f"{type(error).__name__}: {error}")
+    return said
 
 
 def last(rank: int, case: dict[str, Any]) -> str:

@@ -1,7 +1,7 @@
 """A decoder divided among ranks: each has some key heads of every layer, with their queries, and some neurons.
 
-    mine = deal(costs, ranks)[rank]                 # the key heads of a rank, for each layer
-    part = divided(model, geometry, mine, ranks)    # its own weights of attention and MLPs; all else is shared
+    mine = deal(costs(geometry, parts, length), ranks.size)[ranks.rank]     # its key heads, for each layer
+    part = divided(model, geometry, mine, ranks)                            # its weights of attention and MLPs
 
 Two sums over the ranks per layer, behind attention and behind the MLP, make a pass of all parts one of the whole.
 """
@@ -23,7 +23,25 @@ from gossamer.serving.tally import seen
 
 FAMILIES = ("gemma2", "gemma3_text", "llama", "mistral", "qwen2", "qwen3")
 """model_type of those whose layers are known to be of independent heads and neurons, in linear layers of their own."""
+TYPICAL = 8192
+"""Tokens of the texts for which ranks have equal work, where nothing says how long texts are."""
 _INPUTS, _MLP = ("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj", "down_proj")
+
+
+def share(
+    model: Any, geometry: Geometry, parts: Sequence[Sequence[Part]], longest: int | None, ranks: Ranks
+) -> tuple[Any, Geometry, tuple[tuple[Part, ...], ...]]:
+    """This rank's part of a model, with the geometry and the parts of its own heads.
+
+    Args:
+        parts: what the heads of each layer see. longest: tokens of texts; None: what the model was made for.
+
+    Raises:
+        ValueError: as `check_divisible`, in all ranks.
+    """
+    check_divisible(model, geometry, ranks.size)
+    mine = deal(costs(geometry, parts, longest or geometry.longest or TYPICAL), ranks.size)[ranks.rank]
+    return divided(model, geometry, mine, ranks), *narrowed(geometry, parts, mine)
 
 
 def deal(costs: Sequence[Sequence[float]], ranks: int) -> list[list[list[int]]]:

@@ -26,7 +26,7 @@ from torch import Tensor, distributed
 
 from gossamer.serving import hooks
 from gossamer.serving.capacity import SHARE, Limits, free_memory, least, pages_for
-from gossamer.serving.division import check_divisible, costs, deal, divided, narrowed
+from gossamer.serving.division import share
 from gossamer.serving.geometry import Geometry
 from gossamer.serving.jobs import Finished, Job
 from gossamer.serving.packed import PackedCache
@@ -43,8 +43,6 @@ logger = logging.getLogger(__name__)
 
 ROPES = ("default", "linear", "llama3", "yarn", "proportional")
 """Turns by position alone. Others look at the longest text of a batch, which is then not a matter of one request."""
-_TYPICAL = 8192
-"""Tokens of the texts for which ranks have equal work, where nothing says how long texts are."""
 
 
 class Engine:
@@ -75,15 +73,11 @@ class Engine:
         max_requests: int = 8, chunk: int = 512, prefixes: int = 0, end: Sequence[int] | None = None,
         group: distributed.ProcessGroup | None = None,
     ) -> None:  # fmt: skip
-        given = {"max_requests": max_requests, "chunk": chunk}
-        given |= {name: value for name, value in (("memory", memory), ("max_length", max_length)) if value is not None}
-        for name, value in given.items():
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name} must be an integer of at least 1, got {value!r}")
-        if sparsity is not None and sparsity.prefill is not None and chunk < sparsity.page:
-            raise ValueError(f"chunk must be at least a page of {sparsity.page} tokens with prefill=, got {chunk}")
-        _check_model(model)
+        _check_numbers(max_requests=max_requests, chunk=chunk, memory=memory, max_length=max_length)
         self.sparsity = sparsity or Sparsity()
+        if self.sparsity.prefill is not None and chunk < self.sparsity.page:
+            raise ValueError(f"chunk must be at least a page of {self.sparsity.page} tokens with prefill=, got {chunk}")
+        _check_model(model)
         geometry = Geometry.of_model(model)
         if max_length is not None and geometry.longest is not None and max_length > geometry.longest:
             raise ValueError(f"max_length must be at most the model's {geometry.longest} tokens, got {max_length}")
@@ -93,12 +87,8 @@ class Engine:
         skips = isinstance(getattr(model, "geometry", None), Geometry)
         self.team: Team | None = None
         if group is not None and distributed.get_world_size(group) > 1:
-            check_divisible(model, geometry, distributed.get_world_size(group))
-            self.team, ranks = Team(group), distributed.get_world_size(group)
-            dealt = deal(costs(geometry, parts, max_length or geometry.longest or _TYPICAL), ranks)
-            mine = dealt[self.team.ranks.rank]
-            model = divided(model, geometry, mine, self.team.ranks)
-            geometry, parts = narrowed(geometry, parts, mine)
+            self.team = Team(group)
+            model, geometry, parts = share(model, geometry, parts, max_length, self.team.ranks)
             if memory is None and device.type == "cpu":
                 memory = int(free_memory(device) * SHARE) // self.team.neighbours()
 
@@ -306,6 +296,12 @@ class Engine:
     def _check_first(self) -> None:
         if self.team is not None and not self.team.first:
             raise RuntimeError(f"rank {self.team.ranks.rank} follows rank 0, which is asked: call follow() here")
+
+
+def _check_numbers(**given: int | None) -> None:
+    for name, value in given.items():
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+            raise ValueError(f"{name} must be an integer of at least 1, got {value!r}")
 
 
 def _end_tokens(model: Any) -> list[int]:

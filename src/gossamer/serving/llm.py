@@ -15,10 +15,11 @@ from typing import Any, cast
 import torch
 from torch import distributed
 
+from gossamer.ranks import Ranks
 from gossamer.serving import hooks
 from gossamer.serving.engine import Engine
 from gossamer.serving.jobs import Finished, Job
-from gossamer.serving.loading import load
+from gossamer.serving.loading import Loaded, load
 from gossamer.serving.sampling import Choice, Sampling
 from gossamer.serving.sparsity import Sparsity
 from gossamer.serving.tally import Tally
@@ -58,7 +59,8 @@ class LLM:
             first is asked, and closed at the end; the others `follow`.
 
     Raises:
-        FileNotFoundError, ValueError, TypeError, ImportError: as `load` and `Engine` do, before anything runs.
+        FileNotFoundError, ValueError, TypeError, ImportError: as `load` and `Engine` do, before anything runs. OSError:
+            another rank could not load it.
     """
 
     def __init__(
@@ -67,7 +69,7 @@ class LLM:
         max_length: int | None = None, max_requests: int = 8, chunk: int = 512, prefixes: int = 0,
         group: distributed.ProcessGroup | None = None,
     ) -> None:  # fmt: skip
-        loaded = load(model, dtype=dtype, device=device, attn_implementation=hooks.NAME)
+        loaded = _loaded(model, group, dtype=dtype, device=device, attn_implementation=hooks.NAME)
         self.tokenizer = tokenizer if tokenizer is not None else loaded.tokenizer
         self.engine = Engine(
             loaded.model, sparsity=(sparsity or Sparsity()).of(model), memory=memory, max_length=max_length,
@@ -210,3 +212,12 @@ class LLM:
         assert job.finished is not None
         choices = job.choices if job.sampling.logprobs is not None else []
         return Completion(text, job.tokens, job.finished, len(job.prompt), choices)
+
+
+def _loaded(model: Any, group: distributed.ProcessGroup | None, **how: Any) -> Loaded:
+    """A model in every rank of a group; what fails in one of them fails in all."""
+    if group is None:
+        return load(model, **how)
+    made: list[Loaded] = []
+    Ranks.of(group).together(lambda: made.append(load(model, **how)))
+    return made[0]

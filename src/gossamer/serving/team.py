@@ -39,6 +39,7 @@ class Team:
 
     def __init__(self, group: distributed.ProcessGroup) -> None:
         self.ranks = Ranks.of(group)
+        self.ranks.together(lambda: None)  # a process that has gone is noticed here: the next line could wait for ever
         members = distributed.get_process_group_ranks(group)
         own = distributed.new_group(members, backend="gloo", timeout=_IDLE, use_local_synchronization=True)
         self.words = Ranks.of(own)

@@ -173,6 +173,35 @@ def written_in_place(net: Net, x: Tensor, keep: Tensor) -> Tensor:
     return net.blocks[1](x, keys(keep))
 
 
+@packs
+def written_and_read_later(net: Net, x: Tensor, keep: Tensor) -> Tensor:
+    x = net.blocks[0](x, keys(keep)) * keep[..., None]
+    x.add_(1)
+    return net.blocks[1](x, keys(keep))
+
+
+@packs
+def filled_piece_by_piece(net: Net, x: Tensor, keep: Tensor) -> Tensor:
+    x = net.blocks[0](x, keys(keep))
+    whole = x.new_empty(*x.shape[:-1], 2 * WIDTH)
+    whole[..., :WIDTH].copy_(net.linear(x))
+    whole[..., WIDTH:].copy_(x)
+    return net.blocks[1](whole[..., 4 : WIDTH + 4], keys(keep))
+
+
+@packs
+def groups_that_are_chosen(net: Net, x: Tensor, keep: Tensor) -> Tensor:
+    """As DeepSeek's router leaves groups of experts out."""
+    scores = net.blocks[0](x, keys(keep)).flatten(0, 1)
+    chosen = scores.view(-1, 4, WIDTH // 4).amax(-1).topk(2, -1)[1]
+    mask = torch.zeros_like(scores[:, :4])
+    mask.scatter_(1, chosen, 1)
+    mask = mask.unsqueeze(-1).expand(-1, 4, WIDTH // 4).reshape(-1, WIDTH)
+    best = scores.masked_fill(~mask.bool(), -9.0).topk(3, -1)[1]
+    scores = scores.scatter(1, best, scores.gather(1, best) * 2)
+    return net.blocks[1](scores.view_as(x), keys(keep))
+
+
 # A second shape makes symbols of the sizes, with which these bodies count; others do so in the slow tests.
 COUNTING = (causal, sliding_window_beside_full, keyword_order, numbers_of_sizes, last_token, loss_that_ignores)
 

@@ -15,6 +15,11 @@ from gossamer.testing.asserts import assert_no_recompile
 
 transformers = pytest.importorskip("transformers")
 SMALL = {"num_hidden_layers": 2, "hidden_size": 32, "num_attention_heads": 4, "intermediate_size": 48, "vocab_size": 50}
+DEEPSEEK = {
+    "num_key_value_heads": 4, "n_routed_experts": 4, "num_experts_per_tok": 2, "n_group": 2, "topk_group": 1,
+    "moe_intermediate_size": 24, "first_k_dense_replace": 1, "q_lora_rank": 16, "kv_lora_rank": 16,
+    "qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "v_head_dim": 16, "n_shared_experts": 1,
+}  # fmt: skip
 MODELS = {
     "mixtral": lambda: transformers.MixtralModel(
         transformers.MixtralConfig(**SMALL, num_key_value_heads=2, num_local_experts=4)
@@ -24,6 +29,7 @@ MODELS = {
             **SMALL, num_key_value_heads=2, head_dim=8, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=24
         )
     ),
+    "deepseek": lambda: transformers.DeepseekV3Model(transformers.DeepseekV3Config(**SMALL, **DEEPSEEK)),
     "olmoe": lambda: transformers.OlmoeModel(transformers.OlmoeConfig(**SMALL, num_experts=4, num_experts_per_tok=2)),
 }
 
@@ -45,7 +51,7 @@ def records():
 
 
 @pytest.mark.parametrize(
-    "name", ["mixtral", *(pytest.param(each, marks=pytest.mark.slow) for each in ("qwen3", "olmoe"))]
+    "name", ["mixtral", "deepseek", *(pytest.param(each, marks=pytest.mark.slow) for each in ("qwen3", "olmoe"))]
 )
 def test_packed_equals_eager(name: str, records: list[Record]) -> None:
     torch.manual_seed(0)
@@ -73,6 +79,26 @@ def test_explain_shows_each_product_of_experts() -> None:
     routed = [found for found in record.findings if "routing" in found.zeros]
     assert len(routed) == 4 and all("grouped" in found.choice and "packed" in found.choice for found in routed)
     assert {"e", "b", "s"} <= set(routed[0].axes)
+
+
+def test_explain_says_why_a_mixture_stays_dense() -> None:
+    torch._dynamo.reset()
+    model = MODELS["mixtral"]().eval()
+    found = gs.compile.explain(model, batch(3, 17, 0))
+    assert 'model.set_experts_implementation("gossamer")' in found.advice and found.advice in str(found)
+    model.set_experts_implementation("gossamer")
+    torch._dynamo.reset()
+    assert not gs.compile.explain(model, batch(3, 17, 0)).advice
+    sinks = transformers.GptOssModel(
+        transformers.GptOssConfig(
+            **SMALL, num_key_value_heads=2, head_dim=8, num_local_experts=4, num_experts_per_tok=2
+        )
+    ).eval()
+    sinks.set_experts_implementation("gossamer")
+    torch._dynamo.reset()
+    (record,) = gs.compile.explain(sinks, batch(3, 17, 0)).records
+    assert "as with attention sinks" in record.tally.refused
+    assert [found.choice for found in record.findings if found.operator == "experts"] == ["grouped"] * 4
 
 
 def test_what_is_of_the_present_tokens_stays_inside(records: list[Record]) -> None:

@@ -55,6 +55,7 @@ middle("joins tokens with other dimensions", lambda net, x, keep: x + x.transpos
 middle("mean runs over the tokens", lambda net, x, keep: x - x.mean(1, keepdim=True))
 middle("a slice of the tokens", lambda net, x, keep: x + x[:, :1])
 middle("einsum", lambda net, x, keep: torch.einsum("bsd,btd->bsd", x, x))
+middle("gather runs along the tokens", lambda net, x, keep: x.gather(1, torch.zeros_like(x, dtype=torch.long)))
 behind("sum runs over the tokens", lambda net, x, keep: x.sum(()))
 behind("mean runs over the tokens", lambda net, x, keep: x.mean(dim=[]))
 behind("mean runs over the tokens", lambda net, x, keep: x.mean(0))
@@ -157,7 +158,6 @@ def _writes(name: str, write: Callable[[Tensor], object]) -> None:
     DENSE[f"into the middle: {name}"] = (into_the_middle, "in place")
 
 
-_writes("add_", lambda x: x.add_(1))
 _writes("select", lambda x: x.select(1, 0).add_(1))
 _writes("flatten", lambda x: x.flatten(0, 1).mul_(2))
 _writes("chunk", lambda x: x.chunk(2, -1)[0].mul_(2))
@@ -165,6 +165,25 @@ _writes("transposed", lambda x: x.mT.mul_(2))
 _writes("diagonal", lambda x: torch.diagonal(x, 0, 1, 2).add_(2))
 _writes("setitem", lambda x: x.__setitem__((slice(None), 0), 0.0))
 _writes("out", lambda x: torch.add(x.clone(), 1, out=x))
+
+
+def _fills(name: str, fill: Callable[[Tensor, Tensor], object]) -> None:
+    def body(net: Net, x: Tensor, keep: Tensor) -> Tensor:
+        x = net.blocks[0](x, keys(keep))
+        whole = x.new_empty(x.shape)
+        fill(whole, x)
+        return net.blocks[1](whole, keys(keep))
+
+    DENSE[f"filled: {name}"] = (body, "nothing is known of new_empty")
+
+
+def _first(whole: Tensor, x: Tensor) -> None:
+    whole[..., :4].copy_(x[..., :4])
+
+
+_fills("across tokens", lambda whole, x: whole[:, :].copy_(x.flip(1)))
+_fills("one number for all", lambda whole, x: (_first(whole, x), whole[..., 4:].copy_(x[..., :1])))
+_fills("in another order", lambda whole, x: (whole[..., 4:].copy_(x[..., 4:]), _first(whole, x)))
 
 
 @stays("writes into an input")

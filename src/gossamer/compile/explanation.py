@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.fx import GraphModule
 
-from gossamer.compile import windows
+from gossamer.compile.advice import advice
 from gossamer.compile.backend import compiled
 from gossamer.compile.options import options_of
 from gossamer.compile.record import Record, observers
@@ -25,7 +25,7 @@ class Explanation:
     Attributes:
         records: one for each graph, in the order in which they were compiled.
         breaks: why Dynamo cut the model into several graphs, and at which line: one for each line.
-        advice: what would have to be changed first, if that is known.
+        advice: what to call first, and why, if that is known.
     """
 
     records: tuple[Record, ...]
@@ -91,18 +91,18 @@ def explain(model: Callable[..., Any], example: Any, *, options: Mapping[str, An
 
     from torch._dynamo.utils import graph_break_reasons
 
-    before, advice = len(graph_break_reasons), windows.advice(model) if isinstance(model, nn.Module) else ""
+    before, first = len(graph_break_reasons), advice(model)
     observers.append(records.append)
     try:
         with torch.no_grad():
             torch.compile(model, backend=backend)(*args, **kwargs)
     except Exception as error:
-        if not advice:
+        if not first:
             raise
-        raise RuntimeError(f"the model could not be compiled: {advice}") from error
+        raise RuntimeError(f"the model could not be compiled: {first}") from error
     finally:
         observers.remove(records.append)
-    return Explanation(tuple(records), _breaks(graph_break_reasons[before:]), advice)
+    return Explanation(tuple(records), _breaks(graph_break_reasons[before:]), first)
 
 
 def _breaks(reasons: Iterable[Any]) -> tuple[tuple[str, str], ...]:

@@ -194,9 +194,9 @@ class Packing:
         return self.call("__getitem__", made, (slice(None), *(None,) * missing)) if missing else made
 
     def _check_beside(self, label: Label, beside: Label) -> None:
-        """Each dimension must be one of the result's at its place, or of size 1."""
+        """Each dimension must be one of the result's at its place, or of size 1; or neither has to do with tokens."""
         for at, dim in enumerate(label, len(beside) - len(label)):
-            if at < 0 or (dim and dim != beside[at]):
+            if at < 0 or (dim and dim != beside[at] and self.touches((dim, beside[at]))):
                 raise CannotPack("operands whose dimensions are not known to be the same")
 
     def plain(self, node: Any) -> Any:

@@ -79,7 +79,7 @@ def plan(graph: Graph, attend: Attend, attend_across: Attend) -> Plan | Refusal:
     masked = [call for node in graph.nodes if (call := call_of(node)) and call.name == "scaled_dot_product_attention"]
     masked = [call for call in masked if _ATTENTION.mask(call) is not None]
     if not masked:
-        return Refusal("no attention with a mask, which would say where the padding is")
+        return Refusal(_without_masks(graph))
     axes = labelled(graph)
     pair = _pair(masked, axes)
     if pair is None:
@@ -95,6 +95,25 @@ def plan(graph: Graph, attend: Attend, attend_across: Attend) -> Plan | Refusal:
         return found
     except CannotPack as error:
         return Refusal(str(error), packing, tuple(call.node for call in anchors))
+
+
+def _without_masks(graph: Graph) -> str:
+    """Why no attention says where padding is."""
+    for node in graph.nodes:
+        call = call_of(node)
+        if call is not None and call.name == "softmax" and _is_joined(node.all_input_nodes[0]):
+            return (
+                f"attention is written by hand, and its scores are joined with others before {node.name}, as with "
+                "attention sinks: how much weight keys have is then not known to be theirs alone"
+            )
+    return "no attention with a mask, which would say where the padding is"
+
+
+def _is_joined(scores: Node) -> bool:
+    call = call_of(scores)
+    if call is not None and call.name == "sub":  # of their largest
+        call = call_of(call.operands[0])
+    return call is not None and call.name == "cat"
 
 
 def _strange(graph: Graph) -> str:

@@ -170,11 +170,6 @@ def _mixin(module: nn.Module) -> type[Changed] | None:
     return _MIXINS.get(cls.__name__) if theirs else None
 
 
-def advice(model: nn.Module) -> str:
-    """What to change before a model is compiled; empty if nothing is known."""
-    if not any(_mixin(module) is _SelfAttention for module in model.modules()):
-        return ""
-    return (
-        "Longformer's attention asks Python whether there are global tokens, and its writes end Dynamo: "
-        "gossamer.compile.skip_unseen(model) makes it one graph, and leaves out what no query sees"
-    )
+def is_longformer(model: nn.Module) -> bool:
+    """Whether it has a Longformer's attention as transformers wrote it."""
+    return any(_mixin(module) is _SelfAttention for module in model.modules())

@@ -22,6 +22,7 @@ _OF: dict[str, Operator] = {
     **dict.fromkeys(("matmul", "mm", "bmm"), Matmul()),
     **dict.fromkeys(("expand", "expand_as"), Expand()),
     **dict.fromkeys(("topk", "sort"), along.Selection()),
+    **dict.fromkeys(("gather", "scatter"), along.Picking()),
     "cat": Join(),
     "expert_index": ExpertIndex(),
     "expert_rows": ExpertRows(),

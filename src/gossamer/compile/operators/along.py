@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from gossamer.compile.labels import Axes, Label, shape_of
+from torch.fx import Node
+
+from gossamer.compile.labels import Axes, Label, same, shape_of
 from gossamer.compile.operators.call import Call
 from gossamer.compile.operators.operator import CannotPack, Names, Packer, dimension, dimensions, pack_along
 
@@ -126,3 +128,39 @@ class Selection:
 
     def pack(self, call: Call, packer: Packer) -> Any:
         return pack_along(call, packer, {"topk": 2}.get(call.name, 1), self.dim(call))
+
+
+class Picking:
+    """Elements by numbers along one dimension: gather(x, dim, index), scatter(x, dim, index, src)."""
+
+    def dim(self, call: Call) -> int:
+        dim = call.get(1, "dim")
+        if not isinstance(dim, int) or call.node.kwargs or len(call.node.args) > 4:
+            raise CannotPack(f"{call.name} is called in a way that is not known")
+        return dimension(dim, call.operands[0].meta["example_value"].dim())
+
+    def label(self, call: Call, axes: Axes) -> Label:
+        whole = call.operands[0]
+        for index in call.operands[1:]:
+            of_whole, of_index = shape_of(whole), shape_of(index)
+            assert of_whole is not None and of_index is not None
+            for at, (one, two) in enumerate(zip(of_whole, of_index, strict=True)):
+                if at != self.dim(call) and same(one, two):  # an index may be shorter
+                    axes.unify(axes.labels[whole][at], axes.labels[index][at])
+        return axes.labels[call.operands[1] if call.name == "gather" else whole]
+
+    def expression(self, call: Call, names: Names) -> str | None:
+        return None
+
+    def pack(self, call: Call, packer: Packer) -> Any:
+        dim, labels = self.dim(call), [packer.axes.of(each) for each in call.operands]
+        if any(packer.place(label) != packer.place(labels[0]) for label in labels):
+            raise CannotPack(f"{call.name} of tokens that are not all there")
+        rest = packer.rest(labels[0])
+        if dim not in rest:
+            raise CannotPack(f"{call.name} runs along the tokens")
+        x, _, index, *src = call.node.args
+        if not isinstance(x, Node) or not isinstance(index, Node):
+            raise CannotPack(f"{call.name} is called in a way that is not known")
+        more = [packer.packed(each) if isinstance(each, Node) else each for each in src]
+        return packer.emit(call.node, packer.packed(x), rest.index(dim) + 1, packer.packed(index), *more)

@@ -1,4 +1,4 @@
-"""Writes in place of a value that nobody else reads are no writes."""
+"""Writes in place of a value that nobody else sees are no writes: later readers get the new value."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ _MAY_BE_ITS_INPUT = frozenset(
 )
 _MAKES = (NAMES - _MAY_BE_ITS_INPUT) | frozenset(
     ("linear", "matmul", "bmm", "addmm", "layer_norm", "rms_norm", "embedding", "softmax", "cat", "sum", "mean",
-     "scaled_dot_product_attention", "group_norm", "conv2d", "batch_norm")
+     "scaled_dot_product_attention", "group_norm", "conv2d", "batch_norm", "gather")
 )  # fmt: skip
 """Operators whose result has memory of its own."""
 _FUNCTIONS = {"add": "add", "sub": "sub", "mul": "mul", "div": "div", "relu": "relu", "tanh": "tanh",
               "sigmoid": "sigmoid", "clamp": "clamp", "masked_fill": "masked_fill", "neg": "neg", "exp": "exp",
-              "sqrt": "sqrt", "abs": "abs", "pow": "pow"}  # fmt: skip
+              "sqrt": "sqrt", "abs": "abs", "pow": "pow", "scatter": "scatter"}  # fmt: skip
 
 
 def out_of_place(graph: Graph) -> None:
@@ -50,12 +50,19 @@ def out_of_place(graph: Graph) -> None:
             graph.erase_node(new)
             continue
         new.meta = dict(node.meta)  # its memory too: whoever views it later has an example value there
+        later = _after(node)
+        written.replace_all_uses_with(new, delete_user_cb=lambda user, later=later: user in later)  # type: ignore[misc]
         node.replace_all_uses_with(new)
         graph.erase_node(node)
 
 
+def _after(node: Node) -> set[Node]:
+    nodes = list(node.graph.nodes)
+    return set(nodes[nodes.index(node) + 1 :])
+
+
 def _is_alone(written: Node, writer: Node) -> bool:
-    """Whether a value has memory of its own, which nobody reads but `writer` from then on."""
+    """Whether a value has memory of its own, which nobody sees but who reads this very value."""
     maker = call_of(written)
     if maker is None or maker.in_place:
         return False
@@ -65,13 +72,8 @@ def _is_alone(written: Node, writer: Node) -> bool:
             return False
     elif maker.name not in _MAKES:
         return False
-    later = False
-    for node in written.graph.nodes:
-        if node is writer:
-            later = True
-        elif node in written.users and (later or _may_view(node)):
-            return False
-    return True
+    later = _after(writer)
+    return not any(_may_view(reader) for reader in written.users if reader is not writer and reader not in later)
 
 
 def _may_view(reader: Node) -> bool:

@@ -1,0 +1,34 @@
+"""What of a model the compiler sees only after one call more, for `explain`."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from gossamer.compile import windows
+
+
+def advice(model: object) -> str:
+    """What to call before a model is compiled, and why; empty if nothing is known.
+
+    >>> advice(nn.Linear(2, 2))
+    ''
+    """
+    if not isinstance(model, nn.Module):
+        return ""
+    if windows.is_longformer(model):
+        return (
+            "Longformer's attention asks Python whether there are global tokens, and its writes end Dynamo: "
+            "gossamer.compile.skip_unseen(model) makes it one graph, and leaves out what no query sees"
+        )
+    if any(_has_own_experts(module) for module in model.modules()):
+        return (
+            "its experts run by transformers' own implementation, in which no graph shows what belongs to which token: "
+            'model.set_experts_implementation("gossamer") groups them, and lets padding be left out'
+        )
+    return ""
+
+
+def _has_own_experts(module: nn.Module) -> bool:
+    """Experts with the flags of transformers' interface, of another implementation than ours."""
+    chosen = getattr(getattr(module, "config", None), "_experts_implementation", "gossamer")
+    return hasattr(module, "has_gate") and hasattr(module, "_is_expert_parallel") and chosen != "gossamer"

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import sys
+import logging
 from pathlib import Path
 from typing import Any
 
 from gossamer.serving import models
 from gossamer.serving.llm import LLM
 from gossamer.serving.loading import Loaded, load
+
+logger = logging.getLogger(__name__)
 
 
 def check_pattern(flag: str, static: float, pattern: Path | None) -> None:
@@ -31,9 +33,9 @@ def named(model: str) -> str:
     name = next(iter(models.MODELS))
     if models.is_here(name):
         return name
-    print(
-        f"{name} is not here (gossamer model {name} fetches it), so demo is a tiny model that finds pass keys, and can "
-        "nothing else; ask it: key bravo 47 19 05 . the sky is blue ask bravo", file=sys.stderr, flush=True,
+    logger.warning(
+        "%s is not here (gossamer model %s fetches it), so demo is a tiny model that finds pass keys, and can nothing "
+        "else; ask it: key bravo 47 19 05 . the sky is blue ask bravo", name, name,
     )  # fmt: skip
     return str(models.BUNDLED)
 

@@ -103,10 +103,13 @@ def run(config: Serve) -> None:
     check_pattern("--static-sparsity", config.static_sparsity, config.pattern)
     key = _key(config)
     with connected("cpu") as world:
+        if not world.first:
+            logging.getLogger("gossamer").setLevel(logging.ERROR)  # the first one warns
+        name = named(config.model)
         if world.first:
-            _lead(config, named(config.model), key, world)
+            _lead(config, name, key, world)
         else:
-            _follow(config, named(config.model), world)
+            _follow(config, name, world)
 
 
 def _follow(config: Serve, name: str, world: World) -> None:

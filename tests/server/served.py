@@ -159,7 +159,7 @@ class Reply:
 _PAUSE = threading.Event()
 
 
-def wait_for(happened: Any, seconds: float = 30.0) -> None:
+def wait_for(happened: Any, seconds: float = 120.0) -> None:
     """Return when it has happened; fail if it does not."""
     for _ in range(int(seconds * 100)):
         if happened():

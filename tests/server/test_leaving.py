@@ -68,7 +68,7 @@ def test_a_client_that_does_not_read_is_ended(folder):
             open_now = list(server.state.loop.open)
             assert server.pages_in_use() == 0  # without one byte read
             assert any(each.tokens < 2000 for each in open_now)
-            connection.settimeout(20)
+            connection.settimeout(120)
             said = b""
             while b'"code"' not in said and (more := connection.recv(1 << 16)):
                 said = said[-2000:] + more
@@ -228,7 +228,7 @@ def test_texts_that_come_during_the_last_pass_are_refused(loop, monkeypatch):
 
     def stepping():
         inside.set()
-        hold.wait(20)
+        hold.wait(120)
         return step()
 
     async def status(generation) -> int:
@@ -265,7 +265,7 @@ def test_closing_a_text_while_the_engine_adds_it(loop, monkeypatch):
 
         monkeypatch.setattr(loop.llm.engine, "add", adding)
         hold = threading.Event()
-        loop.tell(lambda: hold.wait(10))
+        loop.tell(lambda: hold.wait(120))
         made = loop.submit([TEXT])
         hold.set()
         pieces = [piece async for piece in made[0]]

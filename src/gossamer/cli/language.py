@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from gossamer.serving import models
-from gossamer.serving.llm import LLM
-from gossamer.serving.loading import Loaded, load
+
+if TYPE_CHECKING:  # they bring transformers, which takes seconds: neither --help nor a wrong flag waits for it
+    from gossamer.serving.llm import LLM
+    from gossamer.serving.loading import Loaded
 
 logger = logging.getLogger(__name__)
 
@@ -49,9 +51,12 @@ def language_model(name: str, router: Path | None, *, dtype: str | None, **setti
     Raises:
         What `LLM`, and `gossamer.routing.saved.load_routed`, raise; before anything runs.
     """
+    from gossamer.serving.llm import LLM
+
     if router is None:
         return LLM(name, dtype=dtype, **settings)
     from gossamer.routing.saved import load_routed
+    from gossamer.serving.loading import load
 
     loaded = load(name, dtype=dtype)
     return LLM(load_routed(loaded.model, router), tokenizer=loaded.tokenizer, **settings)

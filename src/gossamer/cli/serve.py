@@ -21,11 +21,11 @@ from gossamer.cli.language import check_pattern, language_model, named
 from gossamer.extras import needed
 from gossamer.integrations.distributed import World, connected
 from gossamer.ops.paged.pool import Stored
-from gossamer.serving.llm import LLM
 from gossamer.serving.sparsity import Sparsity
 
 if TYPE_CHECKING:
     from gossamer.server.state import State
+    from gossamer.serving.llm import LLM
 
 
 @dataclass(frozen=True)

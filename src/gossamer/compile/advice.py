@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import nn
 
 from gossamer.compile import windows
+from gossamer.nn.fused import up_name
 
 
 def advice(model: object) -> str:
@@ -29,6 +30,6 @@ def advice(model: object) -> str:
 
 
 def _has_own_experts(module: nn.Module) -> bool:
-    """Experts with the flags of transformers' interface, of another implementation than ours."""
+    """Experts that could have our implementation, and have another."""
     chosen = getattr(getattr(module, "config", None), "_experts_implementation", "gossamer")
-    return hasattr(module, "has_gate") and hasattr(module, "_is_expert_parallel") and chosen != "gossamer"
+    return chosen != "gossamer" and up_name(module) is not None

@@ -19,6 +19,7 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from transformers.integrations.moe import ExpertsInterface
 
 from gossamer.compile.expert_rows import expert_index, expert_rows
+from gossamer.nn.fused import first_product
 from gossamer.ops.arguments import FLOATS
 from gossamer.ops.grouped import GroupedMm
 from gossamer.pattern.build import route
@@ -42,7 +43,7 @@ def experts(module: Any, hidden_states: Tensor, top_k_index: Tensor, top_k_weigh
         ValueError, TypeError: weights that no grouped product can read: quantized, of a device mesh, in another layout.
     """
     has_gate, parallel = module.has_gate, module._is_expert_parallel
-    kind = "gate_up_proj" if has_gate else "up_proj"
+    kind = first_product(module)
     up, down = weights_of(module, kind), weights_of(module, "down_proj")
     tokens, k = top_k_index.shape
     count, ids = up.shape[0], top_k_index

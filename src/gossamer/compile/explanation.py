@@ -39,7 +39,9 @@ class Explanation:
             if record.tally.refused:
                 lines.append(f"  padding stays: {record.tally.refused}")
             total = sum(found.work for found in record.findings)
-            saved = sum(found.work * found.saves() for found in record.findings if found.saves is not None)
+            gains = [found.gain() if found.gain else found.why for found in record.findings]
+            shares = [gain if isinstance(gain, float) else 0.0 for gain in gains]
+            saved = sum(found.work * share for found, share in zip(record.findings, shares, strict=True))
             if saved:
                 lines.append(
                     f"  {saved / total:.0%} of {total / 1e9:.3g} G multiply-adds left out: at most "
@@ -48,9 +50,9 @@ class Explanation:
             rows: list[tuple[str, ...]] = [
                 (
                     f.node, f.operator, f.expression, f"{f.work / total:.0%}" if f.work else "", f.zeros,
-                    " ".join(f.axes), f.choice, f.gain() if f.gain else f.why,
+                    " ".join(f.axes), f.choice, gain if isinstance(gain, str) else f"{gain:.0%} of it left out",
                 )
-                for f in record.findings
+                for f, gain in zip(record.findings, gains, strict=True)
             ]  # fmt: skip
             lines += _table(_HEAD, rows)
         lines += [f"graph break at {where}: {why}" for why, where in self.breaks]

@@ -18,9 +18,9 @@ class Finding:
         axes: axes of the expression along which they may be left out.
         choice: what takes the operator's place, or "dense".
         why: one sentence; for "dense" the reason.
-        gain: says, once it has run, what was measured; None for what measures nothing.
+        gain: once it has run, what was measured in words, or the share of `work` that was left out, 0 to 1; None for
+            what measures nothing.
         work: multiply-adds of the dense operator for the sizes that were seen first; 0 where they are not counted.
-        saves: once it has run, the share of them that was left out, 0 to 1; None where nobody counts.
     """
 
     node: str
@@ -30,6 +30,5 @@ class Finding:
     axes: tuple[str, ...]
     choice: str
     why: str
-    gain: Callable[[], str] | None = None
+    gain: Callable[[], str | float] | None = None
     work: int = 0
-    saves: Callable[[], float] | None = None

@@ -10,12 +10,15 @@ from __future__ import annotations
 from torch import nn
 
 
+def first_product(module: nn.Module) -> str:
+    """What fused experts call the weights of their first product, whatever holds them."""
+    return "gate_up_proj" if hasattr(module, "gate_up_proj") else "up_proj"
+
+
 def up_name(module: nn.Module) -> str | None:
     """The name of the first product's weights if the module is fused experts, else None."""
-    own = module._parameters
-    if not _is_stack(own.get("down_proj")):
-        return None
-    return next((name for name in ("gate_up_proj", "up_proj") if _is_stack(own.get(name))), None)
+    own, name = module._parameters, first_product(module)
+    return name if _is_stack(own.get(name)) and _is_stack(own.get("down_proj")) else None
 
 
 def described(module: nn.Module) -> str:

@@ -59,7 +59,7 @@ def deal(costs: Sequence[Sequence[float]], ranks: int) -> list[list[list[int]]]:
     Source: the rule of the longest first (Graham 1969, "Bounds on multiprocessing timing anomalies").
 
     >>> deal([[8, 1, 1], [8, 8, 1]], 2)
-    [[[0, 2], [1]], [[1], [0, 2]]]
+    [[[0], [1]], [[1, 2], [0, 2]]]
     """
     hands: list[list[list[int]]] = [[[] for _ in costs] for _ in range(ranks)]
     spent = [0.0] * ranks

@@ -3,7 +3,7 @@
 // A piece is so many rows that what one strip of columns reads of them is still in L1 when the next strip reads the other
 // half of the same lines, and so wide that a row of the result is written in whole lines.
 #include "kernels.h"
-#include "lanes.h"
+#include "transpose_lanes.h"
 
 namespace gossamer::GOSSAMER_ISA {
 namespace {

@@ -13,7 +13,6 @@ from torch.nn.functional import cross_entropy
 from gossamer.routing import Radial, StateError, drop, profile
 from gossamer.routing.saved import SHIPPED, load_routed, read, save_state
 from gossamer.routing.settling import measured
-from gossamer.serving import models
 
 
 def test_it_is_whole_and_small_and_says_its_model() -> None:
@@ -33,11 +32,10 @@ def test_another_model_is_refused_by_size(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not models.is_here("smollm2"), reason="SmolLM2 is not on this machine")
-def test_it_beats_the_least_layers_out_for_all_tokens() -> None:
+def test_it_beats_the_least_layers_out_for_all_tokens(smollm2: Path) -> None:
     from gossamer.serving.loading import load
 
-    loaded = load("smollm2", dtype="float32")
+    loaded = load(str(smollm2), dtype="float32")
     text = (Path(sysconfig.get_path("stdlib")) / "argparse.py").read_text()[:12_000]
     ids = torch.tensor(loaded.tokenizer.encode(text, add_special_tokens=False)[:2048]).view(-1, 256)
 

@@ -116,7 +116,7 @@ def untuned(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFa
 @pytest.fixture(scope="session")
 def smollm2() -> Path:
     """The folder of a real language model, which `make` fetches: SmolLM2-135M-Instruct as a GGUF file."""
-    from gossamer.serving import models  # here, because it brings transformers, which takes seconds
+    from gossamer.serving.checkpoints import models
 
     with pytest.MonkeyPatch.context() as patched:
         if _CACHE is None:

@@ -119,6 +119,6 @@ def __dir__() -> list[str]:
 # attn_implementation="gossamer" and experts_implementation="gossamer" are known wherever gossamer and transformers are
 # both imported, in whichever order.
 when_imported("transformers.modeling_utils", lambda: importlib.import_module("gossamer.serving.hooks"))
-when_imported("transformers.integrations.moe", lambda: importlib.import_module("gossamer.compile.experts"))
+when_imported("transformers.integrations.moe", lambda: importlib.import_module("gossamer.compile.mixtures.experts"))
 # from_pretrained puts back the thresholds that a model was saved with.
 when_imported("transformers.quantizers.auto", lambda: importlib.import_module("gossamer.nn.threshold.from_pretrained"))

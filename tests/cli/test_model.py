@@ -8,7 +8,7 @@ import zipfile
 import pytest
 
 from gossamer.cli.__main__ import main
-from gossamer.serving import models
+from gossamer.serving.checkpoints import models
 
 CONTENT = b"GGUF"
 

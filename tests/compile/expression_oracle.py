@@ -7,7 +7,7 @@ import re
 
 import numpy as np
 
-from gossamer.compile.expression import Expression, Index
+from gossamer.compile.expressions.expression import Expression, Index
 
 
 def subscript(index: Index, at: dict[str, int]) -> int:

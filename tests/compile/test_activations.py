@@ -11,8 +11,8 @@ from torch import nn
 from torch._dynamo.backends.debugging import aot_eager
 from torch._inductor.compile_fx import compile_fx
 
-from gossamer.compile import activations
-from gossamer.compile.activations import rewrite
+from gossamer.compile.zeros import activations
+from gossamer.compile.zeros.activations import rewrite
 from gossamer.ops import closed
 
 ROWS, INNER, OUTER = 48, 64, 40

@@ -12,8 +12,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gossamer.compile.axes import analyse
-from gossamer.compile.expression import parse
+from gossamer.compile.expressions.axes import analyse
+from gossamer.compile.expressions.expression import parse
 
 # expression, absent value, permutable axes, axes skippable for A
 TABLE = [

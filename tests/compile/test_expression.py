@@ -8,7 +8,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from gossamer.compile.expression import ALONG, REDUCERS, parse
+from gossamer.compile.expressions.expression import ALONG, REDUCERS, parse
 
 # text, what is wrong, the character that the arrow points at
 WRONG = [

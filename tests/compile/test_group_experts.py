@@ -12,7 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
 import gossamer as gs
 from gossamer.compile import group_experts
-from gossamer.compile.group import FewRowsLinear
+from gossamer.compile.mixtures.group import FewRowsLinear
 from gossamer.ops.few_rows import few_rows_linear
 
 
@@ -281,7 +281,7 @@ def test_only_what_is_faster(ratio, choice, monkeypatch):
             call()
         return Measured(now=gs.measure.Row("now", 1, 1, 1, 1, 1, ratio, ratio - 0.05, ratio + 0.05, 7))
 
-    monkeypatch.setattr("gossamer.compile.group.interleave", measured)
+    monkeypatch.setattr("gossamer.compile.mixtures.group.interleave", measured)
     finding = group_experts(Mixture(masked_left), torch.randn(6, 8)).findings[0]
     assert finding.choice == choice
     if choice == "dense":

@@ -7,7 +7,7 @@ from torch._dynamo.backends.debugging import aot_eager
 from torch.nn.functional import scaled_dot_product_attention
 
 from gossamer import ops
-from gossamer.compile import masked
+from gossamer.compile.masks import masked
 from gossamer.ops.attention import masked as op
 from gossamer.testing import assert_no_recompile
 

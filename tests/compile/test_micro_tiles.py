@@ -2,7 +2,7 @@
 
 import pytest
 
-from gossamer.compile.micro_tiles import CACHE_LINE, SECTOR, micro_tiles
+from gossamer.compile.expressions.micro_tiles import CACHE_LINE, SECTOR, micro_tiles
 
 
 def test_micro_tiles_are_the_dense_tile_with_one_axis_set_to_one():

@@ -103,7 +103,7 @@ def test_explain_says_why_a_mixture_stays_dense() -> None:
 
 def test_what_is_of_the_present_tokens_stays_inside(records: list[Record]) -> None:
     """An index of experts is another one without padding, so nobody outside may see it."""
-    from gossamer.compile.expert_rows import expert_index, expert_rows
+    from gossamer.compile.mixtures.expert_rows import expert_index, expert_rows
 
     class Model(torch.nn.Module):
         def __init__(self) -> None:

@@ -14,7 +14,7 @@ from torch.nn.functional import cross_entropy
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from gossamer.routing import Jumps, Radial, RandomSkip, Static, health
-from gossamer.routing.diagnosis import spearman
+from gossamer.routing.learning.diagnosis import spearman
 
 UNITS, WIDTH = 4, 32
 

@@ -11,8 +11,8 @@ from small_decoders import ids, made
 from torch.nn.functional import cross_entropy
 
 from gossamer.routing import EarlyExit, Jumps, LayerSkip, Radial, speculate, train
-from gossamer.routing.layer_skip import terms
-from gossamer.routing.objective import outputs
+from gossamer.routing.learning.layer_skip import terms
+from gossamer.routing.learning.objective import outputs
 
 PLAIN = LayerSkip(dropout=0.0, exits=0.0)
 

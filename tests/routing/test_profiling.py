@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 import gossamer as gs
-from gossamer.routing.profiled import Profile
+from gossamer.routing.profiling.profiled import Profile
+from gossamer.routing.profiling.values import Spread, Values
 from gossamer.routing.stack import Stack
-from gossamer.routing.values import Spread, Values
 
 SHARES = {"low": 0.05, "q1": 0.25, "median": 0.5, "q3": 0.75, "high": 0.95, "most": 1.0}
 

@@ -12,11 +12,11 @@ from small_decoders import FAMILIES, SIZES, WHOLE, WINDOWED, ids, made
 from torch import Tensor, nn
 
 from gossamer.routing.export import drop
-from gossamer.routing.fixed import RandomSkip, Static
 from gossamer.routing.lm import RadialConfig, RadialLM
-from gossamer.routing.policy import Choice, Policy, Tokens, Walk
+from gossamer.routing.policies.fixed import RandomSkip, Static
+from gossamer.routing.policies.policy import Choice, Policy, Tokens, Walk
+from gossamer.routing.policies.recursion import Recursions
 from gossamer.routing.radial import Radial
-from gossamer.routing.recursion import Recursions
 from gossamer.serving import SparseCache
 
 transformers: Any = pytest.importorskip("transformers")

@@ -32,9 +32,9 @@ from gossamer.routing import (
     settle,
     train,
 )  # fmt: skip
-from gossamer.routing.batches import Batches
-from gossamer.routing.objective import outputs
-from gossamer.routing.settling import measured
+from gossamer.routing.learning.batches import Batches
+from gossamer.routing.learning.objective import outputs
+from gossamer.routing.learning.settling import measured
 
 VOCABULARY, LAYERS, WIDTH, LENGTH = 40, 4, 32, 16
 

@@ -11,7 +11,7 @@ from serving_decoders import prompts, transformers
 from gossamer.routing import EarlyExit, Radial, RandomSkip
 from gossamer.serving import Engine, Sampling, SparseCache, Sparsity
 from gossamer.serving.geometry import Geometry
-from gossamer.serving.store import bytes_of_page
+from gossamer.serving.paging.store import bytes_of_page
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 

@@ -11,8 +11,8 @@ from small_decoders import made
 from torch.nn.functional import cross_entropy
 
 from gossamer.routing import Radial, StateError, drop, profile
+from gossamer.routing.learning.settling import measured
 from gossamer.routing.saved import SHIPPED, load_routed, read, save_state
-from gossamer.routing.settling import measured
 
 
 def test_it_is_whole_and_small_and_says_its_model() -> None:
@@ -33,7 +33,7 @@ def test_another_model_is_refused_by_size(tmp_path: Path, monkeypatch: pytest.Mo
 
 @pytest.mark.slow
 def test_it_beats_the_least_layers_out_for_all_tokens(smollm2: Path) -> None:
-    from gossamer.serving.loading import load
+    from gossamer.serving.checkpoints.loading import load
 
     loaded = load(str(smollm2), dtype="float32")
     text = (Path(sysconfig.get_path("stdlib")) / "argparse.py").read_text()[:12_000]

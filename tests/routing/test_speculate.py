@@ -6,7 +6,7 @@ import pytest
 import torch
 from small_decoders import ids, made
 
-from gossamer.routing.fixed import EarlyExit, RandomSkip
+from gossamer.routing.policies.fixed import EarlyExit, RandomSkip
 from gossamer.routing.radial import Radial
 from gossamer.routing.speculation import speculate
 

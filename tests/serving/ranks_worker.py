@@ -17,7 +17,7 @@ from serving_decoders import decoder
 from torch import distributed
 
 from gossamer.serving import LLM, Engine, Sampling
-from gossamer.serving.team import RankLost
+from gossamer.serving.stepping.team import RankLost
 
 
 class Fails:

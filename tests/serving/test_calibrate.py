@@ -14,13 +14,13 @@ import gossamer as gs
 from gossamer import ops
 from gossamer.cli.__main__ import main
 from gossamer.ops.paged.pool import Batch, PagePool
-from gossamer.serving import gates
-from gossamer.serving.calibration import calibrate
-from gossamer.serving.gates import gated, gated_attention
+from gossamer.serving.calibrating import gates
+from gossamer.serving.calibrating.calibration import calibrate
+from gossamer.serving.calibrating.gates import gated, gated_attention
+from gossamer.serving.calibrating.passkeys import passkeys
+from gossamer.serving.checkpoints.loading import Loaded
 from gossamer.serving.geometry import Geometry
 from gossamer.serving.heads import HeadPattern
-from gossamer.serving.loading import Loaded
-from gossamer.serving.passkeys import passkeys
 
 pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.filterwarnings("error:Converting a tensor")]
 WAY = {"sink": 2, "local": 4, "steps": 30, "learning_rate": 0.1}
@@ -274,7 +274,7 @@ def test_ctrl_c_writes_nothing(folder, loaded, tmp_path, capfd, monkeypatch):
         raise KeyboardInterrupt
 
     monkeypatch.setattr("gossamer.cli.calibrate.load", lambda *_, **__: loaded)
-    monkeypatch.setattr("gossamer.serving.calibration._predicting", stop)
+    monkeypatch.setattr("gossamer.serving.calibrating.calibration._predicting", stop)
     assert main(["calibrate", str(folder), "--out", str(tmp_path / "p.tsv"), *FLAGS]) == 130
     assert "nothing was written" in capfd.readouterr().err and not list(tmp_path.iterdir())
 
@@ -298,7 +298,7 @@ def test_ctrl_c_writes_nothing(folder, loaded, tmp_path, capfd, monkeypatch):
 ])  # fmt: skip
 def test_bad_flags_are_named_before_the_work(folder, loaded, tmp_path, capfd, monkeypatch, flags, match):
     monkeypatch.setattr("gossamer.cli.calibrate.load", lambda *_, **__: loaded)
-    monkeypatch.setattr("gossamer.serving.passkeys.python_topics", lambda: "the cat sat. " * 900)
+    monkeypatch.setattr("gossamer.serving.calibrating.passkeys.python_topics", lambda: "the cat sat. " * 900)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "SHORT").write_text("too short")
     (tmp_path / "BYTES").write_bytes(b"\xff\xfe\xff")

@@ -8,7 +8,8 @@ import pytest
 
 from gossamer.bench.attention.passkey_task import write
 from gossamer.cli.__main__ import main
-from gossamer.serving import LLM, Sampling, models
+from gossamer.serving import LLM, Sampling
+from gossamer.serving.checkpoints import models
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 

@@ -13,9 +13,9 @@ from serving_decoders import FAMILIES, decoder
 
 from gossamer.ranks import Ranks
 from gossamer.serving import HeadPattern, Sparsity
-from gossamer.serving.division import check_divisible, costs, deal, divided, narrowed
 from gossamer.serving.geometry import Geometry
-from gossamer.serving.store import Store, views
+from gossamer.serving.paging.store import Store, views
+from gossamer.serving.stepping.division import check_divisible, costs, deal, divided, narrowed
 
 transformers = pytest.importorskip("transformers")
 

@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 import torch
 
-from gossamer.serving import gguf_header, gguf_weights
-from gossamer.serving.loading import load
+from gossamer.serving.checkpoints import gguf_header, gguf_weights
+from gossamer.serving.checkpoints.loading import load
 
 transformers = pytest.importorskip("transformers")
 pytest.importorskip("gguf")

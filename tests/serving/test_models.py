@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from gossamer.serving import models
+from gossamer.serving.checkpoints import models
 
 CONTENT = b"GGUF and numbers" * 1000
 TOY = models.Named("a toy", "toy==1", "toy/toy.gguf", len(CONTENT), hashlib.sha256(CONTENT).hexdigest())

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_tokenizers import KINDS, byte_level
 
-from gossamer.serving.passkeys import Passkeys, passkeys
+from gossamer.serving.calibrating.passkeys import Passkeys, passkeys
 
 TEXT = "the cat sat on the mat, didn't it? 'twas never so.\n" * 400
 RANDOM = passkeys(vocabulary=500)

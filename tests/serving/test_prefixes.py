@@ -7,7 +7,7 @@ from serving_decoders import FAMILIES, decoder, prompts
 
 from gossamer.serving import Engine, Sampling, Sparsity
 from gossamer.serving.geometry import Geometry
-from gossamer.serving.store import bytes_of_page
+from gossamer.serving.paging.store import bytes_of_page
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 

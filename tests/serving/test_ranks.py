@@ -17,7 +17,7 @@ from serving_decoders import decoder, prompts
 
 from gossamer.serving import Engine, Sparsity
 from gossamer.serving.geometry import Geometry
-from gossamer.serving.store import bytes_of_page, most_pages
+from gossamer.serving.paging.store import bytes_of_page, most_pages
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 FOUR = "llama, all key heads, llama3"

@@ -15,9 +15,9 @@ from torch import Tensor
 pytest.importorskip("transformers")
 
 from gossamer.serving import Antidiagonal, SparseCache, Sparsity, hooks
-from gossamer.serving.attend import LayerAttention
+from gossamer.serving.attending.attend import LayerAttention
 from gossamer.serving.geometry import Geometry, LayerShape
-from gossamer.serving.store import Store, views
+from gossamer.serving.paging.store import Store, views
 from gossamer.serving.tally import Tally
 
 SLOTS, KEY_HEADS, GROUP, WIDTH = 4, 2, 2, 32

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 import gossamer as gs
-from gossamer.serving.attend import LayerAttention
+from gossamer.serving.attending.attend import LayerAttention
+from gossamer.serving.attending.selection import best
 from gossamer.serving.geometry import Geometry, LayerShape
 from gossamer.serving.heads import HeadPattern, spread
-from gossamer.serving.selection import best
+from gossamer.serving.paging.store import Store, views
 from gossamer.serving.sparsity import Sparsity
-from gossamer.serving.store import Store, views
 from gossamer.serving.tally import Tally
 
 HEADS, GROUP, WIDTH = 2, 2, 32

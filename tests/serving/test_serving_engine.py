@@ -10,7 +10,7 @@ from serving_decoders import FAMILIES, VOCABULARY, decoder, greedy, prompts
 
 from gossamer.serving import Engine, Sampling, Sparsity
 from gossamer.serving.geometry import Geometry
-from gossamer.serving.store import bytes_of_page, most_pages
+from gossamer.serving.paging.store import bytes_of_page, most_pages
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 

@@ -8,9 +8,9 @@ import torch
 from hypothesis import given, settings
 
 from gossamer.serving.geometry import Geometry, LayerShape
-from gossamer.serving.pages import OutOfPages, Pages
+from gossamer.serving.paging.pages import OutOfPages, Pages
+from gossamer.serving.paging.store import Store, bytes_of_page, most_pages, views
 from gossamer.serving.sparsity import Sparsity, View
-from gossamer.serving.store import Store, bytes_of_page, most_pages, views
 
 GEOMETRY = Geometry((LayerShape(4, 2, 32, None), LayerShape(4, 2, 32, 100)), 4096)
 PATTERN = {"static": 0.5, "sink": 40, "local": 90, "page": 32, "stretch": 16}

@@ -13,7 +13,7 @@ from serving_decoders import FAMILIES, decoder, transformers
 
 import gossamer as gs
 from gossamer.serving import SparseCache, hooks
-from gossamer.serving.pages import OutOfPages
+from gossamer.serving.paging.pages import OutOfPages
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 

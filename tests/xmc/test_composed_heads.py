@@ -7,9 +7,10 @@ import torch
 
 from gossamer.ranks import ALONE
 from gossamer.testing import assert_same_bits
-from gossamer.xmc import FusedHead, JoinedHead, StoreError, WideHead, open_head, store
+from gossamer.xmc import FusedHead, JoinedHead, StoreError, WideHead, open_head
 from gossamer.xmc.build import build_head
 from gossamer.xmc.data import Csr
+from gossamer.xmc.heads import store
 from gossamer.xmc.recipe import Recipe
 
 WIDTH, LABELS = 12, 40
@@ -144,7 +145,7 @@ def test_rows_of_the_layer_at_a_time_change_nothing(monkeypatch):
         x, sets = batch(at)
         whole.step(x, sets, 0.05)
         with monkeypatch.context() as patch:
-            patch.setattr("gossamer.xmc.wide._ROWS", 7)
+            patch.setattr("gossamer.xmc.heads.wide._ROWS", 7)
             parts.step(x, sets, 0.05)
     torch.testing.assert_close(parts.weight, whole.weight, rtol=1e-5, atol=1e-6)
 
@@ -253,6 +254,6 @@ def test_bad_input_is_named(make, error, said):
 
 def test_a_layer_that_does_not_fit_says_what_does(monkeypatch):
     behind = fused(width=1000)
-    monkeypatch.setattr("gossamer.xmc.memory.free_memory", lambda: 13 * 12 * 700)
+    monkeypatch.setattr("gossamer.xmc.heads.memory.free_memory", lambda: 13 * 12 * 700)
     with pytest.raises(MemoryError, match=r"intermediate=1,000 need .* at most 700 outputs fit"):
         WideHead(WIDTH, behind)

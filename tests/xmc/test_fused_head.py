@@ -11,8 +11,8 @@ import torch
 from gossamer.ops.fan_in.connections import draw_values
 from gossamer.testing import assert_same_bits
 from gossamer.xmc import FusedHead
-from gossamer.xmc import memory as memory_of
 from gossamer.xmc.data import Csr
+from gossamer.xmc.heads import memory as memory_of
 
 
 def test_first_values_are_uniform():

@@ -77,7 +77,7 @@ def test_neither_threads_nor_blocks_change_a_bit(monkeypatch):
     try:
         for threads, block in ((1, 1 << 22), (3, 1 << 22), (2, 1)):
             torch.set_num_threads(threads)
-            monkeypatch.setattr("gossamer.xmc.growth._BLOCK", block)
+            monkeypatch.setattr("gossamer.xmc.heads.growth._BLOCK", block)
             start.load_state_dict(saved)
             scores = start._candidates(Growth(x, SETS, 9), None)[1]
             start.rewire(0.5, growth=Growth(x, SETS, 9))

@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from gossamer.testing import assert_same_bits
-from gossamer.xmc import FusedHead, StoreError, store
+from gossamer.xmc import FusedHead, StoreError
 from gossamer.xmc.data import Csr
+from gossamer.xmc.heads import store
 
 KINDS = [
     {"optimizer": "adam", "loss": "hinge", "weight_decay": 0.01},
@@ -116,7 +117,7 @@ def test_rewiring_moves_states_and_protects_what_is_new():
 def test_shares_are_opened_in_any_number(tmp_path):
     whole = trained(made(optimizer="momentum", group=16), 0, 3)
     whole.save(tmp_path / "whole")
-    from gossamer.xmc import saved
+    from gossamer.xmc.heads import saved
 
     names = []
     for at, (begin, end) in enumerate(((0, 32), (32, 80), (80, 100))):

@@ -6,8 +6,8 @@ import os
 import pytest
 import torch
 
-from gossamer.xmc import store
-from gossamer.xmc.store import StoreError, load, load_shares, save
+from gossamer.xmc.heads import store
+from gossamer.xmc.heads.store import StoreError, load, load_shares, save
 
 ARRAYS = {
     "values": torch.randn(300, 4).bfloat16(),

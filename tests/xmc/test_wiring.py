@@ -85,7 +85,7 @@ def test_nothing_chosen_leaves_the_head_as_it_was_drawn():
 @pytest.mark.parametrize("optimizer", ["sgd", "adam"])
 @pytest.mark.parametrize("cached", [0, 1 << 30])
 def test_features_beside_dense_inputs_are_inputs(monkeypatch, beside, optimizer, cached):
-    monkeypatch.setattr("gossamer.xmc.features.CACHED", cached)
+    monkeypatch.setattr("gossamer.xmc.heads.features.CACHED", cached)
     torch.manual_seed(0)
     width = 10
     whole, head = (FusedHead(width + beside, 40, fan_in=8, optimizer=optimizer, seed=1) for _ in range(2))
@@ -109,7 +109,7 @@ def test_features_beside_dense_inputs_are_inputs(monkeypatch, beside, optimizer,
 
 
 def test_all_features_of_a_batch_may_be_there(monkeypatch):
-    monkeypatch.setattr("gossamer.xmc.features.CACHED", 0)
+    monkeypatch.setattr("gossamer.xmc.heads.features.CACHED", 0)
     head = FusedHead(1 << 16, 4, fan_in=8)
     x = torch.randn(2, 1 << 16)
     _, ids = head.topk(x[:, :1], 2, features=sparse(x[:, 1:]))

@@ -12,11 +12,11 @@ import tyro
 
 from gossamer import files
 from gossamer.cli.flags import check_new, text_of, use_device, use_threads
-from gossamer.serving.calibration import calibrate
+from gossamer.serving.calibrating.calibration import calibrate
+from gossamer.serving.calibrating.passkeys import Passkeys, passkeys
+from gossamer.serving.checkpoints.loading import load
 from gossamer.serving.geometry import Geometry
 from gossamer.serving.heads import NAME, HeadPattern
-from gossamer.serving.loading import load
-from gossamer.serving.passkeys import Passkeys, passkeys
 
 _LARGEST = 1 << 26
 

@@ -6,11 +6,11 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gossamer.serving import models
+from gossamer.serving.checkpoints import models
 
 if TYPE_CHECKING:  # they bring transformers, which takes seconds: neither --help nor a wrong flag waits for it
+    from gossamer.serving.checkpoints.loading import Loaded
     from gossamer.serving.llm import LLM
-    from gossamer.serving.loading import Loaded
 
 logger = logging.getLogger(__name__)
 
@@ -56,7 +56,7 @@ def language_model(name: str, router: Path | None, *, dtype: str | None, **setti
     if router is None:
         return LLM(name, dtype=dtype, **settings)
     from gossamer.routing.saved import load_routed
-    from gossamer.serving.loading import load
+    from gossamer.serving.checkpoints.loading import load
 
     loaded = load(name, dtype=dtype)
     return LLM(load_routed(loaded.model, router), tokenizer=loaded.tokenizer, **settings)

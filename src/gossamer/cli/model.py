@@ -9,7 +9,7 @@ from typing import Annotated
 import tyro
 
 from gossamer import files
-from gossamer.serving import models
+from gossamer.serving.checkpoints import models
 
 
 @dataclass(frozen=True)

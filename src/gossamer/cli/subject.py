@@ -12,8 +12,8 @@ from torch import nn
 
 from gossamer import data, files, models
 from gossamer.cli.language import check_length
-from gossamer.serving.models import MODELS
-from gossamer.serving.passkeys import beginning
+from gossamer.serving.calibrating.passkeys import beginning
+from gossamer.serving.checkpoints.models import MODELS
 from gossamer.spelling import suggestion
 
 _LARGEST = 1 << 26
@@ -111,8 +111,8 @@ def _is_encoder(place: Path) -> bool:
     """Whether a folder holds a model of text that is no decoder."""
     if not (place / "config.json").is_file():
         return False
-    from gossamer.serving.checkpoint import find
-    from gossamer.serving.decoder import configuration
+    from gossamer.serving.checkpoints.checkpoint import find
+    from gossamer.serving.checkpoints.decoder import configuration
 
     try:
         configuration(find(place))
@@ -148,7 +148,7 @@ def _encoder(model: str, source: str, sizes: Sizes, dtype: str | None) -> Subjec
 
 def _decoder(model: str, source: str, sizes: Sizes, dtype: str | None) -> Subject:
     """A text in pieces of one length."""
-    from gossamer.serving.loading import load
+    from gossamer.serving.checkpoints.loading import load
 
     ids, said = (_ids(source), None) if source.endswith(".npy") else (None, _text(source))
     length, batch = sizes.length or 512, sizes.batch or 1

@@ -9,15 +9,15 @@
 May import nn and ops.
 """
 
-from gossamer.compile.axes import Analysis, Axis, analyse
 from gossamer.compile.changed import Changes
 from gossamer.compile.explanation import Explanation, explain
+from gossamer.compile.expressions.axes import Analysis, Axis, analyse
+from gossamer.compile.expressions.micro_tiles import MicroTile, micro_tiles
 from gossamer.compile.finding import Finding
-from gossamer.compile.group import group_experts
 from gossamer.compile.marks import mark_sparse
-from gossamer.compile.micro_tiles import MicroTile, micro_tiles
+from gossamer.compile.masks.windows import skip_unseen
+from gossamer.compile.mixtures.group import group_experts
 from gossamer.compile.options import Options
-from gossamer.compile.windows import skip_unseen
 
 __all__ = [
     "Analysis",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from gossamer.compile import windows
+from gossamer.compile.masks import windows
 from gossamer.nn.fused import up_name
 
 

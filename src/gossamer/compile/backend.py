@@ -10,21 +10,23 @@ from typing import Any
 
 from torch.fx import GraphModule
 
-from gossamer.compile import activations, masked, routed
-from gossamer.compile.attend import attend, attend_across
-from gossamer.compile.cut import Cut, cut
 from gossamer.compile.finding import Finding
 from gossamer.compile.marks import take_marks
+from gossamer.compile.masks import masked
+from gossamer.compile.mixtures import routed
 from gossamer.compile.operators import CannotPack
 from gossamer.compile.options import Options, options_of
-from gossamer.compile.padded import Padded
-from gossamer.compile.padding import Plan, Refusal, plan
-from gossamer.compile.padding_findings import findings_of
 from gossamer.compile.pieces import Compiler, inductor
 from gossamer.compile.record import Record, observers
 from gossamer.compile.respelling import copied, respelled
 from gossamer.compile.tally import Tally
+from gossamer.compile.unpadding.attend import attend, attend_across
+from gossamer.compile.unpadding.cut import Cut, cut
+from gossamer.compile.unpadding.padded import Padded
+from gossamer.compile.unpadding.padding import Plan, Refusal, plan
+from gossamer.compile.unpadding.padding_findings import findings_of
 from gossamer.compile.work import works
+from gossamer.compile.zeros import activations
 
 _LOG = logging.getLogger(__name__)
 Parts = tuple[GraphModule, Plan, Cut]

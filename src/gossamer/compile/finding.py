@@ -13,7 +13,7 @@ class Finding:
     Attributes:
         node: its name in the graph.
         operator: "linear", "attention", ...
-        expression: what it computes, in the grammar of `gossamer.compile.expression`.
+        expression: what it computes, in the grammar of `gossamer.compile.expressions.expression`.
         zeros: where the zeros come from: "padding", "relu", "mask", ...; empty where there are none.
         axes: axes of the expression along which they may be left out.
         choice: what takes the operator's place, or "dense".

@@ -19,7 +19,7 @@ from gossamer.pattern import Pattern
 from gossamer.profile.findings import Finding, Gain, Place, Verdict, verdict_of
 from gossamer.profile.study import Study
 from gossamer.profile.watch import Looked
-from gossamer.serving.selection import best
+from gossamer.serving.attending.selection import best
 from gossamer.serving.sparsity import STORED, Sparsity
 
 MASS = 0.95

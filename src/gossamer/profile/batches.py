@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gossamer.routing.profiling import cheap
+from gossamer.routing.profiling.profiling import cheap
 
 
 @dataclass(frozen=True, eq=False)

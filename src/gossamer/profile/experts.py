@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from gossamer import measure
-from gossamer.compile.group import group_experts
-from gossamer.compile.loops import Block, blocks_of, watched
+from gossamer.compile.mixtures.group import group_experts
+from gossamer.compile.mixtures.loops import Block, blocks_of, watched
 from gossamer.profile.findings import Finding, Place, combined, verdict_of
 from gossamer.profile.study import Study
 from gossamer.profile.times import timed
@@ -43,7 +43,7 @@ def _is_fused(module: nn.Module) -> bool:
 
 
 def _fused(study: Study, fused: dict[str, nn.Module]) -> Finding:
-    from gossamer.compile.experts import NAME, experts
+    from gossamer.compile.mixtures.experts import NAME, experts
 
     chosen: dict[str, Tensor] = {}
     ratio: dict[str, float] = {}

@@ -6,7 +6,7 @@ import shlex
 
 from gossamer.profile.findings import Finding, Place, combined, verdict_of
 from gossamer.profile.study import Study
-from gossamer.routing.profiling import profile
+from gossamer.routing.profiling.profiling import profile
 
 
 def find_layers(study: Study) -> Finding:

@@ -81,7 +81,7 @@ class Study:
         """Whether the model is a causal language model of transformers."""
         if not self.of_transformers:
             return False
-        from gossamer.serving.decoder import check_decoder
+        from gossamer.serving.checkpoints.decoder import check_decoder
 
         model: Any = self.model
         try:

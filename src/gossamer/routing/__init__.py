@@ -14,72 +14,72 @@ from typing import TYPE_CHECKING
 from gossamer.lazy import surface
 
 if TYPE_CHECKING:
-    from gossamer.routing.budget import Budget
-    from gossamer.routing.diagnosis import Health, health
-    from gossamer.routing.expert_choice import ExpertChoice
     from gossamer.routing.export import drop
-    from gossamer.routing.fit import History
-    from gossamer.routing.fixed import EarlyExit, RandomSkip, Static
     from gossamer.routing.flops import Costs, Counter
-    from gossamer.routing.hops import Hops
-    from gossamer.routing.jumps import Jumps
-    from gossamer.routing.layer_skip import LayerSkip
+    from gossamer.routing.learning.budget import Budget
+    from gossamer.routing.learning.diagnosis import Health, health
+    from gossamer.routing.learning.fit import History
+    from gossamer.routing.learning.layer_skip import LayerSkip
+    from gossamer.routing.learning.objective import Objective
+    from gossamer.routing.learning.settling import settle
+    from gossamer.routing.learning.training import distill, train
     from gossamer.routing.lm import RadialConfig, RadialLM
-    from gossamer.routing.objective import Objective
-    from gossamer.routing.overlay import overlay
-    from gossamer.routing.per_text import PerText
-    from gossamer.routing.per_unit import PerUnit
-    from gossamer.routing.policy import Choice, Policy, Tokens, Walk
-    from gossamer.routing.profiled import Profile
-    from gossamer.routing.profiling import profile
+    from gossamer.routing.policies.expert_choice import ExpertChoice
+    from gossamer.routing.policies.fixed import EarlyExit, RandomSkip, Static
+    from gossamer.routing.policies.hops import Hops
+    from gossamer.routing.policies.jumps import Jumps
+    from gossamer.routing.policies.per_text import PerText
+    from gossamer.routing.policies.per_unit import PerUnit
+    from gossamer.routing.policies.policy import Choice, Policy, Tokens, Walk
+    from gossamer.routing.policies.recursion import Recursions
+    from gossamer.routing.policies.router import Router
+    from gossamer.routing.profiling.overlay import overlay
+    from gossamer.routing.profiling.profiled import Profile
+    from gossamer.routing.profiling.profiling import profile
     from gossamer.routing.radial import Radial
-    from gossamer.routing.recursion import Recursions
-    from gossamer.routing.router import Router
     from gossamer.routing.saved import StateError, load_state, save_state
-    from gossamer.routing.settling import settle
     from gossamer.routing.speculation import Speculation, speculate
     from gossamer.routing.stack import Stack
-    from gossamer.routing.training import distill, train
 
 _NAMES: dict[str, str] = {  # a name of the package: the module that has it
-    "Budget": "gossamer.routing.budget",
-    "Choice": "gossamer.routing.policy",
+    "Budget": "gossamer.routing.learning.budget",
+    "Choice": "gossamer.routing.policies.policy",
     "Costs": "gossamer.routing.flops",
     "Counter": "gossamer.routing.flops",
-    "EarlyExit": "gossamer.routing.fixed",
-    "ExpertChoice": "gossamer.routing.expert_choice",
-    "Health": "gossamer.routing.diagnosis",
-    "History": "gossamer.routing.fit",
-    "Hops": "gossamer.routing.hops",
-    "Jumps": "gossamer.routing.jumps",
-    "LayerSkip": "gossamer.routing.layer_skip",
-    "Objective": "gossamer.routing.objective",
-    "PerText": "gossamer.routing.per_text",
-    "PerUnit": "gossamer.routing.per_unit",
-    "Policy": "gossamer.routing.policy",
-    "Profile": "gossamer.routing.profiled",
+    "EarlyExit": "gossamer.routing.policies.fixed",
+    "ExpertChoice": "gossamer.routing.policies.expert_choice",
+    "Health": "gossamer.routing.learning.diagnosis",
+    "History": "gossamer.routing.learning.fit",
+    "Hops": "gossamer.routing.policies.hops",
+    "Jumps": "gossamer.routing.policies.jumps",
+    "LayerSkip": "gossamer.routing.learning.layer_skip",
+    "Objective": "gossamer.routing.learning.objective",
+    "PerText": "gossamer.routing.policies.per_text",
+    "PerUnit": "gossamer.routing.policies.per_unit",
+    "Policy": "gossamer.routing.policies.policy",
+    "Profile": "gossamer.routing.profiling.profiled",
     "Radial": "gossamer.routing.radial",
     "RadialConfig": "gossamer.routing.lm",
     "RadialLM": "gossamer.routing.lm",
-    "RandomSkip": "gossamer.routing.fixed",
-    "Recursions": "gossamer.routing.recursion",
-    "Router": "gossamer.routing.router",
+    "RandomSkip": "gossamer.routing.policies.fixed",
+    "Recursions": "gossamer.routing.policies.recursion",
+    "Router": "gossamer.routing.policies.router",
     "Speculation": "gossamer.routing.speculation",
     "Stack": "gossamer.routing.stack",
     "StateError": "gossamer.routing.saved",
-    "Static": "gossamer.routing.fixed",
-    "Tokens": "gossamer.routing.policy",
-    "Walk": "gossamer.routing.policy",
-    "distill": "gossamer.routing.training",
+    "Static": "gossamer.routing.policies.fixed",
+    "Tokens": "gossamer.routing.policies.policy",
+    "Walk": "gossamer.routing.policies.policy",
+    "distill": "gossamer.routing.learning.training",
     "drop": "gossamer.routing.export",
-    "health": "gossamer.routing.diagnosis",
+    "health": "gossamer.routing.learning.diagnosis",
     "load_state": "gossamer.routing.saved",
-    "overlay": "gossamer.routing.overlay",
-    "profile": "gossamer.routing.profiling",
+    "overlay": "gossamer.routing.profiling.overlay",
+    "profile": "gossamer.routing.profiling.profiling",
     "save_state": "gossamer.routing.saved",
-    "settle": "gossamer.routing.settling",
+    "settle": "gossamer.routing.learning.settling",
     "speculate": "gossamer.routing.speculation",
-    "train": "gossamer.routing.training",
+    "train": "gossamer.routing.learning.training",
 }
 
 __all__ = [

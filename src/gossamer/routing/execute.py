@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from gossamer.routing.call import Call, first, with_first
 from gossamer.routing.masks import some_keys, weighed_keys
-from gossamer.routing.policy import Choice, Policy, Tokens, Walk
+from gossamer.routing.policies.policy import Choice, Policy, Tokens, Walk
 from gossamer.routing.stack import Unit
 
 

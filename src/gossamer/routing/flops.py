@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from gossamer.routing.execute import Run
-from gossamer.routing.hops import Hops
 from gossamer.routing.keys import KeyPolicy
-from gossamer.routing.policy import Policy
+from gossamer.routing.policies.hops import Hops
+from gossamer.routing.policies.policy import Policy
 from gossamer.routing.radial import Radial
 from gossamer.routing.stack import Stack, Unit, text_config
 

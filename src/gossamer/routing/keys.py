@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from gossamer.routing import last_keys
 from gossamer.routing.call import Call
 from gossamer.routing.stack import Unit
-from gossamer.serving.routed import RoutedPass
+from gossamer.serving.attending.routed import RoutedPass
 
 KeyPolicy = Literal["sparse", "project", "propagate", "global_last"]
 POLICIES: tuple[str, ...] = get_args(KeyPolicy)

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from gossamer.serving.requests import Step
-from gossamer.serving.routed import RoutedPass
-from gossamer.serving.ticket import Attends, Ticket
+from gossamer.serving.attending.routed import RoutedPass
+from gossamer.serving.attending.ticket import Attends, Ticket
+from gossamer.serving.paging.requests import Step
 
 _NAME = "last keys"
 

@@ -13,7 +13,7 @@ import torch
 
 from gossamer.extras import needed
 from gossamer.routing.keys import KeyPolicy
-from gossamer.routing.policy import Policy
+from gossamer.routing.policies.policy import Policy
 from gossamer.routing.radial import Mode, Radial
 
 

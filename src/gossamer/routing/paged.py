@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from gossamer.routing.call import Call, first, with_first
 from gossamer.routing.execute import Pass, is_branch
 from gossamer.routing.keys import Keys
-from gossamer.routing.policy import Choice, Policy, Tokens
+from gossamer.routing.policies.policy import Choice, Policy, Tokens
 from gossamer.routing.stack import Unit
 from gossamer.serving.paged_cache import PagedCache
 

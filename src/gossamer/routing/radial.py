@@ -20,16 +20,16 @@ from torch import Tensor, nn
 
 from gossamer.routing.call import first
 from gossamer.routing.execute import DensePass, Pass, Run
-from gossamer.routing.hops import Hops
-from gossamer.routing.jumps import Jumps
 from gossamer.routing.keys import POLICIES, KeyPolicy, Keys
 from gossamer.routing.paged import PagedPass
-from gossamer.routing.policy import Policy
+from gossamer.routing.policies.hops import Hops
+from gossamer.routing.policies.jumps import Jumps
+from gossamer.routing.policies.policy import Policy
 from gossamer.routing.stack import Stack, Unit
 from gossamer.serving import hooks
 from gossamer.serving.cache import SparseCache
+from gossamer.serving.checkpoints.loading import check_decoder
 from gossamer.serving.geometry import Geometry
-from gossamer.serving.loading import check_decoder
 from gossamer.serving.paged_cache import PagedCache
 
 Mode = Literal["sequential", "skip", "free"]

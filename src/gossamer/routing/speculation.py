@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from gossamer.routing.policy import Policy
+from gossamer.routing.policies.policy import Policy
 from gossamer.routing.radial import Radial
 from gossamer.serving.cache import SparseCache
 

@@ -7,8 +7,8 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 
 from gossamer.measure import clock
-from gossamer.serving.jobs import Constraint, Finished, Job
 from gossamer.serving.sampling import Choice, Sampling
+from gossamer.serving.stepping.jobs import Constraint, Finished, Job
 from gossamer.serving.text import TextStream
 
 

@@ -21,10 +21,10 @@ from typing import TypeVar
 from gossamer.measure import clock
 from gossamer.server.errors import ApiError, invalid
 from gossamer.server.generation import Generation, Piece, Text
-from gossamer.serving.jobs import Job
 from gossamer.serving.llm import LLM
 from gossamer.serving.sampling import Sampler
-from gossamer.serving.team import RankLost
+from gossamer.serving.stepping.jobs import Job
+from gossamer.serving.stepping.team import RankLost
 from gossamer.serving.text import TextStream
 
 logger = logging.getLogger(__name__)

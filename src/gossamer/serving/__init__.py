@@ -17,15 +17,15 @@ from gossamer.lazy import surface
 
 if TYPE_CHECKING:
     from gossamer.serving.cache import SparseCache
-    from gossamer.serving.calibration import calibrate
+    from gossamer.serving.calibrating.calibration import calibrate
+    from gossamer.serving.checkpoints.loading import load
     from gossamer.serving.engine import Engine
     from gossamer.serving.heads import HeadPattern
-    from gossamer.serving.jobs import Job
     from gossamer.serving.llm import LLM, Completion
-    from gossamer.serving.loading import load
     from gossamer.serving.prefill import Antidiagonal, PrefillPolicy, VerticalSlash
     from gossamer.serving.sampling import Choice, Sampler, Sampling
     from gossamer.serving.sparsity import Sparsity
+    from gossamer.serving.stepping.jobs import Job
     from gossamer.serving.text import TextStream
 
 _NAMES: dict[str, str] = {  # a name of a module of the package: the module that has it
@@ -35,7 +35,7 @@ _NAMES: dict[str, str] = {  # a name of a module of the package: the module that
     "Completion": "gossamer.serving.llm",
     "Engine": "gossamer.serving.engine",
     "HeadPattern": "gossamer.serving.heads",
-    "Job": "gossamer.serving.jobs",
+    "Job": "gossamer.serving.stepping.jobs",
     "Sampler": "gossamer.serving.sampling",
     "Sampling": "gossamer.serving.sampling",
     "PrefillPolicy": "gossamer.serving.prefill",
@@ -43,8 +43,8 @@ _NAMES: dict[str, str] = {  # a name of a module of the package: the module that
     "Sparsity": "gossamer.serving.sparsity",
     "TextStream": "gossamer.serving.text",
     "VerticalSlash": "gossamer.serving.prefill",
-    "calibrate": "gossamer.serving.calibration",
-    "load": "gossamer.serving.loading",
+    "calibrate": "gossamer.serving.calibrating.calibration",
+    "load": "gossamer.serving.checkpoints.loading",
 }
 
 __all__ = [

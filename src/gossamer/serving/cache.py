@@ -16,10 +16,10 @@ from torch import Tensor
 
 from gossamer.serving.geometry import Geometry
 from gossamer.serving.paged_cache import PagedCache, PagedLayer
-from gossamer.serving.pages import OutOfPages
-from gossamer.serving.requests import Request, Step
+from gossamer.serving.paging.pages import OutOfPages
+from gossamer.serving.paging.requests import Request, Step
+from gossamer.serving.paging.store import Store, most_pages, views
 from gossamer.serving.sparsity import Sparsity
-from gossamer.serving.store import Store, most_pages, views
 
 FIRST = 1024  # tokens that there is room for at first, when no capacity is given
 

@@ -25,19 +25,19 @@ import torch
 from torch import Tensor, distributed
 
 from gossamer.serving import hooks
-from gossamer.serving.capacity import SHARE, Limits, free_memory, least, pages_for
-from gossamer.serving.division import share
 from gossamer.serving.geometry import Geometry
-from gossamer.serving.jobs import Finished, Job
 from gossamer.serving.packed import PackedCache
-from gossamer.serving.pages import OutOfPages
-from gossamer.serving.prefix import Prefixes
+from gossamer.serving.paging.capacity import SHARE, Limits, free_memory, least, pages_for
+from gossamer.serving.paging.pages import OutOfPages
+from gossamer.serving.paging.prefix import Prefixes
+from gossamer.serving.paging.store import Store
 from gossamer.serving.sampling import Choice, Sampler, Sampling, choose
-from gossamer.serving.scheduler import Plan, Scheduler
 from gossamer.serving.sparsity import Sparsity
-from gossamer.serving.store import Store
+from gossamer.serving.stepping.division import share
+from gossamer.serving.stepping.jobs import Finished, Job
+from gossamer.serving.stepping.scheduler import Plan, Scheduler
+from gossamer.serving.stepping.team import Team
 from gossamer.serving.tally import Tally
-from gossamer.serving.team import Team
 
 logger = logging.getLogger(__name__)
 

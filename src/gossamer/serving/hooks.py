@@ -18,8 +18,8 @@ from transformers.masking_utils import AttentionMaskInterface
 
 from gossamer import ops
 from gossamer.ops.paged.pool import PAGE, Batch, PagePool
+from gossamer.serving.attending.ticket import Ticket
 from gossamer.serving.sparsity import STORED
-from gossamer.serving.ticket import Ticket
 
 NAME = "gossamer"
 SAMPLES = 256

@@ -17,11 +17,11 @@ from torch import distributed
 
 from gossamer.ranks import Ranks
 from gossamer.serving import hooks
+from gossamer.serving.checkpoints.loading import Loaded, load
 from gossamer.serving.engine import Engine
-from gossamer.serving.jobs import Finished, Job
-from gossamer.serving.loading import Loaded, load
 from gossamer.serving.sampling import Choice, Sampling
 from gossamer.serving.sparsity import Sparsity
+from gossamer.serving.stepping.jobs import Finished, Job
 from gossamer.serving.tally import Tally
 from gossamer.serving.text import TextStream
 

@@ -7,9 +7,9 @@ from torch import Tensor
 
 from gossamer.serving.geometry import Geometry
 from gossamer.serving.paged_cache import PagedCache, PagedLayer
-from gossamer.serving.requests import Step
+from gossamer.serving.paging.requests import Step
+from gossamer.serving.paging.store import Store
 from gossamer.serving.sparsity import Sparsity
-from gossamer.serving.store import Store
 
 
 class PackedCache(PagedCache):

@@ -13,14 +13,14 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
 
-from gossamer.serving.attend import LayerAttention
+from gossamer.serving.attending.attend import LayerAttention
+from gossamer.serving.attending.routed import RoutedPass
+from gossamer.serving.attending.ticket import Ticket
 from gossamer.serving.geometry import Geometry
-from gossamer.serving.requests import Step
-from gossamer.serving.routed import RoutedPass
+from gossamer.serving.paging.requests import Step
+from gossamer.serving.paging.store import Store
 from gossamer.serving.sparsity import Sparsity
-from gossamer.serving.store import Store
 from gossamer.serving.tally import Tally
-from gossamer.serving.ticket import Ticket
 
 
 class PagedLayer(CacheLayerMixin):

@@ -7,17 +7,17 @@ A method = what it drops x what it grows x when x how much each layer keeps. May
 """
 
 from gossamer.schedule import Schedule
-from gossamer.training.chase import Chase
 from gossamer.training.engine import Method
-from gossamer.training.gradual import GradualMagnitude
-from gossamer.training.granet import GraNet
-from gossamer.training.mest import MEST
-from gossamer.training.rigl import RigL
-from gossamer.training.set import SET
-from gossamer.training.snfs import SNFS
-from gossamer.training.srigl import SRigL
+from gossamer.training.methods.chase import Chase
+from gossamer.training.methods.gradual import GradualMagnitude
+from gossamer.training.methods.granet import GraNet
+from gossamer.training.methods.mest import MEST
+from gossamer.training.methods.rigl import RigL
+from gossamer.training.methods.set import SET
+from gossamer.training.methods.snfs import SNFS
+from gossamer.training.methods.srigl import SRigL
+from gossamer.training.methods.static import Static
 from gossamer.training.state import State
-from gossamer.training.static import Static
 
 METHODS: dict[str, type[Method]] = {
     method.name: method for method in (Static, SET, RigL, SNFS, MEST, GraNet, GradualMagnitude, SRigL, Chase)

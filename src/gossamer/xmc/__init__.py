@@ -17,27 +17,27 @@ from gossamer.lazy import surface
 if TYPE_CHECKING:
     from gossamer.xmc import data, encoders, metrics
     from gossamer.xmc.classifier import Classifier, load
-    from gossamer.xmc.growth import Growth
-    from gossamer.xmc.head import FusedHead
-    from gossamer.xmc.joined import JoinedHead
-    from gossamer.xmc.opening import open_head
+    from gossamer.xmc.heads.growth import Growth
+    from gossamer.xmc.heads.head import FusedHead
+    from gossamer.xmc.heads.joined import JoinedHead
+    from gossamer.xmc.heads.opening import open_head
+    from gossamer.xmc.heads.sharded import ShardedHead
+    from gossamer.xmc.heads.store import StoreError
+    from gossamer.xmc.heads.wide import WideHead
     from gossamer.xmc.recipe import Recipe
-    from gossamer.xmc.sharded import ShardedHead
-    from gossamer.xmc.store import StoreError
-    from gossamer.xmc.wide import WideHead
 
 _MODULES = ("data", "encoders", "metrics")
 _NAMES: dict[str, str] = {  # a name of a module of the package: the module that has it
     "Classifier": "gossamer.xmc.classifier",
-    "FusedHead": "gossamer.xmc.head",
-    "Growth": "gossamer.xmc.growth",
-    "JoinedHead": "gossamer.xmc.joined",
+    "FusedHead": "gossamer.xmc.heads.head",
+    "Growth": "gossamer.xmc.heads.growth",
+    "JoinedHead": "gossamer.xmc.heads.joined",
     "Recipe": "gossamer.xmc.recipe",
-    "ShardedHead": "gossamer.xmc.sharded",
-    "StoreError": "gossamer.xmc.store",
-    "WideHead": "gossamer.xmc.wide",
+    "ShardedHead": "gossamer.xmc.heads.sharded",
+    "StoreError": "gossamer.xmc.heads.store",
+    "WideHead": "gossamer.xmc.heads.wide",
     "load": "gossamer.xmc.classifier",
-    "open_head": "gossamer.xmc.opening",
+    "open_head": "gossamer.xmc.heads.opening",
 }
 
 __all__ = [

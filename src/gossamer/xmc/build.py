@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 
 from gossamer.ranks import Ranks
-from gossamer.xmc.base_head import Head
-from gossamer.xmc.head import FusedHead
-from gossamer.xmc.joined import JoinedHead
+from gossamer.xmc.heads.base_head import Head
+from gossamer.xmc.heads.head import FusedHead
+from gossamer.xmc.heads.joined import JoinedHead
+from gossamer.xmc.heads.sharded import ShardedHead
+from gossamer.xmc.heads.wide import WideHead
 from gossamer.xmc.recipe import Recipe
-from gossamer.xmc.sharded import ShardedHead
-from gossamer.xmc.wide import WideHead
 
 _SHARED = 64  # labels that read all inputs share the list of them ...
 _MANY = 4096  # ... where there are so many that processes can still divide them

@@ -16,13 +16,13 @@ from gossamer import files
 from gossamer.owned import Record, remove
 from gossamer.ranks import ALONE, Ranks
 from gossamer.xmc import encoders
-from gossamer.xmc.base_head import Head
 from gossamer.xmc.data.csr import Csr
 from gossamer.xmc.encoders import Encoder
-from gossamer.xmc.features import features_of
 from gossamer.xmc.fit import Examples, Fit, train
 from gossamer.xmc.grouping import as_clusters, clusters_of, order_of
-from gossamer.xmc.opening import open_head
+from gossamer.xmc.heads.base_head import Head
+from gossamer.xmc.heads.features import features_of
+from gossamer.xmc.heads.opening import open_head
 from gossamer.xmc.predict import predictions
 from gossamer.xmc.recipe import Recipe
 from gossamer.xmc.wiring import wire

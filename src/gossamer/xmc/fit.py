@@ -21,12 +21,12 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 from torch.optim import Adam, Optimizer
 
 from gossamer.ranks import ALONE, Ranks
-from gossamer.xmc.base_head import Head
 from gossamer.xmc.build import build_head
 from gossamer.xmc.data.csr import Csr
 from gossamer.xmc.encoders import Encoder, Inputs
-from gossamer.xmc.features import features_of
-from gossamer.xmc.growth import Growth
+from gossamer.xmc.heads.base_head import Head
+from gossamer.xmc.heads.features import features_of
+from gossamer.xmc.heads.growth import Growth
 from gossamer.xmc.recipe import Recipe
 
 _GROWING = 1  # keeps what is drawn for growth apart from the order of an epoch

@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from gossamer.xmc.base_head import Head
 from gossamer.xmc.data.csr import Csr
 from gossamer.xmc.encoders import Encoder, Inputs
-from gossamer.xmc.features import features_of
+from gossamer.xmc.heads.base_head import Head
+from gossamer.xmc.heads.features import features_of
 from gossamer.xmc.metrics import Metrics, Scores
 
 BATCH = 256

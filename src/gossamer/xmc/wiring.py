@@ -20,11 +20,11 @@ from torch import Tensor
 
 from gossamer.ops.fan_in.connections import draw_values
 from gossamer.ops.fan_in.rewire import fan_in_indices
-from gossamer.xmc.base_head import Head, within
 from gossamer.xmc.data.csr import Csr
-from gossamer.xmc.head import FusedHead
-from gossamer.xmc.joined import JoinedHead
-from gossamer.xmc.sharded import ShardedHead
+from gossamer.xmc.heads.base_head import Head, within
+from gossamer.xmc.heads.head import FusedHead
+from gossamer.xmc.heads.joined import JoinedHead
+from gossamer.xmc.heads.sharded import ShardedHead
 
 BLOCK = 1 << 22  # features of positive examples that are in memory together
 ROWS = 1 << 12  # rows of connections that are put together at a time

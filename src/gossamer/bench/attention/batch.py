@@ -21,7 +21,7 @@ from gossamer.serving.sparsity import Sparsity
 
 if TYPE_CHECKING:
     from gossamer.serving.engine import Engine
-    from gossamer.serving.jobs import Job
+    from gossamer.serving.stepping.jobs import Job
 
 ALONE, TOGETHER = "one after the other", "together"
 REQUESTS, NEW, CHUNK = 8, 32, 512  # requests, tokens that each generates, tokens of prompts in a step

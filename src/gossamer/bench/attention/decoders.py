@@ -11,8 +11,8 @@ import torch
 
 from gossamer import extras
 from gossamer.bench.section import Settings
-from gossamer.serving import models
-from gossamer.serving.loading import load
+from gossamer.serving.checkpoints import models
+from gossamer.serving.checkpoints.loading import load
 
 logger = logging.getLogger(__name__)
 

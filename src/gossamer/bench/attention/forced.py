@@ -18,9 +18,9 @@ from torch import Tensor
 
 from gossamer.ops.paged.pool import PagePool
 from gossamer.serving.geometry import Geometry
-from gossamer.serving.requests import Request
+from gossamer.serving.paging.requests import Request
+from gossamer.serving.paging.store import Store, most_pages, views
 from gossamer.serving.sparsity import Sparsity
-from gossamer.serving.store import Store, most_pages, views
 from gossamer.serving.tally import Tally
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ import torch
 
 from gossamer.bench.attention.decoders import SMOLLM2
 from gossamer.bench.attention.steps import FIRST, ON, STEPS
-from gossamer.serving import models
+from gossamer.serving.checkpoints import models
 from gossamer.serving.geometry import Geometry
 
 logger = logging.getLogger(__name__)

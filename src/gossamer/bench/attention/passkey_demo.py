@@ -17,7 +17,7 @@ import torch
 
 from gossamer.bench.attention.passkey_model import FOLDER, Stage, train
 from gossamer.bench.attention.passkey_task import END, STOP, TOKEN, tokenizer
-from gossamer.serving.models import BUNDLED
+from gossamer.serving.checkpoints.models import BUNDLED
 
 STAGES = (
     Stage(80, 48, 20, 2, 0.3, 3.0), Stage(60, 32, 32, 3, 0.3, 3.0), Stage(40, 16, 96, 8, 0.2, 2.0),

@@ -18,7 +18,7 @@ from gossamer.bench.attention.passkey_task import STOP, Text, encode, write
 from gossamer.bench.cells import Row, value
 from gossamer.bench.section import Section, Settings, Table
 from gossamer.serving.cache import SparseCache
-from gossamer.serving.loading import load
+from gossamer.serving.checkpoints.loading import load
 from gossamer.serving.sparsity import Sparsity
 
 KEYS, ASKED = 16, 4  # keys of a text, keys that are asked for

@@ -23,9 +23,9 @@ from gossamer.bench.attention.forced import Scores, Text, Texts
 from gossamer.bench.cells import value
 from gossamer.bench.section import Row, Section, Settings, Table
 from gossamer.ops.paged.pool import PAGE, STRETCH
+from gossamer.serving.calibrating.passkeys import passkeys
 from gossamer.serving.geometry import Geometry
 from gossamer.serving.heads import HeadPattern, spread
-from gossamer.serving.passkeys import passkeys
 from gossamer.serving.sparsity import Sparsity
 
 logger = logging.getLogger(__name__)

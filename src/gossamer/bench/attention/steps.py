@@ -16,13 +16,13 @@ from gossamer import ops, serving
 from gossamer.bench.attention.decoders import weight_bytes
 from gossamer.ops.paged.pool import page_bytes
 from gossamer.serving.geometry import Geometry, LayerShape
+from gossamer.serving.paging.store import bytes_of_page
 from gossamer.serving.sampling import Sampling
 from gossamer.serving.sparsity import Sparsity
-from gossamer.serving.store import bytes_of_page
 
 if TYPE_CHECKING:
     from gossamer.serving.engine import Engine
-    from gossamer.serving.jobs import Job
+    from gossamer.serving.stepping.jobs import Job
 
 STEPS = 4  # of a call: as many as pages are chosen for
 FIRST = 1  # the token that every text begins with

@@ -20,7 +20,7 @@ from gossamer.bench.attention.decoders import transformers_here
 from gossamer.bench.cells import CONTROL, Column, entry, milliseconds, of, ratio, value
 from gossamer.bench.matmul.experts import zipf
 from gossamer.bench.section import Row, Section, Settings, Table
-from gossamer.compile.experts import NAME as OURS
+from gossamer.compile.mixtures.experts import NAME as OURS
 
 OWN = ("eager", "batched_mm", "grouped_mm")
 READ = "reading the weights"

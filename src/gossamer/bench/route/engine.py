@@ -19,9 +19,9 @@ from gossamer.bench.attention.steps import STEPS, Steps, engine
 from gossamer.bench.cells import CONTROL, Cell, of, ratio, value
 from gossamer.bench.route.routes import along, spaced
 from gossamer.bench.section import Row, Section, Settings, Table
-from gossamer.routing.fixed import RandomSkip
-from gossamer.routing.jumps import Jumps
-from gossamer.routing.policy import Policy
+from gossamer.routing.policies.fixed import RandomSkip
+from gossamer.routing.policies.jumps import Jumps
+from gossamer.routing.policies.policy import Policy
 from gossamer.routing.radial import Radial
 from gossamer.serving.sparsity import Sparsity
 

@@ -17,14 +17,14 @@ import torch
 from torch import Tensor
 
 from gossamer.data.language import Language, windows
-from gossamer.routing.diagnosis import health
-from gossamer.routing.expert_choice import ExpertChoice
-from gossamer.routing.fixed import RandomSkip, Static
+from gossamer.routing.learning.diagnosis import health
+from gossamer.routing.learning.training import train
 from gossamer.routing.lm import RadialConfig, RadialLM
-from gossamer.routing.policy import Policy
-from gossamer.routing.profiling import profile
+from gossamer.routing.policies.expert_choice import ExpertChoice
+from gossamer.routing.policies.fixed import RandomSkip, Static
+from gossamer.routing.policies.policy import Policy
+from gossamer.routing.profiling.profiling import profile
 from gossamer.routing.radial import Radial
-from gossamer.routing.training import train
 
 
 @dataclass(frozen=True)

@@ -25,12 +25,12 @@ from gossamer.bench.route.speed import STEPS as TOKENS
 from gossamer.bench.route.speed import Decoding
 from gossamer.bench.section import Row, Section, Settings, Table
 from gossamer.data.language import in_order, windows
-from gossamer.routing.diagnosis import health
-from gossamer.routing.fixed import EarlyExit, RandomSkip, Static
-from gossamer.routing.policy import Policy
-from gossamer.routing.profiling import profile
+from gossamer.routing.learning.diagnosis import health
+from gossamer.routing.learning.training import distill
+from gossamer.routing.policies.fixed import EarlyExit, RandomSkip, Static
+from gossamer.routing.policies.policy import Policy
+from gossamer.routing.profiling.profiling import profile
 from gossamer.routing.radial import Radial
-from gossamer.routing.training import distill
 from gossamer.serving.cache import SparseCache
 
 logger = logging.getLogger(__name__)

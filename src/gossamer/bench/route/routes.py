@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from gossamer.routing.jumps import Jumps
+from gossamer.routing.policies.jumps import Jumps
 
 CERTAIN = 50.0
 

@@ -17,9 +17,9 @@ from gossamer.bench.attention.decoders import llama, transformers_here
 from gossamer.bench.cells import CONTROL, Cell, ratio, short, value
 from gossamer.bench.route.routes import along, spaced
 from gossamer.bench.section import MEDIANS, Row, Section, Settings, Table
-from gossamer.routing.fixed import RandomSkip
-from gossamer.routing.jumps import Jumps
-from gossamer.routing.policy import Choice, Policy, Tokens, Walk
+from gossamer.routing.policies.fixed import RandomSkip
+from gossamer.routing.policies.jumps import Jumps
+from gossamer.routing.policies.policy import Choice, Policy, Tokens, Walk
 from gossamer.routing.radial import Radial
 from gossamer.serving.cache import SparseCache
 

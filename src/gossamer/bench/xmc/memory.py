@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 from gossamer.bench.cells import Cell, value
 from gossamer.bench.section import Row, Section, Settings, Table
-from gossamer.xmc.memory import Layout
+from gossamer.xmc.heads.memory import Layout
 
 WIDTH, BATCH, STEPS = 768, 32, 3
 CASES = ((670_091, 64, "float32", "sgd"), (3_000_000, 64, "bfloat16", "sgd"), (100_000_000, 16, "bfloat16", "sgd"))

@@ -19,12 +19,12 @@ from gossamer.bench.cells import Cell, Column, value
 from gossamer.bench.section import Row, Settings, Table
 from gossamer.bench.xmc import rivals
 from gossamer.bench.xmc.dense_head import AdamHead
-from gossamer.xmc.base_head import Head
 from gossamer.xmc.classifier import Classifier
 from gossamer.xmc.data import DataSet
 from gossamer.xmc.encoders import make
 from gossamer.xmc.fit import Fit, train
-from gossamer.xmc.head import FusedHead
+from gossamer.xmc.heads.base_head import Head
+from gossamer.xmc.heads.head import FusedHead
 from gossamer.xmc.metrics import Metrics, Scores, inverse_propensity
 from gossamer.xmc.predict import evaluate
 

@@ -11,12 +11,12 @@ import tyro
 from gossamer import files
 from gossamer.cli.flags import check_new, use_threads
 from gossamer.cli.route.texts import pieces, read
-from gossamer.routing.fit import History
 from gossamer.routing.keys import KeyPolicy
+from gossamer.routing.learning.fit import History
+from gossamer.routing.learning.training import distill
 from gossamer.routing.radial import Radial
 from gossamer.routing.saved import save_state
-from gossamer.routing.training import distill
-from gossamer.serving.loading import load
+from gossamer.serving.checkpoints.loading import load
 
 
 @dataclass(frozen=True)

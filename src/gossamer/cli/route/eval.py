@@ -17,10 +17,10 @@ from gossamer import files
 from gossamer.cli.flags import use_threads
 from gossamer.cli.route.texts import pieces, read
 from gossamer.measure import clock
-from gossamer.routing.diagnosis import health
+from gossamer.routing.learning.diagnosis import health
 from gossamer.routing.radial import Radial
 from gossamer.routing.saved import load_routed
-from gossamer.serving.loading import load
+from gossamer.serving.checkpoints.loading import load
 
 
 @dataclass(frozen=True)

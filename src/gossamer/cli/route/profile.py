@@ -12,9 +12,9 @@ import tyro
 from gossamer import files
 from gossamer.cli.flags import use_device, use_threads
 from gossamer.cli.route.texts import pieces, read
-from gossamer.routing.overlay import MOST, overlay, summary
-from gossamer.routing.profiling import profile
-from gossamer.serving.loading import load
+from gossamer.routing.profiling.overlay import MOST, overlay, summary
+from gossamer.routing.profiling.profiling import profile
+from gossamer.serving.checkpoints.loading import load
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from gossamer.cli.flags import text_of
 from gossamer.cli.language import check_length
-from gossamer.serving.loading import Loaded
-from gossamer.serving.passkeys import beginning, python_topics
+from gossamer.serving.calibrating.passkeys import beginning, python_topics
+from gossamer.serving.checkpoints.loading import Loaded
 
 _LARGEST = 1 << 26
 

@@ -11,9 +11,9 @@ from gossamer.cli.flags import check_new, use_threads
 from gossamer.cli.route.distill import outcome
 from gossamer.data.language import library, windows
 from gossamer.extras import needed, no_progress_bars
+from gossamer.routing.learning.training import train
 from gossamer.routing.lm import RadialConfig, RadialLM
 from gossamer.routing.saved import save_state
-from gossamer.routing.training import train
 
 logger = logging.getLogger(__name__)
 

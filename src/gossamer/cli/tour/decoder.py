@@ -6,7 +6,7 @@ import torch
 
 from gossamer.bench.attention.decoders import SMOLLM2, TOY, Decoder, llama, smollm2
 from gossamer.bench.section import Settings
-from gossamer.serving import models
+from gossamer.serving.checkpoints import models
 
 TOY_LAYERS = 4
 

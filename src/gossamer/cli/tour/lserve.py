@@ -22,7 +22,7 @@ from gossamer.serving.sparsity import Sparsity
 
 if TYPE_CHECKING:
     from gossamer.serving.engine import Engine
-    from gossamer.serving.jobs import Job
+    from gossamer.serving.stepping.jobs import Job
 
 LONG, SHORT, BUDGET, FOLLOWING = 6144, 384, 512, 48
 ANSWER = 64

@@ -24,9 +24,9 @@ from gossamer.cli.tour.card import Card, Outcome, Say, Timed
 from gossamer.cli.tour.decoder import decoder
 from gossamer.data.language import in_order, windows
 from gossamer.report.quantity import percent, short
+from gossamer.routing.learning.settling import measured
 from gossamer.routing.radial import Radial
 from gossamer.routing.saved import load_routed
-from gossamer.routing.settling import measured
 from gossamer.serving.cache import SparseCache
 
 DROPPED, LENGTH, SEEN = 3, 128, 16

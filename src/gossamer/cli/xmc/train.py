@@ -29,10 +29,10 @@ from gossamer.xmc.classifier import Classifier, clear, load
 from gossamer.xmc.data import Csr, DataSet, Part, Texts
 from gossamer.xmc.encoders import Inputs
 from gossamer.xmc.fit import Examples, Fit, train
+from gossamer.xmc.heads.wide import WideHead
 from gossamer.xmc.metrics import Scores, inverse_propensity
 from gossamer.xmc.predict import evaluate
 from gossamer.xmc.recipe import Recipe
-from gossamer.xmc.wide import WideHead
 
 K = 5
 RUN = folder.Kind(

@@ -99,7 +99,7 @@ class Operator(Protocol):
         """The label of the result (a tuple of labels for a tuple of tensors); unifies what is the same axis."""
 
     def expression(self, call: Call, names: Names) -> str | None:
-        """What it computes, in the grammar of `gossamer.compile.expression`, or None."""
+        """What it computes, in the grammar of `gossamer.compile.expressions.expression`, or None."""
 
     def pack(self, call: Call, packer: Packer) -> Any:
         """The call on packed operands: a node of the packed graph. Raises CannotPack."""

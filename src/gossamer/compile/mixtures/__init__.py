@@ -1,0 +1,1 @@
+"""Mixtures of experts: the implementation for transformers, and models that loop over their experts in Python."""

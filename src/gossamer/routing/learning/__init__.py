@@ -1,0 +1,1 @@
+"""Teaching routers and models: batches, losses, the budget, and what became of it."""

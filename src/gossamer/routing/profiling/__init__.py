@@ -1,0 +1,1 @@
+"""What layers contribute, measured on a model as it is."""

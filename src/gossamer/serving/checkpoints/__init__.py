@@ -1,0 +1,1 @@
+"""Models from disk: names, safetensors and GGUF files, and the decoders that they become."""

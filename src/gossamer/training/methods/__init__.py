@@ -1,0 +1,1 @@
+"""The methods: each is its paper over the one engine."""

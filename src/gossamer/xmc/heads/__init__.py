@@ -1,0 +1,1 @@
+"""Heads: one interface, and what they may consist of."""

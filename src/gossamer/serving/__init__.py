@@ -18,6 +18,7 @@ from gossamer.lazy import surface
 if TYPE_CHECKING:
     from gossamer.serving.cache import SparseCache
     from gossamer.serving.calibrating.calibration import calibrate
+    from gossamer.serving.calibrating.passkeys import passkeys
     from gossamer.serving.checkpoints.loading import load
     from gossamer.serving.engine import Engine
     from gossamer.serving.heads import HeadPattern
@@ -45,11 +46,13 @@ _NAMES: dict[str, str] = {  # a name of a module of the package: the module that
     "VerticalSlash": "gossamer.serving.prefill",
     "calibrate": "gossamer.serving.calibrating.calibration",
     "load": "gossamer.serving.checkpoints.loading",
+    "passkeys": "gossamer.serving.calibrating.passkeys",
 }
 
 __all__ = [
     "LLM", "Antidiagonal", "Choice", "Completion", "Engine", "HeadPattern", "Job", "PrefillPolicy", "Sampler",
     "Sampling", "SparseCache", "Sparsity", "TextStream", "VerticalSlash", "calibrate", "load",
+    "passkeys",
 ]  # fmt: skip
 
 

@@ -213,7 +213,9 @@ def test_matmul_and_the_skipping_layer_use_the_engine():
             y = layer(x)
     assert "forward: dense" in layer.site.explain()
     assert torch.equal(y, own(x, bias))
-    torch.testing.assert_close(gs.ops.matmul(x.view(2, 128, 256), weight.t()), (x @ weight.t()).view(2, 128, 256))
+    found, terms = gs.ops.matmul(x.view(2, 128, 256), weight.t()), x.abs() @ weight.abs().t()
+    # Two orders of adding 256 products, of which each may be off by its share of the sum of what is added.
+    assert ((found.view(256, 256) - x @ weight.t()).abs() <= 256 * 2.0**-23 * terms).all()
 
 
 @pytest.mark.parametrize("name", ["onednn", "gossamer"])

@@ -3,13 +3,15 @@
 // x is packed so that what a column holds for a panel of the batch is a few vectors side by side: an element of the
 // matrix then costs its two loads, a broadcast and a product per vector. Rows are taken in blocks whose elements stay in
 // L1 while every panel meets them, so that the matrix, the large operand, is read from memory once.
-#include "dsd_elements.h"
-#include "fan_in_panels.h"
+#include "fan_in_rows.h"
+#include "kernels.h"
+#include "slots.h"
 
 namespace gossamer::GOSSAMER_ISA {
 namespace {
 
 constexpr int64_t kBlockBytes = 24 << 10;  // of values and indices
+constexpr int64_t kStreamed = 16 << 20;    // bytes of a result that goes past the caches, where it would not stay
 
 template <class T>
 struct FanIn {
@@ -23,35 +25,47 @@ struct FanIn {
   T* packed;
 
   Panels<T> panels() const { return {batch, cols}; }
+  bool streams() const {
+    const int64_t bytes = batch * int64_t(sizeof(T));
+    return rows * bytes >= kStreamed && bytes % kWidth == 0 && reinterpret_cast<uintptr_t>(y) % kWidth == 0;
+  }
 
   // False if an index of rows [begin, end) names no column.
   bool run(int64_t begin, int64_t end) const {
     const int64_t step = 1 + kBlockBytes / (k * int64_t(sizeof(T) + index_size) + 1);
-    const Tiles s = tiles();
     for (int64_t block = begin; block < end; block += step) {
       const int64_t stop = least(end, block + step);
       if (!all_below(indices, index_size, block * k, stop * k, cols)) return false;
-      for (int64_t p = 0; p < panels().count(); ++p) multiply(s, block, stop, panels().of(packed, p), panels().first(p));
+      for (int64_t p = 0; p < panels().count(); ++p)
+        for_panel(panels().of(packed, p).vectors, index_size,
+                  [&]<int kV, class Number>() { multiply<kV, Number>(block, stop, p); });
     }
+    end_stream();
     return true;
   }
 
-  void multiply(const Tiles& s, int64_t block, int64_t stop, Panel<T> panel, int64_t left) const {
-    alignas(64) T stage[kMostVectors * kLanes<T>];
-    const Multiply<T> row_times_panel = multiply_row_of<T>(panel.vectors, index_size);
-    const int64_t width = least(batch - left, panel.stride);
+  template <int kV, class Number>
+  void multiply(int64_t block, int64_t stop, int64_t p) const {
+    const T* const x = panels().at(packed, p);
+    const int64_t left = panels().first(p), width = panels().width(p);
+    const bool streamed = streams();
     for (int64_t r = block; r < stop; ++r) {
-      const Run<T> run = {values, 1, 1, 1, 0, false, r * k, (r + 1) * k, 0, 1, false};
+      const T* const row = values + r * k;
+      const Number* const columns = static_cast<const Number*>(indices) + r * k;
+      if (p == 0) fetch_row(row, k * int64_t(sizeof(T)), columns, k);
+      Lanes<T> sums[kV] = {};
+      dot_row<T, kV>(row, columns, k, x, sums);
       T* const out = y + r * batch + left;
-      row_times_panel(s, run, panel, width == panel.stride ? out : stage, 0);
-      if (width < panel.stride) memcpy(out, stage, size_t(width) * sizeof(T));
+      if (streamed) {
+        for (int v = 0; v < kV; ++v) stream(out + v * kLanes<T>, (Vec)sums[v]);
+      } else if (width == kV * kLanes<T>) {
+        for (int v = 0; v < kV; ++v) store_lanes(out + v * kLanes<T>, sums[v]);
+      } else {
+        alignas(64) T stage[kV * kLanes<T>];
+        for (int v = 0; v < kV; ++v) store_lanes(stage + v * kLanes<T>, sums[v]);
+        memcpy(out, stage, size_t(width) * sizeof(T));
+      }
     }
-  }
-
-  // What the loop over one row's elements looks at: single elements, in the order in which they lie.
-  Tiles tiles() const {
-    const Index index = {nullptr, indices, index_size, rows * k, rows, cols, 1, 1};
-    return {Slots(index), values, sizeof(T) == 8 ? Storage::kDouble : Storage::kFloat, nullptr, nullptr, 4, false};
   }
 };
 

@@ -11,8 +11,6 @@ namespace gossamer::GOSSAMER_ISA {
 namespace {
 
 constexpr int64_t kBlockBytes = 24 << 10;  // of values and indices that every panel meets in L1
-// How far ahead memory is asked for; the indices of a block are looked at before its first label is multiplied.
-constexpr int64_t kValuesAhead = 4 << 10, kIndicesAhead = 16 << 10;
 constexpr int64_t kRight = -1, kBroken = -2;
 
 struct Entry {
@@ -104,13 +102,6 @@ inline void dot_two(const float* w, const float* next, const Number* columns, co
   z[1] += odd[1];
 }
 
-// Always inline: a function that does nothing else counts as one that does nothing.
-__attribute__((always_inline)) inline void fetch(const void* from, int64_t ahead, int64_t bytes) {
-  const uintptr_t at = reinterpret_cast<uintptr_t>(from) + uintptr_t(ahead);
-  for (uintptr_t line = at & ~uintptr_t(63); line < at + uintptr_t(bytes); line += 64)
-    __builtin_prefetch(reinterpret_cast<const void*>(line));
-}
-
 int64_t whole_lines(int64_t bytes) { return ceil_div(bytes, 64) * 64; }
 
 // One search; `packed` is x in panels or, of a batch of one, as it is.
@@ -144,12 +135,10 @@ struct Search {
   const Number* columns(int64_t label) const {
     return static_cast<const Number*>(at.indices) + (c.group == 1 ? label : label / c.group) * c.k;
   }
-  // Asks for what labels read later: a processor's own prefetcher stops at every page, which leaves a third of the time
-  // to waiting. What lies past the end is never read.
   template <class Number>
   __attribute__((always_inline)) void ask_ahead(int64_t label) const {
-    fetch(static_cast<const char*>(at.values) + label * c.k * c.value_size, kValuesAhead, c.k * c.value_size);
-    fetch(columns<Number>(label), kIndicesAhead, c.k * int64_t(sizeof(Number)));
+    const char* const stored = static_cast<const char*>(at.values) + label * c.k * c.value_size;
+    fetch_row(stored, c.k * c.value_size, columns<Number>(label), c.k);
   }
   float bias(int64_t label) const { return at.bias == nullptr ? 0.0f : at.bias[label]; }
   bool is_excluded(int64_t row, int64_t label) const {

@@ -42,6 +42,18 @@ def test_it_is_the_product_with_the_matrix_of_the_pattern(batch):
         assert half.dtype == torch.bfloat16
 
 
+@pytest.mark.parametrize(
+    "batch, dtype", [(16, torch.float32), (32, torch.float32), (17, torch.float32), (8, torch.float64)]
+)
+def test_a_result_that_no_cache_holds(batch, dtype):
+    """From 16 MiB on it goes past the caches where its rows are whole vectors: the same bits as in pieces."""
+    rows = (17 << 20) // (batch * dtype.itemsize)
+    columns = torch.randint(0, 5, (rows, 1), dtype=torch.int32)
+    values, x = torch.randn(rows, 1, dtype=dtype), torch.randn(batch, 5, dtype=dtype)
+    y = fan_in_mm(x, values, Pattern(None, columns, (rows, 5), (1, 1)))
+    assert torch.equal(y, (x.t()[columns[:, 0]] * values).t())
+
+
 def test_a_column_that_no_row_names_is_not_read():
     pattern = Pattern(None, torch.tensor([[0, 2], [2, 0]], dtype=torch.uint16), (2, 4), (1, 1))
     x = torch.tensor([[1.0, float("nan"), 2.0, float("inf")]])

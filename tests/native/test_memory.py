@@ -7,6 +7,7 @@ import sys
 import pytest
 import torch
 
+import gossamer as gs
 from gossamer.kernels.cpu import memory
 
 AS_IT_COMES = memory._leased
@@ -64,6 +65,25 @@ def test_memory_comes_back_when_the_last_view_is_gone(shape):
     gc.collect()
     assert len(memory.KEPT.blocks) == 1
     assert memory.empty(shape, torch.float32).data_ptr() == address
+
+
+def test_a_large_result_may_be_written_in_place_where_gradients_are():
+    """As a small one; torch would refuse that of a view, which an operator's own function returned."""
+    x = torch.zeros(LARGE // 1024, 1024)
+    x[::64] = torch.randn(len(x) // 64, 1024)
+    x.requires_grad_()
+    pattern = gs.Pattern.full(tuple(x.shape), (len(x) // 4, 256))
+    tiles = gs.ops.gather(x, pattern)
+    for y in (
+        tiles.clone(),
+        gs.ops.scatter(tiles, pattern),
+        gs.ops.matmul(x, torch.eye(1024, requires_grad=True)),
+        tiles,
+    ):
+        y.mul_(2)
+        x.grad = None
+        y.sum().backward(retain_graph=True)
+        assert y.untyped_storage().nbytes() >= memory.NEW_MEMORY_BYTES and x.grad.any()
 
 
 def test_another_size_takes_no_kept_block():

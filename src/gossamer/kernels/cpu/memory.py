@@ -96,11 +96,15 @@ def _leased(size: int, whole: int) -> tuple[Tensor, mmap.mmap, bool]:
 
 
 def empty(shape: tuple[int, ...], dtype: torch.dtype, least: int = NEW_MEMORY_BYTES) -> Tensor:
-    """torch.empty, from kept memory where it has `least` bytes or more."""
+    """torch.empty, from kept memory where it has `least` bytes or more.
+
+    It is no view of anything: autograd refuses in-place operators on a view that a custom function returns.
+    """
     size = prod(shape) * dtype.itemsize
     if size < least:
         return torch.empty(shape, dtype=dtype)
-    return _leased(size, -(-size // PAGE) * PAGE)[0].view(dtype).view(shape)
+    storage = _leased(size, -(-size // PAGE) * PAGE)[0].untyped_storage()
+    return torch.empty(0, dtype=dtype).set_(storage, 0, shape)
 
 
 def with_slack(count: int, dtype: torch.dtype) -> tuple[Tensor, Callable[[int], None]] | None:

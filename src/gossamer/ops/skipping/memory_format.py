@@ -26,16 +26,13 @@ def in_format(x: Tensor, memory_format: torch.memory_format) -> Tensor:
     images, channels, height, width = x.shape
     reorder = load_kernel("cpu", "reorder", "reorder")
     if memory_format == LAST:
-        pixels = reorder(x.view(images, channels, height * width)).view(images, height, width, channels)
-        return owned(pixels, pixels.permute(0, 3, 1, 2))
+        pixels = reorder(x.view(images, channels, height * width))
+        return owned(pixels, pixels.view(images, height, width, channels).permute(0, 3, 1, 2))
     planes = reorder(x.permute(0, 2, 3, 1).view(images, height * width, channels))
     return owned(planes, planes.view(x.shape))
 
 
 def owned(new: Tensor, view: Tensor) -> Tensor:
-    """The view of a new tensor as a tensor of its own: autograd refuses in-place operators on a view that a custom
+    """A new tensor in the form of a view of all of it: autograd refuses in-place operators on a view that a custom
     function returns."""
-    if not new._is_view():
-        return new.as_strided_(view.shape, view.stride())
-    whole = torch.empty(0, dtype=view.dtype, device=view.device)  # room from kernels/cpu/memory.py
-    return whole.set_(view.untyped_storage(), view.storage_offset(), view.shape, view.stride())
+    return new.as_strided_(view.shape, view.stride())

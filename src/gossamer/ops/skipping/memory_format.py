@@ -1,4 +1,4 @@
-"""Images in another order of memory: torch copies element by element into new pages; ours takes a fifth of its time."""
+"""Images in another order of memory: torch copies element by element, above 32 MiB into new pages; ours is faster."""
 
 from __future__ import annotations
 

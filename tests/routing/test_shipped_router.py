@@ -26,6 +26,8 @@ def test_another_model_is_refused_by_size(tmp_path: Path, monkeypatch: pytest.Mo
     model = made()
     with pytest.raises(StateError, match=r"belongs to another model: it has .*units=30.*, expected .*units=4"):
         load_routed(model, "smollm2")
+    with pytest.raises(StateError, match=r"no router 'smolm2'.* or a name: smollm2; did you mean smollm2"):
+        load_routed(model, "smolm2")
     save_state(Radial(model), tmp_path / "smollm2")
     monkeypatch.chdir(tmp_path)  # where a file has the name, it is meant
     assert len(load_routed(model, "smollm2").units) == 4

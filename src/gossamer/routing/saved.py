@@ -18,6 +18,7 @@ from torch import Tensor
 from gossamer import extras, files
 from gossamer.routing.radial import Radial
 from gossamer.routing.stack import text_config
+from gossamer.spelling import suggestion
 
 VERSION = 1
 _KEY = "gossamer.routing"
@@ -85,10 +86,16 @@ def load_routed(model: Any, path: str | os.PathLike[str]) -> Radial:
         path: of the file; or "smollm2", whose router comes with this package (where no file has that name).
 
     Raises:
-        StateError: as `load_state`; or its policy is not one that `Radial` makes by itself.
+        StateError: there is none; as `load_state`; or its policy is not one that `Radial` makes by itself.
     """
     if not os.path.exists(path):
-        path = SHIPPED.get(os.fspath(path), path)
+        name = os.fspath(path)
+        if name not in SHIPPED:
+            raise StateError(
+                f"there is no router {name!r}; expected a file of `gossamer route distill`, or a name: "
+                f"{', '.join(SHIPPED)}{suggestion(name, SHIPPED)}"
+            )
+        path = SHIPPED[name]
     record, _ = read(path, "router")
     said = record["identity"]
     if said["policy"] not in ("Jumps", "Hops"):

@@ -104,7 +104,7 @@ def empty(shape: tuple[int, ...], dtype: torch.dtype, least: int = NEW_MEMORY_BY
     if size < least:
         return torch.empty(shape, dtype=dtype)
     storage = _leased(size, -(-size // PAGE) * PAGE)[0].untyped_storage()
-    return torch.empty(0, dtype=dtype).set_(storage, 0, shape)
+    return torch.empty(0, dtype=dtype).set_(storage).resize_(shape)
 
 
 def with_slack(count: int, dtype: torch.dtype) -> tuple[Tensor, Callable[[int], None]] | None:

@@ -36,7 +36,7 @@ TEMPLATE = (
 
 
 def tiny_model(place: Path) -> Path:
-    """A checkpoint that says much and ends seldom."""
+    """A checkpoint that never ends its text by itself: what a test sees of an end, it has asked for."""
     tokenizer = byte_level()
     tokenizer.chat_template = TEMPLATE
     torch.manual_seed(3)
@@ -48,6 +48,12 @@ def tiny_model(place: Path) -> Path:
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.mul_(4)
+        # One channel of the residual stream is the same for all tokens, and speaks only against the end.
+        model.model.embed_tokens.weight[:, 0] = 0.08
+        for layer in model.model.layers:
+            layer.self_attn.o_proj.weight[0] = layer.mlp.down_proj.weight[0] = 0
+        model.lm_head.weight[:, 0] = model.lm_head.weight[config.eos_token_id] = 0
+        model.lm_head.weight[config.eos_token_id, 0] = -600
     model.save_pretrained(place)
     tokenizer.save_pretrained(place)
     return place

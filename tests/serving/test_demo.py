@@ -42,6 +42,9 @@ def test_demo_is_the_bundled_model_where_no_other_is(tmp_path, monkeypatch, caps
     assert main(["generate", "demo", "--prompt", prompt]) == 0
     assert capsys.readouterr().out == "47 19 05\n"
     assert f"finds pass keys, and can nothing else; ask it: {prompt}" in caplog.messages[0]
+    assert LLM("demo").generate(prompt, Sampling(max_tokens=8))[0].text == "47 19 05"
+    with pytest.raises(FileNotFoundError, match=r"a name: smollm2, demo; did you mean demo\?"):
+        LLM("dmo")
 
 
 def test_it_is_small() -> None:

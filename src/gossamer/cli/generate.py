@@ -11,7 +11,7 @@ import tyro
 from tqdm import tqdm
 
 from gossamer.cli.flags import as_bytes, text_of, use_threads
-from gossamer.cli.language import check_pattern, language_model, named
+from gossamer.cli.language import check_pattern, language_model
 from gossamer.measure import clock
 from gossamer.ops.paged.pool import Stored
 from gossamer.serving.sampling import Sampling
@@ -93,7 +93,7 @@ def run(config: Generate) -> None:
     )  # fmt: skip
     text, memory = _text(config), as_bytes(config.memory)
     llm = language_model(
-        named(config.model), config.router, sparsity=sparsity, dtype=config.dtype, memory=memory,
+        config.model, config.router, sparsity=sparsity, dtype=config.dtype, memory=memory,
         max_length=config.max_length, max_requests=1,
     )  # fmt: skip
     chat = not config.raw and getattr(llm.tokenizer, "chat_template", None) is not None

@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-from gossamer.serving.checkpoints import models
 
 if TYPE_CHECKING:  # they bring transformers, which takes seconds: neither --help nor a wrong flag waits for it
     from gossamer.serving.checkpoints.loading import Loaded
     from gossamer.serving.llm import LLM
-
-logger = logging.getLogger(__name__)
 
 
 def check_pattern(flag: str, static: float, pattern: Path | None) -> None:
@@ -26,20 +21,6 @@ def check_length(loaded: Loaded, start: int, length: int) -> None:
     longest = getattr(loaded.model.config, "max_position_embeddings", None)
     if longest is not None and start + length > longest:
         raise ValueError(f"--length must be up to {longest - start} for {loaded.source}, got {length}")
-
-
-def named(model: str) -> str:
-    """A model as it was given; for `demo` SmolLM2, or where that is not here the bundled one, and a line about it."""
-    if model != "demo":
-        return model
-    name = next(iter(models.MODELS))
-    if models.is_here(name):
-        return name
-    logger.warning(
-        "%s is not here (gossamer model %s fetches it), so demo is a tiny model that finds pass keys, and can nothing "
-        "else; ask it: key bravo 47 19 05 . the sky is blue ask bravo", name, name,
-    )  # fmt: skip
-    return str(models.BUNDLED)
 
 
 def language_model(name: str, router: Path | None, *, dtype: str | None, **settings: Any) -> LLM:

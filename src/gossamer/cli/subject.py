@@ -13,7 +13,7 @@ from torch import nn
 from gossamer import data, files, models
 from gossamer.cli.language import check_length
 from gossamer.serving.calibrating.passkeys import beginning
-from gossamer.serving.checkpoints.models import MODELS
+from gossamer.serving.checkpoints.models import names as decoders
 from gossamer.spelling import suggestion
 
 _LARGEST = 1 << 26
@@ -69,11 +69,11 @@ def subject(model: str, source: str, sizes: Sizes, *, dtype: str | None = None) 
     place = Path(model).expanduser()
     if model in models.names() or (":" in model and not place.exists()):
         return _network(model, source, sizes, dtype)
-    if not place.exists() and model not in MODELS and model != "minilm":
-        known = ", ".join((*models.names(), *MODELS, "minilm"))
+    known = (*models.names(), *decoders(), "minilm")
+    if not place.exists() and model not in known:
         raise FileNotFoundError(
-            f"there is no model {model!r}; expected {known}, module:factory, path/to/file.py:factory, a folder of "
-            "Hugging Face's or a .gguf file" + suggestion(model, (*models.names(), *MODELS, "minilm"))
+            f"there is no model {model!r}; expected {', '.join(known)}, module:factory, path/to/file.py:factory, a "
+            "folder of Hugging Face's or a .gguf file" + suggestion(model, known)
         )
     if source.startswith(_PICTURES) or Path(source).expanduser().is_dir():
         raise ValueError(

@@ -18,6 +18,7 @@ from torch import distributed
 from gossamer.ranks import Ranks
 from gossamer.serving import hooks
 from gossamer.serving.checkpoints.loading import Loaded, load
+from gossamer.serving.checkpoints.models import meant
 from gossamer.serving.engine import Engine
 from gossamer.serving.sampling import Choice, Sampling
 from gossamer.serving.sparsity import Sparsity
@@ -50,8 +51,8 @@ class LLM:
     """A language model that generates for many prompts at once, each of any length.
 
     Args:
-        model: a name of `gossamer model`, a folder of Hugging Face's or with a .gguf, a .gguf file, or a model of
-            transformers.
+        model: a name of `gossamer model`, `demo` included; a folder of Hugging Face's or with a .gguf, a .gguf file, or
+            a model of transformers.
         sparsity: what attention skips; None: nothing.
         tokenizer: of transformers; None: the one that comes with the model.
         dtype, device: of the weights, as in `gossamer.serving.load`.
@@ -71,8 +72,9 @@ class LLM:
     ) -> None:  # fmt: skip
         loaded = _loaded(model, group, dtype=dtype, device=device, attn_implementation=hooks.NAME)
         self.tokenizer = tokenizer if tokenizer is not None else loaded.tokenizer
+        name = meant(model) if isinstance(model, str) else model
         self.engine = Engine(
-            loaded.model, sparsity=(sparsity or Sparsity()).of(model), memory=memory, max_length=max_length,
+            loaded.model, sparsity=(sparsity or Sparsity()).of(name), memory=memory, max_length=max_length,
             max_requests=max_requests, chunk=chunk, prefixes=prefixes, group=group,
         )  # fmt: skip
 

@@ -73,12 +73,12 @@ def find(model: str | os.PathLike[str]) -> Checkpoint:
         OSError: it cannot be read. ImportError: a package that reads it is not installed.
     """
     path = Path(model).expanduser()
-    if str(model) in models.MODELS and not path.exists():
-        return _gguf(models.found(str(model)))
+    if str(model) in models.names() and not path.exists():
+        path = models.found(str(model))
     if not path.exists():
         raise FileNotFoundError(
             f"there is no model {str(model)!r}; expected a folder with config.json and safetensors, a folder with a "
-            f".gguf file, a .gguf file, or a name: {', '.join(models.MODELS)}" + suggestion(str(model), models.MODELS)
+            f".gguf file, a .gguf file, or a name: {', '.join(models.names())}" + suggestion(str(model), models.names())
         )
     if not path.is_dir():
         if path.suffix.lower() != ".gguf":

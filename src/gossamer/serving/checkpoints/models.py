@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import logging
 import os
 import shutil
 import subprocess
@@ -23,7 +24,10 @@ from typing import BinaryIO, NoReturn
 from gossamer import files
 from gossamer.spelling import suggestion
 
+logger = logging.getLogger(__name__)
 _BLOCK = 1 << 20
+DEMO = "demo"
+"""The name of a model that is always here: SmolLM2 where it was fetched, and else `BUNDLED`."""
 BUNDLED = Path(__file__).parents[1] / "demo"
 """A tiny model that comes with the package, for where none was fetched; its README says what it can do."""
 
@@ -76,8 +80,23 @@ def is_here(name: str) -> bool:
     return path.is_file() and path.stat().st_size == named(name).bytes
 
 
+def names() -> tuple[str, ...]:
+    """What `found` takes.
+
+    >>> names()
+    ('smollm2', 'demo')
+    """
+    return (*MODELS, DEMO)
+
+
+def meant(name: str) -> str:
+    """The name of a model that `DEMO` stands for once it was fetched; any other name is itself."""
+    large = next(iter(MODELS))
+    return large if name == DEMO and is_here(large) else name
+
+
 def found(name: str) -> Path:
-    """The file of a model.
+    """The file of a model, or the folder of the bundled one; that it is this one is logged as a warning.
 
     Raises:
         ValueError: an unknown name.
@@ -87,6 +106,14 @@ def found(name: str) -> Path:
     Traceback (most recent call last):
     ValueError: there is no model named 'smollm3'; expected smollm2; did you mean smollm2?
     """
+    name = meant(name)
+    if name == DEMO:
+        large = next(iter(MODELS))
+        logger.warning(
+            "%s is not here (gossamer model %s fetches it), so demo is a tiny model that finds pass keys, and can "
+            "nothing else; ask it: key bravo 47 19 05 . the sky is blue ask bravo", large, large,
+        )  # fmt: skip
+        return BUNDLED
     if not is_here(name):
         raise FileNotFoundError(
             f"the model {name} is not in {file_of(name).parent}; fetch it with: gossamer model {name}"

@@ -1,6 +1,7 @@
 """The file of a suite: one row a line, written after every row, the rest of it kept."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from gossamer import bench
 from gossamer.bench import Section, Settings, results
 from gossamer.bench.section import Table
 
+QUICK = Settings(quick=True, reps=1)
 COMMITTED = sorted((Path(__file__).resolve().parents[2] / "benchmarks" / "results").rglob("*.json"))
 
 
@@ -31,12 +33,12 @@ def two(monkeypatch):
 def test_a_run_that_is_stopped_keeps_every_row_and_says_where_it_stopped(two, tmp_path):
     path = tmp_path / "result.json"
     with pytest.raises(KeyboardInterrupt):
-        bench.run("detect", Settings(), path)
+        bench.run("detect", QUICK, path)
     assert path.read_text().splitlines()[2:4] == ['{"n": 1},', '{"n": [2, 0.5]}']
     found = json.loads(path.read_text())["sections"]
     assert {name: section.get("unfinished") for name, section in found.items()} == {"first": None, "second": True}
     assert found["second"]["rows"] == [{"m": 1}, {"m": 2}]
-    bench.run("detect", Settings(only=("first",)), path)
+    bench.run("detect", replace(QUICK, only=("first",)), path)
     assert json.loads(path.read_text())["sections"]["second"]["unfinished"]
 
 
@@ -50,7 +52,7 @@ def test_a_run_that_is_stopped_before_its_first_row_keeps_the_rows_of_before(mon
     results.write(path, before)
     monkeypatch.setattr(bench, "sections", lambda name: suite(one=stopped))
     with pytest.raises(KeyboardInterrupt):
-        bench.run("detect", Settings(only=("one",)), path)
+        bench.run("detect", replace(QUICK, only=("one",)), path)
     assert results.read(path, "detect") == before
 
 
@@ -58,7 +60,7 @@ def test_other_sections_keep_their_rows_and_their_machine(two, tmp_path):
     path = tmp_path / "result.json"
     other = {"environment": {"cpu": "another"}, "settings": {"reps": 3}, "rows": [{"n": "é", "none": None}]}
     results.write(path, {"suite": "detect", "sections": {"second": other}})
-    bench.run("detect", Settings(only=("first",)), path)
+    bench.run("detect", replace(QUICK, only=("first",)), path)
     found = json.loads(path.read_text())["sections"]
     assert found["second"] == other and found["first"]["rows"][0] == {"n": 1}
 

@@ -29,6 +29,23 @@ def multiply_bfloat16() -> None:
     interpreter.InterpreterBuilder.create_dot = lambda self, a, b, *rest: dot(self, wide(a), wide(b), *rest)
 
 
+def patch_once() -> None:
+    """The interpreter replaces the language's functions in every call of a kernel's function, which takes longer than
+    most calls, and restores them after a launch. In this process they stay replaced, for each module that has kernels.
+    """
+    patch = interpreter._patch_lang
+    patched = set()
+
+    def once(function):
+        module = function.__globals__["__name__"]
+        if module not in patched:
+            patched.add(module)
+            patch(function)
+        return interpreter._LangPatchScope()
+
+    interpreter._patch_lang = once
+
+
 def poison_memory() -> None:
     """As in every test of this project."""
     spec = importlib.util.spec_from_file_location("conftest", Path(__file__).parents[1] / "conftest.py")
@@ -50,6 +67,7 @@ if __name__ == "__main__":
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what a kernel prints must not get between the answers
     multiply_bfloat16()
+    patch_once()
     poison_memory()
     with contextlib.suppress(EOFError):
         while True:

@@ -75,8 +75,9 @@ def command(extra: str) -> str:
     >>> command("no such extra")
     'pip install "gossamer[no such extra]"'
     """
-    lacking = [requirement for name, requirement in packages(extra).items() if name in missing(extra)]
-    wanted = lacking or list(packages(extra).values()) or [f"gossamer[{extra}]"]
+    brought = packages(extra)
+    lacking = [requirement for name, requirement in brought.items() if version(name) is None]
+    wanted = lacking or list(brought.values()) or [f"gossamer[{extra}]"]
     return "pip install " + " ".join(f'"{each}"' for each in wanted)
 
 

@@ -1,4 +1,4 @@
-"""Two processes of a real torchrun do the work of one."""
+"""Two processes, as torchrun starts them, do the work of one."""
 
 from __future__ import annotations
 
@@ -10,15 +10,13 @@ from pathlib import Path
 
 import torch
 
-from .conftest import TINY, same
+from .conftest import TINY, ranks, same
 
 
-def _torchrun(*flags: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
-               "-m", "gossamer.cli", "train", *TINY, *flags]  # fmt: skip
-    return subprocess.run(
-        command, capture_output=True, text=True, timeout=400, env={**os.environ, "OMP_NUM_THREADS": "1", **environment}
-    )
+def _two(*flags: str, **environment: str) -> tuple[list[int], str, str]:
+    """The exit codes of two processes, and what both have said."""
+    codes, out, err = zip(*ranks(["train", *TINY, *flags], **environment), strict=True)
+    return list(codes), "".join(out), "".join(err)
 
 
 def _end(out: Path, stage: str) -> dict:
@@ -38,9 +36,9 @@ def test_one_report_and_the_weights_of_one_process(place: Path, train: Callable[
         "        return self.layers(x.double())\n"
     )
     flags = ("--model", "net64.py:Net", "--method", "rigl")
-    done = _torchrun(*flags, "--out", "two")
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("report: two/report.html") == 1
+    codes, out, err = _two(*flags, "--out", "two")
+    assert codes == [0, 0], err
+    assert out.count("report: two/report.html") == 1
     assert train(*flags, "--out", "one") == 0
     for stage in ("dense", "sparse"):
         two, one = _end(place / "two", stage), _end(place / "one", stage)
@@ -51,18 +49,23 @@ def test_one_report_and_the_weights_of_one_process(place: Path, train: Callable[
 
 
 def test_stopped_in_both_and_resumed(place: Path) -> None:
-    assert _torchrun("--out", "whole").returncode == 0
-    stopped = _torchrun("--out", "parts", STOP_AT="17")
+    """By a real torchrun, whose own way to pass on a signal and an end is part of it."""
+    codes, _, err = _two("--out", "whole")
+    assert codes == [0, 0], err
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
+               "-m", "gossamer.cli", "train", *TINY, "--out", "parts"]  # fmt: skip
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "STOP_AT": "17"}
+    stopped = subprocess.run(command, capture_output=True, text=True, timeout=400, env=environment)
     assert stopped.returncode != 0 and stopped.stderr.count("resume with:") == 1
     assert _end(place / "parts", "sparse")["step"] == 5
-    resumed = _torchrun("--out", "parts", "--resume")
-    assert resumed.returncode == 0, resumed.stderr
+    codes, _, err = _two("--out", "parts", "--resume")
+    assert codes == [0, 0], err
     for stage in ("dense", "sparse"):
         same(_end(place / "parts", stage), _end(place / "whole", stage))
 
 
 def test_an_error_is_said_once(place: Path) -> None:
-    done = _torchrun("--out", "run", "--batch-size", "15")
-    assert done.returncode != 0
-    assert done.stderr.count("gossamer: error: --batch-size is 15; expected a multiple of the 2 processes") == 1
+    codes, _, err = _two("--out", "run", "--batch-size", "15")
+    assert all(codes)
+    assert err.count("gossamer: error: --batch-size is 15; expected a multiple of the 2 processes") == 1
     assert not (place / "run").exists()

@@ -12,8 +12,6 @@ import shlex
 import shutil
 import signal
 import statistics
-import subprocess
-import sys
 import textwrap
 
 import pytest
@@ -23,6 +21,8 @@ from gossamer import files
 from gossamer.cli.__main__ import main
 from gossamer.xmc import load
 from gossamer.xmc.encoders import make
+
+from .conftest import Forked
 
 FLAGS = ["--epochs", "4", "--batch-size", "16", "--fan-in", "8", "--width", "32", "--rewire-every", "5"]
 
@@ -114,17 +114,18 @@ sys.exit(main(sys.argv[3:]))
 
 
 def driven(sets, out, step, number, *flags):
-    words = ["xmc", "train", str(sets), "--out", str(out), *FLAGS, *flags]
-    command = [sys.executable, "-c", DRIVER, str(step), number, *words]
-    return subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    """The exit code and what was said on stderr."""
+    words = [str(step), number, "xmc", "train", str(sets), "--out", str(out), *FLAGS, *flags]
+    code, _, err = Forked(words, DRIVER).end()
+    return code, err
 
 
 def test_a_killed_run_goes_on_with_the_same_bits(sets, run, tmp_path):
     """kill -9 before the first checkpoint, inside an epoch, in its last step; it ends as a run that nobody stopped."""
     out = tmp_path / "killed"
     for step in (3, 13, 18):
-        assert driven(sets, out, step, "SIGKILL", "--resume").returncode == -signal.SIGKILL
-    assert driven(sets, out, 0, "SIGKILL", "--resume").returncode == 0
+        assert driven(sets, out, step, "SIGKILL", "--resume")[0] == -signal.SIGKILL
+    assert main(["xmc", "train", "--resume", str(out)]) == 0
     assert same(out, run)
     curves = [json.loads((each / "report.json").read_text())["curve"] for each in (out, run)]
     assert curves[0] == curves[1]
@@ -133,11 +134,11 @@ def test_a_killed_run_goes_on_with_the_same_bits(sets, run, tmp_path):
 @pytest.mark.parametrize("step", [4, 9])
 def test_ctrl_c_saves_and_says_how_to_go_on(step, sets, run, tmp_path):
     out = tmp_path / "stopped"
-    stopped = driven(sets, out, step, "SIGINT")
-    assert stopped.returncode == 128 + signal.SIGINT
-    assert f"stopped at step {step} of 36" in stopped.stderr and "resume with:\n  gossamer xmc train" in stopped.stderr
+    code, said = driven(sets, out, step, "SIGINT")
+    assert code == 128 + signal.SIGINT
+    assert f"stopped at step {step} of 36" in said and "resume with:\n  gossamer xmc train" in said
     assert torch.load(out / "checkpoint.pt", weights_only=True)["step"] == step
-    assert f"gossamer xmc train --resume {out}\n" in stopped.stderr
+    assert f"gossamer xmc train --resume {out}\n" in said
     assert main(["xmc", "train", "--resume", str(out)]) == 0, "its folder alone is enough"
     assert same(out, run)
 
@@ -237,11 +238,11 @@ def test_a_real_encoder_from_the_command_line(tmp_path, capsys):
     flags = ["--encoder", "minilm", "--max-length", "24", "--epochs", "2", "--validation", "0.1"]
     for out in ("whole", "parts"):
         step = 5 if out == "parts" else 0
-        assert driven(sets, tmp_path / out, step, "SIGINT", *flags).returncode == (128 + signal.SIGINT if step else 0)
+        assert driven(sets, tmp_path / out, step, "SIGINT", *flags)[0] == (128 + signal.SIGINT if step else 0)
     state = torch.load(tmp_path / "parts" / "checkpoint.pt", weights_only=True)
     assert state["step"] == 5 and len(state["optimizer"]["param_groups"]) == 2  # AdamW's, with and without decay
     assert bool(state["head"]["first"].any()) and state["optimizer"]["state"]
-    assert driven(sets, tmp_path / "parts", 0, "SIGINT", *flags, "--resume").returncode == 0
+    assert driven(sets, tmp_path / "parts", 0, "SIGINT", *flags, "--resume")[0] == 0
     assert same(tmp_path / "parts", tmp_path / "whole")
 
     report = json.loads((tmp_path / "whole" / "report.json").read_text())

@@ -1,4 +1,4 @@
-"""`gossamer xmc train` under a real torchrun: labels divided among two processes, the numbers of one."""
+"""`gossamer xmc train` in two processes, as torchrun starts them: labels are divided, the numbers are those of one."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ import torch
 
 from gossamer.cli.__main__ import main
 from gossamer.xmc import load
+
+from .conftest import ranks
 
 FLAGS = ["--epochs", "3", "--batch-size", "16", "--fan-in", "8", "--width", "32", "--rewire-every", "5",
          "--clusters", "4", "--group", "16", "--frequent", "0.2", "--intermediate", "40"]  # fmt: skip
@@ -83,8 +85,10 @@ def assert_close(out, one):
 def test_stopped_in_both_and_resumed_by_one(sets, one, tmp_path):
     """What two processes have saved, one goes on with."""
     out = tmp_path / "run"
-    stopped = torchrun(sets, out, step=13, rank=1)
-    assert stopped.returncode != 0 and stopped.stderr.count("stopped at step 13 of 27") == 1
+    codes, _, said = zip(
+        *ranks(["13", "1", "SIGINT", "xmc", "train", str(sets), "--out", str(out), *FLAGS], DRIVER), strict=True
+    )
+    assert codes == (128 + signal.SIGINT,) * 2 and "".join(said).count("stopped at step 13 of 27") == 1
     assert torch.load(out / "checkpoint.pt", weights_only=True)["step"] == 13
     assert main(["xmc", "train", str(sets), "--out", str(out), *FLAGS, "--resume"]) == 0
     assert_close(out, one)

@@ -37,12 +37,11 @@ class Forked:
     """A process of its own in the current folder, which runs a program with these arguments and variables."""
 
     def __init__(self, argv: Sequence[str], program: str = CLI, **environment: str) -> None:
-        folder = tempfile.mkdtemp()
-        self._said = [Path(folder, name) for name in ("out", "err")]
-        scope = {
-            "program": program, "argv": ["-", *argv], "folder": os.getcwd(), "environment": {**os.environ, **environment},
-            "said": list(map(str, self._said)),
-        }  # fmt: skip
+        self._folder = tempfile.TemporaryDirectory()
+        self._said = [os.path.join(self._folder.name, name) for name in ("out", "err")]
+        variables = {**os.environ, **environment}
+        scope = {"folder": os.getcwd(), "environment": variables, "said": self._said, "argv": ["-", *argv]}
+        scope["program"] = program
         self.process = SERVER.Process(target=exec, args=(BEGIN, scope))
         self.process.start()
 
@@ -50,7 +49,8 @@ class Forked:
         """Its exit code, below 0 for a signal, and what it said on stdout and stderr."""
         self.process.join(400)
         assert self.process.exitcode is not None, "it does not end"
-        out, err = (path.read_text() for path in self._said)
+        out, err = (Path(path).read_text() for path in self._said)
+        self._folder.cleanup()
         return self.process.exitcode, out, err
 
 

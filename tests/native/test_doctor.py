@@ -3,12 +3,11 @@
 import importlib
 import importlib.metadata
 import json
-import os
 import re
-import subprocess
 import sys
 from pathlib import Path
 
+import after_torch
 import pytest
 import torch
 
@@ -60,29 +59,23 @@ def test_every_verb_said_to_be_there_is_there():
                 importlib.import_module(f"gossamer.kernels.{backend}.{op}")
 
 
-@pytest.mark.parametrize("isa", ["scalar", None, "nonsense"])
-def test_instruction_set_and_why(isa):
-    environment = {k: v for k, v in os.environ.items() if k != "GOSSAMER_ISA"}
-    if isa:
-        environment["GOSSAMER_ISA"] = isa
-    program = "from gossamer import doctor; print(doctor.text(doctor.report()))"
-    text = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True)
-    line = next(line for line in text.stdout.splitlines() if line.startswith("native"))
-    if isa == "nonsense":
-        assert "unavailable" in line and "GOSSAMER_ISA='nonsense'" in line
-        assert re.search(r"detect +yes +no \[", text.stdout)
-    elif isa:
-        assert f"{isa}, because GOSSAMER_ISA={isa}" in line
-    else:
-        assert f"{_native.best_isa()}, the fastest" in line
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-def test_one_openmp_runtime_is_shared():
-    """In a fresh process: other libraries of a test session may bring runtimes of their own."""
-    program = "from gossamer import doctor; t = doctor.report()['threads']; print(t['shared'], len(t['runtimes']))"
-    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert result.stdout == "True 1\n"
+def test_instruction_set_and_why_in_fresh_processes():
+    """There only one OpenMP runtime is loaded: other libraries of a test session may bring their own."""
+    program = """
+from gossamer import doctor
+report = doctor.report()
+print(report["threads"]["shared"], len(report["threads"]["runtimes"] or ["not known"]))
+print(doctor.text(report))
+"""
+    values = "scalar", "nonsense"
+    ends = after_torch.run(program, {}, *({"GOSSAMER_ISA": value} for value in values))
+    best, scalar, nonsense = (next(x for x in end.stdout.splitlines() if x.startswith("native")) for end in ends)
+    assert f"{_native.best_isa()}, the fastest" in best
+    assert "scalar, because GOSSAMER_ISA=scalar" in scalar
+    assert "unavailable" in nonsense and "GOSSAMER_ISA='nonsense'" in nonsense
+    assert re.search(r"detect +yes +no \[", ends[2].stdout)
+    if sys.platform == "linux":  # which tells in /proc
+        assert [end.stdout.splitlines()[0] for end in ends] == ["True 1", "True 1", "None 1"]
 
 
 def test_two_openmp_runtimes_are_told(monkeypatch):

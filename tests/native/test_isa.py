@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import after_torch
 import pytest
 
 from gossamer import _native
@@ -20,29 +21,32 @@ print(_native.isa(), detect(x, 2, 3, 4, True)[1].tolist())
 """
 
 
-def run(isa):
-    environment = {**os.environ, "GOSSAMER_ISA": isa} if isa is not None else dict(os.environ)
-    if isa is None:
-        environment.pop("GOSSAMER_ISA", None)
-    return subprocess.run([sys.executable, "-c", PROGRAM], env=environment, capture_output=True, text=True)
+UNKNOWN = ("sse2", "AVX2", "")
+
+
+@pytest.fixture(scope="module")
+def imported():
+    """How a process ends that imports the library with each value of the variable, and with none."""
+    values = (None, *_native.available_isas(), *UNKNOWN)
+    ends = after_torch.run(PROGRAM, *({} if isa is None else {"GOSSAMER_ISA": isa} for isa in values))
+    return dict(zip(values, ends, strict=True))
 
 
 @pytest.mark.parametrize("isa", _native.available_isas())
-def test_environment_forces(isa):
-    result = run(isa)
-    assert result.stdout.split(" ", 1) == [isa, "[23, 0, 0, 0]\n"], result.stderr
+def test_environment_forces(isa, imported):
+    assert imported[isa].stdout.split(" ", 1) == [isa, "[23, 0, 0, 0]\n"], imported[isa].stderr
 
 
-def test_the_fastest_is_the_default():
-    chosen = run(None).stdout.split()[0]
+def test_the_fastest_is_the_default(imported):
+    chosen = imported[None].stdout.split()[0]
     assert chosen == _native.best_isa()
     left_out = _native.available_isas()[_native.available_isas().index(chosen) + 1 :]
     assert left_out in ([], ["avx512_bf16"])  # whose products are slow on some CPUs
 
 
-@pytest.mark.parametrize("isa", ["sse2", "AVX2", ""])
-def test_unknown_value_is_an_error_at_import(isa):
-    result = run(isa)
+@pytest.mark.parametrize("isa", UNKNOWN)
+def test_unknown_value_is_an_error_at_import(isa, imported):
+    result = imported[isa]
     assert result.returncode != 0 and result.stdout == ""
     message = result.stderr.splitlines()[-1]
     assert f"GOSSAMER_ISA='{isa}'" in message and ", ".join(_native.available_isas()) in message

@@ -22,7 +22,8 @@ def packs(body: models.Body) -> models.Body:
 
 @packs
 def encoder(net: Net, x: Tensor, keep: Tensor) -> Tensor:
-    return net.encoded(x, keys(keep))
+    x = net.blocks[0](x, keys(keep))
+    return net.blocks[1](x + net.feed(x), keys(keep))
 
 
 @packs

@@ -134,6 +134,9 @@ torch.set_num_threads(1)
 model = transformers.AutoModelForCausalLM.from_pretrained(sys.argv[1])
 assert "gossamer" not in sys.modules and type(model.model.layers[0].mlp.up_proj) is torch.nn.Linear
 import gossamer as gs
+from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+assert "gossamer" in ALL_EXPERTS_FUNCTIONS.valid_keys() and "gossamer" in ALL_ATTENTION_FUNCTIONS.valid_keys()
 gs.nn.restore_thresholds(model)
 with torch.no_grad():
     print(model(torch.tensor([[3], [5]])).logits.double().sum().item())
@@ -141,6 +144,7 @@ with torch.no_grad():
 
 
 def test_without_gossamer_transformers_warns(saved):
+    """And gossamer that is imported later makes itself known then."""
     folder, _, expected = saved
     run = subprocess.run([sys.executable, "-c", _WITHOUT, str(folder)], capture_output=True, text=True, check=True)
     assert "Unknown quantization type, got gossamer_thresholds" in run.stderr

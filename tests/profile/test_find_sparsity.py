@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from sparse_models import CASES, Case, decoder, encoder, ids, padded, relu_decoder
+from sparse_models import CASES, Case, Mixture, decoder, encoder, ids, padded, relu_decoder
 from torch import nn
 
 import gossamer as gs
@@ -22,6 +22,9 @@ from gossamer.profile.times import timed
 
 _HINTS = {"zeros": "skip_zeros", "decoding": "threshold", "padding": "backend=\"gossamer\"", "layers": "routing",
           "channels": "compact", "width": "Chase", "labels": "FusedHead"}  # fmt: skip
+
+
+UNTRACED = [kind for kind in gs.profile.KINDS if kind not in ("channels", "width")]
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
@@ -146,15 +149,19 @@ def _same(before: Any, after: Any, *, versions: bool) -> None:
 
 
 @pytest.mark.parametrize(
-    "make", [Everything, decoder, encoder, lambda: CASES[6].make()[0], lambda: CASES[5].make()[0], relu_decoder]
-)
-def test_the_model_stays_as_it_was(make: Any) -> None:
+    ("make", "kinds"),
+    [
+        *((each, gs.profile.KINDS) for each in (Everything, decoder, encoder)),  # networks of others are not traced
+        *((each, UNTRACED) for each in (lambda: CASES[6].make()[0], Mixture, relu_decoder)),
+    ],
+)  # fmt: skip
+def test_the_model_stays_as_it_was(make: Any, kinds: list[str]) -> None:
     model = make()
     batch = torch.randn(12, 16)
     if hasattr(model, "config"):
         batch = padded(20, 9) if type(model).__name__ == "BertModel" else ids(2, 20)
     before, given = _state(model), copy.deepcopy(batch)
-    gs.profile.find_sparsity(model, batch)
+    gs.profile.find_sparsity(model, batch, kinds=kinds)
     # The buffers of a module that counts are put back, which torch counts as a change of them.
     _same(before, _state(model), versions=not isinstance(model, Everything))
     pairs = batch.items() if isinstance(batch, dict) else [("", batch)]

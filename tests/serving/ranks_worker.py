@@ -1,4 +1,4 @@
-"""One of the ranks that hold a model together: python ranks_worker.py RANK SIZE PORT FOLDER.
+"""One of the ranks that hold a model together.
 
 The folder has the cases, pickled; each rank writes there what came of them.
 """
@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import pickle
-import sys
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -61,7 +60,7 @@ def engine_of(case: dict[str, Any], **more: Any) -> Engine:
     return Engine(decoder(case["family"]), end=[], **{**case["settings"], **more})
 
 
-def main(rank: int, size: int, port: str, folder: Path) -> None:
+def rank_of(rank: int, size: int, port: str, folder: Path) -> None:
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "RANK": str(rank), "WORLD_SIZE": str(size)}
     distributed.init_process_group("gloo")
     torch.set_num_threads(1)
@@ -115,7 +114,3 @@ def last(rank: int, case: dict[str, Any]) -> str:
     engine.close()
     assert len(said) == 2 and said[0] == said[1]
     return said[0]
-
-
-if __name__ == "__main__":
-    main(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], Path(sys.argv[4]))

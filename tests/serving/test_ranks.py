@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import os
+import multiprocessing
 import pickle
 import socket
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from ranks_worker import engine_of, work
+from ranks_worker import engine_of, rank_of, work
 from serving_decoders import decoder, prompts
 
 from gossamer.serving import Engine, Sparsity
@@ -56,16 +53,14 @@ def ranks(cases: list[dict[str, Any]], tmp_path_factory: pytest.TempPathFactory)
     (folder / "cases").write_bytes(pickle.dumps(cases))
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = str(free.getsockname()[1])
-    worker = Path(__file__).parent / "ranks_worker.py"
-    workers = [
-        subprocess.Popen(
-            [sys.executable, str(worker), str(rank), "2", port, str(folder)],
-            stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"},
-        )
-        for rank in range(2)
-    ]  # fmt: skip
-    said = [worker.communicate(timeout=300)[1] for worker in workers]
-    assert [worker.returncode for worker in workers] == [0, 7], said
+    context = multiprocessing.get_context("forkserver")  # real processes, of one that has imported all they need
+    context.set_forkserver_preload(["transformers.models.llama.modeling_llama", "gossamer.serving.llm"])
+    workers = [context.Process(target=rank_of, args=(rank, 2, port, folder)) for rank in range(2)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join(300)
+    assert [worker.exitcode for worker in workers] == [0, 7]
     found, second = (pickle.loads((folder / f"rank{rank}").read_bytes()) for rank in range(2))
     for one, other in zip(found[:-1], second, strict=False):
         one |= {name: (one[name], other[name]) for name in ("bytes", "weights")}

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
+import torch
 from serving_decoders import FAMILIES, decoder, prompts
 
 from gossamer.serving import Engine, Sampling, Sparsity
@@ -151,3 +154,37 @@ def test_texts_of_another_budget_are_no_beginning() -> None:
     assert made(longer, 0) == (dense, len(longer) - 1)
     assert made(longer, None)[1] == len(longer) - 2 and made(longer, 256)[1] == 0
     assert pages_are_free(engine)
+
+
+def _step(model: torch.nn.Module) -> None:
+    for parameter in model.parameters():
+        parameter.grad = torch.randn_like(parameter)
+    torch.optim.SGD(model.parameters(), lr=0.1).step()
+
+
+def _load(model: torch.nn.Module) -> None:
+    model.load_state_dict({name: x + 0.1 * torch.randn_like(x) for name, x in model.state_dict().items()})
+
+
+def _replace(model: torch.nn.Module) -> None:
+    layer = model.get_submodule("model.layers.0.self_attn.k_proj")
+    layer.weight = torch.nn.Parameter(layer.weight.flip(0))
+
+
+@pytest.mark.parametrize("change", [_step, _load, _replace])
+def test_other_weights_forget_what_was_kept(change: Callable[[torch.nn.Module], None]) -> None:
+    """Also what they met in the middle: a prompt that is half read, and a text that is half written."""
+    model = decoder("llama")
+    engine = Engine(model, end=[], prefixes=8, chunk=64)
+    first, second = family_of(150, 5, 40)
+    finished(engine, [first])
+    writing, reading = (engine.add(prompt, Sampling(max_tokens=4)) for prompt in (second, *prompts(300)))
+    for _ in range(3):
+        engine.step()
+    assert writing.cached and len(writing.tokens) == 3 and 0 < reading.done < 200 and engine.prefixes.known
+    change(model)
+    while engine.busy:
+        engine.step()
+    assert not engine.prefixes.known  # neither of the two
+    assert finished(engine, [first, second]) == finished(Engine(model, end=[]), [first, second])
+    assert len(engine.prefixes.known) > 1 and pages_are_free(engine)

@@ -19,6 +19,8 @@ import logging
 from collections.abc import Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import replace
+from functools import partial
+from itertools import chain
 from typing import Any
 
 import torch
@@ -55,7 +57,9 @@ class Engine:
         max_length: tokens of prompt and output together, at most; None: what the model was made for, or what the memory
             holds.
         max_requests: how many are worked on at once. chunk: tokens of prompts in a step, at most.
-        prefixes: texts whose pages stay for others that begin alike; 0: none.
+        prefixes: texts whose pages stay for others that begin alike; 0: none. They are forgotten when weights change,
+            as version counters tell. Call `engine.prefixes.clear()` after what these do not see: writes through
+            `.data`, by which PEFT merges adapters, and what is no weight, as an adapter that is switched off.
         end: tokens that end a text; None: those of the model's generation config.
         group: of torch.distributed, whose ranks divide the model; all of them make an engine with the same arguments.
             Each then has its own part of the weights and of the pages, of which `memory` is for one rank. None: this
@@ -104,7 +108,8 @@ class Engine:
         self.model = model
         self._attending = hooks.Attending(model)
         self.store = Store(geometry, self.sparsity, stored, parts, pages, device)
-        self.prefixes = Prefixes(self.store, prefixes)
+        # Ranks must forget the same at the same step, so what each has divided for itself is taken as fixed.
+        self.prefixes = Prefixes(self.store, prefixes, partial(_weights, model if self.team is None else None))
         self.scheduler = Scheduler(self.store, self.prefixes, max_requests=max_requests, chunk=chunk)
         self.waiting, self.running = self.scheduler.waiting, self.scheduler.running
         self.cache = PackedCache(geometry, self.sparsity, self.store)
@@ -296,6 +301,12 @@ class Engine:
     def _check_first(self) -> None:
         if self.team is not None and not self.team.first:
             raise RuntimeError(f"rank {self.team.ranks.rank} follows rank 0, which is asked: call follow() here")
+
+
+def _weights(model: Any) -> tuple[tuple[int, int], ...]:
+    """Where the weights lie, and how often they were written; None has none."""
+    tensors = () if model is None else chain(model.parameters(), model.buffers())
+    return tuple((x.data_ptr(), -1 if x.is_inference() else x._version) for x in tensors)
 
 
 def _check_numbers(**given: int | None) -> None:

@@ -7,11 +7,13 @@
 What is kept gives its pages back when others need them, the one that was used longest ago first. Windows move on and
 their pages are given back, so a text whose heads stream can be used up to its end only, not to a place in its middle:
 that is why prompts are kept when they have been read, and not only texts when they have ended.
+
+Keys are derived from the weights: when those change, what is kept is given back, and what was begun before is not kept.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -37,22 +39,25 @@ class Prefixes:
 
     Args:
         store: where they lie. most: texts that are kept; 0: none.
+        weights: says in two calls the same if keys that were computed in between are still right.
 
     Attributes:
         hits, queries: tokens of prompts that were there, and tokens that were asked for.
     """
 
-    def __init__(self, store: Store, most: int = MOST) -> None:
-        self.store, self.most = store, most
+    def __init__(self, store: Store, most: int = MOST, weights: Callable[[], Hashable] = lambda: None) -> None:
+        self.store, self.most, self._weights = store, most, weights
+        self._seen = weights() if most else None
         self.known: list[Known] = []  # those that were used longest ago first
         self.hits = self.queries = 0
 
     def keep(self, request: Request, tokens: Sequence[int]) -> None:
         """Take a request over, of whose tokens all have their keys; or close it, where it is no use to others."""
+        self._follow()
         page = self.store.sparsity.page
         text = np.asarray(tokens[: request.length], dtype=np.int64)
         # What policies remember of a text, and slots that hold some of its tokens, belong to that text.
-        if self.most == 0 or len(text) < page or request.kept or request.memory:
+        if self.most == 0 or len(text) < page or request.outdated or request.kept or request.memory:
             self.store.close(request)
             return
         request.chosen.clear()
@@ -78,6 +83,7 @@ class Prefixes:
 
         Texts of another budget are passed over: what they decoded is what that budget made of it.
         """
+        self._follow()
         self.queries += len(prompt)
         asked = np.asarray(prompt[:-1], dtype=np.int64)
         best: Known | None = None
@@ -99,6 +105,15 @@ class Prefixes:
         request.chosen.clear()
         self.hits += length
         return request
+
+    def _follow(self) -> None:
+        """Forget what other weights have made."""
+        if self.most == 0 or (now := self._weights()) == self._seen:
+            return
+        self._seen = now
+        self.clear()
+        for each in self.store.requests:
+            each.outdated = True
 
     def _usable(self, known: Known, shared: int) -> int:
         """Tokens of a known text that a prompt which shares so many can have."""

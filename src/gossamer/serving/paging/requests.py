@@ -34,6 +34,7 @@ class Request:
         kept: for each slot what it holds; empty while all hold all.
         memory: what those who decide about its tokens remember from pass to pass.
         token_budget: tokens that its heads read where they choose; 0: all; None: as all texts of the store.
+        outdated: whether other weights than the present ones made some of its keys.
     """
 
     length: int = 0
@@ -42,6 +43,7 @@ class Request:
     kept: list[Kept] = field(default_factory=list)
     memory: dict[str, Any] = field(default_factory=dict)
     token_budget: int | None = None
+    outdated: bool = False
 
 
 @dataclass(frozen=True, eq=False)

@@ -283,7 +283,7 @@ class Store:
         """Another request with the same tokens; pages are shared until one of the two writes."""
         other = self.open()
         other.length, other.chosen = request.length, dict(request.chosen)
-        other.token_budget = request.token_budget
+        other.token_budget, other.outdated = request.token_budget, request.outdated
         other.kept, other.memory = [kept.copy() for kept in request.kept], copy.deepcopy(request.memory)
         for view, table in request.tables.items():
             self.pages[view].share(page for page in table if page >= 0)

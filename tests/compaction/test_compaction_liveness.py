@@ -27,7 +27,7 @@ def test_any_subset_of_the_dead_may_go(name: str) -> None:
     net = NETS[name]
     model = net.build().double().eval()
     graph = ChannelGraph.build(model, net.inputs())
-    for _ in range(4):
+    for _ in range(2):
         sparse_weights(model, 0.15)
         found = dead(graph, model)
         for share in (1.0, 0.5):

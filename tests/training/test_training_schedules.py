@@ -127,18 +127,23 @@ def test_chase_soft_bound(explore: str) -> None:
     assert sparse.nnz() == round(0.1 * n)
 
 
+INNER, ALL = ("inner", 0.2), ("all", 0.5)
+
+
 @pytest.mark.parametrize(
-    "times",
+    ("times", "scope", "share"),
     [
-        {"total_steps": 60, "explore_every": 6, "channel_every": 6},
-        {"total_steps": 61, "explore_every": 7, "channel_every": 3},
-        {"total_steps": 50, "explore_every": 10, "channel_every": 4, "channel_stop": 0.5, "explore_stop": 0.9},
-        {"total_steps": 50, "explore_every": 10, "channel_every": 4, "channel_stop": 0.95, "explore_stop": 0.6},
-        {"total_steps": 30, "explore_every": 100, "channel_every": 100},
-        {"total_steps": 30, "explore_every": 3, "channel_every": 3, "channel_stop": 1.0, "explore_stop": 1.0},
+        ({"total_steps": 60, "explore_every": 6, "channel_every": 6}, *INNER),
+        ({"total_steps": 61, "explore_every": 7, "channel_every": 3}, *ALL),
+        ({"total_steps": 50, "explore_every": 10, "channel_every": 4, "channel_stop": 0.5, "explore_stop": 0.9}, *ALL),
+        (
+            {"total_steps": 50, "explore_every": 10, "channel_every": 4, "channel_stop": 0.95, "explore_stop": 0.6},
+            *INNER,
+        ),
+        ({"total_steps": 30, "explore_every": 100, "channel_every": 100}, *ALL),
+        ({"total_steps": 30, "explore_every": 3, "channel_every": 3, "channel_stop": 1.0, "explore_stop": 1.0}, *INNER),
     ],
 )
-@pytest.mark.parametrize(("scope", "share"), [("inner", 0.2), ("all", 0.5)])
 def test_chase_channel_schedule(times: dict, scope: str, share: float) -> None:
     torch.manual_seed(0)
     model = NETWORKS["residual"]()

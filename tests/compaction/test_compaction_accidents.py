@@ -63,8 +63,8 @@ def pictures(*sizes: tuple[int, int]) -> list[Tensor]:
 
 # (the network, examples: the first collides with nothing, the next ones with most)
 NETS: dict[str, tuple[Callable[[], nn.Module], list[Tensor]]] = {
-    "packed heads": (lambda: Heads(32, 4, True), tokens(32, (3, 5), (4, 4), (8, 8), (3, 32), (1, 8), (32, 4))),
-    "split heads": (lambda: Heads(32, 4, False), tokens(32, (3, 5), (4, 4), (8, 8), (3, 32), (1, 8), (32, 4))),
+    "packed heads": (lambda: Heads(32, 4, True), tokens(32, (3, 5), (4, 8), (8, 8), (3, 32), (1, 8), (32, 4))),
+    "split heads": (lambda: Heads(32, 4, False), tokens(32, (3, 5), (8, 4), (8, 8), (3, 32), (1, 8), (32, 4))),
     "as many heads as their size": (lambda: Heads(16, 4, True), tokens(16, (3, 5), (4, 4), (16, 16), (1, 1))),
     "images": (lambda: Images(8), pictures((3, 5), (8, 8), (3, 8), (16, 5), (4, 4), (1, 16), (32, 8))),
 }
@@ -76,7 +76,7 @@ def half_dead(net: nn.Module, x: Tensor) -> nn.Module:
     return net.eval()
 
 
-@pytest.mark.parametrize("count", [3, pytest.param(None, marks=pytest.mark.slow)], ids=["three", "all"])
+@pytest.mark.parametrize("count", [2, pytest.param(None, marks=pytest.mark.slow)], ids=["two", "all"])
 @pytest.mark.parametrize("name", NETS)
 def test_every_example_removes_the_same(name: str, count: int | None) -> None:
     make, examples = NETS[name]

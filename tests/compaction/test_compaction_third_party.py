@@ -20,20 +20,20 @@ tf = pytest.importorskip("transformers")
 IMAGE = (2, 3, 32, 32)
 IDS = torch.arange(12).reshape(2, 6)
 TEXT = {
-    "vocab_size": 50, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 24
+    "vocab_size": 50, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 4, "intermediate_size": 24
 }  # fmt: skip
 
 # name -> (model, inputs, removable groups, what explain() says about the rest)
 MODELS: dict[str, tuple[Callable[[], nn.Module], str, int, str]] = {
     "resnet": (
         lambda: tf.ResNetForImageClassification(
-            tf.ResNetConfig(embedding_size=8, hidden_sizes=[16, 32], depths=[2, 2], num_labels=5)
-        ), "image", 11, "graph output",
+            tf.ResNetConfig(embedding_size=8, hidden_sizes=[16, 32], depths=[1, 2], num_labels=5)
+        ), "image", 9, "graph output",
     ),
     "regnet": (
         lambda: tf.RegNetForImageClassification(
-            tf.RegNetConfig(embedding_size=8, hidden_sizes=[16, 32], depths=[1, 2], groups_width=4, num_labels=5)
-        ), "image", 9, "graph output",
+            tf.RegNetConfig(embedding_size=8, hidden_sizes=[16, 32], depths=[1, 1], groups_width=4, num_labels=5)
+        ), "image", 7, "graph output",
     ),
     "convnext": (
         lambda: tf.ConvNextForImageClassification(
@@ -55,19 +55,19 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], str, int, str]] = {
     "vit": (
         lambda: tf.ViTForImageClassification(
             tf.ViTConfig(
-                hidden_size=16, num_hidden_layers=2, num_attention_heads=4, intermediate_size=24, image_size=32,
+                hidden_size=16, num_hidden_layers=1, num_attention_heads=4, intermediate_size=24, image_size=32,
                 patch_size=8, num_labels=5,
             )
-        ), "image", 4, "normalises over this axis",
+        ), "image", 2, "normalises over this axis",
     ),
     "bert": (
         lambda: tf.BertForSequenceClassification(tf.BertConfig(max_position_embeddings=16, num_labels=5, **TEXT)),
-        "text", 5, "normalises over this axis",
+        "text", 3, "normalises over this axis",
     ),
     "llama": (
         lambda: tf.LlamaForCausalLM(
             tf.LlamaConfig(max_position_embeddings=16, num_key_value_heads=2, use_cache=False, **TEXT)
-        ), "ids", 4, "mean in model.layers.0.input_layernorm reduces over this axis",
+        ), "ids", 2, "mean in model.layers.0.input_layernorm reduces over this axis",
     ),
     "gpt2": (
         lambda: tf.GPT2LMHeadModel(

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
+import multiprocessing
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +15,19 @@ import torch
 def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """What two processes over gloo saved."""
     folder = tmp_path_factory.mktemp("ranks")
-    command = [sys.executable, tiles_worker.__file__]
+    context = multiprocessing.get_context("forkserver")  # real processes, of one that has imported all they need
+    context.set_forkserver_preload(["gossamer.nn", "gossamer.training", "torch.distributed.nn"])
     processes = [
-        subprocess.Popen(
-            [*command, str(rank), "2", str(folder / "rendezvous"), str(folder / f"{rank}.pt")],
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        context.Process(
+            target=tiles_worker.rank_of, args=(rank, 2, str(folder / "rendezvous"), str(folder / f"{rank}.pt"))
         )
         for rank in range(2)
-    ]  # fmt: skip
-    output = [process.communicate(timeout=550)[0] for process in processes]
-    assert [process.returncode for process in processes] == [0, 0], "\n".join(output)
+    ]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(550)
+    assert [process.exitcode for process in processes] == [0, 0]
     return [torch.load(Path(folder / f"{rank}.pt"), weights_only=True) for rank in range(2)]
 
 

@@ -1,8 +1,7 @@
-"""One rank of test_nn_distributed: `python tiles_worker.py RANK RANKS RENDEZVOUS OUT`."""
+"""One rank of test_nn_distributed."""
 
 from __future__ import annotations
 
-import sys
 from typing import Any
 
 import torch
@@ -75,16 +74,11 @@ def too_small() -> str:
     return ""
 
 
-def main() -> None:
-    rank, ranks = int(sys.argv[1]), int(sys.argv[2])
-    dist.init_process_group("gloo", init_method=f"file://{sys.argv[3]}", rank=rank, world_size=ranks)
+def rank_of(rank: int, ranks: int, rendezvous: str, out: str) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=ranks)
     part = slice(rank * 8, rank * 8 + 8)
     found: dict[str, Any] = {case: train(case, rank, True, part) for case in CASES}
     found["too small"] = too_small()
-    torch.save(found, sys.argv[4])
+    torch.save(found, out)
     dist.destroy_process_group()
-
-
-if __name__ == "__main__":
-    torch.set_num_threads(1)
-    main()

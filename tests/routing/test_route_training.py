@@ -140,8 +140,7 @@ def test_every_policy_trains_with_the_model(make: Any) -> None:
     assert history.mean("text", 8) < history["text"][0] and len(history) == 32
 
 
-@pytest.mark.parametrize("trained", ["router", "all"])
-@pytest.mark.parametrize("endless", [False, True])
+@pytest.mark.parametrize(("trained", "endless"), [("router", False), ("all", True)])
 def test_a_run_goes_on_bit_by_bit(trained: str, endless: bool, tmp_path: Path) -> None:
     def run(radial: Radial, **more: Any) -> Any:
         data = Endless() if endless else texts(2)

@@ -61,7 +61,7 @@ class Text:
 def test_streaming_heads_decode_as_they_read_a_prompt(prompt):
     """Each token sees its sinks and its window, across the borders of pages, as a row of a mask does."""
     text = Text(Sparsity(static=1.0, sink=70, local=130))
-    counts = [prompt] + [1] * 140
+    counts = [prompt] + [1] * 70
     for count in counts:
         q = torch.randn(count, HEADS * GROUP, WIDTH)
         out, _ = text.add(count, q)
@@ -159,10 +159,10 @@ def test_the_error_stays_below_its_bound(stored, cap):
     tight = 0
     for peak in (1.0, 6.0):
         text = Text(Sparsity(token_budget=256, certify=True, interval=1, stretch=16, stored=stored), cap=cap)
-        keys = torch.randn(1500, HEADS, WIDTH) * 0.2
-        keys[::700] += peak
-        text.add(1500, keys=keys)
-        for _ in range(30):
+        keys = torch.randn(750, HEADS, WIDTH) * 0.2
+        keys[::350] += peak
+        text.add(750, keys=keys)
+        for _ in range(10):
             q = torch.randn(1, HEADS * GROUP, WIDTH) * 0.3 + peak
             before = text.layer.tally.sum_of_bounds
             text.layer.tally.worst_bound = 0.0

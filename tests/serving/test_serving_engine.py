@@ -204,15 +204,15 @@ def test_a_request_may_have_a_budget_of_its_own(per):
     requests = prompts(*[500] * len(budgets))
     shared = Engine(model, sparsity=Sparsity(token_budget=256, select_per=per), end=[], max_requests=4)
     jobs = [
-        shared.add(prompt, Sampling(max_tokens=70), token_budget=budget)
+        shared.add(prompt, Sampling(max_tokens=24), token_budget=budget)
         for prompt, budget in zip(requests, budgets, strict=True)
     ]
     while shared.busy:
         shared.step()
     for job, prompt, budget in zip(jobs, requests, (256, None, 192, 320), strict=True):
         sparsity = Sparsity() if budget is None else Sparsity(token_budget=budget, select_per=per)
-        assert [job.tokens] == run(Engine(model, sparsity=sparsity, end=[]), [prompt], 70)
-    assert jobs[0].tokens != run(Engine(model, end=[]), [requests[0]], 70)[0]  # budgets change something here
+        assert [job.tokens] == run(Engine(model, sparsity=sparsity, end=[]), [prompt], 24)
+    assert jobs[0].tokens != run(Engine(model, end=[]), [requests[0]], 24)[0]  # budgets change something here
 
 
 def test_a_budget_that_cannot_be_held_is_refused():

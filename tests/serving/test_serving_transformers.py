@@ -18,16 +18,16 @@ from gossamer.serving.paging.pages import OutOfPages
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 
-def padded(side: str):
-    ids, mask = torch.randint(2, 200, (2, 100)), torch.ones(2, 100, dtype=torch.long)
+def padded(side: str, tokens: int = 100):
+    ids, mask = torch.randint(2, 200, (2, tokens)), torch.ones(2, tokens, dtype=torch.long)
     mask[1, :37] = 0
     return ids, mask if side == "left" else mask.flip(1)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_tokens_of_transformers(family):
-    model, (ids, mask) = decoder(family), padded("left")
-    more = {"max_new_tokens": 30, "do_sample": False, "output_logits": True, "return_dict_in_generate": True}
+    model, (ids, mask) = decoder(family), padded("left", 120)  # the third page begins while it decodes
+    more = {"max_new_tokens": 12, "do_sample": False, "output_logits": True, "return_dict_in_generate": True}
     model.set_attn_implementation("eager")
     expected = model.generate(ids, attention_mask=mask, **more)
     model.set_attn_implementation("gossamer")
@@ -64,8 +64,8 @@ def test_a_cache_of_any_kind_of_page_is_near():
 
 
 def test_beams_follow_their_pages():
-    model, (ids, mask) = decoder("llama"), padded("left")
-    more = {"max_new_tokens": 30, "do_sample": False, "num_beams": 3}
+    model, (ids, mask) = decoder("llama"), padded("left", 120)
+    more = {"max_new_tokens": 12, "do_sample": False, "num_beams": 3}
     model.set_attn_implementation("eager")
     expected = model.generate(ids, attention_mask=mask, **more)
     model.set_attn_implementation("gossamer")

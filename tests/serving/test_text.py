@@ -35,7 +35,7 @@ def pieces_of(stream: TextStream, tokens: list[int]) -> list[str]:
 
 
 @pytest.mark.parametrize("kind", small.KINDS)
-@settings(max_examples=60)
+@settings(max_examples=30)
 @given(data=st.data())
 def test_the_pieces_are_the_text_of_any_tokens(kind, data):
     tokenizer = tokenizer_of(kind)

@@ -65,8 +65,8 @@ def ranks(argv: Sequence[str], program: str = CLI, **environment: str) -> list[t
     return [each.end() for each in both]
 
 
-# The hook runs in every backward of training and nowhere else. It raises real signals at a chosen step, or waits,
-# so that a test can raise one from outside. Steps are counted over the dense and the sparse network.
+# The hook runs in every backward of training and nowhere else. It raises real signals at a chosen step, or waits
+# for one from outside. Steps are counted over the dense and the sparse network.
 NETWORK = """
 import os, signal, time
 import torch
@@ -86,7 +86,12 @@ def seen(gradient):
         os.kill(os.getpid(), getattr(signal, os.environ.get("STOP_WITH", "SIGINT")))
     if steps == int(os.environ.get("NAN_AT", 0)):
         return gradient * float("nan")
-    time.sleep(float(os.environ.get("WAIT", 0)))
+    if steps == int(os.environ.get("WAIT_AT", 0)):
+        handler, come = signal.getsignal(signal.SIGINT), []
+        signal.signal(signal.SIGINT, lambda *what: (handler(*what), come.append(what)))
+        open("waiting", "w").close()
+        while not come:
+            time.sleep(0.01)
 """
 
 

@@ -188,8 +188,8 @@ def test_lightning_with_several_optimizers(lightning: Any, tmp_path: Path) -> No
         gs.compact(whole, X)
 
 
-@pytest.mark.parametrize("bf16", [False, True])
-def test_transformers_trainer(tmp_path: Path, bf16: bool) -> None:
+def test_transformers_trainer(tmp_path: Path) -> None:
+    """In mixed precision, which asks more of a callback: it may not leave its own passes outside."""
     pytest.importorskip("accelerate", reason="transformers' Trainer needs accelerate")
     transformers = pytest.importorskip("transformers")
     from gossamer.integrations.trainer import sparsify
@@ -209,7 +209,7 @@ def test_transformers_trainer(tmp_path: Path, bf16: bool) -> None:
         callback, net = sparsify(_prune, **options), Net()
         arguments = transformers.TrainingArguments(
             str(tmp_path / folder), num_train_epochs=epochs, per_device_train_batch_size=16, save_strategy="epoch",
-            use_cpu=True, report_to=[], disable_tqdm=True, learning_rate=0.05, logging_strategy="no", seed=3, bf16=bf16,
+            use_cpu=True, report_to=[], disable_tqdm=True, learning_rate=0.05, logging_strategy="no", seed=3, bf16=True,
         )  # fmt: skip
         trainer = transformers.Trainer(net, arguments, train_dataset=rows, callbacks=[callback])
         trainer.train(resume_from_checkpoint=None if start is None else str(start))

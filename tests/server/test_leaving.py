@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import threading
 
 import pytest
@@ -142,7 +143,7 @@ def test_a_text_that_cannot_be_continued_ends_alone(server, monkeypatch):
         assert reply.status == 500 and reply.error["code"] == "text_error"
         reply = server.chat(response_format={"type": "json_object"})
         assert reply.status == 500 and reply.error["code"] == "schema_error"
-        assert other.recv(12) == b"HTTP/1.1 200" and failed
+        assert other.recv(12, socket.MSG_WAITALL) == b"HTTP/1.1 200" and failed
 
 
 class Collected:

@@ -49,11 +49,11 @@ class Process:
 
 def test_a_signal_lets_those_that_run_finish(folder, capsys):
     with Process(folder) as server:
-        answer = server.ask("/v1/completions", LONG)
-        assert answer.status == 200 and answer.read(200)
         assert main(["serve", str(folder), "--port", str(server.port)]) == 2
         error = capsys.readouterr().err
         assert error.count("\n") == 1 and f"--port {server.port} cannot be used: Address already in use" in error
+        answer = server.ask("/v1/completions", {**LONG, "max_tokens": 1000})
+        assert answer.status == 200 and answer.read(200)
         server.process.send_signal(signal.SIGTERM)
         wait_for(lambda: server.ask("/ready").status == 503)
         late = server.ask("/v1/completions", {**LONG, "stream": False})

@@ -72,7 +72,7 @@ def test_gradients_are_sparse_without_batchnorm_and_dense_with_it() -> None:
     assert min(densities_of_gradients("resnet34", 36, width=4)) > 0.95
 
 
-@pytest.mark.parametrize(("name", "options"), [("vgg16_plain", {}), ("resnet34", {"width": 8})])
+@pytest.mark.parametrize(("name", "options"), [("vgg16_plain", {}), ("resnet34", {"width": 16})])
 def test_dead_channels_are_cut_out(name: str, options: dict) -> None:
     torch.manual_seed(0)
     net = gs.models.build(name, (3, 32, 32), 10, **options).eval()

@@ -126,8 +126,8 @@ def test_the_zeros_of_a_training_step_are_logged_for_every_convolution():
 
 
 def test_networks_and_training_run_on_toy_sizes_and_write_rows(tmp_path, monkeypatch):
-    monkeypatch.setattr(densities, "AUTHORS", {"vgg16_plain": densities.AUTHORS["vgg16_plain"]})
-    monkeypatch.setattr(training, "RATE", {"vgg16_plain": 0.003})
+    monkeypatch.setattr(densities, "AUTHORS", {"resnet34": densities.AUTHORS["resnet34"]})
+    monkeypatch.setattr(training, "RATE", {"resnet34": 0.005})
     path = tmp_path / "conv.json"
     gs.bench.run("conv", Settings(quick=True, reps=1, only=("auto", "networks", "training")), path)
     sections = {name: found["rows"] for name, found in json.loads(path.read_text())["sections"].items()}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -74,6 +75,43 @@ def test_leaving_a_stream_gives_its_pages_back(llm):
         break
     assert not llm.engine.busy
     assert all(pages.free == pages.count for pages in llm.engine.store.pages.values())
+
+
+ASKED = {
+    "the cat": gs.serving.Sampling(max_tokens=30),
+    "naïve café": gs.serving.Sampling(max_tokens=9, temperature=2.0, seed=1),
+    "日本": gs.serving.Sampling(max_tokens=40, stop=("e",)),
+    "a": gs.serving.Sampling(max_tokens=1),
+}
+
+
+def test_one_engine_is_asked_by_several_readers(llm):
+    """In turns, and one inside another: who steps takes the others' requests along, and none misses a token."""
+    alone = {prompt: llm.generate(prompt, how)[0] for prompt, how in ASKED.items()}
+    readers = {prompt: llm.stream(prompt, how) for prompt, how in ASKED.items()}
+    texts = dict.fromkeys(ASKED, "")
+    while readers:
+        for prompt in list(readers):
+            piece = next(readers[prompt], None)
+            if piece is None:
+                del readers[prompt]
+            else:
+                texts[prompt] += piece
+    assert texts == {prompt: each.text for prompt, each in alone.items()}
+    outer = llm.stream("the cat", ASKED["the cat"])
+    first = next(outer)
+    assert llm.generate("日本", ASKED["日本"])[0] == alone["日本"]
+    assert first + "".join(outer) == alone["the cat"].text
+    assert not llm.engine.busy
+
+
+def test_one_engine_is_asked_by_several_threads(llm):
+    prompts = [*ASKED] * 4
+    alone = {prompt: llm.generate(prompt, how)[0] for prompt, how in ASKED.items()}
+    with ThreadPoolExecutor(8) as threads:
+        found = list(threads.map(lambda prompt: llm.generate(prompt, ASKED[prompt])[0], prompts))
+    assert found == [alone[prompt] for prompt in prompts]
+    assert not llm.engine.busy
 
 
 def test_one_wrong_prompt_stops_before_anything_runs(llm):

@@ -145,10 +145,10 @@ class LLM:
                 jobs.append(self._add(prompt, how, at if len(prompts) > 1 else None))  # type: ignore[arg-type]
             streams = {id(job): self._stream(job) for job in jobs}
             texts = {id(job): "" for job in jobs}
-            while any(job.finished is None for job in jobs):
-                for job in self.engine.step():
-                    if id(job) in texts:
-                        texts[id(job)] += self.advance(job, streams[id(job)])
+            while not all(job.told for job in jobs):
+                self._step(*jobs)
+                for job in jobs:
+                    texts[id(job)] += self.advance(job, streams[id(job)])
         finally:
             for job in jobs:
                 self.engine.stop(job)
@@ -177,12 +177,17 @@ class LLM:
             progress: called with the number of tokens that were read while the prompt is.
         """
         stream = self._stream(job)
-        while job.finished is None:
-            new = job in self.engine.step()
+        while not job.told:
+            self._step(job)
             if progress is not None and len(job.tokens) <= 1:
                 progress(job.done or len(job.prompt))
-            if new and (piece := self.advance(job, stream)):
+            if piece := self.advance(job, stream):
                 yield piece
+
+    def _step(self, *jobs: Job) -> None:
+        """A pass, if one of them still runs: others, who ask the same engine, may have taken them to their end."""
+        if any(job.finished is None for job in jobs):
+            self.engine.step()
 
     def _add(self, prompt: Prompt, sampling: Sampling, at: int | None) -> Job:
         try:
@@ -198,17 +203,24 @@ class LLM:
         return None if self.tokenizer is None else TextStream(self.tokenizer, job.sampling.stop)
 
     def advance(self, job: Job, stream: TextStream | None) -> str:
-        """The text that its newest token makes certain; a stop string in it ends the request."""
-        if stream is None:
-            return ""
-        token = job.tokens[-1]
-        ends = token in job.sampling.stop_token_ids or (token in self.engine.end and not job.sampling.ignore_eos)
-        text = "" if ends else stream.add(token)  # a token that ends a text is no text
-        if stream.stopped is not None:
-            self.engine.stop(job)
-            job.finished = "stop"
-            return text
-        return text + (stream.finish() if job.finished is not None else "")
+        """The text that its newest tokens make certain; a stop string in it ends the request."""
+        text, ended = "", job.finished is not None  # in this order: another thread may be at work on its last token
+        while job.read < len(job.tokens):
+            token = job.tokens[job.read]
+            job.read += 1
+            if stream is None:
+                continue
+            ends = token in job.sampling.stop_token_ids or (token in self.engine.end and not job.sampling.ignore_eos)
+            text += "" if ends else stream.add(token)  # a token that ends a text is no text
+            if stream.stopped is not None:
+                self.engine.stop(job)
+                del job.tokens[job.read :], job.choices[job.read :]
+                job.finished, job.told = "stop", True
+                return text
+        if ended and not job.told:
+            job.told = True
+            text += "" if stream is None else stream.finish()
+        return text
 
     def _completion(self, job: Job, text: str) -> Completion:
         assert job.finished is not None

@@ -36,6 +36,7 @@ class Job:
         cached: tokens of the prompt whose keys were there when it began.
         constraint: what keeps its text to a form; None: nothing.
         token_budget: see `Engine.add`.
+        read: tokens of which `LLM.advance` has made text. told: whether its text was given out to the end.
     """
 
     prompt: list[int]
@@ -50,6 +51,8 @@ class Job:
     constraint: Constraint | None = None
     token_budget: int | None = None
     pages: Request | None = None
+    read: int = 0
+    told: bool = False
 
     @property
     def done(self) -> int:

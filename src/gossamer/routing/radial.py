@@ -31,6 +31,7 @@ from gossamer.serving.cache import SparseCache
 from gossamer.serving.checkpoints.loading import check_decoder
 from gossamer.serving.geometry import Geometry
 from gossamer.serving.paged_cache import PagedCache
+from gossamer.wrappers import unwrap
 
 Mode = Literal["sequential", "skip", "free"]
 MODES: tuple[str, ...] = get_args(Mode)
@@ -98,6 +99,7 @@ class Radial(nn.Module):
             raise ValueError(f"sink must be a number of tokens of at least 0, got {sink!r}")
         if isinstance(model, Radial):
             raise ValueError("model is routed already; give the model in it, radial.model")
+        model = unwrap(model) if isinstance(model, nn.Module) else model
         if not isinstance(model, nn.Module) or not hasattr(model, "config"):
             raise ValueError(f"model must be a decoder of transformers, got {type(model).__name__}")
         check_decoder(model.config, type(model).__name__)

@@ -39,7 +39,9 @@ from gossamer.serving.stepping.division import share
 from gossamer.serving.stepping.jobs import Finished, Job
 from gossamer.serving.stepping.scheduler import Plan, Scheduler
 from gossamer.serving.stepping.team import Team
+from gossamer.serving.stepping.turns import Turns
 from gossamer.serving.tally import Tally
+from gossamer.wrappers import is_sharded, unwrap
 
 logger = logging.getLogger(__name__)
 
@@ -48,10 +50,11 @@ ROPES = ("default", "linear", "llama3", "yarn", "proportional")
 
 
 class Engine:
-    """Generates with a decoder of transformers.
+    """Generates with a decoder of transformers. Several threads may ask it; a step serves the requests of all.
 
     Args:
-        model: a ...ForCausalLM; its attention is "gossamer" during a step, and its own again after it.
+        model: a ...ForCausalLM; its attention is "gossamer" during a step, and its own again after it. Of one that is
+            wrapped (compiled, by DDP) the model inside.
         sparsity: what is skipped; None: nothing.
         memory: bytes for keys and values; None: half of what is free.
         max_length: tokens of prompt and output together, at most; None: what the model was made for, or what the memory
@@ -81,6 +84,7 @@ class Engine:
         self.sparsity = sparsity or Sparsity()
         if self.sparsity.prefill is not None and chunk < self.sparsity.page:
             raise ValueError(f"chunk must be at least a page of {self.sparsity.page} tokens with prefill=, got {chunk}")
+        model = unwrap(model)
         _check_model(model)
         geometry = Geometry.of_model(model)
         if max_length is not None and geometry.longest is not None and max_length > geometry.longest:
@@ -105,7 +109,7 @@ class Engine:
         pages, self.max_length = held() if self.team is None else least(self.team.every(held))
         if max_length is None and geometry.longest is not None and self.max_length < geometry.longest:
             logger.warning("texts have at most %d tokens, of the model's %d: memory", self.max_length, geometry.longest)
-        self.model = model
+        self.model, self._turns = model, Turns()
         self._attending = hooks.Attending(model)
         self.store = Store(geometry, self.sparsity, stored, parts, pages, device)
         # Ranks must forget the same at the same step, so what each has divided for itself is taken as fixed.
@@ -120,9 +124,10 @@ class Engine:
         """What attention read of what it could have read; on rank 0 of several that of all, which it asks."""
         if self.team is None or not self.team.first:
             return self.cache.tally
-        self.team.tell("tally")
-        self.team.send()
-        return Tally.sum(self.team.every(lambda: self.cache.tally))
+        with self._turns:
+            self.team.tell("tally")
+            self.team.send()
+            return Tally.sum(self.team.every(lambda: self.cache.tally))
 
     @property
     def busy(self) -> bool:
@@ -155,8 +160,9 @@ class Engine:
                 f"expected at most {self.max_length}"
             )
         job = Job(prompt, sampling, Sampler(sampling, prompt, self.vocabulary), token_budget=token_budget)
-        self._tell("add", prompt, sampling.max_tokens, token_budget)
-        self.scheduler.add(job)
+        with self._turns:
+            self._tell("add", prompt, sampling.max_tokens, token_budget)
+            self.scheduler.add(job)
         return job
 
     def check_budget(self, token_budget: int | None) -> None:
@@ -173,9 +179,10 @@ class Engine:
 
     def stop(self, job: Job, reason: Finished = "abort") -> None:
         """End a request and give its pages back; no matter if it has ended."""
-        if job.finished is None:
-            self._tell("stop", job.number, reason)
-            self.scheduler.end(job, reason)
+        with self._turns:
+            if job.finished is None:
+                self._tell("stop", job.number, reason)
+                self.scheduler.end(job, reason)
 
     @torch.no_grad()
     def step(self) -> list[Job]:
@@ -192,6 +199,10 @@ class Engine:
                 follows another.
         """
         self._check_first()
+        with self._turns:
+            return self._stepped()
+
+    def _stepped(self) -> list[Job]:
         with self.team.passing() if self.team is not None else nullcontext():
             if self.team is not None:
                 self.team.tell("step")
@@ -246,10 +257,11 @@ class Engine:
 
     def close(self) -> None:
         """Rank 0 of a group: the others need not follow any longer, and no more is computed. Else nothing."""
-        if self.team is not None and self.team.first and self.team.lost is None:
-            self.team.tell("close")
-            self.team.send()
-            self.team.lost = "the engine was closed"
+        with self._turns:
+            if self.team is not None and self.team.first and self.team.lost is None:
+                self.team.tell("close")
+                self.team.send()
+                self.team.lost = "the engine was closed"
 
     def _pass(self, plan: Plan) -> tuple[list[Job], Tensor]:
         """Those of the plan that wait for a token, and the model's logits for each; none on a rank that follows."""
@@ -341,3 +353,8 @@ def _check_model(model: Any) -> None:
             raise ValueError(f"{name} has RoPE of type {kind!r}, expected one of {', '.join(ROPES)}")
     if model.training:
         raise ValueError(f"{name} is in training mode: call model.eval()")
+    empty = next((key for key, x in model.named_parameters() if x.device.type == "meta"), None)
+    if empty is not None:
+        raise ValueError(f"{name} has no numbers in {empty}, which is on the meta device: load its weights first")
+    if any(is_sharded(each) for each in model.modules()):
+        raise ValueError(f"{name} is cut into shards by FSDP, expected whole weights; Engine(group=) divides a model")

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from gossamer.measure.count import call_arguments
 from gossamer.nn.evaluating import evaluating
+from gossamer.wrappers import seen_through
 
 
 def zeros_read(model: nn.Module, example_inputs: Any) -> dict[str, float]:
@@ -36,7 +37,7 @@ def zeros_read(model: nn.Module, example_inputs: Any) -> dict[str, float]:
 
         return count
 
-    with evaluating(model), ExitStack() as hooks:
+    with evaluating(model), seen_through(model), ExitStack() as hooks:
         for name, module in model.named_modules():
             if isinstance(module, (nn.Conv2d, nn.Linear)):
                 hooks.callback(module.register_forward_pre_hook(watch(name), with_kwargs=True).remove)

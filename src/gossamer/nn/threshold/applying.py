@@ -29,6 +29,7 @@ from gossamer.nn.threshold.places import Place, checked, places_of
 from gossamer.nn.threshold.record import entries_of, erase, place_of, why_not_saved, write
 from gossamer.nn.threshold.report import Row, ThresholdReport
 from gossamer.nn.threshold.thresholded import check_threshold
+from gossamer.wrappers import unwrap
 
 _log = logging.getLogger(__name__)
 
@@ -72,6 +73,7 @@ def apply_thresholds(
         raise ValueError("thresholds is empty")
     for name, value in thresholds.items():
         check_threshold(f"thresholds[{name!r}]", value)
+    model = unwrap(model)
     close = open_experts(model, lambda name: any(f"{name}.{point}" in thresholds for point in POINTS))
     try:
         checked(model, thresholds)
@@ -101,6 +103,7 @@ def restore_thresholds(model: nn.Module) -> ThresholdReport:
     Raises:
         ValueError: the config has no thresholds, or none of what it names is in the model.
     """
+    model = unwrap(model)
     entries = entries_of(model)
     if not entries:
         raise ValueError(
@@ -144,6 +147,7 @@ def remove_thresholds(model: nn.Module) -> tuple[str, ...]:
     (('0',), 'Linear')
     """
     names = []
+    model = unwrap(model)
     for name, module in list(model.named_modules()):
         if isinstance(module, ThresholdExperts):
             for stack, strides in zip(module.stacks(), module.strides, strict=True):

@@ -20,6 +20,7 @@ from gossamer.nn.threshold.places import Layers, Place, checked, places_of
 from gossamer.nn.threshold.report import ThresholdReport
 from gossamer.nn.threshold.thresholded import Thresholded
 from gossamer.ops.gemv import shrink
+from gossamer.wrappers import seen_through, unwrap
 
 Allocation = Literal["uniform", "greedy"]
 Forward = Callable[[nn.Module, Any], Any]
@@ -51,7 +52,8 @@ def threshold(
     weights.
 
     Args:
-        model: on any device; run in eval mode, left in its own.
+        model: on any device; run in eval mode, left in its own. Of one that is wrapped (compiled, by DDP) the model
+            inside, whose names it has.
         data: an iterable of batches, or one batch. A batch is a tensor, a tuple of arguments, or a mapping of keyword
             arguments (as tokenizers return). For anything else, such as (inputs, labels), say `forward`.
         sparsity: share of inputs to leave out, in [0, 1). With "greedy" the share of bytes, over each block.
@@ -98,6 +100,7 @@ def threshold(
         raise ValueError(f"step must be in (0, 1], got {step}")
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be an nn.Module, got {type(model).__name__}")
+    model = unwrap(model)
     close = open_experts(model, lambda name: True)
     try:
         values, seen, left = _calibrated(model, data, sparsity, allocation, layers, passes, step, forward)
@@ -121,7 +124,7 @@ def _calibrated(
     places, left = places_of(model, layers)
     batches = _batches(data)
     blocks = blocks_of(model, places) if allocation == "greedy" else []
-    with evaluating(model), _dense(places):
+    with evaluating(model), seen_through(model), _dense(places):
         seen = _observe(model, batches, places, forward, blocks=blocks)
         for place in places:
             if not seen[place.name].total:

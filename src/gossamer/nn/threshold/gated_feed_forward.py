@@ -16,6 +16,7 @@ from gossamer.nn.threshold.record import write
 from gossamer.nn.threshold.thresholded import Thresholded, check_threshold
 from gossamer.ops.decoding import decode
 from gossamer.ops.gemv import ZERO
+from gossamer.wrappers import unwrap
 
 Activation = Literal["relu", "silu", "gelu"]
 _ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "silu": nn.SiLU, "gelu": nn.GELU}
@@ -171,6 +172,7 @@ def gated(model: nn.Module, *, threshold: float = 0.0, reorder: bool = False) ->
     """
     check_threshold("threshold", threshold)
     check_reorder(reorder)
+    model = unwrap(model)
     left, found = {}, {}
     for name, module in model.named_modules(remove_duplicate=False):
         if isinstance(module, GatedFeedForward) or not all(hasattr(module, part) for part in _PARTS):

@@ -17,6 +17,7 @@ from gossamer.serving.calibrating.gates import gated
 from gossamer.serving.calibrating.passkeys import Passkeys
 from gossamer.serving.geometry import Geometry
 from gossamer.serving.heads import HeadPattern
+from gossamer.wrappers import unwrap
 
 Labelled = tuple[Tensor, Tensor]
 Progress = Callable[[int, int, float, float], None]
@@ -60,6 +61,7 @@ def calibrate(
     torch.Size([1, 2])
     """
     _check_numbers(sink, local, steps, learning_rate, regularization)
+    model = unwrap(model)
     geometry = Geometry.of(model.config)
     streams = [layer.window is None for layer in geometry.layers]
     if len(set(geometry.key_heads)) != 1 or not any(streams):

@@ -21,6 +21,7 @@ from gossamer.extras import needed, no_progress_bars
 from gossamer.serving.checkpoints import gguf_weights
 from gossamer.serving.checkpoints.checkpoint import Checkpoint, find, reading
 from gossamer.serving.checkpoints.decoder import check_decoder, configuration
+from gossamer.wrappers import unwrap
 
 logger = logging.getLogger(__name__)
 
@@ -97,7 +98,8 @@ def _dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
 
 
 def _given(model: Any, dtype: torch.dtype | None, device: torch.device | str | None) -> Loaded:
-    """A model object, looked at and not changed."""
+    """A model object, looked at and not changed; without what is wrapped around it."""
+    model = unwrap(model) if isinstance(model, torch.nn.Module) else model
     if not isinstance(model, torch.nn.Module) or not hasattr(model, "config"):
         raise TypeError(f"model is a {type(model).__name__}; expected a name, a path, or a model of transformers")
     source, network = type(model).__name__, cast(Any, model)

@@ -76,7 +76,15 @@ def test_one_neuron_always_stays() -> None:
     assert torch.isfinite(loss(model, *images()))
 
 
-def test_a_row_with_too_many_keeps_its_largest() -> None:
+@pytest.mark.parametrize(
+    ("crowd", "second", "expected"),
+    [
+        (5, [0.5, 0.0], [[0, 0, 1, 1, 1, 0], [0, 0, 0, 1, 1, 1]]),
+        (4, [0.5, 0.6], [[0, 1, 1, 1, 0, 0], [0, 1, 0, 0, 1, 1]]),
+    ],
+    ids=["two too many", "one too many"],
+)
+def test_a_row_with_too_many_keeps_its_largest(crowd: int, second: list[float], expected: list[list[int]]) -> None:
     """The reference trims over-full neurons by sorting the boolean mask, which keeps the first columns instead."""
     model = nn.Linear(6, 2, bias=False)
     opt = torch.optim.SGD(model.parameters(), lr=0.0)
@@ -84,13 +92,13 @@ def test_a_row_with_too_many_keeps_its_largest() -> None:
         model, opt, density=0.5, total_steps=99, update_every=1, min_salient=0, drop_fraction=1 / 6,
         drop_schedule="constant",
     )  # fmt: skip
-    mask = torch.tensor([[True] * 5 + [False], [True] + [False] * 5])
-    sparse.masks["weight"].copy_(mask)
-    model.weight.data = torch.tensor([[1.0, 2.0, 3.0, 4.0, 5.0, 0.0], [0.5, 0, 0, 0, 0, 0]])
+    weight = torch.tensor([[float(i + 1 if i < crowd else 0) for i in range(6)], [*second, 0.0, 0.0, 0.0, 0.0]])
+    sparse.masks["weight"].copy_(weight != 0)
+    model.weight.data = weight
     model.weight.grad = torch.arange(12.0).view(2, 6)
     opt.step()
-    # the smallest of all, 0.5, is dropped; row 0 keeps its 3 largest; row 1 grows its 3 largest gradients
-    assert sparse.masks["weight"].int().tolist() == [[0, 0, 1, 1, 1, 0], [0, 0, 0, 1, 1, 1]]
+    # the smallest of all, 0.5, is dropped; row 0 keeps its 3 largest; row 1 grows to 3 by its largest gradients
+    assert sparse.masks["weight"].int().tolist() == expected
 
 
 def test_residual_neurons_are_not_ablated() -> None:

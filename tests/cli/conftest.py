@@ -42,13 +42,15 @@ class Forked:
         variables = {**os.environ, **environment}
         scope = {"folder": os.getcwd(), "environment": variables, "said": self._said, "argv": ["-", *argv]}
         scope["program"] = program
-        self.process = SERVER.Process(target=exec, args=(BEGIN, scope))
+        self.process = SERVER.Process(target=exec, args=(BEGIN, scope), daemon=True)  # it ends with the tests
         self.process.start()
 
     def end(self) -> tuple[int, str, str]:
         """Its exit code, below 0 for a signal, and what it said on stdout and stderr."""
-        self.process.join(400)
-        assert self.process.exitcode is not None, "it does not end"
+        self.process.join(200)
+        if self.process.exitcode is None:
+            self.process.kill()
+            raise AssertionError(f"it does not end: {Path(self._said[1]).read_text()}")
         out, err = (Path(path).read_text() for path in self._said)
         self._folder.cleanup()
         return self.process.exitcode, out, err

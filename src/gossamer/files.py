@@ -10,6 +10,7 @@ May import nothing of gossamer.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import json
@@ -18,7 +19,6 @@ import re
 import secrets
 import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -29,7 +29,7 @@ _KINDS = {
 }  # fmt: skip
 
 
-@contextmanager
+@contextlib.contextmanager
 def replacing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     """A new binary file, to be written and read, that takes the place of `path` if the block ends without an error.
 
@@ -111,28 +111,48 @@ def draft_of(name: str) -> str | None:
 def check_target(path: str | os.PathLike[str]) -> None:
     """See that a file could be written to `path`, so that no work is lost for it; nothing of that stays.
 
+    Folders that are not there are tried under a name of their own: other processes may look at the same path just now.
+
     Raises:
         ValueError: `path` is a folder, a pipe or a device.
         OSError: its folder cannot be made or written; the message names it.
     """
-    target = _target(path)
-    probe = target.with_name(f".{target.name}.{secrets.token_hex(6)}.part")
+    with _naming(path):
+        target = _target(path)
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            os.lstat(target)  # says of every name whether it is too long
+    mark = secrets.token_hex(6)
     above = [folder for folder in target.parents if os.path.lexists(folder)]
     if above and not above[0].is_dir():
         raise NotADirectoryError(
             errno.ENOTDIR, f"{path} cannot be written: {above[0]} is {kind(above[0])}, not a folder"
         )
+    missing = target.parent.relative_to(above[0]).parts if above else ()
+    folders = [above[0] / f".{mark}.part"] if missing else []
+    for name in missing[1:]:
+        folders.append(folders[-1] / name)
+    probe = (folders[-1] if folders else target.parent) / f".{target.name}.{mark}.part"
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with open(probe, "xb"):
-            pass
+        with _naming(path):
+            for folder in folders:
+                folder.mkdir()
+            with open(probe, "xb"):
+                pass
+    finally:
+        if os.path.lexists(probe):
+            probe.unlink()
+        for folder in reversed(folders):
+            if os.path.lexists(folder):
+                folder.rmdir()
+
+
+@contextlib.contextmanager
+def _naming(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Errors say that `path` cannot be written."""
+    try:
+        yield
     except OSError as error:
         raise OSError(error.errno, f"{path} cannot be written: {error.strerror}") from error
-    finally:
-        probe.unlink(missing_ok=True)
-        for folder in target.parents[: len(target.parents) - len(above)]:
-            if folder.is_dir():
-                folder.rmdir()
 
 
 def kind(path: str | os.PathLike[str]) -> str:

@@ -7,6 +7,7 @@ import os
 import random
 import shutil
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -179,3 +180,20 @@ def test_a_first_run_killed_at_any_moment_leaves_a_folder_to_begin_in(tmp_path: 
         folder.prepare(there, NEW, overwrite=False)
         assert list(_tree(there)) == ["run.json"]
     assert event > 3
+
+
+def test_many_look_at_one_path_at_once(tmp_path: Path) -> None:
+    """Each says that it can be written, and nothing of their looks stays."""
+    target = tmp_path / "a" / "b" / "c.json"
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(lambda _: files.check_target(target), range(400)))
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_path_that_cannot_be_written_is_named_and_nothing_stays(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for name in ("file/a/b", "x" * 300, "a/" + "x" * 300 + "/b", "x" * 300 + "/a/b", "a/b/" + "x" * 250):
+        with pytest.raises(OSError, match="cannot be written: ") as raised:
+            files.check_target(tmp_path / name)
+        assert str(tmp_path / name) in str(raised.value)
+        assert [each.name for each in tmp_path.iterdir()] == ["file"]

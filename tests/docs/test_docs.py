@@ -10,6 +10,7 @@ import ast
 import contextlib
 import doctest
 import importlib
+import inspect
 import io
 import pkgutil
 import re
@@ -85,6 +86,8 @@ def test_docstring_examples(name, tmp_path, monkeypatch):
     if name.startswith("gossamer.kernels.triton"):
         pytest.importorskip("triton", reason="the Triton kernels' module cannot be imported without triton")
     module = importlib.import_module(name)
+    if ">>>" not in inspect.getsource(module):  # looking for examples takes longer than most of them do
+        return
     import torch
 
     failed, _ = doctest.testmod(module, extraglobs={"torch": torch, "gs": gossamer}, optionflags=doctest.ELLIPSIS)

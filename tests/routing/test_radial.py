@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -277,6 +278,19 @@ def test_copies_and_inference_mode() -> None:
         assert not torch.equal(other(ids(1, 6)).logits, first.clone())
         assert torch.equal(radial(ids(1, 6)).logits, first.clone())
     radial.train()(ids(1, 6), labels=ids(1, 6)).loss.backward()
+
+
+def test_threads_have_it_in_turns() -> None:
+    radial = Radial(made(), policy=RandomSkip(4, 64, rate=0.5, seed=0)).eval()
+    texts = [ids(1, length) for length in (10, 33, 60, 7)] * 4
+
+    def run(text: Tensor) -> Tensor:
+        with torch.no_grad():
+            return radial(text).logits
+
+    alone = [run(text) for text in texts]
+    with ThreadPoolExecutor(4) as threads:
+        assert all(map(torch.equal, threads.map(run, texts), alone))
 
 
 def test_from_scratch_hops_begin_as_a_pass_through_all_layers() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -112,6 +113,18 @@ def test_one_engine_is_asked_by_several_threads(llm):
         found = list(threads.map(lambda prompt: llm.generate(prompt, ASKED[prompt])[0], prompts))
     assert found == [alone[prompt] for prompt in prompts]
     assert not llm.engine.busy
+
+
+def test_several_engines_have_one_model(llm):
+    """Each makes the model attend over its own pages for a pass: nobody else is in the model then."""
+    model = copy.deepcopy(llm.engine.model)
+    model.set_attn_implementation("sdpa")
+    engines = [gs.serving.LLM(model, tokenizer=llm.tokenizer) for _ in range(4)] * 3
+    alone = llm.generate("the cat", ASKED["the cat"])[0]
+    with ThreadPoolExecutor(4) as threads:
+        found = list(threads.map(lambda each: each.generate("the cat", ASKED["the cat"])[0], engines))
+    assert found == [alone] * len(found)
+    assert model.config._attn_implementation == "sdpa"
 
 
 def test_one_wrong_prompt_stops_before_anything_runs(llm):

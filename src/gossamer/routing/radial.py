@@ -31,6 +31,7 @@ from gossamer.serving.cache import SparseCache
 from gossamer.serving.checkpoints.loading import check_decoder
 from gossamer.serving.geometry import Geometry
 from gossamer.serving.paged_cache import PagedCache
+from gossamer.serving.stepping.turns import turns_of
 from gossamer.wrappers import unwrap
 
 Mode = Literal["sequential", "skip", "free"]
@@ -156,12 +157,12 @@ class Radial(nn.Module):
                 self.units, self.policy, self._results, self.adapters, self.sink, sparse=self.kv == "sparse",
                 pad=attention_mask,
             )  # fmt: skip
-            with self._running(dense):
+            with turns_of(self.model), self._running(dense):
                 return self.model(**given, use_cache=False)
         tokens = input_ids if input_ids is not None else inputs_embeds
         once = tokens is not None and not use_cache  # memory for this pass is enough
         cache = self._cache(past_key_values, tokens.shape[1] if once else None)  # type: ignore[union-attr]
-        with self._running(self._paged(cache)), self._attending():
+        with self._attending(), self._running(self._paged(cache)):
             out = self.model(**given, past_key_values=cache, use_cache=True)
         if past_key_values is None and not use_cache and not isinstance(out, tuple):
             out.past_key_values = None
@@ -171,7 +172,7 @@ class Radial(nn.Module):
     def generate(self, *args: Any, **keywords: Any) -> Any:
         """As the model's own, with a `gossamer.serving.SparseCache` unless one is given."""
         cache = self._cache(keywords.pop("past_key_values", None))
-        with self._running(self._paged(cache)), self._attending():
+        with self._attending(), self._running(self._paged(cache)):
             return self.model.generate(*args, past_key_values=cache, **keywords)
 
     def _cache(self, given: Any, capacity: int | None = None) -> PagedCache:

@@ -20,6 +20,7 @@ from gossamer import ops
 from gossamer.ops.paged.pool import PAGE, Batch, PagePool
 from gossamer.serving.attending.ticket import Ticket
 from gossamer.serving.sparsity import STORED
+from gossamer.serving.stepping.turns import turns_of
 
 NAME = "gossamer"
 SAMPLES = 256
@@ -200,14 +201,15 @@ def _from_keys(
 
 
 class Attending:
-    """Has a model of transformers attend by these functions for a while, or by others that are registered.
+    """Has a model of transformers attend by these functions for a while, or by others that are registered; one thread
+    at a time.
 
     Raises:
         ValueError: the model does not ask transformers for its attention.
     """
 
     def __init__(self, model: Any, name: str = NAME) -> None:
-        self.name = name
+        self.name, self.model = name, model
         before = model.config._attn_implementation
         try:
             model.set_attn_implementation(name)
@@ -223,14 +225,15 @@ class Attending:
     @contextmanager
     def __call__(self) -> Iterator[None]:
         """Inside it does; afterwards it attends as before."""
-        before = [config._attn_implementation for config in self.configs]
-        try:
-            for config in self.configs:
-                config._attn_implementation = self.name
-            yield
-        finally:
-            for config, name in zip(self.configs, before, strict=True):
-                config._attn_implementation = name
+        with turns_of(self.model):
+            before = [config._attn_implementation for config in self.configs]
+            try:
+                for config in self.configs:
+                    config._attn_implementation = self.name
+                yield
+            finally:
+                for config, name in zip(self.configs, before, strict=True):
+                    config._attn_implementation = name
 
 
 AttentionInterface.register(NAME, attention)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import threading
+from weakref import WeakKeyDictionary
+
+from torch import nn
 
 
 class Turns:
@@ -26,3 +29,11 @@ class Turns:
 
     def __reduce__(self) -> tuple[type[Turns], tuple[()]]:
         return Turns, ()
+
+
+_OF: WeakKeyDictionary[nn.Module, Turns] = WeakKeyDictionary()
+
+
+def turns_of(model: nn.Module) -> Turns:
+    """The turns of all who change a model for the time of a call, and make it what it was after it."""
+    return _OF.setdefault(model, Turns())

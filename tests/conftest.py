@@ -16,6 +16,8 @@ import torch
 from gossamer.kernels.cpu import memory
 from gossamer.testing import Clock
 
+sys.path.insert(0, str(Path(__file__).parent / "processes"))  # for all folders: how they begin a process
+
 # The same examples in every run, and no time limit for one or for drawing them: machines that share cores are slow at
 # random.
 hypothesis.settings.register_profile(

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import multiprocessing
-import os
-import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -13,59 +10,6 @@ import pytest
 import torch
 
 from gossamer.cli.__main__ import main
-
-# Processes forked from one that has imported the commands, which takes seconds. They are real for signals, exit codes,
-# files and ranks; what a process imports, and in which order, is a matter for tests that begin one from nothing.
-SERVER = multiprocessing.get_context("forkserver")
-SERVER.set_forkserver_preload(
-    ["gossamer.cli.train.command", "gossamer.cli.xmc.command", "sklearn.datasets", "torch._dynamo", "tyro"]
-)
-CLI = "import sys\nfrom gossamer.cli.__main__ import main\nsys.exit(main(sys.argv[1:]))\n"
-BEGIN = """
-import os, sys
-os.chdir(folder)
-os.environ.clear()
-os.environ.update(environment)
-for number, path in enumerate(said, 1):
-    os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
-sys.argv = argv
-exec(program, {"__name__": "__main__"})
-"""
-
-
-class Forked:
-    """A process of its own in the current folder, which runs a program with these arguments and variables."""
-
-    def __init__(self, argv: Sequence[str], program: str = CLI, **environment: str) -> None:
-        self._folder = tempfile.TemporaryDirectory()
-        self._said = [os.path.join(self._folder.name, name) for name in ("out", "err")]
-        variables = {**os.environ, **environment}
-        scope = {"folder": os.getcwd(), "environment": variables, "said": self._said, "argv": ["-", *argv]}
-        scope["program"] = program
-        self.process = SERVER.Process(target=exec, args=(BEGIN, scope), daemon=True)  # it ends with the tests
-        self.process.start()
-
-    def end(self) -> tuple[int, str, str]:
-        """Its exit code, below 0 for a signal, and what it said on stdout and stderr."""
-        self.process.join(200)
-        if self.process.exitcode is None:
-            self.process.kill()
-            raise AssertionError(f"it does not end: {Path(self._said[1]).read_text()}")
-        out, err = (Path(path).read_text() for path in self._said)
-        self._folder.cleanup()
-        return self.process.exitcode, out, err
-
-
-def ranks(argv: Sequence[str], program: str = CLI, **environment: str) -> list[tuple[int, str, str]]:
-    """The ends of two processes that know each other as those of a torchrun do: by the store that started them."""
-    store = torch.distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-    environment |= {
-        "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port), "OMP_NUM_THREADS": "1",
-        "TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_RESTART_COUNT": "0", "TORCHELASTIC_RUN_ID": "none",
-    }  # fmt: skip
-    both = [Forked(argv, program, RANK=rank, LOCAL_RANK=rank, **environment) for rank in ("0", "1")]
-    return [each.end() for each in both]
-
 
 # The hook runs in every backward of training and nowhere else. It raises real signals at a chosen step, or waits
 # for one from outside. Steps are counted over the dense and the sparse network.

@@ -9,8 +9,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from forked import ranks
 
-from .conftest import TINY, ranks, same
+from .conftest import TINY, same
 
 
 def _two(*flags: str, **environment: str) -> tuple[list[int], str, str]:

@@ -16,13 +16,12 @@ import textwrap
 
 import pytest
 import torch
+from forked import Forked
 
 from gossamer import files
 from gossamer.cli.__main__ import main
 from gossamer.xmc import load
 from gossamer.xmc.encoders import make
-
-from .conftest import Forked
 
 FLAGS = ["--epochs", "4", "--batch-size", "16", "--fan-in", "8", "--width", "32", "--rewire-every", "5"]
 

@@ -10,11 +10,10 @@ import sys
 
 import pytest
 import torch
+from forked import ranks
 
 from gossamer.cli.__main__ import main
 from gossamer.xmc import load
-
-from .conftest import ranks
 
 FLAGS = ["--epochs", "3", "--batch-size", "16", "--fan-in", "8", "--width", "32", "--rewire-every", "5",
          "--clusters", "4", "--group", "16", "--frequent", "0.2", "--intermediate", "40"]  # fmt: skip

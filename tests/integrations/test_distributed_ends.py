@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
+import socket
 from pathlib import Path
 
 import pytest
+from forked import Forked
 
 # Each of two processes takes a step in a group, leaves it well or by an error inside forward, and lists its threads.
 WORKER = """
@@ -15,6 +14,9 @@ import os, sys, threading
 import torch
 from torch import nn
 from gossamer.integrations.distributed import connected
+
+for name in [name for name in sys.modules if name.startswith("torch.distributed.nn")]:
+    del sys.modules[name]  # a process that was begun from nothing has not imported it yet
 
 class Net(nn.Linear):
     fails = False
@@ -53,25 +55,15 @@ for fails in (False, True):
 
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="threads are counted in /proc")
 def test_no_thread_of_a_group_outlives_it(free_ports: list[str]) -> None:
-    environment = {**os.environ, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "OMP_NUM_THREADS": "1"}
-    workers = [
-        subprocess.Popen(
-            [sys.executable, "-c", WORKER, *free_ports],
-            env={**environment, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        )
-        for rank in range(2)
-    ]  # fmt: skip
-    for worker in workers:
-        said, errors = worker.communicate(timeout=300)
-        assert worker.returncode == 0, errors
+    environment = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "OMP_NUM_THREADS": "1"}
+    workers = [Forked(free_ports, WORKER, RANK=rank, LOCAL_RANK=rank, **environment) for rank in ("0", "1")]
+    for code, said, errors in [worker.end() for worker in workers]:
+        assert code == 0, errors
         assert said.splitlines() == ["[] []", "[] []"]
 
 
 @pytest.fixture
 def free_ports() -> list[str]:
-    import socket
-
     held = [socket.create_server(("127.0.0.1", 0)) for _ in range(2)]
     ports = [str(place.getsockname()[1]) for place in held]
     for place in held:

@@ -2,33 +2,20 @@
 
 from __future__ import annotations
 
-import multiprocessing
-from pathlib import Path
 from typing import Any
 
 import pytest
 import tiles_worker
 import torch
+from forked import together
 
 
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """What two processes over gloo saved."""
     folder = tmp_path_factory.mktemp("ranks")
-    context = multiprocessing.get_context("forkserver")  # real processes, of one that has imported all they need
-    context.set_forkserver_preload(["gossamer.nn", "gossamer.training", "torch.distributed.nn"])
-    processes = [
-        context.Process(
-            target=tiles_worker.rank_of, args=(rank, 2, str(folder / "rendezvous"), str(folder / f"{rank}.pt"))
-        )
-        for rank in range(2)
-    ]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join(550)
-    assert [process.exitcode for process in processes] == [0, 0]
-    return [torch.load(Path(folder / f"{rank}.pt"), weights_only=True) for rank in range(2)]
+    assert together(tiles_worker.rank_of, str(folder / "rendezvous"), str(folder)) == [0, 0]
+    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
 
 
 @pytest.mark.parametrize("case", tiles_worker.CASES)

@@ -74,11 +74,11 @@ def too_small() -> str:
     return ""
 
 
-def rank_of(rank: int, ranks: int, rendezvous: str, out: str) -> None:
+def rank_of(rank: int, ranks: int, rendezvous: str, folder: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=ranks)
     part = slice(rank * 8, rank * 8 + 8)
     found: dict[str, Any] = {case: train(case, rank, True, part) for case in CASES}
     found["too small"] = too_small()
-    torch.save(found, out)
+    torch.save(found, f"{folder}/{rank}.pt")
     dist.destroy_process_group()

@@ -6,6 +6,8 @@ import asyncio
 import contextlib
 import http.client
 import json
+import re
+import signal
 import socket
 import threading
 from pathlib import Path
@@ -13,6 +15,7 @@ from typing import Any
 
 import pytest
 import torch
+from forked import Forked, pair
 from small_tokenizers import byte_level
 
 import gossamer as gs
@@ -129,6 +132,38 @@ class Served:
         )
         connection.sendall(head.encode() + raw)
         return connection
+
+
+class Apart:
+    """A server in a process of its own, or in two that divide its model, as `torchrun` starts them."""
+
+    def __init__(self, folder: Path, *flags: str, port: int = 0, ranks: int = 1) -> None:
+        words = ["serve", str(folder), "--served-model-name", NAME, "--port", str(port), "--threads", "1", *flags]
+        self.processes = pair(words) if ranks == 2 else [Forked(words)]
+        wait_for(lambda: re.search(r"http://127\.0\.0\.1:(\d+)", self.said))
+        self.port = int(re.search(r"http://127\.0\.0\.1:(\d+)", self.said).group(1))
+
+    @property
+    def said(self) -> str:
+        return "".join(each.errors for each in self.processes)
+
+    def __enter__(self) -> Apart:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for each in self.processes:
+            each.process.kill()
+            each.process.join()
+
+    def signal(self, number: signal.Signals) -> None:
+        for each in self.processes:
+            each.send_signal(number)
+
+    def ask(self, path: str, body: Any = None) -> http.client.HTTPResponse:
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
+        raw = None if body is None else json.dumps(body)
+        connection.request("POST" if raw else "GET", path, raw, {"content-type": "application/json"})
+        return connection.getresponse()
 
 
 class Reply:

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import http.client
 import json
-import re
 import signal
 import socket
 import subprocess
 import sys
-import threading
 
 import pytest
-from served import NAME, wait_for
+from served import NAME, Apart, wait_for
 
 from gossamer.cli.__main__ import main
 
@@ -20,62 +18,35 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 LONG = {"model": NAME, "prompt": "the cat", "max_tokens": 1500, "ignore_eos": True, "stream": True, "temperature": 0}
 
 
-class Process:
-    """A server in a process of its own."""
-
-    def __init__(self, folder, *flags: str, port: int = 0) -> None:
-        command = [sys.executable, "-m", "gossamer", "serve", str(folder), "--served-model-name", NAME, *flags]
-        self.process = subprocess.Popen(
-            [*command, "--port", str(port), "--threads", "1"], stderr=subprocess.PIPE, text=True
-        )
-        first = self.process.stderr.readline()
-        self.port = int(re.search(r"http://127\.0\.0\.1:(\d+)", first).group(1))
-        self.said = [first]
-        threading.Thread(target=lambda: self.said.extend(self.process.stderr), daemon=True).start()
-
-    def __enter__(self) -> Process:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.process.kill()
-        self.process.wait()
-
-    def ask(self, path: str, body: object = None) -> http.client.HTTPResponse:
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
-        raw = None if body is None else json.dumps(body)
-        connection.request("POST" if raw else "GET", path, raw, {"content-type": "application/json"})
-        return connection.getresponse()
-
-
 def test_a_signal_lets_those_that_run_finish(folder, capsys):
-    with Process(folder) as server:
+    with Apart(folder) as server:
         assert main(["serve", str(folder), "--port", str(server.port)]) == 2
         error = capsys.readouterr().err
         assert error.count("\n") == 1 and f"--port {server.port} cannot be used: Address already in use" in error
         answer = server.ask("/v1/completions", {**LONG, "max_tokens": 1000})
         assert answer.status == 200 and answer.read(200)
-        server.process.send_signal(signal.SIGTERM)
+        server.signal(signal.SIGTERM)
         wait_for(lambda: server.ask("/ready").status == 503)
         late = server.ask("/v1/completions", {**LONG, "stream": False})
         assert late.status == 503 and late.headers["retry-after"] == "5"
         assert json.loads(late.read())["error"]["code"] == "draining"
         text = answer.read().decode()
         assert text.endswith("data: [DONE]\n\n") and text.count("data: ") > 300
-        assert server.process.wait(120) == 0
-        assert len(server.said) == 1  # its address, and nothing else
+        code, _, said = server.processes[0].end()
+        assert code == 0 and said.count("\n") == 1  # its address, and nothing else
         with pytest.raises(ConnectionRefusedError):
             socket.create_connection(("127.0.0.1", server.port))
 
 
 @pytest.mark.slow
 def test_a_second_signal_does_not_wait(folder):
-    with Process(folder) as server:
+    with Apart(folder) as server:
         answer = server.ask("/v1/completions", LONG)
         assert answer.read(200)
-        server.process.send_signal(signal.SIGINT)
+        server.signal(signal.SIGINT)
         wait_for(lambda: server.ask("/ready").status == 503)
-        server.process.send_signal(signal.SIGINT)
-        assert server.process.wait(120) == 0
+        server.signal(signal.SIGINT)
+        assert server.processes[0].end()[0] == 0
         try:
             rest = answer.read()
         except http.client.IncompleteRead as cut:
@@ -86,25 +57,25 @@ def test_a_second_signal_does_not_wait(folder):
 @pytest.mark.slow
 def test_who_does_not_read_does_not_keep_it_up(folder):
     """Its text is whole, its connection is open: it is cut off when all others are done."""
-    with Process(folder, "--drain", "5") as server, socket.socket() as deaf:
+    with Apart(folder, "--drain", "5") as server, socket.socket() as deaf:
         deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
         deaf.connect(("127.0.0.1", server.port))
         raw = json.dumps({**LONG, "logprobs": 20, "n": 8}).encode()
         head = f"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-length: {len(raw)}\r\n\r\n"
         deaf.sendall(head.encode() + raw)
         wait_for(lambda: b"num_requests_running{" in server.ask("/metrics").read())
-        server.process.send_signal(signal.SIGTERM)
-        assert server.process.wait(60) == 0
+        server.signal(signal.SIGTERM)
+        assert server.processes[0].end()[0] == 0
 
 
 @pytest.mark.slow
 def test_a_server_that_was_killed_serves_again(folder):
-    with Process(folder) as server:
+    with Apart(folder) as server:
         answer = server.ask("/v1/completions", LONG)
         assert answer.read(100)
-        server.process.kill()
-        server.process.wait()
-        with Process(folder, port=server.port) as again:
+        server.signal(signal.SIGKILL)
+        server.processes[0].process.join()
+        with Apart(folder, port=server.port) as again:
             assert again.ask("/v1/completions", {**LONG, "max_tokens": 5}).status == 200
 
 

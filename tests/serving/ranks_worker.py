@@ -42,7 +42,7 @@ def work(engine: Engine, case: dict[str, Any]) -> dict[str, Any]:
     requests = case["requests"]
     while engine.busy or len(jobs) < len(requests):
         for prompt in requests[len(jobs) : len(jobs) + 2]:
-            jobs.append(engine.add(prompt, Sampling(max_tokens=40)))
+            jobs.append(engine.add(prompt, Sampling(max_tokens=24)))
             jobs[-1].constraint = Fails() if len(jobs) in case["fails"] else None
         for _ in range(20):
             with suppress(ZeroDivisionError):

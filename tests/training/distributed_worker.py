@@ -1,11 +1,10 @@
-"""One rank of test_training_distributed: `python distributed_worker.py RANK RANKS RENDEZVOUS OUT`.
+"""One rank of test_training_distributed.
 
 Trains on its part of every batch and saves, per case, the masks after each step and the last weights.
 """
 
 from __future__ import annotations
 
-import sys
 from typing import Any
 
 import torch
@@ -85,7 +84,7 @@ def error_of(make_it: Any) -> str:
     return "nothing"
 
 
-def main(rank: int, ranks: int, rendezvous: str, out: str) -> None:
+def main(rank: int, ranks: int, rendezvous: str, folder: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=ranks)
     part = slice(rank * 16 // ranks, (rank + 1) * 16 // ranks)
@@ -106,9 +105,5 @@ def main(rank: int, ranks: int, rendezvous: str, out: str) -> None:
     sgd = torch.optim.SGD(model.parameters(), lr=0.1)
     method = RigL(model, sgd, density=0.3, total_steps=9, init="magnitude")
     result["broadcast"] = {name: mask.clone() for name, mask in method.masks.items()}
-    torch.save(result, out)
+    torch.save(result, f"{folder}/{rank}.pt")
     dist.destroy_process_group()
-
-
-if __name__ == "__main__":
-    main(int(sys.argv[1]), int(sys.argv[2]), *sys.argv[3:])

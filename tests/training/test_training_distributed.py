@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import distributed_worker
 import pytest
 import torch
+from forked import together
 from training_cases import build
 
 from gossamer.training.distributed import digest
@@ -19,16 +17,7 @@ from gossamer.training.distributed import digest
 def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """What two processes over gloo saved."""
     folder = tmp_path_factory.mktemp("ranks")
-    script = Path(distributed_worker.__file__)
-    processes = [
-        subprocess.Popen(
-            [sys.executable, str(script), str(rank), "2", str(folder / "rendezvous"), str(folder / f"{rank}.pt")],
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        )
-        for rank in range(2)
-    ]  # fmt: skip
-    output = [process.communicate(timeout=550)[0] for process in processes]
-    assert [process.returncode for process in processes] == [0, 0], "\n".join(output)
+    assert together(distributed_worker.main, str(folder / "rendezvous"), str(folder)) == [0, 0]
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
 
 

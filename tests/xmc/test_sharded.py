@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import torch
+from forked import ranks
 
 from gossamer.testing import assert_same_bits
 from gossamer.xmc import FusedHead, Growth
@@ -60,22 +57,8 @@ def batch(at):
 
 
 def test_two_processes_have_the_numbers_of_one(tmp_path):
-    with socket.create_server(("127.0.0.1", 0)) as held:
-        port = str(held.getsockname()[1])
-    environment = {
-        **os.environ, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": "1",
-    }  # fmt: skip
-    workers = [
-        subprocess.Popen(
-            [sys.executable, "-c", WORKER, tmp_path, Path(__file__).parent],
-            env={**environment, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        )
-        for rank in range(2)
-    ]  # fmt: skip
-    for worker in workers:
-        said, errors = worker.communicate(timeout=300)
-        assert worker.returncode == 0, errors
+    for code, said, errors in ranks([str(tmp_path), str(Path(__file__).parent)], WORKER):
+        assert code == 0, errors
         assert said.startswith("refused")  # in both, and none waits for the other
 
     one, expected = FusedHead(20, LABELS, **settings()), []

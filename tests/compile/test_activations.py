@@ -18,13 +18,17 @@ from gossamer.ops import closed
 ROWS, INNER, OUTER = 48, 64, 40
 
 
+def as_it_is(gm, inputs):
+    return gm
+
+
 class Compiled:
     """A function compiled with the pass, and what the pass found. Zeros decide, not times.
 
-    Small graphs are run by AOTAutograd alone, since inductor takes a second for each.
+    Graphs run as the pass leaves them. AOTAutograd and inductor, which take longer than all else, come into some tests.
     """
 
-    def __init__(self, function, inner=aot_eager, **options):
+    def __init__(self, function, inner=as_it_is, **options):
         self.findings, self.inner, self.options = [], inner, options
         self.counter = torch._dynamo.testing.CompileCounterWithBackend(self.backend)
         self.call = torch.compile(function, backend=self.counter, fullgraph=True)
@@ -132,7 +136,7 @@ def test_zeros_are_found_and_skipped(maker):
 def test_products_however_they_are_spelled(product):
     function = PRODUCTS[product]
     (w, b), x = weights(), torch.randn(ROWS, INNER)
-    ours = Compiled(lambda x, w, b: function(x.relu(), w, b), keep_packed=True)
+    ours = Compiled(lambda x, w, b: function(x.relu(), w, b), aot_eager, keep_packed=True)
     with torch.no_grad():
         close(ours(x, w, b), function(x.relu(), w, b))
     (finding,) = ours.findings
@@ -232,7 +236,7 @@ def test_training_skips_in_both_backward_passes(relu):
     eager.forward = lambda x: eager.down(relu(eager.up(x))).add_(x)  # a result may be written into
     mine = copy.deepcopy(eager)
     mine.forward = lambda x: mine.down(relu(mine.up(x))).add_(x)
-    ours = Compiled(mine)
+    ours = Compiled(mine, aot_eager)
     for _ in range(3):
         x = torch.randn(4, 12, INNER, requires_grad=True)
         other = x.detach().clone().requires_grad_()
@@ -258,7 +262,7 @@ def test_convolutions(order):
         nn.Conv2d(24, 16, 3, stride=2), nn.ReLU(), nn.Conv2d(16, 8, 1, bias=False),
     ).eval()  # fmt: skip
     x = torch.randn(2, 16, 20, 20).contiguous(memory_format=order)
-    ours = Compiled(net)
+    ours = Compiled(net, aot_eager)
     with torch.no_grad():
         close(ours(x), net(x))
     first, *others = ours.findings
@@ -268,12 +272,23 @@ def test_convolutions(order):
 
 def test_shapes_may_change_without_a_graph_for_each():
     net = FeedForward().eval()
-    ours = Compiled(net, compile_fx, keep_packed=True)
+    ours = Compiled(net, aot_eager, keep_packed=True)
     with torch.no_grad():
         for rows in (9, 17, 5, 1, 8, 100, 33, 2):
             x = torch.randn(rows, INNER)
             close(ours(x), net(x))
     assert ours.counter.frame_count <= 3  # one fixed, one for every number, one for a single row
+
+
+def test_inductor_takes_graphs_of_any_number_of_rows():
+    net = FeedForward().eval()
+    ours = Compiled(net, compile_fx, keep_packed=True)
+    with torch.no_grad():
+        for rows in (9, 5, 100):
+            x = torch.randn(rows, INNER)
+            torch._dynamo.mark_dynamic(x, 0)
+            close(ours(x), net(x))
+    assert ours.counter.frame_count == 1
 
 
 @pytest.mark.parametrize("rows", [1, 5])
@@ -326,7 +341,7 @@ def test_closed_neurons_where_rows_change_or_gradients_flow(monkeypatch):
     monkeypatch.setattr(activations, "LEAST_WEIGHT", 0)
     monkeypatch.setattr(closed, "LEAST", 0)
     net = Gated().eval()
-    ours = Compiled(net, keep_packed=True)
+    ours = Compiled(net, aot_eager, keep_packed=True)
     with torch.no_grad():
         for rows in (2, 5, 30, 8):
             x = torch.randn(rows, INNER)
@@ -364,7 +379,7 @@ def test_a_copy_of_a_graph_has_the_same_sites():
 
 def opt(**changes):
     transformers = pytest.importorskip("transformers")
-    sizes = {"hidden_size": 32, "ffn_dim": 128, "num_hidden_layers": 2, "num_attention_heads": 2, "vocab_size": 99}
+    sizes = {"hidden_size": 32, "ffn_dim": 128, "num_hidden_layers": 1, "num_attention_heads": 2, "vocab_size": 99}
     config = transformers.OPTConfig(**sizes, word_embed_proj_dim=32, max_position_embeddings=64, **changes)
     return transformers.OPTForCausalLM(config)
 
@@ -373,22 +388,22 @@ def test_a_real_decoder():
     model = opt().eval()
     ours = Compiled(model)
     with torch.no_grad():
-        for length in (12, 20, 31):
+        for length in (12, 20):
             tokens = torch.randint(99, (2, length))
             close(ours(tokens).logits, model(tokens).logits)
     found = [each for each in ours.findings if each.choice != "dense"]
-    assert len(found) == 2 * ours.counter.frame_count and {each.zeros for each in found} == {"relu"}
+    assert len(found) == ours.counter.frame_count and {each.zeros for each in found} == {"relu"}
     assert passes(found[-1]) == {"forward": "skip"}
 
 
 def test_a_real_decoder_trains():
     eager = opt(dropout=0.0, attention_dropout=0.0)
     mine = copy.deepcopy(eager)
-    ours = Compiled(mine)
+    ours = Compiled(mine, aot_eager)
     tokens = torch.randint(99, (2, 16))
     eager(tokens, labels=tokens).loss.backward()
     ours(tokens, labels=tokens).loss.backward()
     for one, two in zip(mine.parameters(), eager.parameters(), strict=True):
         close(one.grad, two.grad)
     skipped = [passes(each) for each in ours.findings if each.gain]
-    assert sum(each["input"] == "skip" for each in skipped) == sum(each["forward"] == "skip" for each in skipped) == 2
+    assert sum(each["input"] == "skip" for each in skipped) == sum(each["forward"] == "skip" for each in skipped) == 1

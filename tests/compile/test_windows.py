@@ -160,10 +160,16 @@ def test_what_it_cannot_do_is_refused() -> None:
 
 
 def test_explain_says_what_to_do_first() -> None:
+    """Where compilation fails, as it does for the whole model, and where it ends in pieces."""
     model, given = longformer(**ONE_LAYER), texts((37, 9))
     given["global_attention_mask"] = global_tokens(given["attention_mask"])
-    with pytest.raises(RuntimeError, match=r"gossamer\.compile\.skip_unseen\(model\)"):
-        gs.compile.explain(model, given)
+    with pytest.raises(RuntimeError, match=r"could not be compiled: .*gossamer\.compile\.skip_unseen\(model\)"):
+        gs.compile.explain(model, {"nothing it takes": given})
+    layer, mask = model.encoder.layer[0], torch.zeros(2, 16)
+    more = {"is_index_masked": mask < 0, "is_index_global_attn": mask > 0, "is_global_attn": False}
+    told = str(gs.compile.explain(layer, {"hidden_states": torch.randn(2, 16, 32), "attention_mask": mask, **more}))
+    assert "gossamer.compile.skip_unseen(model)" in told
+    torch._dynamo.reset()
     gs.compile.skip_unseen(model)
     found = gs.compile.explain(model, given)
     assert len(found.records) == 1 and not found.breaks and not found.advice

@@ -261,11 +261,11 @@ def test_digits_are_learned_on_tiles(name: str, digits: Any) -> None:
     opt = torch.optim.AdamW(net.parameters(), lr=3e-3)
     options = {"initial_density": 0.4} if name == "granet" else {}
     method = METHODS[name](
-        net, opt, density=0.2, total_steps=300, exclude=["5.weight"],
-        **({"update_every": 20} if name != "static" else {}), **options,
+        net, opt, density=0.2, total_steps=150, exclude=["5.weight"],
+        **({"update_every": 10} if name != "static" else {}), **options,
     )  # fmt: skip
     g = torch.Generator().manual_seed(0)
-    for _ in range(300):
+    for _ in range(150):
         at = torch.randint(len(digits.train_x), (128,), generator=g)
         opt.zero_grad()
         nn.functional.cross_entropy(net(digits.train_x[at]), digits.train_y[at]).backward()

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import torch
 from torch._dynamo.testing import CompileCounter
@@ -76,7 +79,13 @@ def test_compiled_optimizer_steps_run_the_hooks() -> None:
     torch._dynamo.reset()
     eager, step = build("rigl", "momentum"), build("rigl", "momentum")
     run(eager[0], eager[1], 12)
-    compiled_step = torch.compile(step[1].step, backend="eager")
+    traced: list[str] = []
+
+    def backend(graph: torch.fx.GraphModule, _: list[torch.Tensor]) -> Callable[..., Any]:
+        traced.extend(node.stack_trace or "" for node in graph.graph.nodes)
+        return graph.forward
+
+    compiled_step = torch.compile(step[1].step, backend=backend)
     for t in range(12):
         step[1].zero_grad()
         loss(step[0], *images(seed=t)).backward()
@@ -84,6 +93,7 @@ def test_compiled_optimizer_steps_run_the_hooks() -> None:
         assert step[2].step == t + 1
         assert all(bool((p[~step[2].masks[n]] == 0).all()) for n, p in step[0].named_parameters() if n in step[2].masks)
     assert all(torch.equal(a, b) for a, b in zip(eager[2].masks.values(), step[2].masks.values(), strict=True))
+    assert traced and not any(f"gossamer/{part}/" in place for place in traced for part in ("training", "kernels"))
 
 
 def test_rigl_on_the_wrapped_and_the_bare_module_agree() -> None:

@@ -223,7 +223,9 @@ class Method(State):
             tensor.want_gradient(False, self.step)
 
     # ------------------------------------------------------------------ hooks
+    # Not traced where the optimizer's step is compiled: a broken frame frees memory whose address a kernel still has.
 
+    @torch._disable_dynamo
     def _before_step(self, optimizer: Optimizer, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
         self._skipped = optimizer_state.step_is_skipped(optimizer)
         if self._skipped:
@@ -278,6 +280,7 @@ class Method(State):
             tensor.hide()
         self.warmup.hold(self.tensors)
 
+    @torch._disable_dynamo
     @torch.no_grad()
     def _after_step(self, optimizer: Optimizer, args: tuple, kwargs: dict) -> None:
         if self._skipped:

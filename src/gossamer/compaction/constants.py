@@ -174,7 +174,7 @@ def einsum(run: Interpreter, node: fx.Node, args: dict[str, Any]) -> Value | Non
         return None
     maybe = [~run.of(item).zero for item in args["tensors"]]
     zero = torch.einsum(args["equation"].replace(" ", ""), *(item.float() for item in maybe)) < 0.5
-    return Value(torch.zeros(zero.shape), zero)
+    return Value(torch.zeros(zero.shape, dtype=torch.float32), zero)
 
 
 def einsum_terms(equation: str) -> tuple[str, str, str] | None:

@@ -82,7 +82,7 @@ class Value:
 
 
 def varies(rank: int) -> Value:
-    return Value(torch.zeros((1,) * rank), torch.zeros((1,) * rank, dtype=torch.bool))
+    return Value(torch.zeros((1,) * rank, dtype=torch.float32), torch.zeros((1,) * rank, dtype=torch.bool))
 
 
 def constant(tensor: Tensor) -> Value:

@@ -116,7 +116,7 @@ class Dropout:
     def kept(self, heads: int, count: int, like: Tensor) -> Tensor | None:
         if self.numbers is None:
             return None
-        drawn = torch.rand(heads, count, count, generator=self.numbers, device=like.device)
+        drawn = torch.rand(heads, count, count, generator=self.numbers, dtype=torch.float32, device=like.device)
         return (drawn >= self.share).to(like.dtype).mul_(1 / (1 - self.share) if self.share < 1 else 0)
 
 

@@ -363,7 +363,7 @@ def balance_loss(probabilities: Tensor, ids: Tensor) -> Tensor:
     tokens = chosen.any(1)
     wide = probabilities.to(torch.promote_types(probabilities.dtype, torch.float32))
     mean = torch.where(tokens.unsqueeze(1), wide, 0).sum(0) / tokens.sum().clamp(min=1)
-    return experts * (counts / counts.sum().clamp(min=1) * mean).sum()
+    return experts * (counts.to(mean.dtype) / counts.sum().clamp(min=1) * mean).sum()
 
 
 def _check_integers(ids: Tensor) -> None:

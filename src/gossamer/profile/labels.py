@@ -69,7 +69,7 @@ def _step(head: nn.Linear, fused: FusedHead, x: Tensor) -> Gain:
     twin = nn.Linear(head.in_features, head.out_features, head.bias is not None)
     optimizer = torch.optim.SGD(twin.parameters(), lr=1e-3)
     labels = [[row % head.out_features] for row in range(len(x))]
-    targets = torch.zeros(len(x), head.out_features)
+    targets = torch.zeros(len(x), head.out_features, dtype=torch.float32)
     targets[range(len(x)), [row[0] for row in labels]] = 1.0
 
     def dense() -> None:

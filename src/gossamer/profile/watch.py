@@ -51,7 +51,9 @@ class Inputs:
             flat = x.reshape(-1, x.shape[-1])
             self.many = max(self.many, len(flat))
             if self.rows is None and len(flat):
-                some = torch.linspace(0, len(flat) - 1, min(ROWS, len(flat)), device=x.device).long()
+                some = torch.linspace(
+                    0, len(flat) - 1, min(ROWS, len(flat)), dtype=torch.float64, device=x.device
+                ).long()
                 self.rows = flat[some].clone()
 
 

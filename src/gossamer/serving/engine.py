@@ -266,7 +266,7 @@ class Engine:
     def _pass(self, plan: Plan) -> tuple[list[Job], Tensor]:
         """Those of the plan that wait for a token, and the model's logits for each; none on a rank that follows."""
         if not plan:
-            return [], torch.empty(0)
+            return [], torch.empty(0, dtype=torch.float32)
         try:
             return self._computed(plan)
         except BaseException:

@@ -31,7 +31,7 @@ def fill_rows(kept: Tensor, magnitude: Tensor, growth: Tensor, k: int, allowed: 
         [[0, 1, 0], [0, 0, 1]]
     """
     rows, cols = kept.shape
-    capacity = torch.full((rows,), cols, device=kept.device) if allowed is None else allowed.sum(1)
+    capacity = torch.full((rows,), cols, dtype=torch.int64, device=kept.device) if allowed is None else allowed.sum(1)
     living = capacity > 0
     if bool((capacity[living] < k).any()):
         raise ValueError(f"cannot place k={k} weights in rows that have room for {int(capacity[living].min())}")

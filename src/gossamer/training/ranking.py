@@ -109,7 +109,7 @@ def widths(
     most = sum(result[name] - floors[name] for name in names)
     if remove > most:
         raise ValueError(f"cannot remove {remove} channels: the floors {floors} of widths {result} allow {most}")
-    owner = torch.cat([torch.full((int(alive[name].sum()),), i) for i, name in enumerate(names)])
+    owner = torch.cat([torch.full((int(alive[name].sum()),), i, dtype=torch.int64) for i, name in enumerate(names)])
     values = torch.cat([scores[name][alive[name]] for name in names])
     left = remove
     for place in torch.argsort(values, stable=True).tolist():

@@ -83,7 +83,7 @@ def masks(rows: int, k: int, seed: int = 0) -> Iterator[tuple[str, Tensor]]:
     generator = torch.Generator().manual_seed(seed)
 
     def rand(*shape: int) -> Tensor:
-        return torch.rand(*shape, generator=generator)
+        return torch.rand(*shape, generator=generator, dtype=torch.float32)
 
     yield "no zeros", torch.ones(rows, k, dtype=torch.bool)
     for density in (0.5, 0.1, 0.01):
@@ -136,8 +136,8 @@ def regret(
     """
     rows, k, n = shape
     generator = torch.Generator().manual_seed(seed)
-    values = torch.randn(rows, k, generator=generator).to(device, dtype)
-    b = torch.randn(k, n, generator=generator).to(device, dtype)
+    values = torch.randn(rows, k, generator=generator, dtype=torch.float32).to(device, dtype)
+    b = torch.randn(k, n, generator=generator, dtype=torch.float32).to(device, dtype)
     out = []
     for name, mask in masks(rows, k, seed):
         a = values * mask.to(device)

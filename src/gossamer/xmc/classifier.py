@@ -6,6 +6,7 @@ import secrets
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from functools import cached_property
+from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -111,9 +112,10 @@ class Classifier:
         x = as_data("x", x)
         encoder = self.given
         if not isinstance(encoder, Encoder):
-            torch.manual_seed(self.recipe.seed)
             given = x.shape[1] if isinstance(x, Csr) else None
-            encoder = encoders.make(encoder, given=given, **self.encoder_settings)
+            with torch.random.fork_rng([]):  # it is made on the CPU
+                torch.manual_seed(self.recipe.seed)
+                encoder = encoders.make(encoder, given=given, **self.encoder_settings)
         encoder.learn(x)
         inputs = encoder.prepare(x)
         if inputs.shape[0] != y.shape[0]:
@@ -180,7 +182,7 @@ class Classifier:
             raise ValueError(f"exclude must be of shape {(inputs.shape[0], self.head.labels)}, got {exclude.shape}")
         found = list(predictions(self.encoder, self.head, inputs, k, exclude=exclude, batch_size=batch_size))
         if not found:
-            return torch.zeros(0, k), torch.zeros(0, k, dtype=torch.int64)
+            return torch.zeros(0, k, dtype=torch.float32), torch.zeros(0, k, dtype=torch.int64)
         return torch.cat([scores for scores, _ in found]), torch.cat([ids for _, ids in found])
 
     def subset(self, labels: Sequence[int] | Tensor) -> Classifier:
@@ -318,6 +320,10 @@ def as_labels(name: str, y: Any, labels: int | None = None) -> Csr:
     elif isinstance(y, Csr):
         y = Csr(y.offsets, y.indices, None, y.shape).validate()
     elif isinstance(y, Sequence) and not isinstance(y, str):
+        for at, row in enumerate(y):
+            wrong = [each for each in row if isinstance(each, bool) or not isinstance(each, Integral)]
+            if wrong:
+                raise TypeError(f"{name}[{at}] has the label {wrong[0]!r}; expected numbers, of labels from 0 on")
         most = max((max(row) for row in y if len(row)), default=-1)
         y = Csr.from_lists(y, labels if labels is not None else most + 1)
     else:

@@ -107,9 +107,9 @@ def label_vectors(labels: Csr, features: Csr, *, dimensions: int = DIMENSIONS, s
     torch.Size([3, 4])
     """
     generator = torch.Generator().manual_seed(seed)
-    projection = torch.randn(features.shape[1], dimensions, generator=generator) / dimensions**0.5
+    projection = torch.randn(features.shape[1], dimensions, generator=generator, dtype=torch.float32) / dimensions**0.5
     weights = None if features.values is None else features.values
-    out = torch.zeros(labels.shape[1], dimensions)
+    out = torch.zeros(labels.shape[1], dimensions, dtype=torch.float32)
     for begin in range(0, labels.shape[0], 4096):
         rows, sets = features.slice(begin, begin + 4096), labels.slice(begin, begin + 4096)
         near = torch.nn.functional.embedding_bag(

@@ -81,7 +81,7 @@ class Fit:
         """
         head = build_head(encoder.width, labels.shape[1], recipe, beside=encoder.beside, order=order, ranks=ranks)
         if recipe.loss == "bce":
-            head.set_bias(((labels.column_counts() + 0.5) / (labels.shape[0] + 1)).logit())
+            head.set_bias(((labels.column_counts().float() + 0.5) / (labels.shape[0] + 1)).logit())
         optimizer = encoder.optimizer(recipe.encoder_lr or encoder.usual_lr)
         auxiliary = None
         if clusters:
@@ -123,8 +123,13 @@ class Fit:
 
     def learn(self, examples: Examples, rows: Tensor, total: int) -> float:
         """One step on the examples `rows`; returns its loss, the sum over labels and mean over examples."""
+        devices = sorted({p.device.index or 0 for p in self.encoder.parameters() if p.device.type == "cuda"})
+        with torch.random.fork_rng(devices):
+            torch.manual_seed((self.recipe.seed * total + self.step) % 2**63)  # dropout draws from here
+            return self._learned(examples, rows, total)
+
+    def _learned(self, examples: Examples, rows: Tensor, total: int) -> float:
         recipe = self.recipe
-        torch.manual_seed((recipe.seed * total + self.step) % 2**63)  # dropout draws from here
         rate = recipe.rate(self.step, total)
         share = 0.0 if self.auxiliary is None else recipe.auxiliary(self.step, total)
         for group in self.optimizer.param_groups:
@@ -145,7 +150,7 @@ class Fit:
         if share and self._adam is not None and examples.clusters is not None:
             with torch.enable_grad():
                 roots.append(share * self._cluster_loss(x, labels, examples.clusters))
-            gradients.append(torch.ones(()))
+            gradients.append(torch.ones((), dtype=torch.float32))
         # Embeddings have sparse gradients, which torch makes itself; unless it is told so it warns that nobody checks.
         with torch.sparse.check_sparse_tensor_invariants(False):
             if roots:
@@ -174,7 +179,7 @@ class Fit:
 
     def _cluster_loss(self, x: Tensor, labels: Csr, clusters: Tensor) -> Tensor:
         assert self.auxiliary is not None
-        targets = torch.zeros(len(x), self.auxiliary.out_features)
+        targets = torch.zeros(len(x), self.auxiliary.out_features, dtype=torch.float32)
         owner = torch.repeat_interleave(torch.arange(len(x)), labels.counts())
         targets[owner, clusters[labels.indices.long()]] = 1
         return binary_cross_entropy_with_logits(self.auxiliary(x), targets, reduction="sum") / len(x)

@@ -130,7 +130,7 @@ def connect(head: FusedHead, features: Csr, labels: Csr, share: float) -> None:
         drawn = fan_in_indices(
             head.labels, trained, few, seed=head.seed + DRAWN, first=head.first_label, group=head.group
         ).long()
-        shuffle = torch.empty(len(drawn), few)
+        shuffle = torch.empty(len(drawn), few, dtype=torch.float32)
         draw_values(shuffle, seed=head.seed + SHUFFLED, first=head.first_label // head.group)
         drawn = drawn.gather(1, shuffle.argsort(dim=1, stable=True))
     for begin in range(0, len(chosen), ROWS):

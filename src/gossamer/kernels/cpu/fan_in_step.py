@@ -29,7 +29,7 @@ def fan_in_step(
     kept = _states(states, values, bias, OPTIMIZERS.index(optimizer))
     parameters = (values.data_ptr(), indices.data_ptr(), 0 if bias is None else bias.data_ptr(), *kept)
     threads = torch.get_num_threads()
-    grad_x, total = torch.empty(batch, cols), torch.empty((), dtype=torch.float64)
+    grad_x, total = torch.empty(batch, cols, dtype=torch.float32), torch.empty((), dtype=torch.float64)
     room = _call.native.fan_in_step_workspace(classifier, threads)
     workspace = torch.empty(room, dtype=torch.uint8)
     adam = optimizer == "adam"

@@ -28,7 +28,7 @@ def fan_in_topk(
         _call.address(offsets), _call.address(ids), 0 if ids is None else ids.numel(), _call.address(always),
         0 if always is None else always.numel(),
     )  # fmt: skip
-    scores, found = torch.empty(batch, best), torch.empty(batch, best, dtype=torch.int64)
+    scores, found = torch.empty(batch, best, dtype=torch.float32), torch.empty(batch, best, dtype=torch.int64)
     if best == 0:
         return scores, found
     threads = torch.get_num_threads()

@@ -26,9 +26,9 @@ def page_scores(
     offsets = torch.zeros(requests + 1, dtype=torch.int64)
     described = _pages.requests(offsets, lengths, table, 0)
     chosen = _pages.heads(heads, "heads", pool_heads, query_heads - group + 1, group)
-    shaped = torch.empty((count, pool_heads, width, 0))
+    shaped = torch.empty((count, pool_heads, width, 0), dtype=torch.float32)
     kept = _pages.summaries(summaries, "summaries", shaped, page)
-    scores = torch.empty((requests, query_heads, table.shape[1]))
+    scores = torch.empty((requests, query_heads, table.shape[1]), dtype=torch.float32)
     pages = (0, 0, 0, 0, count, pool_heads, width, page, 0)
     if not _call.native.page_scores(
         form.data_ptr(), query_heads, group, chosen, pages, described, kept, scores.data_ptr(), torch.get_num_threads()

@@ -53,7 +53,7 @@ def skip_conv_weight(
     counts = torch.zeros(3, dtype=torch.int64)
     shape = (outputs, *kernel, channels) if channels_last else (outputs, channels, *kernel)
     empty = not (x.numel() and dy.numel())
-    dw = torch.zeros(shape) if empty else memory.empty(shape, torch.float32)
+    dw = torch.zeros(shape, dtype=torch.float32) if empty else memory.empty(shape, torch.float32)
     if channels_last:
         dw = dw.permute(0, 3, 1, 2)
     if empty:

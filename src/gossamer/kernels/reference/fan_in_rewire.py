@@ -115,11 +115,11 @@ def _rewire(
     labels = slice(part.start * group, min(part.stop * group, values.shape[0]))
     row = torch.arange(labels.stop - labels.start, device=device) // group
     new_of, source_of = new[row], source[row]
-    start = torch.zeros((), device=device)
+    start = torch.zeros((), dtype=torch.float32, device=device)
     if init:
         names = torch.arange(labels.start, labels.stop, device=device) + first
         share = draws(row_keys(seed ^ STARTING, step, names), slot) >> 40 & 0xFFFFFF
-        start = (share - (1 << 23)).float() * 2.0**-23 * torch.tensor(init, device=device)
+        start = (share - (1 << 23)).float() * 2.0**-23 * torch.tensor(init, dtype=torch.float32, device=device)
     values[labels] = torch.where(new_of, start.to(values.dtype), values[labels].gather(1, source_of))
     for state in states:
         state[labels] = torch.where(new_of, 0.0, state[labels].gather(1, source_of))
@@ -150,7 +150,7 @@ def ranks_to_numbers(ranks: Tensor, taken: Tensor) -> Tensor:
 def draw_ranks(keys: Tensor, n: Tensor | int, m: Tensor, width: int) -> Tensor:
     """int64[rows, width]: m[r] of the numbers below n, ascending, then large ones; Floyd's algorithm."""
     n = torch.as_tensor(n, device=keys.device).expand_as(m)
-    out = torch.full((keys.numel(), width), torch.iinfo(torch.int64).max, device=keys.device)
+    out = torch.full((keys.numel(), width), torch.iinfo(torch.int64).max, dtype=torch.int64, device=keys.device)
     for j in range(width):
         most = n - m + j
         x = draws_below(keys, j, (most + 1).clamp(min=1))

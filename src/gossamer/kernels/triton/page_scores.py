@@ -42,7 +42,7 @@ def page_scores(
     requests, query_heads, n = form.shape
     count, pool_heads, stretches = summaries.shape[:3]
     cols = table.shape[1]
-    scores = torch.full((requests, query_heads, cols), -torch.inf, device=form.device)
+    scores = torch.full((requests, query_heads, cols), -torch.inf, dtype=torch.float32, device=form.device)
     if scores.numel() and pool_heads:
         with on_device(form):
             score_pages[(requests, triton.cdiv(cols, PAGES), pool_heads)](

@@ -26,7 +26,9 @@ def random_tiles(
     shape: tuple[int, int], tile: tuple[int, int], density: float, generator: torch.Generator | None = None
 ) -> Pattern:
     """round(density * tiles) tiles at random, drawn on the CPU."""
-    return best_tiles(torch.rand(grid_of(shape, tile), generator=generator, device="cpu"), shape, tile, density)
+    return best_tiles(
+        torch.rand(grid_of(shape, tile), generator=generator, dtype=torch.float32, device="cpu"), shape, tile, density
+    )
 
 
 def check_density(density: float) -> None:

@@ -151,7 +151,9 @@ class BlockSparseLinear(Tiled):
         bound = self.bound
         for parameter in (self.values, self.bias):
             if parameter is not None and not parameter.is_meta:
-                parameter.copy_(torch.empty(parameter.shape).uniform_(-bound, bound, generator=generator))
+                parameter.copy_(
+                    torch.empty(parameter.shape, dtype=torch.float32).uniform_(-bound, bound, generator=generator)
+                )
         if not self.values.is_meta:
             self.values.masked_fill_(~self.pattern.value_mask(), 0)
 

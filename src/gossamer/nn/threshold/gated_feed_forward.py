@@ -215,7 +215,11 @@ def why_not_gated(block: nn.Module) -> str | None:
     if block._forward_hooks or block._forward_pre_hooks:
         return "it has forward hooks"
     try:
-        x = torch.linspace(-3, 3, 12 * gate.in_features, device=gate.weight.device).sin().view(12, -1)
+        x = (
+            torch.linspace(-3, 3, 12 * gate.in_features, dtype=torch.float32, device=gate.weight.device)
+            .sin()
+            .view(12, -1)
+        )
         x = x.to(gate.weight.dtype)
         with evaluating(block):
             expected = down(act(gate(x)) * up(x))

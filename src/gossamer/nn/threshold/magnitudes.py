@@ -54,7 +54,7 @@ class Magnitudes:
         if self.counts is None:
             raise ValueError("nothing was added")
         below = self.counts.cumsum(0)
-        return _top(int((below - sparsity * int(below[-1])).abs().argmin()))
+        return _top(int((below.double() - sparsity * int(below[-1])).abs().argmin()))
 
     def quantile(self, share: float) -> float:
         """The smallest number at or below which at least this share of |x| lies, or up to 0.4 % more."""

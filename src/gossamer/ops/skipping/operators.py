@@ -64,7 +64,7 @@ def _forward(
         y = passes.layer.dense(x, weight, bias, keep_packed)
         if geometry:
             y = in_format(y, passes.layer.order(x, weight))
-        return y, torch.empty(0, dtype=torch.int32), torch.full((1,), UNKNOWN)
+        return y, torch.empty(0, dtype=torch.int32), torch.full((1,), UNKNOWN, dtype=torch.int64)
     y, bits, nonzeros = passes.forward(x, weight, bias, relu)
     return y, bits, torch.tensor([nonzeros])
 

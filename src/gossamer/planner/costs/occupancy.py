@@ -82,7 +82,7 @@ def sample(x: Tensor, tiles: Sequence[Tile], *, rows: int = 256, turn: int = 0) 
         masks = [x[start : start + height] != 0 for start in starts]
         hits = [torch.stack([any_in_tile(mask, tile).sum() for mask in masks]).sum() for tile in whole]
         of = [sum(math.prod(grid_of((mask.shape[0], cols), tile)) for mask in masks) for tile in whole]
-        return tuple((torch.stack(hits) / torch.tensor(of, device=x.device)).tolist()) if whole else ()
+        return tuple((torch.stack(hits).double() / torch.tensor(of, device=x.device)).tolist()) if whole else ()
     if not x.is_contiguous():
         x = torch.cat([x[start : start + height] for start in starts])
         starts, total = list(range(0, x.shape[0], height)), x.shape[0]

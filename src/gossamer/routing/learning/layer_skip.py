@@ -159,12 +159,16 @@ class _Drops(Walk):
         super().__init__()
         self._policy, self._tokens = policy, tokens
         self._runs: dict[int, Tensor] = {}  # by layer: its attention and its MLP go together
-        self.expected = 1 - torch.tensor([policy.rates[layer] for layer in policy.layers], device=h.device)
+        self.expected = 1 - torch.tensor(
+            [policy.rates[layer] for layer in policy.layers], dtype=torch.float32, device=h.device
+        )
 
     def enter(self, unit: int, h: Tensor) -> Choice:
         layer = self._policy.layers[unit]
         if not self._policy.rates[layer]:
             return Choice()
         if layer not in self._runs:
-            self._runs[layer] = torch.rand(self._tokens.texts, device=h.device) >= self._policy.rates[layer]
+            self._runs[layer] = (
+                torch.rand(self._tokens.texts, dtype=torch.float32, device=h.device) >= self._policy.rates[layer]
+            )
         return Choice(self._runs[layer][self._tokens.text])

@@ -64,8 +64,8 @@ class ExpertChoice(Policy):
             raise ValueError(f"hidden must be an integer of at least 1, got {hidden!r}")
         self.causal, self.hidden = causal, hidden
         count = len(self.routed)
-        self.score = nn.Parameter(torch.randn(count, width) / math.sqrt(width) * 0.1)
-        self.open = nn.Parameter(torch.full((count,), _OPEN))
+        self.score = nn.Parameter(torch.randn(count, width, dtype=torch.float32) / math.sqrt(width) * 0.1)
+        self.open = nn.Parameter(torch.full((count,), _OPEN, dtype=torch.float32))
         self.predictors = nn.ModuleList(
             nn.Sequential(nn.LayerNorm(width), nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, 1))
             for _ in range(count if causal else 0)
@@ -95,7 +95,7 @@ class _Chosen(Walk):
         self._policy, self._tokens = policy, tokens
         self._at = {unit: at for at, unit in enumerate(policy.routed)}
         if policy.training:
-            self.expected = torch.ones(policy.units, device=h.device)
+            self.expected = torch.ones(policy.units, dtype=torch.float32, device=h.device)
 
     def enter(self, unit: int, h: Tensor) -> Choice:
         at, policy = self._at.get(unit), self._policy

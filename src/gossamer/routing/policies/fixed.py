@@ -122,7 +122,9 @@ class _Same(Walk):
         super().__init__()
         self._keep, self._nobody = keep, Choice(h.new_zeros(len(h), dtype=torch.bool))
         if policy.training:
-            self.expected = torch.tensor([float(unit in keep) for unit in range(policy.units)], device=h.device)
+            self.expected = torch.tensor(
+                [float(unit in keep) for unit in range(policy.units)], dtype=torch.float32, device=h.device
+            )
 
     def enter(self, unit: int, h: Tensor) -> Choice:
         return _ALL if unit in self._keep else self._nobody
@@ -158,12 +160,12 @@ class _Random(Walk):
         self._policy = policy
         self._key = None if policy.training else _key(h, tokens.position, policy.seed)
         if policy.training:
-            self.expected = 1 - torch.tensor(policy.rates, device=h.device)
+            self.expected = 1 - torch.tensor(policy.rates, dtype=torch.float32, device=h.device)
 
     def enter(self, unit: int, h: Tensor) -> Choice:
         rate = self._policy.rates[unit]
         if self._key is None:
-            return Choice(torch.rand(len(h), device=h.device) >= rate)
+            return Choice(torch.rand(len(h), dtype=torch.float32, device=h.device) >= rate)
         return Choice(_uniform(_mixed(self._key + 0x632BE59BD9B4E019 * (unit + 1) % 2**62)) >= rate)
 
 

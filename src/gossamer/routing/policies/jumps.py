@@ -113,7 +113,7 @@ class Sequential(Walk):
     def __init__(self, policy: Policy, h: Tensor) -> None:
         super().__init__()
         if policy.training:
-            self.expected = torch.ones(policy.units, device=h.device)
+            self.expected = torch.ones(policy.units, dtype=torch.float32, device=h.device)
 
     def enter(self, unit: int, h: Tensor) -> Choice:
         return _ALL

@@ -51,8 +51,8 @@ class Recursions(Policy):
         self.layers, self.hops, self.shares = layers, len(shares), shares
         hidden = max(16, width // 16) if hidden is None else hidden
         self.hidden = hidden
-        self.score = nn.Parameter(torch.randn(len(shares), width) / math.sqrt(width) * 0.1)
-        self.open = nn.Parameter(torch.full((len(shares),), _OPEN))
+        self.score = nn.Parameter(torch.randn(len(shares), width, dtype=torch.float32) / math.sqrt(width) * 0.1)
+        self.open = nn.Parameter(torch.full((len(shares),), _OPEN, dtype=torch.float32))
         self.predictors = nn.ModuleList(
             nn.Sequential(nn.LayerNorm(width), nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, 1))
             for _ in shares
@@ -81,7 +81,7 @@ class _Nested(Walk):
         self._rows = h.new_ones(len(h), dtype=torch.bool)
         self._weight: Tensor = h.new_ones(len(h))
         if policy.training:
-            self.expected = torch.zeros(policy.units, device=h.device)
+            self.expected = torch.zeros(policy.units, dtype=torch.float32, device=h.device)
 
     def enter(self, unit: int, h: Tensor) -> Choice:
         recursion, layer = divmod(unit, self._policy.layers)

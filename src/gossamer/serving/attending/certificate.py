@@ -7,6 +7,8 @@ m * (|v| of what is missing + |v| of what is read) away from the dense one: 2 m 
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -43,6 +45,6 @@ def error_bound(bounds: Tensor, lse: Tensor, lists: Pattern, page: int) -> Tenso
     """
     requests, heads, _, pages = bounds.shape
     read = lists.to_tile_mask().view(requests, heads, 1, -1)[..., :pages]
-    dropped = bounds.masked_fill(read, -torch.inf).logsumexp(3) + torch.log(torch.tensor(float(page)))
+    dropped = bounds.masked_fill(read, -torch.inf).logsumexp(3) + math.log(page)
     missing = torch.sigmoid(dropped - lse + ROUNDED)  # D / (1 + D)
     return 2 * missing.nan_to_num(nan=1.0)

@@ -84,7 +84,7 @@ def calibrate(
         raise ValueError("samples must have at least one, got none")
     for step in range(1 if isinstance(samples, Passkeys) else len(samples)):
         sample(step)  # what is wrong with texts and lengths is said before anything runs
-    gates = torch.ones(len(streams), geometry.key_heads[0], device=device, requires_grad=True)
+    gates = torch.ones(len(streams), geometry.key_heads[0], dtype=torch.float32, device=device, requires_grad=True)
     trained = torch.tensor(streams, device=device)
     optimizer = torch.optim.AdamW([gates], lr=learning_rate, weight_decay=0.0)
     with gated(model, sink=sink, local=local, recompute=recompute) as run, torch.inference_mode(False):

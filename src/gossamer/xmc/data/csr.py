@@ -156,7 +156,7 @@ class Csr:
             ImportError: scipy is not installed.
         """
         sparse = needed("scipy.sparse", "Csr.to_scipy needs scipy", "xmc")
-        values = torch.ones(self.nnz) if self.values is None else self.values
+        values = torch.ones(self.nnz, dtype=torch.float32) if self.values is None else self.values
         return sparse.csr_matrix((values.numpy(), self.indices.numpy(), self.offsets.numpy()), shape=self.shape)
 
     # ---------------------------------------------------------------- parts

@@ -73,9 +73,9 @@ class Bow(Encoder):
         self.width, self.hashes, self.beside = width, features, min(words, features)
         self.given, self.ngrams, self.relu, self.dropout = given, ngrams, relu, dropout
         # As if each row had one feature of length 1: what many rows share grows with their number, not before it.
-        self.weight = nn.Parameter(torch.randn(features, width) / max(width, 1) ** 0.5)
-        self.bias = nn.Parameter(torch.zeros(width))
-        self.register_buffer("idf", torch.ones(0 if given else features))
+        self.weight = nn.Parameter(torch.randn(features, width, dtype=torch.float32) / max(width, 1) ** 0.5)
+        self.bias = nn.Parameter(torch.zeros(width, dtype=torch.float32))
+        self.register_buffer("idf", torch.ones(0 if given else features, dtype=torch.float32))
         self.register_buffer("column", torch.full((features,), -1, dtype=torch.int32))  # of each word; -1: it has none
 
     def settings(self) -> dict[str, Any]:
@@ -113,9 +113,9 @@ class Bow(Encoder):
         """Csr [rows, features] -> float32[rows, width]."""
         device = self.weight.device
         if not self.width:
-            return torch.zeros(inputs.shape[0], 0, device=device)
+            return torch.zeros(inputs.shape[0], 0, dtype=torch.float32, device=device)
         places, offsets = inputs.indices.to(device).long(), inputs.offsets[:-1].to(device)
-        values = torch.ones(inputs.nnz) if inputs.values is None else inputs.values
+        values = torch.ones(inputs.nnz, dtype=torch.float32) if inputs.values is None else inputs.values
         values = dropout(values.to(device), self.dropout, self.training)
         out = self.bias + embedding_bag(
             places, self.weight, offsets, mode="sum", sparse=True, per_sample_weights=values
@@ -147,7 +147,7 @@ class Bow(Encoder):
         assert block.values is not None
         values = (1 + block.values.log()) * self.idf.cpu()[block.indices.long()]
         owner = torch.repeat_interleave(torch.arange(block.shape[0]), block.counts())
-        length = torch.zeros(block.shape[0]).index_add_(0, owner, values.square()).sqrt()
+        length = torch.zeros(block.shape[0], dtype=torch.float32).index_add_(0, owner, values.square()).sqrt()
         return Csr(block.offsets, block.indices, values / length[owner], block.shape)
 
 
@@ -155,7 +155,10 @@ def _joined(blocks: list[Csr], columns: int) -> Csr:
     """Rows of all blocks, one after the other."""
     if not blocks:
         return Csr(
-            torch.zeros(1, dtype=torch.int64), torch.zeros(0, dtype=index_type(columns)), torch.zeros(0), (0, columns)
+            torch.zeros(1, dtype=torch.int64),
+            torch.zeros(0, dtype=index_type(columns)),
+            torch.zeros(0, dtype=torch.float32),
+            (0, columns),
         )
     ends = torch.tensor([block.nnz for block in blocks]).cumsum(0)
     offsets = [blocks[0].offsets, *(b.offsets[1:] + end for b, end in zip(blocks[1:], ends, strict=False))]

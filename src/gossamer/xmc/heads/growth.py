@@ -70,7 +70,7 @@ def candidate_scores(
         float32[ceil(labels / group), n].
     """
     (labels, k), (rows, both), batch = values.shape, indices.shape, len(x)
-    scores = torch.empty(rows, both - k, device=x.device)
+    scores = torch.empty(rows, both - k, dtype=torch.float32, device=x.device)
     step = max(_BLOCK // (both * group), 1)
     for begin in range(0, rows, step):
         end = min(begin + step, rows)

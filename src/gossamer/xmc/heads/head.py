@@ -122,11 +122,11 @@ class FusedHead(Head):
         self.register_buffer("values", torch.empty(labels, fan_in, dtype=dtype, device=device))
         rows = -(-labels // group)
         self.register_buffer("indices", torch.empty(rows, fan_in, dtype=index_dtype(width), device=device))
-        self.register_buffer("bias", torch.zeros(labels) if bias else None)
+        self.register_buffer("bias", torch.zeros(labels, dtype=torch.float32) if bias else None)
         for at, name in enumerate(("first", "second")):
             kept = at < STATES[optimizer]
-            self.register_buffer(name, torch.zeros(labels, fan_in) if kept else None)
-            self.register_buffer(f"bias_{name}", torch.zeros(labels) if kept and bias else None)
+            self.register_buffer(name, torch.zeros(labels, fan_in, dtype=torch.float32) if kept else None)
+            self.register_buffer(f"bias_{name}", torch.zeros(labels, dtype=torch.float32) if kept and bias else None)
         self.register_buffer("ages", None)
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
         if device.type != "meta":

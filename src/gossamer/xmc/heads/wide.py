@@ -79,9 +79,9 @@ class WideHead(Head):
             each = BYTES * (width + 1)
             require_bytes("intermediate", head.width, each, "outputs", "Take a smaller intermediate layer")
         for name in ("weight", "first", "second"):
-            self.register_buffer(name, torch.zeros(shape))
+            self.register_buffer(name, torch.zeros(shape, dtype=torch.float32))
         for name in ("bias", "bias_first", "bias_second"):
-            self.register_buffer(name, torch.zeros(head.width))
+            self.register_buffer(name, torch.zeros(head.width, dtype=torch.float32))
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
         if not self.weight.is_meta:
             draw_values(self.weight, seed=seed, bound=(6 / width) ** 0.5)  # of He et al. (arXiv 1502.01852), for ReLUs

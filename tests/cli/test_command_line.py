@@ -6,14 +6,15 @@ import fcntl
 import os
 import pty
 import re
+import select
 import struct
-import subprocess
 import sys
 import termios
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from forked import CLI, Forked
 
 import gossamer as gs
 from gossamer.cli.__main__ import main
@@ -76,22 +77,24 @@ def test_doctor_and_version_need_no_extra(capfd: pytest.CaptureFixture[str], mon
     assert "torch" in capfd.readouterr().out
 
 
+ON_TERMINAL = "import os\nos.dup2(os.open(os.environ['TERMINAL'], os.O_RDWR), 2)\n"
+
+
 def test_a_run_from_the_shell(place: Path) -> None:
     """Its stderr is a terminal, which gets a bar; elsewhere there is none, as the next test shows."""
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 30, 100, 0, 0))  # a new terminal has no width
-    command = [sys.executable, "-m", "gossamer", "train", *TINY, "--out", "run", "--reps", "5", "--events"]
-    with open("said", "w") as out:
-        process = subprocess.Popen(command, stdout=out, stderr=theirs)
+    words = ["train", *TINY, "--out", "run", "--reps", "5", "--events"]
+    run = Forked(words, ON_TERMINAL + CLI, TERMINAL=os.ttyname(theirs))
+    bar, runs = b"", True
+    while runs:
+        runs = run.process.is_alive()  # asked before what it said last is read
+        while select.select([ours], [], [], 0.02)[0]:
+            bar += os.read(ours, 4096)
+    code, said, _ = run.end()
     os.close(theirs)
-    bar = b""
-    try:
-        while chunk := os.read(ours, 4096):
-            bar += chunk
-    except OSError:  # the other end is closed: Linux says so with EIO
-        pass
-    assert process.wait() == 0 and b"12/12" in bar and b"accuracy" in bar, bar
-    said = Path("said").read_text()
+    os.close(ours)
+    assert code == 0 and b"12/12" in bar and b"accuracy" in bar, bar
     lines = said.splitlines()
     assert lines[0].split() == ["dense", "sparse", "compact"]
     for row in ("test accuracy", "parameters", "nonzeros", "FLOPs", "bytes", "latency, batch 1", "throughput"):

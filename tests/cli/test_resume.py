@@ -6,14 +6,13 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from forked import Forked
 
 from gossamer.cli.__main__ import main
 from gossamer.cli.stop import catch_signals
@@ -64,28 +63,19 @@ def test_stopped_anywhere_and_resumed(
 
 
 def test_a_signal_from_outside(train: Callable[..., int]) -> None:
-    """The real thing: a process begun from nothing, a signal sent to it, the command that it printed."""
+    """The real thing: a process of its own, a signal sent to it, the command that it printed."""
     assert train("--out", "whole") == 0
-    slow = subprocess.Popen(
-        [sys.executable, "-m", "gossamer.cli", "train", *TINY, "--out", "run"],
-        env={**os.environ, "WAIT_AT": "6", "STEPS": "0"},
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    _wait_for(Path("waiting"), slow)
+    slow = Forked(["train", *TINY, "--out", "run"], WAIT_AT="6", STEPS="0")
+    while not Path("waiting").exists():
+        slow.process.join(0.02)
+        assert slow.process.is_alive(), slow.errors
     slow.send_signal(signal.SIGINT)
-    _, said = slow.communicate()
-    assert slow.returncode == 128 + signal.SIGINT and "Traceback" not in said and _end("run", "dense")["step"] == 6
+    code, _, said = slow.end()
+    assert code == 128 + signal.SIGINT and "Traceback" not in said and _end("run", "dense")["step"] == 6
     (again,) = (line.split() for line in said.splitlines() if line.startswith("  gossamer train"))
     assert main(again[1:]) == 0
     for stage in ("dense", "sparse"):
         same(_end("run", stage), _end("whole", stage))
-
-
-def _wait_for(path: Path, process: subprocess.Popen) -> None:
-    while not path.exists():
-        with pytest.raises(subprocess.TimeoutExpired):  # it has not ended
-            process.wait(0.02)
 
 
 def test_sigterm_stops_between_steps_too(train: Callable[..., int], monkeypatch: pytest.MonkeyPatch) -> None:

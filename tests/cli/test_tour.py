@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import IO
 
 import pytest
 import torch
@@ -13,7 +18,7 @@ from torch import nn
 
 import gossamer as gs
 from gossamer.cli.__main__ import main
-from gossamer.cli.tour import command
+from gossamer.cli.tour import command, one
 from gossamer.cli.tour.card import ORDER, Card, Outcome, card
 from gossamer.report.quantity import times
 
@@ -154,11 +159,22 @@ def test_a_tour_that_was_killed_can_be_run_again(tmp_path: Path, monkeypatch) ->
     assert command.RECORD.find(tmp_path / "tour", "--out ") == {**command.RECORD.read(tmp_path / "tour"), "cards": {}}
 
 
+@contextlib.contextmanager
+def inside(words: list[str], *, stderr: IO[str], **_: object) -> Iterator[SimpleNamespace]:
+    """What runs a card in a process of its own does it here."""
+    assert words[:3] == [sys.executable, "-m", one.__name__]
+    with contextlib.redirect_stdout(io.StringIO()) as said, contextlib.redirect_stderr(stderr):
+        code = one.main(words[3], Path(words[4]), "--quick" in words[5:])
+    yield SimpleNamespace(stdout=io.StringIO(said.getvalue()), returncode=code)
+
+
 def test_a_missing_model_fails_its_card_alone(tmp_path: Path, monkeypatch, capfd) -> None:
-    """Real runs of two cards, of which one has no model: the other is on the page, and the command fails."""
+    """Real runs of two cards, one in this process, which has no model: the other is on the page."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     out = tmp_path / "tour"
-    assert main(["tour", "lserve", "--out", str(out)]) == 2
+    with monkeypatch.context() as patch:
+        patch.setattr(command, "_process", inside)
+        assert main(["tour", "lserve", "--out", str(out)]) == 2
     said = capfd.readouterr()
     assert "card lserve failed: smollm2 is not on this machine" in said.err and "gossamer model smollm2" in said.err
     assert main(["tour", "popsparse", "--quick", "--out", str(out)]) == 0

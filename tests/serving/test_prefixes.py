@@ -23,7 +23,7 @@ SPARSITIES = {
 }
 
 
-def finished(engine: Engine, requests: list[list[int]], count: int = 12) -> list[list[int]]:
+def finished(engine: Engine, requests: list[list[int]], count: int = 5) -> list[list[int]]:
     """One after the other, so that each can find those before it."""
     tokens = []
     for prompt in requests:
@@ -141,7 +141,7 @@ def test_texts_of_another_budget_are_no_beginning() -> None:
     engine = Engine(model, sparsity=Sparsity(token_budget=192), end=[], prefixes=8)
 
     def made(tokens: list[int], token_budget: int | None) -> tuple[list[int], int]:
-        job = engine.add(tokens, Sampling(max_tokens=40), token_budget=token_budget)
+        job = engine.add(tokens, Sampling(max_tokens=12), token_budget=token_budget)
         while engine.busy:
             engine.step()
         return job.tokens, job.cached
@@ -149,7 +149,7 @@ def test_texts_of_another_budget_are_no_beginning() -> None:
     first, cached = made(prompt, None)
     assert cached == 0
     longer = [*prompt, *first, 5]
-    dense = finished(Engine(model, end=[]), [longer], 40)[0]
+    dense = finished(Engine(model, end=[]), [longer], 12)[0]
     assert made(longer, 0) == (dense, 0)
     assert made(longer, 0) == (dense, len(longer) - 1)
     assert made(longer, None)[1] == len(longer) - 2 and made(longer, 256)[1] == 0

@@ -90,15 +90,15 @@ def test_rings_are_used_at_their_ends_only() -> None:
 def test_known_texts_give_way_and_restarts_stay_exact(sparsity: Sparsity) -> None:
     """Pages for little more than two of three requests that grow, all with a known beginning."""
     model, requests = decoder("llama"), family_of(130, 50, 40, 30)
-    expected = finished(Engine(model, sparsity=sparsity, end=[]), requests, 60)
+    expected = finished(Engine(model, sparsity=sparsity, end=[]), requests, 40)
     geometry = Geometry.of(model.config)
     size = sum(bytes_of_page(geometry, sparsity, "float32", sparsity.parts(geometry)).values())
     engine = Engine(
         model, sparsity=sparsity, end=[], memory=7 * size, max_length=320, max_requests=3, chunk=128, prefixes=8
     )
     kept = 0
-    for _ in range(3):
-        jobs = [engine.add(prompt, Sampling(max_tokens=60)) for prompt in requests]
+    for _ in range(2):
+        jobs = [engine.add(prompt, Sampling(max_tokens=40)) for prompt in requests]
         while engine.busy:
             engine.step()
         assert [job.tokens for job in jobs] == expected

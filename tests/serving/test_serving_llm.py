@@ -207,7 +207,7 @@ def test_smollm2_answers_about_a_text(smollm2, tmp_path, capsys):
     from pathlib import Path
 
     source = Path(textwrap.__file__).read_text()
-    (tmp_path / "text.txt").write_text(source[:1200] + "\n\nThe secret word is 'marmalade'.\n\n" + source[1200:2400])
+    (tmp_path / "text.txt").write_text(source[:800] + "\n\nThe secret word is 'marmalade'.\n\n" + source[800:1600])
     flags = ["--prompt-file", str(tmp_path / "text.txt"), "--prompt", "Question: What is the secret word?"]
     assert main(["generate", str(smollm2), *flags, "--max-tokens", "12", "--token-budget", "320"]) == 0
     out, said = capsys.readouterr()

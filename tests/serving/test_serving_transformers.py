@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import copy
 import pickle
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -177,23 +175,6 @@ def test_a_full_cache_says_so():
     model(torch.randint(2, 200, (1, 60)), past_key_values=cache)
     with pytest.raises(OutOfPages, match="capacity of 64 tokens is full"):
         model(torch.randint(2, 200, (1, 60)), past_key_values=cache)
-
-
-def test_the_names_are_known_where_transformers_comes_later():
-    """Which gossamer does not import by itself. The other order is that of tests/nn/test_thresholds_travel.py."""
-    code = """
-import gossamer, gossamer.serving, sys
-assert "transformers" not in sys.modules
-from transformers import LlamaConfig, AutoModelForCausalLM
-config = LlamaConfig(vocab_size=50, hidden_size=32, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2)
-model = AutoModelForCausalLM.from_config(config, attn_implementation="gossamer").eval().requires_grad_(False)
-import torch
-print(model(torch.tensor([[1, 2]])).logits.shape)
-from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
-assert "gossamer" in ALL_EXPERTS_FUNCTIONS.valid_keys()
-"""
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.returncode == 0 and "torch.Size([1, 2, 50])" in done.stdout, done.stderr
 
 
 def test_copies_go_on_as_the_cache_itself():

@@ -48,9 +48,11 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], str, int, str]] = {
     "efficientnet": (
         lambda: tf.EfficientNetForImageClassification(
             tf.EfficientNetConfig(
-                width_coefficient=0.25, depth_coefficient=0.2, hidden_dim=320, num_labels=5, image_size=32
+                width_coefficient=0.25, depth_coefficient=1.0, hidden_dim=320, num_labels=5, image_size=32,
+                in_channels=[32, 16], out_channels=[16, 24], kernel_sizes=[3, 5], strides=[1, 2],
+                num_block_repeats=[1, 1], expand_ratios=[1, 6],
             )
-        ), "image", 22, "graph output",
+        ), "image", 7, "graph output",
     ),
     "vit": (
         lambda: tf.ViTForImageClassification(
@@ -71,8 +73,8 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], str, int, str]] = {
     ),
     "gpt2": (
         lambda: tf.GPT2LMHeadModel(
-            tf.GPT2Config(vocab_size=50, n_embd=16, n_layer=2, n_head=4, n_positions=16, use_cache=False)
-        ), "ids", 4, "normalises over this axis",
+            tf.GPT2Config(vocab_size=50, n_embd=16, n_layer=1, n_head=4, n_positions=16, use_cache=False)
+        ), "ids", 2, "normalises over this axis",
     ),
 }  # fmt: skip
 

@@ -58,7 +58,6 @@ CASES = [
     ("rigl", "momentum", "mlp", {"replace_step": True, "grow_init": "gradient"}),
     ("set", "momentum", "mlp", {"grow": "random_unfired"}),
     ("set", "momentum", "mlp", {"tile": (4, 5)}),
-    ("chase", "adamw", "residual", {"scope": "all", "example_inputs": images()[0]}),
     ("chase", "adamw", "residual", {"scope": "all", "example_inputs": images()[0], "compact_every": 2}),
     ("chase", "momentum", "conv", {"compact_every": 2, "example_inputs": images()[0], "grad_window": 3}),
 ]
@@ -72,7 +71,7 @@ def test_twelve_and_twelve_are_twenty_four(method: str, optimizer: str, network:
     # interrupted in the middle of a period, then right after an update, each time into fresh objects
     parts = build(method, optimizer, network, **options)
     done = 0
-    for stop in (7, 12, 24):
+    for stop in (7, 12):
         run(*parts[:2], stop - done, first=done)
         saved = snapshot(*parts)
         parts = build(method, optimizer, network, **options)
@@ -81,6 +80,7 @@ def test_twelve_and_twelve_are_twenty_four(method: str, optimizer: str, network:
         parts[0].load_state_dict(saved["model"])
         parts[1].load_state_dict(saved["opt"])
         done = stop
+    run(*parts[:2], 24 - done, first=done)
     assert differences(snapshot(*straight), snapshot(*parts)) == []
     assert method == "static" or len(straight[2].history) >= 4
     assert straight[2].step == 24

@@ -342,7 +342,7 @@ def calls_of(isa: str) -> int:
     torch.manual_seed(0)
     calls = 0
     for seed in range(60):
-        for at_end in (True, False):
+        for at_end in (True, False)[: 1 + (seed % 3 == 0)]:  # what is read too far is read behind the end more often
             KEPT.clear()
             pages(random.Random(seed), at_end)
             calls += 1

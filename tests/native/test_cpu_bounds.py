@@ -22,7 +22,7 @@ def test_guard_pages():
     isas = _native.available_isas()
     program = Path(__file__).with_name("guarded_memory.py")
     result = subprocess.run([sys.executable, program, *isas], capture_output=True, text=True)
-    expected = "".join(f"{isa}: 120\n" for isa in isas)
+    expected = "".join(f"{isa}: 80\n" for isa in isas)
     assert (result.returncode, result.stdout) == (0, expected), result.stdout + result.stderr
 
 

@@ -20,8 +20,8 @@ SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload(
     [
         "gossamer.cli.train.command", "gossamer.cli.xmc.command", "gossamer.cli.serve", "gossamer.serving.llm",
-        "gossamer.nn", "sklearn.datasets", "torch._dynamo", "torch.distributed.nn", "tyro", "uvicorn",
-        "transformers.models.llama.modeling_llama",
+        "gossamer.nn", "torch._dynamo", "torch._functorch.aot_autograd", "torch.distributed.nn", "torch.export._trace",
+        "networkx", "transformers.models.llama.modeling_llama", "tyro", "uvicorn",
     ]
 )  # fmt: skip
 CLI = "import sys\nfrom gossamer.cli.__main__ import main\nsys.exit(main(sys.argv[1:]))\n"

@@ -85,8 +85,8 @@ def spoilt(values: Tensor, offsets: Tensor, indices: Tensor, shape: tuple[int, i
 
 
 def numbers(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> Tensor:
-    """Integers whose sums are exact: at most 8, and of 1 where a dtype has few bits; float64 and float32 in full."""
-    most = 8 if dtype.itemsize >= 4 else 1
+    """Integers whose sums are exact: at most 8, 1 where a dtype has few bits; in float64 too large for a float32."""
+    most = {8: 2**18, 4: 8}.get(dtype.itemsize, 1)
     return torch.randint(-most, most + 1, shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
 
 

@@ -6,6 +6,7 @@ import gc
 import os
 import random
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import hypothesis
@@ -14,6 +15,7 @@ import pytest
 import torch
 
 from gossamer.kernels.cpu import memory
+from gossamer.measure import clock as measured
 from gossamer.testing import Clock
 
 sys.path.insert(0, str(Path(__file__).parent / "processes"))  # for all folders: how they begin a process
@@ -89,30 +91,34 @@ def poison_empty(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.Tensor, "new_empty", new_empty)
 
 
-@pytest.fixture(autouse=True)
-def poisoned_empty(monkeypatch: pytest.MonkeyPatch) -> None:
-    poison_empty(monkeypatch)
+@pytest.fixture(autouse=True, scope="session")
+def always(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What no test changes: poisoned memory, and no costs that `gossamer tune` measured on this machine."""
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        poison_empty(monkeypatch)
+        monkeypatch.setenv("GOSSAMER_CACHE", str(tmp_path_factory.getbasetemp() / "no costs"))
+        yield
 
 
 @pytest.fixture(autouse=True)
-def seeded() -> None:
+def anew() -> Iterator[None]:
+    """Each test begins with the same random numbers, and leaves torch as it was."""
     random.seed(0)
     np.random.seed(0)
     torch.manual_seed(0)
+    threads, dtype = torch.get_num_threads(), torch.get_default_dtype()
+    yield
+    if torch.get_num_threads() != threads:
+        torch.set_num_threads(threads)
+    torch.set_default_dtype(dtype)
 
 
 @pytest.fixture(autouse=True)
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     """Whatever the library times takes a 64th of a second: no decision in a test depends on the machine's load."""
     clock = Clock(step=1 / 64)  # exact in binary, and long enough for one sample of `measure.interleave`
-    monkeypatch.setattr("gossamer.measure.clock.now", clock)
+    monkeypatch.setattr(measured, "now", clock)
     return clock
-
-
-@pytest.fixture(autouse=True)
-def untuned(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
-    """No costs that `gossamer tune` measured on this machine decide anything here."""
-    monkeypatch.setenv("GOSSAMER_CACHE", str(tmp_path_factory.getbasetemp() / "no costs"))
 
 
 @pytest.fixture(scope="session")
@@ -128,11 +134,3 @@ def smollm2() -> Path:
         if not models.is_here("smollm2"):
             pytest.skip("SmolLM2 is not in the cache: gossamer model smollm2 fetches it, with a network")
         return models.found("smollm2").parent
-
-
-@pytest.fixture(autouse=True)
-def torch_state_restored():
-    threads, dtype = torch.get_num_threads(), torch.get_default_dtype()
-    yield
-    torch.set_num_threads(threads)
-    torch.set_default_dtype(dtype)

@@ -16,6 +16,6 @@ def backend(request):
 
 
 @pytest.fixture(autouse=True)
-def one_thread(torch_state_restored):
+def one_thread(anew):
     """A team that waits for a busy core makes small tests slow; the tests about threads ask for their own number."""
     torch.set_num_threads(1)

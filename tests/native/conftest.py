@@ -26,6 +26,6 @@ def isa(request):
 
 
 @pytest.fixture(autouse=True)
-def one_thread(torch_state_restored):
+def one_thread(anew):
     """A team that waits for a busy core makes small tests slow; the tests about threads ask for their own number."""
     torch.set_num_threads(1)

@@ -36,7 +36,7 @@ def test_the_tests_get_poisoned_memory(room):
 
 
 @pytest.fixture(autouse=True)
-def nothing_kept(request, monkeypatch, poisoned_empty):
+def nothing_kept(request, monkeypatch, always):
     """A pool of this file's own; and memory as it comes, but where the poison itself is looked at."""
     monkeypatch.setattr(memory, "KEPT", memory.Kept(4 * memory.NEW_MEMORY_BYTES))
     if request.function is not test_the_tests_get_poisoned_memory:

@@ -14,7 +14,7 @@ EPSILON = torch.finfo(torch.float32).eps
 
 
 @pytest.fixture(autouse=True)
-def small_products_ask(monkeypatch, torch_state_restored):
+def small_products_ask(monkeypatch, anew):
     torch.set_num_threads(1)
     monkeypatch.setattr(dense, "LEAST", 0)
     dense.forget()

@@ -63,7 +63,7 @@ def as_it_is(piece: Any, given: list[Any]) -> Any:
 class Both:
     """A model by eager and by the backend, whose pieces stay as they are, and the records of its graphs."""
 
-    def __init__(self, model: Any, *, compiler: Any = as_it_is, **options: Any) -> None:
+    def __init__(self, model: Any, *, compiler: Any = as_it_is, dynamic: bool | None = None, **options: Any) -> None:
         torch._dynamo.reset()
         self.records: list[Record] = []
         self.model = model.eval()
@@ -76,7 +76,7 @@ class Both:
             finally:
                 observers.remove(self.records.append)
 
-        self.fast = torch.compile(model, backend=watched, fullgraph=True)
+        self.fast = torch.compile(model, backend=watched, fullgraph=True, dynamic=dynamic)
 
     def agrees(self, given: dict[str, Tensor]) -> None:
         keep = given["decoder_attention_mask"][..., None]
@@ -144,3 +144,13 @@ def test_a_loss_over_labels_that_end_with_the_text() -> None:
         expected, found = (run(**given, labels=labels, use_cache=False).loss for run in (both.model, both.fast))
     torch.testing.assert_close(found, expected)
     assert "then, behind it, 1 calls, 48% padding" in str(Explanation(tuple(both.records), ()))
+
+
+def test_graphs_of_dynamic_numbers_stay_dense_and_say_so(caplog: pytest.LogCaptureFixture) -> None:
+    """dynamic=True makes a variable of the scale of attention, which was once taken for a node of another graph."""
+    torch.manual_seed(0)
+    both = Both(bart(), dynamic=True)
+    with torch.no_grad():
+        both.agrees(inputs([13, 4, 9, 2], [11, 3, 2, 7]))
+    assert "attention whose scale is no constant" in str(Explanation(tuple(both.records), ()))
+    assert "a fault in gossamer" not in caplog.text

@@ -252,12 +252,14 @@ class Packing:
         if mask not in self.kinds:
             self.kinds[mask] = self._input("kind", mask)
             self.inputs[mask] = self._input("mask", mask)
+        _check_numbers(scale, dropout)
         return self.graph.call_function(
             self.attend, (q, k, v, self.tokens, self.offsets, self.kinds[mask], self.inputs[mask], scale, dropout)
         )
 
     def across(self, q: Node, k: Node, v: Node, mask: Node | None, scale: Any, dropout: Any) -> Node:
         whole = [None if each is None else self._whole(each) for each in (k, v, mask)]
+        _check_numbers(scale, dropout)
         length: Any = self.axes.size(self.sequence)
         if not isinstance(length, int):
             length = self.call("size", next(self.inputs[each] for each in self.kinds), -1)
@@ -282,3 +284,9 @@ class Packing:
 def _is_random(call: Call) -> bool:
     """What draws numbers runs once: where it is drawn for the packed graph, nobody else may read it."""
     return call.name in ("dropout", "rand_like", "randn_like", "bernoulli") and bool(call.get(2, "training", True))
+
+
+def _check_numbers(*numbers: Any) -> None:
+    """Raises CannotPack where torch.compile(dynamic=True) has made a variable of a number of the model."""
+    if any(isinstance(each, Node) for each in numbers):
+        raise CannotPack("attention whose scale is no constant, as with torch.compile(dynamic=True)")

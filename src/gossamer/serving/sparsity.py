@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, get_args
@@ -127,7 +128,9 @@ class Sparsity:
         >>> Sparsity(static=0.5).of("smollm2").pattern.name
         'smollm2'
         """
-        if self.static == 0 or self.pattern is not None or not isinstance(model, str) or model not in SHIPPED:
+        if self.static == 0 or self.pattern is not None or not isinstance(model, str):
+            return self
+        if model not in SHIPPED or os.path.lexists(model):  # what lies there goes before the name
             return self
         logger.info("static=%s: the gates of %s are those of %s", self.static, model, SHIPPED[model])
         return replace(self, pattern=SHIPPED[model])

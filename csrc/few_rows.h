@@ -2,6 +2,8 @@
 // memory is asked for ahead of the sums, which the hardware does within a page only.
 //
 //     C[i, col..last_col) = A[i, k] @ B[k, n], A and C row after row wherever they are
+//
+// B may be of half as many bits as A and C: W is the type of its elements, T = Wide<W> that of theirs.
 #pragma once
 #include "dots.h"
 #include "gemm.h"
@@ -14,15 +16,18 @@ namespace {
 constexpr int64_t kFewRowsOfColumns = 28;
 constexpr int64_t kFewRowsOfRows = 6;
 
+template <class W>
+using Wide = decltype(widen(W{}));
+
 constexpr int64_t kFewDepth = 256;   // rows of B, in a page each, that are gone through before the next columns
 constexpr int64_t kRowsAhead = 8;    // that are asked for before they are needed
 constexpr int64_t kBytesAhead = 12288;
 
 // out[i * kCols + j] = the product of row i of A and column j of B, both k long; column j begins at b + j * k.
-template <class T, int kRows, int kCols, bool kAsk>
-void few_dots(const T* const* a, const T* b, int64_t k, T* out) {
+template <int kRows, int kCols, bool kAsk, class T, class W>
+void few_dots(const T* const* a, const W* b, int64_t k, T* out) {
   Lanes<T> sums[kRows * kCols] = {};
-  constexpr int64_t kLeast = kBytesAhead / int64_t(sizeof(T));
+  constexpr int64_t kLeast = kBytesAhead / int64_t(sizeof(W));
   const int64_t ahead = kCols * k > kLeast ? kCols * k : kLeast;
   int64_t at = 0;
   const auto step = [&](auto load) __attribute__((always_inline)) {
@@ -31,22 +36,23 @@ void few_dots(const T* const* a, const T* b, int64_t k, T* out) {
     for (int i = 0; i < kRows; ++i) left[i] = load(a[i] + at);
 #pragma GCC unroll 8
     for (int j = 0; j < kCols; ++j) {
-      const T* const column = b + j * k + at;
+      const W* const column = b + j * k + at;
       if constexpr (kAsk) __builtin_prefetch(column + ahead, 0, 2);
       const Lanes<T> right = load(column);
 #pragma GCC unroll 8
       for (int i = 0; i < kRows; ++i) sums[i * kCols + j] = fma(left[i], right, sums[i * kCols + j]);
     }
   };
-  for (; at + kLanes<T> <= k; at += kLanes<T>) step([](const T* p) { return load_lanes(p); });
+  for (; at + kLanes<T> <= k; at += kLanes<T>) step([](const auto* p) { return load_weights(p); });
   const int rest = int(k - at);
-  if (rest > 0) step([=](const T* p) { return load_first(p, rest); });
+  if (rest > 0) step([=](const auto* p) { return load_weights(p, rest); });
   store_sums<T, kRows * kCols>(sums, out);
 }
 
 // Columns [col, col + kCols) for `rows` rows, at most kMost at a time; only the first of them have to wait for memory.
-template <class T, int kMost, int kCols, class RowOfA, class RowOfC>
-void few_columns(int64_t rows, int64_t k, const RowOfA& row_of_a, const T* b, int64_t col, const RowOfC& row_of_c) {
+template <int kMost, int kCols, class W, class RowOfA, class RowOfC>
+void few_columns(int64_t rows, int64_t k, const RowOfA& row_of_a, const W* b, int64_t col, const RowOfC& row_of_c) {
+  using T = Wide<W>;
   T out[kMost * kCols];
   const T* a[kMost];
   for (int64_t i = 0, count = 0; i < rows; i += count) {
@@ -54,7 +60,7 @@ void few_columns(int64_t rows, int64_t k, const RowOfA& row_of_a, const T* b, in
     for (int64_t r = 0; r < count; ++r) a[r] = row_of_a(i + r);
     const auto run = [&]<int kRows>(auto&& self) {
       if (count == kRows)
-        return i == 0 ? few_dots<T, kRows, kCols, true>(a, b, k, out) : few_dots<T, kRows, kCols, false>(a, b, k, out);
+        return i == 0 ? few_dots<kRows, kCols, true>(a, b, k, out) : few_dots<kRows, kCols, false>(a, b, k, out);
       if constexpr (kRows < kMost) self.template operator()<kRows + 1>(self);
     };
     run.template operator()<1>(run);
@@ -63,13 +69,13 @@ void few_columns(int64_t rows, int64_t k, const RowOfA& row_of_a, const T* b, in
 }
 
 // B lies by columns, each k long. An element of C is the same tree of sums whatever its neighbours.
-template <class T, class RowOfA, class RowOfC>
-void multiply_few_by_columns(int64_t rows, int64_t k, const RowOfA& row_of_a, const T* b, int64_t col, int64_t last_col,
+template <class W, class RowOfA, class RowOfC>
+void multiply_few_by_columns(int64_t rows, int64_t k, const RowOfA& row_of_a, const W* b, int64_t col, int64_t last_col,
                              const RowOfC& row_of_c) {
   constexpr int kWide = kRegisters == 32 ? 8 : 4, kNarrow = kRegisters == 32 ? 4 : 2, kFew = 3, kMore = 6;
   const auto all = [&]<int kMost, int kCols>() {
     for (; col + kCols <= last_col; col += kCols)
-      few_columns<T, kMost, kCols>(rows, k, row_of_a, b + col * k, col, row_of_c);
+      few_columns<kMost, kCols>(rows, k, row_of_a, b + col * k, col, row_of_c);
   };
   if (rows <= kFew) all.template operator()<kFew, kWide>();
   all.template operator()<kMore, kNarrow>();

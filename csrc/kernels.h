@@ -74,6 +74,8 @@
 //          gets the elements of x that were used.
 // gated_mv  y[batch, k] = gate * (x[batch, c] @ w[k, c]^T + bias), 0 where the gate is 0. A row of w whose gates are 0 for
 //          eight rows of x is not read.
+// few_rows  y[rows, n] = x[rows, k] @ w[n, k]^T + bias (null: 0), for rows so few that reading w takes the time. type of w: 0
+//          float, 1 bfloat16, 2 float16, 3 double; the others are double with doubles, else float.
 // open_mv  gate[batch, k] = 0 where scale * (x[batch, c] . q[k, c]) + slack * |x| < -bias (null: 0), 1 elsewhere and where
 //          that is no number. norms is workspace: batch entries.
 // skip_pack  The weights of a convolution, [outputs, channels, r, s] with strides in elements, as skip_conv reads them:
@@ -165,6 +167,8 @@
   OP(gated_mv_workspace, int64_t, int64_t k)                                                                          \
   OP(gated_mv, void, const float* x, int64_t batch, int64_t c, const void* w, int type, int64_t k,                    \
      const float* bias, const float* gate, float* y, void* workspace, int threads)                                    \
+  OP(few_rows, void, const void* x, int64_t rows, int64_t k, const void* w, int type, int64_t n, const void* bias,    \
+     void* y, int threads)                                                                                            \
   OP(open_mv, void, const float* x, int64_t batch, int64_t c, const int8_t* q, const float* scale,                    \
      const float* slack, int64_t k, const float* bias, float* gate, float* norms, int threads)                        \
   OP(skip_pack_outs, int64_t, int64_t outputs)                                                                        \

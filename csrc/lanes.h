@@ -189,9 +189,11 @@ inline float widen(Float16 x) {
   return value;
 }
 
-// Weights as floats; `count` of them, the rest zero.
+// Weights as floats, or doubles as what they are; `count` of them, the rest zero.
 inline Lanes<float> load_weights(const float* p) { return load_lanes(p); }
 inline Lanes<float> load_weights(const float* p, int count) { return load_first(p, count); }
+inline Lanes<double> load_weights(const double* p) { return load_lanes(p); }
+inline Lanes<double> load_weights(const double* p, int count) { return load_first(p, count); }
 
 inline Lanes<float> load_weights(const BFloat16* p) {
 #if defined(GOSSAMER_AVX512)

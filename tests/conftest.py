@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import gc
+import logging
 import os
 import random
+import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -32,6 +34,7 @@ def pytest_collection_finish() -> None:
     """What was collected stays to the end: a million objects that no search for garbage has to walk over again."""
     gc.collect()
     gc.freeze()
+    gc.set_threshold(20_000, 20, 20)
 
 
 _EMPTY = torch.empty
@@ -100,17 +103,59 @@ def always(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         yield
 
 
+_VENDORS = (
+    torch.backends.cuda.matmul, torch.backends.cudnn.conv, torch.backends.cudnn.rnn,
+    torch.backends.mkldnn.matmul, torch.backends.mkldnn.conv, torch.backends.mkldnn.rnn,
+)  # fmt: skip
+
+
+_THEIRS = ("PYTEST_", "TORCH", "_TORCH", "PYTORCH_", "KMP_")  # what torch and accelerate set by themselves
+
+
+def _process() -> dict[str, object]:
+    """What a whole process is set to, and belongs to the user."""
+    logger = logging.getLogger("gossamer")
+    return {
+        "environment": {name: value for name, value in os.environ.items() if not name.startswith(_THEIRS)},
+        "folder": os.getcwd(),
+        "signals": (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)),
+        "logging": (logging.root.level, logger.level, logger.propagate, logger.disabled, logging.root.manager.disable),
+        "gc": gc.isenabled(),
+        "device": torch.get_default_device(),
+        "gradients": (torch.is_grad_enabled(), torch.is_inference_mode_enabled(), torch.is_anomaly_enabled()),
+        "autocast": (torch.is_autocast_enabled("cpu"), torch.get_autocast_dtype("cpu")),
+        "deterministic": (torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.deterministic),
+        "engines": (torch._C._get_mkldnn_enabled(), torch._C._get_cudnn_enabled(), torch.backends.cudnn.benchmark),
+        "precisions": [each.fp32_precision for each in _VENDORS],
+        "attention": torch.backends.mha.get_fastpath_enabled(),
+        "modes": (torch._C._len_torch_dispatch_stack(), torch._C._is_torch_function_mode_enabled()),
+    }  # fmt: skip
+
+
+def _difference(before: object, after: object) -> object:
+    if isinstance(before, dict) and isinstance(after, dict):
+        return {
+            name: (before.get(name), after.get(name))
+            for name in {**before, **after}
+            if before.get(name) != after.get(name)
+        }
+    return before, after
+
+
 @pytest.fixture(autouse=True)
 def anew() -> Iterator[None]:
-    """Each test begins with the same random numbers, and leaves torch as it was."""
+    """Each test begins with the same random numbers, and nothing that it runs sets the process otherwise."""
     random.seed(0)
     np.random.seed(0)
     torch.manual_seed(0)
-    threads, dtype = torch.get_num_threads(), torch.get_default_dtype()
+    threads, dtype, before = torch.get_num_threads(), torch.get_default_dtype(), _process()
     yield
     if torch.get_num_threads() != threads:
         torch.set_num_threads(threads)
     torch.set_default_dtype(dtype)
+    after = _process()
+    changed = {name: _difference(before[name], value) for name, value in after.items() if value != before[name]}
+    assert not changed, f"the process is set otherwise than before: {changed}"
 
 
 @pytest.fixture(autouse=True)

@@ -276,6 +276,11 @@ ROWS = (
         skipped,
     ),
     Row(
+        "few_rows",
+        lambda d: (d(d.n, d.k), d(d.rows, d.k), d(d.rows)),
+        lambda x, w, bias: x.double() @ w.double().t() + bias.double(),
+    ),
+    Row(
         "gated_mv",
         lambda d: (d(d.rows, d.k), d(d.n, d.k), d(d.n), d(d.rows, d.n, zeros=0.6)),
         lambda x, w, bias, gate: gate.double() * (x.double() @ w.double().t() + bias.double()),

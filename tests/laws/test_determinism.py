@@ -129,6 +129,16 @@ def test_few_rows(backend):
         assert_same_bits(backend("gated_mv", x[mine], up, None, gate[mine]), z[mine])
 
 
+@on(CPU, "dtype", [torch.float32, torch.bfloat16])
+def test_linears_of_few_rows(backend, dtype):
+    """Nor on the other rows of x, however many."""
+    x, w, bias = (torch.randn(*shape).to(dtype) for shape in ((29, 401), (1003, 401), (1003,)))
+    y = in_every_team(lambda: (backend("few_rows", x, w, bias),))[0]
+    for few in (1, 2, 3, 4, 7, 28):
+        assert_same_bits(backend("few_rows", x[:few], w, bias), y[:few])
+        assert_same_bits(backend("few_rows", x[few:], w, bias), y[few:])
+
+
 @on(CPU)
 def test_sums_of_a_split_row_are_added_in_order_of_part(backend):
     """1e8 + 1 is 1e8 in float32: the order shows."""

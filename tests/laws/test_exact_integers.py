@@ -214,6 +214,17 @@ def sparse(*shape, density=0.3, dtype=torch.float32):
     return (numbers(*shape, dtype=dtype, seed=sum(shape)) * (torch.rand(shape) < density)).to(dtype)
 
 
+@on(CPU, "shape", FEW_ROWS)
+def test_linears_of_few_rows(backend, shape):
+    """Sums of half types are exact, and rounded once."""
+    rows, c, k = shape
+    for dtype in (torch.float32, torch.float64, torch.bfloat16, torch.float16):
+        x, w = sparse(rows, c, dtype=dtype), numbers(k, c, dtype=dtype)
+        for bias in (None, sparse(k, dtype=dtype, density=0.9)):
+            exact = x.double() @ w.double().t() + (0 if bias is None else bias.double())
+            assert_same_numbers(backend("few_rows", x, w, bias), exact.to(dtype))
+
+
 @on(EVERY, "shape", FEW_ROWS, small=lambda shape: shape in FEW_ROWS[:8])
 def test_few_rows(backend, shape):
     """Rows of weights that nobody needs are NaN; sums of the short floats stay below 256, where their integers end."""

@@ -28,6 +28,7 @@ from fuzzed_numbers import Arguments
 from fuzzed_pages import page_append, page_attention, page_scores
 from fuzzed_tiles import detect, dsd, gather, gather_mm, grouped_mm, grouped_outer, scatter, sdd, transpose
 from fuzzed_zeros import (
+    few_rows,
     gated_mv,
     keep_bits,
     open_mv,
@@ -57,8 +58,8 @@ WRITES = {
 OPS: tuple[Callable[[random.Random], Arguments], ...] = (
     detect, gather, scatter, transpose, dsd, dsd, fan_in_mm, fan_in_mm_t, fan_in_sdd, fan_in_step, fan_in_topk,
     fan_in_rewire, fan_in_draw, sdd, gather_mm, grouped_mm, grouped_outer, skip_conv,
-    skip_conv_weight, relu_bits, keep_bits, topk_mask, skip_mv, gated_mv, open_mv, page_append, page_attention,
-    page_scores,
+    skip_conv_weight, relu_bits, keep_bits, topk_mask, skip_mv, gated_mv, few_rows, open_mv, page_append,
+    page_attention, page_scores,
 )  # fmt: skip
 
 

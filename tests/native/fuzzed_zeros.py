@@ -82,6 +82,11 @@ def gated_mv(draw: random.Random) -> Arguments:
     }  # fmt: skip
 
 
+def few_rows(draw: random.Random) -> Arguments:
+    b, c, k = draw.choice((0, 1, 3, 9)), draw.choice((0, 1, 65, 200)), draw.choice((0, 1, 9, 257))
+    return {"x": integers(draw, b, c), "w": integers(draw, k, c), "bias": draw.choice((None, integers(draw, k)))}
+
+
 def open_mv(draw: random.Random) -> Arguments:
     b, c, k = draw.choice((0, 1, 3, 8)), draw.choice((0, 1, 65, 200)), draw.choice((0, 1, 9, 257))
     return {

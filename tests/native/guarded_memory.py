@@ -228,6 +228,8 @@ def few_rows(draw: random.Random, at_end: bool) -> None:
     _native.skip_mv(x, batch, c, w, short, k, bias, 0.5, y, counts, workspace, threads)
     workspace = guarded(_native.gated_mv_workspace(k), at_end)
     _native.gated_mv(x, batch, c, w, short, k, bias, gate, y, workspace, threads)
+    rows = guarded(content(torch.randn(batch, c)), at_end)
+    _native.few_rows(rows, batch, c, w, short, k, bias, y, threads)
     whole = guarded(content(torch.randint(-127, 128, (c * k,), dtype=torch.int8)), at_end)
     scale, slack = (guarded(content(torch.rand(k)), at_end) for _ in range(2))
     _native.open_mv(x, batch, c, whole, scale, slack, k, bias, y, guarded(4 * batch, at_end), threads)

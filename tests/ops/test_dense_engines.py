@@ -182,6 +182,10 @@ def test_nobody_is_asked_where_torchs_own_must_run(speeds):
     torch.set_float32_matmul_precision("medium")
     dense.linear(x, weight)
     torch.set_float32_matmul_precision("highest")
+    torch.backends.cuda.matmul.fp32_precision = "none"
+    torch.backends.mkldnn.matmul.fp32_precision = "bf16"
+    dense.linear(x, weight)
+    torch.backends.mkldnn.matmul.fp32_precision = "none"
     compiled = torch.compile(lambda x, w: dense.linear(x, w), backend="eager", fullgraph=True)
     torch.testing.assert_close(compiled(x, weight), x @ weight.t())
     traced = torch.jit.trace(lambda x, w: dense.linear(x, w), (x, weight), check_trace=False)

@@ -88,4 +88,4 @@ def test_it_is_the_model_inside(wrap: Callable[[nn.Module], nn.Module], look: Ca
 
 def test_a_model_without_numbers_is_refused() -> None:
     with pytest.raises(ValueError, match=r"has no numbers in model\.embed_tokens\.weight, which is on the meta device"):
-        Engine(decoder("llama").to("meta"))
+        Engine(copy.deepcopy(decoder("llama")).to("meta"))

@@ -128,7 +128,7 @@ def table(pattern: HeadPattern, geometry: Geometry, static: float) -> str:
     1 of 2 heads (50 %) have gates below 0.5; with static=0.25 1 stream, with gates up to 0.31
     """
     lines = ["layer  gates in tenths"]
-    full = torch.tensor([layer.window is None for layer in geometry.layers])
+    full = torch.tensor([layer.window is None for layer in geometry.layers], device="cpu")
     for at, gates in enumerate(pattern.gates):
         digits = "".join(str(min(int(10 * gate), 9)) for gate in gates.tolist())
         lines.append(f"{at:>5}  {digits if full[at] else 'w' * len(digits)}")

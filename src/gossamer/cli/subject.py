@@ -172,7 +172,11 @@ def _decoder(model: str, source: str, sizes: Sizes, dtype: str | None) -> Subjec
     pieces = [start + ids[at : at + length] for at in range(0, min(len(ids), samples * length), length)]
     if len(pieces) > 1 and len(pieces[-1]) < len(pieces[0]):
         pieces.pop()  # a batch is of one length
-    return Subject(loaded.model, [torch.tensor(pieces[at : at + batch]) for at in range(0, len(pieces), batch)], source)
+    return Subject(
+        loaded.model,
+        [torch.tensor(pieces[at : at + batch], device="cpu") for at in range(0, len(pieces), batch)],
+        source,
+    )
 
 
 def _text(source: str) -> str:

@@ -56,22 +56,30 @@ def _traceable() -> Iterator[None]:
     What a failed route writes to stderr (the whole graph, and a log line) is kept out: the error says it in one line.
     """
     fast = torch.backends.mha.get_fastpath_enabled()
+    # Not torch.backends.cudnn.flags, which sets precisions too and cannot always put them back.
+    vendors = torch._C._get_mkldnn_enabled(), torch._C._get_cudnn_enabled()
     names = ("torch.fx.experimental.symbolic_shapes", "torch._subclasses.fake_tensor")
     levels = {name: logging.getLogger(name).level for name in names}
     torch.backends.mha.set_fastpath_enabled(False)
+    _enable_vendors(False, False)
     for name in names:
         logging.getLogger(name).setLevel(logging.CRITICAL)
     try:
         with (
-            torch.enable_grad(), warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()),
-            torch.backends.mkldnn.flags(enabled=False), torch.backends.cudnn.flags(enabled=False),
+            torch.enable_grad(), warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO())
         ):  # fmt: skip
             warnings.simplefilter("ignore")
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
+        _enable_vendors(*vendors)
         for name, level in levels.items():
             logging.getLogger(name).setLevel(level)
+
+
+def _enable_vendors(mkldnn: bool, cudnn: bool) -> None:
+    torch._C._set_mkldnn_enabled(mkldnn)
+    torch._C._set_cudnn_enabled(cudnn)
 
 
 @torch.inference_mode(False)

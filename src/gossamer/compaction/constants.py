@@ -23,7 +23,7 @@ def product(a: Value, b: Value) -> Value:
     dtype = torch.promote_types(a.value.dtype, b.value.dtype)
     if not bool(a_const.any()) or not bool(b_const.any()):  # nothing but zeros: no sums to form
         known = ~reaches(a.maybe, b.maybe)
-        return Value(torch.zeros((1,) * known.dim(), dtype=dtype), known)
+        return Value(torch.zeros((1,) * known.dim(), dtype=dtype, device="cpu"), known)
     inner = max(a.value.shape[-1], a.known.shape[-1], b.value.shape[-2], b.known.shape[-2])
     maybe = torch.matmul(grown(a.maybe, -1, inner).float(), grown(b.maybe, -2, inner).float())
     const = torch.matmul(grown(a_const, -1, inner).float(), grown(b_const, -2, inner).float())
@@ -96,7 +96,7 @@ def conv(run: Interpreter, node: fx.Node, args: dict[str, Any]) -> Value | None:
     else:
         planes = (0, *range(2, space + 2))
         zero = x.zero.expand(torch.broadcast_shapes(x.value.shape, x.known.shape)).amin(planes)
-        value, known = torch.zeros(channels, dtype=x.value.dtype), zero.expand(channels)
+        value, known = torch.zeros(channels, dtype=x.value.dtype, device="cpu"), zero.expand(channels)
     if edges:
         known = known & (value == 0)
     taps, groups = conv_terms(w.value, args, transposed)
@@ -128,7 +128,9 @@ def batch_norm(run: Interpreter, node: fx.Node, args: dict[str, Any]) -> Any:
     beta = plain["bias"] if plain["bias"] is not None else torch.zeros_like(mean)
     uniform = all(size == 1 for i, size in enumerate(x.value.shape) if i != 1)
     given = x.value.reshape(-1).expand(channels) if uniform else torch.zeros_like(mean)
-    known = (x.known if uniform else torch.zeros((1,) * rank, dtype=torch.bool)).reshape(-1).expand(channels)
+    known = (
+        (x.known if uniform else torch.zeros((1,) * rank, dtype=torch.bool, device="cpu")).reshape(-1).expand(channels)
+    )
     if run.training:
         # Batch statistics of an all-zero channel are (0, 0): it becomes beta, in eval mode too if its mean is 0.
         known = known & (given == 0) & (mean == 0)
@@ -174,7 +176,7 @@ def einsum(run: Interpreter, node: fx.Node, args: dict[str, Any]) -> Value | Non
         return None
     maybe = [~run.of(item).zero for item in args["tensors"]]
     zero = torch.einsum(args["equation"].replace(" ", ""), *(item.float() for item in maybe)) < 0.5
-    return Value(torch.zeros(zero.shape, dtype=torch.float32), zero)
+    return Value(torch.zeros(zero.shape, dtype=torch.float32, device="cpu"), zero)
 
 
 def einsum_terms(equation: str) -> tuple[str, str, str] | None:
@@ -224,4 +226,4 @@ def filled(run: Interpreter, node: fx.Node, args: dict[str, Any]) -> Value | Non
     if not isinstance(fill_value, (int, float)) or math.isnan(float(fill_value)):
         return None
     meta = node.meta["val"]
-    return constant(torch.full((1,) * meta.dim(), fill_value, dtype=meta.dtype))
+    return constant(torch.full((1,) * meta.dim(), fill_value, dtype=meta.dtype, device="cpu"))

@@ -19,6 +19,9 @@ from .captured import Capture
 # convolution networks. The bounds leave two to three decimal digits for depth.
 _TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5}
 
+# Who rounds float32 operands if told to.
+_FLOAT32 = [(vendor, operator) for vendor in ("cuda", "mkldnn") for operator in ("matmul", "conv", "rnn")]
+
 
 class InexactError(RuntimeError):
     """The shrunk model computes something else."""
@@ -37,13 +40,18 @@ def default_tolerance(capture: Capture) -> float:
 
 @contextlib.contextmanager
 def _exact_arithmetic() -> Iterator[None]:
-    """TensorFloat-32 rounds to 10 bits, which would hide real differences."""
-    matmul, cudnn = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    """TensorFloat-32 rounds to 10 bits and bfloat16 to 7, which would hide real differences.
+
+    Set operator by operator: once somebody has, torch refuses to say what its older names for all of them hold.
+    """
+    before = [torch._C._get_fp32_precision_getter(*each) for each in _FLOAT32]
+    for each in _FLOAT32:
+        torch._C._set_fp32_precision_setter(*each, "ieee")
     try:
         yield
     finally:
-        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = matmul, cudnn
+        for each, precision in zip(_FLOAT32, before, strict=True):
+            torch._C._set_fp32_precision_setter(*each, precision)
 
 
 def outputs(model: nn.Module, example_inputs: Any) -> list[Tensor]:

@@ -54,7 +54,7 @@ def follow_(copy: nn.Module, model: nn.Module) -> bool:
         if found is None:
             raise ValueError(f"the copy has no {name}, which {type(model).__name__} has: it is no copy of it")
         for axis, (size, kept) in axes.items():
-            _, had = before.positions.get(name, {}).get(axis, (size, torch.arange(size)))
+            _, had = before.positions.get(name, {}).get(axis, (size, torch.arange(size, device="cpu")))
             width = found.shape[axis] if axis < found.dim() else None
             index = torch.searchsorted(had.cpu(), kept.cpu())
             fits = width == len(had) and bool((had.cpu()[index.clamp(max=len(had) - 1)] == kept.cpu()).all())

@@ -40,7 +40,7 @@ class Reads:
         self.constant: dict[int, float] = {}
         self.terms: dict[fx.Node, tuple[Tensor, Value]] = {}
         for node in (*flow.capture.outputs, *(node for node, _ in flow.capture.writes)):
-            self._ask(node, torch.ones((1,) * len(shape_of(node)), dtype=torch.bool))
+            self._ask(node, torch.ones((1,) * len(shape_of(node)), dtype=torch.bool, device="cpu"))
         with torch.no_grad():
             for node in reversed(flow.capture.calls):
                 if node in self.demand:
@@ -54,7 +54,7 @@ class Reads:
     def _ask_all(self, node: fx.Node) -> None:
         for item in node.all_input_nodes:
             if item not in self.flow.only_state:
-                self._ask(item, torch.ones((1,) * len(shape_of(item)), dtype=torch.bool))
+                self._ask(item, torch.ones((1,) * len(shape_of(item)), dtype=torch.bool, device="cpu"))
 
     def _visit(self, node: fx.Node, demand: Any) -> None:
         if node.target is operator.getitem:
@@ -119,7 +119,7 @@ class Reads:
         w = self.run.of(args["weight"])
         self._contract(node, args["input"], args["weight"], demand, Value(w.value.mT, w.known.mT), transposed=True)
         if args.get("bias") is not None and args["bias"] not in self.flow.only_state:
-            self._ask(args["bias"], torch.ones(1, dtype=torch.bool))
+            self._ask(args["bias"], torch.ones(1, dtype=torch.bool, device="cpu"))
 
     def _product(self, node: fx.Node, demand: Tensor) -> None:
         args = arguments(node)
@@ -127,7 +127,7 @@ class Reads:
         if op_name(node) in ("addmm", "baddbmm"):
             left, right = factors(args)
             if args["self"] not in self.flow.only_state:
-                self._ask(args["self"], torch.ones((1,) * len(shape_of(args["self"])), dtype=torch.bool))
+                self._ask(args["self"], torch.ones((1,) * len(shape_of(args["self"])), dtype=torch.bool, device="cpu"))
         self._contract(node, left, right, demand, self.run.of(right), transposed=False)
 
     def _contract(
@@ -182,7 +182,7 @@ class Reads:
         self._read([self.flow.of(source)[channel], columns], channel, needed, a)
         self.terms[node] = (needed, a)
         if args["weight"] not in self.flow.only_state:
-            self._ask(args["weight"], torch.ones((1,) * len(shape_of(args["weight"])), dtype=torch.bool))
+            self._ask(args["weight"], torch.ones((1,) * len(shape_of(args["weight"])), dtype=torch.bool, device="cpu"))
 
     def _einsum(self, node: fx.Node, demand: Tensor) -> None:
         args = arguments(node)
@@ -270,13 +270,13 @@ class Reads:
 
         def indices(item: fx.Node) -> Tensor:
             count = int(np.prod(shape_of(item), dtype=np.int64))
-            return torch.arange(bases[item] + 1, bases[item] + 1 + count).reshape(shape_of(item))
+            return torch.arange(bases[item] + 1, bases[item] + 1 + count, device="cpu").reshape(shape_of(item))
 
         if name in ("pad", "constant_pad_nd"):
             moved: Any = torch.nn.functional.pad(indices(node.all_input_nodes[0]), arguments(node)["pad"])
         else:
             moved = call_with(node, indices)
-        read = torch.zeros(offset + 1, dtype=torch.bool)
+        read = torch.zeros(offset + 1, dtype=torch.bool, device="cpu")
         parts = demand.items() if isinstance(demand, dict) else [(None, demand)]
         for key, wanted in parts:
             target = moved if key is None else moved[key]

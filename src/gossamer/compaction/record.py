@@ -105,7 +105,7 @@ def _kept(entry: Any, where: str) -> tuple[int, Tensor]:
         raise ValueError(f"{where} is {_short(entry)}, expected its size and a list of positions")
     if not found or min(found) < 0 or max(found) >= size:
         raise ValueError(f"{where}: positions out of range [0, {_short(size)})")
-    index = torch.tensor(found, dtype=torch.int64) if size < 2**63 else None
+    index = torch.tensor(found, dtype=torch.int64, device="cpu") if size < 2**63 else None
     if index is None or bool((index.diff() <= 0).any()):
         raise ValueError(f"{where}: positions do not increase")
     return size, index

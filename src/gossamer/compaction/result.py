@@ -64,7 +64,7 @@ def _removed(group: ChannelGroup, keep: Tensor) -> list[str]:
 
 def _stays(result: Compact, group: ChannelGroup) -> list[str]:
     """Why dead or constant channels of a group are still there."""
-    keep = result.keep.get(group.name, torch.ones(group.channels, dtype=torch.bool))
+    keep = result.keep.get(group.name, torch.ones(group.channels, dtype=torch.bool, device="cpu"))
     lines = []
     spare = keep & result.dead.get(group.name, torch.zeros_like(keep))
     if group.name in result.unfit:

@@ -86,7 +86,9 @@ def kept_positions(model: nn.Module, graph: ChannelGraph, keep: dict[str, Tensor
                     f"{member.tensor} has {found}, the graph expects {size} positions on axis {member.axis}: "
                     "build the graph again after every change of the model"
                 )
-            stay.setdefault(key, torch.ones(size, dtype=torch.bool))[member.index[~mask].reshape(-1)] = False
+            stay.setdefault(key, torch.ones(size, dtype=torch.bool, device="cpu"))[member.index[~mask].reshape(-1)] = (
+                False
+            )
     positions: dict[str, dict[int, LongTensor]] = {}
     for (tensor, axis), mask in sorted(stay.items()):
         positions.setdefault(tensor, {})[axis] = mask.nonzero().flatten()  # type: ignore[assignment]

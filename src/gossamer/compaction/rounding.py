@@ -56,7 +56,7 @@ def rounded(group: ChannelGroup, stay: Tensor, size: int, model: nn.Module) -> T
     if target == count:
         return stay
     state = state_tensors(model)
-    weight = torch.zeros(group.channels, dtype=torch.float64)
+    weight = torch.zeros(group.channels, dtype=torch.float64, device="cpu")
     for member in group.members:
         if member.role == "writer":
             sizes = state[member.tensor].detach().cpu().double().abs().movedim(member.axis, 0)

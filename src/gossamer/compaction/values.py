@@ -82,7 +82,10 @@ class Value:
 
 
 def varies(rank: int) -> Value:
-    return Value(torch.zeros((1,) * rank, dtype=torch.float32), torch.zeros((1,) * rank, dtype=torch.bool))
+    return Value(
+        torch.zeros((1,) * rank, dtype=torch.float32, device="cpu"),
+        torch.zeros((1,) * rank, dtype=torch.bool, device="cpu"),
+    )
 
 
 def constant(tensor: Tensor) -> Value:
@@ -226,7 +229,7 @@ def _copied(run: Interpreter, node: fx.Node, name: str) -> Value:
 def _pointwise(run: Interpreter, node: fx.Node, name: str) -> Value | None:
     operands = [run.of(item) for item in node.all_input_nodes]
     rank = len(shape_of(node))
-    known = torch.ones((1,) * rank, dtype=torch.bool)
+    known = torch.ones((1,) * rank, dtype=torch.bool, device="cpu")
     for operand in operands:
         known = known & operand.known
     absorbing = name == "mul" and len(operands) == 2

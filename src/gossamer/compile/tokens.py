@@ -81,7 +81,7 @@ def tokens_of(masks: Sequence[Tensor], keep: Tensor) -> Tokens:
     at = keep.flatten().nonzero().squeeze(1)
     offsets = torch.zeros(keep.shape[0] + 1, dtype=torch.int64, device=keep.device)
     torch.cumsum(keep.sum(1), 0, out=offsets[1:])
-    kinds = tuple(torch.tensor(kind_of(mask, keep)) for mask in masks)
+    kinds = tuple(torch.tensor(kind_of(mask, keep), device="cpu") for mask in masks)
     return Tokens(keep, at, offsets, kinds)
 
 

@@ -168,7 +168,7 @@ def _read(found: list[tuple[Path, int]], size: int | None) -> tuple[torch.Tensor
             raise ValueError(f"imagefolder: {_shown(file)} is not a readable image: {error}") from error
         pixels[i] = np.asarray(image if size is None else image.resize((size, size), 2))  # 2: bilinear
     x = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255.0
-    return x.contiguous(), torch.tensor([label for _, label in found])
+    return x.contiguous(), torch.tensor([label for _, label in found], device="cpu")
 
 
 def imagefolder(path: str, *, seed: int, image_size: int | None = None, test_fraction: float = 0.2) -> Splits:
@@ -193,7 +193,7 @@ def imagefolder(path: str, *, seed: int, image_size: int | None = None, test_fra
         _same_classes(*parts, classes)
         train_files, test_files = (_files(part, classes) for part in parts)
         x, y = _read(train_files + test_files, image_size)
-        train, test = torch.arange(len(y)).split((len(train_files), len(test_files)))
+        train, test = torch.arange(len(y), device="cpu").split((len(train_files), len(test_files)))
     else:
         classes = _classes(root)
         x, y = _read(_files(root, classes), image_size)

@@ -89,7 +89,7 @@ def byte_pairs(texts: list[str], vocabulary: int) -> Any:
 def _tokens(tokenizer: Any, texts: list[str]) -> Tensor:
     """All texts after one another, with token 0 before each."""
     encoded = tokenizer.encode_batch(texts)
-    return torch.cat([torch.tensor([0, *each.ids], dtype=torch.int32) for each in encoded])
+    return torch.cat([torch.tensor([0, *each.ids], dtype=torch.int32, device="cpu") for each in encoded])
 
 
 def windows(tokens: Tensor, *, length: int, batch: int, steps: int, seed: int = 0, first: int = 0) -> Iterator[Tensor]:
@@ -108,8 +108,8 @@ def windows(tokens: Tensor, *, length: int, batch: int, steps: int, seed: int = 
         raise ValueError(f"tokens must hold a window of length {length}, got {tokens.numel()}")
     for step in range(first, steps):
         generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
-        at = torch.randint(tokens.numel() - length + 1, (batch,), generator=generator)
-        yield tokens[at[:, None] + torch.arange(length)].long()
+        at = torch.randint(tokens.numel() - length + 1, (batch,), generator=generator, device="cpu")
+        yield tokens[at[:, None] + torch.arange(length, device="cpu")].long()
 
 
 def in_order(tokens: Tensor, *, length: int, batch: int, most: int | None = None) -> list[Tensor]:

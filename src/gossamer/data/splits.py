@@ -68,7 +68,7 @@ def split(labels: torch.Tensor, *, test_fraction: float, seed: int) -> tuple[tor
     # Sorted once: as many passes as classes would take for ever where each example is its own.
     counts = labels.unique(return_counts=True)[1].tolist()
     for members in labels.argsort(stable=True).split(counts):
-        members = members[torch.randperm(len(members), generator=generator)]
+        members = members[torch.randperm(len(members), generator=generator, device="cpu")]
         held_out = min(round(test_fraction * len(members)), len(members) - 1)
         test.append(members[:held_out])
         train.append(members[held_out:])

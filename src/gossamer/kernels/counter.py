@@ -18,7 +18,7 @@ def row_keys(seed: int, step: int, rows: Tensor) -> Tensor:
 
 def step_key(seed: int, step: int) -> int:
     """What rows of this step begin with: an int64."""
-    return int(_mix(_mix(torch.tensor(_signed(seed))) ^ _signed(step)))
+    return int(_mix(_mix(torch.tensor(_signed(seed), device="cpu")) ^ _signed(step)))
 
 
 def slot_bits(keys: Tensor, slots: int) -> Tensor:

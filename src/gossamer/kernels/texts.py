@@ -60,7 +60,7 @@ class Sight:
         assert self.mask is not None and self.tokens is not None
         count, size = len(offsets) - 1, self.mask.shape[3]
         self._check_mask(count)
-        numbers = torch.repeat_interleave(torch.arange(count), offsets.diff())
+        numbers = torch.repeat_interleave(torch.arange(count, device="cpu"), offsets.diff())
         places = self.tokens - numbers * size
         if places.numel() and not 0 <= int(places.min()) <= int(places.max()) < size:
             for text in texts(offsets, len(places)):

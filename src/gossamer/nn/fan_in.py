@@ -81,14 +81,15 @@ class FanInLinear(nn.Module):
                 raise ValueError(f"{name} must be an integer of at least 1, got {size!r}")
         if pattern is None and fan_in > in_features:
             raise ValueError(f"fan_in must be at most in_features={in_features}, got {fan_in}")
-        seed = int(torch.randint(2**62, ())) if seed is None else seed
+        seed = int(torch.randint(2**62, (), device="cpu")) if seed is None else seed
         columns = (
-            fan_in_indices(out_features, in_features, fan_in, seed=seed)
+            fan_in_indices(out_features, in_features, fan_in, seed=seed, device="cpu")
             if pattern is None
             else self._columns_of(pattern)
         )
         self._capture_handle: Tensor | None = None
-        self.register_buffer("indices", columns.to(device or "cpu").view(torch.uint8))
+        device = torch.get_default_device() if device is None else device
+        self.register_buffer("indices", columns.to(device).view(torch.uint8))
         self.values = nn.Parameter(torch.empty(columns.shape, device=device, dtype=dtype))
         self.bias = nn.Parameter(torch.empty(out_features, device=device, dtype=dtype)) if bias else None
         self.reset_parameters(seed)
@@ -98,7 +99,7 @@ class FanInLinear(nn.Module):
         """Draw values and bias uniformly in +-`bound`; on the CPU, so that every device gets the same."""
         for parameter, step in ((self.values, seed), (self.bias, seed + 1)):
             if parameter is not None and not parameter.is_meta:
-                drawn = torch.empty(parameter.shape, dtype=parameter.dtype).view(self.out_features, -1)
+                drawn = torch.empty(parameter.shape, dtype=parameter.dtype, device="cpu").view(self.out_features, -1)
                 draw_values(drawn, seed=step, bound=self.bound)
                 parameter.copy_(drawn.view(parameter.shape))
 

@@ -4,7 +4,8 @@
     onednn           oneDNN, with the weight as it lies
     onednn packed    oneDNN, with the weight in an order of its own, which is kept where the caller asked: keep_packed
     mkl packed       MKL's packed product, whose pack is for one number of rows: for benchmarks, not for layers
-    gossamer         our kernel for products with zeros, told that every row is there
+    gossamer         our kernels: for few rows the one that reads the weight once (`few_rows`), else that for products
+                     with zeros, told that every row is there
 
 Which is fastest differs between processors by a factor of two, and between shapes. A `Tuner` for each shape and number
 of threads lets them take turns on the user's own calls. Their results differ by rounding. `pin` names one for all.
@@ -29,6 +30,7 @@ from torch.autograd import forward_ad
 
 from gossamer.measure import clock
 from gossamer.ops.autograd import Differentiable, save, saving_is_watched, wants_gradient
+from gossamer.ops.few_rows import FEW, FewRows
 from gossamer.ops.gathered import gather_mm_on
 from gossamer.ops.packs import KeptPacks
 from gossamer.pattern.build import index_dtype
@@ -38,12 +40,15 @@ from gossamer.planner.tuner.trial import DENSE
 TORCH = "torch"
 LEAST = 1 << 24
 """Multiplications below which a product is torch's: some 0.2 ms of one core."""
+LEAST_READ = 1 << 20
+"""Elements of a weight that few rows are worth asking for in spite of that: to read them takes as long."""
 
 _QUESTION = "product"
 _CALL = 2e-6  # seconds of Python around a product that is not torch's
 _MOST_SHAPES = 1024
 _EXACT_SHAPES = 64  # further ones share a call site with shapes up to twice as large: lengths that hardly come again
 _PLAIN = (Tensor, torch.nn.Parameter)
+_EXACT = ("none", "ieee")  # what torch says where its CPU products may not round operands
 
 Run = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 Ready = Callable[[Tensor, Tensor | None], Tensor]
@@ -109,6 +114,9 @@ def _mkl_prepared(weight: Tensor, rows: int) -> Ready:
 
 
 def _gossamer(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    if x.shape[0] <= FEW[torch.float32] and weight.is_contiguous():
+        few: Tensor = FewRows.compute(x, weight, bias)
+        return few
     y: Tensor = gather_mm_on("cpu")(x, *_ONE_TILE, x.shape[0], x.shape[1], weight.t().unsqueeze(0), False)
     return y if bias is None else y.add_(bias)
 
@@ -282,7 +290,7 @@ def _asks(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
         and not torch._C._is_torch_function_mode_enabled()
         and not torch._C._is_any_autocast_enabled()
         and not saving_is_watched()
-        and torch._C._get_float32_matmul_precision() == "highest"
+        and torch._C._get_fp32_precision_getter("mkldnn", "matmul") in _EXACT
         and _functorch.peek_interpreter_stack() is None
         and forward_ad._current_level < 0
     )
@@ -300,7 +308,11 @@ def _is_plain(x: Tensor) -> bool:
 
 def _is_small(x: Tensor, weight: Tensor) -> bool:
     """Is this torch's own product before anything is asked? In a graph or a trace it always is."""
-    return _is_recorded() or x.numel() * weight.shape[0] < LEAST or x.dim() < 2
+    if _is_recorded() or x.dim() < 2:
+        return True
+    if x.numel() * weight.shape[0] >= LEAST:
+        return False
+    return weight.numel() < LEAST_READ or not 0 < x.numel() <= FEW[torch.float32] * x.shape[-1]
 
 
 def _is_recorded() -> bool:

@@ -22,8 +22,8 @@ def draw(keys: Tensor, grid: tuple[int, int]) -> str:
     keys = keys[keys < tile_rows * tile_cols]
     cell = (keys // tile_cols * lines // tile_rows) * columns + keys % tile_cols * columns // tile_cols
     present = torch.bincount(cell, minlength=lines * columns).view(lines, columns)
-    heights = torch.bincount(torch.arange(tile_rows) * lines // tile_rows)
-    widths = torch.bincount(torch.arange(tile_cols) * columns // tile_cols)
+    heights = torch.bincount(torch.arange(tile_rows, device="cpu") * lines // tile_rows)
+    widths = torch.bincount(torch.arange(tile_cols, device="cpu") * columns // tile_cols)
     share = present / (heights[:, None] * widths)
     level = torch.where(share == 1, 4, (share * 3).ceil().clamp(max=3)).int()
     return "\n".join("".join(SHADES[shade] for shade in line) for line in level.tolist())

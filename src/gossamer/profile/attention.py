@@ -130,15 +130,15 @@ def _timed(looked: Looked, length: int, budget: int, dtype: torch.dtype) -> tupl
     count, heads = -(-length // PAGE), looked.key_heads
     group = looked.heads // heads
     pool = PagePool.allocate(count, heads, looked.width, stored=STORED[dtype], moments=None)
-    keys = torch.randn(length, heads, looked.width, generator=generator, dtype=torch.float32)
+    keys = torch.randn(length, heads, looked.width, generator=generator, dtype=torch.float32, device="cpu")
     page_append(keys, keys, pool, Batch.of([length], [length], [list(range(count))]))
     token = Batch.of([1], [length], [list(range(count))])
-    q = torch.randn(1, looked.heads, looked.width, generator=generator, dtype=torch.float32)
+    q = torch.randn(1, looked.heads, looked.width, generator=generator, dtype=torch.float32, device="cpu")
 
     def choose() -> Pattern:
         scores = page_scores(q, pool, token, by="extremes", group=group).unflatten(1, (heads, group)).amax(2)
-        pages = best(scores, torch.tensor([length]), budget // PAGE, PAGE)
-        offsets = torch.arange(heads + 1) * (budget // PAGE)
+        pages = best(scores, torch.tensor([length], device="cpu"), budget // PAGE, PAGE)
+        offsets = torch.arange(heads + 1, device="cpu") * (budget // PAGE)
         return Pattern(offsets, pages.flatten(), (heads, count), (1, 1))
 
     lists = choose()

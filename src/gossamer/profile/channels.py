@@ -131,7 +131,7 @@ def _first(group: ChannelGroup) -> Tensor:
     """Which channels stay when about `REMOVED` go, to the nearest width that training would end on."""
     size = step(group, WIDTHS)
     left = max(round((1 - REMOVED) * group.channels / size), 1) * size
-    return torch.arange(group.channels) < left
+    return torch.arange(group.channels, device="cpu") < left
 
 
 def _compared(study: Study, twin: nn.Module, keep: dict[str, Tensor], example: Any) -> Finding:

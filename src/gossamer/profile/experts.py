@@ -130,7 +130,7 @@ def _rows(block: Block) -> Tensor | None:
     rows = {id(expert): 0 for expert in block.experts.values()}
     for expert, x, _ in block.rows:
         rows[id(expert)] += len(x)
-    return torch.tensor(list(rows.values()))
+    return torch.tensor(list(rows.values()), device="cpu")
 
 
 def _alone(block: Block) -> float:

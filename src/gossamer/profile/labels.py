@@ -40,7 +40,7 @@ def find_labels(study: Study) -> Finding:
         )
     fan_in = min(Recipe().fan_in, head.in_features)
     dense = _bytes_dense(head)
-    fused = FusedHead(head.in_features, head.out_features, fan_in=fan_in)
+    fused = FusedHead(head.in_features, head.out_features, fan_in=fan_in, device="cpu")
     sparse = sum(buffer.numel() * buffer.element_size() for buffer in fused.buffers())
     rows = study.seen.inputs[last].rows
     assert rows is not None
@@ -66,10 +66,10 @@ def _bytes_dense(head: nn.Linear) -> int:
 
 def _step(head: nn.Linear, fused: FusedHead, x: Tensor) -> Gain:
     """A step of training of the head alone, dense and with a fixed fan-in."""
-    twin = nn.Linear(head.in_features, head.out_features, head.bias is not None)
+    twin = nn.Linear(head.in_features, head.out_features, head.bias is not None, device="cpu", dtype=torch.float32)
     optimizer = torch.optim.SGD(twin.parameters(), lr=1e-3)
     labels = [[row % head.out_features] for row in range(len(x))]
-    targets = torch.zeros(len(x), head.out_features, dtype=torch.float32)
+    targets = torch.zeros(len(x), head.out_features, dtype=torch.float32, device="cpu")
     targets[range(len(x)), [row[0] for row in labels]] = 1.0
 
     def dense() -> None:

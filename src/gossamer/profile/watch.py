@@ -187,7 +187,7 @@ class _Attention(TorchFunctionMode):
         """Where tokens that are no padding are."""
         mask = self.batch.mask
         if mask is None or mask.shape[1] != tokens:
-            return torch.arange(tokens)
+            return torch.arange(tokens, device="cpu")
         return mask[row].nonzero()[:, 0].cpu()
 
     @staticmethod

@@ -266,9 +266,11 @@ def _adapters(units: int, width: int, rank: int, like: Tensor) -> nn.ModuleList:
     """Two small products for each unit, the second zero at first: nothing is added before training."""
 
     def one() -> nn.Sequential:
-        last = nn.Linear(rank, width, bias=False)
+        first, last = (
+            nn.Linear(*sizes, bias=False, device="cpu", dtype=torch.float32) for sizes in ((width, rank), (rank, width))
+        )
         nn.init.zeros_(last.weight)
-        return nn.Sequential(nn.Linear(width, rank, bias=False), nn.GELU(), last)
+        return nn.Sequential(first, nn.GELU(), last)
 
     return nn.ModuleList(one() for _ in range(units)).to(device=like.device, dtype=like.dtype)
 

@@ -95,6 +95,6 @@ def _guesses(drafter: Radial, cache: SparseCache, token: int, count: int) -> lis
     """The next `count` tokens by the draft, one by one; what it wrote into the cache stays there."""
     guesses: list[int] = []
     while len(guesses) < count:
-        last = torch.tensor([[guesses[-1] if guesses else token]])
+        last = torch.tensor([[guesses[-1] if guesses else token]], device="cpu")
         guesses.append(int(drafter(last, past_key_values=cache).logits[0, -1].argmax()))
     return guesses

@@ -58,7 +58,7 @@ class Following:
 
     def __init__(self, matcher: Any, vocabulary: int) -> None:
         self._matcher = matcher
-        self._bits = torch.zeros(-(-vocabulary // 32), dtype=torch.int32)
+        self._bits = torch.zeros(-(-vocabulary // 32), dtype=torch.int32, device="cpu")
         self.failed: ApiError | None = None
 
     def narrow(self, logits: Tensor) -> Tensor:
@@ -67,7 +67,7 @@ class Following:
             self._matcher.unsafe_compute_mask_ptr(self._bits.data_ptr(), self._bits.numel() * 4)
         except Exception as error:  # the library's own, and Rust's
             return self._fail(logits, str(error))
-        places = torch.arange(32, dtype=torch.int32)
+        places = torch.arange(32, dtype=torch.int32, device="cpu")
         allowed = ((self._bits[:, None] >> places) & 1).flatten()[: logits.numel()].bool()
         if self._matcher.is_error() or not allowed.any():
             return self._fail(logits, self._matcher.get_error() or "no token can follow")

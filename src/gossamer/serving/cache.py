@@ -71,7 +71,7 @@ class SparseCache(PagedCache):
         self.fresh = 0  # new tokens of each row in the present pass
         self.step: Step | None = None
         self.places: Tensor | None = None
-        self.real = torch.ones(0, 0, dtype=torch.bool)  # [rows, columns]: which tokens are no padding
+        self.real = torch.ones(0, 0, dtype=torch.bool, device="cpu")  # [rows, columns]: which tokens are no padding
 
     @property
     def is_croppable(self) -> bool:
@@ -219,7 +219,7 @@ class SparseCache(PagedCache):
 
     def batch_repeat_interleave(self, repeats: int) -> None:
         """Have each row `repeats` times."""
-        self.batch_select_indices(torch.arange(len(self.rows)).repeat_interleave(repeats))
+        self.batch_select_indices(torch.arange(len(self.rows), device="cpu").repeat_interleave(repeats))
 
     @property
     def batch_size(self) -> int:

@@ -37,6 +37,7 @@ from gossamer.serving.sampling import Choice, Sampler, Sampling, choose
 from gossamer.serving.sparsity import Sparsity
 from gossamer.serving.stepping.division import share
 from gossamer.serving.stepping.jobs import Finished, Job
+from gossamer.serving.stepping.linears import few_rows
 from gossamer.serving.stepping.scheduler import Plan, Scheduler
 from gossamer.serving.stepping.team import Team
 from gossamer.serving.stepping.turns import Turns
@@ -266,7 +267,7 @@ class Engine:
     def _pass(self, plan: Plan) -> tuple[list[Job], Tensor]:
         """Those of the plan that wait for a token, and the model's logits for each; none on a rank that follows."""
         if not plan:
-            return [], torch.empty(0, dtype=torch.float32)
+            return [], torch.empty(0, dtype=torch.float32, device="cpu")
         try:
             return self._computed(plan)
         except BaseException:
@@ -281,10 +282,10 @@ class Engine:
         device = self.store.device
         step = self.store.extend([job.held for job, _ in plan], counts, decoding)
         self.cache.begin(step)
-        last = torch.tensor(counts).cumsum(0) - 1
+        last = torch.tensor(counts, device="cpu").cumsum(0) - 1
         wanted = [at for at, (job, _) in enumerate(plan) if job.done == job.length]
         asked = wanted if self.team is None or self.team.first else []
-        with self._attending():
+        with self._attending(), few_rows(self.model):
             logits = self.model(
                 input_ids=torch.tensor([tokens], device=device), position_ids=torch.tensor([places], device=device),
                 past_key_values=self.cache, use_cache=True, logits_to_keep=last[asked].to(device),

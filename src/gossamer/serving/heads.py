@@ -57,7 +57,7 @@ class HeadPattern:
         if not rows or len(set(map(len, rows))) != 1:
             found = f"rows of {sorted(set(map(len, rows)))}" if rows else "nothing"
             raise ValueError(f"{file} must be a table of numbers with rows of one length, got {found}")
-        gates = torch.tensor(rows, dtype=torch.float64)
+        gates = torch.tensor(rows, dtype=torch.float64, device="cpu")
         wrong = (~gates.isfinite()).nonzero().tolist()
         if wrong:
             layer, head = wrong[0]
@@ -83,4 +83,6 @@ class HeadPattern:
 
 def spread(layers: int, heads: int) -> HeadPattern:
     """Gates for want of measured ones: the later heads of every layer stream first, so that each layer keeps some."""
-    return HeadPattern(torch.linspace(1, 0, heads, dtype=torch.float64).expand(layers, heads).contiguous())
+    return HeadPattern(
+        torch.linspace(1, 0, heads, dtype=torch.float64, device="cpu").expand(layers, heads).contiguous()
+    )

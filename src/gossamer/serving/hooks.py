@@ -71,18 +71,18 @@ def _check_causal(
         raise ValueError("attn_implementation='gossamer' takes causal masks alone; this model adds a mask of its own")
     q_length, kv_length, q_offset, kv_offset = places
     generator = torch.Generator().manual_seed(q_length)
-    q = torch.randint(q_length, (SAMPLES,), generator=generator) + q_offset
-    q[:2] = torch.tensor([q_offset, q_offset + q_length - 1])
-    near = torch.tensor([-1, 0, 1]).repeat(SAMPLES // 3 + 1)[:SAMPLES]
-    edge = q - (window or 0) * (torch.arange(SAMPLES) % 2)
-    anywhere = torch.randint(kv_length, (SAMPLES,), generator=generator) + kv_offset
+    q = torch.randint(q_length, (SAMPLES,), generator=generator, device="cpu") + q_offset
+    q[:2] = torch.tensor([q_offset, q_offset + q_length - 1], device="cpu")
+    near = torch.tensor([-1, 0, 1], device="cpu").repeat(SAMPLES // 3 + 1)[:SAMPLES]
+    edge = q - (window or 0) * (torch.arange(SAMPLES, device="cpu") % 2)
+    anywhere = torch.randint(kv_length, (SAMPLES,), generator=generator, device="cpu") + kv_offset
     for keys in ((edge + near).clamp(kv_offset, kv_offset + kv_length - 1), anywhere):
-        rows = torch.arange(SAMPLES) % batch
+        rows = torch.arange(SAMPLES, device="cpu") % batch
         expected = keys <= q
         if window is not None:
             expected &= keys > q - window
         found = mask_function(rows.to(device), torch.zeros_like(rows).to(device), q.to(device), keys.to(device))
-        wrong = (torch.as_tensor(found).cpu().expand(SAMPLES) != expected).nonzero()
+        wrong = (torch.as_tensor(found, device="cpu").expand(SAMPLES) != expected).nonzero()
         if wrong.numel():
             at = int(wrong[0])
             raise ValueError(

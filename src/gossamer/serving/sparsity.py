@@ -182,9 +182,9 @@ class Sparsity:
         sparse = at not in self.dense_layers
         choices = self.token_budget is not None and sparse, self.prefill is not None and sparse
         if window is not None:
-            return (Part(View(window, 0), torch.arange(heads), False, False),)
+            return (Part(View(window, 0), torch.arange(heads, device="cpu"), False, False),)
         if streaming is None:
-            return (Part(View(None, 0), torch.arange(heads), *choices),)
+            return (Part(View(None, 0), torch.arange(heads, device="cpu"), *choices),)
         some, others = (rows.nonzero()[:, 0] for rows in (~streaming[at], streaming[at]))
         parts = Part(View(None, 0), some, *choices), Part(View(self.local, self.sink), others, False, False)
         return tuple(part for part in parts if part.heads.numel())

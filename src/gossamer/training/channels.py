@@ -54,8 +54,8 @@ class Channels:
         """All channels of these groups, alive."""
         result = cls(network, graph, graph, {group.name: group for group in groups}, {}, {}, {}, {})
         for group in groups:
-            result.alive[group.name] = torch.ones(group.channels, dtype=torch.bool)
-            result.origin[group.name] = torch.arange(group.channels)
+            result.alive[group.name] = torch.ones(group.channels, dtype=torch.bool, device="cpu")
+            result.origin[group.name] = torch.arange(group.channels, device="cpu")
             result.original[group.name] = group.channels
             result.entries[group.name] = sum(
                 weight.numel() // weight.shape[axis] * index.shape[1] for weight, axis, index in result.writers(group)
@@ -92,7 +92,10 @@ class Channels:
         a view) shows only when half of the channels are gone from a copy, and a channel that could never be cut out
         must not be trained away.
         """
-        keep = {name: torch.arange(group.channels) < (group.channels + 1) // 2 for name, group in self.groups.items()}
+        keep = {
+            name: torch.arange(group.channels, device="cpu") < (group.channels + 1) // 2
+            for name, group in self.groups.items()
+        }
 
         def attempt(names: list[str]) -> None:
             try:
@@ -117,7 +120,7 @@ class Channels:
         return {name: self._originally(name, self.origin[name]) for name in self.original}
 
     def _originally(self, name: str, numbers: Tensor) -> Tensor:
-        return torch.zeros(self.original[name], dtype=torch.bool).index_fill_(0, numbers, True)
+        return torch.zeros(self.original[name], dtype=torch.bool, device="cpu").index_fill_(0, numbers, True)
 
     def umm(self) -> dict[str, Tensor]:
         """float64[channels] per group: unmasked mean magnitude, UMM(c) = sum of |w| over W_c / |W_c|.
@@ -128,7 +131,7 @@ class Channels:
         """
         result = {}
         for name, group in self.groups.items():
-            total = torch.zeros(group.channels, dtype=torch.float64)
+            total = torch.zeros(group.channels, dtype=torch.float64, device="cpu")
             for weight, axis, index in self.writers(group):
                 others = [a for a in range(weight.ndim) if a != axis]
                 # in float64: the sum of a compacted weight then ranks channels as that of the masked one does

@@ -28,9 +28,9 @@ def generator(seed: int, name: str, step: int, purpose: str) -> torch.Generator:
 
 def uniform(n: int, *, seed: int, name: str, step: int, purpose: str, device: torch.device | str = "cpu") -> Tensor:
     """float32[n] uniform in [0, 1), reproducible on every device."""
-    return torch.rand(n, generator=generator(seed, name, step, purpose), dtype=torch.float32).to(device)
+    return torch.rand(n, generator=generator(seed, name, step, purpose), dtype=torch.float32, device="cpu").to(device)
 
 
 def normal(n: int, *, seed: int, name: str, step: int, purpose: str, device: torch.device | str = "cpu") -> Tensor:
     """float32[n] standard normal, reproducible on every device."""
-    return torch.randn(n, generator=generator(seed, name, step, purpose), dtype=torch.float32).to(device)
+    return torch.randn(n, generator=generator(seed, name, step, purpose), dtype=torch.float32, device="cpu").to(device)

@@ -74,7 +74,7 @@ def comparable(
         if normalize == "group":
             result[name] = score / living.mean().clamp_min(1e-300)
             continue
-        rank = torch.zeros(len(score), dtype=torch.float64)
+        rank = torch.zeros(len(score), dtype=torch.float64, device="cpu")
         rank[alive[name]] = torch.argsort(torch.argsort(living, stable=True), stable=True).to(torch.float64)
         gone = original[name] - len(living)
         result[name] = (gone + rank + 0.5) / original[name] / math.sqrt(costs[name])
@@ -109,7 +109,9 @@ def widths(
     most = sum(result[name] - floors[name] for name in names)
     if remove > most:
         raise ValueError(f"cannot remove {remove} channels: the floors {floors} of widths {result} allow {most}")
-    owner = torch.cat([torch.full((int(alive[name].sum()),), i, dtype=torch.int64) for i, name in enumerate(names)])
+    owner = torch.cat(
+        [torch.full((int(alive[name].sum()),), i, dtype=torch.int64, device="cpu") for i, name in enumerate(names)]
+    )
     values = torch.cat([scores[name][alive[name]] for name in names])
     left = remove
     for place in torch.argsort(values, stable=True).tolist():

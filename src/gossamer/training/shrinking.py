@@ -78,9 +78,9 @@ def _cut(state: State, channels: Channels, stay: dict[str, Tensor]) -> None:
 
 def _slice(state: State, tensor: Masked, positions: Mapping[int, Tensor]) -> None:
     if tensor.name in state.ever_active.bits:
-        kept = torch.ones(tensor.mask.shape, dtype=torch.bool)
+        kept = torch.ones(tensor.mask.shape, dtype=torch.bool, device="cpu")
         for axis, index in positions.items():
-            on_axis = torch.zeros(kept.shape[axis], dtype=torch.bool).index_fill_(0, index.cpu(), True)
+            on_axis = torch.zeros(kept.shape[axis], dtype=torch.bool, device="cpu").index_fill_(0, index.cpu(), True)
             kept &= on_axis.view([-1 if a == axis else 1 for a in range(kept.ndim)])
         state.ever_active.slice(tensor, kept)
     mask = sliced(tensor.mask, positions)

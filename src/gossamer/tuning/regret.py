@@ -83,29 +83,29 @@ def masks(rows: int, k: int, seed: int = 0) -> Iterator[tuple[str, Tensor]]:
     generator = torch.Generator().manual_seed(seed)
 
     def rand(*shape: int) -> Tensor:
-        return torch.rand(*shape, generator=generator, dtype=torch.float32)
+        return torch.rand(*shape, generator=generator, dtype=torch.float32, device="cpu")
 
-    yield "no zeros", torch.ones(rows, k, dtype=torch.bool)
+    yield "no zeros", torch.ones(rows, k, dtype=torch.bool, device="cpu")
     for density in (0.5, 0.1, 0.01):
         yield f"independent {density:g}", rand(rows, k) < density
     for density in (0.9, 0.5, 0.25, 0.06):
         # Sequences of 64 rows, each full up to its length: padding.
         length = (2 * density * 64 * rand(-(-rows // 64), 1)).clamp(max=64)
-        real = (torch.arange(64) < length).reshape(-1, 1)[:rows]
+        real = (torch.arange(64, device="cpu") < length).reshape(-1, 1)[:rows]
         yield f"padded {density:g}", real.expand(rows, k).clone()
     for density in (0.5, 0.2, 0.05):
         # Features shared by runs of rows, as after a ReLU on similar tokens.
         shared = rand(-(-rows // 40), k) < density
         yield f"shared features {density:g}", shared.repeat_interleave(40, 0)[:rows] & (rand(rows, k) < 0.9)
     # Rows of lengths that fall like 1 / rank, in random order.
-    rank = torch.randperm(rows, generator=generator) + 1
+    rank = torch.randperm(rows, generator=generator, device="cpu") + 1
     yield "power-law rows", rand(rows, k) < (8.0 / rank).clamp(max=1.0).unsqueeze(1)
-    centre = torch.arange(rows).unsqueeze(1) * k // max(rows, 1)
+    centre = torch.arange(rows, device="cpu").unsqueeze(1) * k // max(rows, 1)
     for width in (k // 32, k // 4):
-        yield f"band of {width}", (torch.arange(k) - centre).abs() <= width // 2
+        yield f"band of {width}", (torch.arange(k, device="cpu") - centre).abs() <= width // 2
     blocks = rand(-(-rows // 48), -(-k // 48)) < 0.1
     yield "blocks of 48", blocks.repeat_interleave(48, 0).repeat_interleave(48, 1)[:rows, :k]
-    yield "nothing", torch.zeros(rows, k, dtype=torch.bool)
+    yield "nothing", torch.zeros(rows, k, dtype=torch.bool, device="cpu")
 
 
 def measured(tiles: Sequence[Tile | None], a: Tensor, b: Tensor) -> list[float]:
@@ -136,8 +136,8 @@ def regret(
     """
     rows, k, n = shape
     generator = torch.Generator().manual_seed(seed)
-    values = torch.randn(rows, k, generator=generator, dtype=torch.float32).to(device, dtype)
-    b = torch.randn(k, n, generator=generator, dtype=torch.float32).to(device, dtype)
+    values = torch.randn(rows, k, generator=generator, dtype=torch.float32, device="cpu").to(device, dtype)
+    b = torch.randn(k, n, generator=generator, dtype=torch.float32, device="cpu").to(device, dtype)
     out = []
     for name, mask in masks(rows, k, seed):
         a = values * mask.to(device)

@@ -93,8 +93,8 @@ def _operands(shape: Shape, dtype: str, device: str) -> tuple[Tensor, Tensor]:
     rows, k, n = shape
     generator = torch.Generator().manual_seed(0)
     kind = getattr(torch, dtype)
-    s = torch.randn(rows, k, generator=generator, dtype=torch.float32).to(device, kind)
-    return s, torch.randn(k, n, generator=generator, dtype=torch.float32).to(device, kind)
+    s = torch.randn(rows, k, generator=generator, dtype=torch.float32, device="cpu").to(device, kind)
+    return s, torch.randn(k, n, generator=generator, dtype=torch.float32, device="cpu").to(device, kind)
 
 
 def _thinned(s: Tensor, tile: Tile, density: float) -> Tensor:
@@ -102,7 +102,7 @@ def _thinned(s: Tensor, tile: Tile, density: float) -> Tensor:
     rows, cols = s.shape
     bm, bk = resolve(tile, (rows, cols))
     generator = torch.Generator().manual_seed(1)
-    kept = torch.rand(-(-rows // bm), -(-cols // bk), generator=generator, dtype=torch.float32) < density
+    kept = torch.rand(-(-rows // bm), -(-cols // bk), generator=generator, dtype=torch.float32, device="cpu") < density
     wide = kept.repeat_interleave(bm, 0).repeat_interleave(bk, 1)[:rows, :cols]
     return s * wide.to(s.device)
 

@@ -37,7 +37,12 @@ def build_head(
     wanted = recipe.frequent_fan_in or inner
     if top and recipe.frequent_fan_in and not recipe.fan_in <= wanted <= inner:
         raise ValueError(f"frequent_fan_in must be from fan_in={recipe.fan_in} to the width of {inner}, got {wanted}")
-    common = {"loss": recipe.loss, "optimizer": recipe.optimizer, "dtype": getattr(torch, recipe.dtype)}
+    common = {
+        "device": "cpu",
+        "loss": recipe.loss,
+        "optimizer": recipe.optimizer,
+        "dtype": getattr(torch, recipe.dtype),
+    }
     parts = []
     if top:
         group = _SHARED if wanted == inner and top >= _MANY else 1
@@ -48,7 +53,7 @@ def build_head(
     head: Head = parts[0] if order is None else JoinedHead(parts, order)
     if recipe.intermediate:
         relative = recipe.intermediate_lr / recipe.head_lr
-        head = WideHead(width, head, relative_lr=relative, seed=recipe.seed + 2)
+        head = WideHead(width, head, relative_lr=relative, seed=recipe.seed + 2, device="cpu")
     return head
 
 

@@ -182,7 +182,8 @@ class Classifier:
             raise ValueError(f"exclude must be of shape {(inputs.shape[0], self.head.labels)}, got {exclude.shape}")
         found = list(predictions(self.encoder, self.head, inputs, k, exclude=exclude, batch_size=batch_size))
         if not found:
-            return torch.zeros(0, k, dtype=torch.float32), torch.zeros(0, k, dtype=torch.int64)
+            none = torch.zeros(0, k, dtype=torch.int64, device="cpu")
+            return none.float(), none
         return torch.cat([scores for scores, _ in found]), torch.cat([ids for _, ids in found])
 
     def subset(self, labels: Sequence[int] | Tensor) -> Classifier:
@@ -192,7 +193,7 @@ class Classifier:
             ValueError: a label that does not exist, or twice.
         """
         small = Classifier(self.given, encoder_settings=self.encoder_settings, recipe=self.recipe)
-        wanted = torch.as_tensor(labels, dtype=torch.int64)
+        wanted = torch.as_tensor(labels, dtype=torch.int64, device="cpu")
         small._encoder, small._head = self.encoder, self.head.subset(wanted)
         small.names = None if self.names is None else [self.names[at] for at in wanted.tolist()]
         return small

@@ -57,7 +57,7 @@ def similar_order(vectors: Tensor, group: int, *, seed: int = 0) -> Tensor:
     """
     count = -(-len(vectors) // group)
     if count <= 1:
-        return torch.arange(len(vectors))
+        return torch.arange(len(vectors), device="cpu")
     found = _divided(vectors, count, lambda members, count: count // 2 * group, seed)
     return found.argsort(stable=True)
 
@@ -67,8 +67,8 @@ def _divided(vectors: Tensor, clusters: int, left: Callable[[int, int], int], se
     if not bool(vectors.isfinite().all()):
         raise ValueError("vectors must be finite, got NaN or infinity")
     vectors = torch.nn.functional.normalize(vectors.float(), dim=1)
-    out = torch.empty(len(vectors), dtype=torch.int64)
-    todo = [(torch.arange(len(vectors)), 0, clusters)]
+    out = torch.empty(len(vectors), dtype=torch.int64, device="cpu")
+    todo = [(torch.arange(len(vectors), device="cpu"), 0, clusters)]
     while todo:
         members, first, count = todo.pop()
         if count == 1:
@@ -84,7 +84,7 @@ def _halved(x: Tensor, size: int, *, seed: tuple[int, ...]) -> Tensor:
     """bool[n] with `size` True: those nearer to one of two centres, ties to the first."""
     start = torch.from_numpy(np.random.default_rng(seed).choice(len(x), 2, replace=False))
     centre = x[start[0]] - x[start[1]]
-    near = torch.zeros(len(x), dtype=torch.bool)
+    near = torch.zeros(len(x), dtype=torch.bool, device="cpu")
     for _ in range(_ROUNDS):
         order = torch.argsort(x @ centre, descending=True, stable=True)
         new = torch.zeros_like(near)
@@ -107,15 +107,18 @@ def label_vectors(labels: Csr, features: Csr, *, dimensions: int = DIMENSIONS, s
     torch.Size([3, 4])
     """
     generator = torch.Generator().manual_seed(seed)
-    projection = torch.randn(features.shape[1], dimensions, generator=generator, dtype=torch.float32) / dimensions**0.5
+    projection = (
+        torch.randn(features.shape[1], dimensions, generator=generator, dtype=torch.float32, device="cpu")
+        / dimensions**0.5
+    )
     weights = None if features.values is None else features.values
-    out = torch.zeros(labels.shape[1], dimensions, dtype=torch.float32)
+    out = torch.zeros(labels.shape[1], dimensions, dtype=torch.float32, device="cpu")
     for begin in range(0, labels.shape[0], 4096):
         rows, sets = features.slice(begin, begin + 4096), labels.slice(begin, begin + 4096)
         near = torch.nn.functional.embedding_bag(
             rows.indices.long(), projection, rows.offsets[:-1], mode="sum",
             per_sample_weights=None if weights is None else rows.values,
         )  # fmt: skip
-        owner = torch.repeat_interleave(torch.arange(sets.shape[0]), sets.counts())
+        owner = torch.repeat_interleave(torch.arange(sets.shape[0], device="cpu"), sets.counts())
         out.index_add_(0, sets.indices.long(), torch.nn.functional.normalize(near, dim=1)[owner])
     return out

@@ -82,12 +82,13 @@ class Fit:
         head = build_head(encoder.width, labels.shape[1], recipe, beside=encoder.beside, order=order, ranks=ranks)
         if recipe.loss == "bce":
             head.set_bias(((labels.column_counts().float() + 0.5) / (labels.shape[0] + 1)).logit())
-        optimizer = encoder.optimizer(recipe.encoder_lr or encoder.usual_lr)
+        with torch.device("cpu"):  # Adagrad makes its states here
+            optimizer = encoder.optimizer(recipe.encoder_lr or encoder.usual_lr)
         auxiliary = None
         if clusters:
             if not encoder.width:
                 raise ValueError(f"clusters are {clusters}, but the encoder has nothing to train; expected none")
-            auxiliary = nn.Linear(encoder.width, clusters)
+            auxiliary = nn.Linear(encoder.width, clusters, device="cpu", dtype=torch.float32)
             nn.init.zeros_(auxiliary.weight)
             nn.init.zeros_(auxiliary.bias)
         return cls(encoder, head, recipe, optimizer, auxiliary)
@@ -150,9 +151,10 @@ class Fit:
         if share and self._adam is not None and examples.clusters is not None:
             with torch.enable_grad():
                 roots.append(share * self._cluster_loss(x, labels, examples.clusters))
-            gradients.append(torch.ones((), dtype=torch.float32))
-        # Embeddings have sparse gradients, which torch makes itself; unless it is told so it warns that nobody checks.
-        with torch.sparse.check_sparse_tensor_invariants(False):
+            gradients.append(torch.ones((), dtype=torch.float32, device="cpu"))
+        # Embeddings have sparse gradients, which torch makes itself, on the default device; and unless it is told so it
+        # warns that nobody checks them.
+        with torch.device(x.device), torch.sparse.check_sparse_tensor_invariants(False):
             if roots:
                 torch.autograd.backward(roots, gradients)
             self.optimizer.step()
@@ -179,8 +181,8 @@ class Fit:
 
     def _cluster_loss(self, x: Tensor, labels: Csr, clusters: Tensor) -> Tensor:
         assert self.auxiliary is not None
-        targets = torch.zeros(len(x), self.auxiliary.out_features, dtype=torch.float32)
-        owner = torch.repeat_interleave(torch.arange(len(x)), labels.counts())
+        targets = torch.zeros(len(x), self.auxiliary.out_features, dtype=torch.float32, device="cpu")
+        owner = torch.repeat_interleave(torch.arange(len(x), device="cpu"), labels.counts())
         targets[owner, clusters[labels.indices.long()]] = 1
         return binary_cross_entropy_with_logits(self.auxiliary(x), targets, reduction="sum") / len(x)
 

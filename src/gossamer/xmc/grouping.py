@@ -120,7 +120,7 @@ def as_clusters(given: Any, labels: int) -> Tensor:
     >>> as_clusters([1, 0, 1], 3).tolist()
     [1, 0, 1]
     """
-    clusters = torch.as_tensor(given)
+    clusters = torch.as_tensor(given, device="cpu")
     if clusters.is_floating_point() or clusters.is_complex() or clusters.dtype == torch.bool or clusters.dim() != 1:
         raise TypeError(f"clusters must be integers [{labels}], got {clusters.dtype}{list(clusters.shape)}")
     if len(clusters) != labels:

@@ -25,7 +25,7 @@ def predictions(
     encoder.eval()
     try:
         for begin in range(0, inputs.shape[0], batch_size):
-            rows = torch.arange(begin, min(begin + batch_size, inputs.shape[0]))
+            rows = torch.arange(begin, min(begin + batch_size, inputs.shape[0]), device="cpu")
             left_out = None if exclude is None else exclude.take(rows)
             batch = inputs.take(rows)
             yield head.topk(encoder(batch), k, features=features_of(encoder, head, batch), exclude=left_out)

@@ -124,13 +124,13 @@ def connect(head: FusedHead, features: Csr, labels: Csr, share: float) -> None:
         return
     chosen = telling(features, labels, most, group=head.group)
     chosen[chosen >= 0] += trained
-    drawn = torch.empty(len(chosen), 0, dtype=torch.int64)
+    drawn = torch.empty(len(chosen), 0, dtype=torch.int64, device="cpu")
     if trained:
         few = min(head.fan_in, trained)
         drawn = fan_in_indices(
-            head.labels, trained, few, seed=head.seed + DRAWN, first=head.first_label, group=head.group
+            head.labels, trained, few, seed=head.seed + DRAWN, first=head.first_label, group=head.group, device="cpu"
         ).long()
-        shuffle = torch.empty(len(drawn), few, dtype=torch.float32)
+        shuffle = torch.empty(len(drawn), few, dtype=torch.float32, device="cpu")
         draw_values(shuffle, seed=head.seed + SHUFFLED, first=head.first_label // head.group)
         drawn = drawn.gather(1, shuffle.argsort(dim=1, stable=True))
     for begin in range(0, len(chosen), ROWS):

@@ -75,7 +75,7 @@ def run(config: Distill) -> None:
     radial = Radial(
         loaded.model.requires_grad_(False), kv=config.kv, units=config.units, adapter=config.adapter, joint=config.joint
     )
-    order = torch.randperm(len(whole), generator=torch.Generator().manual_seed(config.seed)).tolist()
+    order = torch.randperm(len(whole), generator=torch.Generator().manual_seed(config.seed), device="cpu").tolist()
     checkpoint = config.out.with_name(config.out.name + ".run")
     history = distill(
         radial.train(), None, [whole[at] for at in order], budget=config.budget, steps=config.steps, lr=config.lr,

@@ -46,7 +46,7 @@ def pieces(loaded: Loaded, texts: Sequence[str], tokens: int, length: int) -> li
     for text in texts:
         # A token is rarely longer than 64 letters: the rest of a long text need not be read.
         ids = loaded.tokenizer.encode(text[: 64 * tokens], add_special_tokens=False)[:tokens]
-        found += [torch.tensor([start + ids[at : at + length]]) for at in range(0, len(ids), length)]
+        found += [torch.tensor([start + ids[at : at + length]], device="cpu") for at in range(0, len(ids), length)]
         tokens -= len(ids)
         if not tokens:
             break

@@ -7,8 +7,8 @@ import shlex
 import sys
 import textwrap
 import warnings
-from collections.abc import Sequence
-from contextlib import closing
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -47,10 +47,7 @@ def run(config: Train, arguments: Sequence[str]) -> None:
     check(config)
     _needs(config)
     use_threads(config.threads)
-    # Convolution algorithms are chosen by shape, not by a race: a resumed run repeats the same sums.
-    torch.backends.cudnn.deterministic = True
-    torch.backends.cudnn.benchmark = False
-    with connected(config.device) as world:
+    with _repeatable(), connected(config.device) as world:
         splits = _load(config, world)
         total = data.steps_per_epoch(len(splits.train_x), config.batch_size) * config.epochs
         config = _planned(config, total)
@@ -67,6 +64,18 @@ def run(config: Train, arguments: Sequence[str]) -> None:
             raise
     if world.first:
         _finish(config, splits, stages, arguments, world.size)
+
+
+@contextmanager
+def _repeatable() -> Iterator[None]:
+    """Convolution algorithms are chosen by shape, not by a race: a resumed run repeats the same sums."""
+    cudnn = torch.backends.cudnn
+    before = cudnn.deterministic, cudnn.benchmark
+    cudnn.deterministic, cudnn.benchmark = True, False
+    try:
+        yield
+    finally:
+        cudnn.deterministic, cudnn.benchmark = before
 
 
 def _needs(config: Train) -> None:

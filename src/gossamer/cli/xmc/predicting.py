@@ -118,7 +118,7 @@ def subset(config: Subset) -> None:
     wanted = [numbered(line, at, classifier, config.labels) for at, line in enumerate(lines(config.labels, "--labels"))]
     if not wanted:
         raise ValueError(f"--labels {config.labels} is empty; expected a label a line")
-    small = classifier.subset(torch.tensor(wanted))
+    small = classifier.subset(torch.tensor(wanted, device="cpu"))
     print(f"{len(wanted):,} of {classifier.head.labels:,} labels written: {small.save(config.out)}")
 
 

@@ -189,7 +189,7 @@ def _taken(given: Any, rows: Tensor) -> Any:
 
 def _split(rows: int, share: float, seed: int) -> tuple[Tensor, Tensor]:
     """Which rows are trained on, which choose the epoch; both in ascending order."""
-    order = torch.randperm(rows, generator=torch.Generator().manual_seed(seed))
+    order = torch.randperm(rows, generator=torch.Generator().manual_seed(seed), device="cpu")
     count = round(share * rows)
     return order[count:].sort().values, order[:count].sort().values
 
@@ -285,7 +285,7 @@ def memory(fit: Fit) -> dict[str, int]:
     if isinstance(inner, WideHead):
         layer = {"intermediate layer": sum(t.numel() * t.itemsize for t in inner.buffers(recurse=False))}
         inner = inner.head
-    mine = torch.tensor(sum(t.numel() * t.itemsize for t in inner.buffers()))
+    mine = torch.tensor(sum(t.numel() * t.itemsize for t in inner.buffers()), device="cpu")
     fit.head.ranks.add(mine)  # of all processes
     head = int(mine)
     width = fit.encoder.width or fit.head.width

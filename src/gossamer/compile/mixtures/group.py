@@ -26,21 +26,17 @@ EXPRESSION = "Y[t,o] += X[t,k] * W[k,o]"
 
 
 class FewRowsLinear(nn.Linear):
-    """nn.Linear whose products with up to 28 rows, in float32 or float64 on a CPU, read the weight once, unpacked."""
+    """nn.Linear whose products with a few rows on a CPU read the weight once, unpacked."""
 
     def forward(self, input: Tensor) -> Tensor:
         x = input
         if not may_look(x) or not _takes(x, self.weight):
             return super().forward(x)
-        y = few_rows_linear(x, self.weight)
-        return y if self.bias is None else y + self.bias
+        return few_rows_linear(x, self.weight, self.bias)
 
 
 def _takes(x: Tensor, weight: Tensor) -> bool:
-    return (
-        x.dim() == 2 and x.shape[0] <= FEW and x.is_cpu and x.dtype == weight.dtype
-        and x.dtype in (torch.float32, torch.float64)
-    )  # fmt: skip
+    return x.dim() == 2 and x.shape[0] <= FEW.get(x.dtype, 0) and x.is_cpu and x.dtype == weight.dtype
 
 
 class _Expert(Changed):
@@ -148,8 +144,7 @@ def _choose_rows(block: Block) -> Classes:
 
 
 def _few_rows(block: Block) -> Classes:
-    taken = [each for each in linears(block)
-             if each.weight.is_cpu and each.weight.dtype in (torch.float32, torch.float64)]  # fmt: skip
+    taken = [each for each in linears(block) if each.weight.is_cpu and each.weight.dtype in FEW]
     for each in taken:
         each.__class__ = FewRowsLinear
     return [(each, nn.Linear) for each in taken]

@@ -195,7 +195,7 @@ def tile_columns(index: Index) -> int:
 
 def check_no_repeats(offsets: Tensor, indices: Tensor, index: Index) -> None:
     """Refuse a tile row of a checked pattern that lists a column twice."""
-    bits = torch.empty(-(-tile_columns(index) // 64), dtype=torch.int64)
+    bits = torch.empty(-(-tile_columns(index) // 64), dtype=torch.int64, device="cpu")
     row = native.repeated(index, bits.data_ptr(), torch.get_num_threads())
     if row < 0:
         return
@@ -242,7 +242,7 @@ def check_work(work: Tensor, index: Index, offsets: Tensor, order: Tensor | None
     It names each slot once, in segments that lie inside their tile row. Slots whose values are zero may be left out.
     """
     segments, tile_rows, used = work.shape[0] * work.shape[1], offsets.numel() - 1, int(offsets[-1])
-    bits = torch.empty(-(-used // 64), dtype=torch.int64)
+    bits = torch.empty(-(-used // 64), dtype=torch.int64, device="cpu")
     named = native.work_in_range(index, work.data_ptr(), segments, bits.data_ptr())
     if named == used:
         return
@@ -251,7 +251,13 @@ def check_work(work: Tensor, index: Index, offsets: Tensor, order: Tensor | None
         if row >= tile_rows:
             raise ValueError(f"work must name tile rows below {tile_rows}, got {int(row)}: it is another pattern's")
     else:
-        left_out = ((bits.unsqueeze(1) >> torch.arange(64)) & 1).flatten()[:used].logical_not().nonzero().squeeze(1)
+        left_out = (
+            ((bits.unsqueeze(1) >> torch.arange(64, device="cpu")) & 1)
+            .flatten()[:used]
+            .logical_not()
+            .nonzero()
+            .squeeze(1)
+        )
         if not values[left_out if order is None else order[left_out].long()].any():
             return
     raise ValueError(

@@ -101,7 +101,7 @@ def refuse_requests(offsets: Tensor, lengths: Tensor, table: Tensor, tokens: int
             f"lengths[{at}] is {int(lengths[at])}, expected at least the {int(offsets.diff()[at])} new tokens and at "
             f"most the {room} of a row of the table"
         )
-    used = torch.arange(table.shape[1]) < -(-lengths[:, None] // page)
+    used = torch.arange(table.shape[1], device="cpu") < -(-lengths[:, None] // page)
     wrong = (used & ((table < 0) | (table >= count))).nonzero()
     if wrong.numel():
         r, p = wrong[0].tolist()

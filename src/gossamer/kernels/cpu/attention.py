@@ -84,7 +84,7 @@ def plan(texts: Texts, seen: Seen) -> Plan:
     if seen.mask.dtype not in (torch.bool, torch.float32):
         raise TypeError(f"mask must be bool or float32, got {seen.mask.dtype}")
     size = _call.native.attention_plan_size(texts.numbers, seen.numbers(texts))
-    words = torch.empty(max(size, 1), dtype=torch.int64)
+    words = torch.empty(max(size, 1), dtype=torch.int64, device="cpu")
     threads = torch.get_num_threads()
     cost = (
         -1 if size < 0 else _call.native.attention_plan(texts.numbers, seen.numbers(texts), words.data_ptr(), threads)
@@ -121,7 +121,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, setting
     q_at, k_at, v_at, out_at, lse_at = _operands(setting.texts.offsets is not None, q=q, k=k, v=v, out=out, lse=lse)
     numbers, threads = setting.numbers(q, k, v), torch.get_num_threads()
     size = _call.native.attention_workspace(*numbers, threads)
-    workspace = torch.empty(max(size, 0), dtype=torch.uint8)
+    workspace = torch.empty(max(size, 0), dtype=torch.uint8, device="cpu")
     if size < 0 or not _call.native.attention(
         q_at, k_at, v_at, out_at, lse_at, *numbers, setting.scale, workspace.data_ptr(), threads
     ):
@@ -138,7 +138,7 @@ def attention_backward(
     dq_at, dk_at, dv_at = _operands(packed, dq=dq, dk=dk, dv=dv)
     numbers, threads = setting.numbers(q, k, v), torch.get_num_threads()
     size = _call.native.attention_backward_workspace(numbers[1], threads)
-    workspace = torch.empty(size, dtype=torch.uint8)
+    workspace = torch.empty(size, dtype=torch.uint8, device="cpu")
     if not _call.native.attention_backward(
         dout_at, q_at, k_at, v_at, out_at, lse_at, dq_at, dk_at, dv_at, *numbers, setting.scale,
         workspace.data_ptr(), threads,

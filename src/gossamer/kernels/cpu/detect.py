@@ -19,10 +19,10 @@ def detect(x: Tensor, bm: int, bn: int, capacity: int, ordered: bool) -> tuple[T
     rows, cols = x.shape
     bm, bn = min(bm, max(rows, 1)), min(bn, max(cols, 1))
     tile_rows, tile_cols = _call.tiles(rows, cols, bm, bn)
-    offsets = torch.empty(tile_rows + 1, dtype=torch.int64)
+    offsets = torch.empty(tile_rows + 1, dtype=torch.int64, device="cpu")
     dtype = _call.index_dtype(tile_cols)
     room = memory.with_slack(capacity, dtype)
-    indices = torch.empty(capacity, dtype=dtype) if room is None else room[0]
+    indices = torch.empty(capacity, dtype=dtype, device="cpu") if room is None else room[0]
     flags = memory.empty((tile_rows * (-(-tile_cols // 64) + 1),), torch.int64, least=memory.PAGE // 2)
     _call.native.detect(
         x.data_ptr(), rows, cols, x.itemsize, x.dtype in _call.FLOATS, bm, bn, capacity,

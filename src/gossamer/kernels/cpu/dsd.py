@@ -58,7 +58,7 @@ def dsd(
         _check_numbers(offsets, indices, order, index)
         _call.check_work(work, index, offsets, order, values)
         size = _call.native.dsd_workspace(storage, in_place, index, n, *partition, True, threads)
-    workspace = torch.empty(max(size, 0), dtype=torch.uint8)
+    workspace = torch.empty(max(size, 0), dtype=torch.uint8, device="cpu")
     if size < 0 or not _call.native.dsd(
         values.data_ptr(), storage, _call.address(scale), index, _call.address(order),
         0 if order is None else order.itemsize, transposed, right, n, c.data_ptr(), column_major, *partition,

@@ -17,7 +17,7 @@ def fan_in_mm(x: Tensor, values: Tensor, indices: Tensor) -> Tensor:
         raise ValueError(f"indices must have the shape {tuple(values.shape)} of values, got {tuple(indices.shape)}")
     (batch, cols), (rows, k) = x.shape, values.shape
     y = memory.empty((rows, batch), x.dtype)
-    workspace = torch.empty(_call.native.fan_in_mm_workspace(x.itemsize, batch, cols), dtype=torch.uint8)
+    workspace = torch.empty(_call.native.fan_in_mm_workspace(x.itemsize, batch, cols), dtype=torch.uint8, device="cpu")
     if not _call.native.fan_in_mm(
         operand, batch, cols, values.data_ptr(), x.itemsize, indices.data_ptr(), indices.itemsize, rows, k,
         y.data_ptr(), workspace.data_ptr(), torch.get_num_threads(),

@@ -22,9 +22,9 @@ def fan_in_mm_t(dy: Tensor, values: Tensor, indices: Tensor, cols: int) -> Tenso
     if max(batch, 1) * max(cols, 1) > _call.MOST:
         raise ValueError(f"batch * cols must be at most 2**56, got {batch} * {cols}")
     threads = torch.get_num_threads()
-    dx = torch.empty((batch, cols), dtype=dy.dtype)
+    dx = torch.empty((batch, cols), dtype=dy.dtype, device="cpu")
     room = _call.native.fan_in_mm_t_workspace(dy.itemsize, batch, rows, cols, k, threads)
-    workspace = torch.empty(room, dtype=torch.uint8)
+    workspace = torch.empty(room, dtype=torch.uint8, device="cpu")
     if not _call.native.fan_in_mm_t(
         operand, batch, rows, values.data_ptr(), dy.itemsize, indices.data_ptr(), indices.itemsize, k, dx.data_ptr(),
         cols, workspace.data_ptr(), threads,

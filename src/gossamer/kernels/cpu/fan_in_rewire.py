@@ -41,14 +41,16 @@ def fan_in_rewire(
     moved = [*states, None, None]
     parameters = (values.data_ptr(), indices.data_ptr(), 0, _call.address(moved[0]), _call.address(moved[1]), 0, 0)
     threads = torch.get_num_threads()
-    workspace = torch.empty(_call.native.fan_in_rewire_workspace(classifier, how, threads), dtype=torch.uint8)
+    workspace = torch.empty(
+        _call.native.fan_in_rewire_workspace(classifier, how, threads), dtype=torch.uint8, device="cpu"
+    )
     went = _call.native.fan_in_rewire(classifier, parameters, how, threshold, init, workspace.data_ptr(), threads)
     if went < 0:
         lists = {"indices": indices.to(torch.int64)}
         if candidates is not None:
             lists["candidates"] = candidates.to(torch.int64)
         _refuse(lists, cols)
-    return torch.tensor(went)
+    return torch.tensor(went, device="cpu")
 
 
 def _refuse(lists: dict[str, Tensor], cols: int) -> None:

@@ -19,7 +19,9 @@ def fan_in_sdd(dy: Tensor, x: Tensor, indices: Tensor) -> Tensor:
     if indices.shape[0] != rows:
         raise ValueError(f"indices must have a row for each of dy's {rows} columns, got {indices.shape[0]}")
     values = memory.empty((rows, k), dy.dtype)
-    workspace = torch.empty(_call.native.fan_in_sdd_workspace(dy.itemsize, batch, cols), dtype=torch.uint8)
+    workspace = torch.empty(
+        _call.native.fan_in_sdd_workspace(dy.itemsize, batch, cols), dtype=torch.uint8, device="cpu"
+    )
     if not _call.native.fan_in_sdd(
         left, right, batch, rows, cols, dy.itemsize, indices.data_ptr(), indices.itemsize, k, values.data_ptr(),
         workspace.data_ptr(), torch.get_num_threads(),

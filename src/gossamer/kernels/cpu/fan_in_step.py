@@ -29,9 +29,12 @@ def fan_in_step(
     kept = _states(states, values, bias, OPTIMIZERS.index(optimizer))
     parameters = (values.data_ptr(), indices.data_ptr(), 0 if bias is None else bias.data_ptr(), *kept)
     threads = torch.get_num_threads()
-    grad_x, total = torch.empty(batch, cols, dtype=torch.float32), torch.empty((), dtype=torch.float64)
+    grad_x, total = (
+        torch.empty(batch, cols, dtype=torch.float32, device="cpu"),
+        torch.empty((), dtype=torch.float64, device="cpu"),
+    )
     room = _call.native.fan_in_step_workspace(classifier, threads)
-    workspace = torch.empty(room, dtype=torch.uint8)
+    workspace = torch.empty(room, dtype=torch.uint8, device="cpu")
     adam = optimizer == "adam"
     if not _call.native.fan_in_step(
         operand, classifier, parameters, positives.data_ptr(), positives.numel(), LOSSES.index(loss),

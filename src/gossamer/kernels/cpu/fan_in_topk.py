@@ -28,13 +28,16 @@ def fan_in_topk(
         _call.address(offsets), _call.address(ids), 0 if ids is None else ids.numel(), _call.address(always),
         0 if always is None else always.numel(),
     )  # fmt: skip
-    scores, found = torch.empty(batch, best, dtype=torch.float32), torch.empty(batch, best, dtype=torch.int64)
+    scores, found = (
+        torch.empty(batch, best, dtype=torch.float32, device="cpu"),
+        torch.empty(batch, best, dtype=torch.int64, device="cpu"),
+    )
     if best == 0:
         return scores, found
     threads = torch.get_num_threads()
     parameters = (values.data_ptr(), indices.data_ptr(), _call.address(bias), 0, 0, 0, 0)
     room = _call.native.fan_in_topk_workspace(classifier, best, threads)
-    workspace = torch.empty(room, dtype=torch.uint8)
+    workspace = torch.empty(room, dtype=torch.uint8, device="cpu")
     wrong = _call.native.fan_in_topk(
         operand, classifier, parameters, first, excluded, best, scores.data_ptr(), found.data_ptr(),
         workspace.data_ptr(), threads,

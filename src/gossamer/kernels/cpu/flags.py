@@ -21,8 +21,8 @@ def flags(x: Tensor, starts: Sequence[int], height: int) -> Tensor:
         raise ValueError(f"starts must name bands of {height} rows within {rows} rows, got {list(starts)}")
     words = -(-cols // 64)
     # Behind its bits detect keeps a count for each row: those of a band lie where the next one's bits will be.
-    bits = torch.empty(len(starts) * height * words + height, dtype=torch.int64)
-    offsets = torch.empty(height + 1, dtype=torch.int64)
+    bits = torch.empty(len(starts) * height * words + height, dtype=torch.int64, device="cpu")
+    offsets = torch.empty(height + 1, dtype=torch.int64, device="cpu")
     of_x, of_bits, of_offsets, size, is_float = (
         x.data_ptr(), bits.data_ptr(), offsets.data_ptr(), x.itemsize, x.dtype in _call.FLOATS,
     )  # fmt: skip

@@ -34,7 +34,7 @@ def gather_mm(a: Tensor, offsets: Tensor, indices: Tensor, bm: int, bk: int, b: 
     transposed = memory.empty((n, rows), a.dtype) if column_major else None
     threads = torch.get_num_threads()
     size = _call.native.gather_mm_workspace(a.itemsize, index, batch, n, threads)
-    workspace = torch.empty(size, dtype=torch.uint8)
+    workspace = torch.empty(size, dtype=torch.uint8, device="cpu")
     if not _call.native.gather_mm(
         a.data_ptr(), a.itemsize, index, right, batch, b.stride(0), n, c.data_ptr(),
         _call.address(transposed), workspace.data_ptr(), threads,

@@ -36,7 +36,7 @@ def grouped_mm(
     y = memory.empty((out_rows, n), x.dtype)
     threads = torch.get_num_threads()
     size = _call.native.grouped_workspace(x.itemsize, 0 if target is None else out_rows, threads)
-    workspace = torch.empty(size, dtype=torch.uint8)
+    workspace = torch.empty(size, dtype=torch.uint8, device="cpu")
     if not _call.native.grouped_mm(
         x.data_ptr(), x.itemsize, x.shape[0], inner, *_list(source), *_list(target), positions, offsets.data_ptr(),
         groups, weights.data_ptr(), transposed, n, y.data_ptr(), out_rows, workspace.data_ptr(), threads,
@@ -53,7 +53,7 @@ def grouped_outer(x: Tensor, dy: Tensor, source: Tensor | None, target: Tensor |
     groups, k, n = offsets.numel() - 1, x.shape[1], dy.shape[1]
     dw = memory.empty((groups, k, n), x.dtype)
     threads = torch.get_num_threads()
-    workspace = torch.empty(_call.native.grouped_workspace(x.itemsize, 0, threads), dtype=torch.uint8)
+    workspace = torch.empty(_call.native.grouped_workspace(x.itemsize, 0, threads), dtype=torch.uint8, device="cpu")
     if not _call.native.grouped_outer(
         x.data_ptr(), x.itemsize, x.shape[0], k, dy.data_ptr(), dy.shape[0], n, *_list(source), *_list(target),
         positions, offsets.data_ptr(), groups, dw.data_ptr(), workspace.data_ptr(), threads,

@@ -25,7 +25,7 @@ def _empty(x: Tensor, width: int) -> Tensor:
     """float32 [B, heads, rows, width], in memory as [B, rows, heads, width]."""
     texts, heads, count, _ = x.shape
     strides = (count * heads * width, width, heads * width, 1)
-    return torch.empty_strided((texts, heads, count, width), strides, dtype=torch.float32)
+    return torch.empty_strided((texts, heads, count, width), strides, dtype=torch.float32, device="cpu")
 
 
 def masked_attention(
@@ -36,7 +36,7 @@ def masked_attention(
         return plain.masked_attention(q, k, v, mask, scale)
     if setting is None:
         setting = find_seen(q, k, mask, scale)[0]
-    out, lse = _empty(q, v.shape[3]), torch.empty(q.shape[:3], dtype=torch.float32)
+    out, lse = _empty(q, v.shape[3]), torch.empty(q.shape[:3], dtype=torch.float32, device="cpu")
     native.attention(rows(q.float()), rows(k.float()), rows(v.float()), out, lse, setting)
     return out.to(q.dtype), lse
 

@@ -102,9 +102,9 @@ def empty(shape: tuple[int, ...], dtype: torch.dtype, least: int = NEW_MEMORY_BY
     """
     size = prod(shape) * dtype.itemsize
     if size < least:
-        return torch.empty(shape, dtype=dtype)
+        return torch.empty(shape, dtype=dtype, device="cpu")
     storage = _leased(size, -(-size // PAGE) * PAGE)[0].untyped_storage()
-    return torch.empty(0, dtype=dtype).set_(storage).resize_(shape)
+    return torch.empty(0, dtype=dtype, device="cpu").set_(storage).resize_(shape)
 
 
 def with_slack(count: int, dtype: torch.dtype) -> tuple[Tensor, Callable[[int], None]] | None:

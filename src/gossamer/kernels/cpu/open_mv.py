@@ -21,7 +21,7 @@ def open_mv(x: Tensor, whole: Tensor, edges: Tensor, bias: Tensor | None) -> Ten
     if bias is not None:
         _call.bias(bias, rows, (torch.float32,))
     gate = memory.empty((batch, rows), torch.float32)
-    norms = torch.empty(batch, dtype=torch.float32)
+    norms = torch.empty(batch, dtype=torch.float32, device="cpu")
     _call.native.open_mv(
         x.data_ptr(), batch, inner, whole.data_ptr(), edges.data_ptr(), edges.data_ptr() + 4 * rows, rows,
         _call.address(bias), gate.data_ptr(), norms.data_ptr(), torch.get_num_threads(),

@@ -45,7 +45,7 @@ def page_attention(
     shape = query_heads, group, list_tokens, _call.MOST if window is None else window, sink
     threads = torch.get_num_threads()
     size = _call.native.page_attention_workspace(pages, requests, shape, first, lists, threads)
-    workspace = torch.empty(max(size, 0), dtype=torch.uint8)
+    workspace = torch.empty(max(size, 0), dtype=torch.uint8, device="cpu")
     if size < 0 or not _call.native.page_attention(
         q.data_ptr(), pages, requests, shape, first, lists, scale, cap, out.data_ptr(), _call.address(lse),
         workspace.data_ptr(), threads,

@@ -23,12 +23,12 @@ def page_scores(
         raise ValueError(
             f"group and page must be from 1 to the {query_heads} heads of form and 256, got {group}, {page}"
         )
-    offsets = torch.zeros(requests + 1, dtype=torch.int64)
+    offsets = torch.zeros(requests + 1, dtype=torch.int64, device="cpu")
     described = _pages.requests(offsets, lengths, table, 0)
     chosen = _pages.heads(heads, "heads", pool_heads, query_heads - group + 1, group)
-    shaped = torch.empty((count, pool_heads, width, 0), dtype=torch.float32)
+    shaped = torch.empty((count, pool_heads, width, 0), dtype=torch.float32, device="cpu")
     kept = _pages.summaries(summaries, "summaries", shaped, page)
-    scores = torch.empty((requests, query_heads, table.shape[1]), dtype=torch.float32)
+    scores = torch.empty((requests, query_heads, table.shape[1]), dtype=torch.float32, device="cpu")
     pages = (0, 0, 0, 0, count, pool_heads, width, page, 0)
     if not _call.native.page_scores(
         form.data_ptr(), query_heads, group, chosen, pages, described, kept, scores.data_ptr(), torch.get_num_threads()

@@ -14,7 +14,7 @@ def relu_bits(x: Tensor) -> tuple[Tensor, Tensor]:
     if x.ndim == 0:
         raise ValueError("x must have at least 1 dimension, got a scalar")
     y = memory.empty(tuple(x.shape), torch.float32)
-    bits = torch.empty((*x.shape[:-1], -(-x.shape[-1] // 32)), dtype=torch.int32)
+    bits = torch.empty((*x.shape[:-1], -(-x.shape[-1] // 32)), dtype=torch.int32, device="cpu")
     _call.native.relu_bits(x.data_ptr(), _rows(x), x.shape[-1], y.data_ptr(), bits.data_ptr(), torch.get_num_threads())
     return y, bits
 

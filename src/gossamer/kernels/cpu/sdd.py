@@ -22,8 +22,8 @@ def sdd(a: Tensor, b: Tensor, offsets: Tensor, indices: Tensor, bm: int, bn: int
     index = _call.check_pattern(offsets, indices, m, n, bm, bn)
     values = memory.empty((indices.numel(), bm, bn), a.dtype)
     threads = torch.get_num_threads()
-    packed = torch.empty(k * (m * left[2] + n * (not right[2])), dtype=a.dtype)
-    following = torch.empty(offsets.numel() + threads, dtype=torch.int64)
+    packed = torch.empty(k * (m * left[2] + n * (not right[2])), dtype=a.dtype, device="cpu")
+    following = torch.empty(offsets.numel() + threads, dtype=torch.int64, device="cpu")
     if not _call.native.sdd(
         left, right, k, a.itemsize, index, values.data_ptr(), packed.data_ptr(), following.data_ptr(), threads
     ):

@@ -18,8 +18,8 @@ def topk_mask(scores: Tensor, k: int, largest: bool = True, allowed: Tensor | No
         if allowed.shape != scores.shape:
             raise ValueError(f"allowed must have {scores.numel()} entries like scores, got {allowed.numel()}")
     n, threads = scores.numel(), torch.get_num_threads()
-    mask = torch.empty(n, dtype=torch.bool)
-    workspace = torch.empty(_call.native.select_workspace(n, threads), dtype=torch.uint8)
+    mask = torch.empty(n, dtype=torch.bool, device="cpu")
+    workspace = torch.empty(_call.native.select_workspace(n, threads), dtype=torch.uint8, device="cpu")
     taken = _call.native.select(
         scores.data_ptr(), _call.address(allowed), n, min(k, n), largest, mask.data_ptr(),
         workspace.data_ptr(), threads,

@@ -65,12 +65,14 @@ def skip_conv(
         _call.bits(bits, x)
     oh, ow = size
     y = memory.empty((n, oh, ow, out), torch.float32)
-    y_bits = torch.empty((n, oh, ow, -(-out // 32)), dtype=torch.int32) if relu else _NO_BITS
-    counts = torch.empty(2, dtype=torch.int64)
+    y_bits = torch.empty((n, oh, ow, -(-out // 32)), dtype=torch.int32, device="cpu") if relu else _NO_BITS
+    counts = torch.empty(2, dtype=torch.int64, device="cpu")
     threads = torch.get_num_threads()
     down, along = zip((h, w), size, kernel, stride, padding, dilation, strict=True)
     conv = (n, c, out, *down, *along)
-    workspace = torch.empty(_call.native.skip_conv_workspace(conv, transposed, threads), dtype=torch.uint8)
+    workspace = torch.empty(
+        _call.native.skip_conv_workspace(conv, transposed, threads), dtype=torch.uint8, device="cpu"
+    )
     _call.native.skip_conv(
         x.data_ptr(), packed.data_ptr(), _call.address(bias), _call.address(bits), conv, transposed, relu,
         y.data_ptr(), y_bits.data_ptr(), counts.data_ptr(), workspace.data_ptr(), threads,
@@ -78,7 +80,7 @@ def skip_conv(
     return y, y_bits, counts
 
 
-_NO_BITS = torch.empty(0, dtype=torch.int32)
+_NO_BITS = torch.empty(0, dtype=torch.int32, device="cpu")
 _SMALL = 2**14  # a product of four such numbers is far from overflow
 
 

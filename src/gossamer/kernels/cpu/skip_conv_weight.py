@@ -50,17 +50,19 @@ def skip_conv_weight(
         raise ValueError(f"dy must have {images} images, as x has, got shape {tuple(dy.shape)}")
     if bits is not None:
         _call.bits(bits, dy)
-    counts = torch.zeros(3, dtype=torch.int64)
+    counts = torch.zeros(3, dtype=torch.int64, device="cpu")
     shape = (outputs, *kernel, channels) if channels_last else (outputs, channels, *kernel)
     empty = not (x.numel() and dy.numel())
-    dw = torch.zeros(shape, dtype=torch.float32) if empty else memory.empty(shape, torch.float32)
+    dw = torch.zeros(shape, dtype=torch.float32, device="cpu") if empty else memory.empty(shape, torch.float32)
     if channels_last:
         dw = dw.permute(0, 3, 1, 2)
     if empty:
         return dw, counts
     threads = torch.get_num_threads()
     conv, skip_dy = (images, channels, outputs, *axes), skip == "dy"
-    workspace = torch.empty(_call.native.skip_conv_weight_workspace(conv, skip_dy, threads), dtype=torch.uint8)
+    workspace = torch.empty(
+        _call.native.skip_conv_weight_workspace(conv, skip_dy, threads), dtype=torch.uint8, device="cpu"
+    )
     _call.native.skip_conv_weight(
         x.data_ptr(), dy.data_ptr(), _call.address(bits), conv, skip_dy, dw.data_ptr(),
         channels_last, counts.data_ptr(), workspace.data_ptr(), threads,

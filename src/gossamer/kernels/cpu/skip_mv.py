@@ -26,8 +26,8 @@ def skip_mv(x: Tensor, w: Tensor, bias: Tensor | None, threshold: float | Tensor
     addend = _bias(bias, columns)
     wide = x.float()
     y = memory.empty((batch, columns), torch.float32)
-    counts = torch.empty(1, dtype=torch.int64)
-    workspace = torch.empty(_call.native.skip_mv_workspace(inner), dtype=torch.uint8)
+    counts = torch.empty(1, dtype=torch.int64, device="cpu")
+    workspace = torch.empty(_call.native.skip_mv_workspace(inner), dtype=torch.uint8, device="cpu")
     _call.native.skip_mv(
         wide.data_ptr(), batch, inner, w.data_ptr(), _TYPES[w.dtype], columns,
         _call.address(addend), threshold, y.data_ptr(), counts.data_ptr(), workspace.data_ptr(),
@@ -47,7 +47,7 @@ def gated_mv(x: Tensor, w: Tensor, bias: Tensor | None, gate: Tensor) -> Tensor:
     addend = _bias(bias, rows)
     wide, gates = x.float(), gate.float()
     y = memory.empty((batch, rows), torch.float32)
-    workspace = torch.empty(_call.native.gated_mv_workspace(rows), dtype=torch.uint8)
+    workspace = torch.empty(_call.native.gated_mv_workspace(rows), dtype=torch.uint8, device="cpu")
     _call.native.gated_mv(
         wide.data_ptr(), batch, inner, w.data_ptr(), _TYPES[w.dtype], rows,
         _call.address(addend), gates.data_ptr(), y.data_ptr(), workspace.data_ptr(),

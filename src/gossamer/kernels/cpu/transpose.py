@@ -18,11 +18,11 @@ def transpose(offsets: Tensor, indices: Tensor, tile_cols: int) -> tuple[Tensor,
     index = _call.check_pattern(offsets, indices, tile_rows, tile_cols, 1, 1)
     if capacity > torch.iinfo(torch.int32).max:
         raise ValueError(f"indices must have fewer than 2^31 entries, the range of order, got {capacity}")
-    offsets_t = torch.empty(tile_cols + 1, dtype=torch.int64)
-    indices_t = torch.empty(capacity, dtype=_call.index_dtype(tile_rows))
-    order = torch.empty(capacity, dtype=torch.int32)
+    offsets_t = torch.empty(tile_cols + 1, dtype=torch.int64, device="cpu")
+    indices_t = torch.empty(capacity, dtype=_call.index_dtype(tile_rows), device="cpu")
+    order = torch.empty(capacity, dtype=torch.int32, device="cpu")
     threads = torch.get_num_threads()
-    counts = torch.empty(threads * tile_cols, dtype=torch.int32)  # memory that few slots never touch
+    counts = torch.empty(threads * tile_cols, dtype=torch.int32, device="cpu")  # memory that few slots never touch
     if not _call.native.transpose(
         index, counts.data_ptr(), offsets_t.data_ptr(), indices_t.data_ptr(), indices_t.itemsize, order.data_ptr(),
         threads,

@@ -56,7 +56,7 @@ def in_blocks(
             _check_rows(other, cols, "candidates")
             both = torch.cat([row, other], 1).sort(1).values
             demand((both[:, 1:] > both[:, :-1]).all(), "candidates must not be connected already")
-    cut = torch.tensor(threshold, dtype=torch.float32).view(torch.int32).item() if threshold > 0 else 0
+    cut = torch.tensor(threshold, dtype=torch.float32, device="cpu").view(torch.int32).item() if threshold > 0 else 0
     equals: Tensor | int = 0
     if everywhere and drop >= 0:
         cut, equals = cut_of_all(values, ages, group, drop, min_age)

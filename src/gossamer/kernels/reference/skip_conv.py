@@ -67,8 +67,10 @@ def skip_conv(
             columns = _places(w, ow, s * dilation[1] - padding[1], stride[1], transposed)
             if not rows[0] or not columns[0]:
                 continue
-            of_x = torch.meshgrid(torch.tensor(rows[0]), torch.tensor(columns[0]), indexing="ij")
-            of_y = torch.meshgrid(torch.tensor(rows[1]), torch.tensor(columns[1]), indexing="ij")
+            of_x, of_y = (
+                torch.meshgrid(*(torch.tensor(each[at], device="cpu") for each in (rows, columns)), indexing="ij")
+                for at in range(2)
+            )
             met = present[:, of_x[0], of_x[1]]
             # Where a weight is not finite, a product with zero would be NaN: such channels are added one at a time.
             scalars = x[:, of_x[0], of_x[1]].masked_fill(~met, 0)

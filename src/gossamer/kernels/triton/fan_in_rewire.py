@@ -141,5 +141,5 @@ def fan_in_rewire(
 
 def _halves(key: int) -> tuple[int, int]:
     """The lower and the upper half of 64 bits, as int32."""
-    low, high = torch.tensor(key).view(1).view(torch.int32).tolist()
+    low, high = torch.tensor(key, device="cpu").view(1).view(torch.int32).tolist()
     return low, high

@@ -113,7 +113,8 @@ class BlockSparseLinear(Tiled):
         capacity = pattern.nnz if capacity is None else capacity
         if capacity < pattern.nnz:
             raise ValueError(f"capacity={capacity} is too small: {pattern.nnz} tiles are present")
-        super().__init__(pattern.with_capacity(capacity).to(device or "cpu"), static=mode == "static")
+        device = torch.get_default_device() if device is None else device
+        super().__init__(pattern.with_capacity(capacity).to(device), static=mode == "static")
         self.in_features, self.out_features = in_features, out_features
         self.mode, self.overflow = mode, overflow
         self.storage: Storage = "float32"
@@ -152,7 +153,9 @@ class BlockSparseLinear(Tiled):
         for parameter in (self.values, self.bias):
             if parameter is not None and not parameter.is_meta:
                 parameter.copy_(
-                    torch.empty(parameter.shape, dtype=torch.float32).uniform_(-bound, bound, generator=generator)
+                    torch.empty(parameter.shape, dtype=torch.float32, device="cpu").uniform_(
+                        -bound, bound, generator=generator
+                    )
                 )
         if not self.values.is_meta:
             self.values.masked_fill_(~self.pattern.value_mask(), 0)

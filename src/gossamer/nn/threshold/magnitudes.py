@@ -68,10 +68,14 @@ class Magnitudes:
         """The share of |x| <= threshold; exact for thresholds that `threshold` gives, else to within a bin."""
         if self.counts is None:
             raise ValueError("nothing was added")
-        at = int(torch.tensor(threshold, dtype=torch.float32).view(torch.int32)) >> _SHIFT
+        at = int(torch.tensor(threshold, dtype=torch.float32, device="cpu").view(torch.int32)) >> _SHIFT
         return int(self.counts[: at + 1].sum()) / self.total
 
 
 def _top(bin_: int) -> float:
     """The largest float32 of a bin; of the first one 0: the numbers beside it are denormal."""
-    return float(torch.tensor(((bin_ + 1) << _SHIFT) - 1, dtype=torch.int32).view(torch.float32)) if bin_ else 0.0
+    return (
+        float(torch.tensor(((bin_ + 1) << _SHIFT) - 1, dtype=torch.int32, device="cpu").view(torch.float32))
+        if bin_
+        else 0.0
+    )

@@ -117,7 +117,7 @@ def _added(mask: Tensor | None, q: Tensor, k: Tensor) -> Tensor | None:
         return None
     single = once(mask)
     if single.dtype == torch.bool:
-        single = torch.zeros(single.shape, dtype=q.dtype).masked_fill_(~single, -torch.inf)
+        single = torch.zeros(single.shape, dtype=q.dtype, device="cpu").masked_fill_(~single, -torch.inf)
     return single.to(q.dtype).expand(*q.shape[:3], k.shape[2])
 
 

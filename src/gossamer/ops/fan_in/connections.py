@@ -22,6 +22,6 @@ def draw_values(values: Tensor, *, seed: int, first: int = 0, bound: float | Non
     bound = 1 / math.sqrt(max(k, 1)) if bound is None else bound
     block = max(BLOCK // max(k, 1), 1)
     for begin in range(0, rows, block):
-        names = torch.arange(begin, min(begin + block, rows)) + first
+        names = torch.arange(begin, min(begin + block, rows), device="cpu") + first
         unit = slot_bits(row_keys(seed, VALUES, names), k).double() * 2.0**-32
         values[begin : begin + block] = ((2 * unit - 1) * bound).to(values.dtype)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from gossamer.routing.policies.policy import Choice, Policy, Tokens, Walk
+from gossamer.routing.policies.policy import Choice, Policy, Tokens, Walk, predictor
 
 _ALL = Choice()
 _OPEN = 3.0
@@ -64,12 +64,9 @@ class ExpertChoice(Policy):
             raise ValueError(f"hidden must be an integer of at least 1, got {hidden!r}")
         self.causal, self.hidden = causal, hidden
         count = len(self.routed)
-        self.score = nn.Parameter(torch.randn(count, width, dtype=torch.float32) / math.sqrt(width) * 0.1)
-        self.open = nn.Parameter(torch.full((count,), _OPEN, dtype=torch.float32))
-        self.predictors = nn.ModuleList(
-            nn.Sequential(nn.LayerNorm(width), nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, 1))
-            for _ in range(count if causal else 0)
-        )
+        self.score = nn.Parameter(torch.randn(count, width, dtype=torch.float32, device="cpu") / math.sqrt(width) * 0.1)
+        self.open = nn.Parameter(torch.full((count,), _OPEN, dtype=torch.float32, device="cpu"))
+        self.predictors = nn.ModuleList(predictor(width, hidden) for _ in range(count if causal else 0))
 
     def begin(self, h: Tensor, tokens: Tokens) -> Walk:
         return _Chosen(self, h, tokens)

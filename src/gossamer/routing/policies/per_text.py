@@ -35,8 +35,8 @@ class PerText(Policy):
     def __init__(self, units: int, width: int) -> None:
         super().__init__(units, width)
         self.causal = False  # the first tokens of a prompt go where all of it says
-        self.gate = nn.Parameter(torch.randn(units, width, dtype=torch.float32) / math.sqrt(width) * 0.1)
-        self.open = nn.Parameter(torch.full((units,), _OPEN, dtype=torch.float32))
+        self.gate = nn.Parameter(torch.randn(units, width, dtype=torch.float32, device="cpu") / math.sqrt(width) * 0.1)
+        self.open = nn.Parameter(torch.full((units,), _OPEN, dtype=torch.float32, device="cpu"))
 
     def begin(self, h: Tensor, tokens: Tokens) -> Walk:
         return _Trained(self, tokens) if self.training else _Decided(self, tokens)

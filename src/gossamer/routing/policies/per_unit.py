@@ -52,9 +52,9 @@ class PerUnit(Policy):
             raise ValueError(f"momentum must be in [0, 1), got {momentum!r}")
         self.shares = [checked_share("shares", share) for share in given]
         self.momentum = momentum
-        self.gate = nn.Parameter(torch.randn(units, width, dtype=torch.float32) / math.sqrt(width) * 0.1)
-        self.open = nn.Parameter(torch.full((units,), _OPEN, dtype=torch.float32))
-        self.register_buffer("threshold", torch.full((units,), -math.inf, dtype=torch.float32))
+        self.gate = nn.Parameter(torch.randn(units, width, dtype=torch.float32, device="cpu") / math.sqrt(width) * 0.1)
+        self.open = nn.Parameter(torch.full((units,), _OPEN, dtype=torch.float32, device="cpu"))
+        self.register_buffer("threshold", torch.full((units,), -math.inf, dtype=torch.float32, device="cpu"))
 
     def begin(self, h: Tensor, tokens: Tokens) -> Walk:
         return _Gated(self, h, tokens)

@@ -46,9 +46,9 @@ class Tokens:
         >>> Tokens.of([2, 3]).position.tolist()
         [0, 1, 0, 1, 2]
         """
-        starts = [0] * len(counts) if starts is None else starts
+        starts, device = [0] * len(counts) if starts is None else starts, device or "cpu"
         text = torch.arange(len(counts), device=device).repeat_interleave(torch.tensor(counts, device=device))
-        places = [torch.arange(start, start + count) for start, count in zip(starts, counts, strict=True)]
+        places = [torch.arange(start, start + count, device="cpu") for start, count in zip(starts, counts, strict=True)]
         position = torch.cat(places).to(device) if places else text
         return cls(text, position, len(counts), decoding, [{} for _ in counts])
 
@@ -142,3 +142,11 @@ class Policy(nn.Module, ABC):
     def asked(self, shares: Tensor) -> Tensor | float:
         """How often a token asks in eval mode, in the mean, when units are run in these shares, float[units]."""
         return 0.0
+
+
+def predictor(width: int, hidden: int) -> nn.Sequential:
+    """One number for each state: what would choose among all tokens, foretold from the token alone."""
+    options: dict[str, Any] = {"device": "cpu", "dtype": torch.float32}
+    return nn.Sequential(
+        nn.LayerNorm(width, **options), nn.Linear(width, hidden, **options), nn.GELU(), nn.Linear(hidden, 1, **options)
+    )

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from gossamer.routing.policies.expert_choice import best, checked_share
-from gossamer.routing.policies.policy import Choice, Policy, Tokens, Walk
+from gossamer.routing.policies.policy import Choice, Policy, Tokens, Walk, predictor
 
 _OPEN = 3.0
 
@@ -51,12 +51,11 @@ class Recursions(Policy):
         self.layers, self.hops, self.shares = layers, len(shares), shares
         hidden = max(16, width // 16) if hidden is None else hidden
         self.hidden = hidden
-        self.score = nn.Parameter(torch.randn(len(shares), width, dtype=torch.float32) / math.sqrt(width) * 0.1)
-        self.open = nn.Parameter(torch.full((len(shares),), _OPEN, dtype=torch.float32))
-        self.predictors = nn.ModuleList(
-            nn.Sequential(nn.LayerNorm(width), nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, 1))
-            for _ in shares
+        self.score = nn.Parameter(
+            torch.randn(len(shares), width, dtype=torch.float32, device="cpu") / math.sqrt(width) * 0.1
         )
+        self.open = nn.Parameter(torch.full((len(shares),), _OPEN, dtype=torch.float32, device="cpu"))
+        self.predictors = nn.ModuleList(predictor(width, hidden) for _ in shares)
 
     def begin(self, h: Tensor, tokens: Tokens) -> Walk:
         return _Nested(self, h, tokens)

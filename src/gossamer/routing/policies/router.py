@@ -69,11 +69,11 @@ class Router(nn.Module):
         if not (isinstance(bias, (int, float)) and math.isfinite(bias)):
             raise ValueError(f"bias must be a finite number, got {bias!r}")
         self.units, self.width, self.steps, self.hidden = units, width, steps, hidden
-        self.down = nn.Parameter(torch.randn(hidden, width, dtype=torch.float32) / math.sqrt(width))
-        self.last = nn.Parameter(torch.zeros(units + 1, hidden, dtype=torch.float32))
-        self.step = nn.Parameter(torch.zeros(steps, hidden, dtype=torch.float32))
-        self.up = nn.Parameter(torch.zeros(units + 1, hidden, dtype=torch.float32))
-        self.prior = nn.Parameter(torch.zeros(units + 1, units + 1, dtype=torch.float32))
+        self.down = nn.Parameter(torch.randn(hidden, width, dtype=torch.float32, device="cpu") / math.sqrt(width))
+        self.last = nn.Parameter(torch.zeros(units + 1, hidden, dtype=torch.float32, device="cpu"))
+        self.step = nn.Parameter(torch.zeros(steps, hidden, dtype=torch.float32, device="cpu"))
+        self.up = nn.Parameter(torch.zeros(units + 1, hidden, dtype=torch.float32, device="cpu"))
+        self.prior = nn.Parameter(torch.zeros(units + 1, units + 1, dtype=torch.float32, device="cpu"))
         with torch.no_grad():
             for last in range(units + 1):
                 self.prior[last, last] = bias + math.log(units + 1 - last if mode == "skip" else units + 1)

@@ -43,7 +43,7 @@ class Values:
     """
 
     def __init__(self, limit: int = EXACT) -> None:
-        self._limit, self._kept, self._binned = limit, torch.empty(0, dtype=torch.float64), Magnitudes()
+        self._limit, self._kept, self._binned = limit, torch.empty(0, dtype=torch.float64, device="cpu"), Magnitudes()
         self.total, self._sum, self._most = 0, 0.0, 0.0
 
     @property

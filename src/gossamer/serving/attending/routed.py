@@ -73,14 +73,18 @@ class KnownKeys(SlotKeys):
         return partial(self._attend, self.routed.attention(self.index, scale, cap))
 
     def _attend(self, attend: LayerAttention, q: Tensor, keys: Tensor, values: Tensor, step: Step) -> Tensor:
-        device, own = q.device, torch.tensor(self.rows, dtype=torch.int64)
-        places = torch.cat([own, torch.tensor(self.others, dtype=torch.int64)])
+        device, own = q.device, torch.tensor(self.rows, dtype=torch.int64, device="cpu")
+        places = torch.cat([own, torch.tensor(self.others, dtype=torch.int64, device="cpu")])
         order = places.argsort().to(device)
         k, v = (torch.cat(both)[order] for both in zip((keys, values), self.states, strict=True))
         self.routed.store.append(self.index, k, v, step)
         # Queries of texts with any are those of all their keys; the ones of others are zeros, and are left out again.
         asks = order < len(own)
-        texts = torch.arange(len(step.counts)).repeat_interleave(torch.tensor(step.counts)).to(device)
+        texts = (
+            torch.arange(len(step.counts), device="cpu")
+            .repeat_interleave(torch.tensor(step.counts, device="cpu"))
+            .to(device)
+        )
         asked = torch.zeros(len(step.counts), dtype=torch.bool, device=device).index_fill_(0, texts[asks], True)
         counts = [count if some else 0 for count, some in zip(step.counts, asked.tolist(), strict=True)]
         wide = q.new_zeros(len(places), *q.shape[1:])
@@ -119,8 +123,8 @@ class RoutedPass:
     @cached_property
     def text(self) -> Tensor:
         """int64[tokens]: of which text each is."""
-        counts = torch.tensor(self.step.counts, dtype=torch.int64)
-        return torch.arange(self.texts).repeat_interleave(counts).to(self.store.device)
+        counts = torch.tensor(self.step.counts, dtype=torch.int64, device="cpu")
+        return torch.arange(self.texts, device="cpu").repeat_interleave(counts).to(self.store.device)
 
     @cached_property
     def position(self) -> Tensor:

@@ -53,8 +53,8 @@ class Sample:
 
     def labelled(self) -> tuple[Tensor, Tensor]:
         """int64[tokens] of prompt and answer, and bool[tokens], True for the answer."""
-        tokens = torch.tensor(self.prompt + self.answer)
-        return tokens, torch.arange(tokens.numel()) >= len(self.prompt)
+        tokens = torch.tensor(self.prompt + self.answer, device="cpu")
+        return tokens, torch.arange(tokens.numel(), device="cpu") >= len(self.prompt)
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,8 +93,8 @@ class Passkeys:
         if asked is not None:
             _check_count("asked", asked, 0, keys - 1)
         generator = torch.Generator().manual_seed(seed)
-        names = torch.randperm(MOST_KEYS, generator=generator)[:keys].tolist()
-        chosen = torch.randint(len(self.vocabulary), (keys, self.words), generator=generator).tolist()
+        names = torch.randperm(MOST_KEYS, generator=generator, device="cpu")[:keys].tolist()
+        chosen = torch.randint(len(self.vocabulary), (keys, self.words), generator=generator, device="cpu").tolist()
         values = [[token for word in row for token in self.vocabulary[word]] for row in chosen]
         lines = [self.names[name] + value + self.end for name, value in zip(names, values, strict=True)]
         ask = self.ask if asked is None else self.ask + self.names[names[asked]]
@@ -105,9 +105,12 @@ class Passkeys:
             raise ValueError(
                 f"text must have at least {filler} tokens for prompts of {length}, got {self.text.numel()} tokens"
             )
-        first = int(torch.randint(self.text.numel() - filler + 1, (), generator=generator))
+        first = int(torch.randint(self.text.numel() - filler + 1, (), generator=generator, device="cpu"))
         if depths is None:
-            places = (torch.arange(keys) + torch.rand(keys, generator=generator, dtype=torch.float64)) / keys
+            places = (
+                torch.arange(keys, device="cpu")
+                + torch.rand(keys, generator=generator, dtype=torch.float64, device="cpu")
+            ) / keys
         else:
             places = _checked(depths, keys)
         prompt, starts, before = list(self.begin), [], 0
@@ -158,7 +161,7 @@ def passkeys(
         )
 
     return Passkeys(
-        text=torch.tensor(tokens(python_topics() if text is None else text), dtype=torch.int64),
+        text=torch.tensor(tokens(python_topics() if text is None else text), dtype=torch.int64, device="cpu"),
         words=words,
         begin=beginning(tokenizer),
         names=[tokens(f"{_FIRST} {name}{_BETWEEN}") for name in _NAMES.split()],
@@ -186,10 +189,10 @@ def _random(vocabulary: int, words: int) -> Passkeys:
     least = MOST_KEYS + len(_WORDS.split()) + 16
     _check_count("vocabulary", vocabulary, least, None)
     generator = torch.Generator().manual_seed(0)
-    ids = torch.randperm(vocabulary, generator=generator)[:least].tolist()
+    ids = torch.randperm(vocabulary, generator=generator, device="cpu")[:least].tolist()
     marks, names, known = ids[:8], ids[16 : 16 + MOST_KEYS], ids[16 + MOST_KEYS :]
     return Passkeys(
-        text=torch.randint(vocabulary, (1 << 20,), generator=generator), words=words, begin=[],
+        text=torch.randint(vocabulary, (1 << 20,), generator=generator, device="cpu"), words=words, begin=[],
         names=[[*marks[:3], name, marks[3]] for name in names], vocabulary=[[word] for word in known],
         end=marks[4:6], ask=marks[6:8],
     )  # fmt: skip
@@ -202,7 +205,7 @@ def _check_count(name: str, value: int, least: int, most: int | None) -> None:
 
 
 def _checked(depths: Sequence[float], keys: int) -> Tensor:
-    places = torch.tensor(list(depths), dtype=torch.float64)
+    places = torch.tensor(list(depths), dtype=torch.float64, device="cpu")
     if places.numel() != keys or not bool(((places >= 0) & (places <= 1)).all()) or bool((places.diff() < 0).any()):
         raise ValueError(f"depths must be {keys} ascending numbers from 0 to 1, got {list(depths)}")
     return places

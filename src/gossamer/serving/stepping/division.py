@@ -97,7 +97,7 @@ def narrowed(
             own = [at for at, head in enumerate(heads) if head in part.heads.tolist()]
             first = bool(own) and heads[own[0]] == int(part.heads.min())
             if own:
-                here.append(replace(part, heads=torch.tensor(own), first=first))
+                here.append(replace(part, heads=torch.tensor(own, device="cpu"), first=first))
         kept.append(tuple(here))
     return replace(geometry, layers=tuple(layers)), tuple(kept)
 
@@ -148,7 +148,7 @@ def divided(model: Any, geometry: Geometry, mine: Sequence[Sequence[int]], ranks
         for child, rows in zip(_INPUTS, (queries, keys, keys), strict=True):
             setattr(attention, child, _rows(getattr(attention, child), rows))
         attention.o_proj = Summed(_columns(attention.o_proj, queries, ranks.first), ranks)
-        neurons = torch.arange(mlp.gate_proj.out_features).tensor_split(ranks.size)[ranks.rank]
+        neurons = torch.arange(mlp.gate_proj.out_features, device="cpu").tensor_split(ranks.size)[ranks.rank]
         for child in ("gate_proj", "up_proj"):
             setattr(mlp, child, _rows(getattr(mlp, child), neurons))
         mlp.down_proj = Summed(_columns(mlp.down_proj, neurons, ranks.first), ranks)
@@ -170,7 +170,7 @@ class Summed(nn.Module):
 
 def _numbers(heads: Sequence[int], width: int) -> Tensor:
     """Which outputs belong to heads of `width` numbers."""
-    return (torch.tensor(heads)[:, None] * width + torch.arange(width)).flatten()
+    return (torch.tensor(heads, device="cpu")[:, None] * width + torch.arange(width, device="cpu")).flatten()
 
 
 def _rows(linear: nn.Linear, rows: Tensor) -> nn.Linear:

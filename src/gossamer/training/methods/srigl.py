@@ -128,7 +128,7 @@ class SRigL(RigL):
         """bool[units] with the same number of weights in every living row."""
         allowed = layer.allowed()
         allowed = None if allowed is None else allowed.view(layer.grid)
-        capacity = torch.tensor([layer.grid[1]] * layer.grid[0]) if allowed is None else allowed.sum(1)
+        capacity = torch.tensor([layer.grid[1]] * layer.grid[0], device="cpu") if allowed is None else allowed.sum(1)
         budget = self.budget[self.layers.index(layer)]
         k = min(budget // max(int((capacity > 0).sum()), 1), int(capacity.max()))
         magnitude = self.magnitude(layer).view(layer.grid)

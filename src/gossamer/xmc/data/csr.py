@@ -123,8 +123,8 @@ class Csr:
             if row and not 0 <= row[0] <= row[-1] < columns:
                 wrong = row[0] if row[0] < 0 else row[-1]
                 raise ValueError(f"row {number} has the column {wrong}; expected 0 to {columns - 1}")
-        offsets = torch.zeros(len(sets) + 1, dtype=torch.int64)
-        torch.cumsum(torch.tensor([len(row) for row in sets], dtype=torch.int64), 0, out=offsets[1:])
+        offsets = torch.zeros(len(sets) + 1, dtype=torch.int64, device="cpu")
+        torch.cumsum(torch.tensor([len(row) for row in sets], dtype=torch.int64, device="cpu"), 0, out=offsets[1:])
         flat = np.fromiter((column for row in sets for column in row), np.int64, int(offsets[-1]))
         return cls(offsets, torch.from_numpy(flat).to(index_type(columns)), None, (len(sets), columns))
 
@@ -156,7 +156,7 @@ class Csr:
             ImportError: scipy is not installed.
         """
         sparse = needed("scipy.sparse", "Csr.to_scipy needs scipy", "xmc")
-        values = torch.ones(self.nnz, dtype=torch.float32) if self.values is None else self.values
+        values = torch.ones(self.nnz, dtype=torch.float32, device="cpu") if self.values is None else self.values
         return sparse.csr_matrix((values.numpy(), self.indices.numpy(), self.offsets.numpy()), shape=self.shape)
 
     # ---------------------------------------------------------------- parts
@@ -190,10 +190,10 @@ class Csr:
         if rows.dtype != torch.int64 or rows.ndim != 1:
             raise ValueError(f"rows are {rows.dtype}{list(rows.shape)}; expected torch.int64, one dimension")
         counts = self.counts()[rows]
-        offsets = torch.zeros(len(rows) + 1, dtype=torch.int64)
+        offsets = torch.zeros(len(rows) + 1, dtype=torch.int64, device="cpu")
         torch.cumsum(counts, 0, out=offsets[1:])
         shift = torch.repeat_interleave(self.offsets[rows] - offsets[:-1], counts)
-        places = shift.add_(torch.arange(len(shift)))
+        places = shift.add_(torch.arange(len(shift), device="cpu"))
         values = None if self.values is None else self.values[places]
         return Csr(offsets, self.indices[places], values, (len(rows), self.shape[1]))
 

@@ -226,6 +226,6 @@ def _network(draw: np.random.Generator, x: np.ndarray, hidden: int) -> np.ndarra
 
 def _dense(x: np.ndarray) -> Csr:
     rows, width = x.shape
-    indices = torch.arange(width, dtype=torch.int32).repeat(rows)
+    indices = torch.arange(width, dtype=torch.int32, device="cpu").repeat(rows)
     values = torch.from_numpy(np.ascontiguousarray(x)).reshape(-1)
-    return Csr(torch.arange(0, rows * width + 1, width), indices, values.clone(), (rows, width))
+    return Csr(torch.arange(0, rows * width + 1, width, device="cpu"), indices, values.clone(), (rows, width))

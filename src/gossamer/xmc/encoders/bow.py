@@ -73,10 +73,14 @@ class Bow(Encoder):
         self.width, self.hashes, self.beside = width, features, min(words, features)
         self.given, self.ngrams, self.relu, self.dropout = given, ngrams, relu, dropout
         # As if each row had one feature of length 1: what many rows share grows with their number, not before it.
-        self.weight = nn.Parameter(torch.randn(features, width, dtype=torch.float32) / max(width, 1) ** 0.5)
-        self.bias = nn.Parameter(torch.zeros(width, dtype=torch.float32))
-        self.register_buffer("idf", torch.ones(0 if given else features, dtype=torch.float32))
-        self.register_buffer("column", torch.full((features,), -1, dtype=torch.int32))  # of each word; -1: it has none
+        self.weight = nn.Parameter(
+            torch.randn(features, width, dtype=torch.float32, device="cpu") / max(width, 1) ** 0.5
+        )
+        self.bias = nn.Parameter(torch.zeros(width, dtype=torch.float32, device="cpu"))
+        self.register_buffer("idf", torch.ones(0 if given else features, dtype=torch.float32, device="cpu"))
+        self.register_buffer(
+            "column", torch.full((features,), -1, dtype=torch.int32, device="cpu")
+        )  # of each word; -1: it has none
 
     def settings(self) -> dict[str, Any]:
         plain = {name: getattr(self, name) for name in ("width", "given", "ngrams", "relu", "dropout")}
@@ -88,7 +92,7 @@ class Bow(Encoder):
 
     def learn(self, examples: Iterable[str] | Csr) -> None:
         """Document frequencies of the training texts, and which words are passed on."""
-        rows, counts = 0, torch.zeros(self.hashes, dtype=torch.int64)
+        rows, counts = 0, torch.zeros(self.hashes, dtype=torch.int64, device="cpu")
         for block in [self.prepare(examples)] if self.given else self._counted(examples):
             rows += block.shape[0]
             counts += block.column_counts()
@@ -115,7 +119,7 @@ class Bow(Encoder):
         if not self.width:
             return torch.zeros(inputs.shape[0], 0, dtype=torch.float32, device=device)
         places, offsets = inputs.indices.to(device).long(), inputs.offsets[:-1].to(device)
-        values = torch.ones(inputs.nnz, dtype=torch.float32) if inputs.values is None else inputs.values
+        values = torch.ones(inputs.nnz, dtype=torch.float32, device="cpu") if inputs.values is None else inputs.values
         values = dropout(values.to(device), self.dropout, self.training)
         out = self.bias + embedding_bag(
             places, self.weight, offsets, mode="sum", sparse=True, per_sample_weights=values
@@ -146,8 +150,10 @@ class Bow(Encoder):
     def _weighted(self, block: Csr) -> Csr:
         assert block.values is not None
         values = (1 + block.values.log()) * self.idf.cpu()[block.indices.long()]
-        owner = torch.repeat_interleave(torch.arange(block.shape[0]), block.counts())
-        length = torch.zeros(block.shape[0], dtype=torch.float32).index_add_(0, owner, values.square()).sqrt()
+        owner = torch.repeat_interleave(torch.arange(block.shape[0], device="cpu"), block.counts())
+        length = (
+            torch.zeros(block.shape[0], dtype=torch.float32, device="cpu").index_add_(0, owner, values.square()).sqrt()
+        )
         return Csr(block.offsets, block.indices, values / length[owner], block.shape)
 
 
@@ -155,12 +161,12 @@ def _joined(blocks: list[Csr], columns: int) -> Csr:
     """Rows of all blocks, one after the other."""
     if not blocks:
         return Csr(
-            torch.zeros(1, dtype=torch.int64),
-            torch.zeros(0, dtype=index_type(columns)),
-            torch.zeros(0, dtype=torch.float32),
+            torch.zeros(1, dtype=torch.int64, device="cpu"),
+            torch.zeros(0, dtype=index_type(columns), device="cpu"),
+            torch.zeros(0, dtype=torch.float32, device="cpu"),
             (0, columns),
         )
-    ends = torch.tensor([block.nnz for block in blocks]).cumsum(0)
+    ends = torch.tensor([block.nnz for block in blocks], device="cpu").cumsum(0)
     offsets = [blocks[0].offsets, *(b.offsets[1:] + end for b, end in zip(blocks[1:], ends, strict=False))]
     values = torch.cat([block.values for block in blocks if block.values is not None])
     rows = sum(block.shape[0] for block in blocks)

@@ -36,14 +36,14 @@ class Tokens:
     def take(self, rows: Tensor) -> Tokens:
         starts, counts = self.offsets[rows], self.offsets.diff()[rows]
         offsets = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
-        places = torch.arange(int(offsets[-1])) + torch.repeat_interleave(starts - offsets[:-1], counts)
+        places = torch.arange(int(offsets[-1]), device="cpu") + torch.repeat_interleave(starts - offsets[:-1], counts)
         return Tokens(offsets, self.ids[places])
 
     def padded(self, padding: int) -> tuple[Tensor, Tensor]:
         """int64[texts, longest] and int64 1 where there is a token."""
         counts = self.offsets.diff()
-        mask = torch.arange(int(counts.max()) if len(counts) else 0) < counts[:, None]
-        ids = torch.full(mask.shape, padding, dtype=torch.int64)
+        mask = torch.arange(int(counts.max()) if len(counts) else 0, device="cpu") < counts[:, None]
+        ids = torch.full(mask.shape, padding, dtype=torch.int64, device="cpu")
         ids[mask] = self.ids.long()
         return ids, mask.long()
 
@@ -101,10 +101,10 @@ class Transformer(Encoder):
         texts, ids, counts = iter(examples), [], []
         while block := list(islice(texts, _BLOCK)):
             for row in self.tokenizer(block, truncation=True, max_length=self.max_length)["input_ids"]:
-                ids.append(torch.tensor(row, dtype=torch.int32))
+                ids.append(torch.tensor(row, dtype=torch.int32, device="cpu"))
                 counts.append(len(row))
-        offsets = torch.tensor([0, *counts]).cumsum(0)
-        return Tokens(offsets, torch.cat(ids) if ids else torch.zeros(0, dtype=torch.int32))
+        offsets = torch.tensor([0, *counts], device="cpu").cumsum(0)
+        return Tokens(offsets, torch.cat(ids) if ids else torch.zeros(0, dtype=torch.int32, device="cpu"))
 
     def forward(self, inputs: Tokens) -> Tensor:
         """Tokens of texts -> float32[texts, width]."""

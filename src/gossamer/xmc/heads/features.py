@@ -43,7 +43,7 @@ def beside(x: Tensor, features: Csr | None, indices: Tensor) -> tuple[Tensor, Te
     columns, place = features.indices.unique(return_inverse=True)
     both = x.new_zeros(batch, width + (f if small else len(columns) + 1))
     both[:, :width] = x
-    owner = torch.repeat_interleave(torch.arange(batch), features.counts())
+    owner = torch.repeat_interleave(torch.arange(batch, device="cpu"), features.counts())
     column = features.indices.long() if small else place
     both[owner.to(x.device), width + column.to(x.device)] = features.values.to(x.device, x.dtype)
     if small:

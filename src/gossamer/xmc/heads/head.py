@@ -55,6 +55,7 @@ class FusedHead(Head):
         betas, eps, weight_decay: of the optimizer; betas[0] is the momentum.
         first_label: the number of the first of these labels where they are a share of more, a multiple of group: what
             is drawn at random is then what the whole would have.
+        device: where the head lies; torch's default one when not given.
 
     Under `torch.device("meta")` nothing is allocated and nothing drawn.
 
@@ -107,10 +108,11 @@ class FusedHead(Head):
         eps: float = 1e-8,
         weight_decay: float = 0.0,
         first_label: int = 0,
+        device: torch.device | str | None = None,
     ) -> None:
         super().__init__()
         _check(width, labels, fan_in, dtype, optimizer, loss, group)
-        device = torch.get_default_device()
+        device = torch.get_default_device() if device is None else torch.device(device)
         if device.type != "meta":
             layout = Layout(fan_in, index_dtype(width).itemsize, dtype.itemsize, STATES[optimizer], group, bias)
             require_room(layout, labels)
@@ -122,13 +124,17 @@ class FusedHead(Head):
         self.register_buffer("values", torch.empty(labels, fan_in, dtype=dtype, device=device))
         rows = -(-labels // group)
         self.register_buffer("indices", torch.empty(rows, fan_in, dtype=index_dtype(width), device=device))
-        self.register_buffer("bias", torch.zeros(labels, dtype=torch.float32) if bias else None)
+        self.register_buffer("bias", torch.zeros(labels, dtype=torch.float32, device=device) if bias else None)
         for at, name in enumerate(("first", "second")):
             kept = at < STATES[optimizer]
-            self.register_buffer(name, torch.zeros(labels, fan_in, dtype=torch.float32) if kept else None)
-            self.register_buffer(f"bias_{name}", torch.zeros(labels, dtype=torch.float32) if kept and bias else None)
+            self.register_buffer(
+                name, torch.zeros(labels, fan_in, dtype=torch.float32, device=device) if kept else None
+            )
+            self.register_buffer(
+                f"bias_{name}", torch.zeros(labels, dtype=torch.float32, device=device) if kept and bias else None
+            )
         self.register_buffer("ages", None)
-        self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
+        self.register_buffer("steps", torch.zeros((), dtype=torch.int64, device=device))
         if device.type != "meta":
             fan_in_indices(labels, width, fan_in, seed=seed, group=group, first=first_label, out=self.indices)
             draw_values(self.values, seed=seed, first=first_label)

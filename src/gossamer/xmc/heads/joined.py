@@ -100,7 +100,7 @@ class JoinedHead(Head):
         """Label sets by the numbers inside, ascending in each row."""
         labels.validate()
         found = self.place[labels.indices.long()].long()
-        row = torch.repeat_interleave(torch.arange(labels.shape[0]), labels.counts())
+        row = torch.repeat_interleave(torch.arange(labels.shape[0], device="cpu"), labels.counts())
         return Csr(labels.offsets, (row * self.labels + found).sort().values - row * self.labels, None, labels.shape)
 
     @torch.no_grad()

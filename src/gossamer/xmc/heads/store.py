@@ -123,7 +123,7 @@ def _write(path: Path, x: Tensor) -> dict[str, Any]:
 
 def bytes_of(x: Tensor) -> Tensor:
     """The memory of a contiguous tensor as uint8[bytes]."""
-    return x.view(-1).view(torch.uint8) if x.numel() else torch.empty(0, dtype=torch.uint8)
+    return x.view(-1).view(torch.uint8) if x.numel() else torch.empty(0, dtype=torch.uint8, device="cpu")
 
 
 def load(directory: str | os.PathLike[str], *, mmap: bool = True, verify: bool = False) -> Stored:
@@ -184,7 +184,7 @@ def _load(header: Path, name: str, entry: Any, mmap: bool, verify: bool) -> Tens
     except (OSError, ValueError) as error:
         raise error if isinstance(error, StoreError) else StoreError(f"{path}: {error}") from error
     if size == 0:
-        return torch.empty(shape, dtype=dtype)
+        return torch.empty(shape, dtype=dtype, device="cpu")
     mapped = torch.from_file(str(path), shared=False, size=size, dtype=torch.uint8)
     return (mapped if mmap else mapped.clone()).view(dtype).view(shape)
 

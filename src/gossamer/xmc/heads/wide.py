@@ -66,7 +66,15 @@ class WideHead(Head):
     bias_second: Tensor
 
     @torch.inference_mode(False)
-    def __init__(self, width: int, head: Head, *, relative_lr: float = 0.2, seed: int = 0) -> None:
+    def __init__(
+        self,
+        width: int,
+        head: Head,
+        *,
+        relative_lr: float = 0.2,
+        seed: int = 0,
+        device: torch.device | str | None = None,
+    ) -> None:
         super().__init__()
         if isinstance(width, bool) or not isinstance(width, int) or width < 1:
             raise ValueError(f"width must be an integer of at least 1, got {width!r}")
@@ -75,14 +83,15 @@ class WideHead(Head):
         self.width, self.labels, self.ranks = width, head.labels, head.ranks
         self.relative_lr, self.head = relative_lr, head
         shape = head.width, width
-        if torch.get_default_device().type != "meta":
+        device = torch.get_default_device() if device is None else torch.device(device)
+        if device.type != "meta":
             each = BYTES * (width + 1)
             require_bytes("intermediate", head.width, each, "outputs", "Take a smaller intermediate layer")
         for name in ("weight", "first", "second"):
-            self.register_buffer(name, torch.zeros(shape, dtype=torch.float32))
+            self.register_buffer(name, torch.zeros(shape, dtype=torch.float32, device=device))
         for name in ("bias", "bias_first", "bias_second"):
-            self.register_buffer(name, torch.zeros(head.width, dtype=torch.float32))
-        self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
+            self.register_buffer(name, torch.zeros(head.width, dtype=torch.float32, device=device))
+        self.register_buffer("steps", torch.zeros((), dtype=torch.int64, device=device))
         if not self.weight.is_meta:
             draw_values(self.weight, seed=seed, bound=(6 / width) ** 0.5)  # of He et al. (arXiv 1502.01852), for ReLUs
 

@@ -89,7 +89,7 @@ def _shape(array: np.ndarray, path: Path) -> tuple[int, int]:
 
 def write_npz(path: Path, matrix: Csr) -> None:
     """What scipy.sparse.load_npz reads; label sets get the value 1."""
-    values = torch.ones(matrix.nnz, dtype=torch.float32) if matrix.values is None else matrix.values
+    values = torch.ones(matrix.nnz, dtype=torch.float32, device="cpu") if matrix.values is None else matrix.values
     offsets = matrix.offsets.to(torch.int32 if index_type(matrix.nnz + 1) == torch.int32 else torch.int64)
     with files.replacing(path) as file:
         np.savez_compressed(

@@ -138,6 +138,14 @@ def test_many_rows_and_other_inputs_are_torchs(dtype, few, ran):
     assert ran == [1, few]
 
 
+def test_another_thread_that_shares_a_layer_gets_its_gradient(ran):
+    layer = nn.Linear(24, 10)
+    with torch.no_grad(), linears.few_rows(layer), torch.enable_grad():
+        layer(torch.randn(2, 24)).sum().backward()
+    assert layer.weight.grad is not None
+    assert ran == []
+
+
 def test_a_row_is_the_same_whatever_the_others():
     layer = nn.Linear(100, 30)
     x = torch.randn(28, 100)

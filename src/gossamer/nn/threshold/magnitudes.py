@@ -74,8 +74,6 @@ class Magnitudes:
 
 def _top(bin_: int) -> float:
     """The largest float32 of a bin; of the first one 0: the numbers beside it are denormal."""
-    return (
-        float(torch.tensor(((bin_ + 1) << _SHIFT) - 1, dtype=torch.int32, device="cpu").view(torch.float32))
-        if bin_
-        else 0.0
-    )
+    if not bin_:
+        return 0.0
+    return float(torch.tensor(((bin_ + 1) << _SHIFT) - 1, dtype=torch.int32, device="cpu").view(torch.float32))

@@ -46,7 +46,8 @@ class Tokens:
         >>> Tokens.of([2, 3]).position.tolist()
         [0, 1, 0, 1, 2]
         """
-        starts, device = [0] * len(counts) if starts is None else starts, device or "cpu"
+        starts = [0] * len(counts) if starts is None else starts
+        device = device or "cpu"
         text = torch.arange(len(counts), device=device).repeat_interleave(torch.tensor(counts, device=device))
         places = [torch.arange(start, start + count, device="cpu") for start, count in zip(starts, counts, strict=True)]
         position = torch.cat(places).to(device) if places else text

@@ -72,7 +72,13 @@ def _forward_of(layer: nn.Linear) -> Callable[[Tensor], Tensor]:
     few, dtype = FEW[weight.dtype] * inputs, weight.dtype
 
     def forward(input: Tensor) -> Tensor:
-        if not 0 < input.numel() <= few or input.dtype is not dtype or input.shape[-1] != inputs:
+        # Another thread may share the layer, and want a gradient.
+        if (
+            not 0 < input.numel() <= few
+            or input.dtype is not dtype
+            or input.shape[-1] != inputs
+            or torch.is_grad_enabled()
+        ):
             return F.linear(input, weight, bias)
         return FewRows.compute(input.reshape(-1, inputs), weight, bias).view(*input.shape[:-1], outputs)
 

@@ -1,9 +1,11 @@
 """Law: with torch and numpy alone, whatever needs more says which extra has it, by a line that gets it."""
 
+import ast
 import json
 import subprocess
 import sys
 from importlib import metadata
+from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
@@ -106,6 +108,25 @@ def test_what_an_extra_brings_is_what_pip_would_install():
     assert {extra: set(found) for extra, found in read.items()} == {extra: packages(extra) for extra in read}
     assert all(Requirement(wanted).name == name for found in read.values() for name, wanted in found.items())
     assert set(extras.COMMANDS.values()) <= set(read)
+
+
+BROUGHT_BY = {"tokenizers": "transformers"}  # packages that come with another of the extra
+PACKAGES = {"sklearn": "scikit-learn", "PIL": "pillow", "torch.utils.tensorboard": "tensorboard"}
+
+
+def test_whoever_names_an_extra_names_one_that_brings_the_module():
+    """Else the line that is to help gets everything but what is missing."""
+    found = []
+    for path in sorted(Path(extras.__file__).parent.rglob("*.py")):
+        for call in ast.walk(ast.parse(path.read_text())):
+            if not isinstance(call, ast.Call) or ast.unparse(call.func) not in ("extras.needed", "extras.compared"):
+                continue
+            module, _, extra = (each.value if isinstance(each, ast.Constant) else None for each in call.args)
+            if module is not None:
+                name = PACKAGES.get(module) or PACKAGES.get(module.split(".")[0]) or module.split(".")[0]
+                found.append((str(path), BROUGHT_BY.get(name, name).replace("_", "-"), extra))
+    assert len(found) > 20
+    assert [each for each in found if each[1] not in extras.packages(each[2])] == []
 
 
 @pytest.mark.parametrize("module", ["tqdm", "mine", None])

@@ -15,8 +15,8 @@ import gossamer as gs
 from gossamer.bench.attention.decoders import LARGE, TOY, llama, smollm2, transformers_here
 from gossamer.bench.attention.llama_cpp import LlamaCpp, file_here
 from gossamer.bench.attention.steps import STEPS, Steps, Transformers, engine, filled
-from gossamer.bench.cells import CONTROL, Cell, ratio, value
-from gossamer.bench.section import Row, Section, Settings, Table
+from gossamer.bench.cells import CONTROL, Cell, Rows, ratio, table, value
+from gossamer.bench.section import MEDIANS, Row, Section, Settings, Table
 from gossamer.ops.paged.pool import PAGE
 from gossamer.serving.geometry import Geometry
 from gossamer.serving.heads import spread
@@ -116,4 +116,28 @@ COLUMNS = (
     ("weights MB", megabytes("weights")), CONTROL,
 )  # fmt: skip
 
-SECTION = Section(rows, Table(COLUMNS), on_gpu=False)
+
+def brief(rows: Rows) -> str:
+    """A row for each model: a budget alone, and the least memory."""
+    models = dict.fromkeys(row["model"] for row in rows)
+    return table([{"ways": [row for row in rows if row["model"] == model]} for model in models], BRIEF)
+
+
+def way(wanted: Callable[[str], bool]) -> Cell:
+    """How much faster than transformers the first such way is, and its cache."""
+
+    def cell(row: Row) -> str:
+        found = next(each for each in row["ways"] if wanted(each["way"]))
+        return f"{mine(found).split(' ')[0]}, {found['held'] / 1e6:,.0f} MB"
+
+    return cell
+
+
+BRIEF = (
+    ("model", lambda row: row["ways"][0]["model"]), ("context", lambda row: f"{row['ways'][0]['context']:,}"),
+    ("transformers, tokens/s", lambda row: f"{row['ways'][0]['tokens_per_second']:.2f}"),
+    ("all keys", way(DENSE.__eq__)), ("a budget", way(lambda name: name.startswith("budget"))),
+    ("and half streaming", way(lambda name: name.endswith("half streaming"))),
+)  # fmt: skip
+
+SECTION = Section(rows, Table(COLUMNS), {"brief": Table(brief, MEDIANS)}, on_gpu=False)

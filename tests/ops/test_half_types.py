@@ -1,10 +1,14 @@
 """Law: products of half floats are sums in float32, rounded once, forwards and backwards, on a CPU too."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 
 import gossamer as gs
 from gossamer.ops import dds, dsd, grouped_matmul, half, matmul, sdd
+from gossamer.ops.few_rows import FewRows
+from gossamer.ops.grouped import mm_on
 from gossamer.testing import assert_within, gamma, product
 
 HALF = [torch.bfloat16, torch.float16]
@@ -86,6 +90,35 @@ def test_grouped_matmul(natively, ids, dtype, backend, monkeypatch):
         return torch.where((ids >= 0).view(-1, 1), chosen, 0)
 
     exact(lambda x, w: grouped_matmul(x, w, ids, backend=backend), dense, [x, weights], 32)
+
+
+@by_dtype
+@pytest.mark.parametrize("natively", [True, False])
+@pytest.mark.parametrize("sizes", [[3, 0, 17, 1], [8, 1, 0, 2], [0, 0, 0, 0], []], ids=str)
+def test_groups_of_few_rows_read_their_weight_as_it_is(sizes, natively, dtype, monkeypatch):
+    """Up to eight rows, by weights that are stored by output; more by torch's products, or widened."""
+    ran, compute = [], FewRows.compute
+
+    def counted(x, weight, bias):
+        ran.append(len(x))
+        return compute(x, weight, bias)
+
+    monkeypatch.setattr(FewRows, "compute", staticmethod(counted))
+    monkeypatch.setattr("gossamer.ops.grouped_half.multiplies", lambda dtype: natively)
+    offsets = torch.tensor([0, *sizes]).cumsum(0)
+    rows = int(offsets[-1])
+    x, weights = torch.randn(rows, 30).to(dtype), torch.randn(len(sizes), 17, 30).to(dtype)
+    weights[[size == 0 for size in sizes]] = torch.nan
+    source, target = torch.randperm(rows), torch.randperm(rows + 2)[:rows]
+    for places in ((None, None), (source, target)):
+        y = mm_on("cpu")(x, *places, offsets, weights, True, rows + 2)
+        exact = torch.zeros(rows + 2, 17, dtype=torch.float64)
+        for group, (first, end) in enumerate(pairwise(offsets.tolist())):
+            own = [torch.arange(first, end) if each is None else each[first:end] for each in places]
+            exact[own[1]] = x[own[0]].double() @ weights[group].double().t() if end > first else 0
+        assert y.dtype == dtype and torch.allclose(y.double(), exact, rtol=2 * torch.finfo(dtype).eps, atol=0.02)
+    few = [size for size in sizes if 0 < size <= 8]
+    assert ran == 2 * few if natively or max(sizes, default=0) <= 8 else ran == []
 
 
 @by_dtype

@@ -1,7 +1,7 @@
-"""Grouped products of half floats on a CPU: torch's own product of each group where the CPU multiplies half floats.
+"""Grouped products of half floats on a CPU, with sums in float32 that are rounded once.
 
-Its sums run in float32 and are rounded once, and weights are read as they are. On other CPUs our float32 kernels take
-the operands widened, of weights only those that have rows.
+A group of few rows reads its weight once, as it is (`few_rows`). For the others it is torch's own product where the CPU
+multiplies half floats; elsewhere our float32 kernels take the operands widened, of weights only those that have rows.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gossamer.ops.few_rows import FEW, FewRows
 from gossamer.ops.half import multiplies
 from gossamer.ops.registration import HALF, in_float32
 
@@ -38,6 +39,11 @@ def _at(x: Tensor, places: Tensor | None, first: int, end: int) -> Tensor:
     return x[first:end] if places is None else x.index_select(0, places[first:end])
 
 
+def _largest(offsets: Tensor) -> int:
+    """Rows of the largest group."""
+    return int(offsets.diff().max()) if len(offsets) > 1 else 0
+
+
 def half_mm(kernel: Kernel) -> Kernel:
     """grouped_mm of floats -> the same of half floats too."""
     widened = in_float32(like=0)(kernel)
@@ -47,13 +53,21 @@ def half_mm(kernel: Kernel) -> Kernel:
         out_rows: int,
     ) -> Tensor:  # fmt: skip
         if x.dtype in HALF and len(offsets) == len(weights) + 1:
-            if multiplies(x.dtype) and x.shape[1] == weights.shape[2 if transposed else 1]:
+            fits = x.shape[1] == weights.shape[2 if transposed else 1] and x.dtype == weights.dtype
+            few = FEW[x.dtype] if transposed else 0
+            if fits and (multiplies(x.dtype) or _largest(offsets) <= few):
                 y = x.new_zeros(out_rows, weights.shape[1 if transposed else 2])
                 for group, first, end in _groups(offsets, ("source", source, len(x)), ("target", target, out_rows)):
-                    matrix = weights[group].t() if transposed else weights[group]
-                    rows = y[first:end] if target is None else y.new_empty(end - first, y.shape[1])
-                    torch.mm(_at(x, source, first, end), matrix, out=rows)  # with `out`, autocast leaves it alone
-                    if target is not None:
+                    operand = _at(x, source, first, end)
+                    if end - first <= few:
+                        rows = FewRows.compute(operand, weights[group], None)
+                    else:
+                        rows = y.new_empty(end - first, y.shape[1])
+                        matrix = weights[group].t() if transposed else weights[group]
+                        torch.mm(operand, matrix, out=rows)  # with `out`, autocast leaves it alone
+                    if target is None:
+                        y[first:end] = rows
+                    else:
                         y.index_copy_(0, target[first:end].long(), rows)
                 return y
             used = offsets.diff() != 0

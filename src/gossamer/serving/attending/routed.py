@@ -80,8 +80,8 @@ class KnownKeys(SlotKeys):
         self.routed.store.append(self.index, k, v, step)
         # Queries of texts with any are those of all their keys; the ones of others are zeros, and are left out again.
         asks = order < len(own)
-        counts = torch.tensor(step.counts, device="cpu")
-        texts = torch.arange(len(counts), device="cpu").repeat_interleave(counts).to(device)
+        sizes = torch.tensor(step.counts, device="cpu")
+        texts = torch.arange(len(sizes), device="cpu").repeat_interleave(sizes).to(device)
         asked = torch.zeros(len(step.counts), dtype=torch.bool, device=device).index_fill_(0, texts[asks], True)
         counts = [count if some else 0 for count, some in zip(step.counts, asked.tolist(), strict=True)]
         wide = q.new_zeros(len(places), *q.shape[1:])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 
 import pytest
 import torch
@@ -144,6 +145,17 @@ def test_another_thread_that_shares_a_layer_gets_its_gradient(ran):
         layer(torch.randn(2, 24)).sum().backward()
     assert layer.weight.grad is not None
     assert ran == []
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda layer: pickle.loads(pickle.dumps(layer))])
+def test_a_copy_made_meanwhile_has_weights_of_its_own(copied):
+    layer = nn.Linear(24, 10)
+    with torch.no_grad(), linears.few_rows(layer):
+        other = copied(layer)
+    other.weight.data.zero_()
+    with torch.no_grad():
+        assert torch.equal(other(torch.randn(2, 24)), other.bias.expand(2, 10))
+        assert not torch.equal(layer(torch.randn(2, 24)), layer.bias.expand(2, 10))
 
 
 def test_a_row_is_the_same_whatever_the_others():

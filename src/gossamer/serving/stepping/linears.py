@@ -3,14 +3,14 @@
     with turns_of(model), few_rows(model):
         model(...)
 
-torch's own products of one row read 40 to 80 % of what memory gives, those of several rows half of that. For as long as
-the model is ours, the layers run `gossamer.ops.few_rows` where that is faster, and their own product where it is not. A
-row's result is then the same whatever the other rows.
+torch's own products of few rows take longer than that. For as long as the model is ours, the layers run
+`gossamer.ops.few_rows` where that is faster, and their own product where it is not. A row's result is then the same
+whatever the other rows.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
@@ -36,7 +36,7 @@ def few_rows(model: nn.Module) -> Iterator[None]:
     layers = [each for each in modules if type(each) is nn.Linear and _is_taken(each)]
     try:
         for layer in layers:
-            layer.__dict__["forward"] = _forward_of(layer)  # nn.Module's own assignment takes ten times as long
+            layer.__dict__["forward"] = _Forward(layer)  # nn.Module's own assignment takes ten times as long
         yield
     finally:
         for layer in layers:
@@ -66,20 +66,23 @@ def _is_taken(layer: nn.Linear) -> bool:
     )
 
 
-def _forward_of(layer: nn.Linear) -> Callable[[Tensor], Tensor]:
-    weight, bias = layer.weight, layer.bias
-    outputs, inputs = weight.shape
-    few, dtype = FEW[weight.dtype] * inputs, weight.dtype
+class _Forward:
+    """What a layer does meanwhile. A copy of the layer, or what is read back of it, has one of its own."""
 
-    def forward(input: Tensor) -> Tensor:
+    def __init__(self, layer: nn.Linear) -> None:
+        self.layer = layer
+
+    def __call__(self, input: Tensor) -> Tensor:
+        parameters = self.layer._parameters
+        weight, bias = parameters["weight"], parameters["bias"]
+        assert weight is not None
+        outputs, inputs = weight.shape
         # Another thread may share the layer, and want a gradient.
         if (
-            not 0 < input.numel() <= few
-            or input.dtype is not dtype
+            not 0 < input.numel() <= FEW.get(weight.dtype, 0) * inputs
+            or input.dtype is not weight.dtype
             or input.shape[-1] != inputs
             or torch.is_grad_enabled()
         ):
             return F.linear(input, weight, bias)
         return FewRows.compute(input.reshape(-1, inputs), weight, bias).view(*input.shape[:-1], outputs)
-
-    return forward

@@ -1,6 +1,6 @@
 """few_rows_linear: x @ weight^T + bias for a few rows of x, whose weight is then read once and not packed.
 
-Reading the weight takes the time, as in decoding token by token; torch's own products of few rows take longer than that.
+Reading the weight takes the time, as in decoding token by token; torch's own products of few rows take longer.
 """
 
 from __future__ import annotations

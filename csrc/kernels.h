@@ -87,8 +87,8 @@
 //          32)] words (null: all are), meets no weight. relu: y is cut at zero, and y_bits gets the bits of what is not.
 //          counts[2]: nonzeros of x, multiply-adds made.
 // page_append  Writes the keys and values of new tokens, [tokens, key_heads, width], of the heads sources[pages.heads] into
-//          the pages of their requests, and then the summaries of the stretches of keys that they are in. Where it returns
-//          false it has written nothing.
+//          the pages of their requests, their sketches, and then the summaries of the stretches of keys that they are in.
+//          Where it returns false it has written nothing.
 // page_attention  out[tokens, query_heads, width]: softmax(scale * q @ keys^T) @ values of each new token over the keys that
 //          it sees: of the pages that the list of its block names (null: all) those at its own place and before, of which
 //          the first `sink` and the last `window`, itself among these. Head h of the pages serves query heads
@@ -100,6 +100,11 @@
 // attention_backward  The gradients by q, k and v.
 // page_scores  scores[requests, query_heads, table_cols]: for each page of a request the largest product of a query's
 //          form[requests, query_heads, 2 * width] with the summaries of that page; -inf where there is none.
+// page_key_scores  The same of q[requests, query_heads, width] with the sketches of single keys. q is rounded to 8 bits, so
+//          the sums are of integers, and exact.
+// page_choose  chosen[requests, heads, count], or with `together` false [requests, heads * group, count]: of each request the
+//          pages of the highest scores[requests, query_heads, cols], ascending; of equal ones the earlier. Together, what
+//          counts is the highest of a group. The first page and the newest are always among them; NaN is as -inf.
 // relu_bits  y[rows, cols] = x cut at zero, bits[rows, ceil(cols / 32)] words where it is not: NaN stays.
 // keep_bits  y[rows, cols] = x where the bit is set, else zero.
 // reorder  y[batch][cols, rows] = x[batch][rows, cols]: each matrix of a batch is transposed.
@@ -180,7 +185,8 @@
      const Convolution& conv, bool transposed, bool relu, float* y, void* y_bits, int64_t* counts, void* workspace,   \
      int threads)                                                                                                     \
   OP(page_append, bool, const float* keys, const float* values, int64_t key_heads, const int64_t* sources,             \
-     const Pages& pages, const Requests& requests, const Summaries& extremes, const Summaries& moments, int threads)  \
+     const Pages& pages, const Requests& requests, const Summaries& extremes, const Summaries& moments,               \
+     const Sketches& sketches, int threads)                                                                           \
   GOSSAMER_PAGE_ATTENTION(OP)                                                                                         \
   OP(attention_plan_size, int64_t, const Texts& texts, const SeenMask& mask)                                         \
   OP(attention_plan, int64_t, const Texts& texts, const SeenMask& mask, int64_t* plan, int threads)                  \
@@ -196,6 +202,11 @@
      int threads)                                                                                                     \
   OP(page_scores, bool, const float* form, int64_t query_heads, int64_t group, const int64_t* first_heads,            \
      const Pages& pages, const Requests& requests, const Summaries& summaries, float* scores, int threads)            \
+  OP(page_key_scores, bool, const float* q, int64_t query_heads, int64_t group, const int64_t* first_heads,           \
+     const Pages& pages, const Requests& requests, const Sketches& sketches, float* scores, int threads)              \
+  OP(page_choose, bool, const float* scores, int64_t query_heads, int64_t group, const int64_t* first_heads,          \
+     int64_t heads, bool together, const int64_t* lengths, int64_t requests, int64_t cols, int64_t page,              \
+     int64_t count, int32_t* chosen, int threads)                                                                     \
   OP(relu_bits, void, const float* x, int64_t rows, int64_t cols, float* y, void* bits, int threads)                  \
   OP(keep_bits, void, const float* x, const void* bits, int64_t rows, int64_t cols, float* y, int threads)            \
   OP(reorder, void, const float* x, int64_t batch, int64_t rows, int64_t cols, float* y, int threads)                 \
@@ -285,6 +296,12 @@ struct Requests {
 struct Summaries {
   void* address;
   int64_t stretch;
+};
+
+// Keys in four bits: bytes [tile][width / 8][page][4], byte i of a token has coordinate 8 j + i in its lower half and 8 j +
+// 4 + i in its upper; scales as those of a page. None: the addresses are null.
+struct Sketches {
+  void *codes, *scales;
 };
 
 // Pages that each `list_tokens` tokens of a request and each head look at: row (block of tokens, head) owns

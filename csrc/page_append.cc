@@ -89,6 +89,7 @@ struct Append {
   PageTiles pages;
   PagedRequests requests;
   Summaries extremes, moments;
+  SketchTiles sketches;
 
   // The new tokens of a request that page p gets, for one head.
   void run(int64_t r, int64_t p, int64_t h) const {
@@ -98,7 +99,10 @@ struct Append {
     const int64_t at = ((requests.offsets[r] + begin - first) * key_heads + sources[h]) * width;
     if (pages.stored() == Stored::kFloat)
       transpose(keys + at, step, reinterpret_cast<float*>(pages.keys_of(tile)) + begin % page, page, end - begin, width);
-    for (int64_t i = 0; i < end - begin; ++i) token(tile, begin % page + i, keys + at + i * step, values + at + i * step);
+    for (int64_t i = 0; i < end - begin; ++i) {
+      token(tile, begin % page + i, keys + at + i * step, values + at + i * step);
+      if (sketches.codes != nullptr) sketch(tile, begin % page + i, keys + at + i * step);
+    }
     summarize(extremes, tile, begin % page, begin % page + end - begin);
     summarize(moments, tile, begin % page, begin % page + end - begin);
   }
@@ -122,6 +126,17 @@ struct Append {
     };
     write(pages.key_scales, pages.keys_of(tile), key, page, down);
     write(pages.value_scales, pages.values_of(tile), value, width, along);
+  }
+
+  void sketch(int64_t tile, int64_t t, const float* key) const {
+    const Coding coding(key, pages.width, SketchTiles::kMost);
+    BFloat16* const scale = sketches.scales_of(tile) + t;
+    scale[0] = to_bfloat16(coding.scale, Round::kNearest);
+    scale[pages.page] = to_bfloat16(coding.zero, Round::kNearest);
+    uint8_t* to = sketches.codes_of(tile) + 4 * t;
+    for (int64_t d = 0; d < pages.width; d += 8, to += 4 * pages.page)
+      for (int64_t i = d; i < d + 4; ++i)
+        to[i - d] = uint8_t(coding.code(key[i], SketchTiles::kMost) | coding.code(key[i + 4], SketchTiles::kMost) << 4);
   }
 
   // The number that attention reads for coordinate d of the key of token t.
@@ -185,8 +200,10 @@ struct Append {
 }  // namespace
 
 bool page_append(const float* keys, const float* values, int64_t key_heads, const int64_t* sources, const Pages& pages,
-                 const Requests& requests, const Summaries& extremes, const Summaries& moments, int threads) {
-  const Append a = {keys, values, key_heads, sources, PageTiles(pages), PagedRequests(requests), extremes, moments};
+                 const Requests& requests, const Summaries& extremes, const Summaries& moments, const Sketches& sketches,
+                 int threads) {
+  const Append a = {keys, values, key_heads, sources, PageTiles(pages), PagedRequests(requests), extremes, moments,
+                    SketchTiles(sketches, pages)};
   if (!a.is_right()) return false;
   threads = useful_threads(requests.tokens * pages.heads * pages.width * 8, threads);
   // Each thread takes a share of all (page, head) there are; two requests that wrote one page would be a broken table.

@@ -330,8 +330,7 @@ Attend attention(const float* q, const Pages& pages, const Requests& requests, c
 // Whether what the plan is made from can be trusted.
 bool plan_is_right(const Attend& a, const PageLists& lists) {
   if (!a.requests.are_right(a.pages)) return false;
-  for (int64_t h = 0; h < a.pages.heads; ++h)
-    if (a.first_heads[h] < 0 || a.first_heads[h] > a.shape.query_heads - a.shape.group) return false;
+  if (!are_heads(a.first_heads, a.pages.heads, a.shape.query_heads, a.shape.group)) return false;
   if (lists.pages == nullptr) return true;
   int64_t rows = 0;
   for (int64_t r = 0; r < a.requests.count; ++r)

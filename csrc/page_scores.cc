@@ -33,9 +33,7 @@ bool page_scores(const float* form, int64_t query_heads, int64_t group, const in
                  const Requests& requests, const Summaries& summaries, float* scores, int threads) {
   const PageTiles tiles(pages);
   const PagedRequests all(requests);
-  if (!all.are_right(pages)) return false;
-  for (int64_t h = 0; h < pages.heads; ++h)
-    if (first_heads[h] < 0 || first_heads[h] > query_heads - group) return false;
+  if (!all.are_right(pages) || !are_heads(first_heads, pages.heads, query_heads, group)) return false;
   const int64_t n = 2 * pages.width, stretches = pages.page / summaries.stretch, cols = requests.table_cols;
   for (int64_t i = 0; i < requests.count * query_heads * cols; ++i) scores[i] = -__builtin_inff();
   threads = useful_threads(requests.count * cols * pages.heads * stretches * n * 2, threads);

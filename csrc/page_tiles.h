@@ -99,6 +99,29 @@ struct PageTiles : Pages {
   BFloat16* scales_of(void* scales, int64_t tile) const { return static_cast<BFloat16*>(scales) + tile * 2 * page; }
 };
 
+// The keys of a tile in four bits, for products with queries of 8.
+struct SketchTiles : Sketches {
+  static constexpr float kMost = 15.0f;
+  int64_t width, page;
+
+  SketchTiles(const Sketches& sketches, const Pages& pages) : Sketches(sketches), width(pages.width), page(pages.page) {}
+
+  uint8_t* codes_of(int64_t tile) const { return static_cast<uint8_t*>(codes) + tile * width * page / 2; }
+  // Of each token of a tile: its scale; `page` further, its zero.
+  BFloat16* scales_of(int64_t tile) const { return static_cast<BFloat16*>(scales) + tile * 2 * page; }
+};
+
+// Whether each head of the pages has `group` heads of a model, and no two have one in common.
+inline bool are_heads(const int64_t* first, int64_t count, int64_t of, int64_t group) {
+  for (int64_t h = 0; h < count; ++h) {
+    if (first[h] < 0 || first[h] > of - group) return false;
+    if (h == 0 || first[h] >= first[h - 1] + group) continue;
+    for (int64_t i = 0; i < count; ++i)
+      if (i != h && first[h] < first[i] + group && first[i] < first[h] + group) return false;
+  }
+  return true;
+}
+
 // Whose tokens, and which pages they have.
 struct PagedRequests : Requests {
   explicit PagedRequests(const Requests& requests) : Requests(requests) {}

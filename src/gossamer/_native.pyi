@@ -360,6 +360,7 @@ def page_append(
     requests: tuple[int, ...],
     extremes: tuple[int, ...],
     moments: tuple[int, ...],
+    sketches: tuple[int, ...],
     threads: int,
     /,
 ) -> bool: ...
@@ -436,6 +437,34 @@ def page_scores(
     requests: tuple[int, ...],
     summaries: tuple[int, ...],
     scores: int,
+    threads: int,
+    /,
+) -> bool: ...
+def page_key_scores(
+    q: int,
+    query_heads: int,
+    group: int,
+    first_heads: int,
+    pages: tuple[int, ...],
+    requests: tuple[int, ...],
+    sketches: tuple[int, ...],
+    scores: int,
+    threads: int,
+    /,
+) -> bool: ...
+def page_choose(
+    scores: int,
+    query_heads: int,
+    group: int,
+    first_heads: int,
+    heads: int,
+    together: bool,
+    lengths: int,
+    requests: int,
+    cols: int,
+    page: int,
+    count: int,
+    chosen: int,
     threads: int,
     /,
 ) -> bool: ...

@@ -62,9 +62,9 @@ def test_ways_to_decode_go_on_from_the_same_context_and_leave_it_as_it_was(toy):
 def test_chosen_pages_and_their_summaries_are_what_is_read(toy):
     mine = engine(toy, Sparsity(token_budget=192, stored="int8"), 640)
     steps, heads = Steps(mine, [filled(mine, 640)]), 2 * 2
-    a_key, a_summary = 2 * 16 + 2 * 2 * 2, 2 * 16 * 2  # codes, scales and zeros; mean and variance in bfloat16
+    a_key, sketches = 2 * 16 + 2 * 2 * 2, 64 * (16 // 2 + 2 * 2)  # codes, scales and zeros; of a page in four bits
     keys = heads * sum(2 * 64 + at for at in range(1, STEPS + 1))  # the newest page has 1 to 4 tokens
-    assert steps.read() == (keys * a_key + heads * 11 * a_summary) // STEPS
+    assert steps.read() == (keys * a_key + STEPS * heads * 11 * sketches) // STEPS
 
 
 @torch.inference_mode()
@@ -98,12 +98,11 @@ def test_summaries_of_stretches_are_those_of_their_keys():
     layer = Layer.drawn(256)
     keys, values = (x[0].transpose(0, 1).contiguous() for x in (layer.keys, layer.values))
     pool, prompt = layer.pool("float32")
-    pools = [PagePool.allocate(4, pool.heads, pool.width, extremes=stretch, moments=stretch) for stretch in (1, 16)]
+    pools = [PagePool.allocate(4, pool.heads, pool.width, extremes=stretch, moments=None) for stretch in (1, 16)]
     for each in pools:
         page_append(keys, values, each, prompt)
     found = coarser(pools[0], 16)
     assert torch.equal(found.extremes, pools[1].extremes) and found.keys is pools[0].keys
-    torch.testing.assert_close(found.moments, pools[1].moments, atol=0.02, rtol=0.02)  # of keys rounded to bfloat16
 
 
 def test_a_pass_key_is_found_if_all_its_tokens_are(toy):

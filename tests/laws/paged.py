@@ -42,25 +42,33 @@ def pool(d: Any) -> tuple[Any, ...]:
 
 def append_arguments(d: Any) -> tuple[Any, ...]:
     extremes = torch.zeros(15, HEADS, PAGE // STRETCH, 2, WIDTH, dtype=torch.bfloat16)
-    new = d(d.rows, 3, WIDTH), d(d.rows, 3, WIDTH)
-    return *new, SOURCES, *pool(d), extremes, None, *requests(d.rows)
+    keys, values = d(d.rows, 3, WIDTH), d(d.rows, 3, WIDTH)
+    if not d.real:  # so that four bits have a scale of 1 and a zero of -7
+        keys = keys.clamp(-7, 8)
+        keys[:, :, 0], keys[:, :, 1] = -7, 8
+    sketches = torch.zeros(15, HEADS, WIDTH // 8, PAGE, 4, dtype=torch.uint8)
+    sketch_scales = torch.zeros(15, HEADS, 2, PAGE, dtype=torch.bfloat16)
+    return keys, values, SOURCES, *pool(d), extremes, None, sketches, sketch_scales, *requests(d.rows)
 
 
 def appended(
     new_keys: Tensor, new_values: Tensor, sources: Tensor, keys: Tensor, values: Tensor, *rest: Any
 ) -> tuple[Tensor, ...]:
-    keys, values, extremes = keys.clone(), values.clone(), rest[3].clone()
-    offsets, lengths, table = rest[5:]
+    keys, values, extremes, sketches, sketch_scales = (x.clone() for x in (keys, values, rest[3], *rest[5:7]))
+    offsets, lengths, table = rest[7:]
     changed = set()
     for token, r, page, at in places(offsets, lengths, table):
         for h, source in enumerate(sources.tolist()):
             keys[page, h, :, at], values[page, h, at] = new_keys[token, source], new_values[token, source]
+            codes = (new_keys[token, source] + 7).to(torch.uint8).view(-1, 2, 4)
+            sketches[page, h, :, at] = codes[:, 0] + 16 * codes[:, 1]
+            sketch_scales[page, h, :, at] = torch.tensor([1.0, -7.0])
         changed.add((r, page, at // STRETCH))
     for r, page, j in changed:
         begin = table[r].tolist().index(page) * PAGE + j * STRETCH
         stretch = keys[page, :, :, j * STRETCH : j * STRETCH + min(STRETCH, int(lengths[r]) - begin)]
         extremes[page, :, j, 0], extremes[page, :, j, 1] = stretch.amax(2), stretch.amin(2)
-    return keys, values, extremes
+    return keys, values, extremes, sketches, sketch_scales
 
 
 def attention_arguments(d: Any) -> tuple[Any, ...]:
@@ -99,3 +107,51 @@ def scored(
                     filled = summaries[table[r, p], h, : -(-min(length - p * page, page) // STRETCH)].float()
                     scores[r, head, p] = (filled.flatten(1) @ form[r, head]).max()
     return scores
+
+
+def key_scores_arguments(d: Any) -> tuple[Any, ...]:
+    """Queries whose largest number is 127: in eight bits they are what they were."""
+    lengths, table = requests(d.rows)[1:]
+    q = d(3, HEADS * GROUP, WIDTH)
+    if not d.real:
+        q[..., 3] = 127
+    sketches = torch.randint(256, (15, HEADS, WIDTH // 8, PAGE, 4), dtype=torch.uint8)
+    sketch_scales = d(15, HEADS, 2, PAGE).bfloat16()
+    return q, torch.tensor([2, 0]), GROUP, sketches, sketch_scales, lengths, table
+
+
+def scored_by_keys(
+    q: Tensor, heads: Tensor, group: int, sketches: Tensor, sketch_scales: Tensor, lengths: Tensor, table: Tensor
+) -> Tensor:
+    scores = torch.full((*q.shape[:2], table.shape[1]), -torch.inf)
+    for r, length in enumerate(lengths.tolist()):
+        for at in range(length):
+            page, t = int(table[r, at // PAGE]), at % PAGE
+            for h, first in enumerate(heads.tolist()):
+                codes = sketches[page, h, :, t]
+                key = torch.stack([codes % 16, codes // 16], 1).flatten() * sketch_scales[page, h, 0, t].float()
+                for head in range(first, first + group):
+                    score = q[r, head] @ (key + sketch_scales[page, h, 1, t].float())
+                    scores[r, head, at // PAGE] = score.maximum(scores[r, head, at // PAGE])
+    return scores
+
+
+def choose_arguments(d: Any) -> tuple[Any, ...]:
+    """Of 3 to 5 pages of three requests three are chosen; equal scores are common."""
+    scores = d(3, HEADS * GROUP, 5) // 4
+    scores[1, 2, 1], scores[2, 0] = torch.nan, torch.inf
+    lengths = torch.tensor([5 * PAGE, 2 * PAGE + 1, 4 * PAGE - 3])
+    return scores, torch.tensor([2, 0]), GROUP, d.k % 2 == 0, lengths, 3, PAGE
+
+
+def chosen(scores: Tensor, heads: Tensor, group: int, together: bool, lengths: Tensor, count: int, page: int) -> Tensor:
+    members = [range(head, head + group) for head in heads.tolist()]
+    rows = members if together else [(head,) for some in members for head in some]
+    out = torch.zeros(len(lengths), len(rows), count, dtype=torch.int32)
+    for r, length in enumerate(lengths.tolist()):
+        last = -(-length // page) - 1
+        for row, some in enumerate(rows):
+            wanted = scores[r, list(some)].nan_to_num(nan=-torch.inf).amax(0)[: last + 1].tolist()
+            best = sorted(range(last + 1), key=lambda p: (p not in (0, last), -wanted[p], p))
+            out[r, row] = torch.tensor(sorted(best[:count]))
+    return out

@@ -25,7 +25,18 @@ from packed import (
     varlen_arguments,
     varlen_backward_arguments,
 )
-from paged import append_arguments, appended, attended, attention_arguments, scored, scores_arguments
+from paged import (
+    append_arguments,
+    appended,
+    attended,
+    attention_arguments,
+    choose_arguments,
+    chosen,
+    key_scores_arguments,
+    scored,
+    scored_by_keys,
+    scores_arguments,
+)
 from torch import Tensor
 from torch.nn.functional import pad
 
@@ -257,9 +268,11 @@ ROWS = (
         drawn_rows,
         writes=(0,),
     ),
-    Row("page_append", append_arguments, appended, writes=(3, 4, 8)),
+    Row("page_append", append_arguments, appended, writes=(3, 4, 8, 10, 11)),
     Row("page_attention", attention_arguments, attended, writes=(1, 2)),
     Row("page_scores", scores_arguments, scored),
+    Row("page_key_scores", key_scores_arguments, scored_by_keys),
+    Row("page_choose", choose_arguments, chosen),
     *(Row("varlen_attention", lambda d, how=how: varlen_arguments(d, how), alone) for how in (False, True)),
     *(
         Row("varlen_attention_backward", lambda d, how=how: varlen_backward_arguments(d, how), alone_backward)

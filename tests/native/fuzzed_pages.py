@@ -32,13 +32,23 @@ def _pages(draw: random.Random) -> Arguments:
     return {"keys": keys, "values": values, "key_scales": scales[0], "value_scales": scales[1], "stored": stored}
 
 
+NONE: Arguments = {"sketches": None, "sketch_scales": None}
+
+
+def _sketches(draw: random.Random) -> Arguments:
+    return {
+        "sketches": integers(draw, 6, 2, 4, 32, 4).abs().to(torch.uint8),
+        "sketch_scales": integers(draw, 6, 2, 2, 32).bfloat16(),
+    }
+
+
 def page_append(draw: random.Random) -> Arguments:
     requests, counts = _requests(draw)
     extremes = draw.choice((None, torch.zeros(6, 2, 4, 2, 32, dtype=torch.bfloat16)))
     new = [integers(draw, sum(counts), 3, 32) for _ in range(2)]
     return {
         "new_keys": new[0], "new_values": new[1], "sources": torch.tensor(draw.sample(range(3), 2)), **_pages(draw),
-        "extremes": extremes, "moments": None, **requests,
+        "extremes": extremes, "moments": None, **(_sketches(draw) if draw.random() < 0.5 else NONE), **requests,
     }  # fmt: skip
 
 
@@ -68,4 +78,22 @@ def page_scores(draw: random.Random) -> Arguments:
         "form": integers(draw, len(requests["lengths"]), 4, 64), "heads": torch.tensor([2, 0]), "group": 2,
         "summaries": integers(draw, 6, 2, 4, 2, 32).bfloat16(), "lengths": requests["lengths"],
         "table": requests["table"], "page": 32,
+    }  # fmt: skip
+
+
+def page_key_scores(draw: random.Random) -> Arguments:
+    requests, _ = _requests(draw)
+    q = integers(draw, len(requests["lengths"]), 4, 32)
+    q[..., 0] = 127  # eight bits are what it was
+    return {
+        "q": q, "heads": torch.tensor([2, 0]), "group": 2, **_sketches(draw), "lengths": requests["lengths"],
+        "table": requests["table"],
+    }  # fmt: skip
+
+
+def page_choose(draw: random.Random) -> Arguments:
+    lengths = torch.tensor([draw.choice((65, 96, 97, 128)) for _ in range(draw.choice((0, 1, 3)))], dtype=torch.int64)
+    return {
+        "scores": integers(draw, len(lengths), 4, 4), "heads": torch.tensor([2, 0]), "group": 2,
+        "together": draw.random() < 0.5, "lengths": lengths, "count": 3, "page": 32,
     }  # fmt: skip

@@ -25,7 +25,7 @@ from fuzzed_fan_in import (
     fan_in_topk,
 )  # fmt: skip
 from fuzzed_numbers import Arguments
-from fuzzed_pages import page_append, page_attention, page_scores
+from fuzzed_pages import page_append, page_attention, page_choose, page_key_scores, page_scores
 from fuzzed_tiles import detect, dsd, gather, gather_mm, grouped_mm, grouped_outer, scatter, sdd, transpose
 from fuzzed_zeros import (
     few_rows,
@@ -51,15 +51,15 @@ STRUCTURE = (
 )  # fmt: skip
 WRITES = {
     "fan_in_step": ("values", "bias"), "fan_in_rewire": ("values", "indices", "states", "ages"),
-    "fan_in_draw": ("out",), "page_append": ("keys", "values", "key_scales", "value_scales", "extremes"),
-    "page_attention": ("out", "lse"),
+    "fan_in_draw": ("out",), "page_attention": ("out", "lse"),
+    "page_append": ("keys", "values", "key_scales", "value_scales", "extremes", "sketches", "sketch_scales"),
 }  # fmt: skip
 
 OPS: tuple[Callable[[random.Random], Arguments], ...] = (
     detect, gather, scatter, transpose, dsd, dsd, fan_in_mm, fan_in_mm_t, fan_in_sdd, fan_in_step, fan_in_topk,
     fan_in_rewire, fan_in_draw, sdd, gather_mm, grouped_mm, grouped_outer, skip_conv,
     skip_conv_weight, relu_bits, keep_bits, topk_mask, skip_mv, gated_mv, few_rows, open_mv, page_append,
-    page_attention, page_scores,
+    page_attention, page_scores, page_key_scores, page_choose,
 )  # fmt: skip
 
 

@@ -338,6 +338,36 @@ def pages(draw: random.Random, at_end: bool) -> None:
     )  # fmt: skip
 
 
+def ranks(draw: random.Random, at_end: bool) -> None:
+    """Keys into pages with all that is kept of them, the scores of those, and a choice."""
+    heads, group, width, page = draw.randint(1, 2), draw.randint(1, 5), draw.choice((16, 48, 80)), draw.choice((32, 64))
+    length, threads = draw.choice((1, 70, 300)), draw.choice((1, 2))
+    cols, query_heads = -(-length // page), heads * group
+    tiles = cols * heads
+    numbers = [guarded(4 * tiles * width * page, at_end) for _ in range(2)]
+    pool = (*numbers, 0, 0, cols, heads, width, page, 0)
+    lengths, table = (
+        guarded(content(torch.tensor([length])), at_end),
+        guarded(content(torch.randperm(cols).int()), at_end),
+    )
+    requests = guarded(content(torch.tensor([0, length])), at_end), lengths, table, 1, length, cols
+    summaries = [(guarded(2 * tiles * page // 16 * 2 * width, at_end), 16) for _ in range(2)]
+    sketches = guarded(tiles * width * page // 2, at_end), guarded(2 * tiles * 2 * page, at_end)
+    new = [guarded(content(torch.randn(length * heads * width)), at_end) for _ in range(2)]
+    sources, first = (guarded(content(torch.arange(heads) * step), at_end) for step in (1, group))
+    assert _native.page_append(*new, heads, sources, pool, requests, *summaries, sketches, threads)
+    newest = (guarded(content(torch.tensor([0, 1])), at_end), *requests[1:4], 1, cols)
+    scores = guarded(4 * query_heads * cols, at_end)
+    forms = [guarded(content(torch.randn(query_heads * n * width)), at_end) for n in (1, 2)]
+    assert _native.page_scores(forms[1], query_heads, group, first, pool, newest, summaries[0], scores, threads)
+    assert _native.page_key_scores(forms[0], query_heads, group, first, pool, newest, sketches, scores, threads)
+    count, together = draw.randint(1, cols), draw.random() < 0.5
+    chosen = guarded(4 * heads * (1 if together else group) * count, at_end)
+    assert _native.page_choose(
+        scores, query_heads, group, first, heads, together, lengths, 1, cols, page, count, chosen, threads
+    )
+
+
 def calls_of(isa: str) -> int:
     """How many calls of attention went well, after all others of this instruction set did."""
     _native.set_isa(isa)
@@ -352,6 +382,7 @@ def calls_of(isa: str) -> int:
                 continue
             for call in (
                 tiles, sdd, gather_mm, grouped, fan_in, classifier, elements, few_rows, skip_conv, skip_conv_weight,
+                ranks,
             ):  # fmt: skip
                 call(random.Random(seed), at_end)
             if seed < 6:

@@ -16,7 +16,7 @@ from gossamer import _native, doctor, extras
 OPS = {"detect", "dsd", "fan_in_mm", "gather", "gather_mm", "grouped", "mask", "relu_bits", "scatter", "sdd", "select"}
 OPS |= {"reorder", "skip_conv", "skip_conv_weight", "skip_mv", "transpose", "fan_in_mm_t", "fan_in_sdd", "fan_in_step"}
 OPS |= {"fan_in_topk", "fan_in_rewire", "page_append", "page_attention", "page_scores", "open_mv", "few_rows"}
-OPS |= {"masked_attention", "varlen_attention"}
+OPS |= {"masked_attention", "varlen_attention", "page_key_scores", "page_choose"}
 
 
 def without(monkeypatch, *packages):

@@ -8,7 +8,7 @@ import pytest
 import torch
 from paged_cases import STORED, filled
 
-from gossamer.ops import Batch, PagePool, page_append, page_attention, page_scores
+from gossamer.ops import Batch, PagePool, page_append, page_attention, page_choose, page_scores
 from gossamer.ops.paged.pool import page_bytes
 from gossamer.testing import assert_same_bits, gamma
 
@@ -18,18 +18,17 @@ def test_what_is_written(isa, stored):
     """The kernel's pages are the reference's, to the last bit; mean and variance but for the order of their sums."""
     lengths = [1, 64, 100, 7]
     torch.manual_seed(3)
-    made = [PagePool.allocate(12, 2, 32, stored=stored) for _ in range(2)]
+    made = [PagePool.allocate(12, 2, 32, stored=stored, sketched=True) for _ in range(2)]
     batch = Batch.of(lengths, lengths, [[5], [0], [7, 2], [11]])
     keys, values = torch.randn(172, 2, 32), 30 * torch.randn(172, 2, 32)
     values[3] = 0.7  # a token without a range
     values[4, 0, 1] = torch.nan
     for pool, backend in zip(made, ("cpu", "reference"), strict=True):
-        for each in (*pool.numbers[:4], pool.extremes, pool.moments):
-            if each is not None:
-                each.zero_()
+        for each in pool.tensors:
+            each.zero_()
         page_append(keys, values, pool, batch, backend=backend)
     ours, oracle = made
-    for name in ("keys", "values", "key_scales", "value_scales", "extremes"):
+    for name in ("keys", "values", "key_scales", "value_scales", "extremes", "sketches", "sketch_scales"):
         got, exact = getattr(ours, name), getattr(oracle, name)
         if got is not None and got.is_floating_point():
             assert torch.equal(got.isnan(), exact.isnan())
@@ -91,6 +90,75 @@ def test_moments_rank_as_the_mass_of_a_page_does():
     assert agreement("moments") > agreement("extremes")
 
 
+@pytest.mark.parametrize("width", [16, 48, 64, 80, 128, 256])
+@pytest.mark.parametrize("group", [1, 3, 20])
+def test_scores_by_keys_are_the_products_but_for_their_rounding(isa, width, group):
+    """Half a scale of each coordinate of a key, and of each of a query."""
+    torch.manual_seed(1)
+    length = 64 * 9 + 37
+    pool, batch, keys, _ = filled([length, 3], 2, width, sketched=True)
+    batch = Batch(torch.arange(3), batch.lengths, batch.table)
+    q = torch.randn(2, 2 * group, width)
+    q[0, 0] = 0
+    scores = page_scores(q, pool, batch, by="keys", group=group, scale=1.0)
+    assert_same_bits(scores, page_scores(q, pool, batch, by="keys", group=group, scale=1.0, backend="reference"))
+    assert scores[0, 0].abs().max() == 0 and scores[1, :, 1:].max() == -torch.inf
+    exact = torch.einsum("hgd,thd->hgt", q[0].view(2, group, width), keys[:length])
+    exact = torch.nn.functional.pad(exact, (0, 640 - length), value=-torch.inf).view(2 * group, 10, 64).amax(2)
+    step = (keys.amax(2) - keys.amin(2)).max() / 15 * 1.01
+    slack = step / 2 * q[0].abs().sum(1) + q[0].abs().amax(1) / 254 * keys.abs().sum(2).max() * 1.1
+    assert ((scores[0] - exact).abs() <= slack[:, None]).all()
+    assert (scores[0, 1:] - exact[1:]).abs().mean() < slack.mean() / 4
+
+
+def test_keys_that_are_not_numbers_are_passed_over():
+    pool, batch, keys, values = filled([100], 1, 32, sketched=True)
+    token = Batch(torch.tensor([0, 1]), batch.lengths, batch.table)
+    q = torch.randn(1, 1, 32)
+    keys[70, 0, 5] = torch.nan
+    page_append(keys, values, pool, batch)
+    assert page_scores(q, pool, token, by="keys").isfinite().all()
+    q[0, 0, 3] = torch.nan
+    for backend in ("cpu", "reference"):
+        assert (page_scores(q, pool, token, by="keys", backend=backend) == -torch.inf).all()
+
+
+@pytest.mark.parametrize("together", [True, False])
+def test_what_is_chosen_is_what_sorting_would_choose(isa, together):
+    """Scores of all sizes and signs, many of them equal, NaN and infinities among them; the first and the newest."""
+    torch.manual_seed(0)
+    for pages, count in ((1, 1), (3, 2), (40, 7), (40, 40), (1000, 64)):
+        lengths = torch.tensor([pages * 64, pages * 64 - 63])
+        batch = Batch(torch.arange(3), lengths, torch.zeros(2, pages, dtype=torch.int32))
+        for scores in (
+            torch.randn(2, 6, pages) * 10 ** torch.randn(2, 6, pages), torch.randint(-2, 3, (2, 6, pages)).float(),
+            torch.full((2, 6, pages), -torch.inf), torch.full((2, 6, pages), torch.nan), torch.zeros(2, 6, pages) * -1,
+        ):  # fmt: skip
+            scores[0, 0, ::7], scores[1, 2, ::5] = torch.inf, torch.nan
+            got = page_choose(scores, batch, count, group=3, together=together)
+            assert got.shape == (2, 2 if together else 6, count)
+            assert torch.equal(got, page_choose(scores, batch, count, group=3, together=together, backend="reference"))
+            assert (got[..., 0] == 0).all() and (count == 1 or (got[..., -1] == pages - 1).all())
+
+
+def test_choices_that_cannot_be_are_named():
+    scores, batch = torch.zeros(1, 4, 5), Batch.of([1], [130], [[0, 1, 2]])
+    for given, said in (
+        ({"count": 4}, r"lengths\[0\] is 130, expected 4 to 5 pages of 64 tokens"),
+        ({"count": 0}, "count must be an integer from 1 to the 5 pages of scores, got 0"),
+        ({"count": 6}, "got 6"),
+        ({"count": 2, "page": 16}, r"lengths\[0\] is 130"),
+        ({"count": 2, "heads": torch.tensor([4])}, r"heads\[0\] is 4, expected 0 <= head < 4"),
+        ({"count": 2, "group": 5, "heads": torch.tensor([0])}, "group, page and count must be from 1 to the 4 heads"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            page_choose(scores, batch, **given)
+    with pytest.raises(ValueError, match=r"scores must be float32 \[1, query heads, pages\], got torch.float64"):
+        page_choose(scores.double(), batch, 2)
+    with pytest.raises(ValueError, match="pool keeps no sketches; expected one allocated with sketched=True"):
+        page_scores(torch.zeros(1, 1, 16), PagePool.allocate(1, 1, 16), Batch.of([1], [1], [[0]]), by="keys")
+
+
 def test_nothing_is_left_of_who_had_a_page_before():
     pool = PagePool.allocate(1, 1, 32)
     for scale in (1e4, 1.0):
@@ -125,8 +193,9 @@ def test_pools_are_copied_and_serve_in_and_after_inference_mode():
 
 def test_bytes_are_what_the_formula_says():
     for stored, heads in itertools.product(STORED, (0, 3)):
-        pool = PagePool.allocate(5, heads, 64, stored=stored)
-        assert pool.nbytes == 5 * page_bytes(heads, 64, stored)
+        for sketched in (False, True):
+            pool = PagePool.allocate(5, heads, 64, stored=stored, sketched=sketched)
+            assert pool.nbytes == 5 * page_bytes(heads, 64, stored, sketched=sketched)
     # A head of 128 with a scale, a zero and both summaries for a token, over two numbers of 16 bits.
     assert page_bytes(1, 128, "int8") / (64 * 2 * 128 * 2) == 0.59375
 

@@ -11,7 +11,6 @@ from torch import Tensor
 
 import gossamer as gs
 from gossamer.serving.attending.attend import LayerAttention
-from gossamer.serving.attending.selection import best
 from gossamer.serving.geometry import Geometry, LayerShape
 from gossamer.serving.heads import HeadPattern, spread
 from gossamer.serving.paging.store import Store, views
@@ -145,13 +144,6 @@ def test_heads_of_a_group_choose_together_or_each_for_itself():
         torch.testing.assert_close(out, dense, atol=1e-3, rtol=1e-3)
 
 
-def test_equal_scores_go_to_the_earlier_page():
-    scores = torch.zeros(1, 1, 50)
-    assert best(scores, torch.tensor([50 * 64]), 5, 64).tolist() == [[[0, 1, 2, 3, 49]]]
-    scores = torch.full((1, 1, 6), torch.nan)
-    assert best(scores, torch.tensor([6 * 64]), 3, 64).tolist() == [[[0, 1, 5]]]
-
-
 @pytest.mark.parametrize("stored", ["float32", "int8", "int4"])
 @pytest.mark.parametrize("cap", [0.0, 5.0])
 def test_the_error_stays_below_its_bound(stored, cap):
@@ -227,7 +219,7 @@ def test_the_split_is_that_of_the_published_rule(share):
         ({"token_budget": 128}, "at least 192"),
         ({"token_budget": 4000}, "multiple of the page of 64 tokens"),
         ({"interval": 0}, "interval must be"),
-        ({"score": "mean"}, "score must be one of moments, extremes, got 'mean'"),
+        ({"score": "mean"}, "score must be one of keys, extremes, moments, got 'mean'"),
         ({"stored": "int2"}, "stored must be one of"),
         ({"select_per": "head"}, "select_per must be one of"),
         ({"max_error": -1.0, "token_budget": 192}, "max_error must be a number above 0"),

@@ -14,6 +14,7 @@ from gossamer.cli.flags import as_bytes, text_of, use_threads
 from gossamer.cli.language import check_pattern, language_model
 from gossamer.measure import clock
 from gossamer.ops.paged.pool import Stored
+from gossamer.ops.paged.scores import PageScore
 from gossamer.serving.sampling import Sampling
 from gossamer.serving.sparsity import Sparsity
 
@@ -58,8 +59,10 @@ class Generate:
     """Last tokens that they see."""
     token_budget: int | None = None
     """Tokens that the other heads read while decoding, in pages that they choose; all when not given."""
-    interval: int = 4
+    interval: int = 1
     """Tokens after which pages are chosen anew."""
+    score: PageScore = "keys"
+    """How pages are ranked: by copies of keys in four bits; or by the extremes or the moments of 16 keys together."""
     max_error: float | None = None
     """A head reads more where its output could be further from the dense one, as a share of the longest value."""
     certify: bool = False
@@ -88,7 +91,7 @@ def run(config: Generate) -> None:
     check_pattern("--static", config.static, config.pattern)
     sparsity = Sparsity(
         static=config.static, pattern=config.pattern, sink=config.sink, local=config.local,
-        token_budget=config.token_budget, interval=config.interval, max_error=config.max_error,
+        token_budget=config.token_budget, interval=config.interval, score=config.score, max_error=config.max_error,
         certify=config.certify, stored=config.stored,
     )  # fmt: skip
     text, memory = _text(config), as_bytes(config.memory)

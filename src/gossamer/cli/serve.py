@@ -21,6 +21,7 @@ from gossamer.cli.language import check_pattern, language_model
 from gossamer.extras import needed
 from gossamer.integrations.distributed import World, connected
 from gossamer.ops.paged.pool import Stored
+from gossamer.ops.paged.scores import PageScore
 from gossamer.serving.checkpoints import models
 from gossamer.serving.sparsity import Sparsity
 
@@ -60,8 +61,10 @@ class Serve:
     """Last tokens that they see."""
     token_budget: int | None = None
     """Tokens that the other heads read while decoding, in pages that they choose; all when not given."""
-    interval: int = 4
+    interval: int = 1
     """Tokens after which pages are chosen anew."""
+    score: PageScore = "keys"
+    """How pages are ranked: by copies of keys in four bits; or by the extremes or the moments of 16 keys together."""
     kv_dtype: Stored | None = None
     """How keys and values are stored; as the weights when not given."""
     memory: str | None = None
@@ -165,7 +168,7 @@ def _key(config: Serve) -> str | None:
 def _model(config: Serve, world: World) -> LLM:
     sparsity = Sparsity(
         static=config.static_sparsity, pattern=config.pattern, sink=config.sink, local=config.local,
-        token_budget=config.token_budget, interval=config.interval, stored=config.kv_dtype,
+        token_budget=config.token_budget, interval=config.interval, score=config.score, stored=config.kv_dtype,
     )  # fmt: skip
     return language_model(
         config.model, config.router, sparsity=sparsity, dtype=config.dtype, memory=as_bytes(config.memory),

@@ -12,6 +12,7 @@ from gossamer.ops.grouped import grouped_matmul
 from gossamer.ops.matmul import matmul
 from gossamer.ops.paged.append import page_append
 from gossamer.ops.paged.attention import page_attention
+from gossamer.ops.paged.choose import page_choose
 from gossamer.ops.paged.pool import Batch, PagePool
 from gossamer.ops.paged.scores import page_scores
 from gossamer.ops.products import dds, dsd, sdd
@@ -58,6 +59,7 @@ __all__ = [
     "merge_topk",
     "page_append",
     "page_attention",
+    "page_choose",
     "page_scores",
     "scatter",
     "sdd",

@@ -13,13 +13,13 @@ from torch import Tensor
 from gossamer import measure
 from gossamer.ops.paged.append import page_append
 from gossamer.ops.paged.attention import page_attention
+from gossamer.ops.paged.choose import page_choose
 from gossamer.ops.paged.pool import PAGE, Batch, PagePool
 from gossamer.ops.paged.scores import page_scores
 from gossamer.pattern import Pattern
 from gossamer.profile.findings import Finding, Gain, Place, Verdict, verdict_of
 from gossamer.profile.study import Study
 from gossamer.profile.watch import Looked
-from gossamer.serving.attending.selection import best
 from gossamer.serving.sparsity import STORED, Sparsity
 
 MASS = 0.95
@@ -129,15 +129,17 @@ def _timed(looked: Looked, length: int, budget: int, dtype: torch.dtype) -> tupl
     generator = torch.Generator().manual_seed(0)
     count, heads = -(-length // PAGE), looked.key_heads
     group = looked.heads // heads
-    pool = PagePool.allocate(count, heads, looked.width, stored=STORED[dtype], moments=None)
+    pool = PagePool.allocate(
+        count, heads, looked.width, stored=STORED[dtype], extremes=None, moments=None, sketched=True
+    )
     keys = torch.randn(length, heads, looked.width, generator=generator, dtype=torch.float32, device="cpu")
     page_append(keys, keys, pool, Batch.of([length], [length], [list(range(count))]))
     token = Batch.of([1], [length], [list(range(count))])
     q = torch.randn(1, looked.heads, looked.width, generator=generator, dtype=torch.float32, device="cpu")
 
     def choose() -> Pattern:
-        scores = page_scores(q, pool, token, by="extremes", group=group).unflatten(1, (heads, group)).amax(2)
-        pages = best(scores, torch.tensor([length], device="cpu"), budget // PAGE, PAGE)
+        scores = page_scores(q, pool, token, by="keys", group=group)
+        pages = page_choose(scores, token, budget // PAGE, group=group)
         offsets = torch.arange(heads + 1, device="cpu") * (budget // PAGE)
         return Pattern(offsets, pages.flatten(), (heads, count), (1, 1))
 

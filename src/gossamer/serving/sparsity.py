@@ -7,7 +7,7 @@ import math
 import os
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -40,7 +40,8 @@ class Sparsity:
             chooses; a multiple of page and at least three of them. None: all. Requests that have no more are dense, to
             the bit.
         interval: pages are chosen anew after so many tokens, and when a page opens.
-        score: how pages are ranked, as in `gossamer.ops.page_scores`; docs/paged_attention.md compares the two.
+        score: how pages are ranked, as in `gossamer.ops.page_scores`: by "keys", copies of four bits; or by what is
+            kept of `stretch` keys together, "extremes" or "moments", which takes less memory and time and finds less.
         select_per: "kv_group": the query heads that share a key head read the same pages, each page once. "q_head":
             each its own.
         dense_layers: layers that neither stream nor choose.
@@ -49,7 +50,8 @@ class Sparsity:
         certify: compute that bound and keep it, without acting on it.
         prefill: what heads that do not stream read of a prompt, a policy of `gossamer.serving.prefill`; None: all.
         stored: how keys and values are stored; None: in the dtype of the model.
-        page, stretch: tokens of a page, and of the stretches that are summarized: the score of a page is their largest.
+        page, stretch: tokens of a page, and of the stretches that are summarized: the score of a page is the largest of
+            theirs.
 
     Raises:
         ValueError: naming the attribute, its value and what was expected.
@@ -65,8 +67,8 @@ class Sparsity:
     sink: int = 128
     local: int = 256
     token_budget: int | None = None
-    interval: int = 4
-    score: PageScore = "extremes"
+    interval: int = 1
+    score: PageScore = "keys"
     select_per: SelectPer = "kv_group"
     dense_layers: tuple[int, ...] = ()
     max_error: float | None = None
@@ -224,9 +226,9 @@ class Part:
 
     def pool(self, count: int, width: int, sparsity: Sparsity, stored: Stored, device: torch.device) -> PagePool:
         """Memory for `count` pages of these heads; summaries only where something is chosen by them."""
-        return PagePool.allocate(count, self.heads.numel(), width, stored=stored, device=device, **self.kept(sparsity))  # type: ignore[arg-type]
+        return PagePool.allocate(count, self.heads.numel(), width, stored=stored, device=device, **self.kept(sparsity))
 
-    def kept(self, sparsity: Sparsity) -> dict[str, int | None]:
+    def kept(self, sparsity: Sparsity) -> dict[str, Any]:
         """The page and its summaries, as `PagePool.allocate` and `page_bytes` take them."""
         extremes = self.chooses and (sparsity.score == "extremes" or sparsity.bounded)
         moments = self.chooses and sparsity.score == "moments"
@@ -234,4 +236,5 @@ class Part:
             "page": sparsity.page,
             "extremes": sparsity.stretch if extremes else None,
             "moments": sparsity.stretch if moments else None,
+            "sketched": self.chooses and sparsity.score == "keys",
         }

@@ -1,7 +1,8 @@
 """One token's attention over all that came before it: dense, and over a budget of pages that its query chose.
 
-"sparse" is what a layer does with half of its heads streaming (128 sinks, the last 256) and the others reading
-4096 tokens of pages that are chosen anew every fourth step. So all that is timed is four steps.
+"keys" and "min/max" are what a layer does with half of its heads streaming (128 sinks, the last 256) and the others
+reading 4096 tokens of pages: chosen at every step by copies of the keys in four bits, or at every fourth by the extremes
+of 16 keys together. So all that is timed is four steps.
 """
 
 from __future__ import annotations
@@ -18,10 +19,14 @@ from gossamer.bench.cells import CONTROL, of, ratio, short, value
 from gossamer.bench.dense import Call, choose
 from gossamer.bench.section import MEDIANS, Row, Section, Settings, Table
 from gossamer.ops.paged.pool import Stored
+from gossamer.ops.paged.scores import PageScore
 
 BEST = "torch"
 STORED: tuple[Stored, ...] = ("float32", "bfloat16", "int8")
-BUDGET, INTERVAL, SINK, WINDOW = 64, 4, 128, 256  # pages, steps, tokens, tokens
+BUDGET, STEPS, SINK, WINDOW = 64, 4, 128, 256  # pages, steps that are timed, tokens, tokens
+RANKED: dict[str, tuple[PageScore, int]] = {"keys": ("keys", 1), "min/max": ("extremes", 4)}
+"""How pages are ranked, and for how many steps."""
+FEWER: tuple[Stored, ...] = ("bfloat16", "int8")
 
 
 def rivals(layer: Layer, q: Tensor) -> dict[str, Call]:
@@ -34,38 +39,35 @@ def rivals(layer: Layer, q: Tensor) -> dict[str, Call]:
     return calls
 
 
-def chosen_pages(q: Tensor, pool: gs.ops.PagePool, batch: gs.ops.Batch) -> gs.Pattern:
-    """The pages of the best score of a group, and the newest; ascending."""
-    scores = gs.ops.page_scores(q, pool, batch, group=GROUP)[0].view(pool.heads, GROUP, -1).amax(1)
-    last = -(-int(batch.lengths[0]) // pool.page) - 1
-    scores[:, last] = torch.inf
-    count = min(BUDGET, last + 1)
-    pages = scores.topk(count, dim=1).indices.sort(dim=1).values.int()
-    offsets = torch.arange(pool.heads + 1) * count
-    return gs.Pattern(offsets, pages.flatten(), (pool.heads, scores.shape[1]), (1, 1))
+def chosen_pages(q: Tensor, pool: gs.ops.PagePool, batch: gs.ops.Batch, by: PageScore) -> gs.Pattern:
+    """The best pages of each key head, of which the first and the newest are always some."""
+    columns = batch.table.shape[1]
+    count = min(BUDGET, columns)
+    scores = gs.ops.page_scores(q, pool, batch, by=by, group=GROUP)
+    pages = gs.ops.page_choose(scores, batch, count, group=GROUP)
+    return gs.Pattern(torch.arange(pool.heads + 1) * count, pages.flatten(), (pool.heads, columns), (1, 1))
 
 
-def four(step: Call) -> Call:
-    """As many steps as pages are chosen for."""
-
+def several(step: Call) -> Call:
     def steps() -> None:
-        for _ in range(INTERVAL):
+        for _ in range(STEPS):
             step()
 
     return steps
 
 
-def sparse_steps(layer: Layer, q: Tensor, stored: Stored) -> Call:
+def sparse_steps(layer: Layer, q: Tensor, stored: Stored, by: PageScore, interval: int) -> Call:
     half = HEADS // 2
-    (dense, batch), (streaming, other) = (layer.pool(stored, heads) for heads in (slice(half), slice(half, HEADS)))
+    chooses, other = layer.pool(stored, slice(half), by=by), layer.pool(stored, slice(half, HEADS))
     mine, others = q[:, : half * GROUP].contiguous(), q[:, half * GROUP :].contiguous()
-    batch, other = newest(batch), newest(other)
+    (dense, batch), (streaming, more) = ((pool, newest(batch)) for pool, batch in (chooses, other))
 
     def steps() -> None:
-        lists = chosen_pages(mine, dense, batch)
-        for _ in range(INTERVAL):
+        for step in range(STEPS):
+            if step % interval == 0:
+                lists = chosen_pages(mine, dense, batch, by)
             gs.ops.page_attention(mine, dense, batch, group=GROUP, lists=lists)
-            gs.ops.page_attention(others, streaming, other, group=GROUP, window=WINDOW, sink=SINK)
+            gs.ops.page_attention(others, streaming, more, group=GROUP, window=WINDOW, sink=SINK)
 
     return steps
 
@@ -79,24 +81,27 @@ def rows(settings: Settings) -> Iterator[Row]:
         for stored in STORED:
             pool, batch = layer.pool(stored)
             calls[stored] = partial(gs.ops.page_attention, q, pool, newest(batch), group=GROUP)
-        calls = {name: four(call) for name, call in calls.items()}
-        calls |= {f"sparse {stored}": sparse_steps(layer, q, stored) for stored in STORED}
+        calls = {name: several(call) for name, call in calls.items()}
+        calls |= {
+            f"{name} {stored}": sparse_steps(layer, q, stored, *how) for name, how in RANKED.items() for stored in FEWER
+        }
         run = gs.measure.interleave(calls, baseline=BEST, reps=settings.reps, warmup=1, seconds=60)
         yield {"length": length, "heads": HEADS * GROUP, "key heads": HEADS, "width": WIDTH, **engine, **run.to_dict()}
 
 
 def a_step(entry: Row) -> str:
-    return f"{entry['median'] / INTERVAL * 1e3:.1f}"
+    return f"{entry['median'] / STEPS * 1e3:.1f}"
 
 
 COLUMNS = (
     ("keys", value("length", ",")), ("torch ms", of(None, a_step)), ("by", value("engine")),
-    *((name, ratio(name)) for name in STORED), *((f"sparse {name}", ratio(f"sparse {name}")) for name in STORED),
+    *((name, ratio(name)) for name in STORED),
+    *((f"{how} {name}", ratio(f"{how} {name}")) for how in RANKED for name in FEWER),
     CONTROL,
 )  # fmt: skip
 BRIEF = (
     ("keys", value("length", ",")), ("torch ms", of(None, a_step)),
-    *((name, short(name)) for name in ("bfloat16", "int8", "sparse bfloat16")),
+    *((name, short(name)) for name in ("bfloat16", "int8", "keys bfloat16", "min/max bfloat16")),
 )  # fmt: skip
 
 SECTION = Section(rows, Table(COLUMNS), {"brief": Table(BRIEF, MEDIANS)}, on_gpu=False)

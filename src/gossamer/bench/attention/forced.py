@@ -3,8 +3,8 @@
     texts = Texts(model, [Text(tokens, 7936)], sparsity)
     (scores,) = texts.decode(Sparsity(token_budget=512))
 
-Each way to attend works on forks of the same pages. Their summaries serve every ranking: they are kept of each key, and
-those of longer stretches are made of these.
+Each way to attend works on forks of the same pages. What they keep serves several rankings: sketches, and the extremes
+of each key, of which those of longer stretches are made.
 """
 
 from __future__ import annotations
@@ -65,8 +65,8 @@ class Texts:
         if wrong := [text.context for text in texts if text.context % page]:
             raise ValueError(f"context must be a multiple of the page of {page} tokens, got {wrong[0]}")
         self.model, self.texts, self.attending = model, texts, Attending(model)
-        # certify: extremes beside moments. What is decoded says for itself what it does with them.
-        kept = replace(static, token_budget=3 * page, score="moments", certify=True, stretch=1)
+        # certify: extremes beside sketches. What is decoded says for itself what it does with them.
+        kept = replace(static, token_budget=3 * page, score="keys", certify=True, stretch=1)
         self.geometry = Geometry.of(model.config)
         parts = kept.parts(self.geometry)
         pages = {
@@ -125,12 +125,8 @@ class Texts:
 
 def coarser(pool: PagePool, stretch: int) -> PagePool:
     """The same keys and values with summaries of longer stretches, of memory of their own."""
-    if pool.extremes is None or pool.moments is None:
+    if pool.extremes is None:
         return pool
-    shape = pool.page // min(stretch, pool.page), -1
-    stretches = pool.extremes.unflatten(2, shape)
+    stretches = pool.extremes.unflatten(2, (pool.page // min(stretch, pool.page), -1))
     extremes = torch.stack((stretches[..., 0, :].amax(3), stretches[..., 1, :].amin(3)), 3)
-    means, variances = pool.moments.unflatten(2, shape).float().unbind(4)
-    mean = means.mean(3)
-    variance = (variances + means.square()).mean(3) - mean.square()
-    return replace(pool, extremes=extremes, moments=torch.stack((mean, variance), 3).to(pool.moments.dtype))
+    return replace(pool, extremes=extremes)

@@ -10,7 +10,8 @@ from torch.nn.functional import scaled_dot_product_attention as sdpa
 
 import gossamer as gs
 from gossamer.bench.section import Settings
-from gossamer.ops.paged.pool import PAGE, Stored
+from gossamer.ops.paged.pool import PAGE, STRETCH, Stored
+from gossamer.ops.paged.scores import PageScore
 
 HEADS, GROUP, WIDTH = 8, 4, 128  # key heads, query heads of each, numbers of a head
 
@@ -31,11 +32,16 @@ class Layer:
     def length(self) -> int:
         return self.keys.shape[2]
 
-    def pool(self, stored: Stored, heads: slice = slice(None)) -> tuple[gs.ops.PagePool, gs.ops.Batch]:
-        """Some of the heads in pages that lie in any order, and the request that has them."""
+    def pool(
+        self, stored: Stored, heads: slice = slice(None), by: PageScore | None = None
+    ) -> tuple[gs.ops.PagePool, gs.ops.Batch]:
+        """Some of the heads in pages that lie in any order, with what ranks them so; and the request that has them."""
         keys, values = (x[0, heads].transpose(0, 1).contiguous() for x in (self.keys, self.values))
         count = -(-self.length // PAGE)
-        pool = gs.ops.PagePool.allocate(count, keys.shape[1], WIDTH, stored=stored)
+        pool = gs.ops.PagePool.allocate(
+            count, keys.shape[1], WIDTH, stored=stored, extremes=STRETCH if by == "extremes" else None,
+            moments=STRETCH if by == "moments" else None, sketched=by == "keys",
+        )  # fmt: skip
         order = torch.randperm(count, generator=torch.Generator().manual_seed(1)).tolist()
         batch = gs.ops.Batch.of([self.length], [self.length], [order])
         gs.ops.page_append(keys, values, pool, batch)

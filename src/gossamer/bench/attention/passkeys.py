@@ -24,10 +24,11 @@ from gossamer.serving.sparsity import Sparsity
 KEYS, ASKED = 16, 4  # keys of a text, keys that are asked for
 SIZES = ((1_024, 256), (4_096, 1_024), (4_096, 512), (4_096, 256))  # tokens of a text, tokens that a head reads
 READERS: dict[str, dict[str, Any]] = {
-    "moments": {"interval": 1, "score": "moments"},
-    "min/max": {"interval": 1, "score": "extremes"},
-    "oracle": {"interval": 1, "score": "extremes", "stretch": 1},
-    "min/max, interval 4": {"interval": 4},
+    "keys": {},
+    "min/max": {"score": "extremes"},
+    "moments": {"score": "moments"},
+    "oracle": {"score": "extremes", "stretch": 1},
+    "keys, interval 4": {"interval": 4},
 }
 """How pages are ranked. The oracle goes by the extremes of single keys: by the largest product."""
 

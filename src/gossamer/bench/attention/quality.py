@@ -2,8 +2,8 @@
 
 Two things are asked: how well it foretells 256 tokens of real text (Python's own library), and whether it repeats pass
 keys that lie in its documentation. Each is decoded token by token, the questions too, so every token chooses what it
-reads. Pages are ranked by the moments of 16 keys, by their least and largest coordinates (min/max, the default),
-or by the products of every single key, chosen anew at every token (the oracle, which reads all keys to choose).
+reads. Pages are ranked by copies of keys in four bits (the default), by the least and largest coordinates of 16 keys
+(min/max), or by the products of every single key (the oracle, which reads all keys to choose).
 """
 
 from __future__ import annotations
@@ -85,9 +85,10 @@ def perplexity(scores: Sequence[Scores]) -> float:
 def choices(budget: int, static: Sparsity) -> dict[str, Sparsity]:
     """How pages are ranked, at one budget."""
     return {
-        "moments": replace(static, token_budget=budget, score="moments", stretch=STRETCH),
+        "keys": replace(static, token_budget=budget),
+        "keys, every fourth token": replace(static, token_budget=budget, interval=4),
         "min/max": replace(static, token_budget=budget, score="extremes", stretch=STRETCH),
-        "oracle": replace(static, token_budget=budget, score="extremes", stretch=1, interval=1),
+        "oracle": replace(static, token_budget=budget, score="extremes", stretch=1),
     }
 
 

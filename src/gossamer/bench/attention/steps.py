@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from gossamer.serving.engine import Engine
     from gossamer.serving.stepping.jobs import Job
 
-STEPS = 4  # of a call: as many as pages are chosen for
+STEPS = 4  # of a call: in one of them pages are chosen, where that is done at every fourth token
 FIRST = 1  # the token that every text begins with
 CHUNK = 2048  # tokens of a context that are drawn at once
 PLENTY = 1 << 40  # of memory: an engine takes what its longest text needs
@@ -94,14 +94,15 @@ class Steps:
         return made
 
     def read(self) -> int:
-        """Bytes of keys, values and summaries that a step reads, by the engine's tally of one call."""
+        """Bytes of keys, values and what ranks pages that a step reads, by the engine's tally of one call."""
         tally, store = self.engine.tally, self.engine.store
         keys, scored = tally.decode_read, tally.scored
         self()
-        shape, sparsity = store.geometry.layers[0], store.sparsity
-        bare = page_bytes(1, shape.width, store.stored, page=sparsity.page, extremes=None, moments=None)
-        summary = page_bytes(1, shape.width, store.stored, page=sparsity.page, extremes=None) - bare
-        read = (tally.decode_read - keys) * bare // sparsity.page + (tally.scored - scored) * summary
+        width, sparsity = store.geometry.layers[0].width, store.sparsity
+        bare = page_bytes(1, width, store.stored, page=sparsity.page, extremes=None, moments=None)
+        chooses = next((part for parts in store.parts for part in parts if part.chooses), store.parts[0][0])
+        ranked = page_bytes(1, width, store.stored, **chooses.kept(sparsity)) - bare
+        read = (tally.decode_read - keys) * bare // sparsity.page + (tally.scored - scored) * ranked
         return read // STEPS
 
     def weights(self) -> int:

@@ -1,7 +1,7 @@
 """Decoding of whole models, one request, greedy: everything of a step is timed, the engine's own work too.
 
-Contexts have keys that are drawn (see `steps`); weights are as they are. A call is four steps, so that pages are chosen
-once in it. The large model and its caches take 12 GB.
+Contexts have keys that are drawn (see `steps`); weights are as they are. A call is four steps: where pages
+are chosen at every fourth token, that is once. The large model and its caches take 12 GB.
 """
 
 from __future__ import annotations
@@ -74,6 +74,7 @@ def small(settings: Settings) -> Iterator[Row]:
         model, context,
         {
             DENSE: Sparsity(), f"budget {budget}": Sparsity(token_budget=budget),
+            f"budget {budget}, min/max": Sparsity(token_budget=budget, score="extremes", interval=4),
             f"budget {budget}, half streaming": half(model, token_budget=budget, sink=64 if settings.quick else 128),
         },
     )  # fmt: skip
@@ -94,6 +95,9 @@ def large(settings: Settings) -> Iterator[Row]:
             f"budget {budget}": Sparsity(token_budget=budget),
             f"budget {budget}, int8": Sparsity(token_budget=budget, stored="int8"),
             f"budget {budget}, int8, half streaming": half(model, token_budget=budget, stored="int8"),
+            f"budget {budget}, int8, half streaming, min/max": half(
+                model, token_budget=budget, stored="int8", score="extremes", interval=4
+            ),
         },
     )  # fmt: skip
     yield from compared("Llama, 1B, random", model, context, calls, settings)

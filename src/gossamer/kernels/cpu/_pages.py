@@ -76,16 +76,39 @@ def summaries(value: Tensor | None, name: str, keys: Tensor, page: int) -> tuple
     return value.data_ptr(), page // shape[2]
 
 
-def heads(value: Tensor, name: str, count: int, below: int, group: int = 0) -> int:
-    """int64[heads]: for each head of the pages the first of `group` heads of a model, which has no two of them in
-    common, below `below`; returns the address."""
+def sketches(
+    codes: Tensor | None, scales: Tensor | None, count: int, heads: int, width: int, page: int
+) -> tuple[int, int]:
+    """`Sketches`: codes uint8[pages, heads, width / 8, page, 4], scales bfloat16[pages, heads, 2, page], or None."""
+    if (codes is None) != (scales is None):
+        raise ValueError(
+            f"sketches and sketch_scales must both be given or None, got {type(codes).__name__} and "
+            f"{type(scales).__name__}"
+        )
+    if codes is None or scales is None:
+        return 0, 0
+    for name, value, dtype, shape in (
+        ("sketches", codes, torch.uint8, (count, heads, width // 8, page, 4)),
+        ("sketch_scales", scales, torch.bfloat16, (count, heads, 2, page)),
+    ):
+        if tuple(_call.tensor(value, name, ndim=len(shape), dtypes=(dtype,)).shape) != shape:
+            raise ValueError(f"{name} must have shape {shape}, got {tuple(value.shape)}")
+    return codes.data_ptr(), scales.data_ptr()
+
+
+def heads(value: Tensor, name: str, count: int) -> int:
+    """int64[heads]: for each head of the pages the first of its heads of a model; returns the address."""
     if _call.tensor(value, name, ndim=1, dtypes=(torch.int64,)).numel() != count:
         raise ValueError(f"{name} must have {count} entries, one for each head of the pages, got {value.numel()}")
+    return value.data_ptr()
+
+
+def refuse_heads(value: Tensor, name: str, below: int, group: int = 0) -> None:
+    """Say which head is none below `below`, or shares some of its `group` heads with another; return if none does."""
     _call.check_bounds(name, "head", value, 0, below)
     ascending = sorted(value.tolist())
     if any(other - one < group for one, other in pairwise(ascending)):
         raise ValueError(f"{name} must be at least the group of {group} apart, got {value.tolist()}")
-    return value.data_ptr()
 
 
 def refuse_requests(offsets: Tensor, lengths: Tensor, table: Tensor, tokens: int, count: int, page: int) -> None:
@@ -106,6 +129,14 @@ def refuse_requests(offsets: Tensor, lengths: Tensor, table: Tensor, tokens: int
     if wrong.numel():
         r, p = wrong[0].tolist()
         raise ValueError(f"table[{r}, {p}] is {int(table[r, p])}, expected 0 <= page < {count}")
+
+
+def refuse_choice(lengths: Tensor, count: int, cols: int, page: int) -> None:
+    """Say which length has too few pages to choose from, or more than there are scores for; return if none."""
+    wrong = ((lengths < 0) | (lengths > cols * page) | (-(-lengths // page) < count)).nonzero()
+    if wrong.numel():
+        at = int(wrong[0])
+        raise ValueError(f"lengths[{at}] is {int(lengths[at])}, expected {count} to {cols} pages of {page} tokens")
 
 
 def refuse_lists(offsets: Tensor, listed: Tensor, rows: int) -> NoReturn:

@@ -10,8 +10,8 @@ from gossamer.kernels.cpu import _call, _pages
 
 def page_append(
     new_keys: Tensor, new_values: Tensor, sources: Tensor, keys: Tensor, values: Tensor, key_scales: Tensor | None,
-    value_scales: Tensor | None, stored: str, extremes: Tensor | None, moments: Tensor | None, offsets: Tensor,
-    lengths: Tensor, table: Tensor,
+    value_scales: Tensor | None, stored: str, extremes: Tensor | None, moments: Tensor | None,
+    sketches: Tensor | None, sketch_scales: Tensor | None, offsets: Tensor, lengths: Tensor, table: Tensor,
 ) -> None:  # fmt: skip
     """See `gossamer.kernels.reference.page_append`."""
     pages = _pages.pages(keys, values, key_scales, value_scales, stored)
@@ -25,9 +25,19 @@ def page_append(
         )
     requests = _pages.requests(offsets, lengths, table, tokens)
     kept = (_pages.summaries(extremes, "extremes", keys, page), _pages.summaries(moments, "moments", keys, page))
-    chosen = _pages.heads(sources, "sources", heads, key_heads)
+    sketched = _pages.sketches(sketches, sketch_scales, count, heads, width, page)
+    chosen = _pages.heads(sources, "sources", heads)
     if not _call.native.page_append(
-        new_keys.data_ptr(), new_values.data_ptr(), key_heads, chosen, pages, requests, *kept, torch.get_num_threads()
+        new_keys.data_ptr(),
+        new_values.data_ptr(),
+        key_heads,
+        chosen,
+        pages,
+        requests,
+        *kept,
+        sketched,
+        torch.get_num_threads(),
     ):
+        _pages.refuse_heads(sources, "sources", key_heads)
         _pages.refuse_requests(offsets, lengths, table, tokens, count, page)
-        _call.refuse_changed("offsets, lengths and table")
+        _call.refuse_changed("sources, offsets, lengths and table")

@@ -32,8 +32,8 @@ def page_attention(
     _call.count(sink, "sink")
     _call.count(list_tokens - 1, "list_tokens - 1")
     requests = _pages.requests(offsets, lengths, table, tokens)
-    first = _pages.heads(heads, "heads", pool_heads, query_heads - group + 1, group)
-    lists, blocks = (0, 0, 0, 0), 0
+    first = _pages.heads(heads, "heads", pool_heads)
+    lists = 0, 0, 0, 0
     if list_offsets is not None and list_pages is not None:
         _call.tensor(list_offsets, "list_offsets", ndim=1, dtypes=(torch.int64,))
         _call.tensor(list_pages, "list_pages", ndim=1, dtypes=(torch.int32,))
@@ -41,7 +41,6 @@ def page_attention(
             list_offsets.data_ptr(), list_pages.data_ptr() or list_offsets.data_ptr(), list_offsets.numel() - 1,
             list_pages.numel(),
         )  # fmt: skip
-        blocks = int((-(-offsets.diff() // list_tokens)).sum()) * pool_heads
     shape = query_heads, group, list_tokens, _call.MOST if window is None else window, sink
     threads = torch.get_num_threads()
     size = _call.native.page_attention_workspace(pages, requests, shape, first, lists, threads)
@@ -50,7 +49,9 @@ def page_attention(
         q.data_ptr(), pages, requests, shape, first, lists, scale, cap, out.data_ptr(), _call.address(lse),
         workspace.data_ptr(), threads,
     ):  # fmt: skip
+        _pages.refuse_heads(heads, "heads", query_heads - group + 1, group)
         _pages.refuse_requests(offsets, lengths, table, tokens, count, page)
         if list_offsets is not None and list_pages is not None:
-            _pages.refuse_lists(list_offsets, list_pages, blocks)
-        _call.refuse_changed("offsets, lengths and table")
+            blocks = int((-(-offsets.diff() // list_tokens)).sum())
+            _pages.refuse_lists(list_offsets, list_pages, blocks * pool_heads)
+        _call.refuse_changed("heads, offsets, lengths and table")

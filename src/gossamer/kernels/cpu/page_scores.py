@@ -25,7 +25,7 @@ def page_scores(
         )
     offsets = torch.zeros(requests + 1, dtype=torch.int64, device="cpu")
     described = _pages.requests(offsets, lengths, table, 0)
-    chosen = _pages.heads(heads, "heads", pool_heads, query_heads - group + 1, group)
+    chosen = _pages.heads(heads, "heads", pool_heads)
     shaped = torch.empty((count, pool_heads, width, 0), dtype=torch.float32, device="cpu")
     kept = _pages.summaries(summaries, "summaries", shaped, page)
     scores = torch.empty((requests, query_heads, table.shape[1]), dtype=torch.float32, device="cpu")
@@ -33,6 +33,7 @@ def page_scores(
     if not _call.native.page_scores(
         form.data_ptr(), query_heads, group, chosen, pages, described, kept, scores.data_ptr(), torch.get_num_threads()
     ):
+        _pages.refuse_heads(heads, "heads", query_heads - group + 1, group)
         _pages.refuse_requests(offsets, lengths, table, 0, count, page)
-        _call.refuse_changed("lengths and table")
+        _call.refuse_changed("heads, lengths and table")
     return scores

@@ -26,6 +26,13 @@ def numbers(stored_numbers: Tensor, scales: Tensor | None, stored: str, *, keys:
     return torch.addcmul(zero.double()[..., None], x.double(), by.double()[..., None]).float()
 
 
+def sketched(codes: Tensor, scales: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Codes uint8[..., page, width] of the sketches of pages, the scales and the zeros [..., page] of their keys."""
+    halves = torch.stack([codes & 15, codes >> 4], -2)  # [..., width / 8, page, 2, 4]
+    scale, zero = scales.unbind(-2)
+    return halves.transpose(-4, -3).flatten(-3), scale, zero
+
+
 def check_requests(offsets: Tensor, lengths: Tensor, table: Tensor, tokens: int, count: int, page: int) -> None:
     demand(
         (offsets[0] == 0) & (offsets[-1] == tokens) & (offsets.diff() >= 0).all(), f"offsets must go from 0 to {tokens}"

@@ -11,8 +11,8 @@ from gossamer.kernels.reference._slots import demand
 
 def page_append(
     new_keys: Tensor, new_values: Tensor, sources: Tensor, keys: Tensor, values: Tensor, key_scales: Tensor | None,
-    value_scales: Tensor | None, stored: str, extremes: Tensor | None, moments: Tensor | None, offsets: Tensor,
-    lengths: Tensor, table: Tensor,
+    value_scales: Tensor | None, stored: str, extremes: Tensor | None, moments: Tensor | None,
+    sketches: Tensor | None, sketch_scales: Tensor | None, offsets: Tensor, lengths: Tensor, table: Tensor,
 ) -> None:  # fmt: skip
     """new_keys, new_values float32[tokens, key heads, width] into keys[pages, heads, width, page] and
     values[pages, heads, page, width], head h of which is the model's key head sources[h].
@@ -20,7 +20,9 @@ def page_append(
     Request r has the tokens offsets[r] to offsets[r + 1], the last of the lengths[r] it has then; its tokens
     [i * page, (i + 1) * page) lie in page table[r, i]. int8 and int4 store codes with scales[pages, heads, 2, page].
     extremes and moments [pages, heads, n, 2, width] get the largest and least, and the mean and variance, of each of n
-    stretches of a page that changed.
+    stretches of a page that changed. sketches uint8[pages, heads, width / 8, page, 4] get each key in four bits, with
+    sketch_scales [pages, heads, 2, page]: byte i of a token has coordinate 8 j + i in its lower half and 8 j + 4 + i in
+    its upper.
     """
     count, _, _width, _ = keys.shape
     page = values.shape[2]
@@ -40,6 +42,11 @@ def page_append(
                 scales[pages, :, 0, at % page] = scale.transpose(0, 1)
                 scales[pages, :, 1, at % page] = zero.transpose(0, 1)
             _write(tensor, codes.transpose(0, 1), pages, at % page, is_keys, stored)
+        if sketches is not None and sketch_scales is not None:
+            codes, scale, zero = coded(new_keys[first:end][:, sources], 15)
+            low, high = codes.unflatten(2, (-1, 2, 4)).unbind(3)
+            sketches[pages, :, :, at % page] = low | high << 4
+            sketch_scales[pages, :, 0, at % page], sketch_scales[pages, :, 1, at % page] = scale, zero
         for summaries, of in ((extremes, _extremes), (moments, _moments)):
             if summaries is not None:
                 _summarize(summaries, of, keys, key_scales, stored, table[r].long(), place, place + end - first, page)

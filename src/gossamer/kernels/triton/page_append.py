@@ -12,19 +12,23 @@ from gossamer.kernels.triton.rows import on_device
 
 
 @triton.jit
-def codes_of(x, fresh, MOST: tl.constexpr):
-    """Codes of the rows of x[tokens, width], their scale and zero; NaN makes all of a row NaN."""
+def range_of(x, MOST: tl.constexpr):
+    """Scale and zero of codes for the rows of x[tokens, width]; NaN makes all of a row NaN."""
     bad = tl.sum((x != x).to(tl.int32), axis=1) > 0
     nothing = tl.where(bad, float("nan"), 0.0)
     zero = rounded(tl.min(x, axis=1) + nothing, UP=False)
-    scale = rounded((tl.max(x, axis=1) - zero) / MOST, UP=True)
+    return rounded((tl.max(x, axis=1) - zero) / MOST, UP=True), zero
+
+
+@triton.jit
+def codes_of(x, scale, zero, MOST: tl.constexpr):
     ratio = (x - zero[:, None]) / tl.where(scale > 0, scale, 1.0)[:, None]
     near = tl.floor(ratio)
     rest = ratio - near
     up = (rest > 0.5) | ((rest == 0.5) & ((near - 2 * tl.floor(near / 2)) == 1))  # to even
     code = tl.where(up, near + 1, near)
     code = tl.where((scale > 0)[:, None] & (code > 0), tl.minimum(code, MOST), 0.0)
-    return code.to(tl.uint8), scale, zero
+    return code.to(tl.uint8)
 
 
 @triton.jit
@@ -50,10 +54,10 @@ def write_tile(at, x, t, d, fresh, live, down, columns, WAY: tl.constexpr):
 
 @triton.jit
 def append_pages(
-    new_keys, new_values, sources, keys, values, key_scales, value_scales, extremes, moments, offsets, lengths, table,
-    block_request, block_page, count, key_heads, pool_heads, cols,
+    new_keys, new_values, sources, keys, values, key_scales, value_scales, extremes, moments, sketches,
+    sketch_scales, offsets, lengths, table, block_request, block_page, count, key_heads, pool_heads, cols,
     W: tl.constexpr, WIDE: tl.constexpr, P: tl.constexpr, WAY: tl.constexpr, EXTREMES: tl.constexpr,
-    MOMENTS: tl.constexpr,
+    MOMENTS: tl.constexpr, SKETCHED: tl.constexpr,
 ):  # fmt: skip
     b, h = tl.program_id(0), tl.program_id(1)
     r = tl.load(block_request + b).to(tl.int64)
@@ -82,12 +86,26 @@ def append_pages(
             ).to(tl.float32)
             if WAY > 0:
                 scales = (key_scales if which == 0 else value_scales) + tile * 2 * P
-                code, scale, zero = codes_of(x, fresh, MOST=255 if WAY == 1 else 15)
+                scale, zero = range_of(x, MOST=255 if WAY == 1 else 15)
+                code = codes_of(x, scale, zero, MOST=255 if WAY == 1 else 15)
                 tl.store(scales + t, scale.to(tl.bfloat16), mask=fresh)
                 tl.store(scales + P + t, zero.to(tl.bfloat16), mask=fresh)
                 write_tile(to, code, t, d, fresh, live, which == 0, P if which == 0 else W, WAY=WAY)
             else:
                 write_tile(to, x, t, d, fresh, live, which == 0, P if which == 0 else W, WAY=WAY)
+            if SKETCHED and which == 0:
+                scale, zero = range_of(x, MOST=15)
+                tl.store(sketch_scales + tile * 2 * P + t, scale.to(tl.bfloat16), mask=fresh)
+                tl.store(sketch_scales + tile * 2 * P + P + t, zero.to(tl.bfloat16), mask=fresh)
+                # Byte e has coordinate `lower` in its lower half, and the fourth after it in its upper.
+                e = tl.arange(0, WIDE // 2)
+                lower = e // 4 * 8 + e % 4
+                mask = fresh[:, None] & (lower < W)[None, :]
+                at_lower = new + source[:, None] + tl.where(lower < W, lower, 0)[None, :]
+                low = codes_of(tl.load(at_lower, mask=mask, other=0).to(tl.float32), scale, zero, MOST=15)
+                high = codes_of(tl.load(at_lower + 4, mask=mask, other=0).to(tl.float32), scale, zero, MOST=15)
+                to_byte = tile * (W * P // 2) + (e // 4 * (P * 4) + e % 4)[None, :] + (t * 4)[:, None]
+                tl.store(sketches + to_byte, low | (high << 4), mask=mask)
         if (EXTREMES > 0) | (MOMENTS > 0):
             tl.debug_barrier()
             from_page = load_matrix(keys + tile * tile_size, d, t, P, live[:, None] & (at < length)[None, :], WAY)
@@ -120,8 +138,8 @@ def append_pages(
 
 def page_append(
     new_keys: Tensor, new_values: Tensor, sources: Tensor, keys: Tensor, values: Tensor, key_scales: Tensor | None,
-    value_scales: Tensor | None, stored: str, extremes: Tensor | None, moments: Tensor | None, offsets: Tensor,
-    lengths: Tensor, table: Tensor,
+    value_scales: Tensor | None, stored: str, extremes: Tensor | None, moments: Tensor | None,
+    sketches: Tensor | None, sketch_scales: Tensor | None, offsets: Tensor, lengths: Tensor, table: Tensor,
 ) -> None:  # fmt: skip
     """See `gossamer.kernels.reference.page_append`; tokens whose page is none are dropped, without a host sync."""
     count, pool_heads, width = keys.shape[:3]
@@ -134,8 +152,9 @@ def page_append(
     request, number = blocks_of(pages, 1, most)
     with on_device(keys):
         append_pages[(most, pool_heads)](
-            new_keys, new_values, sources, keys, values, key_scales, value_scales, extremes, moments, offsets, lengths,
-            table, request, number, count, new_keys.shape[1], pool_heads, table.shape[1],
-            W=width, WIDE=triton.next_power_of_2(width), P=page, WAY=way(stored),
+            new_keys, new_values, sources, keys, values, key_scales, value_scales, extremes, moments, sketches,
+            sketch_scales, offsets, lengths, table, request, number, count, new_keys.shape[1], pool_heads,
+            table.shape[1], W=width, WIDE=triton.next_power_of_2(width), P=page, WAY=way(stored),
             EXTREMES=0 if extremes is None else extremes.shape[2], MOMENTS=0 if moments is None else moments.shape[2],
+            SKETCHED=sketches is not None,
         )  # fmt: skip

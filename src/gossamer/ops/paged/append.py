@@ -11,8 +11,8 @@ from gossamer.ops.registration import Backend, check_backend, register
 page_append_on = register(
     "page_append",
     "(Tensor new_keys, Tensor new_values, Tensor sources, Tensor(a!) keys, Tensor(b!) values, Tensor(c!)? key_scales, "
-    "Tensor(d!)? value_scales, str stored, Tensor(e!)? extremes, Tensor(f!)? moments, Tensor offsets, Tensor lengths, "
-    "Tensor table) -> ()",
+    "Tensor(d!)? value_scales, str stored, Tensor(e!)? extremes, Tensor(f!)? moments, Tensor(g!)? sketches, "
+    "Tensor(h!)? sketch_scales, Tensor offsets, Tensor lengths, Tensor table) -> ()",
 )
 
 
@@ -25,7 +25,7 @@ def page_append(
     heads: Tensor | None = None,
     backend: Backend | None = None,
 ) -> None:
-    """Write new keys and values into their pages, and summarize the stretches that changed.
+    """Write new keys and values into their pages, sketch the keys, and summarize the stretches that changed.
 
     Summaries are of the numbers that attention will read, after rounding or coding, and of the whole stretch: nothing
     is left of who had the page before.
@@ -54,7 +54,7 @@ def page_append(
             raise ValueError(f"{name} must be floats [tokens, heads, {pool.width}], got {x.dtype}{list(x.shape)}")
     page_append_on(backend)(
         keys.float(), values.float(), heads_or_first(heads, pool, keys.shape[1]), *pool.numbers, pool.extremes,
-        pool.moments, batch.offsets, batch.lengths, batch.table,
+        pool.moments, pool.sketches, pool.sketch_scales, batch.offsets, batch.lengths, batch.table,
     )  # fmt: skip
 
 

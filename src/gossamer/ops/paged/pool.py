@@ -33,6 +33,8 @@ class PagePool:
         key_scales, value_scales: bfloat16[count, heads, 2, page], scale and zero of each token; None without codes.
         extremes: bfloat16[count, heads, n, 2, width], largest and least coordinates of each of n stretches, or None.
         moments: the same with mean and variance, or None.
+        sketches: uint8[count, heads, width / 8, page, 4], every key in four bits, with sketch_scales as key_scales; or
+            None.
         stored: how numbers are stored.
     """
 
@@ -42,6 +44,8 @@ class PagePool:
     value_scales: Tensor | None
     extremes: Tensor | None
     moments: Tensor | None
+    sketches: Tensor | None
+    sketch_scales: Tensor | None
     stored: Stored
 
     @classmethod
@@ -55,6 +59,7 @@ class PagePool:
         page: int = PAGE,
         extremes: int | None = STRETCH,
         moments: int | None = PAGE,
+        sketched: bool = False,
         device: torch.device | str | None = None,
     ) -> PagePool:
         """Memory for `count` pages, which holds nothing yet.
@@ -65,6 +70,7 @@ class PagePool:
             page: tokens of a page, a multiple of 32, at most 256.
             extremes, moments: tokens of a stretch that is summarized, a divisor of page or more than it, which is all
                 of it; None: no such summaries.
+            sketched: keep a copy of every key in four bits, for `page_scores(by="keys")`.
 
         Raises:
             ValueError: naming the argument.
@@ -101,7 +107,9 @@ class PagePool:
         scales = [brief(2, page) if coded else None for _ in range(2)]
         kept = [brief(max(page // stretch, 1), 2, width) if stretch else None for stretch in (extremes, moments)]
         numbers = empty(width, page // half), empty(page, width // half)
-        return cls(*numbers, scales[0], scales[1], kept[0], kept[1], stored)
+        codes = empty(width // 8, page, 4, dtype=torch.uint8) if sketched else None
+        codes_scales = brief(2, page) if sketched else None
+        return cls(*numbers, scales[0], scales[1], kept[0], kept[1], codes, codes_scales, stored)
 
     @property
     def count(self) -> int:
@@ -122,8 +130,13 @@ class PagePool:
     @property
     def nbytes(self) -> int:
         """Bytes of all of it."""
-        every: tuple[Any, ...] = (*self.numbers[:4], self.extremes, self.moments)
-        return sum(each.nbytes for each in every if each is not None)
+        return sum(each.nbytes for each in self.tensors)
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """All of it: what is copied with a page."""
+        every = (*self.numbers[:4], self.extremes, self.moments, self.sketches, self.sketch_scales)
+        return [each for each in every if each is not None]
 
     @property
     def numbers(self) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None, Stored]:
@@ -149,6 +162,7 @@ def page_bytes(
     page: int = PAGE,
     extremes: int | None = STRETCH,
     moments: int | None = PAGE,
+    sketched: bool = False,
 ) -> int:
     """Bytes of one page of a pool.
 
@@ -158,7 +172,8 @@ def page_bytes(
     payload = 2 * width * page * BITS[stored] // 8
     scales = 2 * 2 * page * 2 if BITS[stored] < 16 else 0
     summaries = sum(max(page // stretch, 1) * 2 * width * 2 for stretch in (extremes, moments) if stretch)
-    return heads * (payload + scales + summaries)
+    sketches = page * (width // 2 + 2 * 2) if sketched else 0
+    return heads * (payload + scales + summaries + sketches)
 
 
 @dataclass(frozen=True, eq=False)

@@ -15,7 +15,7 @@ from gossamer import ops
 from gossamer.ops.paged.pool import Batch
 from gossamer.pattern import Pattern
 from gossamer.serving.attending.certificate import error_bound, page_bounds
-from gossamer.serving.attending.selection import Selection, best
+from gossamer.serving.attending.selection import Selection
 from gossamer.serving.paging.requests import Step
 from gossamer.serving.paging.store import Store
 from gossamer.serving.sparsity import View
@@ -148,7 +148,7 @@ class LayerAttention:
                 over = bound > sparsity.max_error
                 if not over.any():
                     break
-                lists = _wider(lists, over, bounds.amax(2), batch.lengths, pages, pool.page)
+                lists = _wider(lists, over, bounds.amax(2), batch, pages, pool.page)
                 self.tally.widened(over, pages >= most, lists, pool.page)
                 # Heads within the limit have empty lists here: they cost nothing and keep what they have.
                 again, more = torch.zeros_like(out), torch.zeros_like(lse)
@@ -171,15 +171,16 @@ def _rows(lists: Pattern, rows: Tensor) -> Pattern:
     return Pattern(new, lists.indices.flatten()[places], (rows.numel(), lists.shape[1]), (1, 1))
 
 
-def _wider(lists: Pattern, over: Tensor, bounds: Tensor, lengths: Tensor, count: int, page: int) -> Pattern:
+def _wider(lists: Pattern, over: Tensor, bounds: Tensor, batch: Batch, count: int, page: int) -> Pattern:
     """Lists of the `count` pages with the largest bounds for the heads in `over`, of none for the others."""
     mask = torch.zeros(*over.shape, lists.shape[1], dtype=torch.bool, device=over.device)
     for request in over.any(1).nonzero()[:, 0].tolist():
-        pages = -(-int(lengths[request]) // page)
+        pages = -(-int(batch.lengths[request]) // page)
         some = slice(request, request + 1)
         if count >= pages:
             mask[request, :, :pages] = True
         else:
-            chosen = best(bounds[some].clone(), lengths[some], count, page)
+            one = Batch(batch.offsets.new_tensor([0, 1]), batch.lengths[some], batch.table[some])
+            chosen = ops.page_choose(bounds[some], one, count, page=page)
             mask[request].scatter_(1, chosen[0].long(), True)
     return Pattern.from_tile_mask(mask.logical_and_(over[:, :, None]).flatten(0, 1), (1, 1))

@@ -18,30 +18,6 @@ from gossamer.serving.paging.requests import Chosen, Request
 from gossamer.serving.sparsity import Sparsity
 
 
-def best(scores: Tensor, lengths: Tensor, count: int, page: int) -> Tensor:
-    """The pages of the largest scores, ascending; of equal scores the earlier; the first and the newest always.
-
-    Args:
-        scores: float32[requests, heads, pages], -inf where a request has no page.
-        lengths: int64[requests]: tokens of each, in more than `count` pages.
-
-    Returns:
-        int32[requests, heads, count].
-
-    >>> best(torch.tensor([[[0.0, 3, 1, 1, 0]]]), torch.tensor([300]), 4, 64).tolist()
-    [[[0, 1, 2, 4]]]
-    """
-    scores = scores.nan_to_num(nan=-torch.inf, posinf=torch.finfo(scores.dtype).max)
-    scores[:, :, 0] = torch.inf
-    last = ((lengths + page - 1) // page - 1)[:, None, None].expand(-1, scores.shape[1], 1)
-    scores.scatter_(2, last, torch.inf)
-    least = scores.topk(count, dim=2, sorted=False).values.amin(2, keepdim=True)
-    above, equal = scores > least, scores == least
-    room = count - above.sum(2, keepdim=True)
-    chosen = above | (equal & (equal.cumsum(2) <= room))
-    return chosen.nonzero()[:, 2].view(*scores.shape[:2], count).int()
-
-
 @dataclass(eq=False)
 class Selection:
     """Chooses for the heads of a part of a layer, and keeps the lists of the last batch.
@@ -111,15 +87,17 @@ class Selection:
         self, q: Tensor, pool: PagePool, batch: Batch, requests: tuple[Request, ...], lengths: tuple[int, ...],
         stale: list[int], heads: Tensor, count: int,
     ) -> None:  # fmt: skip
-        at = torch.tensor(stale, device=q.device)
-        some = Batch(torch.arange(len(stale) + 1, device=q.device), batch.lengths[at], batch.table[at])
+        if len(stale) < len(requests):
+            at = torch.tensor(stale, device=q.device)
+            batch = Batch(torch.arange(len(stale) + 1, device=q.device), batch.lengths[at], batch.table[at])
+            q = q[at]
         scores = ops.page_scores(
-            q[at], pool, some, by=self.sparsity.score, heads=heads, group=self.group, scale=self.scale
+            q, pool, batch, by=self.sparsity.score, heads=heads, group=self.group, scale=self.scale
         )
-        of_heads = heads[:, None] + torch.arange(self.group, device=q.device)
-        scores = scores[:, of_heads]  # [requests, heads of the pool, group, pages]
-        scores = scores.amax(2) if self.sparsity.select_per == "kv_group" else scores.flatten(1, 2)
-        pages = best(scores, some.lengths, count, pool.page)
+        pages = ops.page_choose(
+            scores, batch, count, heads=heads, group=self.group, together=self.sparsity.select_per == "kv_group",
+            page=pool.page,
+        )  # fmt: skip
         for row, index in enumerate(stale):
             requests[index].chosen[self.place] = Chosen(pages[row], lengths[index])
         self.refreshed += len(stale)

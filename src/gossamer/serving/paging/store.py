@@ -331,7 +331,7 @@ class Store:
             for at, part in enumerate(parts):
                 if part.view == view:
                     larger = self._pool(part, layer, count)
-                    for old, new in zip(_tensors(self.pools[layer][at]), _tensors(larger), strict=True):
+                    for old, new in zip(self.pools[layer][at].tensors, larger.tensors, strict=True):
                         new[: old.shape[0]] = old
                     self.pools[layer][at] = larger
 
@@ -339,7 +339,7 @@ class Store:
         for parts, pools in zip(self.parts, self.pools, strict=True):
             for part, pool in zip(parts, pools, strict=True):
                 if part.view == view:
-                    for each in _tensors(pool):
+                    for each in pool.tensors:
                         each[target] = each[source]
 
 
@@ -347,11 +347,6 @@ def _positions(rows: Sequence[int], start: int, count: int, before: int) -> list
     """The places in a text of the `rows` that are its new tokens, which begin at row `start` and at place `before`."""
     first = bisect_left(rows, start)
     return [row - start + before for row in rows[first : bisect_left(rows, start + count, lo=first)]]
-
-
-def _tensors(pool: PagePool) -> list[Tensor]:
-    every = (*pool.numbers[:4], pool.extremes, pool.moments)
-    return [each for each in every if each is not None]
 
 
 def views(parts: Sequence[Sequence[Part]]) -> list[View]:
@@ -366,8 +361,7 @@ def bytes_of_page(
     taken: dict[View, int] = {}
     for shape, some in zip(geometry.layers, parts, strict=True):
         for part in some:
-            kept = part.kept(sparsity)
-            one = page_bytes(part.heads.numel(), shape.width, stored, **kept)  # type: ignore[arg-type]
+            one = page_bytes(part.heads.numel(), shape.width, stored, **part.kept(sparsity))
             taken[part.view] = taken.get(part.view, 0) + one
     return taken
 

@@ -1,0 +1,40 @@
+"""What each page may matter to a query: the oracle, by a gather of all sketches."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from gossamer.kernels.reference._pages import sketched
+from gossamer.kernels.reference._slots import demand
+
+
+def page_key_scores(
+    q: Tensor, heads: Tensor, group: int, sketches: Tensor, sketch_scales: Tensor, lengths: Tensor, table: Tensor
+) -> Tensor:
+    """scores[requests, query heads, pages]: the largest product of q[requests, query heads, width], rounded to 8 bits,
+    with the sketches[pages, heads, width / 8, page, 4] of the keys of each page of a request; -inf where there is none.
+    """
+    page = sketches.shape[3]
+    pages = torch.arange(table.shape[1], device=q.device)
+    used = pages < -(-lengths[:, None] // page)
+    demand((~used | ((table >= 0) & (table < len(sketches)))).all(), f"table must name pages below {len(sketches)}")
+    filled = pages[:, None] * page + torch.arange(page, device=q.device) < lengths[:, None, None]
+    rows = torch.where(used, table.long(), 0)
+    codes, scale, zero = (x.double() for x in sketched(sketches[rows], sketch_scales[rows]))  # [requests, pages, heads
+    rounded, by = in_eight_bits(q)
+    scores = torch.full((*q.shape[:2], table.shape[1]), -torch.inf, device=q.device)
+    for h, head in enumerate(heads.tolist()):
+        mine = slice(head, head + group)
+        sums = torch.einsum("rgd,rptd->rgpt", rounded[:, mine], codes[:, :, h])
+        products = sums * scale[:, None, :, h] + zero[:, None, :, h] * rounded[:, mine].sum(2)[:, :, None, None]
+        products = products.float() * by[:, mine, None, None]
+        scores[:, mine] = products.masked_fill(products.isnan() | ~filled[:, None], -torch.inf).amax(3)
+    return scores
+
+
+def in_eight_bits(q: Tensor) -> tuple[Tensor, Tensor]:
+    """q[..., width] is about codes * scale: integers of -127 to 127 as float64, and float32[...]; NaN makes all NaN."""
+    scale = q.abs().amax(-1) / 127 + (q - q).sum(-1)
+    codes = torch.where(scale[..., None] > 0, q / torch.where(scale > 0, scale, 1)[..., None], 0).round()
+    return codes.nan_to_num().clamp(-127, 127).double(), scale

@@ -1,0 +1,66 @@
+"""page_choose: the pages that each head reads, by the scores of its queries."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from gossamer.ops.paged.pool import PAGE, Batch
+from gossamer.ops.registration import Backend, check_backend, register
+
+
+def _fake(scores: Tensor, heads: Tensor, group: int, together: bool, lengths: Tensor, count: int, page: int) -> Tensor:
+    rows = heads.shape[0] * (1 if together else group)
+    return scores.new_empty((scores.shape[0], rows, count), dtype=torch.int32)
+
+
+page_choose_on = register(
+    "page_choose",
+    "(Tensor scores, Tensor heads, int group, bool together, Tensor lengths, int count, int page) -> Tensor",
+    _fake,
+)
+
+
+def page_choose(
+    scores: Tensor,
+    batch: Batch,
+    count: int,
+    *,
+    heads: Tensor | None = None,
+    group: int = 1,
+    together: bool = True,
+    page: int = PAGE,
+    backend: Backend | None = None,
+) -> Tensor:
+    """The `count` pages of the highest scores, ascending; of equal scores the earlier. The first page and the newest
+    are always among them; NaN counts as minus infinity.
+
+    Args:
+        scores: float32[requests, query heads, pages], as from `page_scores`.
+        batch: whose scores these are; each request has at least `count` pages.
+        heads: int64[n]: the first query head of each key head; None: every `group`-th.
+        group: query heads that share a key head.
+        together: what one of a group wants most counts for all of it, who read the same pages; else each has its own.
+        page: tokens of a page.
+        backend: None for the kernels of the scores' device; "cpu", "triton" or "reference" to insist.
+
+    Returns:
+        int32[requests, n, count], or [requests, n * group, count] if not together.
+
+    Raises:
+        ValueError: naming the argument.
+
+    >>> scores = torch.tensor([[[0.0, 3, 1, 1, 0]]])
+    >>> page_choose(scores, Batch.of([1], [300], [range(5)]), 4).tolist()
+    [[[0, 1, 2, 4]]]
+    """
+    check_backend(backend, "scores", scores)
+    if scores.dim() != 3 or scores.dtype != torch.float32 or scores.shape[0] != batch.requests:
+        raise ValueError(
+            f"scores must be float32 [{batch.requests}, query heads, pages], got {scores.dtype}{list(scores.shape)}"
+        )
+    if isinstance(count, bool) or not isinstance(count, int) or not 1 <= count <= scores.shape[2]:
+        raise ValueError(f"count must be an integer from 1 to the {scores.shape[2]} pages of scores, got {count!r}")
+    if heads is None:
+        heads = torch.arange(0, scores.shape[1] // group * group, group, device=scores.device)
+    return page_choose_on(backend)(scores, heads, group, together, batch.lengths, count, page)

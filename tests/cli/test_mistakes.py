@@ -180,9 +180,9 @@ def test_resume_needs_the_folder_only(
     """Every setting comes from the folder; one that is given and differs is refused as ever."""
     from .test_resume import _end
 
-    assert train("--out", "whole", "--method", "rigl", "--no-dense") == 0
+    assert train("--out", "whole", "--method", "rigl", "--no-dense", "--threads", "1") == 0
     monkeypatch.setenv("STOP_AT", "5")
-    assert train("--out", "parts", "--method", "rigl", "--no-dense") == 128 + signal.SIGINT
+    assert train("--out", "parts", "--method", "rigl", "--no-dense", "--threads", "1") == 128 + signal.SIGINT
     monkeypatch.delenv("STOP_AT")
     capfd.readouterr()
     assert main(["train", "--resume", "parts", "--seed", "3"]) == 2

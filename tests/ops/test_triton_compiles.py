@@ -112,7 +112,7 @@ def pages():
     lists = {"list_offsets": "*i64", "list_rows": "*i64"}
     plain = dict.fromkeys(("q", "out", "lse", "sums", "new_keys", "new_values"), "*fp32")
     sizes = {"GROUP": 4, "W": 128, "WIDE": 128, "P": 64, "PRECISION": "tf32", "DIVIDED": True}
-    kept = {"EXTREMES": 4, "MOMENTS": 1, "STRETCHES": 4, "BP": 16, "SKETCHED": True}
+    kept = {"EXTREMES": 4, "MOMENTS": 1, "STRETCHES": 4, "BP": 16}
     sketches = {"sketches": "*u8", "sketch_scales": "*bf16", "scales": "*bf16", "chosen": "*i32"}
     numbers = {"window": "i64", "sink": "i64", "scale": "fp32", "cap": "fp32", "list_tokens": "i64"}
     for stored, kind in ((0, "*bf16"), (1, "*u8"), (2, "*u8")):
@@ -126,6 +126,7 @@ def pages():
         yield "page_append", "append_pages", constants, pointers
         if not stored:
             yield "page_scores", "score_pages", {**constants, "N": 256, "WIDE": 256}, pointers
+            yield "page_append", "sketch_pages", {**constants, "E": 64}, pointers
             yield "page_key_scores", "score_keys", {**constants, "E": 64}, pointers
             for members in (1, 4):
                 chosen = {"MEMBERS": members, "OF_HEAD": 4 // members, "BLOCK": 2048}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -378,3 +379,25 @@ def test_what_users_do_around_it() -> None:
     half = Radial(made().to(torch.bfloat16), policy=radial.policy, adapter=2).eval()
     assert half.generate(tokens[:1], max_new_tokens=4).shape == (1, 10)
     assert half.generate(tokens, num_beams=2, max_new_tokens=4).shape == (2, 10)
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
+@pytest.mark.parametrize("hops", [1, 2])
+def test_a_copy_made_during_a_pass_is_the_model_itself(copied, hops):
+    """With weights of its own, and nobody's routes: as an average in another thread makes it."""
+    model, found = made("llama"), []
+    radial = Radial(model, hops=hops).eval()
+    tokens = ids(9)
+    model.model.norm.register_forward_pre_hook(lambda *_: found.append(None if found else copied(model.model.layers)))
+    with torch.no_grad():
+        expected = model(tokens).logits
+        found.clear()
+        radial(tokens)
+        (layers,) = (each for each in found if each is not None)
+        model.model.norm._forward_pre_hooks.clear()
+        theirs, model.model.layers = model.model.layers, layers
+        assert torch.equal(model(tokens).logits, expected)
+        layers[0].mlp.down_proj.weight.zero_()
+        assert not torch.equal(model(tokens).logits, expected)
+        model.model.layers = theirs
+        assert torch.equal(model(tokens).logits, expected)

@@ -19,6 +19,7 @@ from typing import Any, Literal, NoReturn, get_args
 import torch
 from torch import Tensor, nn
 
+from gossamer.borrowed import borrowed
 from gossamer.routing import last_keys
 from gossamer.routing.call import Call
 from gossamer.routing.stack import Unit
@@ -48,17 +49,8 @@ def _without_queries(module: nn.Module) -> Iterator[None]:
     def zeros(linear: nn.Linear) -> Callable[[Tensor], Tensor]:
         return lambda x: x.new_zeros(*x.shape[:-1], linear.out_features)
 
-    before = [each.__dict__.get("forward") for each in queries]
-    for each in queries:
-        each.forward = zeros(each)  # type: ignore[method-assign, assignment]
-    try:
+    with borrowed((each, zeros(each)) for each in queries):
         yield
-    finally:
-        for each, forward in zip(queries, before, strict=True):
-            if forward is None:
-                del each.__dict__["forward"]
-            else:
-                each.forward = forward  # type: ignore[method-assign]
 
 
 def keys_of(

@@ -18,6 +18,7 @@ from typing import Any, Literal, cast, get_args
 import torch
 from torch import Tensor, nn
 
+from gossamer.borrowed import borrowed
 from gossamer.routing.call import first
 from gossamer.routing.execute import DensePass, Pass, Run
 from gossamer.routing.keys import POLICIES, KeyPolicy, Keys
@@ -193,26 +194,18 @@ class Radial(nn.Module):
     def _running(self, one: Pass) -> Iterator[None]:
         """Inside, each unit's module runs for who chose it."""
         once = self.units[: len(self.units) // self.hops]
-        before = [unit.module.__dict__.get("forward") for unit in once]
         forwards = [unit.module.forward for unit in once]
+        if self.hops == 1:
+            runs = [partial(one, at, forward) for at, forward in enumerate(forwards)]
+        else:
+            runs = [partial(self._hop, one, forwards), *[_passed_by] * (len(once) - 1)]
         try:
-            if self.hops == 1:
-                for at, unit in enumerate(once):
-                    unit.module.forward = partial(one, at, forwards[at])
-            else:
-                for unit in once[1:]:
-                    unit.module.forward = _passed_by
-                once[0].module.forward = partial(self._hop, one, forwards)
-            yield
+            with borrowed(zip((unit.module for unit in once), runs, strict=True)):
+                yield
         except BaseException:
             one.failed()
             raise
         finally:
-            for unit, forward in zip(once, before, strict=True):
-                if forward is None:
-                    unit.module.__dict__.pop("forward", None)
-                else:
-                    unit.module.forward = forward
             self.run = one.run
 
     def _hop(self, one: Pass, forwards: list[Any], states: Tensor, *args: Any, **keywords: Any) -> Any:

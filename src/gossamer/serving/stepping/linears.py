@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from gossamer.borrowed import Borrowed
 from gossamer.ops.few_rows import FEW, FewRows
 
 LEAST = 1 << 16
@@ -66,11 +67,8 @@ def _is_taken(layer: nn.Linear) -> bool:
     )
 
 
-class _Forward:
-    """What a layer does meanwhile. A copy of the layer, or what is read back of it, has one of its own."""
-
-    def __init__(self, layer: nn.Linear) -> None:
-        self.layer = layer
+class _Forward(Borrowed):
+    """What a layer does meanwhile."""
 
     def __call__(self, input: Tensor) -> Tensor:
         parameters = self.layer._parameters

@@ -386,8 +386,8 @@ def test_what_users_do_around_it() -> None:
 def test_a_copy_made_during_a_pass_is_the_model_itself(copied, hops):
     """With weights of its own, and nobody's routes: as an average in another thread makes it."""
     model, found = made("llama"), []
-    radial = Radial(model, hops=hops).eval()
-    tokens = ids(9)
+    radial = Radial(model, hops=hops, mode="free" if hops > 1 else "skip").eval()
+    tokens = ids(1, 9)
     model.model.norm.register_forward_pre_hook(lambda *_: found.append(None if found else copied(model.model.layers)))
     with torch.no_grad():
         expected = model(tokens).logits
@@ -396,8 +396,8 @@ def test_a_copy_made_during_a_pass_is_the_model_itself(copied, hops):
         (layers,) = (each for each in found if each is not None)
         model.model.norm._forward_pre_hooks.clear()
         theirs, model.model.layers = model.model.layers, layers
-        assert torch.equal(model(tokens).logits, expected)
+        torch.testing.assert_close(model(tokens).logits, expected)
         layers[0].mlp.down_proj.weight.zero_()
-        assert not torch.equal(model(tokens).logits, expected)
+        assert (model(tokens).logits - expected).abs().max() > 0.1
         model.model.layers = theirs
         assert torch.equal(model(tokens).logits, expected)

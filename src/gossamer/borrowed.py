@@ -3,8 +3,8 @@
     with borrowed([(layer, run)]):
         model(x)                        where model calls layer(y), it gets run(y)
 
-Parameters, hooks and the user's lists of layers stay as they are. A copy of a layer that is made meanwhile, as an average
-of weights in another thread makes it, has the layer's own forward, and works with its own weights.
+Parameters, hooks and the user's lists of layers stay as they are. A copy of a layer that is made meanwhile, as an
+average of weights in another thread makes it, has the layer's own forward, and works with its own weights.
 """
 
 from __future__ import annotations

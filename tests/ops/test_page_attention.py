@@ -8,7 +8,7 @@ import torch
 from paged_cases import STORED, error_bound, filled, multiplies_bfloat16
 
 import gossamer as gs
-from gossamer.ops import Batch, PagePool, page_append, page_attention, page_scores
+from gossamer.ops import Batch, PagePool, page_append, page_attention, page_choose, page_scores
 from gossamer.testing import assert_no_recompile, assert_same_bits, assert_within, gamma, unit_roundoff
 
 MASKS = ({}, {"window": 50}, {"window": 40, "sink": 70}, {"cap": 3.0})
@@ -203,12 +203,14 @@ def test_pages_that_nobody_sees_need_not_exist():
 
 
 def test_a_decoding_step_is_one_graph():
-    pool, batch, _, _ = filled([130, 70], 2, 32)
+    pool, batch, _, _ = filled([130, 70], 2, 32, sketched=True)
 
     def step(q, key, lengths, table):
         here = Batch(torch.arange(3), lengths, table)
         page_append(key, key, pool, here)
-        return page_attention(q, pool, here, group=2), page_scores(q, pool, here, group=2)
+        scores = page_scores(q, pool, here, by="keys", group=2)
+        chosen = page_choose(scores, here, 2, group=2)
+        return page_attention(q, pool, here, group=2), page_scores(q, pool, here, group=2), scores, chosen
 
     compiled = torch.compile(step, fullgraph=True, backend="aot_eager")
     compiled(torch.randn(2, 4, 32), torch.randn(2, 2, 32), batch.lengths, batch.table)

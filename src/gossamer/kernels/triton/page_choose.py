@@ -53,9 +53,11 @@ def page_choose(
     rows = heads.numel() * (group // members)
     chosen = torch.zeros((requests, rows, count), dtype=torch.int32, device=scores.device)
     if chosen.numel():
+        block = triton.next_power_of_2(cols)
         with on_device(scores):
             choose_pages[(requests * rows,)](
                 scores, heads, lengths, chosen, query_heads, heads.numel(), cols, page, count,
-                MEMBERS=members, OF_HEAD=group // members, BLOCK=triton.next_power_of_2(cols),
+                MEMBERS=members, OF_HEAD=group // members, BLOCK=block,
+                num_warps=min(max(block // 512, 4), 16),
             )  # fmt: skip
     return chosen

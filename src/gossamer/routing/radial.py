@@ -10,7 +10,7 @@ after it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, Literal, cast, get_args
@@ -195,6 +195,7 @@ class Radial(nn.Module):
         """Inside, each unit's module runs for who chose it."""
         once = self.units[: len(self.units) // self.hops]
         forwards = [unit.module.forward for unit in once]
+        runs: list[Callable[..., Any]]
         if self.hops == 1:
             runs = [partial(one, at, forward) for at, forward in enumerate(forwards)]
         else:

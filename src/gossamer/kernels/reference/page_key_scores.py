@@ -23,7 +23,7 @@ def page_key_scores(
     rows = torch.where(used, table.long(), 0)
     codes, scale, zero = (x.double() for x in sketched(sketches[rows], sketch_scales[rows]))  # [requests, pages, heads
     rounded, by = in_eight_bits(q)
-    scores = torch.full((*q.shape[:2], table.shape[1]), -torch.inf, device=q.device)
+    scores = torch.full((*q.shape[:2], table.shape[1]), -torch.inf, dtype=torch.float32, device=q.device)
     for h, head in enumerate(heads.tolist()):
         mine = slice(head, head + group)
         sums = torch.einsum("rgd,rptd->rgpt", rounded[:, mine], codes[:, :, h])

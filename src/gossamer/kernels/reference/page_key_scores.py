@@ -21,7 +21,8 @@ def page_key_scores(
     demand((~used | ((table >= 0) & (table < len(sketches)))).all(), f"table must name pages below {len(sketches)}")
     filled = pages[:, None] * page + torch.arange(page, device=q.device) < lengths[:, None, None]
     rows = torch.where(used, table.long(), 0)
-    codes, scale, zero = (x.double() for x in sketched(sketches[rows], sketch_scales[rows]))  # [requests, pages, heads
+    # [requests, pages, heads, tokens], codes with a coordinate too
+    codes, scale, zero = (x.double() for x in sketched(sketches[rows], sketch_scales[rows]))
     rounded, by = in_eight_bits(q)
     scores = torch.full((*q.shape[:2], table.shape[1]), -torch.inf, dtype=torch.float32, device=q.device)
     for h, head in enumerate(heads.tolist()):

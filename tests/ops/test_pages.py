@@ -149,10 +149,20 @@ def test_choices_that_cannot_be_are_named():
         ({"count": 6}, "got 6"),
         ({"count": 2, "page": 16}, r"lengths\[0\] is 130"),
         ({"count": 2, "heads": torch.tensor([4])}, r"heads\[0\] is 4, expected 0 <= head < 4"),
-        ({"count": 2, "group": 5, "heads": torch.tensor([0])}, "group, page and count must be from 1 to the 4 heads"),
+        ({"count": 2, "group": 5}, "group must be an integer from 1 to the 4 query heads, got 5"),
+        ({"count": 2, "group": 0}, "group must be an integer from 1 to the 4 query heads, got 0"),
+        ({"count": 2, "group": 2.5}, "got 2.5"),
+        ({"count": True}, "count must be an integer from 1 to the 5 pages of scores, got True"),
+        ({"count": 2, "page": 0}, "page must be an integer from 1 to the 256 tokens of a page, got 0"),
     ):
         with pytest.raises(ValueError, match=said):
             page_choose(scores, batch, **given)
+    for heads in ([0], torch.tensor([0.0])):
+        with pytest.raises(TypeError, match="heads must be int64 of one dimension, or None, got"):
+            page_choose(scores, batch, 2, heads=heads)
+    with pytest.raises(TypeError, match=r"scores must be a torch\.Tensor, got list"):
+        page_choose([[0.0]], batch, 2)
+    assert page_choose(scores[:0], Batch.of([], [], []), 2, group=2).shape == (0, 2, 2)
     with pytest.raises(ValueError, match=r"scores must be float32 \[1, query heads, pages\], got torch.float64"):
         page_choose(scores.double(), batch, 2)
     with pytest.raises(ValueError, match="pool keeps no sketches; expected one allocated with sketched=True"):
@@ -209,6 +219,7 @@ def test_bytes_are_what_the_formula_says():
         ({"extremes": 48}, "extremes must divide"),
         ({"stored": "fp8"}, "stored must be one of"),
         ({"count": -1}, "count must be an integer of at least 0, got -1"),
+        ({"sketched": "yes"}, "sketched must be True or False, got 'yes'"),
     ],
 )
 def test_pools_that_there_cannot_be(arguments, message):

@@ -48,19 +48,28 @@ def page_choose(
         int32[requests, n, count], or [requests, n * group, count] if not together.
 
     Raises:
-        ValueError: naming the argument.
+        TypeError, ValueError: naming the argument.
 
     >>> scores = torch.tensor([[[0.0, 3, 1, 1, 0]]])
     >>> page_choose(scores, Batch.of([1], [300], [range(5)]), 4).tolist()
     [[[0, 1, 2, 4]]]
     """
+    if not isinstance(scores, Tensor):
+        raise TypeError(f"scores must be a torch.Tensor, got {type(scores).__name__}")
     check_backend(backend, "scores", scores)
     if scores.dim() != 3 or scores.dtype != torch.float32 or scores.shape[0] != batch.requests:
         raise ValueError(
             f"scores must be float32 [{batch.requests}, query heads, pages], got {scores.dtype}{list(scores.shape)}"
         )
-    if isinstance(count, bool) or not isinstance(count, int) or not 1 <= count <= scores.shape[2]:
-        raise ValueError(f"count must be an integer from 1 to the {scores.shape[2]} pages of scores, got {count!r}")
+    _, query_heads, pages = scores.shape
+    for name, value, most, what in (
+        ("count", count, pages, f"{pages} pages of scores"),
+        ("group", group, query_heads, f"{query_heads} query heads"), ("page", page, 256, "256 tokens of a page"),
+    ):  # fmt: skip
+        if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
+            raise ValueError(f"{name} must be an integer from 1 to the {what}, got {value!r}")
     if heads is None:
-        heads = torch.arange(0, scores.shape[1] // group * group, group, device=scores.device)
+        heads = torch.arange(0, query_heads // group * group, group, device=scores.device)
+    elif not isinstance(heads, Tensor) or heads.dtype != torch.int64 or heads.dim() != 1:
+        raise TypeError(f"heads must be int64 of one dimension, or None, got {heads!r:.60}")
     return page_choose_on(backend)(scores, heads, group, together, batch.lengths, count, page)

@@ -88,6 +88,8 @@ class PagePool:
             raise ValueError(f"width must be a multiple of {step} up to 256 with stored={stored!r}, got {width}")
         if page % 32 or not 0 < page <= 256:
             raise ValueError(f"page must be a multiple of 32 up to 256, got {page}")
+        if not isinstance(sketched, bool):
+            raise ValueError(f"sketched must be True or False, got {sketched!r}")
         for name, stretch in (("extremes", extremes), ("moments", moments)):
             if stretch is not None and (stretch < 1 or page % min(stretch, page)):
                 raise ValueError(f"{name} must divide the page of {page} tokens, got {stretch}")

@@ -186,7 +186,7 @@
      int threads)                                                                                                     \
   OP(page_append, bool, const float* keys, const float* values, int64_t key_heads, const int64_t* sources,             \
      const Pages& pages, const Requests& requests, const Summaries& extremes, const Summaries& moments,               \
-     const Sketches& sketches, int threads)                                                                           \
+     const KeyCodes& sketches, int threads)                                                                           \
   GOSSAMER_PAGE_ATTENTION(OP)                                                                                         \
   OP(attention_plan_size, int64_t, const Texts& texts, const SeenMask& mask)                                         \
   OP(attention_plan, int64_t, const Texts& texts, const SeenMask& mask, int64_t* plan, int threads)                  \
@@ -203,7 +203,7 @@
   OP(page_scores, bool, const float* form, int64_t query_heads, int64_t group, const int64_t* first_heads,            \
      const Pages& pages, const Requests& requests, const Summaries& summaries, float* scores, int threads)            \
   OP(page_key_scores, bool, const float* q, int64_t query_heads, int64_t group, const int64_t* first_heads,           \
-     const Pages& pages, const Requests& requests, const Sketches& sketches, float* scores, int threads)              \
+     const Pages& pages, const Requests& requests, const KeyCodes& codes, float* scores, int threads)                 \
   OP(page_choose, bool, const float* scores, int64_t query_heads, int64_t group, const int64_t* first_heads,          \
      int64_t heads, bool together, const int64_t* lengths, int64_t requests, int64_t cols, int64_t page,              \
      int64_t count, int32_t* chosen, int threads)                                                                     \
@@ -277,7 +277,7 @@ struct Rewiring {
 
 // Keys and values of many requests, in `count` pages of `page` tokens for each of `heads` heads: head h of page i is the tile
 // t = i * heads + h, keys[t][width][page] and values[t][page][width]. storage: 0 float, 2 bfloat16, 4 half; or codes of a
-// byte (3) or four bits (5) with scales[t][2][page] in bfloat16: x = code * scale + zero.
+// byte (3) or four bits (5) with scales[t][2][page] in bfloat16: x = code * scale + zero. Keys are `KeyCodes` then.
 struct Pages {
   void *keys, *values, *key_scales, *value_scales;
   int64_t count, heads, width, page, storage;
@@ -298,10 +298,12 @@ struct Summaries {
   int64_t stretch;
 };
 
-// Keys in four bits: bytes [tile][width / 8][page][4], byte i of a token has coordinate 8 j + i in its lower half and 8 j +
-// 4 + i in its upper; scales as those of a page. None: the addresses are null.
-struct Sketches {
+// Keys as codes, [tile][plane][width / 8][page][4] bytes: byte i of a token has the bits of coordinate 8 j + i in its lower
+// half and those of 8 j + 4 + i in its upper. One plane has codes of four bits; of two the first has the upper bits of
+// codes of eight, so that it can be read alone. Scales as those of a page. None: the addresses are null.
+struct KeyCodes {
   void *codes, *scales;
+  int64_t planes;
 };
 
 // Pages that each `list_tokens` tokens of a request and each head look at: row (block of tokens, head) owns

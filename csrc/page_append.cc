@@ -65,21 +65,9 @@ void store_narrow(char* p, const float* x, int64_t n, Stored stored, const At& a
   }
 }
 
-// Codes of a token; of `across` elements that lie one after the other in a row, byte i has elements i and across / 2 + i.
-template <class At>
-void store_codes(char* p, const float* x, int64_t n, const Coding& coding, Stored stored, int64_t across, const At& at) {
-  const float most = codes(stored);
-  uint8_t* const bytes = reinterpret_cast<uint8_t*>(p);
-  for (int64_t i = 0; i < n; ++i) {
-    const uint8_t code = coding.code(x[i], most);
-    const int64_t place = at(i), row = place / across, col = place % across, half = across / 2;
-    if (stored == Stored::kBytes) {
-      bytes[place] = code;
-      continue;
-    }
-    uint8_t& byte = bytes[row * half + col % half];
-    byte = uint8_t(col < half ? (byte & 0xf0) | code : (byte & 0x0f) | code << 4);
-  }
+void store_scale(BFloat16* at, int64_t page, const Coding& coding) {
+  at[0] = to_bfloat16(coding.scale, Round::kNearest);
+  at[page] = to_bfloat16(coding.zero, Round::kNearest);
 }
 
 struct Append {
@@ -89,7 +77,7 @@ struct Append {
   PageTiles pages;
   PagedRequests requests;
   Summaries extremes, moments;
-  SketchTiles sketches;
+  KeyPlanes sketches;
 
   // The new tokens of a request that page p gets, for one head.
   void run(int64_t r, int64_t p, int64_t h) const {
@@ -101,7 +89,7 @@ struct Append {
       transpose(keys + at, step, reinterpret_cast<float*>(pages.keys_of(tile)) + begin % page, page, end - begin, width);
     for (int64_t i = 0; i < end - begin; ++i) {
       token(tile, begin % page + i, keys + at + i * step, values + at + i * step);
-      if (sketches.codes != nullptr) sketch(tile, begin % page + i, keys + at + i * step);
+      if (sketches.codes != nullptr) store_key(sketches, tile, begin % page + i, keys + at + i * step);
     }
     summarize(extremes, tile, begin % page, begin % page + end - begin);
     summarize(moments, tile, begin % page, begin % page + end - begin);
@@ -117,26 +105,31 @@ struct Append {
       store_narrow(pages.values_of(tile), value, width, stored, along);
       return;
     }
-    const auto write = [&](void* scales, char* to, const float* x, int64_t across, const auto& at) {
-      const Coding coding(x, width, codes(stored));
-      BFloat16* const scale = pages.scales_of(scales, tile) + t;
-      scale[0] = to_bfloat16(coding.scale, Round::kNearest);
-      scale[page] = to_bfloat16(coding.zero, Round::kNearest);
-      store_codes(to, x, width, coding, stored, across, at);
-    };
-    write(pages.key_scales, pages.keys_of(tile), key, page, down);
-    write(pages.value_scales, pages.values_of(tile), value, width, along);
+    store_key(KeyPlanes(pages), tile, t, key);
+    const float most = codes(stored);
+    const Coding coding(value, width, most);
+    store_scale(pages.scales_of(pages.value_scales, tile) + t, page, coding);
+    if (stored == Stored::kBytes) {
+      uint8_t* const to = reinterpret_cast<uint8_t*>(pages.values_of(tile)) + t * width;
+      for (int64_t d = 0; d < width; ++d) to[d] = coding.code(value[d], most);
+      return;
+    }
+    uint8_t* const to = reinterpret_cast<uint8_t*>(pages.values_of(tile)) + t * width / 2;
+    for (int64_t d = 0; d < width / 2; ++d)
+      to[d] = uint8_t(coding.code(value[d], most) | coding.code(value[width / 2 + d], most) << 4);
   }
 
-  void sketch(int64_t tile, int64_t t, const float* key) const {
-    const Coding coding(key, pages.width, SketchTiles::kMost);
-    BFloat16* const scale = sketches.scales_of(tile) + t;
-    scale[0] = to_bfloat16(coding.scale, Round::kNearest);
-    scale[pages.page] = to_bfloat16(coding.zero, Round::kNearest);
-    uint8_t* to = sketches.codes_of(tile) + 4 * t;
-    for (int64_t d = 0; d < pages.width; d += 8, to += 4 * pages.page)
-      for (int64_t i = d; i < d + 4; ++i)
-        to[i - d] = uint8_t(coding.code(key[i], SketchTiles::kMost) | coding.code(key[i + 4], SketchTiles::kMost) << 4);
+  void store_key(const KeyPlanes& to, int64_t tile, int64_t t, const float* key) const {
+    const Coding coding(key, to.width, to.most());
+    store_scale(to.scales_of(tile) + t, to.page, coding);
+    uint8_t* const bytes = to.plane(tile, 0);
+    for (int64_t j = 0; j < to.width; j += 8)
+      for (int64_t d = j; d < j + 4; ++d) {
+        const int low = coding.code(key[d], to.most()), high = coding.code(key[d + 4], to.most());
+        uint8_t* const at = bytes + to.byte_of(d, t);
+        at[0] = uint8_t(to.planes == 1 ? low | high << 4 : low >> 4 | (high & 0xf0));
+        if (to.planes == 2) at[to.plane_bytes()] = uint8_t((low & 0x0f) | high << 4);
+      }
   }
 
   // The number that attention reads for coordinate d of the key of token t.
@@ -149,10 +142,11 @@ struct Append {
       case Stored::kHalf: return widen_half(reinterpret_cast<const uint16_t*>(keys)[i]);
       default: break;
     }
-    const uint8_t* const bytes = reinterpret_cast<const uint8_t*>(keys);
-    const int64_t half = page / 2;
-    const int code = pages.stored() == Stored::kBytes ? bytes[i] : bytes[d * half + t % half] >> (t < half ? 0 : 4) & 15;
-    const BFloat16* const scale = pages.scales_of(pages.key_scales, tile) + t;
+    const KeyPlanes coded(pages);
+    const int64_t at = coded.byte_of(d, t);
+    int code = 0;
+    for (int64_t j = 0; j < coded.planes; ++j) code = code << 4 | (coded.plane(tile, j)[at] >> d % 8 / 4 * 4 & 15);
+    const BFloat16* const scale = coded.scales_of(tile) + t;
     // Fused, as the vectors of attention are, where the machine has that.
     return fma(broadcast(float(code)), broadcast(widen(scale[0])), broadcast(widen(scale[page])))[0];
   }
@@ -200,10 +194,10 @@ struct Append {
 }  // namespace
 
 bool page_append(const float* keys, const float* values, int64_t key_heads, const int64_t* sources, const Pages& pages,
-                 const Requests& requests, const Summaries& extremes, const Summaries& moments, const Sketches& sketches,
+                 const Requests& requests, const Summaries& extremes, const Summaries& moments, const KeyCodes& sketches,
                  int threads) {
   const Append a = {keys, values, key_heads, sources, PageTiles(pages), PagedRequests(requests), extremes, moments,
-                    SketchTiles(sketches, pages)};
+                    KeyPlanes(sketches, pages)};
   if (!a.is_right()) return false;
   threads = useful_threads(requests.tokens * pages.heads * pages.width * 8, threads);
   // Each thread takes a share of all (page, head) there are; two requests that wrote one page would be a broken table.

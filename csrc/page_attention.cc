@@ -238,8 +238,7 @@ void attend_page(const Attend& a, const QueryBlock& b, int64_t p, int64_t tile, 
   const PageTiles& pages = a.pages;
   const int64_t page = pages.page, width = pages.width, rows = b.rows();
   const bool whole = sight.all(b, p), coded = has_scales(pages.stored());
-  const StoredMatrix keys = {pages.keys_of(tile), pages.keys_of(next), page, width, pages.stored()};
-  multiply_stored(room.queries, keys, room.stage, room.scores, Room::kStride, rows, page, false);
+  multiply_keys(room.queries, pages, tile, next, room.stage, room.scores, Room::kStride, rows);
   const int64_t seen = least(page, b.last_place() + 1 - p * page);  // what lies behind was never written
   for (int64_t r = 0; r < rows; ++r) {
     float* const scores = room.scores + r * Room::kStride;

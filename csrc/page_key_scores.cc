@@ -1,8 +1,9 @@
-// How much each page of a request may matter to its query: the largest product with the sketches of its keys.
+// How much each page of a request may matter to its query: the largest product with its keys in four bits.
 //
 // Codes of four bits meet queries that are rounded to eight, in pairs: a sum of eight pairs fits 16 bits. So all sums are
-// exact, the same for each instruction set, and a scale and a zero for each key make numbers of them.
-#include "page_tiles.h"
+// exact, the same for each instruction set, and a scale and a zero for each key make numbers of them. Where codes have
+// eight bits, the upper four stand for the middle of what they may be.
+#include "page_codes.h"
 #include "slots.h"
 
 namespace gossamer::GOSSAMER_ISA {
@@ -13,12 +14,8 @@ constexpr int64_t kAtOnce = 16;     // ... and a page, before the next one is re
 constexpr int64_t kMostWidth = 256;
 constexpr int64_t kStep = kLanes<float>;  // tokens
 
-#if defined(GOSSAMER_AVX512)
-typedef __m512i Codes;
-inline Codes load_bytes(const uint8_t* p) { return _mm512_loadu_si512(p); }
-inline Codes low_half(Codes x) { return _mm512_and_si512(x, _mm512_set1_epi8(15)); }
-inline Codes high_half(Codes x) { return low_half(_mm512_srli_epi16(x, 4)); }
 // sum + the products of four codes of each token with four numbers of a query, two and two in 16 bits.
+#if defined(GOSSAMER_AVX512)
 inline Codes add_pairs(Codes sum, Codes codes, int32_t four) {
   return _mm512_add_epi16(sum, _mm512_maddubs_epi16(codes, _mm512_set1_epi32(four)));
 }
@@ -27,10 +24,6 @@ inline Codes add_tokens(Codes sum, Codes pairs) {
 }
 inline Lanes<float> to_floats(Codes sum) { return (Lanes<float>)_mm512_cvtepi32_ps(sum); }
 #elif defined(GOSSAMER_AVX2)
-typedef __m256i Codes;
-inline Codes load_bytes(const uint8_t* p) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)); }
-inline Codes low_half(Codes x) { return _mm256_and_si256(x, _mm256_set1_epi8(15)); }
-inline Codes high_half(Codes x) { return low_half(_mm256_srli_epi16(x, 4)); }
 inline Codes add_pairs(Codes sum, Codes codes, int32_t four) {
   return _mm256_add_epi16(sum, _mm256_maddubs_epi16(codes, _mm256_set1_epi32(four)));
 }
@@ -39,22 +32,7 @@ inline Codes add_tokens(Codes sum, Codes pairs) {
 }
 inline Lanes<float> to_floats(Codes sum) { return (Lanes<float>)_mm256_cvtepi32_ps(sum); }
 #else
-struct Codes {
-  int32_t x[4 * kStep];  // four of each token; sums have theirs in the first of the four
-};
-inline Codes load_bytes(const uint8_t* p) {
-  Codes c;
-  for (int i = 0; i < 4 * kStep; ++i) c.x[i] = p[i];
-  return c;
-}
-inline Codes low_half(Codes c) {
-  for (int32_t& x : c.x) x &= 15;
-  return c;
-}
-inline Codes high_half(Codes c) {
-  for (int32_t& x : c.x) x >>= 4;
-  return c;
-}
+// Sums have theirs in the first of the four numbers of a token.
 inline Codes add_pairs(Codes sum, const Codes& codes, int32_t four) {
   int8_t q[4];
   memcpy(q, &four, 4);
@@ -72,6 +50,15 @@ inline Lanes<float> to_floats(const Codes& sum) {
   return y;
 }
 #endif
+// a * b + c, rounded once on every machine.
+inline Lanes<float> multiply_add(Lanes<float> a, Lanes<float> b, Lanes<float> c) {
+#if defined(GOSSAMER_AVX2) || defined(GOSSAMER_AVX512)
+  return fma(a, b, c);
+#else
+  for (int t = 0; t < kStep; ++t) c[t] = float(double(a[t]) * double(b[t]) + double(c[t]));
+  return c;
+#endif
+}
 constexpr int64_t kPairBlocks = 4;  // of 8 coordinates, whose pairs fit 16 bits: 8 * 2 * 15 * 127 is below 2^15
 
 // A query in 8 bits: coordinate d is about scale * codes[d]. NaN makes all NaN.
@@ -125,12 +112,13 @@ void multiply(const uint8_t* codes, int64_t ahead, int64_t page, int64_t width, 
 
 // The largest product of the first `filled` keys of a tile with each of the queries. Tile `next` is looked at then.
 template <int kHeads>
-void score_tile(const SketchTiles& sketches, int64_t tile, int64_t next, int64_t filled, const RoundedQuery* q,
+void score_tile(const KeyPlanes& keys, int64_t tile, int64_t next, int64_t filled, const RoundedQuery* q,
                 float* best) {
-  const uint8_t* const codes = sketches.codes_of(tile);
-  const BFloat16 *const scales = sketches.scales_of(tile), *const scales_then = sketches.scales_of(next);
-  const int64_t ahead = sketches.codes_of(next) - codes;
-  for (int64_t t = 0; t < 2 * sketches.page; t += 32) __builtin_prefetch(scales_then + t, 0, 2);
+  const uint8_t* const codes = keys.plane(tile, 0);
+  const BFloat16 *const scales = keys.scales_of(tile), *const scales_then = keys.scales_of(next);
+  const int64_t ahead = keys.plane(next, 0) - codes;
+  const float unit = keys.planes == 2 ? 16.0f : 1.0f, middle = (unit - 1) / 2;  // of what has the same upper bits
+  for (int64_t t = 0; t < 2 * keys.page; t += 32) __builtin_prefetch(scales_then + t, 0, 2);
   Lanes<float> most[kHeads];
   for (int i = 0; i < kHeads; ++i) {
     most[i] = broadcast(-__builtin_inff());
@@ -138,11 +126,13 @@ void score_tile(const SketchTiles& sketches, int64_t tile, int64_t next, int64_t
   }
   for (int64_t t = 0; t < filled; t += kStep) {
     Codes sums[kHeads];
-    multiply<kHeads>(codes, ahead, sketches.page, sketches.width, t, q, sums);
-    const Lanes<float> scale = load_weights(scales + t), zero = load_weights(scales + sketches.page + t);
+    multiply<kHeads>(codes, ahead, keys.page, keys.width, t, q, sums);
+    const Lanes<float> scale = load_weights(scales + t), zero = load_weights(scales + keys.page + t);
 #pragma GCC unroll 4
     for (int i = 0; i < kHeads; ++i) {
-      const Lanes<float> s = fma(scale, to_floats(sums[i]), zero * broadcast(q[i].sum)) * broadcast(q[i].scale);
+      // Twice this sum is an integer below 2^24, and so is the product of a zero with one: neither is rounded.
+      const Lanes<float> whole = fma(broadcast(unit), to_floats(sums[i]), broadcast(middle * q[i].sum));
+      const Lanes<float> s = multiply_add(scale, whole, zero * broadcast(q[i].sum)) * broadcast(q[i].scale);
       if (filled - t >= kStep) {
         most[i] = s > most[i] ? s : most[i];
         continue;
@@ -157,8 +147,8 @@ void score_tile(const SketchTiles& sketches, int64_t tile, int64_t next, int64_t
 }  // namespace
 
 bool page_key_scores(const float* q, int64_t query_heads, int64_t group, const int64_t* first_heads, const Pages& pages,
-                     const Requests& requests, const Sketches& sketches, float* scores, int threads) {
-  const SketchTiles tiles(sketches, pages);
+                     const Requests& requests, const KeyCodes& codes, float* scores, int threads) {
+  const KeyPlanes keys(codes, pages);
   const PagedRequests all(requests);
   if (!all.are_right(pages) || !are_heads(first_heads, pages.heads, query_heads, group)) return false;
   const int64_t cols = requests.table_cols, width = pages.width;
@@ -183,10 +173,10 @@ bool page_key_scores(const float* q, int64_t query_heads, int64_t group, const i
             for (int64_t i = 0; i < count; i += kTogether) {
               float best[kTogether];
               const int64_t some = least(kTogether, count - i);
-              if (some == 4) score_tile<4>(tiles, tile, next, filled, rounded + i, best);
-              else if (some == 3) score_tile<3>(tiles, tile, next, filled, rounded + i, best);
-              else if (some == 2) score_tile<2>(tiles, tile, next, filled, rounded + i, best);
-              else score_tile<1>(tiles, tile, next, filled, rounded + i, best);
+              if (some == 4) score_tile<4>(keys, tile, next, filled, rounded + i, best);
+              else if (some == 3) score_tile<3>(keys, tile, next, filled, rounded + i, best);
+              else if (some == 2) score_tile<2>(keys, tile, next, filled, rounded + i, best);
+              else score_tile<1>(keys, tile, next, filled, rounded + i, best);
               for (int64_t k = 0; k < some; ++k) scores[(r * query_heads + head + i + k) * cols + p] = best[k];
             }
           }

@@ -87,7 +87,7 @@ inline void for_each_vector(const void* row, int64_t n, Stored stored, const F& 
   }
 }
 
-// The tile of one head in one page: keys[width][page], values[page][width].
+// The tile of one head in one page: keys[width][page] if they are no codes, values[page][width].
 struct PageTiles : Pages {
   explicit PageTiles(const Pages& pages) : Pages(pages) {}
 
@@ -99,16 +99,23 @@ struct PageTiles : Pages {
   BFloat16* scales_of(void* scales, int64_t tile) const { return static_cast<BFloat16*>(scales) + tile * 2 * page; }
 };
 
-// The keys of a tile in four bits, for products with queries of 8.
-struct SketchTiles : Sketches {
-  static constexpr float kMost = 15.0f;
+// The keys of tiles as codes: those that attention reads, or a copy in four bits.
+struct KeyPlanes : KeyCodes {
   int64_t width, page;
 
-  SketchTiles(const Sketches& sketches, const Pages& pages) : Sketches(sketches), width(pages.width), page(pages.page) {}
+  KeyPlanes(const KeyCodes& codes, const Pages& pages) : KeyCodes(codes), width(pages.width), page(pages.page) {}
+  explicit KeyPlanes(const Pages& p)
+      : KeyPlanes({p.keys, p.key_scales, Stored(p.storage) == Stored::kBytes ? 2 : 1}, p) {}
 
-  uint8_t* codes_of(int64_t tile) const { return static_cast<uint8_t*>(codes) + tile * width * page / 2; }
+  float most() const { return planes == 2 ? 255.0f : 15.0f; }
+  int64_t plane_bytes() const { return width * page / 2; }
+  uint8_t* plane(int64_t tile, int64_t i) const {
+    return static_cast<uint8_t*>(codes) + (tile * planes + i) * plane_bytes();
+  }
   // Of each token of a tile: its scale; `page` further, its zero.
   BFloat16* scales_of(int64_t tile) const { return static_cast<BFloat16*>(scales) + tile * 2 * page; }
+  // Where in a plane the bits of coordinate d of token t are, with 4 further coordinates in the upper half of the byte.
+  int64_t byte_of(int64_t d, int64_t t) const { return (d / 8 * page + t) * 4 + d % 4; }
 };
 
 // Whether each head of the pages has `group` heads of a model, and no two have one in common.

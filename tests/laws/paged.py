@@ -46,7 +46,7 @@ def append_arguments(d: Any) -> tuple[Any, ...]:
     if not d.real:  # so that four bits have a scale of 1 and a zero of -7
         keys = keys.clamp(-7, 8)
         keys[:, :, 0], keys[:, :, 1] = -7, 8
-    sketches = torch.zeros(15, HEADS, WIDTH // 8, PAGE, 4, dtype=torch.uint8)
+    sketches = torch.zeros(15, HEADS, 1, WIDTH // 8, PAGE, 4, dtype=torch.uint8)
     sketch_scales = torch.zeros(15, HEADS, 2, PAGE, dtype=torch.bfloat16)
     return keys, values, SOURCES, *pool(d), extremes, None, sketches, sketch_scales, *requests(d.rows)
 
@@ -61,7 +61,7 @@ def appended(
         for h, source in enumerate(sources.tolist()):
             keys[page, h, :, at], values[page, h, at] = new_keys[token, source], new_values[token, source]
             codes = (new_keys[token, source] + 7).to(torch.uint8).view(-1, 2, 4)
-            sketches[page, h, :, at] = codes[:, 0] + 16 * codes[:, 1]
+            sketches[page, h, 0, :, at] = codes[:, 0] + 16 * codes[:, 1]
             sketch_scales[page, h, :, at] = torch.tensor([1.0, -7.0])
         changed.add((r, page, at // STRETCH))
     for r, page, j in changed:
@@ -115,23 +115,24 @@ def key_scores_arguments(d: Any) -> tuple[Any, ...]:
     q = d(3, HEADS * GROUP, WIDTH)
     if not d.real:
         q[..., 3] = 127
-    sketches = torch.randint(256, (15, HEADS, WIDTH // 8, PAGE, 4), dtype=torch.uint8)
-    sketch_scales = d(15, HEADS, 2, PAGE).bfloat16()
-    return q, torch.tensor([2, 0]), GROUP, sketches, sketch_scales, lengths, table
+    codes = torch.randint(256, (15, HEADS, 1 + d.k % 2, WIDTH // 8, PAGE, 4), dtype=torch.uint8)
+    return q, torch.tensor([2, 0]), GROUP, codes, 2 * d(15, HEADS, 2, PAGE).bfloat16(), lengths, table
 
 
 def scored_by_keys(
-    q: Tensor, heads: Tensor, group: int, sketches: Tensor, sketch_scales: Tensor, lengths: Tensor, table: Tensor
+    q: Tensor, heads: Tensor, group: int, planes: Tensor, scales: Tensor, lengths: Tensor, table: Tensor
 ) -> Tensor:
     scores = torch.full((*q.shape[:2], table.shape[1]), -torch.inf)
     for r, length in enumerate(lengths.tolist()):
         for at in range(length):
             page, t = int(table[r, at // PAGE]), at % PAGE
             for h, first in enumerate(heads.tolist()):
-                codes = sketches[page, h, :, t]
-                key = torch.stack([codes % 16, codes // 16], 1).flatten() * sketch_scales[page, h, 0, t].float()
+                codes = planes[page, h, 0, :, t]
+                codes = torch.stack([codes % 16, codes // 16], 1).flatten().float()
+                # Of eight bits the upper four: the middle of what they may be.
+                key = (16 * codes + 7.5 if planes.shape[2] == 2 else codes) * scales[page, h, 0, t].float()
                 for head in range(first, first + group):
-                    score = q[r, head] @ (key + sketch_scales[page, h, 1, t].float())
+                    score = q[r, head] @ (key + scales[page, h, 1, t].float())
                     scores[r, head, at // PAGE] = score.maximum(scores[r, head, at // PAGE])
     return scores
 

@@ -27,7 +27,8 @@ def _pages(draw: random.Random) -> Arguments:
     stored = draw.choice(("float32", "bfloat16", "float16", "int8", "int4"))
     kinds = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
     half, dtype = 2 if stored == "int4" else 1, kinds.get(stored, torch.uint8)
-    keys, values = (integers(draw, 6, 2, 32, 32 // half).abs().to(dtype) for _ in range(2))
+    of_keys = (2 // half, 4, 32, 4) if dtype == torch.uint8 else (32, 32)
+    keys, values = (integers(draw, 6, 2, *sizes).abs().to(dtype) for sizes in (of_keys, (32, 32 // half)))
     scales = [integers(draw, 6, 2, 2, 32).bfloat16() if dtype == torch.uint8 else None for _ in range(2)]
     return {"keys": keys, "values": values, "key_scales": scales[0], "value_scales": scales[1], "stored": stored}
 
@@ -37,7 +38,7 @@ NONE: Arguments = {"sketches": None, "sketch_scales": None}
 
 def _sketches(draw: random.Random) -> Arguments:
     return {
-        "sketches": integers(draw, 6, 2, 4, 32, 4).abs().to(torch.uint8),
+        "sketches": integers(draw, 6, 2, 1, 4, 32, 4).abs().to(torch.uint8),
         "sketch_scales": integers(draw, 6, 2, 2, 32).bfloat16(),
     }
 
@@ -86,7 +87,9 @@ def page_key_scores(draw: random.Random) -> Arguments:
     q = integers(draw, len(requests["lengths"]), 4, 32)
     q[..., 0] = 127  # eight bits are what it was
     return {
-        "q": q, "heads": torch.tensor([2, 0]), "group": 2, **_sketches(draw), "lengths": requests["lengths"],
+        "q": q, "heads": torch.tensor([2, 0]), "group": 2,
+        "codes": integers(draw, 6, 2, draw.choice((1, 2)), 4, 32, 4).abs().to(torch.uint8),
+        "scales": 2 * integers(draw, 6, 2, 2, 32).bfloat16(), "lengths": requests["lengths"],
         "table": requests["table"],
     }  # fmt: skip
 

@@ -340,19 +340,22 @@ def pages(draw: random.Random, at_end: bool) -> None:
 
 def ranks(draw: random.Random, at_end: bool) -> None:
     """Keys into pages with all that is kept of them, the scores of those, and a choice."""
-    heads, group, width, page = draw.randint(1, 2), draw.randint(1, 5), draw.choice((16, 48, 80)), draw.choice((32, 64))
+    heads, group, page = draw.randint(1, 2), draw.randint(1, 5), draw.choice((32, 64))
+    storage, bits = draw.choice(((0, 32), (0, 32), (3, 8), (5, 4)))
+    width = draw.choice((32, 96) if bits == 4 else (16, 48, 80))
     length, threads = draw.choice((1, 70, 300)), draw.choice((1, 2))
     cols, query_heads = -(-length // page), heads * group
     tiles = cols * heads
-    numbers = [guarded(4 * tiles * width * page, at_end) for _ in range(2)]
-    pool = (*numbers, 0, 0, cols, heads, width, page, 0)
+    numbers = [guarded(bits * tiles * width * page // 8, at_end) for _ in range(2)]
+    scales = [guarded(2 * tiles * 2 * page, at_end) if storage else 0 for _ in range(2)]
+    pool = (*numbers, *scales, cols, heads, width, page, storage)
     lengths, table = (
         guarded(content(torch.tensor([length])), at_end),
         guarded(content(torch.randperm(cols).int()), at_end),
     )
     requests = guarded(content(torch.tensor([0, length])), at_end), lengths, table, 1, length, cols
     summaries = [(guarded(2 * tiles * page // 16 * 2 * width, at_end), 16) for _ in range(2)]
-    sketches = guarded(tiles * width * page // 2, at_end), guarded(2 * tiles * 2 * page, at_end)
+    sketches = guarded(tiles * width * page // 2, at_end), guarded(2 * tiles * 2 * page, at_end), 1
     new = [guarded(content(torch.randn(length * heads * width)), at_end) for _ in range(2)]
     sources, first = (guarded(content(torch.arange(heads) * step), at_end) for step in (1, group))
     assert _native.page_append(*new, heads, sources, pool, requests, *summaries, sketches, threads)
@@ -360,7 +363,8 @@ def ranks(draw: random.Random, at_end: bool) -> None:
     scores = guarded(4 * query_heads * cols, at_end)
     forms = [guarded(content(torch.randn(query_heads * n * width)), at_end) for n in (1, 2)]
     assert _native.page_scores(forms[1], query_heads, group, first, pool, newest, summaries[0], scores, threads)
-    assert _native.page_key_scores(forms[0], query_heads, group, first, pool, newest, sketches, scores, threads)
+    for codes in (sketches, (numbers[0], scales[0], bits // 4)) if storage else (sketches,):
+        assert _native.page_key_scores(forms[0], query_heads, group, first, pool, newest, codes, scores, threads)
     count, together = draw.randint(1, cols), draw.random() < 0.5
     chosen = guarded(4 * heads * (1 if together else group) * count, at_end)
     assert _native.page_choose(

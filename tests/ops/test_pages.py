@@ -51,19 +51,12 @@ def test_no_key_of_a_page_scores_above_its_extremes(isa, stored):
     """And where all keys of a page are one, none is below."""
     torch.manual_seed(2)
     pool, batch, keys, _ = filled([64 * 40 + 5], 2, 64, stored=stored)
-    one = pool.numbers[:4]
     q = 3 * torch.randn(1, 6, 64)
     scores = page_scores(q, pool, batch, by="extremes", group=3)
     read = torch.full((1, 6, 41), -torch.inf)
     for p in range(41):
         page = int(batch.table[0, p])
-        x = one[0][page].transpose(-1, -2)
-        if stored == "int4":
-            x = torch.cat([one[0][page] & 15, one[0][page] >> 4], -1).transpose(-1, -2)
-        x = x.double()
-        if one[2] is not None:
-            scale, zero = one[2][page].double().unbind(1)
-            x = x * scale[..., None] + zero[..., None]
+        x = pool.read_keys(torch.tensor([page]))[0].double()
         x = x[:, :5] if p == 40 else x
         read[0, :, p] = torch.einsum("hgd,htd->hgt", q[0].view(2, 3, 64).double(), x).amax(-1).flatten() / 8
     slack = gamma(130, torch.float32) * (q.abs().amax() * keys.abs().amax() * 64 / 8)
@@ -90,13 +83,18 @@ def test_moments_rank_as_the_mass_of_a_page_does():
     assert agreement("moments") > agreement("extremes")
 
 
-@pytest.mark.parametrize("width", [16, 48, 64, 80, 128, 256])
-@pytest.mark.parametrize("group", [1, 3, 20])
-def test_scores_by_keys_are_the_products_but_for_their_rounding(isa, width, group):
-    """Half a scale of each coordinate of a key, and of each of a query."""
+@pytest.mark.parametrize(
+    ("width", "group", "stored"),
+    [
+        *((width, 1, "float32") for width in (16, 48, 64, 80, 128, 256)), (64, 3, "bfloat16"), (128, 20, "float32"),
+        *((width, group, "int8") for width, group in ((16, 20), (80, 3), (256, 1))), (32, 3, "int4"), (96, 20, "int4"),
+    ],
+)  # fmt: skip
+def test_scores_by_keys_are_the_products_but_for_their_rounding(isa, width, group, stored):
+    """Half a scale of each coordinate of a key, and of each of a query; codes of keys need no copy."""
     torch.manual_seed(1)
     length = 64 * 9 + 37
-    pool, batch, keys, _ = filled([length, 3], 2, width, sketched=True)
+    pool, batch, keys, _ = filled([length, 3], 2, width, stored=stored, sketched=stored[0] != "i")
     batch = Batch(torch.arange(3), batch.lengths, batch.table)
     q = torch.randn(2, 2 * group, width)
     q[0, 0] = 0

@@ -113,21 +113,23 @@ def pages():
     plain = dict.fromkeys(("q", "out", "lse", "sums", "new_keys", "new_values"), "*fp32")
     sizes = {"GROUP": 4, "W": 128, "WIDE": 128, "P": 64, "PRECISION": "tf32", "DIVIDED": True}
     kept = {"EXTREMES": 4, "MOMENTS": 1, "STRETCHES": 4, "BP": 16}
-    sketches = {"sketches": "*u8", "sketch_scales": "*bf16", "scales": "*bf16", "chosen": "*i32"}
+    codes = {"planes": "*u8", "scales": "*bf16", "chosen": "*i32"}
     numbers = {"window": "i64", "sink": "i64", "scale": "fp32", "cap": "fp32", "list_tokens": "i64"}
     for stored, kind in ((0, "*bf16"), (1, "*u8"), (2, "*u8")):
         scales = dict.fromkeys(("key_scales", "value_scales"), "*bf16")
         pointers = (
-            requests | summaries | sketches | blocks | lists | plain | numbers | scales | {"keys": kind, "values": kind}
+            requests | summaries | codes | blocks | lists | plain | numbers | scales | {"keys": kind, "values": kind}
         )
         rows = page_attention.rows_of(stored, "tf32")
         constants = {**sizes, **kept, "WAY": stored, "M": rows, "BT": rows // 4}
         yield "page_attention", "attend", constants, pointers
         yield "page_append", "append_pages", constants, pointers
+        yield "page_append", "summarize_pages", constants, pointers
         if not stored:
             yield "page_scores", "score_pages", {**constants, "N": 256, "WIDE": 256}, pointers
-            yield "page_append", "sketch_pages", {**constants, "E": 64}, pointers
-            yield "page_key_scores", "score_keys", {**constants, "E": 64}, pointers
+            for planes in (1, 2):
+                yield "page_append", "code_keys", {**constants, "E": 64, "PLANES": planes}, pointers
+                yield "page_key_scores", "score_keys", {**constants, "E": 64, "PLANES": planes}, pointers
             for members in (1, 4):
                 chosen = {"MEMBERS": members, "OF_HEAD": 4 // members, "BLOCK": 2048}
                 yield "page_choose", "choose_pages", chosen, pointers

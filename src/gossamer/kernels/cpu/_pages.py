@@ -20,22 +20,25 @@ HUGE = 2**40
 def pages(
     keys: Tensor, values: Tensor, key_scales: Tensor | None, value_scales: Tensor | None, stored: str
 ) -> tuple[int, ...]:
-    """`Pages`: keys [pages, heads, width, page], values [pages, heads, page, width], scales [pages, heads, 2, page]."""
+    """`Pages`: keys [pages, heads, width, page], as codes [pages, heads, planes, width / 8, page, 4]; values
+    [pages, heads, page, width]; scales [pages, heads, 2, page].
+    """
     if stored not in CODES:
         raise ValueError(f"stored must be one of {', '.join(CODES)}, got {stored!r}")
     dtype = _DTYPES.get(stored, torch.uint8)
-    count, heads, width, packed = _call.tensor(keys, "keys", ndim=4, dtypes=(dtype,)).shape
     half = 2 if stored == "int4" else 1
-    page = packed * half
+    count, heads, page, packed = _call.tensor(values, "values", ndim=4, dtypes=(dtype,)).shape
+    width = packed * half
     if width % 16 or not 16 <= width <= MOST_WIDTH or page % 32 or not 32 <= page <= MOST_PAGE:
         raise ValueError(
-            f"keys must be of a width and page that are multiples of 16 and 32 up to 256, got {width}, {page}"
+            f"values must be of a width and page that are multiples of 16 and 32 up to 256, got {width}, {page}"
         )
     if half == 2 and width % 32:
-        raise ValueError(f"keys must have a width that is a multiple of 32 to be stored in four bits, got {width}")
-    _call.tensor(values, "values", ndim=4, dtypes=(dtype,))
-    if tuple(values.shape) != (count, heads, page, width // half):
-        raise ValueError(f"values must have shape {(count, heads, page, width // half)}, got {tuple(values.shape)}")
+        raise ValueError(f"values must have a width that is a multiple of 32 to be stored in four bits, got {width}")
+    of_keys = (2 // half, width // 8, page, 4) if dtype is torch.uint8 else (width, page)
+    _call.tensor(keys, "keys", ndim=2 + len(of_keys), dtypes=(dtype,))
+    if tuple(keys.shape) != (count, heads, *of_keys):
+        raise ValueError(f"keys must have shape {(count, heads, *of_keys)}, got {tuple(keys.shape)}")
     for name, scales in (("key_scales", key_scales), ("value_scales", value_scales)):
         if (scales is None) == (dtype is torch.uint8):
             raise ValueError(f"{name} must be given with int8 and int4, and only then, got {type(scales).__name__}")
@@ -62,11 +65,10 @@ def requests(offsets: Tensor, lengths: Tensor, table: Tensor, tokens: int) -> tu
     return offsets.data_ptr(), lengths.data_ptr(), table.data_ptr(), rows, tokens, cols
 
 
-def summaries(value: Tensor | None, name: str, keys: Tensor, page: int) -> tuple[int, int]:
+def summaries(value: Tensor | None, name: str, count: int, heads: int, width: int, page: int) -> tuple[int, int]:
     """`Summaries`: bfloat16[pages, heads, page / stretch, 2, width], or None."""
     if value is None:
         return 0, page
-    count, heads, width = keys.shape[:3]
     shape = _call.tensor(value, name, ndim=5, dtypes=(torch.bfloat16,)).shape
     if tuple(shape) != (count, heads, shape[2], 2, width) or shape[2] < 1 or page % shape[2]:
         raise ValueError(
@@ -76,24 +78,25 @@ def summaries(value: Tensor | None, name: str, keys: Tensor, page: int) -> tuple
     return value.data_ptr(), page // shape[2]
 
 
-def sketches(
-    codes: Tensor | None, scales: Tensor | None, count: int, heads: int, width: int, page: int
-) -> tuple[int, int]:
-    """`Sketches`: codes uint8[pages, heads, width / 8, page, 4], scales bfloat16[pages, heads, 2, page], or None."""
+def key_codes(
+    codes: Tensor | None, scales: Tensor | None, names: tuple[str, str], count: int, heads: int, width: int, page: int,
+    planes: int = 1,
+) -> tuple[int, int, int]:  # fmt: skip
+    """`KeyCodes`: uint8[pages, heads, planes, width / 8, page, 4], scales bfloat16[pages, heads, 2, page], or None."""
     if (codes is None) != (scales is None):
         raise ValueError(
-            f"sketches and sketch_scales must both be given or None, got {type(codes).__name__} and "
+            f"{names[0]} and {names[1]} must both be given or None, got {type(codes).__name__} and "
             f"{type(scales).__name__}"
         )
     if codes is None or scales is None:
-        return 0, 0
+        return 0, 0, 0
     for name, value, dtype, shape in (
-        ("sketches", codes, torch.uint8, (count, heads, width // 8, page, 4)),
-        ("sketch_scales", scales, torch.bfloat16, (count, heads, 2, page)),
+        (names[0], codes, torch.uint8, (count, heads, planes, width // 8, page, 4)),
+        (names[1], scales, torch.bfloat16, (count, heads, 2, page)),
     ):
         if tuple(_call.tensor(value, name, ndim=len(shape), dtypes=(dtype,)).shape) != shape:
             raise ValueError(f"{name} must have shape {shape}, got {tuple(value.shape)}")
-    return codes.data_ptr(), scales.data_ptr()
+    return codes.data_ptr(), scales.data_ptr(), planes
 
 
 def heads(value: Tensor, name: str, count: int) -> int:

@@ -24,8 +24,9 @@ def page_append(
             f"{tuple(new_values.shape)}"
         )
     requests = _pages.requests(offsets, lengths, table, tokens)
-    kept = (_pages.summaries(extremes, "extremes", keys, page), _pages.summaries(moments, "moments", keys, page))
-    sketched = _pages.sketches(sketches, sketch_scales, count, heads, width, page)
+    sizes = count, heads, width, page
+    kept = _pages.summaries(extremes, "extremes", *sizes), _pages.summaries(moments, "moments", *sizes)
+    sketched = _pages.key_codes(sketches, sketch_scales, ("sketches", "sketch_scales"), *sizes)
     chosen = _pages.heads(sources, "sources", heads)
     if not _call.native.page_append(
         new_keys.data_ptr(),

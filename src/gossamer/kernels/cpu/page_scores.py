@@ -26,8 +26,7 @@ def page_scores(
     offsets = torch.zeros(requests + 1, dtype=torch.int64, device="cpu")
     described = _pages.requests(offsets, lengths, table, 0)
     chosen = _pages.heads(heads, "heads", pool_heads)
-    shaped = torch.empty((count, pool_heads, width, 0), dtype=torch.float32, device="cpu")
-    kept = _pages.summaries(summaries, "summaries", shaped, page)
+    kept = _pages.summaries(summaries, "summaries", count, pool_heads, width, page)
     scores = torch.empty((requests, query_heads, table.shape[1]), dtype=torch.float32, device="cpu")
     pages = (0, 0, 0, 0, count, pool_heads, width, page, 0)
     if not _call.native.page_scores(

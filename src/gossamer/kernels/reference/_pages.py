@@ -15,22 +15,34 @@ def nibbles(codes: Tensor) -> Tensor:
     return torch.cat([codes & 15, codes >> 4], -1)
 
 
+def in_planes(codes: Tensor, planes: int) -> Tensor:
+    """uint8 codes [..., width] of keys, each in 4 * planes bits -> [..., planes, width / 8, 4]: byte i has the bits of
+    coordinate 8 j + i in its lower half and those of 8 j + 4 + i in its upper; plane 0 has the upper bits of all.
+    """
+    bits = torch.stack([codes >> 4 * (planes - 1 - i) & 15 for i in range(planes)], -2)
+    low, high = bits.unflatten(-1, (-1, 2, 4)).unbind(-2)
+    return low | high << 4
+
+
+def from_planes(planes: Tensor) -> Tensor:
+    """uint8[..., planes, width / 8, page, 4] -> codes [..., page, width]."""
+    bits = torch.stack([planes & 15, planes >> 4], -2).transpose(-4, -3).flatten(-3)  # [..., planes, page, width]
+    upper, *lower = bits.unbind(-3)
+    return upper << 4 | lower[0] if lower else upper
+
+
 def numbers(stored_numbers: Tensor, scales: Tensor | None, stored: str, *, keys: bool) -> Tensor:
     """Keys or values of tiles as float32 [..., page, width]."""
-    x = nibbles(stored_numbers) if stored == "int4" else stored_numbers
-    x = x.float().transpose(-1, -2) if keys else x.float()
+    if not keys:
+        x = nibbles(stored_numbers) if stored == "int4" else stored_numbers
+    else:
+        x = from_planes(stored_numbers) if scales is not None else stored_numbers.transpose(-1, -2)
+    x = x.float()
     if scales is None:
         return x
     by, zero = scales.float().unbind(-2)
     # Fused as in the kernels: one rounding.
     return torch.addcmul(zero.double()[..., None], x.double(), by.double()[..., None]).float()
-
-
-def sketched(codes: Tensor, scales: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Codes uint8[..., page, width] of the sketches of pages, the scales and the zeros [..., page] of their keys."""
-    halves = torch.stack([codes & 15, codes >> 4], -2)  # [..., width / 8, page, 2, 4]
-    scale, zero = scales.unbind(-2)
-    return halves.transpose(-4, -3).flatten(-3), scale, zero
 
 
 def check_requests(offsets: Tensor, lengths: Tensor, table: Tensor, tokens: int, count: int, page: int) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from gossamer.kernels.reference._pages import check_requests, numbers, tokens_of
+from gossamer.kernels.reference._pages import check_requests, in_planes, numbers, tokens_of
 from gossamer.kernels.reference._slots import demand
 
 
@@ -18,14 +18,13 @@ def page_append(
     values[pages, heads, page, width], head h of which is the model's key head sources[h].
 
     Request r has the tokens offsets[r] to offsets[r + 1], the last of the lengths[r] it has then; its tokens
-    [i * page, (i + 1) * page) lie in page table[r, i]. int8 and int4 store codes with scales[pages, heads, 2, page].
+    [i * page, (i + 1) * page) lie in page table[r, i]. int8 and int4 store codes with scales[pages, heads, 2, page],
+    of values in rows as numbers are, of keys in keys[pages, heads, planes, width / 8, page, 4] as `in_planes` has them.
     extremes and moments [pages, heads, n, 2, width] get the largest and least, and the mean and variance, of each of n
-    stretches of a page that changed. sketches uint8[pages, heads, width / 8, page, 4] get each key in four bits, with
-    sketch_scales [pages, heads, 2, page]: byte i of a token has coordinate 8 j + i in its lower half and 8 j + 4 + i in
-    its upper.
+    stretches of a page that changed. sketches uint8[pages, heads, 1, width / 8, page, 4] get each key in four bits,
+    with sketch_scales [pages, heads, 2, page].
     """
-    count, _, _width, _ = keys.shape
-    page = values.shape[2]
+    count, page = len(keys), values.shape[2]
     check_requests(offsets, lengths, table, len(new_keys), count, page)
     for r, first, end, place in tokens_of(offsets, lengths):
         if first == end:
@@ -33,20 +32,20 @@ def page_append(
         at = torch.arange(place, place + end - first, device=keys.device)
         pages = table[r].long()[at // page]
         demand(((pages >= 0) & (pages < count)).all(), f"table must name pages below {count}")
-        for tensor, scales, new, is_keys in (
-            (keys, key_scales, new_keys, True), (values, value_scales, new_values, False),
-        ):  # fmt: skip
-            codes = new[first:end][:, sources].transpose(0, 1)
-            if scales is not None:
-                codes, scale, zero = coded(codes, 255 if stored == "int8" else 15)
-                scales[pages, :, 0, at % page] = scale.transpose(0, 1)
-                scales[pages, :, 1, at % page] = zero.transpose(0, 1)
-            _write(tensor, codes.transpose(0, 1), pages, at % page, is_keys, stored)
-        if sketches is not None and sketch_scales is not None:
-            codes, scale, zero = coded(new_keys[first:end][:, sources], 15)
-            low, high = codes.unflatten(2, (-1, 2, 4)).unbind(3)
-            sketches[pages, :, :, at % page] = low | high << 4
-            sketch_scales[pages, :, 0, at % page], sketch_scales[pages, :, 1, at % page] = scale, zero
+        place_of, (new_k, new_v) = at % page, (x[first:end][:, sources] for x in (new_keys, new_values))
+        if key_scales is None:
+            keys[pages, :, :, place_of] = new_k.to(keys.dtype)
+        for codes, scales in ((keys, key_scales), (sketches, sketch_scales)):
+            if codes is not None and scales is not None:
+                planes = codes.shape[2]
+                of_keys = _coded_into(scales, new_k, 16**planes - 1, pages, place_of)
+                codes[pages, :, :, :, place_of] = in_planes(of_keys, planes)
+        if value_scales is not None:
+            new_v = _coded_into(value_scales, new_v, 255 if stored == "int8" else 15, pages, place_of)
+        if stored == "int4":
+            low, high = new_v.chunk(2, -1)
+            new_v = low | high << 4
+        values[pages, :, place_of] = new_v.to(values.dtype)
         for summaries, of in ((extremes, _extremes), (moments, _moments)):
             if summaries is not None:
                 _summarize(summaries, of, keys, key_scales, stored, table[r].long(), place, place + end - first, page)
@@ -74,22 +73,10 @@ def round_bfloat16(x: Tensor, *, up: bool) -> Tensor:
     return torch.where(wrong, moved, bits).to(torch.int16).view(torch.bfloat16)
 
 
-def _write(tensor: Tensor, codes: Tensor, pages: Tensor, at: Tensor, is_keys: bool, stored: str) -> None:
-    """codes [tokens, heads, width] to the places `at` of `pages`."""
-    if stored != "int4":
-        if is_keys:
-            tensor[pages, :, :, at] = codes.to(tensor.dtype)
-        else:
-            tensor[pages, :, at] = codes.to(tensor.dtype)
-        return
-    half = codes.shape[2] // 2
-    if not is_keys:
-        tensor[pages, :, at] = codes[..., :half] | codes[..., half:] << 4
-        return
-    half = tensor.shape[3]
-    for i, (p, t) in enumerate(zip(pages.tolist(), at.tolist(), strict=True)):  # two tokens share a byte
-        column = tensor[p, :, :, t % half]
-        tensor[p, :, :, t % half] = (column & 0xF0) | codes[i] if t < half else (column & 0x0F) | codes[i] << 4
+def _coded_into(scales: Tensor, x: Tensor, most: int, pages: Tensor, at: Tensor) -> Tensor:
+    """Codes of x[tokens, heads, width], whose scales and zeros go to the places `at` of `pages`."""
+    codes, scales[pages, :, 0, at], scales[pages, :, 1, at] = coded(x, most)
+    return codes
 
 
 def _extremes(x: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,4 +1,6 @@
-"""page_append: a program has one head of one page, its new tokens and those it had: a byte may be shared by both."""
+"""page_append: a program has one head of one page. Codes of keys, all else, and then summaries of what the page holds
+are written by kernels of their own: together they would need more registers than there are.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from gossamer.kernels.triton.pages import blocks_of, load_matrix, nearest, rounded, way
+from gossamer.kernels.triton.pages import blocks_of, load_keys, nearest, rounded, way
 from gossamer.kernels.triton.rows import on_device
 
 
@@ -32,11 +34,8 @@ def codes_of(x, scale, zero, MOST: tl.constexpr):
 
 
 @triton.jit
-def write_tile(at, x, t, d, fresh, live, down, columns, WAY: tl.constexpr):
-    """x[tokens, width] (codes, or numbers) into a matrix of a page; `down`: whether its rows are coordinates."""
-    row = tl.where(down, d[None, :], t[:, None])
-    column = tl.where(down, t[:, None], d[None, :])
-    mask = fresh[:, None] & live[None, :]
+def write_tile(at, x, row, column, columns, mask, WAY: tl.constexpr):
+    """x, codes or numbers, into a matrix of a page."""
     if WAY == 2:
         # A byte has two elements of its row, `half` apart. They are written one after the other, beside what is there.
         half = columns // 2
@@ -68,15 +67,14 @@ def tokens_of(offsets, lengths, table, r, number, count, cols, P: tl.constexpr):
 
 @triton.jit
 def append_pages(
-    new_keys, new_values, sources, keys, values, key_scales, value_scales, extremes, moments, offsets, lengths, table,
-    block_request, block_page, count, key_heads, pool_heads, cols,
-    W: tl.constexpr, WIDE: tl.constexpr, P: tl.constexpr, WAY: tl.constexpr, EXTREMES: tl.constexpr,
-    MOMENTS: tl.constexpr,
+    new_keys, new_values, sources, keys, values, value_scales, offsets, lengths, table, block_request, block_page,
+    count, key_heads, pool_heads, cols, W: tl.constexpr, WIDE: tl.constexpr, P: tl.constexpr, WAY: tl.constexpr,
 ):  # fmt: skip
+    """Values, and keys that are no codes."""
     b, h = tl.program_id(0), tl.program_id(1)
     r = tl.load(block_request + b).to(tl.int64)
     if r >= 0:
-        row, fresh, there, place = tokens_of(offsets, lengths, table, r, tl.load(block_page + b), count, cols, P)
+        row, fresh, _, place = tokens_of(offsets, lengths, table, r, tl.load(block_page + b), count, cols, P)
         t, d = tl.arange(0, P), tl.arange(0, WIDE)
         live = d < W
         source = (row * key_heads + tl.load(sources + h)) * W
@@ -84,56 +82,71 @@ def append_pages(
         tile_size = (W * P) // (2 if WAY == 2 else 1)
         # Coordinates that are none take the row's first number, so that they do not change its range.
         d_or_first = tl.where(live, d, 0)
-        for which in tl.static_range(2):
-            new = new_keys if which == 0 else new_values
-            to = (keys if which == 0 else values) + tile * tile_size
-            x = tl.load(
-                new + source[:, None] + d_or_first[None, :], mask=fresh[:, None] & (d >= 0)[None, :], other=0
-            ).to(tl.float32)
-            if WAY > 0:
-                scales = (key_scales if which == 0 else value_scales) + tile * 2 * P
-                scale, zero = range_of(x, x, MOST=255 if WAY == 1 else 15)
-                code = codes_of(x, scale, zero, MOST=255 if WAY == 1 else 15)
-                tl.store(scales + t, scale.to(tl.bfloat16), mask=fresh)
-                tl.store(scales + P + t, zero.to(tl.bfloat16), mask=fresh)
-                write_tile(to, code, t, d, fresh, live, which == 0, P if which == 0 else W, WAY=WAY)
-            else:
-                write_tile(to, x, t, d, fresh, live, which == 0, P if which == 0 else W, WAY=WAY)
-        if (EXTREMES > 0) | (MOMENTS > 0):
-            tl.debug_barrier()
-            from_page = load_matrix(keys + tile * tile_size, d, t, P, live[:, None] & there[None, :], WAY)
-            if WAY > 0:
-                by = tl.load(key_scales + tile * 2 * P + t, mask=there, other=0).to(tl.float32)
-                zero = tl.load(key_scales + tile * 2 * P + P + t, mask=there, other=0).to(tl.float32)
-                from_page = from_page * by[None, :] + zero[None, :]
-            for j in tl.static_range(EXTREMES):
-                inside = (t // (P // EXTREMES) == j) & there
-                high = tl.max(tl.where(inside[None, :], from_page, -float("inf")), axis=1)
-                low = tl.min(tl.where(inside[None, :], from_page, float("inf")), axis=1)
-                changed = tl.sum((inside & fresh).to(tl.int32), axis=0)
-                to = extremes + (tile * EXTREMES + j) * 2 * W
-                tl.store(to + d, rounded(high, UP=True).to(tl.bfloat16), mask=live & (changed + 0 * d > 0))
-                tl.store(to + W + d, rounded(low, UP=False).to(tl.bfloat16), mask=live & (changed + 0 * d > 0))
-            for j in tl.static_range(MOMENTS):
-                inside = (t // (P // MOMENTS) == j) & there
-                number = tl.sum(inside.to(tl.float32), axis=0)
-                mean = tl.sum(tl.where(inside[None, :], from_page, 0.0), axis=1) / number
-                apart = tl.where(inside[None, :], from_page - mean[:, None], 0.0)
-                changed = tl.sum((inside & fresh).to(tl.int32), axis=0)
-                to = moments + (tile * MOMENTS + j) * 2 * W
-                tl.store(to + d, nearest(mean).to(tl.bfloat16), mask=live & (changed + 0 * d > 0))
-                tl.store(
-                    to + W + d,
-                    nearest(tl.sum(apart * apart, axis=1) / number).to(tl.bfloat16),
-                    mask=live & (changed + 0 * d > 0),
-                )
+        at = source[:, None] + d_or_first[None, :]
+        whole = fresh[:, None] & (d >= 0)[None, :]
+        mask = fresh[:, None] & live[None, :]
+        x = tl.load(new_values + at, mask=whole, other=0).to(tl.float32)
+        to = values + tile * tile_size
+        if WAY > 0:
+            scale, zero = range_of(x, x, MOST=255 if WAY == 1 else 15)
+            tl.store(value_scales + tile * 2 * P + t, scale.to(tl.bfloat16), mask=fresh)
+            tl.store(value_scales + tile * 2 * P + P + t, zero.to(tl.bfloat16), mask=fresh)
+            code = codes_of(x, scale, zero, MOST=255 if WAY == 1 else 15)
+            write_tile(to, code, t[:, None], d[None, :], W, mask, WAY=WAY)
+        else:
+            write_tile(to, x, t[:, None], d[None, :], W, mask, WAY=0)
+            x = tl.load(new_keys + at, mask=whole, other=0).to(tl.float32)
+            write_tile(keys + tile * tile_size, x, d[None, :], t[:, None], P, mask, WAY=0)
 
 
 @triton.jit
-def sketch_pages(
-    new_keys, sources, sketches, scales, offsets, lengths, table, block_request, block_page, count, key_heads,
-    pool_heads, cols, W: tl.constexpr, E: tl.constexpr, P: tl.constexpr,
+def summarize_pages(
+    keys, key_scales, extremes, moments, offsets, lengths, table, block_request, block_page, count, pool_heads, cols,
+    W: tl.constexpr, WIDE: tl.constexpr, P: tl.constexpr, WAY: tl.constexpr, EXTREMES: tl.constexpr,
+    MOMENTS: tl.constexpr,
 ):  # fmt: skip
+    b, h = tl.program_id(0), tl.program_id(1)
+    r = tl.load(block_request + b).to(tl.int64)
+    if r >= 0:
+        _, fresh, there, place = tokens_of(offsets, lengths, table, r, tl.load(block_page + b), count, cols, P)
+        t, d = tl.arange(0, P), tl.arange(0, WIDE)
+        live = d < W
+        tile = place * pool_heads + h
+        from_page = load_keys(keys, tile, d, t, W, P, live[:, None] & there[None, :], WAY)
+        if WAY > 0:
+            by = tl.load(key_scales + tile * 2 * P + t, mask=there, other=0).to(tl.float32)
+            zero = tl.load(key_scales + tile * 2 * P + P + t, mask=there, other=0).to(tl.float32)
+            from_page = from_page * by[None, :] + zero[None, :]
+        for j in tl.static_range(EXTREMES):
+            inside = (t // (P // EXTREMES) == j) & there
+            high = tl.max(tl.where(inside[None, :], from_page, -float("inf")), axis=1)
+            low = tl.min(tl.where(inside[None, :], from_page, float("inf")), axis=1)
+            changed = tl.sum((inside & fresh).to(tl.int32), axis=0)
+            to = extremes + (tile * EXTREMES + j) * 2 * W
+            tl.store(to + d, rounded(high, UP=True).to(tl.bfloat16), mask=live & (changed + 0 * d > 0))
+            tl.store(to + W + d, rounded(low, UP=False).to(tl.bfloat16), mask=live & (changed + 0 * d > 0))
+        for j in tl.static_range(MOMENTS):
+            inside = (t // (P // MOMENTS) == j) & there
+            number = tl.sum(inside.to(tl.float32), axis=0)
+            mean = tl.sum(tl.where(inside[None, :], from_page, 0.0), axis=1) / number
+            apart = tl.where(inside[None, :], from_page - mean[:, None], 0.0)
+            changed = tl.sum((inside & fresh).to(tl.int32), axis=0)
+            to = moments + (tile * MOMENTS + j) * 2 * W
+            tl.store(to + d, nearest(mean).to(tl.bfloat16), mask=live & (changed + 0 * d > 0))
+            tl.store(
+                to + W + d,
+                nearest(tl.sum(apart * apart, axis=1) / number).to(tl.bfloat16),
+                mask=live & (changed + 0 * d > 0),
+            )
+
+
+@triton.jit
+def code_keys(
+    new_keys, sources, planes, scales, offsets, lengths, table, block_request, block_page, count, key_heads,
+    pool_heads, cols, W: tl.constexpr, E: tl.constexpr, P: tl.constexpr, PLANES: tl.constexpr,
+):  # fmt: skip
+    """Keys as codes in planes, those that attention reads or sketches of them."""
+    MOST: tl.constexpr = 255 if PLANES == 2 else 15
     b, h = tl.program_id(0), tl.program_id(1)
     r = tl.load(block_request + b).to(tl.int64)
     if r >= 0:
@@ -148,12 +161,17 @@ def sketch_pages(
         low = tl.load(at, mask=fresh[:, None] & (e >= 0)[None, :], other=0).to(tl.float32)
         high = tl.load(at + 4, mask=fresh[:, None] & (e >= 0)[None, :], other=0).to(tl.float32)
         nothing = (low - low) + (high - high)
-        scale, zero = range_of(tl.minimum(low, high) + nothing, tl.maximum(low, high) + nothing, MOST=15)
+        scale, zero = range_of(tl.minimum(low, high) + nothing, tl.maximum(low, high) + nothing, MOST=MOST)
         tl.store(scales + tile * 2 * P + t, scale.to(tl.bfloat16), mask=fresh)
         tl.store(scales + tile * 2 * P + P + t, zero.to(tl.bfloat16), mask=fresh)
-        codes = codes_of(low, scale, zero, MOST=15) | (codes_of(high, scale, zero, MOST=15) << 4)
-        to = tile * (W * P // 2) + (e // 4 * (P * 4) + e % 4)[None, :] + (t * 4)[:, None]
-        tl.store(sketches + to, codes, mask=fresh[:, None] & live[None, :])
+        low, high = codes_of(low, scale, zero, MOST=MOST), codes_of(high, scale, zero, MOST=MOST)
+        to = planes + tile * (PLANES * (W * P // 2)) + (e // 4 * (P * 4) + e % 4)[None, :] + (t * 4)[:, None]
+        mask = fresh[:, None] & live[None, :]
+        if PLANES == 2:
+            tl.store(to, (low >> 4) | (high & 0xF0), mask=mask)
+            tl.store(to + W * P // 2, (low & 0x0F) | (high << 4), mask=mask)
+        else:
+            tl.store(to, low | (high << 4), mask=mask)
 
 
 def page_append(
@@ -162,23 +180,30 @@ def page_append(
     sketches: Tensor | None, sketch_scales: Tensor | None, offsets: Tensor, lengths: Tensor, table: Tensor,
 ) -> None:  # fmt: skip
     """See `gossamer.kernels.reference.page_append`; tokens whose page is none are dropped, without a host sync."""
-    count, pool_heads, width = keys.shape[:3]
-    tokens, page = len(new_keys), values.shape[2]
+    count, pool_heads, page = values.shape[:3]
+    tokens, width = len(new_keys), new_keys.shape[2]
     most = tokens // page + 2 * len(lengths)
     if not tokens or not pool_heads:
         return
     first = lengths - offsets.diff()
     pages = torch.where(offsets.diff() > 0, (lengths - 1) // page - first // page + 1, 0)
     request, number = blocks_of(pages, 1, most)
-    structure = offsets, lengths, table, request, number, count, new_keys.shape[1], pool_heads, table.shape[1]
+    requests, of_pages = (offsets, lengths, table, request, number, count), (pool_heads, table.shape[1])
+    structure = *requests, new_keys.shape[1], *of_pages
+    sizes = {"W": width, "P": page}
+    wide = triton.next_power_of_2(width)
     with on_device(keys):
+        for planes, scales in ((keys, key_scales), (sketches, sketch_scales)):
+            if planes is not None and scales is not None:
+                code_keys[(most, pool_heads)](
+                    new_keys, sources, planes, scales, *structure, E=wide // 2, PLANES=planes.shape[2], **sizes
+                )
         append_pages[(most, pool_heads)](
-            new_keys, new_values, sources, keys, values, key_scales, value_scales, extremes, moments, *structure,
-            W=width, WIDE=triton.next_power_of_2(width), P=page, WAY=way(stored),
-            EXTREMES=0 if extremes is None else extremes.shape[2], MOMENTS=0 if moments is None else moments.shape[2],
-        )  # fmt: skip
-        if sketches is not None:
-            sketch_pages[(most, pool_heads)](
-                new_keys, sources, sketches, sketch_scales, *structure, W=width,
-                E=triton.next_power_of_2(width // 2), P=page,
+            new_keys, new_values, sources, keys, values, value_scales, *structure, WIDE=wide, WAY=way(stored), **sizes
+        )
+        if extremes is not None or moments is not None:
+            summarize_pages[(most, pool_heads)](
+                keys, key_scales, extremes, moments, *requests, *of_pages, WIDE=wide, WAY=way(stored),
+                EXTREMES=0 if extremes is None else extremes.shape[2],
+                MOMENTS=0 if moments is None else moments.shape[2], **sizes,
             )  # fmt: skip

@@ -12,7 +12,7 @@ import triton.language as tl
 from torch import Tensor
 
 from gossamer.kernels.triton.launch import precision
-from gossamer.kernels.triton.pages import FLOAT, blocks_of, load_matrix, way
+from gossamer.kernels.triton.pages import FLOAT, blocks_of, load_keys, load_matrix, way
 from gossamer.kernels.triton.rows import on_device
 
 SHARE = 64  # pages of a share, in decoding
@@ -67,7 +67,7 @@ def attend(
                 tile = page * pool_heads + h
                 size = (W * P) // (2 if WAY == 2 else 1)
                 written = p * P + t < length
-                k = load_matrix(keys + tile * size, d, t, P, (d < W)[:, None] & written[None, :], WAY)
+                k = load_keys(keys, tile, d, t, W, P, (d < W)[:, None] & written[None, :], WAY)
                 scores = tl.dot(x, k, input_precision=PRECISION)
                 if WAY > 0:
                     by = tl.load(key_scales + tile * 2 * P + t, mask=written, other=0).to(tl.float32)

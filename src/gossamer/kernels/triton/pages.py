@@ -29,6 +29,23 @@ def load_matrix(at, down, across, columns, mask, WAY: tl.constexpr):
 
 
 @triton.jit
+def load_keys(keys, tile, d, t, W: tl.constexpr, P: tl.constexpr, mask, WAY: tl.constexpr):
+    """float32[len(d), len(t)] of the keys of a tile; codes stay codes, in one plane of four bits or two."""
+    if WAY == 0:
+        x = load_matrix(keys + tile * (W * P), d, t, P, mask, 0)
+    else:
+        at = keys + tile * (W * P // WAY) + ((d >> 3) * (P * 4) + (d & 3))[:, None] + (t * 4)[None, :]
+        shift = (d & 4)[:, None].to(tl.uint8)
+        code = tl.load(at, mask=mask, other=0) >> shift
+        if WAY == 1:
+            code = (code << 4) | ((tl.load(at + W * P // 2, mask=mask, other=0) >> shift) & 15)
+        else:
+            code = code & 15
+        x = code.to(tl.float32)
+    return x
+
+
+@triton.jit
 def rounded(x, UP: tl.constexpr):
     """The bfloat16 next to x that is not less (or not more), as float32."""
     bits = x.to(tl.int32, bitcast=True)

@@ -28,13 +28,14 @@ class PagePool:
     """Memory of keys and values, a page at a time; written by `page_append` only.
 
     Attributes:
-        keys: [count, heads, width, page], a dtype or uint8 codes (int4: two in a byte, [..., page / 2]).
-        values: [count, heads, page, width] (int4: [..., width / 2]).
+        keys: [count, heads, width, page]; as codes uint8[count, heads, planes, width / 8, page, 4], four bits of two
+            coordinates in a byte: one plane for int4, for int8 one of the upper and one of the lower bits.
+        values: [count, heads, page, width], a dtype or uint8 codes (int4: two in a byte, [..., width / 2]).
         key_scales, value_scales: bfloat16[count, heads, 2, page], scale and zero of each token; None without codes.
         extremes: bfloat16[count, heads, n, 2, width], largest and least coordinates of each of n stretches, or None.
         moments: the same with mean and variance, or None.
-        sketches: uint8[count, heads, width / 8, page, 4], every key in four bits, with sketch_scales as key_scales; or
-            None.
+        sketches: uint8[count, heads, 1, width / 8, page, 4], a copy of every key in four bits, with sketch_scales as
+            key_scales; or None, as where keys are codes.
         stored: how numbers are stored.
     """
 
@@ -70,7 +71,7 @@ class PagePool:
             page: tokens of a page, a multiple of 32, at most 256.
             extremes, moments: tokens of a stretch that is summarized, a divisor of page or more than it, which is all
                 of it; None: no such summaries.
-            sketched: keep a copy of every key in four bits, for `page_scores(by="keys")`.
+            sketched: have every key in four bits, for `page_scores(by="keys")`: a copy of keys that are no codes.
 
         Raises:
             ValueError: naming the argument.
@@ -108,10 +109,12 @@ class PagePool:
         coded = dtype == torch.uint8
         scales = [brief(2, page) if coded else None for _ in range(2)]
         kept = [brief(max(page // stretch, 1), 2, width) if stretch else None for stretch in (extremes, moments)]
-        numbers = empty(width, page // half), empty(page, width // half)
-        codes = empty(width // 8, page, 4, dtype=torch.uint8) if sketched else None
-        codes_scales = brief(2, page) if sketched else None
-        return cls(*numbers, scales[0], scales[1], kept[0], kept[1], codes, codes_scales, stored)
+        keys = empty(2 // half, width // 8, page, 4) if coded else empty(width, page)
+        copied = sketched and not coded
+        codes = empty(1, width // 8, page, 4, dtype=torch.uint8) if copied else None
+        codes_scales = brief(2, page) if copied else None
+        values = empty(page, width // half)
+        return cls(keys, values, scales[0], scales[1], kept[0], kept[1], codes, codes_scales, stored)
 
     @property
     def count(self) -> int:
@@ -127,7 +130,7 @@ class PagePool:
 
     @property
     def width(self) -> int:
-        return self.keys.shape[2]
+        return self.values.shape[3] * (2 if self.stored == "int4" else 1)
 
     @property
     def nbytes(self) -> int:
@@ -144,6 +147,13 @@ class PagePool:
     def numbers(self) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None, Stored]:
         """Keys, values, their scales and how they are stored, as ops take them."""
         return self.keys, self.values, self.key_scales, self.value_scales, self.stored
+
+    @property
+    def key_codes(self) -> tuple[Tensor | None, Tensor | None]:
+        """What ranks keys, uint8[count, heads, planes, width / 8, page, 4], and its scales: keys that are codes, or
+        else their sketches.
+        """
+        return (self.sketches, self.sketch_scales) if self.key_scales is None else (self.keys, self.key_scales)
 
     def read_keys(self, pages: Tensor) -> Tensor:
         """The keys of some pages, as attention reads them: float32[pages, heads, page, width].
@@ -174,7 +184,7 @@ def page_bytes(
     payload = 2 * width * page * BITS[stored] // 8
     scales = 2 * 2 * page * 2 if BITS[stored] < 16 else 0
     summaries = sum(max(page // stretch, 1) * 2 * width * 2 for stretch in (extremes, moments) if stretch)
-    sketches = page * (width // 2 + 2 * 2) if sketched else 0
+    sketches = page * (width // 2 + 2 * 2) if sketched and not scales else 0
     return heads * (payload + scales + summaries + sketches)
 
 

@@ -1,4 +1,4 @@
-"""page_scores: what each page of a request may matter to its query, by summaries of its keys or sketches of each."""
+"""page_scores: what each page of a request may matter to its query, by summaries of its keys or four bits of each."""
 
 from __future__ import annotations
 
@@ -28,15 +28,14 @@ page_scores_on = register(
 
 
 def _fake_of_keys(
-    q: Tensor, heads: Tensor, group: int, sketches: Tensor, sketch_scales: Tensor, lengths: Tensor, table: Tensor
+    q: Tensor, heads: Tensor, group: int, codes: Tensor, scales: Tensor, lengths: Tensor, table: Tensor
 ) -> Tensor:
     return q.new_empty((q.shape[0], q.shape[1], table.shape[1]))
 
 
 page_key_scores_on = register(
     "page_key_scores",
-    "(Tensor q, Tensor heads, int group, Tensor sketches, Tensor sketch_scales, Tensor lengths, Tensor table) -> "
-    "Tensor",
+    "(Tensor q, Tensor heads, int group, Tensor codes, Tensor scales, Tensor lengths, Tensor table) -> Tensor",
     _fake_of_keys,
 )
 
@@ -57,7 +56,8 @@ def page_scores(
     Args:
         q: floats [requests, query heads, width]: one query a request, the newest.
         by: "keys": the largest scaled product of q with a key, where both are rounded, keys to four bits and q to
-            eight. It ranks nearly as the keys themselves do, and reads an eighth of what they take in float32.
+            eight. It ranks nearly as the keys themselves do, and reads an eighth of what they take in float32. Of keys
+            stored as codes these are their own upper bits; others need a pool that is `sketched`.
             "extremes": no scaled product of q with a key of the page is above the score. "moments": about the logarithm
             of the mean of exp(scale * q . k), q . mean + q^2 . variance / 2 with scaled q.
         heads, group, scale: as in `page_attention`.
@@ -80,7 +80,8 @@ def page_scores(
     check_backend(backend, "pool", pool.keys)
     if by not in get_args(PageScore):
         raise ValueError(f"by must be one of {', '.join(get_args(PageScore))}, got {by!r}")
-    kept = {"keys": pool.sketches, "extremes": pool.extremes, "moments": pool.moments}[by]
+    codes, scales = pool.key_codes
+    kept = {"keys": codes, "extremes": pool.extremes, "moments": pool.moments}[by]
     if kept is None:
         asked = "sketched=True" if by == "keys" else f"{by}="
         raise ValueError(f"pool keeps no {'sketches' if by == 'keys' else by}; expected one allocated with {asked}")
@@ -89,6 +90,6 @@ def page_scores(
     scaled = q.detach().float() * (pool.width**-0.5 if scale is None else scale)
     first = heads_or_first(heads, pool, q.shape[1], group)
     if by == "keys":
-        return page_key_scores_on(backend)(scaled, first, group, kept, pool.sketch_scales, batch.lengths, batch.table)
+        return page_key_scores_on(backend)(scaled, first, group, kept, scales, batch.lengths, batch.table)
     form = (scaled, scaled.square() / 2) if by == "moments" else (scaled.clamp(min=0), scaled.clamp(max=0))
     return page_scores_on(backend)(torch.cat(form, -1), first, group, kept, batch.lengths, batch.table, pool.page)

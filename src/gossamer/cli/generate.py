@@ -62,7 +62,7 @@ class Generate:
     interval: int = 1
     """Tokens after which pages are chosen anew."""
     score: PageScore = "keys"
-    """How pages are ranked: by copies of keys in four bits; or by the extremes or the moments of 16 keys together."""
+    """How pages are ranked: by four bits of every key; or by the extremes or the moments of 16 keys together."""
     max_error: float | None = None
     """A head reads more where its output could be further from the dense one, as a share of the longest value."""
     certify: bool = False

@@ -64,7 +64,7 @@ class Serve:
     interval: int = 1
     """Tokens after which pages are chosen anew."""
     score: PageScore = "keys"
-    """How pages are ranked: by copies of keys in four bits; or by the extremes or the moments of 16 keys together."""
+    """How pages are ranked: by four bits of every key; or by the extremes or the moments of 16 keys together."""
     kv_dtype: Stored | None = None
     """How keys and values are stored; as the weights when not given."""
     memory: str | None = None

@@ -40,7 +40,7 @@ class Sparsity:
             chooses; a multiple of page and at least three of them. None: all. Requests that have no more are dense, to
             the bit.
         interval: pages are chosen anew after so many tokens, and when a page opens.
-        score: how pages are ranked, as in `gossamer.ops.page_scores`: by "keys", copies of four bits; or by what is
+        score: how pages are ranked, as in `gossamer.ops.page_scores`: by "keys", four bits of each; or by what is
             kept of `stretch` keys together, "extremes" or "moments", which takes less memory and time and finds less.
         select_per: "kv_group": the query heads that share a key head read the same pages, each page once. "q_head":
             each its own.

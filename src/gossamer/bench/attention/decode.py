@@ -1,7 +1,7 @@
 """One token's attention over all that came before it: dense, and over a budget of pages that its query chose.
 
 "keys" and "min/max" are what a layer does with half of its heads streaming (128 sinks, the last 256) and the others
-reading 4096 tokens of pages, chosen at every step by copies of the keys in four bits, or at every fourth by extremes
+reading 4096 tokens of pages, chosen at every step by four bits of every key, or at every fourth by extremes
 of 16 keys together. So all that is timed is four steps.
 """
 

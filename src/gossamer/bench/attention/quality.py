@@ -2,7 +2,7 @@
 
 Two things are asked: how well it foretells 256 tokens of real text (Python's own library), and whether it repeats pass
 keys that lie in its documentation. Each is decoded token by token, the questions too, so every token chooses what it
-reads. Pages are ranked by copies of keys in four bits (the default), by the least and largest coordinates of 16 keys
+reads. Pages are ranked by four bits of every key (the default), by the least and largest coordinates of 16 keys
 (min/max), or by the products of every single key (the oracle, which reads all keys to choose).
 """
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from gossamer import ops, serving
 from gossamer.bench.attention.decoders import weight_bytes
-from gossamer.ops.paged.pool import page_bytes
+from gossamer.ops.paged.pool import page_bytes, ranking_bytes
 from gossamer.serving.geometry import Geometry, LayerShape
 from gossamer.serving.paging.store import bytes_of_page
 from gossamer.serving.sampling import Sampling
@@ -100,8 +100,7 @@ class Steps:
         self()
         width, sparsity = store.geometry.layers[0].width, store.sparsity
         bare = page_bytes(1, width, store.stored, page=sparsity.page, extremes=None, moments=None)
-        chooses = next((part for parts in store.parts for part in parts if part.chooses), store.parts[0][0])
-        ranked = page_bytes(1, width, store.stored, **chooses.kept(sparsity)) - bare
+        ranked = ranking_bytes(width, sparsity.score, page=sparsity.page, stretch=sparsity.stretch)
         read = (tally.decode_read - keys) * bare // sparsity.page + (tally.scored - scored) * ranked
         return read // STEPS
 

@@ -183,9 +183,18 @@ def page_bytes(
     """
     payload = 2 * width * page * BITS[stored] // 8
     scales = 2 * 2 * page * 2 if BITS[stored] < 16 else 0
-    summaries = sum(max(page // stretch, 1) * 2 * width * 2 for stretch in (extremes, moments) if stretch)
-    sketches = page * (width // 2 + 2 * 2) if sketched and not scales else 0
+    summaries = sum(ranking_bytes(width, "extremes", page=page, stretch=each) for each in (extremes, moments) if each)
+    sketches = ranking_bytes(width, "keys", page=page) if sketched and not scales else 0
     return heads * (payload + scales + summaries + sketches)
+
+
+def ranking_bytes(width: int, by: str, *, page: int = PAGE, stretch: int = STRETCH) -> int:
+    """Bytes that are read of one head of a page to rank it `by` what `page_scores` takes, however numbers are stored.
+
+    >>> ranking_bytes(64, "keys"), ranking_bytes(64, "extremes")
+    (2304, 1024)
+    """
+    return page * (width // 2 + 2 * 2) if by == "keys" else max(page // stretch, 1) * 2 * width * 2
 
 
 @dataclass(frozen=True, eq=False)

@@ -447,7 +447,7 @@ def page_key_scores(
     first_heads: int,
     pages: tuple[int, ...],
     requests: tuple[int, ...],
-    sketches: tuple[int, ...],
+    codes: tuple[int, ...],
     scores: int,
     threads: int,
     /,

@@ -124,7 +124,7 @@ def pages():
         constants = {**sizes, **kept, "WAY": stored, "M": rows, "BT": rows // 4}
         yield "page_attention", "attend", constants, pointers
         yield "page_append", "append_pages", constants, pointers
-        yield "page_append", "summarize_pages", constants, pointers
+        yield "page_append", "summarize_pages", {**constants, "BD": 32}, pointers
         if not stored:
             yield "page_scores", "score_pages", {**constants, "N": 256, "WIDE": 256}, pointers
             for planes in (1, 2):

@@ -51,9 +51,16 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
 }  # fmt: skip
 
 
-@cache
 def decoder(family: str, plain: str = "eager") -> Any:
-    """A model of a family, made once; whoever changes its attention puts it back."""
+    """A model of a family, made once, with its plain attention: whatever a test before this one has left."""
+    model = _made(family, plain)
+    if model.config._attn_implementation != plain:
+        model.set_attn_implementation(plain)
+    return model
+
+
+@cache
+def _made(family: str, plain: str) -> Any:
     name, more = FAMILIES[family]
     taken = getattr(transformers, name)
     # What a family does not know it would keep, unused, and other code would believe it.

@@ -102,14 +102,15 @@ def append_pages(
 @triton.jit
 def summarize_pages(
     keys, key_scales, extremes, moments, offsets, lengths, table, block_request, block_page, count, pool_heads, cols,
-    W: tl.constexpr, WIDE: tl.constexpr, P: tl.constexpr, WAY: tl.constexpr, EXTREMES: tl.constexpr,
+    W: tl.constexpr, BD: tl.constexpr, P: tl.constexpr, WAY: tl.constexpr, EXTREMES: tl.constexpr,
     MOMENTS: tl.constexpr,
 ):  # fmt: skip
+    """A program has BD coordinates of the keys of a page."""
     b, h = tl.program_id(0), tl.program_id(1)
     r = tl.load(block_request + b).to(tl.int64)
     if r >= 0:
         _, fresh, there, place = tokens_of(offsets, lengths, table, r, tl.load(block_page + b), count, cols, P)
-        t, d = tl.arange(0, P), tl.arange(0, WIDE)
+        t, d = tl.arange(0, P), tl.program_id(2) * BD + tl.arange(0, BD)
         live = d < W
         tile = place * pool_heads + h
         from_page = load_keys(keys, tile, d, t, W, P, live[:, None] & there[None, :], WAY)
@@ -202,8 +203,8 @@ def page_append(
             new_keys, new_values, sources, keys, values, value_scales, *structure, WIDE=wide, WAY=way(stored), **sizes
         )
         if extremes is not None or moments is not None:
-            summarize_pages[(most, pool_heads)](
-                keys, key_scales, extremes, moments, *requests, *of_pages, WIDE=wide, WAY=way(stored),
+            summarize_pages[(most, pool_heads, triton.cdiv(width, 32))](
+                keys, key_scales, extremes, moments, *requests, *of_pages, BD=32, WAY=way(stored),
                 EXTREMES=0 if extremes is None else extremes.shape[2],
                 MOMENTS=0 if moments is None else moments.shape[2], **sizes,
             )  # fmt: skip

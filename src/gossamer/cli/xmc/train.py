@@ -8,9 +8,11 @@ import signal
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any
 
+import numpy as np
 import torch
 import tyro
 from torch import Tensor
@@ -111,6 +113,18 @@ class _Session:
     held_out: tuple[Inputs, Csr] | None
     world: World
 
+    @cached_property
+    def digest(self) -> str:
+        """A checksum of the part that is trained on."""
+        part, total = self.sets.train, hashlib.sha256()
+        tables = [each for each in (part.labels, part.features, part.exclude) if each is not None]
+        arrays = [x.numpy() for each in tables for x in (each.offsets, each.indices, each.values) if x is not None]
+        texts = [] if part.texts is None else [part.texts.content, part.texts.offsets]
+        for array in (*arrays, *texts):
+            total.update(f"{array.dtype} {array.shape}\n".encode())
+            total.update(np.ascontiguousarray(array).data)
+        return total.hexdigest()
+
     @property
     def ranks(self) -> Ranks:
         """The processes that divide the labels."""
@@ -202,7 +216,7 @@ def _continue(session: _Session) -> None:
     config = session.config
     if not _file(config).exists():
         return
-    saved = checkpoint.load(_file(config), config.identity())
+    saved = checkpoint.load(_file(config), config.identity(), data=session.digest)
     try:
         session.fit.load(saved)
     except ValueError as error:
@@ -217,7 +231,7 @@ def _train(session: _Session) -> None:
     def save() -> None:
         state = fit.state()  # the shares of all processes
         if session.world.first:
-            checkpoint.save(_file(config), {"identity": config.identity(), **state})
+            checkpoint.save(_file(config), {"identity": config.identity(), "data": session.digest, **state})
 
     with Progress("train", fit.step, total, shown=session.world.first) as bar, catch_signals() as stop:
 

@@ -232,3 +232,10 @@ def test_what_asks_for_a_gradient_is_refused_and_versions_count():
     assert pool.keys._version > before
     with pytest.raises(RuntimeError, match="page_attention writes out"):
         page_attention(torch.randn(3, 1, 32, requires_grad=True), pool, batch)
+
+
+def test_pages_made_in_inference_mode_are_written_by_anybody():
+    with torch.inference_mode():
+        pool = PagePool.allocate(2, 1, 32, stored="int8")
+    assert not any(each.is_inference() for each in pool.tensors)
+    pool.keys[0] = pool.keys[1]

@@ -188,3 +188,15 @@ def test_other_weights_forget_what_was_kept(change: Callable[[torch.nn.Module], 
     assert not engine.prefixes.known  # neither of the two
     assert finished(engine, [first, second]) == finished(Engine(model, end=[]), [first, second])
     assert len(engine.prefixes.known) > 1 and pages_are_free(engine)
+
+
+def test_weights_that_count_no_writes_are_never_what_they_were() -> None:
+    """Tensors of inference mode have no version: `load_state_dict` leaves no trace in them."""
+    first, *_ = family_of(150, 5, 40)
+    with torch.inference_mode():
+        model = copy.deepcopy(decoder("llama"))
+    engine = Engine(model, end=[], prefixes=8)
+    finished(engine, [first])
+    with torch.inference_mode():
+        _load(model)
+    assert finished(engine, [first]) == finished(Engine(model, end=[]), [first])

@@ -316,10 +316,13 @@ class Engine:
             raise RuntimeError(f"rank {self.team.ranks.rank} follows rank 0, which is asked: call follow() here")
 
 
-def _weights(model: Any) -> tuple[tuple[int, int], ...]:
-    """Where the weights lie, and how often they were written; None has none."""
+def _weights(model: Any) -> tuple[tuple[int, Any], ...]:
+    """Where the weights lie, and how often they were written; None has none.
+
+    Tensors of inference mode count no writes: they are never what they were.
+    """
     tensors = () if model is None else chain(model.parameters(), model.buffers())
-    return tuple((x.data_ptr(), -1 if x.is_inference() else x._version) for x in tensors)
+    return tuple((x.data_ptr(), object() if x.is_inference() else x._version) for x in tensors)
 
 
 def _check_numbers(**given: int | None) -> None:

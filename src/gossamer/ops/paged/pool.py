@@ -50,6 +50,7 @@ class PagePool:
     stored: Stored
 
     @classmethod
+    @torch.inference_mode(False)  # it is written for as long as it is there, in whatever mode
     def allocate(
         cls,
         count: int,

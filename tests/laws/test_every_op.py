@@ -81,3 +81,21 @@ def test_operands_may_lie_anyhow(row):
     expected = results(op, copied(args, row.writes), row.writes)
     for got, exact in zip(results(op, copied(apart, row.writes), row.writes), expected, strict=True):
         assert_same_bits(got, exact)
+
+
+@pytest.mark.parametrize("row", ROWS, ids=[row.op for row in ROWS])
+def test_what_lies_elsewhere_or_is_sparse_is_refused(row):
+    """By its name, before anything is allocated: on meta there is nothing to read, and what came back was unwritten."""
+    op, args = getattr(torch.ops.gossamer, row.op).default, row.arguments(Drawn(*SIZES[0]))
+    names = [argument.name for argument in op._schema.arguments]
+    places = [at for at, arg in enumerate(args) if isinstance(arg, torch.Tensor) and arg.dim()]
+    for at in places:
+        x = args[at]
+        if len(places) > 1:
+            other = names[places[1]] if at == places[0] else names[at]
+            said = rf"^{other} must be on the device of {names[places[0]]}, (cpu, got meta|meta, got cpu)"
+            with pytest.raises(ValueError, match=said):
+                op(*args[:at], x.to("meta"), *args[at + 1 :])
+        if x.dtype != torch.uint16:  # of which torch makes nothing sparse
+            with pytest.raises(TypeError, match=rf"^{names[at]} must be a strided \(dense\) tensor, got layout"):
+                op(*args[:at], x.to_sparse(), *args[at + 1 :])

@@ -80,6 +80,16 @@ CALLS = {
         TypeError,
         "x must be strided with backend='cpu', got torch.sparse_coo",
     ),
+    "weight elsewhere": (
+        lambda: conv2d(X, W.to("meta"), skip="input"),
+        ValueError,
+        "weight must be on x's device cpu, got meta",
+    ),
+    "bias elsewhere": (
+        lambda: linear(X[..., 0, 0], V, B.to("meta"), skip="never"),
+        ValueError,
+        "bias must be on x's device cpu, got meta",
+    ),
     "linear x": (lambda: linear(3.0, V), TypeError, "x must be a tensor, got float"),
     "linear scalar": (lambda: linear(torch.tensor(1.0), V), ValueError, r"x must have shape \[..., C\], got a scalar"),
     "linear weight": (lambda: linear(torch.ones(2, 16), W), ValueError, r"weight must have shape \[K, C\], got \(24"),

@@ -22,6 +22,7 @@ from torch.autograd import forward_ad
 
 from gossamer import extras, kernels
 from gossamer.ops.mutation import Writes, guard, refuse_gradients, writes_of
+from gossamer.ops.together import OTHER_LAYOUTS, check_devices, refuse_layouts
 from gossamer.ops.transforms import check_tangents
 
 Backend = Literal["reference", "cpu", "triton"]
@@ -77,6 +78,18 @@ def _launcher(
     return launch
 
 
+def _together(launch: Callable[..., Any], writes: Writes) -> Callable[..., Any]:
+    """The same for tensors on one device, which it asks; the CPU's kernels ask as they take an address."""
+
+    def checked(*args: Any) -> Any:
+        if not torch.compiler.is_compiling():  # a graph of the reference is made of torch's own operators, which ask
+            refuse_layouts(writes.arguments, args)
+            check_devices(writes.arguments, args)
+        return launch(*args)
+
+    return checked
+
+
 def in_float32(like: int, stored: int | None = None) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Makes a CPU kernel take half floats: sums run in float32, and the result is rounded once.
 
@@ -107,7 +120,15 @@ def _define(op: str, schema: str, fake: Callable[..., Any] | None) -> tuple[torc
     writes = writes_of(overload)
     if fake is None and overload._schema.returns:
         raise ValueError(f"fake must say what {op} returns")
-    torch.library.register_fake(overload, fake or (lambda *_: None), lib=_LIBRARY)
+
+    def shapes(*args: Any) -> Any:
+        # torch comes here as soon as one tensor is on meta, and would hand out memory of the others' device unwritten.
+        check_devices(writes.arguments, args)
+        return None if fake is None else fake(*args)
+
+    torch.library.register_fake(overload, shapes, lib=_LIBRARY)
+    for key in OTHER_LAYOUTS:
+        _LIBRARY.impl(op, lambda *args: refuse_layouts(writes.arguments, args), key)
     if writes.written:
         guard(_LIBRARY, overload, writes)
     return overload, writes
@@ -139,9 +160,10 @@ def register(
         raise ValueError(f"half must be None for {op}, which writes {writes.names}: a copy would be lost")
     on_cpu = _launcher(lambda: load_kernel("cpu", file, op), strided, anyhow, writes)
     _LIBRARY.impl(op, on_cpu if half is None else half(on_cpu), "CPU")
-    _LIBRARY.impl(op, _launcher(lambda: load_kernel("triton", file, op), strided, anyhow, writes), "CUDA")
+    on_gpu = _launcher(lambda: load_kernel("triton", file, op), strided, anyhow, writes)
+    _LIBRARY.impl(op, _together(on_gpu, writes), "CUDA")
     reference = load_kernel("reference", file, op)  # now, since torch.compile traces through it and cannot import
-    plain = _launcher(lambda: reference, strided, anyhow, writes)
+    plain = _together(_launcher(lambda: reference, strided, anyhow, writes), writes)
 
     def oracle(*args: Any) -> Any:
         refuse_gradients(writes, args)

@@ -64,10 +64,10 @@ def _forward(
         y = passes.layer.dense(x, weight, bias, keep_packed)
         if geometry:
             y = in_format(y, passes.layer.order(x, weight))
-        unknown = torch.full((1,), UNKNOWN, dtype=torch.int64, device="cpu")
+        unknown = torch.full((), UNKNOWN, dtype=torch.int64, device="cpu")
         return y, torch.empty(0, dtype=torch.int32, device="cpu"), unknown
     y, bits, nonzeros = passes.forward(x, weight, bias, relu)
-    return y, bits, torch.tensor([nonzeros], device="cpu")
+    return y, bits, torch.tensor(nonzeros, device="cpu")
 
 
 def _fake_forward(
@@ -79,7 +79,7 @@ def _fake_forward(
     size = (layer.images(x), rows, cols)
     y = layer.from_pixels(x.new_empty(*size, out)).contiguous(memory_format=layer.order(x, weight))
     bits = x.new_empty((*size, (out + 31) // 32) if relu else (0,), dtype=torch.int32)
-    return y, bits, torch.empty(1, dtype=torch.int64, device="cpu")
+    return y, bits, torch.empty((), dtype=torch.int64, device="cpu")
 
 
 def _backward(

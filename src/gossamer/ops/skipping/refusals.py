@@ -53,6 +53,8 @@ def check_types(
     for what, tensor in (("x", x), ("weight", weight), ("bias", bias)):
         if not isinstance(tensor, Tensor) and not (tensor is None and what == "bias"):
             raise TypeError(f"{what} must be a tensor, got {type(tensor).__name__}")
+        if tensor is not None and tensor.device != x.device:
+            raise ValueError(f"{what} must be on x's device {x.device}, got {tensor.device}")
     check_options(skip, relu=relu, keep_packed=keep_packed)
     if site is not None and not isinstance(site, (Site, Tensor)):
         raise TypeError(f"site must be a gossamer.planner.Site, its handle or None, got {type(site).__name__}")
@@ -127,8 +129,6 @@ def _check_backend_can(
             raise TypeError(f"{what} must be float32 with backend='cpu', got {tensor.dtype}")
         if tensor.dtype not in FLOATS or tensor.dtype != x.dtype:
             raise TypeError(f"{what} must be a float of x's dtype {x.dtype}, got {tensor.dtype}")
-        if tensor.device != x.device:
-            raise ValueError(f"{what} must be on x's device {x.device}, got {tensor.device}")
     if torch.is_autocast_enabled(x.device.type):
         raise RuntimeError(f"backend={backend!r} computes in x's dtype: leave autocast for this call")
 

@@ -95,4 +95,4 @@ def fan_in_draw(draw: random.Random) -> Arguments:
     drawn = fan_in_rewire(draw)
     taken, cols = drawn["indices"], drawn["cols"]
     room = torch.zeros(len(taken), draw.randint(0, cols - taken.shape[1])).to(taken.dtype)
-    return {"out": room, "taken": draw.choice((None, taken)), "cols": cols, "seed": 5, "step": 1, "first": 0}
+    return {"out": room, "indices": draw.choice((None, taken)), "cols": cols, "seed": 5, "step": 1, "first": 0}

@@ -176,16 +176,25 @@ def test_what_it_refuses_and_then_writes_nothing(backend):
 
     refused("one of fraction and threshold must be given", fraction=None)
     refused("one of fraction and threshold must be given", threshold=1.0)
-    refused(r"fraction must be in \[0, 1\], got 1.5", fraction=1.5)
-    refused("threshold must be at least 0 and finite, got nan", fraction=None, threshold=float("nan"))
+    refused("fraction must be a number from 0 to 1, got 1.5", fraction=1.5)
+    refused(
+        "threshold must be a number of at least 0, finite in float32, got nan", fraction=None, threshold=float("nan")
+    )
     refused("scope must be 'row' or 'global', got 'all'", scope="all")
     refused("width must be an integer of at least 5", width=4)
     refused(r"states\[1\] must have shape \(40, 5\)", states=[states[0], states[1][:3]])
-    refused("states must be at most two", states=[states[0]] * 3)
-    refused(r"min_age must be in \[0, 255\], and 0 without ages", min_age=1)
-    refused("first must be at least 0 and a multiple of group", first=-16)
+    refused("states must be a list of at most two", states=[states[0]] * 3)
+    refused("min_age must be 0 without ages, got 1", min_age=1)
+    refused("first must be an integer of at least 0, got -16", first=-16)
     refused(r"values must have dtype .* got torch.float64", TypeError, v=values.double())
-    refused("init must be at least 0 and finite", init=-1.0)
+    refused("init must be a number of at least 0, finite in float32", init=-1.0)
+    for name, wrong in (
+        ("fraction", "x"), ("seed", 2**63), ("step", 0.5), ("min_age", None), ("init", 1e300), ("group", 1.0),
+        ("width", "9"), ("avoid_dropped", "no"), ("states", torch.zeros(1)),
+    ):  # fmt: skip
+        refused(f"{name} must be", (TypeError, ValueError), **{name: wrong})
+    for wrong in (3, (indices,), "ab"):
+        refused(r"candidates must be a pair \(indices, scores\), got", TypeError, candidates=wrong)
     for wrong in (20, -1):
         broken = indices.to(torch.int32)
         broken[39, 4] = wrong
@@ -203,11 +212,15 @@ def test_what_it_refuses_and_then_writes_nothing(backend):
 
 def test_what_first_connections_refuse():
     for how in ((3, 5, 6), (-1, 5, 2), (3, 2**31 + 1, 2)):
-        with pytest.raises(ValueError, match=r"k must be|labels must be"):
+        with pytest.raises(ValueError, match=r"width must be|labels must be"):
             fan_in_indices(*how)
     with pytest.raises(ValueError, match=r"out must be torch.uint16\[3, 2\]"):
         fan_in_indices(3, 5, 2, out=torch.zeros(2, 2, dtype=torch.int32))
-    with pytest.raises(ValueError, match="width at least n"):
+    with pytest.raises(
+        ValueError, match="width must be an integer of at least 7, the connections of a row and n, got 6"
+    ):
         fan_in_candidates(torch.zeros(2, 4, dtype=torch.int32), 6, 3)
+    with pytest.raises(ValueError, match="indices must ascend"):
+        fan_in_candidates(torch.tensor([[2, 1]], dtype=torch.int32), 6, 3)
     assert fan_in_indices(2, 70_000, 2).dtype == torch.int32
     assert fan_in_indices(3, 4, 4).tolist() == [[0, 1, 2, 3]] * 3

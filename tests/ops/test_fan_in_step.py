@@ -173,13 +173,23 @@ def test_what_is_refused_changes_nothing(backend):
     broken = indices.to(torch.int32)
     broken[36, 4] = 29
     far = torch.tensor([37 * 6])
+    # One that is none, or that float32 has not, would be in every weight.
+    refused = {
+        "lr": (torch.nan, torch.inf, 1e300, -1, None, "0.1"), "scale": (torch.nan, 1e300, None),
+        "weight_decay": (torch.nan, -1.0), "eps": (torch.nan, -1.0), "step": ("x", 1.5, True), "seed": (2**63, 0.5),
+        "betas": (0.9, (0.9,), (1.0, 0.9), (0.9, -0.1), (torch.nan, 0.9)), "states": (None, [None, None], states[0]),
+        "positives": (None,), "values": (values.to_sparse(),), "bias": (bias.to_sparse(), [1.0]),
+    }  # fmt: skip
+    numbers = [
+        ({name: wrong}, (TypeError, ValueError), rf"^{name}\S* must be ") for name in refused for wrong in refused[name]
+    ]
     for changes, error, match in (
         ({"indices": broken}, ValueError, "indices"),
         ({"indices": broken.where(broken != 29, -1)}, ValueError, "indices"),
         ({"positives": far}, ValueError, "positives"),
         ({"positives": -far}, ValueError, "positives"),
         ({"positives": torch.tensor([5, 5])}, ValueError, "positives must ascend"),
-        ({"positives": far.int()}, TypeError, "positives must be an int64"),
+        ({"positives": far.int()}, TypeError, "positives must have dtype torch.int64, got torch.int32"),
         ({"x": x[:, :28]}, ValueError, "indices"),
         ({"x": x.double()}, TypeError, "x must have dtype torch.float32, got torch.float64"),
         ({"group": 8}, ValueError, "group must be one of 1, 16, 32, 64, got 8"),
@@ -187,7 +197,8 @@ def test_what_is_refused_changes_nothing(backend):
         ({"states": states[:1]}, ValueError, "states must be float32 of the shapes"),
         ({"loss": "log"}, ValueError, "loss must be one of 'bce', 'hinge', got 'log'"),
         ({"optimizer": "lion"}, ValueError, "optimizer must be one of"),
-        ({"step": 0}, ValueError, "step must be at least 1, got 0"),
+        ({"step": 0}, ValueError, "step must be an integer of at least 1, got 0"),
+        *numbers,
     ):
         with pytest.raises(error, match=match):
             step(**changes)

@@ -144,5 +144,16 @@ def test_what_it_refuses():
         broken = indices.to(torch.int32)
         broken[4, 2] = 9
         refused("indices", i=broken, backend=backend)
+    for wrong in (3, (offsets,), "ab"):
+        refused(r"exclude must be a pair \(offsets, ids\), got", TypeError, exclude=wrong)
+    refused("values must be a strided .dense. tensor, got layout torch.sparse_coo", TypeError, v=values.to_sparse())
+    refused("bias must be a strided .dense. tensor, got layout", TypeError, bias=bias.to_sparse())
+    part = fan_in_topk(x, values, indices)
+    with pytest.raises(ValueError, match=r"parts\[0\]\[1\] must be on the device of parts\[0\]\[0\], cpu, got meta"):
+        merge_topk([(part[0], part[1].to("meta"))], 1)
+    with pytest.raises(ValueError, match=r"k must be an integer of at least 1, got 2\.5"):
+        merge_topk([part], 2.5)
+    with pytest.raises(TypeError, match=r"parts\[1\] must be a pair \(scores, ids\), got int"):
+        merge_topk([part, 3], 2)
     with pytest.raises(ValueError, match="parts must be pairs of matrices of one batch"):
         merge_topk([], 3)

@@ -79,20 +79,20 @@ def _like(name: str, x: Tensor, other: Tensor, dtype: torch.dtype) -> None:
         raise ValueError(f"{name} must have shape {tuple(other.shape)}, got {tuple(x.shape)}")
 
 
-def fan_in_draw(out: Tensor, taken: Tensor | None, cols: int, seed: int, step: int, first: int) -> None:
+def fan_in_draw(out: Tensor, indices: Tensor | None, cols: int, seed: int, step: int, first: int) -> None:
     """Draws connections for rows; see `gossamer.kernels.reference.fan_in_draw`."""
     _call.tensor(out, "out", ndim=2, dtypes=(torch.uint16, torch.int32))
     (rows, k), count = out.shape, 0
-    if taken is not None:
-        _call.tensor(taken, "taken", ndim=2, dtypes=(out.dtype,))
-        count = taken.shape[1]
-        if taken.shape[0] != rows:
-            raise ValueError(f"taken must have {rows} rows, as out, got {taken.shape[0]}")
+    if indices is not None:
+        _call.tensor(indices, "indices", ndim=2, dtypes=(out.dtype,))
+        count = indices.shape[1]
+        if indices.shape[0] != rows:
+            raise ValueError(f"indices must have {rows} rows, as out, got {indices.shape[0]}")
     _check_cols(cols, k + count, out.dtype)
     _call.count(first, "first")
     if not _call.native.fan_in_draw(
-        out.data_ptr(), out.itemsize, rows, k, cols, _call.address(taken), count, seed, step, first,
+        out.data_ptr(), out.itemsize, rows, k, cols, _call.address(indices), count, seed, step, first,
         torch.get_num_threads(),
     ):  # fmt: skip
-        assert taken is not None
-        _refuse({"taken": taken.to(torch.int64)}, cols)
+        assert indices is not None
+        _refuse({"indices": indices.to(torch.int64)}, cols)

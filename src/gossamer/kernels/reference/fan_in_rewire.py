@@ -127,17 +127,18 @@ def _rewire(
         ages[part] = torch.where(new, 0, ages[part].gather(1, source))
 
 
-def fan_in_draw(out: Tensor, taken: Tensor | None, cols: int, seed: int, step: int, first: int) -> None:
-    """out[rows, k]: k of `cols` columns that taken[rows, any] does not have, ascending, every set as likely.
+def fan_in_draw(out: Tensor, indices: Tensor | None, cols: int, seed: int, step: int, first: int) -> None:
+    """out[rows, k]: k of `cols` columns that indices[rows, any] does not have, ascending, every set as likely.
 
-    The rows are those with the numbers first + 0, first + 1, ...; each row of `taken` ascends.
+    The rows are those with the numbers first + 0, first + 1, ...; each row of `indices` ascends.
     """
     rows, k = out.shape
     for part in _blocks(rows, k):
         numbers = torch.arange(part.start, part.stop, device=out.device) + first
         m = torch.full_like(numbers, k)
-        busy = out.new_empty((len(numbers), 0), dtype=torch.int64) if taken is None else taken[part].to(torch.int64)
-        _check_rows(busy, cols, "taken")
+        nothing = out.new_empty((len(numbers), 0), dtype=torch.int64)
+        busy = nothing if indices is None else indices[part].to(torch.int64)
+        _check_rows(busy, cols, "indices")
         ranks = draw_ranks(row_keys(seed ^ DRAWING, step, numbers), cols - busy.shape[1], m, k)
         out[part] = ranks_to_numbers(ranks, busy).to(out.dtype)
 

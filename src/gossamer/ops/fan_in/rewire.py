@@ -12,8 +12,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from gossamer.ops.fan_in.arguments import INDICES, check_labels, check_tensor
+from gossamer.ops.checks import INT64, check_flag, check_integer, check_number, described
+from gossamer.ops.fan_in.arguments import INDICES, check_labels, check_tensor, pair_of
 from gossamer.ops.registration import Backend, check_backend, register
+from gossamer.ops.transforms import check_transforms
 
 Scope = Literal["row", "global"]
 
@@ -26,7 +28,7 @@ fan_in_rewire_on = register(
 )
 fan_in_draw_on = register(
     "fan_in_draw",
-    "(Tensor(a!) out, Tensor? taken, int cols, int seed, int step, int first) -> ()",
+    "(Tensor(a!) out, Tensor? indices, int cols, int seed, int step, int first) -> ()",
     module="fan_in_rewire",
 )
 
@@ -93,35 +95,37 @@ def fan_in_rewire(
     >>> indices.tolist()[0] in ([0, 2, 3], [0, 3, 4]), sorted(values[0].tolist())
     (True, [0.0, 2.0, 3.0])
     """
+    check_transforms("gossamer.ops.fan_in_rewire", values)
     check_labels(values, indices, None, group)
     check_backend(backend, "values", values)
     rows, k = indices.shape
-    if not isinstance(width, int) or not k <= width <= 2**31:
-        raise ValueError(f"width must be an integer of at least {k}, the connections of a row, got {width!r}")
+    check_integer("width", width, k, 2**31, "the connections of a row")
     drop, bound = _amount(fraction, threshold, scope, rows, k)
-    states = [] if states is None else list(states)
-    if len(states) > 2:
-        raise ValueError(f"states must be at most two tensors, got {len(states)}")
+    states = [] if states is None else states
+    if not isinstance(states, (list, tuple)) or len(states) > 2:
+        found = len(states) if isinstance(states, (list, tuple)) else type(states).__name__
+        raise ValueError(f"states must be a list of at most two tensors, got {found}")
     for at, state in enumerate(states):
         _check_like(f"states[{at}]", state, values, torch.float32)
     if ages is not None:
         _check_like("ages", ages, indices, torch.uint8)
-    if not 0 <= min_age <= 255 or (min_age and ages is None):
-        raise ValueError(f"min_age must be in [0, 255], and 0 without ages, got {min_age}")
+    check_integer("min_age", min_age, 0, 255)
+    if min_age and ages is None:
+        raise ValueError(f"min_age must be 0 without ages, got {min_age}")
     chosen = scores = None
     if candidates is not None:
-        chosen, scores = candidates
+        chosen, scores = pair_of("candidates", candidates, "indices, scores")
         check_tensor("candidates[0]", chosen, (indices.dtype,), 2, values.device)
         if chosen.shape[0] != rows:
             raise ValueError(f"candidates must have {rows} rows, as indices, got {chosen.shape[0]}")
         _check_like("candidates[1]", scores, chosen, torch.float32)
-    if not 0 <= init < float("inf"):
-        raise ValueError(f"init must be at least 0 and finite, got {init}")
-    if not first >= 0 or first % group:
-        raise ValueError(f"first must be at least 0 and a multiple of group {group}, got {first}")
+    init = check_number("init", init, 0)
+    _check_first(first, group)
+    _check_draws(seed, step)
+    check_flag("avoid_dropped", avoid_dropped)
     return fan_in_rewire_on(backend)(
         values, indices, states, ages, chosen, scores, width, group, drop, bound, scope == "global", avoid_dropped,
-        min_age, float(init), seed, step, first,
+        min_age, init, seed, step, first,
     )  # fmt: skip
 
 
@@ -132,12 +136,20 @@ def _amount(fraction: float | None, threshold: float | None, scope: Scope, rows:
     if (fraction is None) == (threshold is None):
         raise ValueError(f"one of fraction and threshold must be given, got {fraction} and {threshold}")
     if fraction is not None:
-        if not 0 <= fraction <= 1:
-            raise ValueError(f"fraction must be in [0, 1], got {fraction}")
-        return round(fraction * k * (rows if scope == "global" else 1)), 0.0
-    if threshold is None or not 0 <= threshold < float("inf"):
-        raise ValueError(f"threshold must be at least 0 and finite, got {threshold}")
-    return -1, float(threshold)
+        return round(check_number("fraction", fraction, 0, 1) * k * (rows if scope == "global" else 1)), 0.0
+    assert threshold is not None
+    return -1, check_number("threshold", threshold, 0)
+
+
+def _check_first(first: int, group: int) -> None:
+    check_integer("first", first, 0)
+    if first % group:
+        raise ValueError(f"first must be a multiple of group {group}, got {first}")
+
+
+def _check_draws(seed: int, step: int) -> None:
+    check_integer("seed", seed, *INT64)
+    check_integer("step", step, *INT64)
 
 
 def _check_like(name: str, x: Tensor, other: Tensor, dtype: torch.dtype) -> None:
@@ -182,17 +194,20 @@ def fan_in_indices(
     (torch.Size([4, 16]), torch.uint16, True)
     """
     for name, number, least in (("labels", labels, 0), ("k", k, 0), ("group", group, 1), ("first", first, 0)):
-        if not isinstance(number, int) or number < least:
-            raise ValueError(f"{name} must be an integer of at least {least}, got {number!r}")
-    if not isinstance(width, int) or not k <= width <= 2**31:
-        raise ValueError(f"k must be at most width and width at most 2**31, got k={k} and width={width!r}")
-    if first % group:
-        raise ValueError(f"first must be a multiple of group {group}, got {first}")
+        check_integer(name, number, least)
+    check_integer("width", width, k, 2**31, "the connections of a row")
+    _check_first(first, group)
+    check_integer("seed", seed, *INT64)
     shape, dtype = (-(-labels // group), k), torch.uint16 if width <= 65536 else torch.int32
     if out is None:
         out = torch.empty(shape, dtype=dtype, device=device)
-    elif tuple(out.shape) != shape or out.dtype not in INDICES or (out.dtype == torch.uint16 and width > 65536):
-        raise ValueError(f"out must be {dtype}{list(shape)}, got {out.dtype}{list(out.shape)}")
+    elif (
+        not isinstance(out, Tensor)
+        or tuple(out.shape) != shape
+        or out.dtype not in INDICES
+        or (out.dtype == torch.uint16 and width > 65536)
+    ):
+        raise ValueError(f"out must be {dtype}{list(shape)}, got {described(out)}")
     check_backend(backend, "out", out)
     fan_in_draw_on(backend)(out, None, width, seed, 0, first // group)
     return out
@@ -219,12 +234,12 @@ def fan_in_candidates(
     >>> fan_in_candidates(torch.tensor([[0, 2]], dtype=torch.uint16), 4, 2).tolist()
     [[1, 3]]
     """
+    check_transforms("gossamer.ops.fan_in_candidates", indices)
     check_tensor("indices", indices, INDICES, 2)
-    if not isinstance(n, int) or n < 0 or not isinstance(width, int) or not indices.shape[1] + n <= width <= 2**31:
-        raise ValueError(
-            f"n must be at least 0 and width at least n + {indices.shape[1]}, the connections of a row, got n={n!r} "
-            f"and width={width!r}"
-        )
+    check_integer("n", n, 0)
+    check_integer("width", width, indices.shape[1] + n, 2**31, "the connections of a row and n")
+    check_integer("first", first, 0)
+    _check_draws(seed, step)
     check_backend(backend, "indices", indices)
     out = torch.empty((indices.shape[0], n), dtype=indices.dtype, device=indices.device)
     fan_in_draw_on(backend)(out, indices, width, seed, step, first)

@@ -8,18 +8,23 @@ logits nor gradients of the weights are ever in memory. What comes back is the g
 
 from __future__ import annotations
 
+import math
 from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
+from gossamer.ops.checks import INT64, check_integer, check_number, described
+from gossamer.ops.fan_in.arguments import INDICES, VALUES, check_tensor, pair_of
 from gossamer.ops.registration import Backend, check_backend, register
+from gossamer.ops.transforms import check_transforms
 
 Loss = Literal["bce", "hinge"]
 Rule = Literal["sgd", "momentum", "adam"]
 GROUPS = (1, 16, 32, 64)
 STATES: dict[Rule, int] = {"sgd": 0, "momentum": 1, "adam": 2}
 """Numbers that an optimizer keeps for each weight."""
+BELOW_ONE = math.nextafter(1, 0)
 
 
 def _fake(x: Tensor, *_: object) -> tuple[Tensor, Tensor]:
@@ -72,9 +77,10 @@ def fan_in_step(
         bias: float32[labels] or None.
         states: float32, like values then like bias: none for "sgd", one for "momentum", two for "adam".
         positives: int64[n] ascending, none twice: label * batch + row for every label that a row has.
-        lr: learning rate.
+        lr: learning rate; like weight_decay and eps finite in float32 and at least 0.
         step: number of this step, from 1: of Adam's bias correction and of the random bits.
         group: labels that share a row of indices: 1, 16, 32 or 64.
+        betas: both at least 0 and below 1.
         scale: factor of the loss, and so of all gradients.
         backend: None for the kernels of x's device; "cpu", "triton" or "reference" to insist.
 
@@ -92,22 +98,28 @@ def fan_in_step(
     >>> values.tolist(), float(loss)
     ([[-2.0, -4.0], [4.0, 6.0], [-2.0, -6.0]], 3.0)
     """
+    check_transforms("gossamer.ops.fan_in_step", x, values, bias)
     check_classifier(x, values, indices, bias, group)
     for name, choice, choices in (("loss", loss, get_args(Loss)), ("optimizer", optimizer, get_args(Rule))):
         if choice not in choices:
             raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {choice!r}")
     _check_states(states, values, bias, optimizer)
-    if not isinstance(positives, Tensor) or positives.dtype != torch.int64 or positives.dim() != 1:
-        what = tuple(positives.shape) if isinstance(positives, Tensor) else type(positives).__name__
-        raise TypeError(f"positives must be an int64 tensor of one dimension, got {what}")
-    if step < 1:
-        raise ValueError(f"step must be at least 1, got {step}")
-    if optimizer == "adam" and not all(0 <= beta < 1 for beta in betas):
-        raise ValueError(f"betas must be in [0, 1), got {betas}")
+    check_tensor("positives", positives, (torch.int64,), 1)
+    check_integer("step", step, 1, INT64[1])
+    check_integer("seed", seed, *INT64)
+    # One number that is none, or none of float32, would be in every weight.
+    lr, weight_decay, eps = (
+        check_number("lr", lr, 0),
+        check_number("weight_decay", weight_decay, 0),
+        check_number("eps", eps, 0),
+    )
+    scale = check_number("scale", scale)
+    first, second = pair_of("betas", betas, "float, float")
+    first, second = check_number("betas[0]", first, 0, BELOW_ONE), check_number("betas[1]", second, 0, BELOW_ONE)
     check_backend(backend, "x", x)
     grad_x, total = fan_in_step_on(backend)(
-        x, values, indices, bias, states, positives, group, loss, optimizer, float(lr), float(weight_decay),
-        float(betas[0]), float(betas[1]), float(eps), float(scale), step, seed,
+        x, values, indices, bias, states, positives, group, loss, optimizer, lr, weight_decay, first, second, eps,
+        scale, step, seed,
     )  # fmt: skip
     return grad_x, total
 
@@ -116,32 +128,28 @@ def check_classifier(x: Tensor, values: Tensor, indices: Tensor, bias: Tensor | 
     """Refuse shapes and dtypes that are none of a classifier with constant fan-in, and x that is no batch for it."""
     if group not in GROUPS:
         raise ValueError(f"group must be one of {', '.join(map(str, GROUPS))}, got {group!r}")
-    for name, each, dtypes in (
-        ("x", x, (torch.float32,)),
-        ("values", values, (torch.float32, torch.bfloat16)),
-        ("indices", indices, (torch.uint16, torch.int32)),
-    ):
-        if not isinstance(each, Tensor):
-            raise TypeError(f"{name} must be a tensor, got {type(each).__name__}")
-        if each.dtype not in dtypes:
-            raise TypeError(f"{name} must have dtype {' or '.join(map(str, dtypes))}, got {each.dtype}")
-        if each.dim() != 2:
-            raise ValueError(f"{name} must have 2 dimensions, got shape {tuple(each.shape)}")
+    check_tensor("x", x, (torch.float32,), 2)
+    check_tensor("values", values, VALUES, 2)
+    check_tensor("indices", indices, INDICES, 2)
     labels, k = values.shape
     if tuple(indices.shape) != (-(-labels // group), k):
         raise ValueError(
             f"indices must have the shape {(-(-labels // group), k)} for {labels} labels in groups of {group}, "
             f"got {tuple(indices.shape)}"
         )
-    if bias is not None and (tuple(bias.shape) != (labels,) or bias.dtype != torch.float32):
-        raise ValueError(f"bias must be float32[{labels}] or None, got {bias.dtype}{list(bias.shape)}")
+    if bias is not None:
+        check_tensor("bias", bias, (torch.float32,), 1)
+        if bias.numel() != labels:
+            raise ValueError(f"bias must be float32[{labels}] or None, got {described(bias)}")
 
 
 def _check_states(states: list[Tensor], values: Tensor, bias: Tensor | None, optimizer: Rule) -> None:
+    if not isinstance(states, (list, tuple)):
+        raise TypeError(f"states must be a list of tensors, got {type(states).__name__}")
     each = STATES[optimizer]
     shapes = [tuple(values.shape)] * each + ([] if bias is None else [tuple(bias.shape)] * each)
-    if [tuple(state.shape) for state in states] != shapes or any(state.dtype != torch.float32 for state in states):
-        found = [f"{state.dtype}{list(state.shape)}" for state in states]
+    expected, found = [f"{torch.float32}{list(shape)}" for shape in shapes], [described(state) for state in states]
+    if found != expected:
         raise ValueError(f"states must be float32 of the shapes {shapes} for {optimizer!r}, got {found}")
 
 

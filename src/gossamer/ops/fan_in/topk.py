@@ -13,8 +13,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from gossamer.ops.fan_in.arguments import check_labels, check_tensor
+from gossamer.ops.checks import check_integer
+from gossamer.ops.fan_in.arguments import check_labels, check_tensor, pair_of
 from gossamer.ops.registration import Backend, check_backend, register
+from gossamer.ops.together import check_devices
+from gossamer.ops.transforms import check_transforms
 
 
 def _fake(x: Tensor, values: Tensor, indices: Tensor, bias: Tensor | None, group: int, best: int, *_: object) -> object:
@@ -77,16 +80,15 @@ def fan_in_topk(
     >>> fan_in_topk(torch.tensor([[5.0, 2.0]]), values, indices, k=2, never=torch.tensor([0]))[1].tolist()
     [[1, 2]]
     """
+    check_transforms("gossamer.ops.fan_in_topk", x, values, bias)
     check_labels(values, indices, bias, group)
     check_tensor("x", x, (torch.float32,), 2, values.device)
-    if not isinstance(k, int) or k < 1:
-        raise ValueError(f"k must be an integer of at least 1, got {k!r}")
-    if not isinstance(first, int) or first < 0:
-        raise ValueError(f"first must be an integer of at least 0, got {first!r}")
+    check_integer("k", k, 1)
+    check_integer("first", first, 0)
     check_backend(backend, "x", x)
     offsets = ids = None
     if exclude is not None:
-        offsets, ids = exclude
+        offsets, ids = pair_of("exclude", exclude, "offsets, ids")
         check_tensor("exclude[0]", offsets, (torch.int64,), 1, values.device)
         check_tensor("exclude[1]", ids, (torch.int64,), 1, values.device)
         if offsets.numel() != x.shape[0] + 1:
@@ -127,15 +129,20 @@ def merge_topk(parts: Sequence[tuple[Tensor, Tensor]], k: int) -> tuple[Tensor, 
         (scores[batch, k], ids[batch, k]), best first, equal scores in order of label.
 
     Raises:
-        ValueError: no parts, parts of different batches, or k below 1.
+        TypeError, ValueError: naming the argument: no parts, parts of different batches, k below 1.
 
     >>> a = torch.tensor([[3.0, 1.0]]), torch.tensor([[4, 0]])
     >>> b = torch.tensor([[3.0, -torch.inf]]), torch.tensor([[2, -1]])
     >>> [each.tolist() for each in merge_topk([a, b], 3)]
     [[[3.0, 3.0, 1.0]], [[2, 4, 0]]]
     """
-    if k < 1:
-        raise ValueError(f"k must be at least 1, got {k}")
+    check_integer("k", k, 1)
+    for at, part in enumerate(parts):
+        names = tuple(f"parts[{at}][{one}]" for one in range(2))
+        for name, x in zip(names, pair_of(f"parts[{at}]", part, "scores, ids"), strict=True):
+            if not isinstance(x, Tensor):
+                raise TypeError(f"{name} must be a tensor, got {type(x).__name__}")
+        check_devices(("parts[0][0]", *names), (parts[0][0], *part))
     shapes = [(tuple(scores.shape), tuple(ids.shape)) for scores, ids in parts]
     if not shapes or any(a != b or len(a) != 2 or a[0] != shapes[0][0][0] for a, b in shapes):
         raise ValueError(f"parts must be pairs of matrices of one batch, at least one pair, got shapes {shapes}")

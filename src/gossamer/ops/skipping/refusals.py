@@ -11,6 +11,7 @@ from torch._subclasses.functional_tensor import FunctionalTensor
 
 from gossamer.handles import owner_of
 from gossamer.ops.arguments import FLOATS
+from gossamer.ops.checks import check_flag
 from gossamer.ops.registration import Backend, check_backend, constant_in_graphs
 from gossamer.ops.transforms import is_transformed
 from gossamer.planner import Site
@@ -36,13 +37,12 @@ def check_shapes(x: torch.Size, weight: torch.Size, bias: torch.Size | None, dim
         raise ValueError(f"bias must have shape [{weight[0]}], weight's filters, got {tuple(bias)}")
 
 
-def check_options(skip: str, **flags: object) -> None:
+def check_options(skip: str, **flags: bool) -> None:
     """What a layer may be told: how to skip, and flags by their names."""
     if skip not in ("auto", "input", "never"):
         raise ValueError(f"skip must be 'auto', 'input' or 'never', got {skip!r}")
     for flag, value in flags.items():
-        if not isinstance(value, bool):
-            raise TypeError(f"{flag} must be a bool, got {value!r}")
+        check_flag(flag, value)
 
 
 def check_types(

@@ -46,9 +46,10 @@ def _sketches(draw: random.Random) -> Arguments:
 def page_append(draw: random.Random) -> Arguments:
     requests, counts = _requests(draw)
     extremes = draw.choice((None, torch.zeros(6, 2, 4, 2, 32, dtype=torch.bfloat16)))
-    new = [integers(draw, sum(counts), 3, 32) for _ in range(2)]
+    new, pages = [integers(draw, sum(counts), 3, 32) for _ in range(2)], _pages(draw)
     return {
-        "new_keys": new[0], "new_values": new[1], "sources": torch.tensor(draw.sample(range(3), 2)), **_pages(draw),
+        "keys": new[0], "values": new[1], "heads": torch.tensor(draw.sample(range(3), 2)),
+        "pool_keys": pages.pop("keys"), "pool_values": pages.pop("values"), **pages,
         "extremes": extremes, "moments": None, **(_sketches(draw) if draw.random() < 0.5 else NONE), **requests,
     }  # fmt: skip
 

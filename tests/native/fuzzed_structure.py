@@ -46,13 +46,15 @@ NUMBERS = (-(2**63), -(2**50), -1, 0, 1, 2, 5, 13, 2**44, 2**50, 2**56, 2**57, 2
 ENTRIES = (-(2**63), -(2**31), -7, -1, 0, 1, 2, 3, 9, 40, 65535, 2**31 - 1, 2**31, 2**40, 2**63 - 1)
 # Of the arguments, the numbers of these become addresses: they are broken inside, others only in shape and dtype.
 STRUCTURE = (
-    "offsets", "indices", "order", "source", "target", "work", "candidates", "taken", "lengths", "table", "heads",
-    "sources", "list_offsets", "list_pages",
+    "offsets", "indices", "order", "source", "target", "work", "candidates", "lengths", "table", "heads",
+    "list_offsets", "list_pages",
 )  # fmt: skip
 WRITES = {
     "fan_in_step": ("values", "bias"), "fan_in_rewire": ("values", "indices", "states", "ages"),
     "fan_in_draw": ("out",), "page_attention": ("out", "lse"),
-    "page_append": ("keys", "values", "key_scales", "value_scales", "extremes", "sketches", "sketch_scales"),
+    "page_append": (
+        "pool_keys", "pool_values", "key_scales", "value_scales", "extremes", "sketches", "sketch_scales",
+    ),
 }  # fmt: skip
 
 OPS: tuple[Callable[[random.Random], Arguments], ...] = (

@@ -137,6 +137,8 @@ def test_what_is_chosen_is_what_sorting_would_choose(isa, together):
             assert got.shape == (2, 2 if together else 6, count)
             assert torch.equal(got, page_choose(scores, batch, count, group=3, together=together, backend="reference"))
             assert (got[..., 0] == 0).all() and (count == 1 or (got[..., -1] == pages - 1).all())
+            alone = page_choose(scores, batch, 1, group=3, together=together)
+            assert not alone.any()  # the first page and no other
 
 
 def test_choices_that_cannot_be_are_named():
@@ -155,6 +157,10 @@ def test_choices_that_cannot_be_are_named():
     ):
         with pytest.raises(ValueError, match=said):
             page_choose(scores, batch, **given)
+    with pytest.raises(TypeError, match="together must be a bool, got 'no'"):
+        page_choose(scores, batch, 2, together="no")
+    with pytest.raises(ValueError, match="heads must be on the device of scores, cpu, got meta"):
+        page_choose(scores, batch, 2, heads=torch.tensor([0], device="meta"))
     for heads in ([0], torch.tensor([0.0])):
         with pytest.raises(TypeError, match="heads must be int64 of one dimension, or None, got"):
             page_choose(scores, batch, 2, heads=heads)
@@ -165,6 +171,34 @@ def test_choices_that_cannot_be_are_named():
         page_choose(scores.double(), batch, 2)
     with pytest.raises(ValueError, match="pool keeps no sketches; expected one allocated with sketched=True"):
         page_scores(torch.zeros(1, 1, 16), PagePool.allocate(1, 1, 16), Batch.of([1], [1], [[0]]), by="keys")
+
+
+def test_what_appending_and_scoring_refuse_is_named_as_it_was_passed():
+    pool, batch, keys, values = filled([3], 2, 32)
+    before = [each.clone() for each in pool.tensors]
+    for given, said in (
+        ({"keys": [1]}, "keys must be a tensor, got list"),
+        ({"values": values[:2]}, r"values must have the shape of keys, \[3, 2, 32\], got \[2, 2, 32\]"),
+        ({"keys": keys[:, :1], "values": values[:, :1]}, "keys must have at least the 2 heads of pool, .* got 1"),
+        ({"heads": torch.tensor([0, 2])}, r"heads\[1\] is 2, expected 0 <= head < 2"),
+        ({"keys": keys.to_sparse()}, "keys must be a strided"),
+        ({"heads": torch.tensor([0, 1], device="meta")}, "heads must be on the device of keys, cpu, got meta"),
+        ({"pool": None}, "pool must be a gossamer.ops.PagePool, got NoneType"),
+        ({"batch": None}, "batch must be a gossamer.ops.Batch, got NoneType"),
+    ):
+        with pytest.raises((TypeError, ValueError), match="^" + said):
+            page_append(**{"keys": keys, "values": values, "pool": pool, "batch": batch} | given)
+    for now, was in zip(pool.tensors, before, strict=True):
+        assert_same_bits(now, was)
+    q, token = torch.randn(1, 4, 32), Batch(torch.tensor([0, 1]), batch.lengths, batch.table)
+    for given, said in (
+        ({"q": q[0]}, r"q must be floats \[requests, heads, 32\], got torch.float32\[4, 32\]"),
+        ({"q": torch.cat([q, q])}, r"q must have a row for each of 1 requests, got torch.float32\[2, 4, 32\]"),
+        ({"group": 5}, "group must be at most 2 for 4 heads of q and 2 of pool, got 5"),
+        ({"scale": "x"}, "scale must be a number, got 'x'"),
+    ):
+        with pytest.raises((TypeError, ValueError), match="^" + said):
+            page_scores(**{"q": q, "pool": pool, "batch": token} | given)
 
 
 def test_nothing_is_left_of_who_had_a_page_before():

@@ -12,6 +12,8 @@ from gossamer import ops
 P = gs.Pattern.full((4, 4), (2, 2))
 V, D, W, IDS = torch.randn(4, 2, 2), torch.randn(4, 4), torch.randn(3, 4, 4), torch.tensor([0, 2, 1, -1])
 X = torch.randn(4, 4)
+INDICES, POSITIVES = torch.tensor([[0, 1], [1, 2]], dtype=torch.uint16), torch.tensor([1])
+POOL, BATCH = ops.PagePool.allocate(1, 1, 16, sketched=True), ops.Batch.of([1], [1], [[0]])
 OPS = {
     "ops.dsd": lambda x: ops.dsd(V, P, x),
     "ops.dds": lambda x: ops.dds(x, V, P),
@@ -27,6 +29,19 @@ OPS = {
     "nn.Experts": gs.nn.Experts(4, 4, experts=2),
     "ops.matmul, in a module": gs.nn.ReLUFeedForward(4, 4),
     "nn.BlockSparseAttention": lambda x, module=gs.nn.BlockSparseAttention(4, 2, P): module(x.unsqueeze(0)),  # noqa: B008
+}
+WITHOUT_GRADIENT = {
+    "ops.detect": lambda x: gs.detect(x).indices,
+    **{
+        f"ops.page_scores, {by}": lambda x, by=by: ops.page_scores(x.view(1, 1, 16), POOL, BATCH, by=by)
+        for by in ("keys", "extremes", "moments")
+    },
+    "ops.page_choose": lambda x: ops.page_choose(x.view(1, 4, 4), BATCH, 1),
+    "ops.page_append": lambda x: ops.page_append(x.view(1, 1, 16), x.view(1, 1, 16), POOL, BATCH),
+    "ops.page_attention": lambda x: ops.page_attention(x.view(1, 1, 16), POOL, BATCH),
+    "ops.fan_in_topk": lambda x: ops.fan_in_topk(x, x[:2, :2], INDICES, 1)[0],
+    "ops.fan_in_step": lambda x: ops.fan_in_step(x, x[:2, :2], INDICES, None, [], POSITIVES, lr=0.1, step=1)[0],
+    "ops.fan_in_rewire": lambda x: ops.fan_in_rewire(x[:2, :2], INDICES, 4, fraction=0.5),
 }
 
 
@@ -50,6 +65,18 @@ TRANSFORMS = {
     "jvp": lambda call: jvp(call, (X,), (X,)),
     "dual numbers": dual,
 }
+
+
+FORWARD = [transform for transform in TRANSFORMS if transform not in ("vectorize", "is_grads_batched")]
+
+
+@pytest.mark.parametrize("transform", FORWARD)
+@pytest.mark.parametrize("name", WITHOUT_GRADIENT)
+def test_what_has_no_gradient_says_no_as_well(name, transform):
+    """It is asked of what was given: what an op detaches has lost its tangent, and zeros were the answer."""
+    said = "no forward-mode derivative" if transform in ("jvp", "dual numbers") else "cannot be transformed"
+    with pytest.raises(RuntimeError, match=rf"gossamer\.{name.split(',')[0]} .*{said}"):
+        TRANSFORMS[transform](WITHOUT_GRADIENT[name])
 
 
 @pytest.mark.parametrize("transform", TRANSFORMS)

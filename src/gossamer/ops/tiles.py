@@ -18,6 +18,7 @@ from torch import Tensor
 from gossamer.ops.autograd import Differentiable, save
 from gossamer.ops.index import check_grid, check_pattern, check_values
 from gossamer.ops.registration import Backend, check_backend, register
+from gossamer.ops.transforms import check_transforms
 from gossamer.pattern import Overflow, Pattern
 from gossamer.pattern.build import grid_of, index_dtype
 from gossamer.pattern.check import check_capacity, check_matrix, check_overflow, check_pair, room_for
@@ -79,6 +80,7 @@ def detect(
     check_matrix("x", x)
     if x.dtype not in _DTYPES:
         raise TypeError(f"x must be a float, an integer of up to 64 bits, uint8 or bool, got {x.dtype}")
+    check_transforms("gossamer.ops.detect", x)
     bm, bn = check_pair("tile", tile, 1)
     check_capacity(capacity)
     check_overflow(overflow)

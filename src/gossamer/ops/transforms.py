@@ -9,6 +9,8 @@ from torch import Tensor
 from torch._C import _functorch
 from torch.autograd import forward_ad
 
+from gossamer.ops.mutation import tensors_of
+
 
 def check_transforms(name: str, *tensors: Tensor | None) -> None:
     """Refuse what kernels would get wrong: tensors that stand for others (torch.func, vmap), and dual numbers."""
@@ -44,7 +46,7 @@ def _is_batch(args: tuple[Any, ...]) -> bool:
 def _has_tangent(args: tuple[Any, ...]) -> bool:
     if forward_ad._current_level < 0:
         return False
-    return any(isinstance(arg, Tensor) and forward_ad.unpack_dual(arg).tangent is not None for arg in args)
+    return any(forward_ad.unpack_dual(x).tangent is not None for arg in args for x in tensors_of(arg))
 
 
 def check_tangents(name: str, args: tuple[Any, ...], known: bool = False) -> None:

@@ -24,22 +24,24 @@ def pages(
     [pages, heads, page, width]; scales [pages, heads, 2, page].
     """
     if stored not in CODES:
-        raise ValueError(f"stored must be one of {', '.join(CODES)}, got {stored!r}")
+        raise ValueError(f"pool.stored must be one of {', '.join(CODES)}, got {stored!r}")
     dtype = _DTYPES.get(stored, torch.uint8)
     half = 2 if stored == "int4" else 1
-    count, heads, page, packed = _call.tensor(values, "values", ndim=4, dtypes=(dtype,)).shape
+    count, heads, page, packed = _call.tensor(values, "pool.values", ndim=4, dtypes=(dtype,)).shape
     width = packed * half
     if width % 16 or not 16 <= width <= MOST_WIDTH or page % 32 or not 32 <= page <= MOST_PAGE:
         raise ValueError(
-            f"values must be of a width and page that are multiples of 16 and 32 up to 256, got {width}, {page}"
+            f"pool.values must be of a width and page that are multiples of 16 and 32 up to 256, got {width}, {page}"
         )
     if half == 2 and width % 32:
-        raise ValueError(f"values must have a width that is a multiple of 32 to be stored in four bits, got {width}")
+        raise ValueError(
+            f"pool.values must have a width that is a multiple of 32 for numbers of four bits, got {width}"
+        )
     of_keys = (2 // half, width // 8, page, 4) if dtype is torch.uint8 else (width, page)
-    _call.tensor(keys, "keys", ndim=2 + len(of_keys), dtypes=(dtype,))
+    _call.tensor(keys, "pool.keys", ndim=2 + len(of_keys), dtypes=(dtype,))
     if tuple(keys.shape) != (count, heads, *of_keys):
-        raise ValueError(f"keys must have shape {(count, heads, *of_keys)}, got {tuple(keys.shape)}")
-    for name, scales in (("key_scales", key_scales), ("value_scales", value_scales)):
+        raise ValueError(f"pool.keys must have shape {(count, heads, *of_keys)}, got {tuple(keys.shape)}")
+    for name, scales in (("pool.key_scales", key_scales), ("pool.value_scales", value_scales)):
         if (scales is None) == (dtype is torch.uint8):
             raise ValueError(f"{name} must be given with int8 and int4, and only then, got {type(scales).__name__}")
         if scales is not None:

@@ -10,32 +10,33 @@ from gossamer.kernels.reference._slots import demand
 
 
 def page_append(
-    new_keys: Tensor, new_values: Tensor, sources: Tensor, keys: Tensor, values: Tensor, key_scales: Tensor | None,
+    keys: Tensor, values: Tensor, heads: Tensor, pool_keys: Tensor, pool_values: Tensor, key_scales: Tensor | None,
     value_scales: Tensor | None, stored: str, extremes: Tensor | None, moments: Tensor | None,
     sketches: Tensor | None, sketch_scales: Tensor | None, offsets: Tensor, lengths: Tensor, table: Tensor,
 ) -> None:  # fmt: skip
-    """new_keys, new_values float32[tokens, key heads, width] into keys[pages, heads, width, page] and
-    values[pages, heads, page, width], head h of which is the model's key head sources[h].
+    """keys, values float32[tokens, key heads, width] into pool_keys[pages, heads, width, page] and
+    pool_values[pages, heads, page, width], head h of which is the model's key head heads[h].
 
     Request r has the tokens offsets[r] to offsets[r + 1], the last of the lengths[r] it has then; its tokens
     [i * page, (i + 1) * page) lie in page table[r, i]. int8 and int4 store codes with scales[pages, heads, 2, page],
-    of values in rows as numbers are, of keys in keys[pages, heads, planes, width / 8, page, 4] as `in_planes` has them.
+    of values in rows as numbers are, of keys in pool_keys[pages, heads, planes, width / 8, page, 4] as `in_planes` has
+    them.
     extremes and moments [pages, heads, n, 2, width] get the largest and least, and the mean and variance, of each of n
     stretches of a page that changed. sketches uint8[pages, heads, 1, width / 8, page, 4] get each key in four bits,
     with sketch_scales [pages, heads, 2, page].
     """
-    count, page = len(keys), values.shape[2]
-    check_requests(offsets, lengths, table, len(new_keys), count, page)
+    count, page = len(pool_keys), pool_values.shape[2]
+    check_requests(offsets, lengths, table, len(keys), count, page)
     for r, first, end, place in tokens_of(offsets, lengths):
         if first == end:
             continue
-        at = torch.arange(place, place + end - first, device=keys.device)
+        at = torch.arange(place, place + end - first, device=pool_keys.device)
         pages = table[r].long()[at // page]
         demand(((pages >= 0) & (pages < count)).all(), f"table must name pages below {count}")
-        place_of, (new_k, new_v) = at % page, (x[first:end][:, sources] for x in (new_keys, new_values))
+        place_of, (new_k, new_v) = at % page, (x[first:end][:, heads] for x in (keys, values))
         if key_scales is None:
-            keys[pages, :, :, place_of] = new_k.to(keys.dtype)
-        for codes, scales in ((keys, key_scales), (sketches, sketch_scales)):
+            pool_keys[pages, :, :, place_of] = new_k.to(pool_keys.dtype)
+        for codes, scales in ((pool_keys, key_scales), (sketches, sketch_scales)):
             if codes is not None and scales is not None:
                 planes = codes.shape[2]
                 of_keys = _coded_into(scales, new_k, 16**planes - 1, pages, place_of)
@@ -45,10 +46,11 @@ def page_append(
         if stored == "int4":
             low, high = new_v.chunk(2, -1)
             new_v = low | high << 4
-        values[pages, :, place_of] = new_v.to(values.dtype)
+        pool_values[pages, :, place_of] = new_v.to(pool_values.dtype)
         for summaries, of in ((extremes, _extremes), (moments, _moments)):
             if summaries is not None:
-                _summarize(summaries, of, keys, key_scales, stored, table[r].long(), place, place + end - first, page)
+                whole = pool_keys, key_scales, stored, table[r].long(), place, place + end - first, page
+                _summarize(summaries, of, *whole)
 
 
 def coded(x: Tensor, most: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -176,13 +176,13 @@ def code_keys(
 
 
 def page_append(
-    new_keys: Tensor, new_values: Tensor, sources: Tensor, keys: Tensor, values: Tensor, key_scales: Tensor | None,
+    keys: Tensor, values: Tensor, heads: Tensor, pool_keys: Tensor, pool_values: Tensor, key_scales: Tensor | None,
     value_scales: Tensor | None, stored: str, extremes: Tensor | None, moments: Tensor | None,
     sketches: Tensor | None, sketch_scales: Tensor | None, offsets: Tensor, lengths: Tensor, table: Tensor,
 ) -> None:  # fmt: skip
     """See `gossamer.kernels.reference.page_append`; tokens whose page is none are dropped, without a host sync."""
-    count, pool_heads, page = values.shape[:3]
-    tokens, width = len(new_keys), new_keys.shape[2]
+    count, pool_heads, page = pool_values.shape[:3]
+    tokens, width = len(keys), keys.shape[2]
     most = tokens // page + 2 * len(lengths)
     if not tokens or not pool_heads:
         return
@@ -190,21 +190,21 @@ def page_append(
     pages = torch.where(offsets.diff() > 0, (lengths - 1) // page - first // page + 1, 0)
     request, number = blocks_of(pages, 1, most)
     requests, of_pages = (offsets, lengths, table, request, number, count), (pool_heads, table.shape[1])
-    structure = *requests, new_keys.shape[1], *of_pages
+    structure = *requests, keys.shape[1], *of_pages
     sizes = {"W": width, "P": page}
     wide = triton.next_power_of_2(width)
-    with on_device(keys):
-        for planes, scales in ((keys, key_scales), (sketches, sketch_scales)):
+    with on_device(pool_keys):
+        for planes, scales in ((pool_keys, key_scales), (sketches, sketch_scales)):
             if planes is not None and scales is not None:
                 code_keys[(most, pool_heads)](
-                    new_keys, sources, planes, scales, *structure, E=wide // 2, PLANES=planes.shape[2], **sizes
+                    keys, heads, planes, scales, *structure, E=wide // 2, PLANES=planes.shape[2], **sizes
                 )
         append_pages[(most, pool_heads)](
-            new_keys, new_values, sources, keys, values, value_scales, *structure, WIDE=wide, WAY=way(stored), **sizes
+            keys, values, heads, pool_keys, pool_values, value_scales, *structure, WIDE=wide, WAY=way(stored), **sizes
         )
         if extremes is not None or moments is not None:
             summarize_pages[(most, pool_heads, triton.cdiv(width, 32))](
-                keys, key_scales, extremes, moments, *requests, *of_pages, BD=32, WAY=way(stored),
+                pool_keys, key_scales, extremes, moments, *requests, *of_pages, BD=32, WAY=way(stored),
                 EXTREMES=0 if extremes is None else extremes.shape[2],
                 MOMENTS=0 if moments is None else moments.shape[2], **sizes,
             )  # fmt: skip

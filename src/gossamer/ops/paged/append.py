@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
+from gossamer.ops.paged.arguments import check_pages, check_rows, heads_or_first
 from gossamer.ops.paged.pool import Batch, PagePool
-from gossamer.ops.registration import Backend, check_backend, register
+from gossamer.ops.registration import Backend, register
+from gossamer.ops.transforms import check_transforms
 
 page_append_on = register(
     "page_append",
-    "(Tensor new_keys, Tensor new_values, Tensor sources, Tensor(a!) keys, Tensor(b!) values, Tensor(c!)? key_scales, "
+    "(Tensor keys, Tensor values, Tensor heads, Tensor(a!) pool_keys, Tensor(b!) pool_values, Tensor(c!)? key_scales, "
     "Tensor(d!)? value_scales, str stored, Tensor(e!)? extremes, Tensor(f!)? moments, Tensor(g!)? sketches, "
     "Tensor(h!)? sketch_scales, Tensor offsets, Tensor lengths, Tensor table) -> ()",
 )
@@ -48,22 +49,14 @@ def page_append(
     >>> float(pool.keys[1, 0, 5, 2])
     1.0
     """
-    check_backend(backend, "pool", pool.keys)
-    for name, x in (("keys", keys), ("values", values)):
-        if not x.is_floating_point() or x.dim() != 3 or x.shape[2] != pool.width:
-            raise ValueError(f"{name} must be floats [tokens, heads, {pool.width}], got {x.dtype}{list(x.shape)}")
+    check_transforms("gossamer.ops.page_append", keys, values)
+    check_pages(pool, batch, backend)
+    width = pool.width
+    check_rows("keys", keys, width)
+    check_rows("values", values, width)
+    if values.shape != keys.shape:
+        raise ValueError(f"values must have the shape of keys, {list(keys.shape)}, got {list(values.shape)}")
     page_append_on(backend)(
-        keys.float(), values.float(), heads_or_first(heads, pool, keys.shape[1]), *pool.numbers, pool.extremes,
+        keys.float(), values.float(), heads_or_first(heads, pool, "keys", keys.shape[1]), *pool.numbers, pool.extremes,
         pool.moments, pool.sketches, pool.sketch_scales, batch.offsets, batch.lengths, batch.table,
     )  # fmt: skip
-
-
-def heads_or_first(heads: Tensor | None, pool: PagePool, of: int, group: int = 1) -> Tensor:
-    """int64[pool.heads]: those given, or every `group`-th of `of`."""
-    if heads is None:
-        if pool.heads * group > of:
-            raise ValueError(f"pool has {pool.heads} heads; expected at most {of // group}")
-        return torch.arange(pool.heads, device=pool.keys.device) * group
-    if not isinstance(heads, Tensor) or heads.dtype != torch.int64 or tuple(heads.shape) != (pool.heads,):
-        raise ValueError(f"heads must be int64[{pool.heads}], one for each head of the pool, got {heads!r:.60}")
-    return heads

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
-from gossamer.ops.paged.append import heads_or_first
-from gossamer.ops.paged.pool import Batch, PagePool, lists_of
-from gossamer.ops.registration import Backend, check_backend, register
+from gossamer.ops.checks import check_integer, check_number, described
+from gossamer.ops.paged.arguments import check_pages, check_rows, heads_or_first, lists_of
+from gossamer.ops.paged.pool import Batch, PagePool
+from gossamer.ops.registration import Backend, register
+from gossamer.ops.transforms import check_transforms
 from gossamer.pattern import Pattern
 
 page_attention_on = register(
@@ -72,22 +72,21 @@ def page_attention(
     >>> page_attention(torch.ones(2, 1, 16), pool, batch)[:, 0, 0].tolist()
     [2.0, 3.0]
     """
-    check_backend(backend, "pool", pool.keys)
-    if not q.is_floating_point() or q.dim() != 3 or q.shape[2] != pool.width:
-        raise ValueError(f"q must be floats [tokens, heads, {pool.width}], got {q.dtype}{list(q.shape)}")
-    if isinstance(group, bool) or not isinstance(group, int) or group < 1:
-        raise ValueError(f"group must be an integer of at least 1, got {group!r}")
-    if window is not None and window < 1:
-        raise ValueError(f"window must be at least 1, the token itself, or None for all, got {window}")
-    if sink < 0:
-        raise ValueError(f"sink must be at least 0, got {sink}")
-    scale = pool.width**-0.5 if scale is None else float(scale)
-    if not math.isfinite(scale) or not math.isfinite(cap) or cap < 0:
-        raise ValueError(f"scale and cap must be finite and cap at least 0, got {scale} and {cap}")
+    check_transforms("gossamer.ops.page_attention", q, out, lse)
+    check_pages(pool, batch, backend)
+    check_rows("q", q, pool.width)
+    check_integer("group", group, 1)
+    check_integer("sink", sink, 0)
+    if window is not None:
+        check_integer("window", window, 1)
+    scale = pool.width**-0.5 if scale is None else check_number("scale", scale)
+    cap = check_number("cap", cap, 0)
     for name, given, shape in (("out", out, q.shape), ("lse", lse, q.shape[:2])):
-        if given is not None and (given.dtype != torch.float32 or given.shape != shape):
-            raise ValueError(f"{name} must be float32{list(shape)}, got {given.dtype}{list(given.shape)}")
-    chosen = heads_or_first(heads, pool, q.shape[1], group)
+        if given is None:
+            continue
+        if not isinstance(given, Tensor) or given.dtype != torch.float32 or given.shape != shape:
+            raise ValueError(f"{name} must be float32{list(shape)}, got {described(given)}")
+    chosen = heads_or_first(heads, pool, "q", q.shape[1], group)
     target = torch.zeros_like(q, dtype=torch.float32) if out is None else out
     page_attention_on(backend)(
         q.float(), target, lse, chosen, group, *pool.numbers, batch.offsets, batch.lengths, batch.table,

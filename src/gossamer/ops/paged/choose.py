@@ -5,8 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from gossamer.ops.checks import check_flag
+from gossamer.ops.paged.arguments import check_batch
 from gossamer.ops.paged.pool import PAGE, Batch
 from gossamer.ops.registration import Backend, check_backend, register
+from gossamer.ops.transforms import check_transforms
 
 
 def _fake(scores: Tensor, heads: Tensor, group: int, together: bool, lengths: Tensor, count: int, page: int) -> Tensor:
@@ -33,7 +36,7 @@ def page_choose(
     backend: Backend | None = None,
 ) -> Tensor:
     """The `count` pages of the highest scores, ascending; of equal scores the earlier. The first page and the newest
-    are always among them; NaN counts as minus infinity.
+    are always among them, if count is at least 2: a single one is the first page. NaN counts as minus infinity.
 
     Args:
         scores: float32[requests, query heads, pages], as from `page_scores`.
@@ -56,6 +59,9 @@ def page_choose(
     """
     if not isinstance(scores, Tensor):
         raise TypeError(f"scores must be a torch.Tensor, got {type(scores).__name__}")
+    check_transforms("gossamer.ops.page_choose", scores)
+    check_batch(batch)
+    check_flag("together", together)
     check_backend(backend, "scores", scores)
     if scores.dim() != 3 or scores.dtype != torch.float32 or scores.shape[0] != batch.requests:
         raise ValueError(

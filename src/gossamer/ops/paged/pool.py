@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from gossamer.kernels.reference._pages import numbers
-from gossamer.pattern import Pattern
+from gossamer.ops.checks import described
 
 Stored = Literal["float32", "bfloat16", "float16", "int8", "int4"]
 PAGE = 64
@@ -220,8 +220,7 @@ class Batch:
             ("table", self.table, torch.int32, 2),
         ):
             if not isinstance(value, Tensor) or value.dtype != dtype or value.dim() != dims:
-                found = f"{value.dtype}{list(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
-                raise TypeError(f"{name} must be a {dtype} tensor of {dims} dimensions, got {found}")
+                raise TypeError(f"{name} must be a {dtype} tensor of {dims} dimensions, got {described(value)}")
 
     @classmethod
     def of(cls, counts: list[int], lengths: list[int], pages: list[list[int]], device: Any = None) -> Batch:
@@ -242,13 +241,3 @@ class Batch:
     @property
     def requests(self) -> int:
         return self.lengths.numel()
-
-
-def lists_of(lists: Pattern | None) -> tuple[Tensor | None, Tensor | None, int]:
-    """Offsets, pages and tokens of a block, as the op takes them, of a Pattern with a row for each block and head."""
-    if lists is None:
-        return None, None, 2**40
-    if lists.tile[1] != 1:
-        raise ValueError(f"lists must have tiles (tokens of a block, 1), got {lists.tile}")
-    pages = lists.indices.flatten().to(torch.int32)
-    return lists.row_offsets(), pages, lists.tile[0]

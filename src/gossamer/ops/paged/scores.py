@@ -7,9 +7,11 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from gossamer.ops.paged.append import heads_or_first
+from gossamer.ops.checks import check_integer, check_number, described
+from gossamer.ops.paged.arguments import check_pages, check_rows, heads_or_first
 from gossamer.ops.paged.pool import Batch, PagePool
-from gossamer.ops.registration import Backend, check_backend, register
+from gossamer.ops.registration import Backend, register
+from gossamer.ops.transforms import check_transforms
 
 PageScore = Literal["keys", "extremes", "moments"]
 
@@ -66,7 +68,7 @@ def page_scores(
         float32[requests, query heads, pages of the table]; -inf where a request has no page.
 
     Raises:
-        ValueError: naming the argument; the pool keeps no such summaries.
+        TypeError, ValueError: naming the argument; the pool keeps no such summaries.
 
     Source: keys in four bits as in Twilight (arXiv 2502.02770); Quest (arXiv 2406.10774) for extremes;
     the second cumulant of the scores of a page for moments.
@@ -77,7 +79,8 @@ def page_scores(
     >>> page_scores(torch.ones(1, 1, 16), pool, batch, by="extremes", scale=1.0).tolist()
     [[[16.0]]]
     """
-    check_backend(backend, "pool", pool.keys)
+    check_transforms("gossamer.ops.page_scores", q)
+    check_pages(pool, batch, backend)
     if by not in get_args(PageScore):
         raise ValueError(f"by must be one of {', '.join(get_args(PageScore))}, got {by!r}")
     codes, scales = pool.key_codes
@@ -85,10 +88,13 @@ def page_scores(
     if kept is None:
         asked = "sketched=True" if by == "keys" else f"{by}="
         raise ValueError(f"pool keeps no {'sketches' if by == 'keys' else by}; expected one allocated with {asked}")
-    if tuple(q.shape[::2]) != (batch.requests, pool.width) or q.dim() != 3 or not q.is_floating_point():
-        raise ValueError(f"q must be floats [{batch.requests}, heads, {pool.width}], got {q.dtype}{list(q.shape)}")
-    scaled = q.detach().float() * (pool.width**-0.5 if scale is None else scale)
-    first = heads_or_first(heads, pool, q.shape[1], group)
+    check_rows("q", q, pool.width, "requests")
+    if q.shape[0] != batch.requests:
+        raise ValueError(f"q must have a row for each of {batch.requests} requests, got {described(q)}")
+    check_integer("group", group, 1)
+    # Checked for transforms before, since a detached tensor has lost its tangent.
+    scaled = q.detach().float() * (pool.width**-0.5 if scale is None else check_number("scale", scale))
+    first = heads_or_first(heads, pool, "q", q.shape[1], group)
     if by == "keys":
         return page_key_scores_on(backend)(scaled, first, group, kept, scales, batch.lengths, batch.table)
     form = (scaled, scaled.square() / 2) if by == "moments" else (scaled.clamp(min=0), scaled.clamp(max=0))

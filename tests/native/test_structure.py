@@ -67,6 +67,70 @@ def test_a_broken_pattern_is_refused(name, backend):
             call(p, backend)
 
 
+PAGES = {
+    "offsets": torch.arange(3), "lengths": torch.tensor([40, 64]),
+    "table": torch.tensor([[3, 0], [1, 2]], dtype=torch.int32), "heads": torch.tensor([2, 0]),
+    "list_offsets": torch.tensor([0, 2, 3, 4, 4]), "list_pages": torch.tensor([0, 1, 1, 0], dtype=torch.int32),
+}  # fmt: skip
+KEYS = torch.ones(2, 4, 16)
+
+
+def read_pages(backend, pool, offsets, lengths, table, heads, list_offsets, list_pages):
+    lists = gs.Pattern(list_offsets, list_pages, (len(list_offsets) - 1, 2), (1, 1))
+    batch = ops.Batch(offsets, lengths, table)
+    return ops.page_attention(KEYS, pool, batch, heads=heads, group=2, lists=lists, backend=backend)
+
+
+def scored(by):
+    return lambda backend, pool, offsets, lengths, table, heads, *_: ops.page_scores(
+        KEYS, pool, ops.Batch(offsets, lengths, table), by=by, heads=heads, group=2, backend=backend
+    )
+
+
+PAGED = {
+    "page_attention": read_pages,
+    "page_append": lambda backend, pool, offsets, lengths, table, heads, *_: ops.page_append(
+        KEYS, KEYS, pool, ops.Batch(offsets, lengths, table), heads=heads, backend=backend
+    ),
+    "page_scores, keys": scored("keys"),
+    "page_scores, moments": scored("moments"),
+    "page_choose": lambda backend, pool, offsets, lengths, table, heads, *_: ops.page_choose(
+        torch.ones(2, 4, 2), ops.Batch(offsets, lengths, table), 2, heads=heads, group=2, page=32, backend=backend
+    ),
+}
+BROKEN_HEADS = [("heads", [-2, 0]), ("heads", [0, 4])]
+BROKEN_ROWS = [("lengths", [40, 65]), ("table", [[3, 9], [1, 2]]), ("table", [[3, 0]])]
+BROKEN_BATCH = [
+    ("offsets", [-4, 1, 2]), ("offsets", [0, 1, 1]), ("offsets", [0, 3, 2]), ("offsets", [0, 1, 2, 2]),
+    ("lengths", [40, 0]), ("lengths", [40, 64, 1]),
+]  # fmt: skip
+BROKEN_LISTS = [
+    ("list_pages", [1, 0, 1, 0]), ("list_pages", [0, 0, 1, 0]), ("list_pages", [0, 2, 1, 0]),
+    ("list_pages", [-1, 1, 1, 0]), ("list_offsets", [-4, 2, 3, 4, 4]), ("list_offsets", [1, 2, 3, 4, 4]),
+    ("list_offsets", [0, 2, 3, 4, 5]), ("list_offsets", [0, 3, 2, 4, 4]), ("list_offsets", [0, 2, 3, 4]),
+    ("list_offsets", [0, 2, 3, 4, 4, 4]),
+]  # fmt: skip
+OF_PAGES = {
+    "page_attention": [*BROKEN_HEADS, ("heads", [1, 2]), *BROKEN_ROWS, *BROKEN_BATCH, *BROKEN_LISTS],
+    "page_append": [*BROKEN_HEADS, *BROKEN_ROWS, *BROKEN_BATCH],
+    "page_choose": [*BROKEN_HEADS, ("lengths", [40, 32]), ("lengths", [40, 65]), ("lengths", [40])],
+    **{f"page_scores, {by}": [*BROKEN_HEADS, ("heads", [1, 2]), *BROKEN_ROWS] for by in ("keys", "moments")},
+}
+
+
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+@pytest.mark.parametrize("name", PAGED)
+def test_a_broken_batch_of_pages_is_refused(name, backend):
+    pool = ops.PagePool.allocate(4, 2, 16, page=32, sketched=True)
+    for each in pool.tensors:
+        each.zero_()
+    PAGED[name](backend, pool, *PAGES.values())
+    for field, numbers in OF_PAGES[name]:
+        given = PAGES | {field: torch.tensor(numbers, dtype=PAGES[field].dtype)}
+        with pytest.raises(ValueError, match=r"offsets|lengths|table|heads|lists|scores"):
+            PAGED[name](backend, pool, *given.values())
+
+
 @pytest.mark.parametrize("name", ["gather", "scatter", "dsd", "sdd", "matmul", "grouped_matmul"])
 def test_what_is_broken_between_forward_and_backward_is_refused(name):
     make, call = CALLS[name]

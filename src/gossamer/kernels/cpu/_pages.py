@@ -150,5 +150,9 @@ def refuse_lists(offsets: Tensor, listed: Tensor, rows: int) -> NoReturn:
         raise ValueError(
             f"lists must have {rows} rows, one for each block of tokens and head, got {offsets.numel() - 1}"
         )
-    _call.check_list(None, "lists", offsets, listed.numel())
+    if offsets[0] != 0 or bool((offsets.diff() < 0).any()) or offsets[-1] > listed.numel():
+        raise ValueError(
+            f"lists must have offsets from 0 to at most {listed.numel()} that never decrease, got "
+            f"{offsets.tolist()[:16]}"
+        )
     raise ValueError("lists must name pages of their own request, in ascending order in each row, each once")

@@ -45,15 +45,46 @@ def numbers(stored_numbers: Tensor, scales: Tensor | None, stored: str, *, keys:
     return torch.addcmul(zero.double()[..., None], x.double(), by.double()[..., None]).float()
 
 
-def check_requests(offsets: Tensor, lengths: Tensor, table: Tensor, tokens: int, count: int, page: int) -> None:
+def check_requests(offsets: Tensor, lengths: Tensor, table: Tensor, tokens: int, page: int) -> None:
+    check_lengths(lengths, table, page)
+    if offsets.numel() != len(table) + 1:
+        raise ValueError(f"offsets must have {len(table) + 1} entries, got {offsets.numel()}")
     demand(
         (offsets[0] == 0) & (offsets[-1] == tokens) & (offsets.diff() >= 0).all(), f"offsets must go from 0 to {tokens}"
     )
+    demand((lengths >= offsets.diff()).all(), "lengths must be those of all tokens, the new ones too")
+
+
+def check_lengths(lengths: Tensor, table: Tensor, page: int) -> None:
+    if lengths.numel() != len(table):
+        raise ValueError(f"lengths must have {len(table)} entries, one for each row of table, got {lengths.numel()}")
     room = table.shape[1] * page
-    demand(
-        ((lengths >= offsets.diff()) & (lengths <= room)).all(),
-        f"lengths must be those of all tokens and at most {room}",
-    )
+    demand(((lengths >= 0) & (lengths <= room)).all(), f"lengths must be at least 0 and at most {room}")
+
+
+def check_heads(heads: Tensor, count: int, query_heads: int, group: int = 0) -> None:
+    """`count` heads of so many, each the first of `group` that are its own; 0: one each, which may be shared."""
+    if heads.numel() != count:
+        raise ValueError(f"heads must have {count} entries, one for each head of the pages, got {heads.numel()}")
+    below = query_heads - max(group, 1) + 1
+    demand(((heads >= 0) & (heads < below)).all(), f"heads must be at least 0 and below {below}")
+    demand((heads.sort().values.diff() >= group).all(), f"heads must be at least the group of {group} apart")
+
+
+def check_group(group: int, query_heads: int) -> None:
+    if not 1 <= group <= query_heads:
+        raise ValueError(f"group must be from 1 to the {query_heads} query heads, got {group}")
+
+
+def check_lists(list_offsets: Tensor, list_pages: Tensor, offsets: Tensor, list_tokens: int, heads: int) -> None:
+    """A row for each block of tokens of a request and head of the pages; what they name is asked where it is read."""
+    rows = heads * int((-(-offsets.diff() // list_tokens)).sum())
+    if list_offsets.numel() != rows + 1:
+        raise ValueError(
+            f"lists must have {rows} rows, one for each block of tokens and head, got {list_offsets.numel() - 1}"
+        )
+    right = (list_offsets[0] == 0) & (list_offsets.diff() >= 0).all() & (list_offsets[-1] <= list_pages.numel())
+    demand(right, f"lists must have offsets from 0 to at most {list_pages.numel()} that never decrease")
 
 
 def tokens_of(offsets: Tensor, lengths: Tensor) -> Iterator[tuple[int, int, int, int]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from gossamer.kernels.reference._pages import check_requests, in_planes, numbers, tokens_of
+from gossamer.kernels.reference._pages import check_heads, check_requests, in_planes, numbers, tokens_of
 from gossamer.kernels.reference._slots import demand
 
 
@@ -26,7 +26,8 @@ def page_append(
     with sketch_scales [pages, heads, 2, page].
     """
     count, page = len(pool_keys), pool_values.shape[2]
-    check_requests(offsets, lengths, table, len(keys), count, page)
+    check_requests(offsets, lengths, table, len(keys), page)
+    check_heads(heads, pool_values.shape[1], keys.shape[1])
     for r, first, end, place in tokens_of(offsets, lengths):
         if first == end:
             continue

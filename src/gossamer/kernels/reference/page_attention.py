@@ -5,7 +5,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from gossamer.kernels.reference._pages import check_requests, numbers, page_row, tokens_of
+from gossamer.kernels.reference._pages import (
+    check_group,
+    check_heads,
+    check_lists,
+    check_requests,
+    numbers,
+    page_row,
+    tokens_of,
+)
 from gossamer.kernels.reference._slots import demand
 
 
@@ -24,7 +32,11 @@ def page_attention(
     """
     count, pool_heads = keys.shape[:2]
     page = values.shape[2]
-    check_requests(offsets, lengths, table, len(q), count, page)
+    check_requests(offsets, lengths, table, len(q), page)
+    check_group(group, q.shape[1])
+    check_heads(heads, pool_heads, q.shape[1], group)
+    if list_offsets is not None and list_pages is not None:
+        check_lists(list_offsets, list_pages, offsets, list_tokens, pool_heads)
     row = 0
     for r, first, end, place in tokens_of(offsets, lengths):
         used = -(-(place + end - first) // page)
@@ -37,7 +49,10 @@ def page_attention(
                 seen = (j <= at) & ((j < sink) | (j > at - (window if window is not None else 2**56)))
                 if list_offsets is not None and list_pages is not None:
                     named = list_pages[list_offsets[row + h] : list_offsets[row + h + 1]].long()
-                    demand(((named >= 0) & (named < used)).all(), "lists must name pages of their own request")
+                    demand(
+                        ((named >= 0) & (named < used)).all() & (named.diff() > 0).all(),
+                        "lists must name pages of their own request, in ascending order in each row, each once",
+                    )
                     seen &= torch.isin(j // page, named)
                 needed = seen.any(0).view(used, page).any(1).nonzero()[:, 0]
                 demand(((pages[needed] >= 0) & (pages[needed] < count)).all(), f"table must name pages below {count}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from gossamer.kernels.reference._pages import check_group, check_heads
 from gossamer.kernels.reference._slots import demand
 
 
@@ -15,6 +16,13 @@ def page_choose(
     ascending; of equal ones the earlier. Rows are `heads`, of which each has `group` query heads and what they want
     most counts, or, not together, all of these query heads. The first page and the newest are always chosen.
     """
+    check_group(group, scores.shape[1])
+    check_heads(heads, heads.numel(), scores.shape[1] - group + 1)
+    if lengths.numel() != len(scores) or not 1 <= count <= scores.shape[2] or page < 1:
+        raise ValueError(
+            f"lengths, count and page must be {len(scores)} numbers, from 1 to {scores.shape[2]} and at least 1, got "
+            f"{lengths.numel()}, {count} and {page}"
+        )
     used = -(-lengths // page)
     demand(
         ((lengths >= 0) & (used <= scores.shape[2]) & (used >= count)).all(),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from gossamer.kernels.reference._pages import from_planes
+from gossamer.kernels.reference._pages import check_group, check_heads, check_lengths, from_planes
 from gossamer.kernels.reference._slots import demand
 
 
@@ -19,6 +19,11 @@ def page_key_scores(
     codes of eight bits (two planes) the upper four are read: they stand for the middle of what they may be.
     """
     planes, page = codes.shape[2], codes.shape[4]
+    check_lengths(lengths, table, page)
+    if len(q) != len(table):
+        raise ValueError(f"q must have {len(table)} rows, as table, got {len(q)}")
+    check_group(group, q.shape[1])
+    check_heads(heads, codes.shape[1], q.shape[1], group)
     pages = torch.arange(table.shape[1], device=q.device)
     used = pages < -(-lengths[:, None] // page)
     demand((~used | ((table >= 0) & (table < len(codes)))).all(), f"table must name pages below {len(codes)}")

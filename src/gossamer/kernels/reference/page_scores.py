@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from gossamer.kernels.reference._pages import check_group, check_heads, check_lengths
 from gossamer.kernels.reference._slots import demand
 
 
@@ -14,6 +15,11 @@ def page_scores(
     """scores[requests, query heads, pages]: the largest product of form[requests, query heads, 2 * width] with the
     summaries[pages, heads, n, 2, width] of the filled stretches of each page of a request; -inf where there is none."""
     n, width = summaries.shape[2], summaries.shape[4]
+    check_lengths(lengths, table, page)
+    if len(form) != len(table):
+        raise ValueError(f"form must have {len(table)} rows, as table, got {len(form)}")
+    check_group(group, form.shape[1])
+    check_heads(heads, summaries.shape[1], form.shape[1], group)
     pages = torch.arange(table.shape[1], device=form.device)
     used = pages < -(-lengths[:, None] // page)
     demand((~used | ((table >= 0) & (table < len(summaries)))).all(), f"table must name pages below {len(summaries)}")

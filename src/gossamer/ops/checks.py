@@ -16,6 +16,8 @@ FLOAT32 = torch.finfo(torch.float32).max
 
 def check_integer(name: str, value: int, least: int, most: int = MOST, why: str = "") -> None:
     """Refuse what is no integer from `least` (which is `why`) to `most`; True and False are none."""
+    if type(value) is int and least <= value <= most:
+        return
     whole = isinstance(value, (int, torch.SymInt)) and not isinstance(value, bool)
     if not whole or value < least:
         raise ValueError(f"{name} must be an integer of at least {least}{why and ', ' + why}, got {value!r}")
@@ -25,7 +27,9 @@ def check_integer(name: str, value: int, least: int, most: int = MOST, why: str 
 
 def check_number(name: str, value: float, least: float = -math.inf, most: float = FLOAT32) -> float:
     """The number as a float; refused if it is none from `least` to `most`, or if float32 has no such number."""
-    real = isinstance(value, (float, int, Real, torch.SymFloat, torch.SymInt)) and not isinstance(value, bool)
+    if type(value) is float and least <= value <= most and value >= -FLOAT32:
+        return value
+    real = isinstance(value, (Real, torch.SymFloat, torch.SymInt)) and not isinstance(value, bool)
     if not real and not (isinstance(value, Tensor) and value.numel() == 1):
         raise ValueError(f"{name} must be a number, got {value!r:.60}")
     # Compared before it is a float: an integer may be too large for one. NaN is refused too, for it is not less.

@@ -72,7 +72,7 @@ def page_attention(
     >>> page_attention(torch.ones(2, 1, 16), pool, batch)[:, 0, 0].tolist()
     [2.0, 3.0]
     """
-    check_transforms("gossamer.ops.page_attention", q, out, lse)
+    check_transforms("gossamer.ops.page_attention", q)
     check_pages(pool, batch, backend)
     check_rows("q", q, pool.width)
     check_integer("group", group, 1)
@@ -80,7 +80,7 @@ def page_attention(
     if window is not None:
         check_integer("window", window, 1)
     scale = pool.width**-0.5 if scale is None else check_number("scale", scale)
-    cap = check_number("cap", cap, 0)
+    cap = check_number("cap", cap, 0.0)
     for name, given, shape in (("out", out, q.shape), ("lse", lse, q.shape[:2])):
         if given is None:
             continue

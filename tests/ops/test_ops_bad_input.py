@@ -28,6 +28,7 @@ CALLS = {
     "capacity type": (lambda: gs.detect(X, capacity="4"), TypeError, "capacity must be an int or None, got '4'"),
     "overflow": (lambda: gs.detect(X, overflow="trim"), ValueError, "overflow must be .* got 'trim'"),
     "detect backend": (lambda: gs.detect(X, backend="cuda"), ValueError, "backend must be .* got 'cuda'"),
+    "detect backend type": (lambda: gs.detect(X, backend=["cpu"]), ValueError, r"backend must be .* got \['cpu'\]"),
     "detect device": (
         lambda: gs.detect(X, backend="triton"),
         ValueError,

@@ -202,7 +202,7 @@ def check_backend(backend: Backend | None, name: str, x: Tensor) -> None:
     """Refuse a backend that does not exist or cannot take `x`, the argument called `name`."""
     if backend is None or backend == "reference":
         return
-    if backend not in _DEVICE_OF:
+    if not isinstance(backend, str) or backend not in _DEVICE_OF:
         raise ValueError(f"backend must be None, 'reference', 'cpu' or 'triton', got {backend!r}")
     if x.device.type != _DEVICE_OF[backend]:
         raise ValueError(f"backend={backend!r} needs {name} on {_DEVICE_OF[backend]}, got {name} on {x.device}")

@@ -126,6 +126,7 @@ def fan_in_step(
 
 def check_classifier(x: Tensor, values: Tensor, indices: Tensor, bias: Tensor | None, group: int) -> None:
     """Refuse shapes and dtypes that are none of a classifier with constant fan-in, and x that is no batch for it."""
+    check_integer("group", group, 1)
     if group not in GROUPS:
         raise ValueError(f"group must be one of {', '.join(map(str, GROUPS))}, got {group!r}")
     check_tensor("x", x, (torch.float32,), 2)

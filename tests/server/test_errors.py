@@ -105,6 +105,19 @@ def test_what_is_wrong_is_named(server, stream):
     assert server.pages_in_use() == 0
 
 
+@pytest.mark.parametrize(
+    ("template", "said"),
+    [("{% for m in messages %}", "Unexpected end of template"), ("{{ messages.foo.bar }}", "no attribute 'foo'"),
+     ("{{ 1 / 0 }}", "division by zero"), ("{{ raise_exception('roles must alternate') }}", "roles must alternate")],
+)  # fmt: skip
+def test_a_template_that_fails_is_an_error_of_the_request(server, monkeypatch, template, said):
+    monkeypatch.setattr(server.state.llm.tokenizer, "chat_template", template)
+    for path in (CHAT, RESPONSES):
+        reply = server.ask(path, BODIES[path])
+        assert (reply.status, reply.error["code"]) == (400, "template")
+        assert "the model's chat template" in reply.error["message"] and said in reply.error["message"]
+
+
 def test_bodies_that_are_none(server):
     deep = b'{"messages": ' + b"[" * 5000 + b"]" * 5000 + b"}"
     for body, said in (

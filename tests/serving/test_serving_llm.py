@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
+import re
 import signal
 from concurrent.futures import ThreadPoolExecutor
 
@@ -150,6 +151,26 @@ def test_a_model_without_a_tokenizer_takes_tokens(llm):
         bare.generate(["the cat"])
     with pytest.raises(ValueError, match="no chat template"):
         bare.chat([{"role": "user", "content": "the cat"}])
+
+
+FAULTY_TEMPLATES = [
+    ("{{ raise_exception('roles must alternate') }}", "refuses the messages: roles must alternate"),
+    ("{% for m in messages %}", "fails, line 1 (TemplateSyntaxError): Unexpected end of template"),
+    ("{{ messages.foo.bar }}", "fails (UndefinedError): 'list object' has no attribute 'foo'"),
+    ("{{ 1 / 0 }}", "fails (ZeroDivisionError): division by zero"),
+    ("{{ 1 + 'a' }}", "fails (TypeError): unsupported operand"),
+]
+
+
+@pytest.mark.parametrize(("template", "said"), FAULTY_TEMPLATES)
+def test_a_template_that_fails_is_named_with_its_own_words(folder, llm, monkeypatch, capsys, template, said):
+    monkeypatch.setattr(llm.tokenizer, "chat_template", template)
+    with pytest.raises(ValueError, match=re.escape(f"the model's chat template {said}")):
+        llm.chat([{"role": "user", "content": "the cat"}])
+    monkeypatch.setattr("gossamer.cli.generate.language_model", lambda *_, **settings: llm)
+    assert main(["generate", str(folder), "--prompt", "the cat"]) == 2
+    out, error = capsys.readouterr()
+    assert said in error and error.count("\n") == 1 and out == ""
 
 
 def test_the_command_answers_and_says_what_it_read(folder, tmp_path, capsys):

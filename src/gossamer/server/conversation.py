@@ -12,6 +12,7 @@ from typing import Any
 from gossamer.server.errors import invalid
 from gossamer.server.requests import Function, Message
 from gossamer.server.state import State
+from gossamer.serving.template import conversation
 
 _CALL = re.compile(r"<tool_call>\s*(\{.*?\})\s*(?:</tool_call>|$)", re.DOTALL)
 _OPENS = "<tool_call>"
@@ -38,7 +39,7 @@ def tokens_of(state: State, messages: Sequence[Message], tools: Sequence[Functio
     """The prompt, by the model's own template.
 
     Raises:
-        ApiError: 400, the model has no template, or it refuses the conversation.
+        ApiError: 400, the model has no template, or it fails or refuses the conversation.
     """
     template = getattr(state.llm.tokenizer, "chat_template", None)
     if template is None:
@@ -49,12 +50,9 @@ def tokens_of(state: State, messages: Sequence[Message], tools: Sequence[Functio
     described = [_described(tool) for tool in tools]
     try:
         with state.encoding:
-            encoded = state.llm.tokenizer.apply_chat_template(
-                turns, tools=described or None, add_generation_prompt=True, return_dict=True
-            )
-    except Exception as error:  # templates are programs of their own, with errors of their own
-        raise invalid(f"the model's chat template refuses the messages: {error}", "messages", "template") from None
-    return list(encoded["input_ids"])
+            return conversation(state.llm.tokenizer, turns, tools=described or None)
+    except ValueError as error:
+        raise invalid(str(error), "messages", "template") from None
 
 
 def _turn(message: Message) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from gossamer.serving.sampling import Choice, Sampling
 from gossamer.serving.sparsity import Sparsity
 from gossamer.serving.stepping.jobs import Finished, Job
 from gossamer.serving.tally import Tally
+from gossamer.serving.template import conversation
 from gossamer.serving.text import TextStream
 
 Prompt = str | Sequence[int]
@@ -115,12 +116,11 @@ class LLM:
         """The tokens of a conversation in the model's own template, up to where its answer begins.
 
         Raises:
-            ValueError: the tokenizer has no template.
+            ValueError: the tokenizer has no template, or it fails or refuses them.
         """
         if getattr(self.tokenizer, "chat_template", None) is None:
             raise ValueError("the model's tokenizer has no chat template; give a plain text")
-        encoded = self.tokenizer.apply_chat_template(list(messages), add_generation_prompt=True, return_dict=True)
-        return list(encoded["input_ids"])
+        return conversation(self.tokenizer, messages)
 
     def generate(
         self, prompts: Prompt | Sequence[Prompt], sampling: Sampling | Sequence[Sampling] | None = None

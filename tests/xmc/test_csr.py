@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gossamer.xmc.data import Csr
+from gossamer.xmc.heads.base_head import within
 
 
 def _t(*numbers: int, dtype: torch.dtype = torch.int64) -> torch.Tensor:
@@ -36,6 +37,17 @@ def _t(*numbers: int, dtype: torch.dtype = torch.int64) -> torch.Tensor:
 def test_what_is_no_matrix_is_refused(offsets, indices, values, shape, said) -> None:
     with pytest.raises(ValueError, match=said):
         Csr(offsets, indices, values, shape).validate()
+
+
+def test_as_many_columns_as_int32_has_numbers() -> None:
+    """2^31 columns have numbers in int32, and 2^31 itself has not."""
+    whole = Csr(_t(0, 1, 3), _t(5, 0, 2**31 - 1, dtype=torch.int32), None, (2, 2**31)).validate()
+    rows = Csr.from_lists([[5], [0, 2**31 - 1]], 2**31).validate()
+    assert rows.indices.dtype == torch.int32 and torch.equal(rows.indices, whole.indices)
+    assert _lists(within(whole, 0, 2**31)) == [[5], [0, 2**31 - 1]]
+    assert _lists(within(whole, 2**30, 2**31)) == [[], [2**30 - 1]]
+    with pytest.raises(ValueError, match="row 0 has the column -1; expected 0 to 2147483647"):
+        Csr(_t(0, 1), _t(-1, dtype=torch.int32), None, (1, 2**31)).validate()
 
 
 @settings(max_examples=50)

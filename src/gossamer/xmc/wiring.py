@@ -137,7 +137,7 @@ def connect(head: FusedHead, features: Csr, labels: Csr, share: float) -> None:
         rows = slice(begin, begin + ROWS)
         wanted = torch.cat([chosen[rows], drawn[rows], head.indices[rows].long()], 1)
         head.indices[rows] = _first_distinct(wanted, head.fan_in).to(torch.int32).to(head.indices.dtype)
-    plain = (head.indices.to(torch.int32) >= trained).repeat_interleave(head.group, 0)[: head.labels]
+    plain = (head.indices.to(torch.int32) > trained - 1).repeat_interleave(head.group, 0)[: head.labels]
     head.values[plain] = 0
 
 

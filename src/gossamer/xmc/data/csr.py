@@ -84,9 +84,10 @@ class Csr:
             )
         if not self.nnz:
             return self
-        outside = ((indices < 0) | (indices >= self.shape[1])).nonzero()
-        if len(outside):
-            place = int(outside[0])
+        low, high = (int(number) for number in indices.aminmax())
+        if low < 0 or high >= self.shape[1]:  # as Python numbers: 2^31 columns are one more than int32 holds
+            wide = indices.long()
+            place = int(((wide < 0) | (wide >= self.shape[1])).nonzero()[0])
             raise ValueError(
                 f"row {self._row_of(place)} has the column {int(indices[place])}; expected 0 to {self.shape[1] - 1}"
             )

@@ -102,6 +102,8 @@ def checked_sets(name: str, labels: Csr | Sequence[Sequence[int]], batch: int, c
 
 def within(labels: Csr, begin: int, end: int) -> Csr:
     """The labels [begin, end) of each row, numbered from 0."""
-    here = (labels.indices >= begin) & (labels.indices < end)
+    wide = labels.indices.long()  # `end` may be 2^31, one more than int32 holds
+    here = (wide >= begin) & (wide < end)
     before = torch.nn.functional.pad(here.cumsum(0), (1, 0))
-    return Csr(before[labels.offsets], labels.indices[here] - begin, None, (labels.shape[0], end - begin))
+    mine = (wide[here] - begin).to(labels.indices.dtype)
+    return Csr(before[labels.offsets], mine, None, (labels.shape[0], end - begin))

@@ -37,7 +37,7 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
 
     Raises:
         ValueError: `path` is a folder, a pipe or a device.
-        OSError: the file cannot be written; a full disk is named so, with the place.
+        OSError: the file cannot be written; `path` is named, and what is there now. A full disk is called that.
 
     >>> import tempfile, pathlib
     >>> from gossamer import files
@@ -59,11 +59,50 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
         os.replace(draft, target)
         _sync_folder(target.parent)
     except BaseException as error:
-        draft.unlink(missing_ok=True)
-        if isinstance(error, OSError) and error.errno in _FULL:
+        with contextlib.suppress(OSError):
+            draft.unlink(missing_ok=True)
+        # What a write raises names no file; the name of a draft tells nobody anything.
+        if isinstance(error, OSError) and error.filename in (None, str(draft)):
+            what = f"{path} cannot be written: {error.strerror or error}"
+            if error.errno in _FULL:
+                what = f"no space left on the disk for {path}"
             kept = "the file of before is kept" if target.exists() else "nothing was written"
-            raise OSError(error.errno, f"no space left on the disk for {path}; {kept}") from error
+            raise OSError(error.errno, f"{what}; {kept}") from error
         raise
+
+
+class Writer:
+    """What a package needs of a file to write to it; keeps the error of the file, which it may replace by its own."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self.error: OSError | None = None
+
+    def write(self, data: Any) -> int:
+        try:
+            return self._file.write(data)
+        except OSError as error:
+            self.error = error
+            raise
+
+    def flush(self) -> None:
+        self._file.flush()
+
+
+@contextlib.contextmanager
+def honest(file: BinaryIO) -> Iterator[Writer]:
+    """`file` for `torch.save`, which says of a write that failed that it did, and not why: here the file's error comes.
+
+    >>> import io
+    >>> with honest(io.BytesIO()) as writer:
+    ...     writer.write(b"whole")
+    5
+    """
+    writer = Writer(file)
+    try:
+        yield writer
+    except RuntimeError as error:
+        raise writer.error or error from error
 
 
 def _target(path: str | os.PathLike[str]) -> Path:

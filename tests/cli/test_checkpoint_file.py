@@ -7,6 +7,7 @@ import errno
 import io
 import os
 import random
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -225,16 +226,19 @@ def _circular(state: Any) -> bool:
 
 
 class _Full(io.BufferedRandom):
-    """A file on a disk that has room for 1000 bytes more."""
+    """A file on a disk that has room for 1000 bytes more, and then an error of this number."""
+
+    number = errno.ENOSPC
 
     def write(self, data: Any) -> int:
         if self.tell() + len(data) > 1000:
-            raise OSError(errno.ENOSPC, "No space left on device")
+            raise OSError(self.number, os.strerror(self.number))
         return super().write(data)
 
 
-def _full_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+def _full_disk(monkeypatch: pytest.MonkeyPatch, number: int = errno.ENOSPC) -> None:
     real = open
+    monkeypatch.setattr(_Full, "number", number)
 
     def opened(path: Any, mode: str = "r", *rest: Any, **options: Any) -> Any:
         if "x" not in mode:
@@ -255,6 +259,21 @@ def test_a_full_disk_is_named_and_the_checkpoint_of_before_is_kept(
         checkpoint.save(path, {"identity": IDENTITY, "step": 2, "x": torch.zeros(5000)})
     assert caught.value.errno == errno.ENOSPC
     assert checkpoint.load(path, IDENTITY, data="")["step"] == 1 and os.listdir(tmp_path) == ["a.pt"]
+
+
+@pytest.mark.parametrize("number", [errno.EFBIG, errno.EIO])
+def test_any_write_that_fails_names_the_file_and_what_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    path, said = tmp_path / "a.pt", re.escape(os.strerror(number))
+    checkpoint.save(path, {"identity": IDENTITY, "step": 1})
+    _full_disk(monkeypatch, number)
+    with pytest.raises(OSError, match=rf"a\.pt cannot be written: {said}; the file of before is kept") as caught:
+        checkpoint.save(path, {"identity": IDENTITY, "step": 2, "x": torch.zeros(5000)})
+    assert caught.value.errno == number and checkpoint.load(path, IDENTITY)["step"] == 1
+    with pytest.raises(OSError, match=rf"b\.json cannot be written: {said}; nothing was written"):
+        files.write_json(tmp_path / "b.json", {"long": "x" * 2000})
+    assert os.listdir(tmp_path) == ["a.pt"]
 
 
 def test_a_full_disk_at_the_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,6 +15,7 @@ import pytest
 import torch
 from forked import Forked
 
+from gossamer import files
 from gossamer.cli.__main__ import main
 from gossamer.cli.stop import catch_signals
 from gossamer.cli.train import checkpoint, recipe, record
@@ -115,7 +116,7 @@ def test_a_second_signal_while_saving_leaves_the_checkpoint_of_before(
 ) -> None:
     """The first one stops at step 7; the second comes while that is being saved, in the middle of the file or later."""
     assert train("--out", "whole") == 0
-    for owner, name in ((checkpoint._Writer, "write"), (os, "fsync"), (os, "replace")):
+    for owner, name in ((files.Writer, "write"), (os, "fsync"), (os, "replace")):
         _signal_twice(train, monkeypatch, owner, name)
         shutil.rmtree("parts")
 

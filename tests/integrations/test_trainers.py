@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import copy
+import errno
 import importlib
+import io
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,6 +16,7 @@ import torch
 from torch import nn
 
 import gossamer as gs
+from gossamer import files
 from gossamer.integrations.rebuild import rebuild
 
 X = torch.randn(64, 8, generator=torch.Generator().manual_seed(1))
@@ -231,6 +235,29 @@ def test_transformers_trainer(tmp_path: Path) -> None:
     assert type(small.optimizer) is type(method.optimizer)
     trainer.save_model(str(tmp_path / "saved"))
     assert (tmp_path / "saved" / "model.safetensors").is_file()
+
+
+def test_a_state_that_cannot_be_written_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch says of a write that failed that it did; the file says why."""
+    pytest.importorskip("transformers")
+    from gossamer.integrations.trainer import sparsify
+
+    class Full(io.BufferedRandom):
+        def write(self, data: Any) -> int:
+            if len(data) > 1000:
+                raise OSError(errno.EFBIG, "File too large")
+            return super().write(data)
+
+    def opened(path: Path, mode: str) -> Any:
+        path.touch()
+        return Full(io.FileIO(path, "r+"))
+
+    callback = sparsify(_make)
+    callback.method = SimpleNamespace(state_dict=lambda: {"x": torch.zeros(5000)})
+    monkeypatch.setattr(files, "open", opened, raising=False)
+    args, state = SimpleNamespace(should_save=True, output_dir=str(tmp_path)), SimpleNamespace(global_step=3)
+    with pytest.raises(OSError, match=r"gossamer\.pt cannot be written: File too large; nothing was written"):
+        callback.on_save(args, state, None)
 
 
 def test_cutting_channels_out_inside_a_trainer_is_warned_of(caplog: pytest.LogCaptureFixture) -> None:

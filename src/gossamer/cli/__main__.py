@@ -125,6 +125,10 @@ def _bare(command: str, rest: list[str]) -> None:
         print(doctor.text(doctor.report()))
 
 
+_OUTPUT = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""What only a write can meet."""
+
+
 def _fail(error: BaseException, argv: Sequence[str]) -> int:
     """Say what is wrong in one line. Only errors of kinds the library raises about its input come here."""
     if "--debug" in argv:
@@ -132,7 +136,7 @@ def _fail(error: BaseException, argv: Sequence[str]) -> int:
     said = " ".join(str(error).split()) or type(error).__name__
     if isinstance(error, OSError) and error.strerror:  # without its number, which str() puts before it
         said = error.strerror if error.filename is None else f"{error.filename}: {error.strerror}"
-    if isinstance(error, OSError) and error.errno == errno.ENOSPC and error.strerror == os.strerror(errno.ENOSPC):
+    if isinstance(error, OSError) and error.errno in _OUTPUT and error.strerror == os.strerror(error.errno):
         # Every file of ours is named by the error that says it could not be written; this was the output.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         said = f"the output cannot be written: {error.strerror}"

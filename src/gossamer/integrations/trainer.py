@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, cast
 
 import torch
 
@@ -55,8 +55,8 @@ def sparsify(make: Callable[[Any, Any, int], Any], *, resume: str | Path | None 
 
         def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             if args.should_save:
-                with files.replacing(own(args, state) / STATE) as whole:
-                    torch.save(self.method.state_dict(), whole)
+                with files.replacing(own(args, state) / STATE) as whole, files.honest(whole) as writer:
+                    torch.save(self.method.state_dict(), cast(IO[bytes], writer))
 
         def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             self.method.detach()

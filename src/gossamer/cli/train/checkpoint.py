@@ -27,38 +27,17 @@ def save(path: Path, content: dict[str, Any]) -> None:
     """Write `content` to `path`; a run that dies while writing leaves the file of before.
 
     Raises:
-        OSError: it cannot be written; a full disk is named so.
+        OSError: it cannot be written, as `files.replacing` says it.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with files.replacing(path) as file:
-        writer = _Writer(file)
-        try:
+        with files.honest(file) as writer:
             torch.save({"format": FORMAT, **content}, cast(IO[bytes], writer))
-        except RuntimeError as error:  # torch says that it could not write, the file had said why
-            raise writer.error or error from error
         size = file.tell()
         # The archive ends with the length of its comment, in two bytes.
         file.seek(size - 2)
         file.write(struct.pack("<H", _COMMENT))
         file.write(_MARK + _digest(file, size).encode())
-
-
-class _Writer:
-    """What torch.save needs of a file; keeps the error that torch would replace by its own."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        self._file = file
-        self.error: OSError | None = None
-
-    def write(self, data: Any) -> int:
-        try:
-            return self._file.write(data)
-        except OSError as error:
-            self.error = error
-            raise
-
-    def flush(self) -> None:
-        self._file.flush()
 
 
 def _digest(file: BinaryIO, size: int) -> str:

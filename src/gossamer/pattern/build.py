@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from gossamer.pattern.check import check_pair, require
+from gossamer.pattern.check import check_pair, is_open, require, sized
 
 
 def index_dtype(tile_cols: int) -> torch.dtype:
@@ -145,7 +145,7 @@ def route(ids: Tensor, n: int, name: str = "ids") -> tuple[Tensor, Tensor]:
     """
     tokens, k = ids.shape
     nowhere = n * tokens
-    if nowhere >= 2**63:
+    if not is_open(nowhere) and nowhere >= 2**63:
         raise ValueError(f"n must be less than 2**63 / {tokens} for {tokens} tokens, got {n}")
     if k == 1 and _is_plain(ids):
         return _route_one(ids.numpy().reshape(-1), n, name)
@@ -153,7 +153,7 @@ def route(ids: Tensor, n: int, name: str = "ids") -> tuple[Tensor, Tensor]:
     require(
         (wide < n).all(),
         lambda: f"{name} must be below n={n}, got {int(ids.max())}",
-        f"{name} must be below n={n}",
+        f"{name} must be below {sized('n', n)}",
     )
     token = torch.arange(tokens, device=ids.device).unsqueeze(1)
     keys = torch.where((wide >= 0) & (wide < n), wide * tokens + token, nowhere).reshape(-1).sort().values

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 from torch.nn.functional import pad
 
-from gossamer.pattern.check import Overflow, require, room_for
+from gossamer.pattern.check import Overflow, require, room_for, sized
 
 
 def resized(
@@ -30,7 +30,7 @@ def take_over(offsets: Tensor | None, indices: Tensor, new_offsets: Tensor, new_
     require(
         new_offsets[-1] <= capacity,
         lambda: f"other has {int(new_offsets[-1])} tiles, this pattern has a capacity of {capacity}",
-        f"other has more tiles than this pattern's capacity of {capacity}",
+        f"other has more tiles than this pattern has room for, {sized('capacity', capacity)}",
         RuntimeError,
     )
     kept = new_indices.reshape(-1)[:capacity]

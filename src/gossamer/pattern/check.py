@@ -71,6 +71,20 @@ def is_recording() -> bool:
     return torch.compiler.is_compiling() or torch._C._get_dispatch_mode(fake) is not None
 
 
+def is_open(size: int) -> bool:
+    """Does the graph that is being made leave this size open? To compare it with a number would close it."""
+    if not torch.compiler.is_compiling():
+        return False
+    from torch.fx.experimental.symbolic_shapes import has_static_value
+
+    return not has_static_value(size)
+
+
+def sized(name: str, size: int) -> str:
+    """`name=size` for the rule of `require`; a size that a graph leaves open would be closed by a text that has it."""
+    return name if is_open(size) else f"{name}={size}"
+
+
 def require(condition: Tensor, message: Callable[[], str], rule: str, error: type[Exception] = ValueError) -> None:
     """Demand that a one-element boolean tensor is true without making the host wait for an accelerator.
 
@@ -99,7 +113,7 @@ def room_for(count: Tensor, capacity: int | None, overflow: Overflow, every_tile
         require(
             count <= capacity,
             lambda: f"capacity={capacity} is too small: {int(count)} tiles are present (overflow='error')",
-            f"capacity={capacity} is too small for the tiles present (overflow='error')",
+            f"{sized('capacity', capacity)} is too small for the tiles present (overflow='error')",
             RuntimeError,
         )
         return capacity, False

@@ -26,6 +26,7 @@ from gossamer.ops.registration import HALF
 from gossamer.ops.transforms import check_transforms
 from gossamer.pattern import Pattern, block_diagonal
 from gossamer.pattern.algebra import slot_rows
+from gossamer.pattern.check import is_open
 from gossamer.planner import Tuner
 from gossamer.planner.tuner.trial import DENSE
 
@@ -284,16 +285,24 @@ class BlockSparseAttention(nn.Module):
             self._index = self._mask = None
 
     def _index_for(self, batch: int, device: torch.device) -> AttentionIndex:
-        """The index for a batch: that of the last call, unless it would be another one now."""
+        """The index for a batch: that of the last call, unless it would be another one now.
+
+        A graph that leaves the batch open makes its own in each call: the one of a call is of one batch.
+        """
         each = _each(self.pattern)
+        if is_open(batch):
+            return self._made(each, batch, device)
         made_of = batch, device, *((p.shape, p.tile, p.offsets is None) for p in each)
         tensors = [x for p in each for x in (p.offsets, p.indices) if x is not None]
         rule = "a pattern must not be written after the attention that holds it was compiled: assign a new one"
         if self._index is not None and self._index[1] == made_of and self._index[2].is_of(*tensors, rule=rule):
             return self._index[0]
-        index = AttentionIndex.of([p.to(device) for p in each], batch * self.heads // len(each), causal=self.causal)
+        index = self._made(each, batch, device)
         self._index = index, made_of, Snapshot(*tensors)
         return index
+
+    def _made(self, each: Sequence[Pattern], batch: int, device: torch.device) -> AttentionIndex:
+        return AttentionIndex.of([p.to(device) for p in each], batch * self.heads // len(each), causal=self.causal)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_index": None, "_mask": None}  # a copy makes its own

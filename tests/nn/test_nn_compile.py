@@ -5,12 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import Tensor, nn
-from torch._dynamo.testing import CompileCounterWithBackend
+from torch._dynamo.testing import CompileCounter, CompileCounterWithBackend
 from torch.export import Dim, export
 
 from gossamer.compaction import ChannelGraph
-from gossamer.nn import BlockSparseLinear, Experts, ReLUFeedForward
+from gossamer.nn import BlockSparseAttention, BlockSparseLinear, Experts, ReLUFeedForward, Unpadded
 from gossamer.nn.block_sparse.gradient_capture import GradientCapture
+from gossamer.pattern import Pattern
 
 BODIES = {
     "torch": lambda: nn.Sequential(nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 16)),
@@ -77,6 +78,52 @@ def test_other_modules_are_exported_alike(name: str, strict: bool) -> None:
     for tokens in (5, 1, 33):
         x = torch.randn(tokens, 16)
         torch.testing.assert_close(program.module()(x), module(x))
+
+
+def _attention(each: bool) -> BlockSparseAttention:
+    one, other = (Pattern.from_mask(torch.ones(8, 8).tril(-low).bool() | torch.eye(8).bool(), (2, 2)) for low in (0, 5))
+    return BlockSparseAttention(16, 2, [one, other] if each else one, causal=True)
+
+
+@pytest.mark.parametrize("each", [False, True])
+def test_one_graph_of_attention_serves_every_batch(each: bool) -> None:
+    torch._dynamo.reset()
+    attention, counter = _attention(each), CompileCounter()
+    compiled = torch.compile(attention, backend=counter, fullgraph=True, dynamic=True)
+    for batch in range(2, 14):
+        x = torch.randn(batch, 8, 16)
+        torch.testing.assert_close(compiled(x), attention(x))
+    assert counter.frame_count == 1
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("strict", [False, True])
+def test_exported_attention_takes_any_batch(strict: bool) -> None:
+    attention, batches = _attention(True), Dim("n", min=2, max=512)
+    program = export(attention, (torch.randn(3, 8, 16),), dynamic_shapes=({0: batches},), strict=strict)
+    for batch in (2, 33):
+        x = torch.randn(batch, 8, 16)
+        torch.testing.assert_close(program.module()(x), attention(x))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("how", ["compile", "strict", "not strict"])
+@pytest.mark.parametrize("name", ["torch", "linear", "experts"])
+def test_padding_is_left_out_in_a_graph(name: str, how: str) -> None:
+    """The number of real tokens is known when the graph runs; lengths that cannot be are refused there as well."""
+    torch._dynamo.reset()
+    run, x = Unpadded(BODIES[name]()), torch.randn(2, 5, 16)
+    if how == "compile":
+        graph = torch.compile(run, backend="eager", fullgraph=True)
+    else:
+        shapes = {"x": {0: Dim("batch"), 1: Dim("tokens")}, "lengths": {0: Dim("batch")}}
+        given = {"lengths": torch.tensor([3, 1])}
+        graph = export(run, (x,), given, dynamic_shapes=shapes, strict=how == "strict").module()
+    for tokens, lengths in ((5, [3, 1]), (5, [0, 5]), (9, [2, 8])):
+        x, real = torch.randn(2, tokens, 16), torch.tensor(lengths)
+        torch.testing.assert_close(graph(x, lengths=real), run(x, lengths=real))
+    with pytest.raises(RuntimeError, match="lengths must be between 0 and"):
+        graph(x, lengths=torch.tensor([2, 10]))
 
 
 @pytest.mark.parametrize("route", ["export", "fx"])

@@ -127,6 +127,18 @@ def test_balance_loss_without_a_routed_token_is_zero(tokens: int) -> None:
     assert float(loss.detach()) == 0.0 and not bool(probabilities.grad.any())
 
 
+def test_ids_may_be_narrower_than_the_number_of_experts() -> None:
+    """300 is 44 in eight bits, and 128 is below zero in them."""
+    probabilities = torch.rand(2, 300).softmax(1)
+    for dtype, experts, wanted in ((torch.uint8, 300, [[5], [200]]), (torch.int8, 128, [[5], [-1]])):
+        moe, x, ids = Experts(4, 4, experts=experts), torch.randn(2, 4), torch.tensor(wanted)
+        torch.testing.assert_close(moe(x, ids.to(dtype)), moe(x, ids))
+        assert balance_loss(probabilities, ids.to(dtype)) == balance_loss(probabilities, ids)
+    run, x = Unpadded(nn.Linear(4, 4)), torch.randn(1, 200, 4)
+    lengths = torch.tensor([100])
+    torch.testing.assert_close(run(x, lengths=lengths.to(torch.int8)), run(x, lengths=lengths))
+
+
 def test_bad_balance_is_refused() -> None:
     rows = torch.rand(3, 4)
     for ids, error, message in (

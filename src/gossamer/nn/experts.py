@@ -18,7 +18,7 @@ from gossamer.nn.fused import described, up_name
 from gossamer.ops.transforms import check_transforms
 from gossamer.pattern import Pattern
 from gossamer.pattern.build import route
-from gossamer.pattern.check import require
+from gossamer.pattern.check import require, sized
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"relu": F.relu, "gelu": F.gelu, "silu": F.silu}
 
@@ -358,7 +358,7 @@ def balance_loss(probabilities: Tensor, ids: Tensor) -> Tensor:
     _check_below(ids, experts)
     # Counted in integers: a sum of ones in a half type ends at 256 or 2048.
     counts = torch.zeros(experts + 1, dtype=torch.int64, device=ids.device)  # the last stands for nowhere
-    place = torch.where(chosen, ids, experts).reshape(-1).to(torch.int64)
+    place = torch.where(chosen, ids.to(torch.int64), experts).reshape(-1)
     counts = counts.index_add(0, place, torch.ones_like(place))[:-1]
     tokens = chosen.any(1)
     wide = probabilities.to(torch.promote_types(probabilities.dtype, torch.float32))
@@ -373,7 +373,7 @@ def _check_integers(ids: Tensor) -> None:
 
 def _check_below(ids: Tensor, experts: int) -> None:
     require(
-        (ids < experts).all(),
+        (ids.to(torch.int64) < experts).all(),  # the number of experts need not fit the dtype of the ids
         lambda: f"ids must be below experts={experts}, got {int(ids.max())}",
-        f"ids must be below experts={experts}",
+        f"ids must be below {sized('experts', experts)}",
     )

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from gossamer.pattern.check import require, sized
+
 
 class Unpadded(nn.Module):
     """module(x) for the tokens that count, zero for padding: time in proportion to the real tokens.
@@ -47,9 +49,13 @@ class Unpadded(nn.Module):
                 raise TypeError(f"lengths must be integers, got {lengths.dtype}")
             if lengths.shape != x.shape[:1]:
                 raise ValueError(f"lengths must have shape [{x.shape[0]}], got {tuple(lengths.shape)}")
-            if bool((lengths < 0).any()) or bool((lengths > x.shape[1]).any()):
-                raise ValueError(f"lengths must be between 0 and {x.shape[1]} tokens, got {lengths.tolist()}")
-            mask = torch.arange(x.shape[1], device=x.device) < lengths.unsqueeze(1)
+            wide = lengths.to(torch.int64)  # the number of tokens need not fit the dtype of the lengths
+            require(
+                ((wide >= 0) & (wide <= x.shape[1])).all().cpu(),  # counting the tokens waits for the device anyway
+                lambda: f"lengths must be between 0 and {x.shape[1]} tokens, got {lengths.tolist()}",
+                f"lengths must be between 0 and {sized('tokens', x.shape[1])}",
+            )
+            mask = torch.arange(x.shape[1], device=x.device) < wide.unsqueeze(1)
         assert mask is not None
         if mask.dtype != torch.bool or mask.shape != x.shape[:2]:
             raise ValueError(f"mask must be bool{list(x.shape[:2])}, got {mask.dtype}{list(mask.shape)}")

@@ -232,6 +232,33 @@ BAD_FOLDERS: dict[str, tuple[Callable[[Path], object], str]] = {
     "a huge model": (lambda f: _settings(f, hidden_size=1 << 40), r"vocab_size is \d+, which \d+ weights do not fill"),
     "a deep model": (lambda f: _settings(f, num_hidden_layers=1 << 40), r"but there are 21 tensors"),
     "no layers": (lambda f: _settings(f, num_hidden_layers=0), r"num_hidden_layers is 0, expected an integer"),
+    "a list for a name": (lambda f: _settings(f, model_type=["a"]), r"config.json: model_type is \['a'\], expected"),
+    "packing that is none": (lambda f: _settings(f, quantization_config=7), r"config.json: quantization_config is 7"),
+    "a text for a list": (lambda f: _settings(f, architectures="a"), r"config.json: architectures is 'a', expected a"),
+    "no dtype": (lambda f: _settings(f, dtype="nope"), r"config.json: dtype is 'nope', expected a dtype of torch"),
+    "an odd head": (
+        lambda f: _settings(f, head_dim=7), r"config.json .*its head_dim is 7: RoPE requires an even rotary dimension"
+    ),
+    "a head of nothing": (lambda f: _settings(f, head_dim=-1), r"config.json: head_dim is -1, expected an integer"),
+    "no heads": (lambda f: _settings(f, num_attention_heads=0), r"config.json .*its num_attention_heads is 0: "),
+    "odd layers": (lambda f: _settings(f, layer_types=7), r"config.json .*its layer_types is 7: "),
+    "unknown activation": (
+        lambda f: _settings(f, hidden_act="nope"), r"hidden_act of its config.json is 'nope', which transformers does"
+    ),
+    "no room for a token": (
+        lambda f: _settings(f, max_position_embeddings=0), r"config.json: max_position_embeddings is 0, expected"
+    ),
+    "end tokens cut": (
+        lambda f: _cut(f / "generation_config.json", 60), r"generation_config.json cannot be read: it is not JSON"
+    ),
+    "end tokens empty": (lambda f: _cut(f / "generation_config.json", 0), r"generation_config.json cannot be read"),
+    "end tokens no text": (
+        lambda f: (f / "generation_config.json").write_bytes(b"\xff\xfe{}"), r"generation_config.json cannot be read"
+    ),
+    "end tokens no numbers": (
+        lambda f: (f / "generation_config.json").write_text('{"eos_token_id": [1, "a"]}'),
+        r"generation_config.json: eos_token_id is \[1, 'a'\], expected a number of a token",
+    ),
     "tokenizer cut": (lambda f: _cut(f / "tokenizer.json", 300), r"the tokenizer of .* cannot be read"),
 }  # fmt: skip
 
@@ -243,6 +270,12 @@ def test_a_bad_folder_is_refused_by_name(tmp_path, harm, said):
     with pytest.raises((ValueError, FileNotFoundError), match=said) as caught:
         load(tmp_path)
     assert str(tmp_path) in str(caught.value)
+
+
+def test_a_folder_may_lack_its_end_tokens(tmp_path):
+    tiny.folder(tmp_path, tiny.model())
+    (tmp_path / "generation_config.json").unlink()
+    assert load(tmp_path).model.generation_config.eos_token_id == 1  # of config.json
 
 
 @pytest.mark.parametrize(("kind", "head", "said"), [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from gossamer.serving.checkpoints.gguf_header import Header
 from gossamer.spelling import suggestion
 
 _LARGEST_JSON = 1 << 26
+_LONGEST = 400  # letters of what others say
 _ONE, _INDEX = "model.safetensors", "model.safetensors.index.json"
 _PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
 
@@ -43,6 +45,11 @@ class Checkpoint:
         return str(self.folder / self.name if self.name else self.folder)
 
     @property
+    def settings(self) -> str:
+        """The file that says what the model is, for people."""
+        return str(self.folder / (self.name or "config.json"))
+
+    @property
     def elements(self) -> int:
         """Numbers in all tensors."""
         return sum(math.prod(shape) for shape in self.shapes.values())
@@ -60,8 +67,14 @@ def reading(source: str | Path) -> Iterator[None]:
             not isinstance(error, Exception) and type(error).__name__ != "PanicException"
         ):  # of Rust, where tokenizers stop
             raise
-        said = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
-        raise ValueError(f"{source} cannot be read: {said or type(error).__name__}") from error
+        raise ValueError(f"{source} cannot be read: {words_of(error)}") from error
+
+
+def words_of(error: BaseException) -> str:
+    """The first sentence of an error: no heading, which ends with a colon, and what it is called if it says nothing."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    said = next((line for line in lines if not line.endswith(":")), lines[0] if lines else type(error).__name__)
+    return re.sub(r"^[A-Za-z]+(Error|Exception): ", "", said)[:_LONGEST]
 
 
 def find(model: str | os.PathLike[str]) -> Checkpoint:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from gossamer.extras import needed
-from gossamer.nn.threshold.record import METHOD
 from gossamer.serving.checkpoints import gguf_weights
-from gossamer.serving.checkpoints.checkpoint import Checkpoint, read_json, reading
+from gossamer.serving.checkpoints.checkpoint import Checkpoint, reading
 from gossamer.serving.checkpoints.gguf_header import Header
+from gossamer.serving.checkpoints.settings import check_generation, config_of
 
 _SCALING = {"type", "factor", "original_context_length", "finetuned"}
 # What a GGUF file says and some readers do not hear: the key, and the setting that must be equal.
@@ -28,21 +28,11 @@ def configuration(place: Checkpoint) -> Any:
     Raises:
         ValueError: of a model that is no causal decoder, that is quantized, or whose weights cannot fill it.
     """
-    transformers = needed("transformers", "language models need transformers", "serving")
     if place.name is None:
-        written = read_json(place.folder / "config.json")
-        if (written.get("quantization_config") or {}).get("quant_method", METHOD) != METHOD:
-            raise ValueError(f"{place.source} is quantized; expected float weights, or a GGUF file")
-        if written.get("model_type") not in transformers.CONFIG_MAPPING:
-            raise ValueError(f"{place.source} has the unknown model_type {written.get('model_type')!r}")
-    with reading(place.source):
-        if place.gguf is not None and place.gguf.architecture in gguf_weights.ARCHITECTURES:
-            config = gguf_weights.configuration(place.gguf)
-        else:
-            more = {} if place.name is None else {"gguf_file": place.name}
-            config = transformers.AutoConfig.from_pretrained(
-                place.folder, local_files_only=True, trust_remote_code=False, **more
-            )
+        config = config_of(place.folder)
+        check_generation(place.folder)
+    else:
+        config = _of_gguf(place)
     if place.gguf is not None:
         _scale(config, place, place.gguf)
         _check_said(config, place, place.gguf)
@@ -50,6 +40,16 @@ def configuration(place: Checkpoint) -> Any:
     _check_rope(config, place.source)
     _check_sizes(config, place)
     return config
+
+
+def _of_gguf(place: Checkpoint) -> Any:
+    transformers = needed("transformers", "language models need transformers", "serving")
+    with reading(place.source):
+        if place.gguf is not None and place.gguf.architecture in gguf_weights.ARCHITECTURES:
+            return gguf_weights.configuration(place.gguf)
+        return transformers.AutoConfig.from_pretrained(
+            place.folder, local_files_only=True, trust_remote_code=False, gguf_file=place.name
+        )
 
 
 def check_decoder(config: Any, source: str) -> None:
@@ -86,24 +86,28 @@ def _check_rope(config: Any, source: str) -> None:
 def _check_sizes(config: Any, place: Checkpoint) -> None:
     """Refuse settings that the weights cannot fill before memory is taken, or layers are made, for them."""
     numbers: dict[str, int] = {}
-    for name in ("num_hidden_layers", "hidden_size", "vocab_size", "num_attention_heads"):
+    optional = ("head_dim", "max_position_embeddings")
+    for name in ("num_hidden_layers", "hidden_size", "vocab_size", "num_attention_heads", *optional):
         value = getattr(config, name, None)
+        if name in optional and not isinstance(value, int):
+            continue
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ValueError(f"{place.source}: {name} is {value!r}, expected an integer of at least 1")
+            raise ValueError(f"{place.settings}: {name} is {value!r}, expected an integer of at least 1")
         numbers[name] = value
     layers, width, heads = numbers["num_hidden_layers"], numbers["hidden_size"], numbers["num_attention_heads"]
-    head = getattr(config, "head_dim", None) or max(width // heads, 1)
-    needs = {"vocab_size": numbers["vocab_size"] * width, "num_attention_heads": heads * head}
+    head = numbers.get("head_dim") or max(width // heads, 1)
+    needs = {"head_dim": head} if "head_dim" in numbers else {}
+    needs |= {"vocab_size": numbers["vocab_size"] * width, "num_attention_heads": heads * head}
     for name in ("intermediate_size", "num_key_value_heads", "num_experts", "num_local_experts"):
         value = getattr(config, name, None)
         if isinstance(value, int):
             needs[name] = value * (head if name == "num_key_value_heads" else width)
     if layers > len(place.shapes):
-        raise ValueError(f"{place.source}: num_hidden_layers is {layers}, but there are {len(place.shapes)} tensors")
+        raise ValueError(f"{place.settings}: num_hidden_layers is {layers}, but there are {len(place.shapes)} tensors")
     for name, least in needs.items():
         if not 0 < least <= place.elements:
             raise ValueError(
-                f"{place.source}: {name} is {getattr(config, name)!r}, which {place.elements} weights do not fill"
+                f"{place.settings}: {name} is {getattr(config, name)!r}, which {place.elements} weights do not fill"
             )
 
 

@@ -21,6 +21,7 @@ from gossamer.extras import needed, no_progress_bars
 from gossamer.serving.checkpoints import gguf_weights
 from gossamer.serving.checkpoints.checkpoint import Checkpoint, find, reading
 from gossamer.serving.checkpoints.decoder import check_decoder, configuration
+from gossamer.serving.checkpoints.settings import naming
 from gossamer.wrappers import unwrap
 
 logger = logging.getLogger(__name__)
@@ -115,7 +116,7 @@ def _network(place: Checkpoint, config: Any, dtype: torch.dtype | None, attentio
     transformers: Any = needed("transformers", "language models need transformers", "serving")
     more: dict[str, Any] = {"dtype": "auto" if dtype is None else dtype}
     folder: Path | None = place.folder
-    with reading(place.source):
+    with reading(place.source), naming(config, place.settings):
         if place.gguf is not None:
             more = {"dtype": dtype or torch.float32}
             if place.gguf.architecture in gguf_weights.ARCHITECTURES:

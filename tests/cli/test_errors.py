@@ -107,7 +107,7 @@ def _nothing(place: Path) -> None:
         (_nothing, ["--device", "tpu"], "'tpu'; expected cpu, cuda"),
         (_nothing, ["--device", "cuda:99"], "torch sees"),
         (_nothing, ["--densty", "0.1"], "there is no flag '--densty'; did you mean --density?"),
-        (_nothing, ["--seed", str(2**63)], "--seed is 9223372036854775808; expected below 2**63"),
+        (_nothing, ["--seed", str(2**63)], "--seed is 9223372036854775808; expected a whole number from"),
         (_nothing, ["--out", "run\udcff"], r"--out is 'run\udcff'; expected a name in UTF-8"),
         (_nothing, ["--data", "npz:\udcff.npz"], r"--data is 'npz:\udcff.npz'; expected a name in UTF-8"),
     ],

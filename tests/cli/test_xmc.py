@@ -185,7 +185,16 @@ BAD = [
     (["train", "SETS", "--clusters", "NOWHERE"], "NOWHERE"),
     (["evaluate", "NOWHERE", "SETS"], "there is no folder"),
     (["predict", "RUN"], "--text and --file"),
+    (["train", "SETS", "--width", "99999999999"], "width=99,999,999,999 with 65,536 hashed words need"),
+    (["train", "SETS", "--intermediate", "99999999999"], "intermediate must be at most 2147483648, got 99999999999"),
+    (
+        ["train", "SETS", "--seed", "99999999999999999999"],
+        "seed must be at most 9223372036854775792, got 9999999999999",
+    ),
+    (["train", "SETS", "--fan-in", "99999999999"], "fan_in must be at most the width of"),
+    (["data", "planted", "--out", "OUT", "--seed", "99999999999999999999"], "--seed is 99999999999999999999; expected"),
     (["predict", "RUN", "--text", "a", "-k", "0"], "-k is 0"),
+    (["predict", "RUN", "--text", "a", "-k", "99999999999"], "k=99,999,999,999 labels of 1 examples need"),
     (["predict", "RUN", "--file", "NOWHERE"], "NOWHERE"),
     (["subset", "RUN", "--labels", "UNKNOWN", "--out", "OUT"], "labels.txt:2 names the label 'the wombat'"),
     (["subset", "RUN", "--labels", "EMPTY", "--out", "OUT"], "is empty; expected a label a line"),
@@ -206,6 +215,26 @@ def test_errors_are_one_line_that_names_the_cause(words, said, sets, run, tmp_pa
     error = capsys.readouterr().err
     assert said in error and error.count("\n") == 1
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("files", "said"),
+    [
+        ({"train.txt": "2 4294967296 3\n0 1:1\n1 2:1\n"}, "train.txt: features=4,294,967,296 with width=512 need 8,"),
+        ({"trn_X_Y.txt": "2 100000000\n0:1\n1:1\n", "trn_X.txt": "a b\nb c\n"}, "trn_X_Y.txt: labels=100,000,000 with"),
+        ({"trn_X_Y.txt": "2 0\n\n\n", "trn_X.txt": "a b\nb c\n"}, "trn_X_Y.txt: there are 0 labels; expected at least"),
+    ],
+)  # fmt: skip
+def test_small_files_that_claim_large_sizes_are_named(files, said, tmp_path, monkeypatch, capsys):
+    """40 bytes can name billions: what that takes is compared with what is free, before any of it is taken."""
+    for place in ("xmc.heads", "measure"):
+        monkeypatch.setattr(f"gossamer.{place}.memory.free_memory", lambda: 1 << 34)
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+        (tmp_path / name.replace("trn", "tst").replace("train", "test")).write_text(text)
+    assert main(["xmc", "train", str(tmp_path), "--out", str(tmp_path / "run")]) == 2
+    error = capsys.readouterr().err
+    assert f"{tmp_path}/{said}" in error and error.count("\n") == 1 and not (tmp_path / "run").exists()
 
 
 def test_clusters_from_a_file_belong_to_the_run(sets, tmp_path, capsys):

@@ -74,6 +74,19 @@ def test_a_share_of_the_labels_is_connected_as_in_the_whole():
     assert torch.equal(part.indices.int(), whole.indices[20:].int()) and torch.equal(part.values, whole.values[20:])
 
 
+def test_memory_goes_with_the_entries_not_with_the_labels():
+    """A list of what is chosen for each of ten million labels would take 80 MB and more."""
+    import tracemalloc
+
+    x, _ = drawn(4, 12, 4)
+    labels = Csr.from_lists([[0], [1], [2], [10**7 - 1]], 10**7)
+    tracemalloc.start()
+    found = list(wiring._best(sparse(x), labels, 2, 1))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 1 << 20 and found[-1][0].max() == 10**7 - 1
+
+
 def test_nothing_chosen_leaves_the_head_as_it_was_drawn():
     x, y = drawn(30, 12, 33)
     head, other = (FusedHead(32, 33, fan_in=8, seed=3) for _ in range(2))

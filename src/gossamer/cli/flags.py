@@ -14,6 +14,7 @@ from gossamer import files
 from gossamer.cli.mistakes import mistake
 
 Config = TypeVar("Config")
+_SEEDS = -(2**63), 2**63 - 1  # what torch's generators take; a command that takes less says so itself
 
 
 def needs_tyro() -> None:
@@ -102,7 +103,7 @@ def parse(kind: type[Config], program: str, arguments: Sequence[str], *, default
 
     Raises:
         ModuleNotFoundError: tyro is not installed.
-        ValueError: an unknown flag or a value of the wrong type.
+        ValueError: an unknown flag or a value of the wrong type, or a seed that no generator takes.
     """
     needs_tyro()
     import tyro
@@ -111,7 +112,9 @@ def parse(kind: type[Config], program: str, arguments: Sequence[str], *, default
     more = {} if default is None else {"default": default}
     try:
         with contextlib.redirect_stderr(said):
-            return tyro.cli(kind, prog=program, args=list(arguments), **more)  # type: ignore[call-overload]
+            config: Config = tyro.cli(kind, prog=program, args=list(arguments), **more)  # type: ignore[call-overload]
+            _check_seed(config)
+            return config
     except SystemExit as leaving:
         if not leaving.code:
             raise
@@ -120,6 +123,12 @@ def parse(kind: type[Config], program: str, arguments: Sequence[str], *, default
     picture = re.sub(r"[\s│─╭╮╰╯]+|-{4,}", " ", said.getvalue()).strip()
     own = re.search(rf"Error parsing {kind.__name__}: (.*?)(?: For full helptext|$)", picture)
     raise ValueError(f"{mistake(kind, arguments) or (own[1] if own else picture)} ({program} --help lists the flags)")
+
+
+def _check_seed(config: object) -> None:
+    seed = getattr(config, "seed", None)
+    if seed is not None and not _SEEDS[0] <= seed <= _SEEDS[1]:
+        raise ValueError(f"--seed is {seed}; expected a whole number from {_SEEDS[0]} to {_SEEDS[1]}")
 
 
 _UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30}

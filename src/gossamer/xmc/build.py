@@ -7,15 +7,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gossamer.ops.fan_in.step import STATES
+from gossamer.pattern.build import index_dtype
 from gossamer.ranks import Ranks
 from gossamer.xmc.heads.base_head import Head
 from gossamer.xmc.heads.head import FusedHead
 from gossamer.xmc.heads.joined import JoinedHead
+from gossamer.xmc.heads.memory import Layout, require_bytes
 from gossamer.xmc.heads.sharded import ShardedHead
 from gossamer.xmc.heads.wide import WideHead
 from gossamer.xmc.recipe import Recipe
 
 _SHARED = 64  # labels that read all inputs share the list of them ...
+_BESIDE = 48  # bytes of a label beside the head: frequencies, first biases and what the test counts, measured
 _MANY = 4096  # ... where there are so many that processes can still divide them
 
 
@@ -37,6 +41,8 @@ def build_head(
     wanted = recipe.frequent_fan_in or inner
     if top and recipe.frequent_fan_in and not recipe.fan_in <= wanted <= inner:
         raise ValueError(f"frequent_fan_in must be from fan_in={recipe.fan_in} to the width of {inner}, got {wanted}")
+    if labels and recipe.fan_in <= inner:  # else the head says what is wrong
+        _check_room(inner, labels, top, recipe, ranks)
     common = {
         "device": "cpu",
         "loss": recipe.loss,
@@ -55,6 +61,15 @@ def build_head(
         relative = recipe.intermediate_lr / recipe.head_lr
         head = WideHead(width, head, relative_lr=relative, seed=recipe.seed + 2, device="cpu")
     return head
+
+
+def _check_room(width: int, labels: int, top: int, recipe: Recipe, ranks: Ranks) -> None:
+    """Refuse what would not fit with all that is made beside the head, before anything of it is."""
+    value = getattr(torch, recipe.dtype).itemsize
+    layout = Layout(recipe.fan_in, index_dtype(width).itemsize, value, STATES[recipe.optimizer], recipe.group, True)
+    each = _BESIDE + layout.label * (labels - top) / ranks.size / labels
+    advice = "Take a smaller fan_in, dtype=bfloat16, optimizer=sgd or a larger group"
+    require_bytes("labels", labels, each, "labels", advice, f" with fan_in={recipe.fan_in}")
 
 
 def _part(width: int, labels: int, ranks: Ranks, **settings: Any) -> Head:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
+from gossamer.measure.memory import require_memory
 from gossamer.xmc.data.csr import Csr
 from gossamer.xmc.encoders import Encoder, Inputs
 from gossamer.xmc.heads.base_head import Head
@@ -14,13 +15,21 @@ from gossamer.xmc.heads.features import features_of
 from gossamer.xmc.metrics import Metrics, Scores
 
 BATCH = 256
+_BYTES = 12  # of a label that is found: its score and its number
 
 
 @torch.no_grad()
 def predictions(
     encoder: Encoder, head: Head, inputs: Inputs, k: int, *, exclude: Csr | None = None, batch_size: int = BATCH
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """(scores float32[rows, k], ids int64[rows, k]) batch by batch, best first; the encoder's mode is put back."""
+    """(scores float32[rows, k], ids int64[rows, k]) batch by batch, best first; the encoder's mode is put back.
+
+    Raises:
+        MemoryError: so many labels of a batch are more than what is free.
+    """
+    most = min(batch_size, inputs.shape[0])
+    advice = f"Take a smaller k: the classifier knows {head.labels:,} labels"
+    require_memory(f"k={k:,} labels of {most:,} examples", k, _BYTES * most, advice)
     training = encoder.training
     encoder.eval()
     try:

@@ -8,6 +8,8 @@ from typing import Literal, get_args
 
 from gossamer.schedule import Schedule
 
+_WIDEST = 2**31  # inputs that a label can number
+_LAST_SEED = 2**63 - 16  # what is drawn apart takes the next ones, which are int64 too
 Grouping = Literal["similar", "frequency", "given"]
 
 
@@ -78,6 +80,9 @@ class Recipe:
         for name in ("clusters", "seed", "rewire_every", "rewire_candidates", "frequent_fan_in", "intermediate"):
             if name != "clusters" or not isinstance(self.clusters, str):
                 _whole(name, getattr(self, name), 0)
+        for name, most in (("intermediate", _WIDEST), ("seed", _LAST_SEED)):
+            if getattr(self, name) > most:
+                raise ValueError(f"{name} must be at most {most}, got {getattr(self, name)}")
         for name in ("chosen", "warmup", "rewire_until", "aux_until", "rewire_fraction", "aux_weight", "frequent"):
             value = getattr(self, name)
             if not 0 <= value <= 1:
@@ -98,7 +103,7 @@ class Recipe:
 
     def frequent_of(self, labels: int) -> int:
         """How many of the labels count as frequent; one at least is left, and where there is a share, one is."""
-        return min(math.ceil(self.frequent * labels), labels - 1)
+        return min(math.ceil(self.frequent * labels), max(labels - 1, 0))
 
     def rate(self, step: int, total: int) -> float:
         """Factor of both learning rates at `step` of `total`: linear warm-up, then a cosine to zero."""

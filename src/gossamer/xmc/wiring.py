@@ -48,12 +48,20 @@ def telling(features: Csr, labels: Csr, most: int, *, group: int = 1) -> Tensor:
     >>> telling(x, Csr.from_lists([[0], [1]], columns=2), 2).tolist()
     [[0, -1], [2, 0]]
     """
+    out = np.full((-(-labels.shape[1] // group), most), -1)
+    for unit, rank, column in _best(features, labels, most, group):
+        out[unit, rank] = column
+    return torch.from_numpy(out)
+
+
+def _best(features: Csr, labels: Csr, most: int, group: int) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """(row of connections, rank, column) of what tells most, rows ascending: memory goes with the entries of the data,
+    not with the labels that nobody has."""
     assert features.values is not None
     rows, columns = features.shape
     values = features.values.double().numpy()
     mean = np.bincount(features.indices.numpy(), values, columns) / max(rows, 1)
     counts, starts = features.counts().numpy(), features.offsets[:-1].numpy()
-    out = np.full((-(-labels.shape[1] // group), most), -1)
     for first, unit, example in _by_label(labels, counts, group):
         # Every feature of every positive example, by (row of connections, column).
         length = counts[example]
@@ -62,14 +70,15 @@ def telling(features: Csr, labels: Csr, most: int, *, group: int = 1) -> Tensor:
         )
         key, which = np.unique(np.repeat(unit, length) * columns + features.indices.numpy()[place], return_inverse=True)
         owner, column = np.divmod(key, max(columns, 1))
-        positives = np.bincount(unit)
-        gradient = np.abs(np.bincount(which, values[place], len(key)) - positives[owner] * mean[column])
+        whose, positives = np.unique(unit, return_counts=True)
+        gradient = np.abs(
+            np.bincount(which, values[place], len(key)) - positives[np.searchsorted(whose, owner)] * mean[column]
+        )
         order = np.lexsort((-gradient, owner))
         owner, column = owner[order], column[order]
         rank = np.arange(len(owner)) - np.searchsorted(owner, owner)
         best = rank < most
-        out[first + owner[best], rank[best]] = column[best]
-    return torch.from_numpy(out)
+        yield first + owner[best], rank[best], column[best]
 
 
 def _by_label(labels: Csr, counts: np.ndarray, group: int) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
@@ -122,23 +131,32 @@ def connect(head: FusedHead, features: Csr, labels: Csr, share: float) -> None:
     most = min(round(share * head.fan_in) if trained else head.fan_in, features.shape[1])
     if not share or not most or head.fan_in == head.width:
         return
-    chosen = telling(features, labels, most, group=head.group)
-    chosen[chosen >= 0] += trained
-    drawn = torch.empty(len(chosen), 0, dtype=torch.int64, device="cpu")
-    if trained:
-        few = min(head.fan_in, trained)
-        drawn = fan_in_indices(
-            head.labels, trained, few, seed=head.seed + DRAWN, first=head.first_label, group=head.group, device="cpu"
-        ).long()
-        shuffle = torch.empty(len(drawn), few, dtype=torch.float32, device="cpu")
-        draw_values(shuffle, seed=head.seed + SHUFFLED, first=head.first_label // head.group)
-        drawn = drawn.gather(1, shuffle.argsort(dim=1, stable=True))
-    for begin in range(0, len(chosen), ROWS):
-        rows = slice(begin, begin + ROWS)
-        wanted = torch.cat([chosen[rows], drawn[rows], head.indices[rows].long()], 1)
-        head.indices[rows] = _first_distinct(wanted, head.fan_in).to(torch.int32).to(head.indices.dtype)
-    plain = (head.indices.to(torch.int32) > trained - 1).repeat_interleave(head.group, 0)[: head.labels]
-    head.values[plain] = 0
+    none = np.empty(0, np.int64)
+    found = [(none, none, none), *_best(features, labels, most, head.group)]
+    unit, rank, column = (np.concatenate(part) for part in zip(*found, strict=True))
+    for begin in range(0, len(head.indices), ROWS):
+        rows, (low, high) = slice(begin, begin + ROWS), np.searchsorted(unit, (begin, begin + ROWS))
+        here = head.indices[rows]
+        chosen = np.full((len(here), most), -1)
+        chosen[unit[low:high] - begin, rank[low:high]] = column[low:high] + trained
+        drawn = _drawn(head, trained, begin, len(here))
+        wanted = _first_distinct(torch.cat([torch.from_numpy(chosen), drawn, here.long()], 1), head.fan_in)
+        head.indices[rows] = wanted.to(torch.int32).to(here.dtype)
+        values = head.values[begin * head.group : (begin + len(here)) * head.group]
+        values[(wanted >= trained).repeat_interleave(head.group, 0)[: len(values)]] = 0
+
+
+def _drawn(head: FusedHead, trained: int, begin: int, rows: int) -> Tensor:
+    """int64[rows, k]: trained inputs of the rows of connections from `begin` on, in random order."""
+    few, row = min(head.fan_in, trained), head.first_label // head.group + begin
+    if not few:
+        return torch.empty(rows, 0, dtype=torch.int64, device="cpu")
+    drawn = fan_in_indices(
+        rows * head.group, trained, few, seed=head.seed + DRAWN, first=row * head.group, group=head.group, device="cpu"
+    ).long()
+    shuffle = torch.empty(rows, few, dtype=torch.float32, device="cpu")
+    draw_values(shuffle, seed=head.seed + SHUFFLED, first=row)
+    return drawn.gather(1, shuffle.argsort(dim=1, stable=True))
 
 
 def _first_distinct(wanted: Tensor, k: int) -> Tensor:

@@ -29,6 +29,8 @@ from gossamer.ranks import ALONE, Ranks
 from gossamer.xmc import data
 from gossamer.xmc.classifier import Classifier, clear, load
 from gossamer.xmc.data import Csr, DataSet, Part, Texts
+from gossamer.xmc.data.formats.lines import shown
+from gossamer.xmc.data.layouts import recognise
 from gossamer.xmc.encoders import Inputs
 from gossamer.xmc.fit import Examples, Fit, train
 from gossamer.xmc.heads.wide import WideHead
@@ -183,18 +185,31 @@ def _begin(config: Train, sets: DataSet, world: World) -> _Session:
     settings: dict[str, Any] = {"width": config.width, "words": config.words}
     if config.encoder != "bow":
         settings = {"max_length": config.max_length, "pooling": config.pooling}
+    sizes = _sizes(config.data)
+    if not sets.labels:
+        raise ValueError(f"{sizes}: there are 0 labels; expected at least 1")
     classifier = Classifier(config.encoder, encoder_settings=settings, recipe=config.recipe())
     given, labels = inputs_of(sets.train, config.encoder, config.read), sets.train.labels
     keep, held = _split(labels.shape[0], config.validation, config.seed)
     # What is held out is not seen before training either: not by word frequencies, first biases and connections.
     ranks = Ranks.of() if world.size > 1 else ALONE
-    fit, examples = classifier.begin(_taken(given, keep), labels.take(keep), ranks=ranks)
+    try:
+        fit, examples = classifier.begin(_taken(given, keep), labels.take(keep), ranks=ranks)
+    except MemoryError as error:
+        raise MemoryError(f"{sizes}: {error}") from error
     held_out = None
     if len(held):
         held_out = classifier.encoder.prepare(_taken(given, held)), labels.take(held)
     if sets.label_texts is not None:
         classifier.names = [" ".join(name.split()) for name in sets.label_texts]
     return _Session(config, sets, classifier, fit, examples, held_out, world)
+
+
+def _sizes(place: Path) -> str:
+    """The files that say how many labels and features there are, for people."""
+    found = recognise(place.expanduser())
+    sources = [source.paths[0] for source in (found.labels, found.features) if source is not None]
+    return " and ".join(dict.fromkeys(map(shown, sources)))
 
 
 def _taken(given: Any, rows: Tensor) -> Any:

@@ -12,11 +12,13 @@ from torch.nn.functional import dropout, embedding_bag
 from torch.optim import Adagrad, Optimizer
 
 from gossamer.extras import needed
+from gossamer.measure.memory import require_memory
 from gossamer.xmc.data.csr import Csr, index_type
 from gossamer.xmc.encoders.encoder import Encoder
 
 _BLOCK = 8192  # texts that are counted together
 FEATURES, WORDS = 1 << 16, 1 << 14
+_BESIDE = 40  # bytes of a feature beside its embedding: its column and weight, and the counts that give them
 LENGTH = 3.0  # of an example's words beside its embedding
 
 
@@ -38,6 +40,9 @@ class Bow(Encoder):
         ngrams: the longest run of words that counts as a word of its own.
         relu: whether negative numbers of the embedding become zero.
         dropout: share of the words that the embedding lacks in a training step, and of its numbers that the head lacks.
+
+    Raises:
+        ValueError: naming the argument. MemoryError: it is larger than what is free; says what fits.
 
     >>> encoder = Bow(width=8, features=64)
     >>> encoder.learn(["a red apple", "a red pear"])
@@ -73,8 +78,9 @@ class Bow(Encoder):
         self.width, self.hashes, self.beside = width, features, min(words, features)
         self.given, self.ngrams, self.relu, self.dropout = given, ngrams, relu, dropout
         # As if each row had one feature of length 1: what many rows share grows with their number, not before it.
+        self._require(4 * width + _BESIDE)
         self.weight = nn.Parameter(
-            torch.randn(features, width, dtype=torch.float32, device="cpu") / max(width, 1) ** 0.5
+            torch.randn(features, width, dtype=torch.float32, device="cpu").div_(max(width, 1) ** 0.5)
         )
         self.bias = nn.Parameter(torch.zeros(width, dtype=torch.float32, device="cpu"))
         self.register_buffer("idf", torch.ones(0 if given else features, dtype=torch.float32, device="cpu"))
@@ -88,7 +94,16 @@ class Bow(Encoder):
 
     def optimizer(self, lr: float) -> Optimizer:
         """Adagrad: words that are rare keep large steps, and a step touches only the words of its batch."""
+        self._require(4 * self.width)  # its state is as large as the embedding
         return Adagrad(self.parameters(), lr=lr)
+
+    def _require(self, each: int) -> None:
+        """Refuse `each` bytes of every feature if they are more than what is free."""
+        if self.given:
+            said, count = f"features={self.hashes:,} with width={self.width:,}", self.hashes
+        else:
+            said, count = f"width={self.width:,} with {self.hashes:,} hashed words", max(self.width, 1)
+        require_memory(said, count, each * self.hashes / count, "Take a smaller width, or fewer features")
 
     def learn(self, examples: Iterable[str] | Csr) -> None:
         """Document frequencies of the training texts, and which words are passed on."""

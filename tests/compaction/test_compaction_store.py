@@ -61,6 +61,20 @@ def test_round_trip(name: str, tmp_path: Path) -> None:
         assert key == other and value.dtype == expected.dtype and torch.equal(value, expected)
 
 
+def test_the_memory_format_is_that_of_the_factory(tmp_path: Path) -> None:
+    def build() -> nn.Module:
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU(), nn.Conv2d(16, 8, 3)).to(memory_format=torch.channels_last)
+
+    x = image().to(memory_format=torch.channels_last)
+    result = small(build(), x)
+    result.save(tmp_path)
+    again = load_compact(build, tmp_path)
+    assert [value.stride() for value in again.parameters()] == [value.stride() for value in result.model.parameters()]
+    assert again[2].weight.is_contiguous(memory_format=torch.channels_last) and again[2].weight.is_leaf
+    assert torch.equal(again(x), result.model(x))
+
+
 def test_a_fresh_process_reads_it(tmp_path: Path) -> None:
     x = image()
     result = small(Residual(), x)

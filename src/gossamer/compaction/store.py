@@ -150,7 +150,8 @@ def load_compact(factory: Callable[[], nn.Module], directory: str | Path) -> nn.
         for name, value in values.items():
             setattr(modules[path][1], name, value)
     for name, value in tensors.items():
-        set_data(state[name], value.to(state[name].device))
+        # Copied into memory that lies as the factory's does, for a file knows no strides: channels_last stays.
+        set_data(state[name], torch.empty_like(state[name].detach(), dtype=value.dtype).copy_(value))
     for path, (_, module) in modules.items():
         for name, value in known_attributes(module).items():
             if getattr(module, name) != value:

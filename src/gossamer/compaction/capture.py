@@ -23,29 +23,15 @@ from gossamer.measure.count import call_arguments
 from gossamer.wrappers import full_precision, has_forward, seen_through
 
 from .borrow import duplicate, evaluating, from_inference, ordinary, refuse_shards, undisturbed
-from .captured import Capture, CaptureError
+from .captured import Capture, CaptureError, tensor_leaves
 from .functional import functional_leftovers, made_functional, without_grad_modes
 from .names import first_names, state_tensors
 from .rules.table import module_path, op_name
+from .watchers import hooks_to_blame, judged, quiet
 
 logger = logging.getLogger(__name__)
 
 ROUTES = ("auto", "export", "fx")
-
-
-def tensor_leaves(output: Any) -> list[Tensor]:
-    """Every tensor in a forward output, in order: tensors, containers, dataclasses and mappings alike."""
-    if isinstance(output, Tensor):
-        return [output]
-    if dataclasses.is_dataclass(output) and not isinstance(output, type):
-        values: list[Any] = [getattr(output, item.name) for item in dataclasses.fields(output)]
-    elif isinstance(output, Mapping):
-        values = list(output.values())
-    elif isinstance(output, (tuple, list)):
-        values = list(output)
-    else:
-        return [leaf for leaf in pytree.tree_leaves(output) if isinstance(leaf, Tensor)]
-    return [leaf for value in values for leaf in tensor_leaves(value)]
 
 
 @contextlib.contextmanager
@@ -89,9 +75,14 @@ def _enable_vendors(mkldnn: bool, cudnn: bool) -> None:
 
 
 @torch.inference_mode(False)
-def capture(model: nn.Module, example_inputs: Any, *, route: str = "auto") -> Capture:
+def capture(
+    model: nn.Module, example_inputs: Any, *, route: str = "auto", watches: Mapping[int, bool] | None = None
+) -> Capture:
     """Trace `model` in eval mode on `example_inputs`, after one forward pass: what modules build at the first call of
     a shape and keep (grids, masks, rotary tables) is a constant then, whether or not they had it before.
+
+    Forward hooks that only watch have no part in it: they see one forward on the real inputs, or none if `watches`
+    (an earlier capture's) has them.
 
     Raises:
         ValueError: `route` is unknown, or a lazy module has no shape yet.
@@ -113,6 +104,13 @@ def capture(model: nn.Module, example_inputs: Any, *, route: str = "auto") -> Ca
     own = set(state_tensors(model))
     causes: list[str] = []
     paths: tuple[str, ...] = ("",)
+    blame = ""
+    watches = watches or {}
+
+    def forward() -> Any:
+        torch.manual_seed(0)
+        return model(*args, **kwargs)
+
     for name, trace in (("export", _export), ("fx", _fx)):
         if route not in ("auto", name):
             continue
@@ -120,21 +118,23 @@ def capture(model: nn.Module, example_inputs: Any, *, route: str = "auto") -> Ca
             with undisturbed(model), evaluating(model), seen_through(model), full_precision():
                 with torch.no_grad(), warnings.catch_warnings():
                     warnings.simplefilter("ignore")  # the user's own calls have shown them
-                    torch.manual_seed(0)
-                    model(*args, **kwargs)
-                with _traceable():
+                    with undisturbed(model):
+                        watches = judged(model, (args, kwargs), forward, watches)
+                    with quiet(model, watches):
+                        forward()
+                with _traceable(), quiet(model, watches):
                     found = _without_new(trace(model, args, kwargs), own, model)
                 _check_sizes(found)
-                return found
+                return dataclasses.replace(found, watches=watches)
         except Exception as error:
             logger.debug("route %s failed", name, exc_info=True)
             paths = paths if causes else _running(model, error)
+            blame = blame or hooks_to_blame(model, error, watches)
             text = str(error).strip() or "no message"
             causes.append(f"{name}: {type(error).__name__}: {text.splitlines()[0]}")
     name = type(model).__name__
-    raise CaptureError(
-        f"{name} cannot be captured as one graph, so nothing can be removed safely. {' | '.join(causes)}", causes, paths
-    )
+    text = f"{name} cannot be captured as one graph, so nothing can be removed safely. {' | '.join(causes)}"
+    raise CaptureError(f"{text} ({blame})" if blame else text, causes, paths)
 
 
 def _check_sizes(found: Capture) -> None:

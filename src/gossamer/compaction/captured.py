@@ -3,8 +3,26 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
+from typing import Any
 
 from torch import Tensor, fx
+from torch.utils import _pytree as pytree
+
+
+def tensor_leaves(output: Any) -> list[Tensor]:
+    """Every tensor in a forward output, in order: tensors, containers, dataclasses and mappings alike."""
+    if isinstance(output, Tensor):
+        return [output]
+    if dataclasses.is_dataclass(output) and not isinstance(output, type):
+        values: list[Any] = [getattr(output, item.name) for item in dataclasses.fields(output)]
+    elif isinstance(output, Mapping):
+        values = list(output.values())
+    elif isinstance(output, (tuple, list)):
+        values = list(output)
+    else:
+        return [leaf for leaf in pytree.tree_leaves(output) if isinstance(leaf, Tensor)]
+    return [leaf for value in values for leaf in tensor_leaves(value)]
 
 
 class CaptureError(RuntimeError):
@@ -23,7 +41,7 @@ class Capture:
     """An ATen graph.
 
     `tensors` maps nodes to state names, `constants` to tensors that are neither state nor input; `writes` = (node,
-    state name) of buffers that the forward pass assigns.
+    state name) of buffers that the forward pass assigns. `watches` = {number of a forward hook: it only watches}.
     """
 
     graph: fx.Graph
@@ -33,6 +51,7 @@ class Capture:
     outputs: tuple[fx.Node, ...]
     writes: tuple[tuple[fx.Node, str], ...]
     route: str
+    watches: Mapping[int, bool] = dataclasses.field(default_factory=dict)
 
     @property
     def calls(self) -> list[fx.Node]:

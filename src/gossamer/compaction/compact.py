@@ -26,6 +26,7 @@ from .rewrite import Kept, kept_positions, shrink_
 from .rounding import preferred_multiple, rounded, step
 from .structure import StructureError, culprits
 from .verdict import CompactWarning, timed, told, why_nothing
+from .watchers import quiet
 
 
 @torch.inference_mode(False)
@@ -86,7 +87,8 @@ def compact(
     source = strip_(duplicate(model))
     graph = ChannelGraph.build(source, example_inputs, route)
     example_inputs = graph.example_inputs
-    expected, again = runs(source, example_inputs, 2)
+    watches = graph.flow.capture.watches
+    expected, again = runs(source, example_inputs, watches, 2)
     bound = default_tolerance(graph.flow.capture) if tolerance is None else tolerance
     if difference(expected, again) > bound:
         raise InexactError(f"{type(model).__name__} gives two different outputs for one input: nothing can be verified")
@@ -108,14 +110,14 @@ def compact(
     def attempt(masks: dict[str, Tensor]) -> Result:
         twin, twin_optimizer = copies(source)
         kept = shrink_(twin, graph, masks, twin_optimizer)
-        error = difference(expected, outputs(twin, example_inputs))
+        error = difference(expected, outputs(twin, example_inputs, watches))
         if not error <= bound:
             raise InexactError(f"removing it changes the outputs by {error:.2g}, more than {bound:.2g}")
         return twin, twin_optimizer, kept, error
 
     (twin, twin_optimizer, kept, error), unfit = _largest(wanted, attempt)
     final = {name: mask for name, mask in wanted.items() if name not in unfit}
-    latency = timed(source, twin, graph.example_inputs) if kept and check_latency else None
+    latency = timed(source, twin, graph.example_inputs, watches) if kept and check_latency else None
     refused = None if kept else why_nothing(graph, liveness, unfit, multiple)
     if latency is not None and latency["verdict"] == "slower":
         refused = f"latency would rise: {told(latency)}"
@@ -200,7 +202,9 @@ def _report(
     error: float,
     latency: dict[str, Any] | None,
 ) -> dict[str, Any]:
-    before, after = (measure.count(net, example_inputs).to_dict() for net in (model, twin))
+    watches = graph.flow.capture.watches
+    with quiet(model, watches), quiet(twin, watches):
+        before, after = (measure.count(net, example_inputs).to_dict() for net in (model, twin))
     report: dict[str, Any] = {
         name: {"before": before[name], "after": after[name]} for name in ("parameters", "bytes", "flops")
     }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from gossamer.wrappers import full_precision, seen_through
 
 from .borrow import HALVES, duplicate, evaluating, is_half, ordinary, single, undisturbed
-from .capture import call_arguments, tensor_leaves
-from .captured import Capture
+from .capture import call_arguments
+from .captured import Capture, tensor_leaves
+from .watchers import quiet
 
 # Sums in another order differ by about eps * sqrt(terms); measured 1.5e-7 (float32) and 2.8e-16 (float64) on
 # convolution networks. The bounds leave two to three decimal digits for depth.
@@ -54,13 +55,13 @@ def _exact_arithmetic() -> Iterator[None]:
             torch._C._set_fp32_precision_setter(*each, precision)
 
 
-def outputs(model: nn.Module, example_inputs: Any) -> list[Tensor]:
+def outputs(model: nn.Module, example_inputs: Any, watches: Mapping[int, bool]) -> list[Tensor]:
     """Every output tensor of one forward in eval mode without gradients; half-precision models run as float32, and so
-    does what autocast would cast."""
-    return runs(model, example_inputs, 1)[0]
+    does what autocast would cast. Hooks that only watch, by `watches` of the capture, see none of it."""
+    return runs(model, example_inputs, watches, 1)[0]
 
 
-def runs(model: nn.Module, example_inputs: Any, times: int) -> list[list[Tensor]]:
+def runs(model: nn.Module, example_inputs: Any, watches: Mapping[int, bool], times: int) -> list[list[Tensor]]:
     """`outputs` of several forwards in a row, each after the state that the one before has left."""
     args, kwargs = single(ordinary(call_arguments(example_inputs)))
     if is_half(model):
@@ -68,7 +69,7 @@ def runs(model: nn.Module, example_inputs: Any, times: int) -> list[list[Tensor]
     found = []
     with (
         undisturbed(model), evaluating(model), seen_through(model), full_precision(), torch.no_grad(),
-        _exact_arithmetic(),
+        _exact_arithmetic(), quiet(model, watches),
     ):  # fmt: skip
         for _ in range(times):
             torch.manual_seed(0)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import logging
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -110,7 +110,7 @@ class ChannelGraph:
         graph = cls._by(model, example_inputs, route)
         if route == "auto" and graph.route == "export" and graph.flow.composite:
             try:
-                other = cls._by(model, example_inputs, "fx")
+                other = cls._by(model, example_inputs, "fx", graph.flow.capture.watches)
             except CaptureError as error:
                 logger.debug("operators without a rule are not taken apart: %s", error)
             else:
@@ -118,8 +118,11 @@ class ChannelGraph:
         return graph
 
     @classmethod
-    def _by(cls, model: nn.Module, example_inputs: Any, route: str) -> ChannelGraph:
-        return cls.from_flow(model, propagate(capture(model, example_inputs, route=route)), example_inputs)
+    def _by(
+        cls, model: nn.Module, example_inputs: Any, route: str, watches: Mapping[int, bool] | None = None
+    ) -> ChannelGraph:
+        found = capture(model, example_inputs, route=route, watches=watches)
+        return cls.from_flow(model, propagate(found), example_inputs)
 
     @classmethod
     def from_flow(

@@ -74,7 +74,8 @@ def check_structure(
         positions = kept.get(name, {}).get(axis)
         seeds[name, axis] = roots if positions is None else roots[np.asarray(positions)]
     try:
-        after = propagate(capture(model, graph.example_inputs, route=before.capture.route), seeds)
+        again = capture(model, graph.example_inputs, route=before.capture.route, watches=before.capture.watches)
+        after = propagate(again, seeds)
     except CaptureError as error:
         place = next((i for i, node in enumerate(_computing(before)) if module_path(node) == error.paths[0]), 0)
         raise StructureError(f"its forward fails, {error.causes[0]}", error.paths, place) from None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,6 +13,7 @@ from gossamer.wrappers import seen_through
 
 from .borrow import evaluating, ordinary, undisturbed
 from .capture import call_arguments
+from .watchers import quiet
 
 if TYPE_CHECKING:
     from .graph import ChannelGraph
@@ -24,17 +26,19 @@ class CompactWarning(UserWarning):
     """`compact` removed nothing, or could not tell whether the compact model is faster."""
 
 
-def timed(model: nn.Module, twin: nn.Module, example_inputs: Any) -> dict[str, Any]:
+def timed(model: nn.Module, twin: nn.Module, example_inputs: Any, watches: Mapping[int, bool]) -> dict[str, Any]:
     """Time both models in turn, as plain code; {"verdict": "faster", "slower" or "inconclusive", and the comparison}.
 
     Noise is no verdict: "slower" takes two runs of three in which the quartiles of the compact model and those of the
     original against itself (the A/A control) do not overlap. One busy moment of the machine then decides nothing.
+    Hooks that only watch, by `watches` of the capture, see no call.
     """
     args, kwargs = ordinary(call_arguments(example_inputs))
     found: list[str] = []
     with (
         undisturbed(model), undisturbed(twin), evaluating(model), evaluating(twin),
         seen_through(model), seen_through(twin), torch.inference_mode(),
+        quiet(model, watches), quiet(twin, watches),
     ):  # fmt: skip
         calls = {"original": lambda: model(*args, **kwargs), "compact": lambda: twin(*args, **kwargs)}
         for _ in range(RUNS):

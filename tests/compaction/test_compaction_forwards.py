@@ -178,3 +178,32 @@ def test_full_precision_is_of_one_thread_and_ends() -> None:
                 assert layer(torch.ones(1, 4)).dtype is torch.float32
         assert layer(torch.ones(1, 4)).dtype is HALF
     assert seen == [HALF] and torch.autocast.__enter__ is enter
+
+
+class _Logging(_Around):
+    """Computes a statistic of its channels: for a log, for a buffer, or as a part of the loss."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind = kind
+        self.register_buffer("mean", torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.net[1](self.net[0](x))
+        if self.kind == "log":
+            y.detach().square().mean()
+        elif self.kind == "buffer":
+            self.mean.mul_(0.9).add_(y.detach().mean(), alpha=0.1)
+        else:
+            self.auxiliary = y.square().mean()
+        return self.net[2:](y)
+
+
+@pytest.mark.parametrize(("kind", "width"), [("log", 8), ("buffer", 32), ("loss", 32)])
+def test_a_statistic_for_a_log_bars_nothing(kind: str, width: int) -> None:
+    with torch.no_grad():
+        model = _Logging(kind)
+        model.net[4].weight[:, 8:] = 0  # so that something can go
+    small = gs.compact(model.eval(), X, round_to=None, check_latency=False, route="export")
+    assert small.model.net[0].out_features == width and small.model.net[2].out_features == 8
+    torch.testing.assert_close(small.model(X), model(X))

@@ -24,7 +24,7 @@ from gossamer.wrappers import full_precision, has_forward, seen_through
 
 from .borrow import duplicate, evaluating, from_inference, ordinary, refuse_shards, undisturbed
 from .captured import Capture, CaptureError, tensor_leaves
-from .functional import functional_leftovers, made_functional, without_grad_modes
+from .functional import functional_leftovers, made_functional, without_grad_modes, without_logs
 from .names import first_names, state_tensors
 from .rules.table import module_path, op_name
 from .watchers import hooks_to_blame, judged, quiet
@@ -174,6 +174,7 @@ def _export(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
     without_grad_modes(program.graph_module, {node for node in program.graph.nodes if node.name in names})
     if not made_functional(program.graph):
         program = program.run_decompositions({})
+    without_logs(program.graph)
     signature = program.graph_signature
     first = first_names(model)
     nodes = {node.name: node for node in program.graph.nodes if node.op == "placeholder"}

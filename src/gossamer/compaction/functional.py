@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from .rules.table import has_rule
+from .rules.table import has_rule, op_name
 
 
 def without_grad_modes(module: fx.GraphModule, parameters: set[fx.Node]) -> None:
@@ -49,6 +49,23 @@ def without_grad_modes(module: fx.GraphModule, parameters: set[fx.Node]) -> None
             module.graph.erase_node(user)
         module.graph.erase_node(node)
         module.graph.erase_node(held)
+
+
+def without_logs(graph: fx.Graph) -> None:
+    """Erase what is computed from detached values only and read by nothing: statistics for a log.
+
+    Other unread values stay, and bar what they bar: a module may keep one as a part of the loss (`self.aux = ...`),
+    whose gradients would differ. Outputs and the new values of buffers are read by the output node.
+    """
+    detached: set[fx.Node] = set()
+    for node in graph.nodes:
+        inputs = node.all_input_nodes
+        cut = node.op == "call_function" and op_name(node) == "detach"
+        if cut or (inputs and detached.issuperset(inputs)):
+            detached.add(node)
+    for node in reversed(list(graph.nodes)):
+        if node in detached and not node.users and not node.is_impure():
+            graph.erase_node(node)
 
 
 def made_functional(graph: fx.Graph) -> bool:

@@ -119,3 +119,27 @@ def test_what_it_refuses():
         layer(torch.zeros(3, 8).double())
     with pytest.raises(ValueError, match="fan_in must be an integer from 1 to in_features=8, got 9"):
         FanInLinear.from_dense(torch.nn.Linear(8, 4), fan_in=9)
+
+
+@pytest.mark.parametrize(
+    ("make", "other"),
+    [
+        (lambda k: FanInLinear(16, 8, fan_in=k), 5),
+        (lambda k: gs.nn.BlockSparseLinear(16, 8, block=2, density=k / 16), 12),
+    ],
+    ids=["fan-in", "tiles"],
+)
+@pytest.mark.parametrize("how", ["pattern", "state"])
+def test_values_take_another_shape_while_an_earlier_loss_lives(make, other, how):
+    layer, new, x = make(4), make(other), torch.randn(3, 16)
+    loss = layer(x).sum()  # holds what autograd remembers of the parameter, its shape included
+    loss.backward()
+    if how == "state":
+        layer.load_state_dict(new.state_dict())
+    else:
+        layer.update_pattern(new.pattern, overflow="grow")
+        assert layer.values.grad.shape == layer.values.shape  # that of kept weights came along
+    layer.zero_grad()
+    later = layer(x).sum()
+    later.backward()
+    assert layer.values.grad.shape == new.values.shape and loss is not later

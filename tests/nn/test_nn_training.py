@@ -282,3 +282,22 @@ def test_digits_are_learned_on_tiles(name: str, digits: Any) -> None:
         right = (net(digits.test_x).argmax(1) == digits.test_y).float().mean()
     assert float(right) > 0.95  # the dense network reaches 0.97; guessing 0.1
     assert name == "static" or len(method.history) >= 10
+
+
+@pytest.mark.parametrize("tiles", [True, False], ids=["tiles", "fan-in"])
+@pytest.mark.parametrize("name", ["mest", "granet"])
+def test_layers_grow_and_shrink_in_a_loop_that_keeps_its_loss(name: str, tiles: bool) -> None:
+    first = BlockSparseLinear(64, 64, block=8, density=0.25) if tiles else gs.nn.FanInLinear(64, 64, fan_in=16)
+    net = nn.Sequential(first, nn.ReLU(), nn.Linear(64, 4))
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9)
+    options = {"soft": True} if name == "mest" else {"initial_density": 0.5}
+    loss = net(torch.randn(8, 64)).square().mean()  # lives on, as a loop's variable does: so are those below
+    method = METHODS[name](
+        net, optimizer, density=0.25, total_steps=20, update_every=4, exclude=["2.weight"], **options
+    )
+    for _ in range(20):
+        loss = net(torch.randn(8, 64)).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert method.density() == 0.25 and bool(loss.isfinite())

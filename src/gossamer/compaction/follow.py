@@ -9,9 +9,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from gossamer.reshaping import set_data
+
 from .names import state_tensors
 from .optimizer import sliced
-from .rewrite import history, set_data
+from .rewrite import history
 
 
 def compacted(model: nn.Module) -> bool:

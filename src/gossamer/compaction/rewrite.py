@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import LongTensor, Tensor, nn
 
+from gossamer.reshaping import set_data
 from gossamer.wrappers import unwrap, unwrap_optimizer, wrapped_as
 
 from .attributes import Changes, known_attributes, proposals
@@ -179,22 +180,9 @@ def shrink_(
     return kept
 
 
-def set_data(tensor: Tensor, data: Tensor) -> None:
-    """Give a parameter data of another shape.
-
-    A gradient accumulator that an earlier loss still holds remembers the old shape and fails the next backward;
-    passing through another dtype makes autograd drop it.
-    """
-    tensor.grad = None
-    other = torch.float32 if data.dtype != torch.float32 else torch.float64
-    tensor.data = torch.empty(0, dtype=other, device=data.device)
-    tensor.data = data
-
-
 def _restore(touched: dict[str, Tensor], before: dict[str, tuple[Tensor, Tensor | None]]) -> None:
     for name, (data, grad) in before.items():
-        set_data(touched[name], data)
-        touched[name].grad = grad
+        set_data(touched[name], data, grad)
 
 
 def _layer_attributes(model: nn.Module) -> Changes:

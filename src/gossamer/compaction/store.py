@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from gossamer import extras, files
+from gossamer.reshaping import set_data
 from gossamer.wrappers import plain_name, plain_names, unwrap
 
 from .attributes import Changes, known_attributes
@@ -25,7 +26,7 @@ from .borrow import refuse_shards
 from .names import first_names, state_tensors
 from .optimizer import sliced
 from .record import FORMAT, LIMIT, RECORD, VERSION, Record, StoreError, is_weights
-from .rewrite import history, set_data
+from .rewrite import history
 
 
 def _safetensors() -> Any:

@@ -17,7 +17,7 @@ from torch.optim import Optimizer
 
 from gossamer import ops
 from gossamer.nn.block_sparse.gradient_capture import Captured
-from gossamer.nn.block_sparse.slot_remapping import remapped, slot_sources, states_of
+from gossamer.nn.block_sparse.slot_remapping import put_, remapped, slot_sources, states_of
 from gossamer.nn.block_sparse.tiled import check_fits
 from gossamer.ops.autograd import wants_gradient
 from gossamer.ops.fan_in.connections import draw_values
@@ -25,6 +25,7 @@ from gossamer.ops.fan_in.rewire import fan_in_indices
 from gossamer.ops.transforms import check_transforms
 from gossamer.pattern import Pattern
 from gossamer.pattern.build import index_dtype
+from gossamer.reshaping import set_data
 
 
 class FanInLinear(nn.Module):
@@ -174,13 +175,8 @@ class FanInLinear(nn.Module):
         source = slot_sources(self.pattern.keys(), new.keys(), math.prod(self.shape))
         followers = [] if optimizer is None else states_of(optimizer, self.values)
         for tensor in (*followers, self.values.grad, self.values):
-            if tensor is None:
-                continue
-            there = remapped(tensor.reshape(-1), source).view(columns.shape)
-            if there.shape == tensor.shape:
-                tensor.copy_(there)
-            else:
-                tensor.data = there
+            if tensor is not None:
+                put_(tensor, remapped(tensor.reshape(-1), source).view(columns.shape))
         self._set_columns(columns)
         return source
 
@@ -284,6 +280,6 @@ class FanInLinear(nn.Module):
                 args[-1].append(f"{prefix}indices: not a pattern of shape {self.shape} with equal rows: {error}")
                 return
             if values.shape != self.values.shape:  # the state of a layer of another fan-in
-                self.values.data = self.values.new_zeros(values.shape)
+                set_data(self.values, self.values.new_zeros(values.shape))
                 self.indices = self.indices.new_zeros(indices.shape)
         super()._load_from_state_dict(state_dict, prefix, *args)

@@ -29,6 +29,7 @@ from gossamer.ops.registration import HALF
 from gossamer.ops.transforms import check_transforms
 from gossamer.pattern import Pattern
 from gossamer.pattern.build import tile_means
+from gossamer.reshaping import set_data
 
 Mode = Literal["dynamic", "static"]
 
@@ -381,7 +382,7 @@ class BlockSparseLinear(Tiled):
             return
         if values.shape[1:] == self.values.shape[1:] and values.shape[0] != self.capacity:
             # the state of a layer that had more or fewer tiles: this one takes its capacity, in the same Parameter
-            self.values.data = self.values.new_zeros(values.shape)
+            set_data(self.values, self.values.new_zeros(values.shape))
             self.indices = self.indices.new_zeros(indices.shape)
             self.scale = None if self.scale is None else self.scale.new_zeros(len(values))
         super()._load_from_state_dict(state_dict, prefix, *args)

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from gossamer.reshaping import set_data
+
 
 def slot_sources(old: Tensor, new: Tensor, absent: int) -> Tensor:
     """For each slot of the new index the slot of the same tile in the old one, -1 for tiles that were not there.
@@ -45,10 +47,16 @@ def remapped(x: Tensor, source: Tensor) -> Tensor:
 @torch.no_grad()
 def remap_(x: Tensor, source: Tensor) -> Tensor:
     """`remapped` in place; a tensor of another capacity takes new memory."""
-    new = remapped(x, source)
+    return put_(x, remapped(x, source))
+
+
+@torch.no_grad()
+def put_(x: Tensor, new: Tensor) -> Tensor:
+    """Write `new` into x; where its shape is another, x takes new memory and keeps only a gradient of that shape."""
     if new.shape == x.shape:
         return x.copy_(new)
-    x.data = new
+    grad = x.grad if x.is_leaf else None
+    set_data(x, new, grad if grad is not None and grad.shape == new.shape else None)
     return x
 
 

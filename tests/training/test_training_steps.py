@@ -351,3 +351,20 @@ def test_a_window_is_a_mean_over_the_steps_it_saw(first: int) -> None:
         assert torch.allclose(read[t], torch.stack(window).mean(0), rtol=1e-5, atol=1e-8), t
         last = t
     assert {4, first, 8, 12, 16} <= read.keys() | {16}
+
+
+@pytest.mark.parametrize("how", ["data", "numpy", "other data"])
+@pytest.mark.parametrize("method", ["static", "set", "rigl", "granet", "chase"])
+def test_masks_hold_whoever_writes_and_however(method: str, how: str) -> None:
+    model, optimizer, sparse = build(method, "momentum", "mlp")
+    for t in train(model, optimizer, sparse.total_steps):
+        for name, mask in sparse.masks.items():
+            assert not bool(model.get_parameter(name)[~mask].any()), f"{name} after step {t}"
+        for parameter in model.parameters() if t in (3, sparse.total_steps - 2) else ():
+            drawn = torch.randn_like(parameter)
+            if how == "data":
+                parameter.data.copy_(drawn)
+            elif how == "numpy":
+                parameter.detach().numpy()[...] = drawn.numpy()
+            else:
+                parameter.data = drawn

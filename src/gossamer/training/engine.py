@@ -277,6 +277,8 @@ class Method(State):
             if self._reloaded or self._versions.get(name) != tensor.parameter._version:
                 tensor.check(t)
                 self.apply_mask(tensor)  # somebody else wrote to the weight: load_state_dict, an EMA swap, ...
+            else:
+                tensor.keep()  # writes through `.data` or numpy are not counted
             tensor.hide()
         self.warmup.hold(self.tensors)
 

@@ -102,6 +102,9 @@ class TileValues(Masked):
     def hide(self) -> None:
         """There is nothing outside: the gradient of the values is zero in slack and padding."""
 
+    def keep(self) -> None:
+        """There is nothing outside: what is written to slack and padding is not read."""
+
     def check(self, step: int) -> None:
         if not torch.equal(self.module.pattern.to_tile_mask(), self.mask):
             raise RuntimeError(

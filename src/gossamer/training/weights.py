@@ -83,6 +83,10 @@ class Masked:
         if self.parameter.grad is not None:
             mask_(self.parameter.grad, self.mask)
 
+    def keep(self) -> None:
+        """Zero the weight outside the mask, whoever wrote there: a pass costs less than to ask whether it is needed."""
+        mask_(self.parameter.data, self.mask)
+
     def check(self, step: int) -> None:
         """Raise RuntimeError when the network disagrees with the mask in a way that `apply` cannot mend."""
 

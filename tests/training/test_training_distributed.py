@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Iterator
 from typing import Any
 
 import distributed_worker
 import pytest
 import torch
+import torch.distributed as dist
 from forked import together
-from training_cases import build
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+from training_cases import build, images, loss
 
+import gossamer as gs
+from gossamer.training import MEST, RigL
 from gossamer.training.distributed import digest
 
 
@@ -67,6 +74,54 @@ def test_masks_of_rank_zero_are_broadcast(ranks: list[dict[str, Any]]) -> None:
 
 def test_compaction_under_ddp_is_refused(ranks: list[dict[str, Any]]) -> None:
     assert all(rank["compact"].startswith("ValueError: compact_every does not work with") for rank in ranks)
+
+
+@pytest.fixture
+def alone() -> Iterator[None]:
+    """A process group of one rank."""
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("traced", [True, False], ids=["example inputs", "first batch"])
+def test_compaction_is_refused_before_the_first_step_where_ddp_comes_later(alone: None, traced: bool) -> None:
+    x, y = images(seed=0)
+    options = {"compact_every": 1, "example_inputs": x if traced else None}
+    model, _, method = build("chase", **options)
+    with pytest.raises(ValueError, match="compact_every does not work with DistributedDataParallel"):
+        loss(DistributedDataParallel(model), x, y)
+    assert method.step == 0
+    copy.deepcopy(model)(x)  # what looks for a wrapper does not come along
+    method.detach()
+    loss(DistributedDataParallel(model), x, y).backward()
+
+
+@pytest.mark.parametrize(("density", "k"), [(0.25, 4), (0.5625, 9)])
+def test_a_fan_in_that_would_have_to_change_inside_ddp_is_named(alone: None, density: float, k: int) -> None:
+    layers = [gs.nn.FanInLinear(16, 16, fan_in=n) for n in (6, k)]
+    before = [layer.pattern.to_tile_mask() for layer in layers]
+    model = DistributedDataParallel(nn.Sequential(*reversed(layers)))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with pytest.raises(RuntimeError, match=rf"1.values needs {k} inputs in each of 16 rows and has 6.*fan_in={k},"):
+        RigL(model, optimizer, density=density, total_steps=9, distribution="uniform")
+    assert all(torch.equal(a, b.pattern.to_tile_mask()) for a, b in zip(before, layers, strict=True))
+    RigL(model, optimizer, density=density, total_steps=9, distribution="uniform", exclude=["1.values"])
+
+
+def test_a_fan_in_does_not_grow_in_a_wrapper_that_comes_later(alone: None) -> None:
+    model = nn.Sequential(gs.nn.FanInLinear(16, 16, fan_in=4), nn.Linear(16, 4))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    options = {"total_steps": 20, "update_every": 2, "soft": True, "mutation": (0.5, 0.0), "mutation_ends": (0.7,)}
+    MEST(model, optimizer, density=0.25, exclude=["1.weight"], **options)
+    wrapped = DistributedDataParallel(model)
+    with pytest.raises(
+        RuntimeError, match=r"0\.values needs 6 inputs in each of 16 rows and has 4, which cannot change"
+    ):
+        for _ in range(4):
+            optimizer.zero_grad()
+            wrapped(torch.randn(8, 16)).square().mean().backward()
+            optimizer.step()
 
 
 def test_distributed_needs_a_process_group() -> None:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from gossamer.pattern import Pattern
-from gossamer.training import checkpoint, distributed, first_mask, followers, optimizer_state, tile_rules
+from gossamer.training import checkpoint, distributed, first_mask, followers, optimizer_state, shrinking, tile_rules
 from gossamer.training.commit import commit
 from gossamer.training.discover import check_ownership
 from gossamer.training.rewiring import Change
@@ -57,15 +57,19 @@ class Method(State):
         self.prepare()
         if self.is_distributed():
             distributed.broadcast(list(units.values()))
+        for layer, chosen in units.items():  # all of them first: a refusal leaves every layer as it was
+            layer.check_room(int(torch.count_nonzero(chosen)))
         for layer, chosen in units.items():
             layer.start(chosen, self.optimizer, seed=self.seed, fresh=self.first_mask == "random")
         self.apply()
         for tensor in self.tensors.values():
             self.ever_active.record(tensor)
+        changes_shapes = getattr(self, "compact_every", None) or not all(layer.is_masked for layer in self.layers)
         self._handles = [
             self.optimizer.register_step_pre_hook(self._before_step),
             self.optimizer.register_step_post_hook(self._after_step),
             self.optimizer.register_load_state_dict_post_hook(self._after_load),
+            *(distributed.watch(self.network, self._enter_wrapper) if changes_shapes else ()),
         ]
         self._want_gradients()
 
@@ -315,6 +319,12 @@ class Method(State):
 
     def _after_load(self, optimizer: Optimizer) -> None:
         self._reloaded = True
+
+    def _enter_wrapper(self) -> None:
+        """The network runs inside DistributedDataParallel, which may have come after this method."""
+        tile_rules.fix(self)
+        if getattr(self, "compact_every", None):
+            shrinking.refuse_wrapped()
 
     # ------------------------------------------------------------------ inside
 

@@ -25,9 +25,14 @@ def refuse(state: State) -> None:
     """Raise ValueError where parameters cannot change their shape during training."""
     distributed = {type(module).__name__ for module in state.model.modules()} & {"DistributedDataParallel"}
     if ranks() > 1 or distributed:
-        raise ValueError("compact_every does not work with DistributedDataParallel: its buckets keep the first shapes")
+        refuse_wrapped()
     if tuple(state.tile) != (1, 1):
         raise ValueError(f"compact_every needs tile (1, 1), got {state.tile}: removed channels would move the tiles")
+
+
+def refuse_wrapped() -> None:
+    """Raise ValueError for a network inside DistributedDataParallel."""
+    raise ValueError("compact_every does not work with DistributedDataParallel: its buckets keep the first shapes")
 
 
 @torch.no_grad()

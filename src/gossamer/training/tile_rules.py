@@ -34,9 +34,17 @@ def prepare(state: State, needs_dense: str, others: Sequence[str]) -> None:
         raise ValueError(f"grad_window must be 1 for the tiles of {names}, got {state.grad_window}")
     if state.grow_init != "zeros":
         raise ValueError(f"grow_init must be 'zeros' for the tiles of {names}, got {state.grow_init!r}")
-    wrapped = any(isinstance(module, DistributedDataParallel) for module in state.model.modules())
     for layer in layers:
-        layer.tensor.fixed, layer.tensor.reduce = wrapped, state.is_distributed()
+        layer.tensor.reduce = state.is_distributed()
+    if any(isinstance(module, DistributedDataParallel) for module in state.model.modules()):
+        fix(state)
+
+
+def fix(state: State) -> None:
+    """Let the layers of tiles keep the shapes that they have."""
+    for layer in state.layers:
+        if isinstance(layer, TileLayer):
+            layer.tensor.fixed = True
 
 
 def _kinds(layers: Sequence[TileLayer]) -> str:

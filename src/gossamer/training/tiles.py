@@ -40,7 +40,7 @@ class TileValues(Masked):
 
     Attributes:
         module: the layer.
-        fixed: whether the capacity may not grow (DistributedDataParallel keeps the first shapes).
+        fixed: whether the shape of the values stays (DistributedDataParallel keeps the first ones).
         reduce: whether gradients are those of a mean over ranks.
         candidates: rows of single elements are scored at so many inputs that they do not read, drawn by `seed` and the
             step, and nowhere else; 0: everywhere.
@@ -197,6 +197,29 @@ class TileLayer(Layer):
         kept = topk(scores, min(count, int(torch.count_nonzero(present))), allowed=present)
         return kept | topk(scores, count - int(torch.count_nonzero(kept)), allowed=~present)
 
+    def check_room(self, count: int) -> None:
+        """Rows of one length have memory for that length and no other; other layers may leave some of it unused."""
+        module, rows = self.tensor.module, self.grid[0]
+        if not self.tensor.fixed:
+            return
+        if self.row_units is not None:
+            k = self._row_length(count)
+            if k != self.row_units:
+                raise RuntimeError(
+                    f"{self.name} needs {k} inputs in each of {rows} rows and has {self.row_units}, which cannot "
+                    f"change inside DistributedDataParallel: build the layer with fan_in={k}, or give it a density of "
+                    f"{self.row_units / self.grid[1]:g}"
+                )
+        elif count > module.capacity:
+            raise RuntimeError(
+                f"{self.name} needs {count} tiles and has a capacity of {module.capacity}, which cannot grow inside "
+                f"DistributedDataParallel: build the layer with capacity={count} or more"
+            )
+
+    def _row_length(self, count: int) -> int:
+        """Units of each row where a layer of rows of one length is to have `count`."""
+        return min(max(count // self.grid[0], 1), self.grid[1])
+
     def start(self, units: Tensor, optimizer: Optimizer, *, seed: int, fresh: bool) -> None:
         module, values = self.tensor.module, self.tensor.parameter
         new = (self._rewire(units, optimizer) < 0).view(-1, 1, 1) & module.pattern.value_mask()
@@ -214,7 +237,7 @@ class TileLayer(Layer):
 
     def _even(self, units: Tensor, growth: Tensor, count: int) -> Tensor:
         """Units with count // rows in each row, at least one: the largest of a row, then those of largest growth."""
-        k = min(max(count // self.grid[0], 1), self.grid[1])
+        k = self._row_length(count)
         magnitude = self.scores(self.tensor.parameter.detach().abs()).view(self.grid)
         return fill_rows(units.view(self.grid), magnitude, growth.view(self.grid), k).view(-1)
 
@@ -243,11 +266,7 @@ class TileLayer(Layer):
         if self.row_units is not None:
             units = self._evened(units)
         module, count = self.tensor.module, int(torch.count_nonzero(units))
-        if self.tensor.fixed and count > module.capacity:
-            raise RuntimeError(
-                f"{self.name} needs {count} tiles and has a capacity of {module.capacity}, which cannot grow inside "
-                f"DistributedDataParallel: build the layer with capacity={count} or more"
-            )
+        self.check_room(count)
         pattern = Pattern.from_tile_mask(units.view(self.grid), module.tile, shape=module.shape, capacity=count)
         source = module.update_pattern(pattern, optimizer=optimizer, overflow="grow")
         self.tensor.mask.copy_(units.view(self.grid))

@@ -219,6 +219,9 @@ class Layer:
         """bool[units]: the `count` units to begin with."""
         return topk(scores, count)
 
+    def check_room(self, count: int) -> None:
+        """Raise RuntimeError where there is no memory for so many units, and none may be taken."""
+
     def start(self, units: Tensor, optimizer: Optimizer, *, seed: int, fresh: bool) -> None:
         """Begin with these units. `fresh`: units that never had a value are drawn at random (only tiles are such)."""
         self.assign(self.tensor.mask, self.elements(units))

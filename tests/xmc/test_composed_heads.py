@@ -254,6 +254,6 @@ def test_bad_input_is_named(make, error, said):
 
 def test_a_layer_that_does_not_fit_says_what_does(monkeypatch):
     behind = fused(width=1000)
-    monkeypatch.setattr("gossamer.xmc.heads.memory.free_memory", lambda: 13 * 12 * 700)
-    with pytest.raises(MemoryError, match=r"intermediate=1,000 need .* at most 700 outputs fit"):
+    monkeypatch.setattr("gossamer.measure.memory.free_memory", lambda: 13 * 12 * 700)
+    with pytest.raises(MemoryError, match=r"intermediate=1,000 need .* at most 700 fit"):
         WideHead(WIDTH, behind)

@@ -8,11 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from gossamer.measure import memory as memory_of
 from gossamer.ops.fan_in.connections import draw_values
 from gossamer.testing import assert_same_bits
 from gossamer.xmc import FusedHead
 from gossamer.xmc.data import Csr
-from gossamer.xmc.heads import memory as memory_of
+from gossamer.xmc.heads.memory import Layout
 
 
 def test_first_values_are_uniform():
@@ -132,7 +133,7 @@ def test_what_it_refuses(monkeypatch):
         with pytest.raises((ValueError, TypeError), match=match):
             FusedHead(8, 10, **{"fan_in": 4, **options})
     monkeypatch.setattr(memory_of, "free_memory", lambda: 10_000)
-    with pytest.raises(MemoryError, match=r"labels=1,000 .* 28 bytes each, .* at most 357 labels fit"):
+    with pytest.raises(MemoryError, match=r"labels=1,000 .* 28 bytes each, .* at most 357 fit"):
         FusedHead(8, 1000, fan_in=4)
 
 
@@ -159,6 +160,6 @@ def test_memory_is_what_the_formula_says_and_no_logits():
     for batch in (32, 512):
         script = [sys.executable, "-c", MEASURED, str(labels), str(batch)]
         peaks[batch] = int(subprocess.run(script, capture_output=True, text=True, check=True).stdout)
-    formula = labels * memory_of.Layout(32, 2, 2, 0, 1, True).label
+    formula = labels * Layout(32, 2, 2, 0, 1, True).label
     assert peaks[32] <= 1.1 * formula + 64 * mib
     assert peaks[512] - peaks[32] <= 32 * mib

@@ -7,13 +7,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gossamer.measure.memory import require_memory
 from gossamer.ops.fan_in.step import STATES
 from gossamer.pattern.build import index_dtype
 from gossamer.ranks import Ranks
 from gossamer.xmc.heads.base_head import Head
 from gossamer.xmc.heads.head import FusedHead
 from gossamer.xmc.heads.joined import JoinedHead
-from gossamer.xmc.heads.memory import Layout, require_bytes
+from gossamer.xmc.heads.memory import Layout
 from gossamer.xmc.heads.sharded import ShardedHead
 from gossamer.xmc.heads.wide import WideHead
 from gossamer.xmc.recipe import Recipe
@@ -69,7 +70,7 @@ def _check_room(width: int, labels: int, top: int, recipe: Recipe, ranks: Ranks)
     layout = Layout(recipe.fan_in, index_dtype(width).itemsize, value, STATES[recipe.optimizer], recipe.group, True)
     each = _BESIDE + layout.label * (labels - top) / ranks.size / labels
     advice = "Take a smaller fan_in, dtype=bfloat16, optimizer=sgd or a larger group"
-    require_bytes("labels", labels, each, "labels", advice, f" with fan_in={recipe.fan_in}")
+    require_memory(f"labels={labels:,} with fan_in={recipe.fan_in}", labels, each, advice)
 
 
 def _part(width: int, labels: int, ranks: Ranks, **settings: Any) -> Head:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 
+from gossamer.measure import memory
 from gossamer.ops.paged.pool import Stored
 from gossamer.serving.geometry import Geometry
 from gossamer.serving.paging.store import bytes_of_page, most_pages
@@ -20,14 +19,8 @@ SHARE = 0.5
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes that are free on a device."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    try:  # Linux says what programs can have, with the copies of files that it would give up for them
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
-    except (OSError, StopIteration):
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    """Bytes that are free on a device; 0 where nothing tells."""
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else memory.free_memory() or 0
 
 
 def pages_for(

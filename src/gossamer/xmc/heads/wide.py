@@ -16,12 +16,12 @@ import torch
 from torch import Tensor
 from torch.optim.adam import adam
 
+from gossamer.measure.memory import require_memory
 from gossamer.ops.fan_in.connections import draw_values
 from gossamer.xmc.data.csr import Csr
 from gossamer.xmc.heads import saved
 from gossamer.xmc.heads.base_head import Head, checked_x
 from gossamer.xmc.heads.growth import Growth
-from gossamer.xmc.heads.memory import require_bytes
 from gossamer.xmc.heads.store import Stored, StoreError
 
 BYTES = 12  # of a weight: its value and the two states of Adam
@@ -86,7 +86,7 @@ class WideHead(Head):
         device = torch.get_default_device() if device is None else torch.device(device)
         if device.type != "meta":
             each = BYTES * (width + 1)
-            require_bytes("intermediate", head.width, each, "outputs", "Take a smaller intermediate layer")
+            require_memory(f"intermediate={head.width:,}", head.width, each, "Take a smaller intermediate layer")
         for name in ("weight", "first", "second"):
             self.register_buffer(name, torch.zeros(shape, dtype=torch.float32, device=device))
         for name in ("bias", "bias_first", "bias_second"):

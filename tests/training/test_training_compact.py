@@ -154,7 +154,7 @@ _MAKE = Channels.__dict__["of"].__func__
 
 
 def _of(kind: type[Channels]):
-    return lambda cls, network, graph, groups: _MAKE(kind, network, graph, groups)
+    return lambda cls, network, graph, groups, *rest: _MAKE(kind, network, graph, groups, *rest)
 
 
 def test_round_to_gives_even_widths() -> None:

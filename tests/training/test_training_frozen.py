@@ -253,3 +253,14 @@ def test_loss_of_all_layers_still_sees_every_one() -> None:
         loss(model, *images(seed=t)).backward()
         opt.step()
         assert not sparse.gradients.owed and not sparse.gradients.kept
+
+
+@pytest.mark.parametrize("frozen", [True, False])
+def test_a_refusal_says_why_channels_stay(frozen: bool) -> None:
+    model = nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 3))
+    model[0].bias.requires_grad_(not frozen)
+    optimizer = torch.optim.AdamW(p for p in model.parameters() if frozen or p.ndim > 1)
+    with pytest.raises(ValueError, match="no channels can be removed") as refused:
+        make("chase", model, optimizer, example_inputs=torch.randn(4, 8))
+    reason = "frozen" if frozen else "not in this optimizer"
+    assert str(refused.value).splitlines()[-1] == f"0 stays: 0.bias is {reason}"

@@ -140,6 +140,7 @@ def test_channels_that_could_never_be_cut_out_are_not_removed(
     channels = sparse.channels()
     assert "a" not in channels and {"b", "c"} <= channels.keys()
     assert "channels of a stay, they could not be cut out afterwards" in caplog.text
+    assert "a stays: it could not be cut out afterwards" in sparse.removed.explain()
     assert bool((model.a.weight != 0).any(1).all()) and bool(sparse.masks["a.weight"].any(1).all())
     small = gs.compact(model.eval(), images()[0], check_latency=False, round_to=1)
     assert not small.unfit and small.model.a.out_features == 16

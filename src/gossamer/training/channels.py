@@ -8,7 +8,7 @@ then exactly zero and the network computes what the network without it computes,
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence, Set
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -35,6 +35,7 @@ class Channels:
         original: channels per group of the original network.
         entries: weights one channel has in its writers, in the original network: |W_c|.
         costs: what one channel of a group costs (`gossamer.training.ranking`), where a method asked for it.
+        stays: why other groups are not among these, by their name.
         stuck: why the dead channels of some groups could not be cut out while training; they stay masked.
     """
 
@@ -47,12 +48,20 @@ class Channels:
     original: dict[str, int]
     entries: dict[str, int]
     costs: dict[str, float] = field(default_factory=dict)
+    stays: dict[str, str] = field(default_factory=dict)
     stuck: dict[str, str] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, network: nn.Module, graph: ChannelGraph, groups: Sequence[ChannelGroup]) -> Channels:
+    def of(
+        cls,
+        network: nn.Module,
+        graph: ChannelGraph,
+        groups: Sequence[ChannelGroup],
+        stays: Mapping[str, str] | None = None,
+    ) -> Channels:
         """All channels of these groups, alive."""
-        result = cls(network, graph, graph, {group.name: group for group in groups}, {}, {}, {}, {})
+        named = {group.name: group for group in groups}
+        result = cls(network, graph, graph, named, {}, {}, {}, {}, stays=dict(stays or {}))
         for group in groups:
             result.alive[group.name] = torch.ones(group.channels, dtype=torch.bool, device="cpu")
             result.origin[group.name] = torch.arange(group.channels, device="cpu")
@@ -83,7 +92,7 @@ class Channels:
 
     def restricted(self, keep: Callable[[ChannelGroup], bool]) -> Channels:
         """The same with fewer groups."""
-        return Channels.of(self.network, self.graph, [group for group in self.groups.values() if keep(group)])
+        return Channels.of(self.network, self.graph, [g for g in self.groups.values() if keep(g)], self.stays)
 
     def fitting(self) -> Channels:
         """The same without the groups that could not be cut out of the network; says so of each.
@@ -109,7 +118,15 @@ class Channels:
         reasons = culprits([name for name, mask in keep.items() if not bool(mask.all())], attempt)
         for name, reason in reasons.items():
             logger.warning("channels of %s stay, they could not be cut out afterwards: %s", name, reason)
-        return self.restricted(lambda group: group.name not in reasons) if reasons else self
+        if not reasons:
+            return self
+        self.stays |= {name: f"it could not be cut out afterwards: {reason}" for name, reason in reasons.items()}
+        return self.restricted(lambda group: group.name not in reasons)
+
+    def explain(self) -> str:
+        """The groups of the network, and why those that could be removed stay."""
+        reasons = [f"{name} stays: {reason}" for name, reason in self.stays.items()]
+        return "\n".join([self.graph.explain(), *reasons])
 
     def full(self) -> dict[str, Tensor]:
         """bool[channels of the original network] per group: which live."""

@@ -24,15 +24,19 @@ def find(state: State, example_inputs: Any) -> Channels:
     """
     graph = ChannelGraph.build(state.network, example_inputs)
     held = {id(p) for group in state.optimizer.param_groups for p in group["params"]}
-    groups = []
+    groups, stays = [], {}
     for group in graph.removable:
         parameters = {m.tensor: state.network.get_parameter(m.tensor) for m in group.members if m.role != "stat"}
-        outside = [n for n, p in parameters.items() if not p.requires_grad or id(p) not in held]
-        if outside:
-            logger.info("channels of %s stay: %s are not trained by this optimizer", group.name, outside)
+        frozen = [f"{name} is frozen" for name, p in parameters.items() if not p.requires_grad]
+        absent = [
+            f"{n} is not in this optimizer" for n, p in parameters.items() if p.requires_grad and id(p) not in held
+        ]
+        if frozen or absent:
+            stays[group.name] = ", ".join(frozen + absent)
+            logger.info("channels of %s stay: %s", group.name, stays[group.name])
         else:
             groups.append(group)
-    return Channels.of(state.network, graph, groups)
+    return Channels.of(state.network, graph, groups, stays)
 
 
 def watch(state: State, example_inputs: Any, use: Callable[[Channels], None]) -> None:

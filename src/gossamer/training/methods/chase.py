@@ -112,7 +112,7 @@ class Chase(Exploration):
         if not channels.groups:
             raise ValueError(
                 f"no channels can be removed with scope={self.scope!r}; pass channel_sparsity=0, or see why:\n"
-                f"{channels.graph.explain()}"
+                f"{channels.explain()}"
             )
         self.total_channels = sum(channels.original.values())
         self.floors = {

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
-from training_cases import NETWORKS, OPTIMIZERS, SETTINGS, build, images, loss, run, train
+from training_cases import NETWORKS, OPTIMIZERS, SETTINGS, STEPS, build, images, loss, run, train
 
 from gossamer.training import RigL, Static
 
@@ -368,3 +368,16 @@ def test_masks_hold_whoever_writes_and_however(method: str, how: str) -> None:
                 parameter.detach().numpy()[...] = drawn.numpy()
             else:
                 parameter.data = drawn
+
+
+def test_what_was_written_outside_a_mask_does_not_grow_in_a_replaced_step() -> None:
+    model, optimizer, sparse = build("rigl", "momentum", "mlp", replace_step=True)
+    for t in train(model, optimizer, STEPS):
+        if sparse.history and sparse.history[-1]["step"] == t:
+            break
+        before = masks(sparse)
+        for name, mask in before.items():
+            model.get_parameter(name).data[~mask] = 1.0
+    grown = {name: mask & ~before[name] for name, mask in sparse.masks.items()}
+    assert any(bool(new.any()) for new in grown.values())
+    assert not any(bool(model.get_parameter(name)[new].any()) for name, new in grown.items())

@@ -268,13 +268,6 @@ class Method(State):
             logger.warning("step %d: updates wait, no gradient has come to any layer", t)
         self.pending = runnable
         self._due = [event for event in runnable if not (waits and event in reads)]
-        if self._due and self.replace_step:
-            # an optimizer passes over parameters without gradient, moments and step counters included
-            held = [p for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
-            self._stash = [(p, p.grad) for p in held if p.grad is not None]
-            for p in held:
-                p.grad = None
-            return
         for name, tensor in self.tensors.items():
             if tensor.mask.device != tensor.parameter.device:
                 tensor.mask = tensor.mask.to(tensor.parameter.device)
@@ -283,6 +276,14 @@ class Method(State):
                 self.apply_mask(tensor)  # somebody else wrote to the weight: load_state_dict, an EMA swap, ...
             else:
                 tensor.keep()  # writes through `.data` or numpy are not counted
+        if self._due and self.replace_step:
+            # an optimizer passes over parameters without gradient, moments and step counters included
+            held = [p for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
+            self._stash = [(p, p.grad) for p in held if p.grad is not None]
+            for p in held:
+                p.grad = None
+            return
+        for tensor in self.tensors.values():
             tensor.hide()
         self.warmup.hold(self.tensors)
 

@@ -59,7 +59,7 @@ def _bytes(content: dict[str, Any], folder: Path) -> bytes:
 def test_what_is_saved_comes_back(tmp_path: Path, name: str, adam: bool) -> None:
     trained, fresh = _stage(5, name, adam=adam), _stage(0, name, adam=adam)
     checkpoint.save(tmp_path / "a.pt", {"identity": IDENTITY, **trained.state()})
-    restore(fresh, checkpoint.load(tmp_path / "a.pt", IDENTITY, data=""), total=TOTAL)
+    restore(fresh, checkpoint.load(tmp_path / "a.pt", IDENTITY), total=TOTAL)
     same(fresh.state(), trained.state())
     assert torch.load(tmp_path / "a.pt", weights_only=True)["step"] == 5, "the checksum is in nobody's way"
 
@@ -73,7 +73,7 @@ def test_every_flipped_bit_is_found(tmp_path: Path) -> None:
         flipped[bit // 8] ^= 1 << bit % 8
         (tmp_path / "b.pt").write_bytes(flipped)
         with pytest.raises(ValueError, match=r"checkpoint .*b\.pt cannot be read: it .*checksum"):
-            checkpoint.load(tmp_path / "b.pt", IDENTITY, data="")
+            checkpoint.load(tmp_path / "b.pt", IDENTITY)
 
 
 def test_every_cut_is_found(tmp_path: Path) -> None:
@@ -81,23 +81,23 @@ def test_every_cut_is_found(tmp_path: Path) -> None:
     for length in (0, 1, 21, 79, 80, 81, 82, len(content) // 2, len(content) - 1):
         (tmp_path / "b.pt").write_bytes(content[:length])
         with pytest.raises(ValueError, match="checksum"):
-            checkpoint.load(tmp_path / "b.pt", IDENTITY, data="")
+            checkpoint.load(tmp_path / "b.pt", IDENTITY)
     (tmp_path / "b.pt").write_bytes(content + b"\0")
     with pytest.raises(ValueError, match="checksum"):
-        checkpoint.load(tmp_path / "b.pt", IDENTITY, data="")
+        checkpoint.load(tmp_path / "b.pt", IDENTITY)
 
 
 def test_a_file_without_a_checksum_says_what_to_do(tmp_path: Path) -> None:
     torch.save({"format": 1, "identity": IDENTITY}, tmp_path / "a.pt")
     with pytest.raises(ValueError, match=r"has no checksum.*older version.*--overwrite"):
-        checkpoint.load(tmp_path / "a.pt", IDENTITY, data="")
+        checkpoint.load(tmp_path / "a.pt", IDENTITY)
 
 
 @pytest.mark.parametrize("make", [os.mkdir, os.mkfifo, lambda path: None])
 def test_what_is_no_file(tmp_path: Path, make: Callable[[Path], None]) -> None:
     make(tmp_path / "a.pt")
     with pytest.raises(ValueError, match=r"checkpoint .*a\.pt cannot be read"):
-        checkpoint.load(tmp_path / "a.pt", IDENTITY, data="")
+        checkpoint.load(tmp_path / "a.pt", IDENTITY)
 
 
 @pytest.mark.parametrize(
@@ -115,7 +115,7 @@ def test_what_is_no_file(tmp_path: Path, make: Callable[[Path], None]) -> None:
 def test_other_settings_and_versions_are_refused(tmp_path: Path, content: dict[str, Any], said: str) -> None:
     checkpoint.save(tmp_path / "a.pt", content)
     with pytest.raises(ValueError, match=said):
-        checkpoint.load(tmp_path / "a.pt", IDENTITY, data="")
+        checkpoint.load(tmp_path / "a.pt", IDENTITY)
 
 
 NAN, INF = float("nan"), float("inf")
@@ -258,7 +258,7 @@ def test_a_full_disk_is_named_and_the_checkpoint_of_before_is_kept(
     with pytest.raises(OSError, match=r"no space left on the disk for .*a\.pt; the file of before is kept") as caught:
         checkpoint.save(path, {"identity": IDENTITY, "step": 2, "x": torch.zeros(5000)})
     assert caught.value.errno == errno.ENOSPC
-    assert checkpoint.load(path, IDENTITY, data="")["step"] == 1 and os.listdir(tmp_path) == ["a.pt"]
+    assert checkpoint.load(path, IDENTITY)["step"] == 1 and os.listdir(tmp_path) == ["a.pt"]
 
 
 @pytest.mark.parametrize("number", [errno.EFBIG, errno.EIO])

@@ -10,7 +10,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from forked import Forked
@@ -168,16 +167,6 @@ def test_the_handlers_of_before_are_back(train: Callable[..., int]) -> None:
     before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
     assert train("--out", "run") == 0
     assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
-
-
-def test_other_data_of_the_same_name_is_refused(train: Callable[..., int], capfd: pytest.CaptureFixture[str]) -> None:
-    assert train("--method", "rigl", "--no-dense") == 0
-    arrays = dict(np.load("data.npz"))
-    np.savez("data.npz", x=2 * arrays["x"], y=arrays["y"])
-    assert train("--method", "rigl", "--no-dense", "--resume", "--epochs", "4") != 0
-    assert "was trained on other data: npz:data.npz has changed since" in capfd.readouterr().err
-    np.savez("data.npz", **arrays)
-    assert train("--method", "rigl", "--no-dense", "--resume", "--epochs", "4") == 0
 
 
 def test_a_checkpoint_is_plain_data(train: Callable[..., int]) -> None:

@@ -83,14 +83,6 @@ def test_the_whole_way(sets, run, tmp_path, capsys):
     assert main(["xmc", "predict", str(tmp_path / "s"), "--text", "word3", "-k", "9"]) == 0
     labels = [entry["label"] for entry in json.loads(capsys.readouterr().out)]
     assert sorted(labels) == ["the word17", "the word3", "the word5"]
-    again = ["xmc", "subset", str(run), "--labels", str(tmp_path / "labels.txt"), "--out"]
-    for out, said in (
-        (tmp_path / "s", "holds a classifier; --overwrite replaces it"),
-        (run / "classifier", "is the folder of the classifier itself"), (run, "in it or around it"),
-    ):  # fmt: skip
-        assert main([*again, str(out)]) != 0 and said in capsys.readouterr().err
-    assert main([*again, str(tmp_path / "s"), "--overwrite"]) == 0
-    assert main(["xmc", "evaluate", str(run), str(sets)]) == 0
 
 
 def test_the_best_epoch_is_kept(sets, run):

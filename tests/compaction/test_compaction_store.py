@@ -145,15 +145,6 @@ def test_weights_of_others_stay(tmp_path: Path) -> None:
     assert (tmp_path / "weights-mine.safetensors").read_text() == "mine" and len(list(tmp_path.iterdir())) == 3
 
 
-def test_records_of_others_stay(tmp_path: Path) -> None:
-    (tmp_path / "compact.json").write_text('{"format": "mine"}')
-    with pytest.raises(FileExistsError, match=r"compact\.json is there already, and is no record of this program"):
-        small(Sequence(), image()).save(tmp_path)
-    assert (tmp_path / "compact.json").read_text() == '{"format": "mine"}' and len(list(tmp_path.iterdir())) == 1
-    with pytest.raises(NotADirectoryError, match="is a file; expected a folder, or none"):
-        small(Sequence(), image()).save(tmp_path / "compact.json")
-
-
 def damaged(folder: Path, how: str) -> None:
     shapes = folder / "compact.json"
     (weights,) = folder.glob("weights-*.safetensors")

@@ -240,15 +240,6 @@ def read(path: str | os.PathLike[str], *, limit: int) -> bytes:
     return content
 
 
-def digest(path: str | os.PathLike[str]) -> str:
-    """The SHA-256 of a file's bytes, in hexadecimal."""
-    total = hashlib.sha256()
-    with open_file(path) as file:
-        while part := file.read(1 << 22):
-            total.update(part)
-    return total.hexdigest()
-
-
 def parse_json(content: bytes) -> Any:
     """JSON from bytes; every fault of the text is a ValueError, too deep a nesting as well."""
     try:

@@ -72,7 +72,7 @@ def run(config: Calibrate) -> None:
     targets = [config.out / NAME, config.out / "config.json"] if folder else [config.out]
     text = None if config.text is None else text_of("--text", config.text, limit=_LARGEST)
     use_device(config.device)
-    check_new("--out", *targets, overwrite=config.overwrite, ours=_is_ours, what="calibration")
+    check_new("--out", *targets, overwrite=config.overwrite)
     try:
         pattern, geometry = _measure(config, text)
     except KeyboardInterrupt:
@@ -86,17 +86,6 @@ def run(config: Calibrate) -> None:
         files.write_json(targets[1], {"sink_size": config.sink, "recent_size": config.local, **how})
     pattern.save(targets[0])
     print(f"\nwritten: {config.out}")
-
-
-def _is_ours(path: Path) -> bool:
-    """Whether a calibration wrote a file: the config.json of a model, above all, is not to be replaced."""
-    try:
-        if path.name != "config.json":
-            return bool(HeadPattern.load(path).gates.numel())
-        said = files.parse_json(files.read(path, limit=1 << 20))
-        return isinstance(said, dict) and {"sink_size", "recent_size"} <= said.keys() and "model_type" not in said
-    except (OSError, ValueError):
-        return False
 
 
 def _measure(config: Calibrate, text: str | None) -> tuple[HeadPattern, Geometry]:

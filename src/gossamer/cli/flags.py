@@ -6,7 +6,7 @@ import contextlib
 import io
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -56,26 +56,16 @@ def use_device(name: str) -> str:
     return name
 
 
-def check_new(
-    flag: str, *targets: Path, overwrite: bool, ours: Callable[[Path], bool] | None = None, what: str = ""
-) -> None:
+def check_new(flag: str, *targets: Path, overwrite: bool) -> None:
     """See that results could be written before the work that they cost, and that they replace nothing unasked.
 
-    Args:
-        ours: whether a file that is there is one that this program wrote; None: whoever says `overwrite` knows.
-        what: what it wrote, in words.
-
     Raises:
-        FileExistsError: one of `targets` is there, and is not ours, or `overwrite` does not allow for it.
+        FileExistsError: one of `targets` is there, and `overwrite` does not allow for it.
         ValueError, OSError: one could not be written (`files.check_target`).
     """
     for target in targets:
         files.check_target(target)
-        if not os.path.lexists(target):
-            continue
-        if ours is not None and not ours(target):
-            raise FileExistsError(f"{flag} {target} is there, and is no {what} of this program; name another place")
-        if not overwrite:
+        if os.path.lexists(target) and not overwrite:
             raise FileExistsError(f"{flag} {target} is there already; --overwrite replaces it, or name another place")
 
 

@@ -9,7 +9,6 @@ The JSON names its weight file and is replaced last, in one rename, so a reader 
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,7 @@ from .attributes import Changes, known_attributes
 from .borrow import refuse_shards
 from .names import first_names, state_tensors
 from .optimizer import sliced
-from .record import FORMAT, LIMIT, RECORD, VERSION, Record, StoreError, is_weights
+from .record import FORMAT, RECORD, VERSION, Record, StoreError, is_weights
 from .rewrite import history
 
 
@@ -48,16 +47,11 @@ def save(model: nn.Module, directory: str | Path) -> Path:
     """Write the network inside `model`, and all that `shrink_` and `compact` ever removed from it, into `directory`.
 
     Existing files of an older save are replaced at the very end; an interrupted save leaves them readable.
-
-    Raises:
-        NotADirectoryError: `directory` is no folder. FileExistsError: it holds a file of somebody else's where the
-            record goes.
     """
     writer = _safetensors()
     model, directory = unwrap(model), Path(directory)
     refuse_shards(model)
     plain = plain_names(model)
-    _check_ours(directory)
     directory.mkdir(parents=True, exist_ok=True)
     tensors = {name: value.cpu().contiguous() for name, value in _persistent(model).items()}
     data = writer.save(tensors)
@@ -85,22 +79,6 @@ def save(model: nn.Module, directory: str | Path) -> Path:
         if old.name != weights and is_weights(old.name):
             old.unlink(missing_ok=True)
     return directory
-
-
-def _check_ours(directory: Path) -> None:
-    """Refuse to replace a record that no save wrote; a damaged one of ours is replaced."""
-    if os.path.lexists(directory) and not directory.is_dir():
-        raise NotADirectoryError(f"{directory} is {files.kind(directory)}; expected a folder, or none")
-    path = directory / RECORD
-    if not os.path.lexists(path):
-        return
-    try:
-        record = files.parse_json(files.read(path, limit=LIMIT))
-        ours = isinstance(record, dict) and record.get("format") == FORMAT
-    except (OSError, ValueError):
-        ours = False
-    if not ours:
-        raise FileExistsError(f"{path} is there already, and is no record of this program; choose another folder")
 
 
 @torch.inference_mode(False)

@@ -4,7 +4,7 @@ May import torch and numpy only; scikit-learn and Pillow are imported when a dat
 """
 
 from gossamer.data.batches import batches, steps_per_epoch
-from gossamer.data.load import fingerprint, load
+from gossamer.data.load import load
 from gossamer.data.splits import Splits
 
-__all__ = ["Splits", "batches", "fingerprint", "load", "steps_per_epoch"]
+__all__ = ["Splits", "batches", "load", "steps_per_epoch"]

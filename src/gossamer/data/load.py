@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 
-from gossamer import files
 from gossamer.data.digits import digits
 from gossamer.data.imagefolder import imagefolder
 from gossamer.data.npz import npz
@@ -46,31 +44,6 @@ def load(source: str, *, seed: int = 0, image_size: int | None = None, test_frac
             raise ValueError(f"image_size is {image_size}, but npz arrays keep their size; it is for imagefolder:PATH")
         return npz(path, seed=seed, test_fraction=test_fraction)
     raise ValueError(f"data is {source!r}; expected digits, imagefolder:PATH or npz:PATH{_meant(source)}")
-
-
-def fingerprint(source: str) -> str:
-    """A checksum of the files that `load` reads, which tells them from others of the same names.
-
-    Args:
-        source: as for `load`.
-
-    Raises:
-        ValueError, OSError: a file cannot be read.
-
-    >>> import gossamer as gs
-    >>> gs.data.fingerprint("digits")
-    'digits'
-    """
-    kind, _, path = source.partition(":")
-    if not path:
-        return source
-    root = Path(path).expanduser()
-    if kind == "npz":
-        return files.digest(root)
-    total = hashlib.sha256()
-    for file in sorted(each for each in root.rglob("*") if each.is_file()):
-        total.update(f"{file.relative_to(root)}\n{files.digest(file)}\n".encode("utf-8", "surrogateescape"))
-    return total.hexdigest()
 
 
 def _meant(source: str) -> str:

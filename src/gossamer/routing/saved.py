@@ -74,15 +74,6 @@ def load_state(radial: Radial, path: str | os.PathLike[str]) -> None:
     assign(path, _routing(radial), tensors)
 
 
-def is_state(path: str | os.PathLike[str]) -> bool:
-    """Whether a file was written by `save_state`, and is whole."""
-    try:
-        read(path, "router")
-    except (StateError, OSError):
-        return False
-    return True
-
-
 SHIPPED = {"smollm2": Path(__file__).parent / "routers" / "smollm2.safetensors"}
 """Models of `gossamer model` that have a router: its file, a name that `load_routed` takes."""
 

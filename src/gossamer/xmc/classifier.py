@@ -35,7 +35,6 @@ RECORD = "classifier.json"
 OURS = Record(RECORD, "gossamer.xmc.classifier", 1, "classifier", (("files", list),))
 NAMES = "labels.txt"
 _NAMES_LIMIT = 1 << 34
-_VERIFIED = 1 << 24  # bytes of a head that is compared with its checksums unasked
 
 Data = "Iterable[str] | Csr | spmatrix"
 
@@ -224,10 +223,9 @@ class Classifier:
                 with files.replacing(place / NAMES) as file:
                     file.writelines(f"{name}\n".encode() for name in self.names)
             written = [str(path.relative_to(folder)) for path in sorted(place.rglob("*")) if path.is_file()]
-            digests = {path.name: files.digest(path) for path in sorted((place / "encoder").iterdir())}
             OURS.write(
                 folder, labels=self.head.labels, recipe=asdict(self.recipe), content=content, files=written,
-                encoder={"kind": encoder.kind, "settings": encoder.settings(), "sha256": digests},
+                encoder={"kind": encoder.kind, "settings": encoder.settings()},
             )  # fmt: skip
             remove(folder, before)
 
@@ -238,13 +236,11 @@ class Classifier:
 
 
 @torch.inference_mode(False)
-def load(folder: str | Path, *, mmap: bool = True, verify: bool | None = None, ranks: Ranks = ALONE) -> Classifier:
+def load(folder: str | Path, *, mmap: bool = True, ranks: Ranks = ALONE) -> Classifier:
     """The classifier that `Classifier.save` wrote.
 
     Args:
         mmap: read the head from the file when it is needed, instead of all of it now.
-        verify: compare all of the head with its checksums, which reads it; the encoder is compared always. None: a
-            head of up to 16 MiB, which takes milliseconds.
         ranks: the processes that divide the labels.
 
     Raises:
@@ -262,14 +258,9 @@ def load(folder: str | Path, *, mmap: bool = True, verify: bool | None = None, r
         place = folder / record["content"]
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{folder / RECORD} cannot be used: {error}") from error
-    for name, expected in record["encoder"].get("sha256", {}).items():  # earlier versions wrote none
-        if files.digest(place / "encoder" / Path(name).name) != expected:
-            raise ValueError(f"{place / 'encoder' / name} is damaged or was edited: its checksum does not match")
-    if verify is None:
-        verify = sum(file.stat().st_size for file in (place / "head").rglob("*") if file.is_file()) <= _VERIFIED
     out = Classifier(place / "encoder" if kind != "bow" else kind, encoder_settings=settings, recipe=recipe)
     out._encoder = encoders.restore(place / "encoder", kind, settings).eval()
-    out._head = open_head(place / "head", mmap=mmap, verify=verify, ranks=ranks)
+    out._head = open_head(place / "head", mmap=mmap, ranks=ranks)
     widths = out._encoder.width, out._encoder.width + out._encoder.beside
     if out._head.width not in widths or out._head.labels != record["labels"]:
         raise ValueError(f"{folder}: encoder, head and {RECORD} do not belong together")

@@ -15,7 +15,7 @@ from gossamer.routing.keys import KeyPolicy
 from gossamer.routing.learning.fit import History
 from gossamer.routing.learning.training import distill
 from gossamer.routing.radial import Radial
-from gossamer.routing.saved import is_state, save_state
+from gossamer.routing.saved import save_state
 from gossamer.serving.checkpoints.loading import load
 
 
@@ -65,7 +65,7 @@ def run(config: Distill) -> None:
 
     use_threads(config.threads)
     texts = read(config.text)
-    check_new("--out", config.out, overwrite=config.overwrite, ours=is_state, what="router")
+    check_new("--out", config.out, overwrite=config.overwrite)
     if config.json is not None:
         check_new("--json", config.json, overwrite=config.overwrite)
     loaded = load(config.model, dtype=torch.float32, attn_implementation="sdpa")

@@ -13,7 +13,7 @@ from gossamer.data.language import library, windows
 from gossamer.extras import needed, no_progress_bars
 from gossamer.routing.learning.training import train
 from gossamer.routing.lm import RadialConfig, RadialLM
-from gossamer.routing.saved import is_state, save_state
+from gossamer.routing.saved import save_state
 
 logger = logging.getLogger(__name__)
 
@@ -78,14 +78,11 @@ def run(config: Train) -> None:
         hops=config.hops if config.mode == "free" else None, context=max(512, config.length),
     )  # fmt: skip
     model = RadialLM(sizes, config.mode, seed=config.seed)
-    checkpoint, router = config.out / "training.run", config.out / "router.safetensors"
-    check_new(
-        "--out", *(config.out / name for name in _WRITTEN), overwrite=config.overwrite, what="routed model",
-        ours=lambda _: checkpoint.exists() or is_state(router),
-    )  # fmt: skip
+    check_new("--out", *(config.out / name for name in _WRITTEN), overwrite=config.overwrite)
     logger.info("reading sources and learning byte pairs")
     text = library(config.vocabulary, most=config.characters, folder=config.folder)
     drawn = windows(text.train, length=config.length, batch=config.batch, steps=config.steps, seed=config.seed)
+    checkpoint = config.out / "training.run"
     history = train(
         model.train(), drawn, budget=None if config.mode == "sequential" else config.budget, steps=config.steps,
         model_lr=config.lr, lr=2.5 * config.lr, seed=config.seed, checkpoint=checkpoint,
@@ -93,7 +90,7 @@ def run(config: Train) -> None:
     with no_progress_bars():
         model.eval().model.save_pretrained(config.out)
         transformers.PreTrainedTokenizerFast(tokenizer_object=text.tokenizer).save_pretrained(config.out)
-    save_state(model, router)
+    save_state(model, config.out / "router.safetensors")
     checkpoint.unlink(missing_ok=True)
     print(outcome(history, None if config.mode == "sequential" else config.budget))
     print(f"written: {config.out}; try: gossamer route eval {config.out}")

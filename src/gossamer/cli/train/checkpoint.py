@@ -68,14 +68,11 @@ def _check(file: BinaryIO) -> None:
     file.seek(0)
 
 
-def load(path: Path, identity: dict[str, Any], *, data: str, longer: str | None = None) -> dict[str, Any]:
+def load(path: Path, identity: dict[str, Any], *, longer: str | None = None) -> dict[str, Any]:
     """Read a checkpoint and make sure that it belongs to this run, which may have more of the setting `longer`.
 
-    Args:
-        data: a checksum of what the run is trained on; checkpoints of earlier versions have none.
-
     Raises:
-        ValueError: the file is damaged or no checkpoint, or was written by a run with other settings or other data.
+        ValueError: the file is damaged or no checkpoint, or was written by a run with other settings.
     """
     try:
         with files.open_file(path) as file:
@@ -91,11 +88,6 @@ def load(path: Path, identity: dict[str, Any], *, data: str, longer: str | None 
     if not isinstance(there, dict):
         raise ValueError(f"checkpoint {path}: identity is {there!r:.80}; expected the settings of a run")
     differ(there, identity, f"checkpoint {path}", longer=longer)
-    if content.get("data", data) != data:
-        raise ValueError(
-            f"checkpoint {path} was trained on other data: {identity.get('data')} has changed since; put it back, or "
-            "begin another run with --out"
-        )
     return content
 
 

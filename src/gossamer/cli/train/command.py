@@ -52,11 +52,10 @@ def run(config: Train, arguments: Sequence[str]) -> None:
         total = data.steps_per_epoch(len(splits.train_x), config.batch_size) * config.epochs
         config = _planned(config, total)
         stages = _stages(config, splits, total)
-        digest = data.fingerprint(config.data)
-        _open(config, world, stages, total, digest)
+        _open(config, world, stages, total)
         try:
             for stage in stages:
-                _train(stage, splits, config, world, digest)
+                _train(stage, splits, config, world)
         except Stopped as stopped:
             if world.first:
                 print(f"\nstopped at {stopped}; resume with:\n  {_again(arguments)}", file=sys.stderr, flush=True)
@@ -135,14 +134,14 @@ def _file(config: Train, stage: str) -> Path:
     return config.out / stage / "checkpoint.pt"
 
 
-def _open(config: Train, world: World, stages: list[Stage], total: int, digest: str) -> None:
+def _open(config: Train, world: World, stages: list[Stage], total: int) -> None:
     """Continue from the checkpoints in --out or make --out ready; nothing is written before all was read."""
     identity = config.identity(world.size)
     if folder.inspect(config.out, identity, resume=config.resume, overwrite=config.overwrite):
         for stage in stages:
             file = _file(config, stage.name)
             if file.exists():
-                saved = checkpoint.load(file, identity, data=digest, longer=folder.TRAIN.longer)
+                saved = checkpoint.load(file, identity, longer=folder.TRAIN.longer)
                 try:
                     restore(stage, saved, total=total)
                 except ValueError as error:
@@ -153,7 +152,7 @@ def _open(config: Train, world: World, stages: list[Stage], total: int, digest: 
     world.wait()
 
 
-def _train(stage: Stage, splits: data.Splits, config: Train, world: World, digest: str) -> None:
+def _train(stage: Stage, splits: data.Splits, config: Train, world: World) -> None:
     steps = data.steps_per_epoch(len(splits.train_x), config.batch_size)
     file, identity = _file(config, stage.name), config.identity(world.size)
     if stage.step == 0:
@@ -164,7 +163,7 @@ def _train(stage: Stage, splits: data.Splits, config: Train, world: World, diges
 
     def save(stage: Stage) -> None:
         if world.first:
-            checkpoint.save(file, {"identity": identity, "data": digest, **stage.state()})
+            checkpoint.save(file, {"identity": identity, **stage.state()})
 
     events = config.out / "events" / stage.name if config.events and world.first else None
     log = Events(events, resume_at=stage.step, suffix=folder.EVENTS)

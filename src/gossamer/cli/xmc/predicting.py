@@ -14,7 +14,7 @@ from gossamer import files
 from gossamer.cli.flags import text_of
 from gossamer.cli.xmc.train import test
 from gossamer.xmc import data
-from gossamer.xmc.classifier import Classifier, load, saved_files
+from gossamer.xmc.classifier import Classifier, load
 
 _LIMIT = 1 << 30
 
@@ -61,30 +61,23 @@ class Subset:
     """A file with a label a line: its number, or its name."""
     out: Path
     """Folder of the smaller classifier."""
-    overwrite: bool = False
-    """Replace a classifier that is in --out already."""
     debug: bool = False
     """Show the traceback of an error."""
 
 
 def opened(run: Path) -> Classifier:
     """The classifier of a run's folder, or of a classifier's own."""
-    return load(place_of(run))
-
-
-def place_of(run: Path) -> Path:
-    """The classifier's own folder."""
     if not run.is_dir():
         what = f"{run} is {files.kind(run)}" if run.exists() else f"there is no folder {run}"
         raise FileNotFoundError(f"{what}; expected that of a run, or of a classifier")
-    return run / "classifier" if (run / "classifier").is_dir() else run
+    return load(run / "classifier" if (run / "classifier").is_dir() else run)
 
 
 def evaluate(config: Evaluate) -> None:
     """Print the table."""
     if config.json is not None:
         files.check_target(config.json)  # no minutes of work are to end in an error that could be seen before
-    classifier, sets = load(place_of(config.run), verify=True), data.load(config.data)
+    classifier, sets = opened(config.run), data.load(config.data)
     if classifier.head.labels != sets.labels:
         raise ValueError(
             f"the classifier knows {classifier.head.labels} labels, the data set has {sets.labels}; expected the same"
@@ -121,14 +114,7 @@ def predict(config: Predict) -> None:
 
 def subset(config: Subset) -> None:
     """Write the smaller classifier."""
-    source, out = place_of(config.run).resolve(), config.out.resolve()
-    if out == source or source in out.parents or out in source.parents:
-        raise ValueError(
-            f"--out {config.out} is the folder of the classifier itself, in it or around it; name another place"
-        )
-    if saved_files(config.out) and not config.overwrite:
-        raise FileExistsError(f"--out {config.out} holds a classifier; --overwrite replaces it, or name another place")
-    classifier = load(source, verify=True)
+    classifier = opened(config.run)
     wanted = [numbered(line, at, classifier, config.labels) for at, line in enumerate(lines(config.labels, "--labels"))]
     if not wanted:
         raise ValueError(f"--labels {config.labels} is empty; expected a label a line")

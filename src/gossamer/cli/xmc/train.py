@@ -8,11 +8,9 @@ import signal
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
-from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any
 
-import numpy as np
 import torch
 import tyro
 from torch import Tensor
@@ -114,18 +112,6 @@ class _Session:
     examples: Examples
     held_out: tuple[Inputs, Csr] | None
     world: World
-
-    @cached_property
-    def digest(self) -> str:
-        """A checksum of the part that is trained on."""
-        part, total = self.sets.train, hashlib.sha256()
-        tables = [each for each in (part.labels, part.features, part.exclude) if each is not None]
-        arrays = [x.numpy() for each in tables for x in (each.offsets, each.indices, each.values) if x is not None]
-        texts = [] if part.texts is None else [part.texts.content, part.texts.offsets]
-        for array in (*arrays, *texts):
-            total.update(f"{array.dtype} {array.shape}\n".encode())
-            total.update(np.ascontiguousarray(array).data)
-        return total.hexdigest()
 
     @property
     def ranks(self) -> Ranks:
@@ -231,7 +217,7 @@ def _continue(session: _Session) -> None:
     config = session.config
     if not _file(config).exists():
         return
-    saved = checkpoint.load(_file(config), config.identity(), data=session.digest)
+    saved = checkpoint.load(_file(config), config.identity())
     try:
         session.fit.load(saved)
     except ValueError as error:
@@ -246,7 +232,7 @@ def _train(session: _Session) -> None:
     def save() -> None:
         state = fit.state()  # the shares of all processes
         if session.world.first:
-            checkpoint.save(_file(config), {"identity": config.identity(), "data": session.digest, **state})
+            checkpoint.save(_file(config), {"identity": config.identity(), **state})
 
     with Progress("train", fit.step, total, shown=session.world.first) as bar, catch_signals() as stop:
 

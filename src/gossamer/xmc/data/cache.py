@@ -6,6 +6,7 @@ the same if its checksum is. A time about as young as the cache says nothing: a 
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import os
@@ -70,7 +71,15 @@ def write(folder: Path, sources: list[Path], data: DataSet) -> None:
 def _seen(source: Path, folder: Path) -> dict[str, Any]:
     status = source.stat()
     return {"name": os.path.relpath(source, folder), "size": status.st_size, "mtime": status.st_mtime_ns,
-            "sha256": files.digest(source)}  # fmt: skip
+            "sha256": _checksum(source)}  # fmt: skip
+
+
+def _checksum(source: Path) -> str:
+    digest = hashlib.sha256()
+    with files.open_file(source) as file:
+        while chunk := file.read(1 << 22):
+            digest.update(chunk)
+    return digest.hexdigest()
 
 
 def _same(seen: list[dict[str, Any]], folder: Path, sources: list[Path], written: int) -> bool:
@@ -81,7 +90,7 @@ def _same(seen: list[dict[str, Any]], folder: Path, sources: list[Path], written
         if status.st_size != entry["size"]:
             return False
         known = status.st_mtime_ns == entry["mtime"] and status.st_mtime_ns < written - _RECENT
-        if not known and files.digest(source) != entry["sha256"]:
+        if not known and _checksum(source) != entry["sha256"]:
             return False
     return True
 

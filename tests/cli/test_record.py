@@ -68,7 +68,7 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_old_one(
     monkeypatch.setattr(torch, "save", full)
     with pytest.raises(OSError, match="no space"):
         checkpoint.save(path, {"identity": {}, "step": 2})
-    assert checkpoint.load(path, {}, data="")["step"] == 1
+    assert checkpoint.load(path, {})["step"] == 1
 
 
 def test_the_summary_tells_when_removed_channels_took_weights_along() -> None:

@@ -107,7 +107,7 @@ def test_old_files_are_known_by_their_time_alone(tmp_path: Path, monkeypatch) ->
     for name in os.listdir(place):
         os.utime(place / name, (10**9, 10**9))
     load(place)
-    monkeypatch.setattr("gossamer.files.digest", lambda source: pytest.fail("read"))
+    monkeypatch.setattr(cache_module, "_checksum", lambda source: pytest.fail("read"))
     load(place)
 
 

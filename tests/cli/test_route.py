@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import torch
 
 from gossamer.cli.__main__ import main
 from gossamer.cli.route.command import COMMANDS
+from gossamer.routing.saved import SHIPPED
 
 transformers = pytest.importorskip("transformers")
 
@@ -183,6 +185,29 @@ def test_a_model_from_scratch(tmp_path: Path, capfd: pytest.CaptureFixture[str])
     assert main(["route", "eval", str(tmp_path / "lm"), "--text", str(sources / "1.py"), "--length", "16"]) == 0
     assert " of 8" in capfd.readouterr().out  # two layers at four hops
     assert main([*made, "--steps", "4"]) == 2
-    assert "config.json is there already" in capfd.readouterr().err
+    assert "config.json is there already; --overwrite" in capfd.readouterr().err
     assert main([*made, "--budget", "1.5", "--overwrite"]) == 2
     assert "budget must be" in capfd.readouterr().err
+    assert main([*made, "--steps", "2", "--length", "16", "--batch", "2", "--overwrite"]) == 0
+
+
+@pytest.mark.parametrize("overwrite", [(), ("--overwrite",)])
+def test_what_others_wrote_is_not_replaced(
+    model: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], overwrite: tuple[str, ...]
+) -> None:
+    """A model that this command did not train, though a router lies in it; a file that is no router, or no numbers."""
+    theirs = shutil.copytree(model, tmp_path / "theirs")
+    weights, note = theirs / "model.safetensors", tmp_path / "note.json"
+    shutil.copy(SHIPPED["smollm2"], theirs / "router.safetensors")
+    note.write_text('{"a": 1}')
+    before = {each: each.read_bytes() for each in [*theirs.iterdir(), note]}
+    taught = ["route", "distill", str(model), "--steps", "1"]
+    for words, said in (
+        (["route", "train", "--out", str(theirs), "--steps", "1"], f"{theirs} holds files but no run.json"),
+        ([*taught, "--out", str(weights)], "model.safetensors is there already and is not a router"),
+        ([*taught, "--out", str(tmp_path / "r"), "--json", str(note)], "note.json is there already and is not the num"),
+    ):
+        assert main([*words, *overwrite]) == 2
+        shown = capfd.readouterr().err
+        assert said in shown and "--overwrite" not in shown
+    assert {each: each.read_bytes() for each in [*theirs.iterdir(), note]} == before

@@ -267,6 +267,9 @@ def test_the_command_writes_what_it_found(folder, loaded, tmp_path, capfd):
     assert not torch.equal(HeadPattern.load(tmp_path / "gates").gates, found.gates)
     how = json.loads((tmp_path / "gates" / "config.json").read_text())
     assert (how["sink_size"], how["recent_size"], how["text"], how["seed"]) == (16, 32, "book.txt", 1)
+    again = ["calibrate", str(folder), "--out", str(tmp_path / "gates"), *FLAGS]
+    assert main(again) == 2 and "holds a calibration already; --overwrite replaces it" in capfd.readouterr().err
+    assert main([*again, "--overwrite"]) == 0
 
 
 def test_ctrl_c_writes_nothing(folder, loaded, tmp_path, capfd, monkeypatch):
@@ -295,6 +298,9 @@ def test_ctrl_c_writes_nothing(folder, loaded, tmp_path, capfd, monkeypatch):
     (("--out", "FOLDER.tsv/x.tsv/y.tsv"), "cannot be written"),
     (("--out", "PLACE"), "is a folder"),
     (("--out", "OLD.tsv"), "--out OLD.tsv is there already; --overwrite replaces it"),
+    (("--out", "NOTE.txt", "--overwrite"), "--out NOTE.txt is there already and is not a table of gates"),
+    (("--out", "THEIRS", "--overwrite"), "THEIRS/config.json cannot be read: it is not of this program"),
+    (("--out", "NOTES", "--overwrite"), "--out NOTES holds files but no config.json"),
 ])  # fmt: skip
 def test_bad_flags_are_named_before_the_work(folder, loaded, tmp_path, capfd, monkeypatch, flags, match):
     monkeypatch.setattr("gossamer.cli.calibrate.load", lambda *_, **__: loaded)
@@ -302,10 +308,30 @@ def test_bad_flags_are_named_before_the_work(folder, loaded, tmp_path, capfd, mo
     monkeypatch.chdir(tmp_path)
     (tmp_path / "SHORT").write_text("too short")
     (tmp_path / "BYTES").write_bytes(b"\xff\xfe\xff")
-    (tmp_path / "OLD.tsv").write_text("gates")
+    (tmp_path / "OLD.tsv").write_text("0.5 1\n")
+    (tmp_path / "NOTE.txt").write_text("mine")
+    for place, name in (("THEIRS", "config.json"), ("NOTES", "a.txt")):
+        (tmp_path / place).mkdir()
+        (tmp_path / place / name).write_text('{"sink_size": 4, "recent_size": 8}')
     (tmp_path / "FOLDER.tsv").mkdir()
     (tmp_path / "FOLDER.tsv" / "x.tsv").write_text("a file")
     (tmp_path / "PLACE" / "full_attention_heads.tsv").mkdir(parents=True)
     assert main(["calibrate", str(folder), "--out", "p.tsv", *FLAGS, *flags]) == 2
-    assert match in capfd.readouterr().err
-    assert not (tmp_path / "p.tsv").exists()
+    said = capfd.readouterr().err
+    assert match in said and ("--overwrite replaces" in said) == ("OLD.tsv" in flags)
+    assert not (tmp_path / "p.tsv").exists() and (tmp_path / "NOTE.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize("overwrite", [(), ("--overwrite",)])
+def test_a_model_is_not_replaced_by_its_gates(folder, capfd, monkeypatch, overwrite):
+    """Neither itself, by whatever name, nor another one."""
+    monkeypatch.chdir(folder.parent)
+    before = {each.name: each.read_bytes() for each in folder.iterdir()}
+    for model, out, said in (
+        (folder, f"{folder.name}/", "is the model itself"),
+        ("another", folder, "nothing here is replaced; choose another --out"),
+    ):
+        assert main(["calibrate", str(model), "--out", str(out), *FLAGS, *overwrite]) == 2
+        shown = capfd.readouterr().err
+        assert said in shown and "--overwrite" not in shown
+    assert {each.name: each.read_bytes() for each in folder.iterdir()} == before

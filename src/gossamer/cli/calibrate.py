@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ import tyro
 
 from gossamer import files
 from gossamer.cli.flags import check_new, text_of, use_device, use_threads
+from gossamer.owned import Record
 from gossamer.serving.calibrating.calibration import calibrate
 from gossamer.serving.calibrating.passkeys import Passkeys, passkeys
 from gossamer.serving.checkpoints.loading import load
@@ -19,6 +21,11 @@ from gossamer.serving.geometry import Geometry
 from gossamer.serving.heads import NAME, HeadPattern
 
 _LARGEST = 1 << 26
+OURS = Record(
+    "config.json", "gossamer.calibration", 1, "calibration", (("sink_size", int), ("recent_size", int)),
+    "nothing here is replaced; choose another --out",
+)  # fmt: skip
+"""What says that a folder holds gates of this command: models have a config.json too, which is worth more."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +35,8 @@ class Calibrate:
     model: Annotated[str, tyro.conf.Positional]
     """A name of `gossamer model`, a folder of Hugging Face's or with a .gguf, or a .gguf file."""
     out: Path
-    """The file of gates; a folder, or a name without an ending, gets full_attention_heads.tsv and config.json."""
+    """The file of gates; a folder, or a name without an ending, gets full_attention_heads.tsv and config.json. Such a
+    folder is new, empty, or one that an earlier calibration wrote."""
     static: float = 0.5
     """Share of key heads for which it is said what would stream."""
     steps: int = 200
@@ -69,10 +77,9 @@ def run(config: Calibrate) -> None:
     if not 0 <= config.static <= 1:
         raise ValueError(f"--static must be from 0 to 1, got {config.static}")
     folder = config.out.is_dir() or not config.out.suffix
-    targets = [config.out / NAME, config.out / "config.json"] if folder else [config.out]
     text = None if config.text is None else text_of("--text", config.text, limit=_LARGEST)
     use_device(config.device)
-    check_new("--out", *targets, overwrite=config.overwrite)
+    _check_out(config, folder)
     try:
         pattern, geometry = _measure(config, text)
     except KeyboardInterrupt:
@@ -83,9 +90,30 @@ def run(config: Calibrate) -> None:
         how = {"model": config.model, "steps": config.steps, "length": config.length, "keys": config.keys,
                "learning_rate": config.learning_rate, "regularization": config.regularization,
                "seed": config.seed, "text": None if config.text is None else config.text.name}  # fmt: skip
-        files.write_json(targets[1], {"sink_size": config.sink, "recent_size": config.local, **how})
-    pattern.save(targets[0])
+        OURS.write(config.out, sink_size=config.sink, recent_size=config.local, **how)
+    pattern.save(config.out / NAME if folder else config.out)
     print(f"\nwritten: {config.out}")
+
+
+def _check_out(config: Calibrate, folder: bool) -> None:
+    """Raise unless --out can be written and is new, or is what an earlier calibration wrote and --overwrite was given.
+
+    Raises:
+        FileExistsError, ValueError, OSError: naming --out.
+    """
+    out = config.out
+    model = os.path.expanduser(config.model)
+    if os.path.lexists(model) and os.path.realpath(out) == os.path.realpath(model):
+        raise ValueError(f"--out {out} is the model itself; name another place for what is measured about it")
+    if not folder:
+        check_new("--out", out, "a table of gates", HeadPattern.load, overwrite=config.overwrite)
+        return
+    for name in (NAME, OURS.file):
+        files.check_target(out / name)
+    if OURS.find(out, "--out ") is not None and not config.overwrite:
+        raise FileExistsError(
+            f"--out {out} holds a calibration already; --overwrite replaces it, or name another place"
+        )
 
 
 def _measure(config: Calibrate, text: str | None) -> tuple[HeadPattern, Geometry]:

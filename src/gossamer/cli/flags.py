@@ -6,7 +6,7 @@ import contextlib
 import io
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -56,17 +56,28 @@ def use_device(name: str) -> str:
     return name
 
 
-def check_new(flag: str, *targets: Path, overwrite: bool) -> None:
-    """See that results could be written before the work that they cost, and that they replace nothing unasked.
+def check_new(flag: str, target: Path, what: str, read: Callable[[Path], object], *, overwrite: bool) -> None:
+    """See that a result could be written before the work that it costs, and that it replaces nothing unasked.
+
+    Args:
+        what: such a result, in words.
+        read: raises a ValueError for a file that is none: what is not ours is not replaced by asking for it either.
 
     Raises:
-        FileExistsError: one of `targets` is there, and `overwrite` does not allow for it.
-        ValueError, OSError: one could not be written (`files.check_target`).
+        FileExistsError: `target` is there, and it is none of ours, or `overwrite` does not allow for it.
+        ValueError, OSError: it could not be written (`files.check_target`).
     """
-    for target in targets:
-        files.check_target(target)
-        if os.path.lexists(target) and not overwrite:
-            raise FileExistsError(f"{flag} {target} is there already; --overwrite replaces it, or name another place")
+    files.check_target(target)
+    if not os.path.lexists(target):
+        return
+    try:
+        read(target)
+    except (ValueError, OSError) as error:
+        raise FileExistsError(
+            f"{flag} {target} is there already and is not {what}, so it is not replaced ({error}); name another place"
+        ) from None
+    if not overwrite:
+        raise FileExistsError(f"{flag} {target} is there already; --overwrite replaces it, or name another place")
 
 
 def text_of(flag: str, path: Path, *, limit: int = 1 << 28) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -11,12 +12,14 @@ import tyro
 from gossamer import files
 from gossamer.cli.flags import check_new, use_threads
 from gossamer.cli.route.texts import pieces, read
+from gossamer.routing import saved
 from gossamer.routing.keys import KeyPolicy
 from gossamer.routing.learning.fit import History
 from gossamer.routing.learning.training import distill
 from gossamer.routing.radial import Radial
-from gossamer.routing.saved import save_state
 from gossamer.serving.checkpoints.loading import load
+
+_LARGEST = 1 << 30
 
 
 @dataclass(frozen=True)
@@ -65,9 +68,9 @@ def run(config: Distill) -> None:
 
     use_threads(config.threads)
     texts = read(config.text)
-    check_new("--out", config.out, overwrite=config.overwrite)
+    check_new("--out", config.out, "a router", partial(saved.read, kind="router"), overwrite=config.overwrite)
     if config.json is not None:
-        check_new("--json", config.json, overwrite=config.overwrite)
+        check_new("--json", config.json, "the numbers of a run", _numbers, overwrite=config.overwrite)
     loaded = load(config.model, dtype=torch.float32, attn_implementation="sdpa")
     batches = [each for each in pieces(loaded, texts, config.tokens, config.length) if each.shape[1] > 1]
     whole = [each for each in batches if each.shape[1] == batches[0].shape[1]]
@@ -81,12 +84,19 @@ def run(config: Distill) -> None:
         radial.train(), None, [whole[at] for at in order], budget=config.budget, steps=config.steps, lr=config.lr,
         seed=config.seed, checkpoint=checkpoint,
     )  # fmt: skip
-    save_state(radial.eval(), config.out)
+    saved.save_state(radial.eval(), config.out)
     checkpoint.unlink(missing_ok=True)
     if config.json is not None:
         files.write_json(config.json, {"steps": history.records, "settled": history.settled})
     print(outcome(history, config.budget))
     print(f"written: {config.out}; use it with: gossamer generate {config.model} --router {config.out}")
+
+
+def _numbers(path: Path) -> None:
+    """Raise a ValueError unless a file holds what --json writes."""
+    record = files.parse_json(files.read(path, limit=_LARGEST))
+    if not isinstance(record, dict) or record.keys() != {"steps", "settled"}:
+        raise ValueError("it does not consist of 'steps' and 'settled'")
 
 
 def outcome(history: History, budget: float | None) -> str:

@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 import logging
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from gossamer.cli.flags import check_new, use_threads
+from gossamer import files
+from gossamer.cli.flags import use_threads
 from gossamer.cli.route.distill import outcome
 from gossamer.data.language import library, windows
 from gossamer.extras import needed, no_progress_bars
+from gossamer.owned import Record
 from gossamer.routing.learning.training import train
 from gossamer.routing.lm import RadialConfig, RadialLM
-from gossamer.routing.saved import save_state
+from gossamer.routing.saved import read, save_state
 
 logger = logging.getLogger(__name__)
 
 # What transformers' own savers and ours write: a folder with one of them holds a model already.
 _WRITTEN = ("config.json", "model.safetensors", "tokenizer.json", "router.safetensors")
+_CHECKPOINT = "training.run"
+OURS = Record("run.json", "gossamer.route.train", 1, "model", advice="nothing here is replaced; choose another --out")
+"""What says that a folder holds a model of this command, whose other files are named as those of anybody's models."""
 
 
 @dataclass(frozen=True)
@@ -78,11 +84,12 @@ def run(config: Train) -> None:
         hops=config.hops if config.mode == "free" else None, context=max(512, config.length),
     )  # fmt: skip
     model = RadialLM(sizes, config.mode, seed=config.seed)
-    check_new("--out", *(config.out / name for name in _WRITTEN), overwrite=config.overwrite)
+    _check_out(config.out, overwrite=config.overwrite)
     logger.info("reading sources and learning byte pairs")
     text = library(config.vocabulary, most=config.characters, folder=config.folder)
     drawn = windows(text.train, length=config.length, batch=config.batch, steps=config.steps, seed=config.seed)
-    checkpoint = config.out / "training.run"
+    checkpoint = config.out / _CHECKPOINT
+    OURS.write(config.out)
     history = train(
         model.train(), drawn, budget=None if config.mode == "sequential" else config.budget, steps=config.steps,
         model_lr=config.lr, lr=2.5 * config.lr, seed=config.seed, checkpoint=checkpoint,
@@ -94,3 +101,19 @@ def run(config: Train) -> None:
     checkpoint.unlink(missing_ok=True)
     print(outcome(history, None if config.mode == "sequential" else config.budget))
     print(f"written: {config.out}; try: gossamer route eval {config.out}")
+
+
+def _check_out(out: Path, *, overwrite: bool) -> None:
+    """Raise unless a model may be written to `out`: it is new, or of this command, unfinished or to be overwritten.
+
+    Raises:
+        FileExistsError: there is a model of this command, and `overwrite` is False; or files of others.
+        NotADirectoryError, ValueError, OSError: it is no folder, its record is not ours, it cannot be written.
+    """
+    for name in (OURS.file, _CHECKPOINT, *_WRITTEN):
+        files.check_target(out / name)
+    there = [out / name for name in _WRITTEN if os.path.lexists(out / name)]
+    if not there and os.path.lexists(out / _CHECKPOINT) and not os.path.lexists(out / OURS.file):
+        read(out / _CHECKPOINT, "run")  # a run that stopped before there was a record says itself whose it is
+    elif OURS.find(out, "--out ") is not None and there and not overwrite:
+        raise FileExistsError(f"--out {there[0]} is there already; --overwrite replaces it, or name another place")

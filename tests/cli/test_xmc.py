@@ -162,6 +162,32 @@ def test_overwrite_deletes_what_is_ours_only(sets, tmp_path):
     assert not any(path.exists() for path in old if path.name != "classifier.json")
 
 
+def test_a_subset_replaces_no_classifier_unasked(sets, run, tmp_path, capsys):
+    """Nor, whatever is asked for, files of others, or what it is taken from."""
+    own, other, theirs = (tmp_path / name for name in ("own", "other", "theirs"))
+    shutil.copytree(run, own)
+    shutil.copytree(run / "classifier", other)
+    theirs.mkdir()
+    (theirs / "classifier.json").write_text("{}")
+    (tmp_path / "labels.txt").write_text("3\n17\n")
+
+    def content():
+        return {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+
+    before = content()
+    cut = ["xmc", "subset", str(own), "--labels", str(tmp_path / "labels.txt"), "--out"]
+    for out, said in (
+        (own, "is "), (own / "classifier", "lies in "), (own / "new", "lies in "), (tmp_path, "holds "),
+        (theirs, "classifier.json cannot be read: it is not of this program"),
+    ):  # fmt: skip
+        assert main([*cut, str(out), "--overwrite"]) == 2
+        assert said in capsys.readouterr().err
+    assert main([*cut, str(other)]) == 2
+    assert f"--out {other} holds a classifier already; --overwrite replaces it" in capsys.readouterr().err
+    assert content() == before
+    assert main([*cut, str(other), "--overwrite"]) == 0 and load(other).head.labels == 2
+
+
 BAD = [
     (["train", "NOWHERE"], "NOWHERE"),
     (

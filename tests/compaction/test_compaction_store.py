@@ -222,6 +222,25 @@ def test_every_damage_is_one_clear_error(how: str, message: str, saved: Path) ->
         load_compact(Sequence, saved)
 
 
+@pytest.mark.parametrize(
+    "content", ['{"compilerOptions": {}}', "[1]", "{", None], ids=["json", "list", "no json", "new"]
+)
+def test_what_others_wrote_is_not_replaced(content: str | None, saved: Path, tmp_path: Path) -> None:
+    """A compact.json of something else, or of a newer version; a file in place of the folder."""
+    result, shapes = small(Sequence(), image()), saved / "compact.json"
+    result.save(saved)  # a save of ours is replaced
+    if content is None:
+        damaged(saved, "newer")
+    else:
+        shapes.write_text(content)
+    before = {path.name: path.read_bytes() for path in saved.iterdir()}
+    with pytest.raises(FileExistsError, match=r"compact\.json .*so it is not replaced; choose another folder"):
+        result.save(saved)
+    assert {path.name: path.read_bytes() for path in saved.iterdir()} == before
+    with pytest.raises(NotADirectoryError, match=r"compact\.json is a file; expected a folder, or nothing there"):
+        result.save(shapes)
+
+
 @pytest.mark.parametrize("other", [Residual, MiniViT, lambda: Sequence((8, 13)), lambda: Sequence((6, 12))])
 def test_another_model_is_refused(other, saved: Path) -> None:
     with pytest.raises(StoreError, match="another model"):

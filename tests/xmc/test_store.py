@@ -134,6 +134,17 @@ def test_what_cannot_be_stored_is_refused_before_anything_is_written(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("name", ["head.json", "shares.json"])
+def test_headers_of_others_are_not_replaced(tmp_path, name):
+    (tmp_path / name).write_text('{"format": "theirs"}')
+    for write in (lambda: save(tmp_path, {}, ARRAYS), lambda: store.write_shares(tmp_path, [], [0])):
+        with pytest.raises(FileExistsError, match=rf"{name} is no header of .*choose another folder"):
+            write()
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+    with pytest.raises(NotADirectoryError, match="is a file; expected a folder"):
+        save(tmp_path / name, {}, ARRAYS)
+
+
 def test_shares_follow_one_another(tmp_path):
     for at, (begin, end) in enumerate(((0, 100), (100, 300))):
         save(tmp_path / f"share-{'0' * 12}-{at}", {}, {"values": ARRAYS["values"][begin:end]})

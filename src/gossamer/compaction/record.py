@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,34 @@ class StoreError(RuntimeError):
 def is_weights(name: str) -> bool:
     """Whether a save gives such a name to its weights, after their hash."""
     return re.fullmatch(r"weights-[0-9a-f]{16}\.safetensors", name) is not None
+
+
+def check_place(directory: Path) -> None:
+    """Raise unless a compact model can be saved in `directory`: nothing is there, or a folder without another's record.
+
+    One of ours that was damaged is replaced: saving again is what repairs it.
+
+    Raises:
+        NotADirectoryError: it is no folder. FileExistsError: its record is of something else, or of a newer version.
+        ValueError, OSError: it cannot be written.
+    """
+    path = directory / RECORD
+    if os.path.lexists(directory) and not directory.is_dir():
+        raise NotADirectoryError(f"{directory} is {files.kind(directory)}; expected a folder, or nothing there")
+    files.check_target(path)
+    if not os.path.lexists(path):
+        return
+    try:
+        record = files.parse_json(files.read(path, limit=LIMIT))
+    except (OSError, ValueError) as error:
+        raise FileExistsError(
+            f"{path} cannot be read ({error}), so it is not replaced; choose another folder"
+        ) from None
+    version = record.get("version") if isinstance(record, dict) and record.get("format") == FORMAT else None
+    if type(version) is not int or version > VERSION:
+        raise FileExistsError(
+            f"{path} is not a compact model that this gossamer wrote, so it is not replaced; choose another folder"
+        )
 
 
 @dataclass(frozen=True)

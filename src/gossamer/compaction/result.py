@@ -42,7 +42,14 @@ class Compact:
         return _explained(self)
 
     def save(self, directory: str | Path) -> Path:
-        """Write the model (safetensors) and its shapes (JSON) into `directory`; read back by `load_compact`."""
+        """Write the model (safetensors) and its shapes (JSON) into `directory`; read back by `load_compact`.
+
+        A compact model that is there is replaced, anything else is not.
+
+        Raises:
+            NotADirectoryError: `directory` is no folder. FileExistsError: its compact.json is of something else.
+            ValueError, OSError: it cannot be written. ImportError: safetensors is not installed.
+        """
         return save(self.model, directory)
 
 

@@ -24,7 +24,7 @@ from .attributes import Changes, known_attributes
 from .borrow import refuse_shards
 from .names import first_names, state_tensors
 from .optimizer import sliced
-from .record import FORMAT, RECORD, VERSION, Record, StoreError, is_weights
+from .record import FORMAT, RECORD, VERSION, Record, StoreError, check_place, is_weights
 from .rewrite import history
 
 
@@ -47,9 +47,14 @@ def save(model: nn.Module, directory: str | Path) -> Path:
     """Write the network inside `model`, and all that `shrink_` and `compact` ever removed from it, into `directory`.
 
     Existing files of an older save are replaced at the very end; an interrupted save leaves them readable.
+
+    Raises:
+        NotADirectoryError: `directory` is no folder. FileExistsError: it holds a compact.json of something else.
+        ValueError, OSError: it cannot be written. ImportError: safetensors is not installed.
     """
     writer = _safetensors()
     model, directory = unwrap(model), Path(directory)
+    check_place(directory)
     refuse_shards(model)
     plain = plain_names(model)
     directory.mkdir(parents=True, exist_ok=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,7 +15,7 @@ from gossamer import files
 from gossamer.cli.flags import text_of
 from gossamer.cli.xmc.train import test
 from gossamer.xmc import data
-from gossamer.xmc.classifier import Classifier, load
+from gossamer.xmc.classifier import OURS, Classifier, load
 
 _LIMIT = 1 << 30
 
@@ -60,7 +61,9 @@ class Subset:
     labels: Path
     """A file with a label a line: its number, or its name."""
     out: Path
-    """Folder of the smaller classifier."""
+    """Folder of the smaller classifier; not that of the one it is taken from."""
+    overwrite: bool = False
+    """Replace a classifier that is in --out already."""
     debug: bool = False
     """Show the traceback of an error."""
 
@@ -114,12 +117,32 @@ def predict(config: Predict) -> None:
 
 def subset(config: Subset) -> None:
     """Write the smaller classifier."""
+    check_apart(config)
     classifier = opened(config.run)
     wanted = [numbered(line, at, classifier, config.labels) for at, line in enumerate(lines(config.labels, "--labels"))]
     if not wanted:
         raise ValueError(f"--labels {config.labels} is empty; expected a label a line")
     small = classifier.subset(torch.tensor(wanted, device="cpu"))
     print(f"{len(wanted):,} of {classifier.head.labels:,} labels written: {small.save(config.out)}")
+
+
+def check_apart(config: Subset) -> None:
+    """Raise unless --out can be written, is apart from what is read, and holds nothing, or what --overwrite gives up.
+
+    Raises:
+        FileExistsError: it holds a classifier, or files of others.
+        NotADirectoryError, ValueError, OSError: it is no folder, overlaps the source, or cannot be written.
+    """
+    source, out = Path(os.path.realpath(config.run)), Path(os.path.realpath(config.out))
+    if out == source or source in out.parents or out in source.parents:
+        where = "is" if out == source else "lies in" if source in out.parents else "holds"
+        raise ValueError(f"--out {config.out} {where} {config.run}, which is read; name a folder apart from it")
+    found = OURS.find(config.out, "--out ")
+    if found is not None and found.get("empty") is not True and not config.overwrite:
+        raise FileExistsError(
+            f"--out {config.out} holds a classifier already; --overwrite replaces it, or name another place"
+        )
+    files.check_target(config.out / OURS.file)
 
 
 def numbered(line: str, at: int, classifier: Classifier, path: Path) -> int:

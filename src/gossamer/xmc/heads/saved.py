@@ -163,6 +163,7 @@ def save_composite(
         head: its `kind` says what it is, its `ranks` which processes save it together.
     """
     root, ranks = Path(directory), head.ranks
+    ranks.together(lambda: store.check_ours(root), first=True)  # before parts are written that nothing would name
     token = ranks.same(secrets.token_hex(6))
     names = [f"part-{token}-{at}" for at in range(len(parts))]
     for name, part in zip(names, parts, strict=True):

@@ -162,6 +162,7 @@ class ShardedHead(Head):
             OSError, ValueError: in every process, if one could not write its share.
         """
         root, ranks = Path(directory), self.ranks
+        ranks.together(lambda: store.check_ours(root), first=True)  # before shares are written that nothing would name
         token = ranks.same(secrets.token_hex(6))
         folders = [f"share-{token}-{rank}" for rank in range(ranks.size)]
         ranks.together(lambda: saved.save(self.head, root / folders[ranks.rank]))

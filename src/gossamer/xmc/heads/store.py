@@ -68,6 +68,7 @@ def save(
 
     Raises:
         TypeError, ValueError: naming the array. OSError: the disk is full or cannot be written.
+        FileExistsError: the folder has a head.json or shares.json of something else. NotADirectoryError: it is none.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -83,6 +84,7 @@ def save(
         if str(x.dtype).removeprefix("torch.") not in DTYPES:
             raise TypeError(f"{name} must have one of the dtypes {', '.join(DTYPES)}, got {x.dtype}")
     directory, token = Path(directory), secrets.token_hex(6)
+    check_ours(directory)
     directory.mkdir(parents=True, exist_ok=True)
     arrays = {}
     try:
@@ -101,6 +103,22 @@ def save(
     (directory / SHARES).unlink(missing_ok=True)
     _remove_folders(directory, folders)
     return directory
+
+
+def check_ours(root: Path) -> None:
+    """Raise unless a head can be saved in `root` without replacing a header of something else."""
+    if os.path.lexists(root) and not root.is_dir():
+        raise NotADirectoryError(f"{root} is {files.kind(root)}; expected a folder, or nothing there")
+    for name, kind in ((HEADER, FORMAT), (SHARES, f"{FORMAT}.shares")):
+        path = root / name
+        if not os.path.lexists(path):
+            continue
+        try:
+            record = files.parse_json(files.read(path, limit=LIMIT))
+        except (OSError, ValueError):
+            record = None
+        if not isinstance(record, dict) or record.get("format") != kind:
+            raise FileExistsError(f"{path} is no header of {kind}, so it is not replaced; choose another folder")
 
 
 def _remove_folders(root: Path, kept: Collection[str]) -> None:
@@ -207,6 +225,7 @@ def _require_little_endian() -> None:
 def write_shares(directory: str | os.PathLike[str], folders: list[str], bounds: list[int]) -> None:
     """Say that the folders, in `directory`, hold the labels [bounds[i], bounds[i + 1]); others there are removed."""
     root = Path(directory)
+    check_ours(root)
     record = {"format": f"{FORMAT}.shares", "version": VERSION, "folders": folders, "bounds": bounds}
     files.write_json(root / SHARES, files.sealed(record))
     _remove_folders(root, folders)

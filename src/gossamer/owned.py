@@ -23,6 +23,7 @@ class Record:
 
     Args:
         file: its name. format, version: what it says, so that others' files of that name are not taken for ours.
+        oldest: the first version that can still be read; None: this one only.
         what: what such a folder is, in words.
         fields: what else it must have, and of which type.
         advice: what to do about one that cannot be read.
@@ -34,6 +35,7 @@ class Record:
     what: str
     fields: tuple[tuple[str, type], ...] = ()
     advice: str = ""
+    oldest: int | None = None
 
     def find(self, folder: Path, flag: str = "") -> dict[str, Any] | None:
         """What the record says; None where nothing is, but for what a process left that was killed in its first moment.
@@ -67,8 +69,10 @@ class Record:
             record = files.parse_json(files.read(path, limit=LIMIT))
             if not isinstance(record, dict) or record.get("format") != self.format:
                 raise ValueError("it is not of this program, or was written by an older version")
-            if record.get("version") != self.version:
-                raise ValueError(f"its version is {record.get('version')!r}, expected {self.version}")
+            version, oldest = record.get("version"), self.version if self.oldest is None else self.oldest
+            if type(version) is not int or not oldest <= version <= self.version:
+                expected = f"{self.version}" if oldest == self.version else f"{oldest} to {self.version}"
+                raise ValueError(f"its version is {version!r}, expected {expected}")
             files.check_seal(record)
             for name, kind in self.fields:
                 if not isinstance(record.get(name), kind):

@@ -274,6 +274,23 @@ def test_a_damaged_checkpoint_is_named(sets, run, tmp_path, capsys):
     assert "checkpoint.pt cannot be read: it is damaged" in capsys.readouterr().err
 
 
+def test_commands_compare_what_they_pass_on(sets, run, tmp_path, capsys, monkeypatch):
+    """Numbers and smaller classifiers are made of whole heads only, however large; predictions do not wait for that."""
+    monkeypatch.setattr("gossamer.xmc.checksums.SMALL", 0)
+    out = tmp_path / "copy"
+    shutil.copytree(run, out)
+    values = next(out.rglob("values-*.bin"))
+    content = bytearray(values.read_bytes())
+    content[77] ^= 1
+    values.write_bytes(content)
+    (tmp_path / "labels.txt").write_text("3\n")
+    cut = ["subset", str(out), "--labels", str(tmp_path / "labels.txt"), "--out", str(tmp_path / "small")]
+    for words in (["evaluate", str(out), str(sets)], cut):
+        assert main(["xmc", *words]) == 2
+        assert f"{values} is damaged or was edited" in capsys.readouterr().err
+    assert main(["xmc", "predict", str(out), "--text", "word3"]) == 0
+
+
 def test_files_are_whole(run):
     assert not [name for _, _, names in os.walk(run) for name in names if files.draft_of(name)]
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from gossamer import files
 from gossamer.owned import Record, remove
 from gossamer.ranks import ALONE, Ranks
-from gossamer.xmc import encoders
+from gossamer.xmc import checksums, encoders
 from gossamer.xmc.data.csr import Csr
 from gossamer.xmc.encoders import Encoder
 from gossamer.xmc.fit import Examples, Fit, train
@@ -32,7 +32,8 @@ if TYPE_CHECKING:
     from scipy.sparse import spmatrix
 
 RECORD = "classifier.json"
-OURS = Record(RECORD, "gossamer.xmc.classifier", 1, "classifier", (("files", list),))
+OURS = Record(RECORD, "gossamer.xmc.classifier", 2, "classifier", (("files", list),), oldest=1)
+_CHECKED = 2  # the first version whose record has checksums of the files
 NAMES = "labels.txt"
 _NAMES_LIMIT = 1 << 34
 
@@ -225,7 +226,7 @@ class Classifier:
             written = [str(path.relative_to(folder)) for path in sorted(place.rglob("*")) if path.is_file()]
             OURS.write(
                 folder, labels=self.head.labels, recipe=asdict(self.recipe), content=content, files=written,
-                encoder={"kind": encoder.kind, "settings": encoder.settings()},
+                encoder={"kind": encoder.kind, "settings": encoder.settings()}, digests=checksums.of(folder, written),
             )  # fmt: skip
             remove(folder, before)
 
@@ -236,16 +237,26 @@ class Classifier:
 
 
 @torch.inference_mode(False)
-def load(folder: str | Path, *, mmap: bool = True, ranks: Ranks = ALONE) -> Classifier:
+def load(
+    folder: str | Path, *, mmap: bool = True, verify: bool | None = None, ranks: Ranks = ALONE
+) -> Classifier:  # fmt: skip
     """The classifier that `Classifier.save` wrote.
 
     Args:
         mmap: read the head from the file when it is needed, instead of all of it now.
+        verify: compare every byte with its checksum, which reads all of it now. None: those of the encoder and of the
+            small files always, those of the head's arrays where they are at most `gossamer.xmc.checksums.SMALL`
+            bytes (2 MiB) together, since larger ones are only mapped. False: nothing is compared. A save of before
+            there were checksums has those of the head's arrays only.
         ranks: the processes that divide the labels.
 
     Raises:
-        FileNotFoundError: there is none. ValueError: a file is damaged, or of another program.
+        FileNotFoundError: there is none, or a file of it is missing.
+        ValueError: a file is damaged, cannot be read, or is of another program; the message names it.
+        TypeError: `verify` is something else.
     """
+    if verify is not None and not isinstance(verify, bool):
+        raise TypeError(f"verify must be True, False or None, got {verify!r}")
     folder = Path(folder)
     if not folder.is_dir() or not (folder / RECORD).is_file():
         raise FileNotFoundError(f"{folder} holds no {RECORD}, so it is no classifier of this program")
@@ -256,11 +267,15 @@ def load(folder: str | Path, *, mmap: bool = True, ranks: Ranks = ALONE) -> Clas
         recipe = Recipe(**record["recipe"])
         kind, settings = record["encoder"]["kind"], record["encoder"]["settings"]
         place = folder / record["content"]
+        digests = dict(record["digests"]) if record["version"] >= _CHECKED else {}
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{folder / RECORD} cannot be used: {error}") from error
+    if verify is not False:
+        checksums.check(folder, folder / RECORD, digests)
     out = Classifier(place / "encoder" if kind != "bow" else kind, encoder_settings=settings, recipe=recipe)
     out._encoder = encoders.restore(place / "encoder", kind, settings).eval()
-    out._head = open_head(place / "head", mmap=mmap, ranks=ranks)
+    every = checksums.is_small(place / "head") if verify is None else verify
+    out._head = open_head(place / "head", mmap=mmap, verify=every, ranks=ranks)
     widths = out._encoder.width, out._encoder.width + out._encoder.beside
     if out._head.width not in widths or out._head.labels != record["labels"]:
         raise ValueError(f"{folder}: encoder, head and {RECORD} do not belong together")

@@ -68,19 +68,20 @@ class Subset:
     """Show the traceback of an error."""
 
 
-def opened(run: Path) -> Classifier:
-    """The classifier of a run's folder, or of a classifier's own."""
+def opened(run: Path, *, verify: bool | None = None) -> Classifier:
+    """The classifier of a run's folder, or of a classifier's own; `verify` as for `load`."""
     if not run.is_dir():
         what = f"{run} is {files.kind(run)}" if run.exists() else f"there is no folder {run}"
         raise FileNotFoundError(f"{what}; expected that of a run, or of a classifier")
-    return load(run / "classifier" if (run / "classifier").is_dir() else run)
+    return load(run / "classifier" if (run / "classifier").is_dir() else run, verify=verify)
 
 
 def evaluate(config: Evaluate) -> None:
     """Print the table."""
     if config.json is not None:
         files.check_target(config.json)  # no minutes of work are to end in an error that could be seen before
-    classifier, sets = opened(config.run), data.load(config.data)
+    # Numbers that are reported are worth the time of reading all of the head once, which the test does anyway.
+    classifier, sets = opened(config.run, verify=True), data.load(config.data)
     if classifier.head.labels != sets.labels:
         raise ValueError(
             f"the classifier knows {classifier.head.labels} labels, the data set has {sets.labels}; expected the same"
@@ -118,7 +119,7 @@ def predict(config: Predict) -> None:
 def subset(config: Subset) -> None:
     """Write the smaller classifier."""
     check_apart(config)
-    classifier = opened(config.run)
+    classifier = opened(config.run, verify=True)  # what is written gets checksums of its own: damage would look whole
     wanted = [numbered(line, at, classifier, config.labels) for at, line in enumerate(lines(config.labels, "--labels"))]
     if not wanted:
         raise ValueError(f"--labels {config.labels} is empty; expected a label a line")

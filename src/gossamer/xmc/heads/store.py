@@ -207,6 +207,12 @@ def _load(header: Path, name: str, entry: Any, mmap: bool, verify: bool) -> Tens
     return (mapped if mmap else mapped.clone()).view(dtype).view(shape)
 
 
+def digest(path: Path) -> str:
+    """SHA-256 of a file; OSError or ValueError where it cannot be read or is none."""
+    with files.open_file(path) as file:
+        return _digest(file)
+
+
 def _digest(file: BinaryIO) -> str:
     digest = hashlib.sha256()
     while part := file.read(CHUNK):

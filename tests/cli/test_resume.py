@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from forked import Forked
@@ -17,7 +18,8 @@ from forked import Forked
 from gossamer import files
 from gossamer.cli.__main__ import main
 from gossamer.cli.stop import catch_signals
-from gossamer.cli.train import checkpoint, recipe, record
+from gossamer.cli.train import checkpoint, folder, recipe, record
+from gossamer.cli.train.config import DIGEST
 
 from .conftest import TINY, same
 
@@ -206,3 +208,31 @@ def test_a_run_goes_on_for_more_epochs(
     capfd.readouterr()
     assert main(["train", "--resume", "run", "--epochs", "4"]) == 2
     assert "other settings: epochs 5 (now 4)" in capfd.readouterr().err
+
+
+def test_a_run_does_not_go_on_with_other_data(
+    train: Callable[..., int], place: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """One number of one example is enough. A run of before this was written down goes on, and is asked from then on."""
+    monkeypatch.setenv("STOP_AT", "6")
+    assert train("--out", "run") == 128 + signal.SIGINT
+    monkeypatch.delenv("STOP_AT")
+    whole = (place / "data.npz").read_bytes()
+    arrays = dict(np.load(place / "data.npz"))
+    arrays["x"][7, 2] += 1
+    np.savez(place / "data.npz", **arrays)
+    capfd.readouterr()
+    assert main(["train", "--resume", "run"]) == 2
+    said = capfd.readouterr().err
+    assert "what --data npz:data.npz holds has changed since" in said and "another --out" in said
+    assert said.count("\n") == 1
+    assert main(["train", "--resume", "run", "--seed", "1"]) == 2 and "seed 0 (now 1)" in capfd.readouterr().err
+    (place / "data.npz").write_bytes(whole)
+    record = folder.TRAIN.record.read(Path("run"))
+    identity = {name: value for name, value in record["identity"].items() if name != DIGEST}
+    assert identity != record["identity"]
+    folder.TRAIN.record.write(Path("run"), identity=identity, settings=record["settings"])
+    saved = _end("run", "dense")
+    checkpoint.save(Path("run/dense/checkpoint.pt"), {**saved, "identity": identity})
+    assert main(["train", "--resume", "run"]) == 0
+    assert folder.TRAIN.record.read(Path("run"))["identity"][DIGEST] == record["identity"][DIGEST]

@@ -12,7 +12,7 @@ import torch
 
 from gossamer.cli.__main__ import main
 from gossamer.cli.route.command import COMMANDS
-from gossamer.routing.saved import SHIPPED
+from gossamer.routing import saved
 
 transformers = pytest.importorskip("transformers")
 
@@ -198,7 +198,7 @@ def test_what_others_wrote_is_not_replaced(
     """A model that this command did not train, though a router lies in it; a file that is no router, or no numbers."""
     theirs = shutil.copytree(model, tmp_path / "theirs")
     weights, note = theirs / "model.safetensors", tmp_path / "note.json"
-    shutil.copy(SHIPPED["smollm2"], theirs / "router.safetensors")
+    shutil.copy(saved.SHIPPED["smollm2"], theirs / "router.safetensors")
     note.write_text('{"a": 1}')
     before = {each: each.read_bytes() for each in [*theirs.iterdir(), note]}
     taught = ["route", "distill", str(model), "--steps", "1"]
@@ -211,3 +211,41 @@ def test_what_others_wrote_is_not_replaced(
         shown = capfd.readouterr().err
         assert said in shown and "--overwrite" not in shown
     assert {each: each.read_bytes() for each in [*theirs.iterdir(), note]} == before
+
+
+def test_a_run_does_not_go_on_with_other_texts(
+    model: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither of the two that learn; with the texts of then they do, also where the checkpoint does not know them."""
+    sources, lm = tmp_path / "sources", tmp_path / "lm"
+    sources.mkdir()
+    for at in range(12):
+        (sources / f"{at}.py").write_text(f"def f{at}(x):\n    return x + {at}\n" * 20)
+    (tmp_path / "a.txt").write_text("the cat sat on the mat " * 9)
+    made = ["route", "train", "--out", str(lm), "--folder", str(sources), "--width", "32", "--layers", "1", "--heads",
+            "2", "--vocabulary", "300", "--steps", "2", "--length", "16", "--batch", "2"]  # fmt: skip
+    router = tmp_path / "r.safetensors"
+    taught = ["route", "distill", str(model), "--text", str(tmp_path / "a.txt"), "--steps", "2", "--length", "32",
+              "--out", str(router)]  # fmt: skip
+    for words, file, flag, checkpoint in (
+        (made, sources / "3.py", "--folder", lm / "training.run"),
+        (taught, tmp_path / "a.txt", "--text", tmp_path / "r.safetensors.run"),
+    ):
+        with monkeypatch.context() as full:
+            full.setattr("gossamer.routing.saved.save_state", _full)
+            assert main(words) == 2  # all is learned, and the checkpoint is there
+        whole, kept = file.read_text(), checkpoint.read_bytes()
+        file.write_text(whole.replace("n", "m", 1).replace("cat", "dog", 1))
+        capfd.readouterr()
+        assert main([*words, "--overwrite"]) == 2
+        said = capfd.readouterr().err.splitlines()[-1]
+        assert f"{checkpoint} is of a run on other texts" in said and flag in said and "another --out" in said
+        file.write_text(whole)
+        record, tensors = saved.read(checkpoint, "run")
+        assert record.pop("data") is not None and checkpoint.read_bytes() == kept
+        saved.write(checkpoint, "run", record, tensors)
+        assert main([*words, "--overwrite"]) == 0 and not checkpoint.exists()
+
+
+def _full(*_: object) -> None:
+    raise OSError(28, "no space left")

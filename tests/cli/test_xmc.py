@@ -20,6 +20,8 @@ from forked import Forked
 
 from gossamer import files
 from gossamer.cli.__main__ import main
+from gossamer.cli.train import checkpoint
+from gossamer.cli.xmc.train import RUN
 from gossamer.xmc import load
 from gossamer.xmc.encoders import make
 
@@ -262,6 +264,29 @@ def test_clusters_from_a_file_belong_to_the_run(sets, tmp_path, capsys):
     clusters.write_text("".join(f"{at % 3}\n" for at in range(24)))
     assert train(sets, out, "--epochs", "1", "--clusters", str(clusters), "--resume") == 2
     assert "other settings: clusters" in capsys.readouterr().err
+
+
+def test_a_run_does_not_go_on_with_other_data(sets, tmp_path, capsys):
+    """A label of one example, a word of one text; with the data of then it goes on, read from its cache or not."""
+    data, out = tmp_path / "sets", tmp_path / "run"
+    shutil.copytree(sets, data)
+    (data / ".gossamer-xmc.npz").unlink(missing_ok=True)
+    assert train(data, out, "--epochs", "1") == 0
+    for name, before, after in (("trn_X_Y.txt", " 24\n0:1\n", " 24\n1:1\n"), ("tst_X.txt", "word7", "word8")):
+        whole = (data / name).read_text()
+        changed = whole.replace(before, after, 1)
+        assert changed != whole
+        (data / name).write_text(changed)
+        assert train(data, out, "--epochs", "1", "--resume") == 2
+        said = capsys.readouterr().err
+        assert f"what --data {data} holds has changed since" in said and "another --out" in said
+        (data / name).write_text(whole)
+        for _ in range(2):
+            assert train(data, out, "--epochs", "1", "--resume") == 0
+    identity = {name: value for name, value in RUN.record.read(out)["identity"].items() if name != "data_digest"}
+    RUN.record.write(out, identity=identity)
+    checkpoint.save(out / "checkpoint.pt", {**torch.load(out / "checkpoint.pt"), "identity": identity})
+    assert train(data, out, "--epochs", "1", "--resume") == 0, "a run of before this was written down"
 
 
 def test_a_damaged_checkpoint_is_named(sets, run, tmp_path, capsys):

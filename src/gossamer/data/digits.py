@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from gossamer import extras
+from gossamer.data.digest import digest
 from gossamer.data.splits import Splits, normalise, split
 
 
@@ -20,4 +21,4 @@ def digits(*, seed: int, test_fraction: float = 0.2) -> Splits:
     y = torch.from_numpy(bunch.target).long()
     train, test = split(y, test_fraction=test_fraction, seed=seed)
     train_x, test_x = normalise(x[train], x[test])
-    return Splits(train_x, y[train], test_x, y[test], 10, tuple("0123456789"))
+    return Splits(train_x, y[train], test_x, y[test], 10, tuple("0123456789"), digest({"x": x, "y": y}))

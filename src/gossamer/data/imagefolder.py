@@ -19,6 +19,7 @@ import numpy as np
 import torch
 
 from gossamer import extras, files
+from gossamer.data.digest import digest
 from gossamer.data.splits import Splits, normalise, split
 
 SUFFIXES = frozenset((".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"))
@@ -154,8 +155,11 @@ def _size(found: list[tuple[Path, int]], size: int | None) -> tuple[int, int]:
     return width, height
 
 
-def _read(found: list[tuple[Path, int]], size: int | None) -> tuple[torch.Tensor, torch.Tensor]:
-    """Images as float32 [n, 3, height, width] in 0..1; all of the size of the first unless `size` is given."""
+def _read(found: list[tuple[Path, int]], size: int | None) -> tuple[torch.Tensor, torch.Tensor, str]:
+    """Images as float32 [n, 3, height, width] in 0..1, their labels and the digest of both.
+
+    All are of the size of the first unless `size` is given.
+    """
     width, height = _size(found, size)
     pixels = np.empty((len(found), height, width, 3), dtype=np.uint8)
     for i, (file, _) in enumerate(found):
@@ -168,7 +172,8 @@ def _read(found: list[tuple[Path, int]], size: int | None) -> tuple[torch.Tensor
             raise ValueError(f"imagefolder: {_shown(file)} is not a readable image: {error}") from error
         pixels[i] = np.asarray(image if size is None else image.resize((size, size), 2))  # 2: bilinear
     x = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255.0
-    return x.contiguous(), torch.tensor([label for _, label in found], device="cpu")
+    y = torch.tensor([label for _, label in found], device="cpu")
+    return x.contiguous(), y, digest({"pixels": pixels, "y": y})
 
 
 def imagefolder(path: str, *, seed: int, image_size: int | None = None, test_fraction: float = 0.2) -> Splits:
@@ -192,11 +197,12 @@ def imagefolder(path: str, *, seed: int, image_size: int | None = None, test_fra
         classes = _classes(parts[0])
         _same_classes(*parts, classes)
         train_files, test_files = (_files(part, classes) for part in parts)
-        x, y = _read(train_files + test_files, image_size)
+        x, y, seen = _read(train_files + test_files, image_size)
+        seen = f"{seen}, {len(train_files)} to train on"
         train, test = torch.arange(len(y), device="cpu").split((len(train_files), len(test_files)))
     else:
         classes = _classes(root)
-        x, y = _read(_files(root, classes), image_size)
+        x, y, seen = _read(_files(root, classes), image_size)
         train, test = split(y, test_fraction=test_fraction, seed=seed)
     train_x, test_x = normalise(x[train], x[test])
-    return Splits(train_x, y[train], test_x, y[test], len(classes), tuple(map(_shown, classes)))
+    return Splits(train_x, y[train], test_x, y[test], len(classes), tuple(map(_shown, classes)), seen)

@@ -11,6 +11,7 @@ import torch
 
 from gossamer import files
 from gossamer.data.archive import array_names, read_arrays
+from gossamer.data.digest import digest
 from gossamer.data.splits import Splits, normalise, split
 
 logger = logging.getLogger(__name__)
@@ -106,6 +107,7 @@ def npz(path: str, *, seed: int, test_fraction: float = 0.2) -> Splits:
         raise ValueError(_lacking(file))
     x = _inputs(arrays["x"], "x", file)
     y = _labels(arrays["y"], "y", len(x), file)
+    read = {"x": x, "y": y}
     if "x_test" in arrays:
         test_x = _inputs(arrays["x_test"], "x_test", file)
         test_y = _labels(arrays["y_test"], "y_test", len(test_x), file)
@@ -114,6 +116,7 @@ def npz(path: str, *, seed: int, test_fraction: float = 0.2) -> Splits:
                 f"npz: x_test in {file} has examples of {tuple(test_x.shape[1:])}, x of {tuple(x.shape[1:])}"
             )
         train_x, train_y = x, y
+        read |= {"x_test": test_x, "y_test": test_y}
     else:
         train, test = split(y, test_fraction=test_fraction, seed=seed)
         train_x, train_y, test_x, test_y = x[train], y[train], x[test], y[test]
@@ -123,7 +126,8 @@ def npz(path: str, *, seed: int, test_fraction: float = 0.2) -> Splits:
     if classes > max(CLASSES, len(train_y) + len(test_y)):
         raise ValueError(f"npz: the labels in {file} go up to {classes - 1}; {_NUMBERED}")
     train_x, test_x = normalise(train_x, test_x)
-    data = Splits(train_x, train_y, test_x, test_y, classes, tuple(str(i) for i in range(classes)))
+    names = tuple(str(i) for i in range(classes))
+    data = Splits(train_x, train_y, test_x, test_y, classes, names, digest(read))
     if data.unseen is not None:  # the labels may not be what they were meant to be
         logger.warning("npz: %s: %s; %s", file, data.unseen, _NUMBERED)
     return data

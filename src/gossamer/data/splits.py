@@ -12,6 +12,10 @@ class Splits:
     """Inputs are float32 [n, channels, height, width] (or [n, features]), labels int64 [n] in 0..classes-1.
 
     Inputs are normalised: every channel of `train_x` has mean 0 and standard deviation 1.
+
+    Attributes:
+        digest: of what was read, before it was normalised, whose last bits may be a matter of the number of threads;
+            empty where nobody says.
     """
 
     train_x: torch.Tensor
@@ -20,6 +24,7 @@ class Splits:
     test_y: torch.Tensor
     classes: int
     names: tuple[str, ...] = ()
+    digest: str = ""
 
     @property
     def input_shape(self) -> tuple[int, ...]:

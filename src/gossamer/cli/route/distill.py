@@ -11,7 +11,8 @@ import tyro
 
 from gossamer import files
 from gossamer.cli.flags import check_new, use_threads
-from gossamer.cli.route.texts import pieces, read
+from gossamer.cli.route.texts import check_run, pieces, read
+from gossamer.data.digest import digest
 from gossamer.routing import saved
 from gossamer.routing.keys import KeyPolicy
 from gossamer.routing.learning.fit import History
@@ -80,9 +81,11 @@ def run(config: Distill) -> None:
     )
     order = torch.randperm(len(whole), generator=torch.Generator().manual_seed(config.seed), device="cpu").tolist()
     checkpoint = config.out.with_name(config.out.name + ".run")
+    texts_now = digest({f"{at}": batch for at, batch in enumerate(whole)})
+    check_run(checkpoint, texts_now, "--text, --tokens and --length")
     history = distill(
         radial.train(), None, [whole[at] for at in order], budget=config.budget, steps=config.steps, lr=config.lr,
-        seed=config.seed, checkpoint=checkpoint,
+        seed=config.seed, checkpoint=checkpoint, source=texts_now,
     )  # fmt: skip
     saved.save_state(radial.eval(), config.out)
     checkpoint.unlink(missing_ok=True)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from gossamer.cli.flags import text_of
 from gossamer.cli.language import check_length
+from gossamer.routing import saved
 from gossamer.serving.calibrating.passkeys import beginning, python_topics
 from gossamer.serving.checkpoints.loading import Loaded
 
@@ -25,6 +26,25 @@ def read(paths: Sequence[Path]) -> list[str]:
     if not paths:
         return [python_topics()]
     return [text_of("--text", path, limit=_LARGEST) for path in paths]
+
+
+def check_run(checkpoint: Path, texts: str, flags: str) -> None:
+    """Raise unless a run that stopped would go on with the texts that it began with, where it says which those were.
+
+    Args:
+        texts: the digest of what is read now. flags: that say what is read.
+
+    Raises:
+        ValueError: it would not, or the checkpoint cannot be read.
+    """
+    if not checkpoint.exists():
+        return
+    record, _ = saved.read(checkpoint, "run")
+    if record.get("data") not in (None, texts):
+        raise ValueError(
+            f"{checkpoint} is of a run on other texts than {flags} give now; give those of then, or begin a new run "
+            "with another --out"
+        )
 
 
 def pieces(loaded: Loaded, texts: Sequence[str], tokens: int, length: int) -> list[Tensor]:

@@ -11,12 +11,14 @@ from typing import Literal
 from gossamer import files
 from gossamer.cli.flags import use_threads
 from gossamer.cli.route.distill import outcome
+from gossamer.cli.route.texts import check_run
+from gossamer.data.digest import digest
 from gossamer.data.language import library, windows
 from gossamer.extras import needed, no_progress_bars
 from gossamer.owned import Record
+from gossamer.routing import saved
 from gossamer.routing.learning.training import train
 from gossamer.routing.lm import RadialConfig, RadialLM
-from gossamer.routing.saved import read, save_state
 
 logger = logging.getLogger(__name__)
 
@@ -89,18 +91,27 @@ def run(config: Train) -> None:
     text = library(config.vocabulary, most=config.characters, folder=config.folder)
     drawn = windows(text.train, length=config.length, batch=config.batch, steps=config.steps, seed=config.seed)
     checkpoint = config.out / _CHECKPOINT
-    OURS.write(config.out)
+    read = f"{digest({'tokens': text.train})}, {config.batch} x {config.length} a step"
+    check_run(checkpoint, read, "--folder, --characters, --vocabulary, --batch and --length")
     history = train(
         model.train(), drawn, budget=None if config.mode == "sequential" else config.budget, steps=config.steps,
-        model_lr=config.lr, lr=2.5 * config.lr, seed=config.seed, checkpoint=checkpoint,
+        model_lr=config.lr, lr=2.5 * config.lr, seed=config.seed, checkpoint=checkpoint, source=read,
+        on_step=lambda _: _mark(config.out),
     )  # fmt: skip
+    _mark(config.out)  # of a run that had no step left
     with no_progress_bars():
         model.eval().model.save_pretrained(config.out)
         transformers.PreTrainedTokenizerFast(tokenizer_object=text.tokenizer).save_pretrained(config.out)
-    save_state(model, config.out / "router.safetensors")
+    saved.save_state(model, config.out / "router.safetensors")
     checkpoint.unlink(missing_ok=True)
     print(outcome(history, None if config.mode == "sequential" else config.budget))
     print(f"written: {config.out}; try: gossamer route eval {config.out}")
+
+
+def _mark(out: Path) -> None:
+    """Write down whose the folder is: before the first file in it, and not before flags have been found to work."""
+    if not (out / OURS.file).exists():
+        OURS.write(out)
 
 
 def _check_out(out: Path, *, overwrite: bool) -> None:
@@ -114,6 +125,6 @@ def _check_out(out: Path, *, overwrite: bool) -> None:
         files.check_target(out / name)
     there = [out / name for name in _WRITTEN if os.path.lexists(out / name)]
     if not there and os.path.lexists(out / _CHECKPOINT) and not os.path.lexists(out / OURS.file):
-        read(out / _CHECKPOINT, "run")  # a run that stopped before there was a record says itself whose it is
+        saved.read(out / _CHECKPOINT, "run")  # a run that stopped before there was a record says itself whose it is
     elif OURS.find(out, "--out ") is not None and there and not overwrite:
         raise FileExistsError(f"--out {there[0]} is there already; --overwrite replaces it, or name another place")

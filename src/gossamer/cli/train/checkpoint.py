@@ -16,6 +16,7 @@ from typing import IO, Any, BinaryIO, cast
 import torch
 
 from gossamer import files
+from gossamer.cli.train.config import DIGEST
 
 FORMAT = 2
 _MARK = b"gossamer sha256 "
@@ -92,10 +93,20 @@ def load(path: Path, identity: dict[str, Any], *, longer: str | None = None) -> 
 
 
 def differ(there: dict[str, Any], here: dict[str, Any], what: str, *, longer: str | None = None) -> None:
-    """Raise a ValueError that lists every setting in which `there` is not `here`; `here` may have more of `longer`."""
-    names = [n for n in {**there, **here} if n not in there or n not in here or repr(there[n]) != repr(here[n])]
+    """Raise a ValueError that lists every setting in which `there` is not `here`; `here` may have more of `longer`.
+
+    What the data held is compared where both say so, and only where nothing else differs: other flags may read it
+    otherwise.
+    """
+    names = [n for n in {**there, **here} if n != DIGEST]
+    names = [n for n in names if n not in there or n not in here or repr(there[n]) != repr(here[n])]
     if longer in names and type(there.get(longer)) is int and there[longer] < here[longer]:
         names.remove(longer)
     if names:
         listed = ", ".join(f"{name} {there.get(name)!r:.80} (now {here.get(name)!r:.80})" for name in names)
         raise ValueError(f"{what} belongs to a run with other settings: {listed}")
+    if DIGEST in there and DIGEST in here and there[DIGEST] != here[DIGEST]:
+        raise ValueError(
+            f"{what} belongs to a run on other data: what --data {here.get('data')} holds has changed since; put it "
+            "back as it was, or begin a new run with another --out"
+        )

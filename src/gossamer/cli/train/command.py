@@ -52,7 +52,7 @@ def run(config: Train, arguments: Sequence[str]) -> None:
         total = data.steps_per_epoch(len(splits.train_x), config.batch_size) * config.epochs
         config = _planned(config, total)
         stages = _stages(config, splits, total)
-        _open(config, world, stages, total)
+        _open(config, splits, world, stages, total)
         try:
             for stage in stages:
                 _train(stage, splits, config, world)
@@ -134,9 +134,9 @@ def _file(config: Train, stage: str) -> Path:
     return config.out / stage / "checkpoint.pt"
 
 
-def _open(config: Train, world: World, stages: list[Stage], total: int) -> None:
+def _open(config: Train, splits: data.Splits, world: World, stages: list[Stage], total: int) -> None:
     """Continue from the checkpoints in --out or make --out ready; nothing is written before all was read."""
-    identity = config.identity(world.size)
+    identity = config.identity(world.size, splits.digest)
     if folder.inspect(config.out, identity, resume=config.resume, overwrite=config.overwrite):
         for stage in stages:
             file = _file(config, stage.name)
@@ -154,7 +154,7 @@ def _open(config: Train, world: World, stages: list[Stage], total: int) -> None:
 
 def _train(stage: Stage, splits: data.Splits, config: Train, world: World) -> None:
     steps = data.steps_per_epoch(len(splits.train_x), config.batch_size)
-    file, identity = _file(config, stage.name), config.identity(world.size)
+    file, identity = _file(config, stage.name), config.identity(world.size, splits.digest)
     if stage.step == 0:
         record.snapshot(stage)
         record.epoch(stage, splits, number=0, steps=steps)

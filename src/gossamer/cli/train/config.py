@@ -6,6 +6,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+DIGEST = "data_digest"
+"""The setting that says what --data held; runs that were begun before there was one go on without."""
+
 
 @dataclass(frozen=True)
 class Train:
@@ -75,11 +78,16 @@ class Train:
     debug: bool = False
     """Show the traceback of an error."""
 
-    def identity(self, processes: int) -> dict[str, Any]:
-        """What decides the numbers of a run: a checkpoint of another identity is refused."""
+    def identity(self, processes: int, digest: str = "") -> dict[str, Any]:
+        """What decides the numbers of a run: a checkpoint of another identity is refused.
+
+        Args:
+            digest: of what --data held when it was read; empty: not known.
+        """
         aside = ("out", "resume", "overwrite", "dense", "device", "threads", "checkpoint_every", "reps", "events",
                  "measure_batch", "debug")  # fmt: skip
-        return {key: value for key, value in asdict(self).items() if key not in aside} | {"processes": processes}
+        said = {key: value for key, value in asdict(self).items() if key not in aside} | {"processes": processes}
+        return said | ({DIGEST: digest} if digest else {})
 
 
 def check(config: Train) -> None:

@@ -8,6 +8,7 @@ import signal
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -20,8 +21,10 @@ from gossamer.cli.flags import use_threads
 from gossamer.cli.resume import again, continued, settings
 from gossamer.cli.stop import Stopped, catch_signals
 from gossamer.cli.train import checkpoint, folder
+from gossamer.cli.train.config import DIGEST
 from gossamer.cli.train.progress import Progress
 from gossamer.cli.xmc.report import write
+from gossamer.data.digest import digest
 from gossamer.integrations.distributed import World, connected
 from gossamer.ranks import ALONE, Ranks
 from gossamer.xmc import data
@@ -91,14 +94,18 @@ class Train(Recipe):
     def recipe(self) -> Recipe:
         return Recipe(**{each.name: getattr(self, each.name) for each in fields(Recipe)})
 
-    def identity(self) -> dict[str, Any]:
-        """What decides the numbers of a run: a checkpoint of another identity is refused."""
+    def identity(self, digest: str) -> dict[str, Any]:
+        """What decides the numbers of a run: a checkpoint of another identity is refused.
+
+        Args:
+            digest: of the data set that was read.
+        """
         aside = ("out", "resume", "overwrite", "threads", "debug", "data")
         said = {key: value for key, value in asdict(self).items() if key not in aside} | {"data": str(self.data)}
         if isinstance(self.clusters, str):
-            digest = hashlib.sha256(files.read(self.clusters, limit=1 << 34)).hexdigest()
-            said["clusters"] = f"{self.clusters}, SHA-256 {digest}"
-        return said
+            clusters = hashlib.sha256(files.read(self.clusters, limit=1 << 34)).hexdigest()
+            said["clusters"] = f"{self.clusters}, SHA-256 {clusters}"
+        return said | {DIGEST: digest}
 
 
 @dataclass
@@ -112,6 +119,11 @@ class _Session:
     examples: Examples
     held_out: tuple[Inputs, Csr] | None
     world: World
+    digest: str
+
+    @cached_property
+    def identity(self) -> dict[str, Any]:
+        return self.config.identity(self.digest)
 
     @property
     def ranks(self) -> Ranks:
@@ -146,14 +158,14 @@ def run(config: Train, arguments: Sequence[str]) -> None:
 
 def _open(session: _Session) -> None:
     """Continue from the checkpoint in --out or make --out ready; nothing is written before all was read."""
-    config, world = session.config, session.world
-    if folder.inspect(config.out, config.identity(), resume=config.resume, overwrite=config.overwrite, kind=RUN):
+    config, world, identity = session.config, session.world, session.identity
+    if folder.inspect(config.out, identity, resume=config.resume, overwrite=config.overwrite, kind=RUN):
         _continue(session)
     world.wait()
     if world.first:
         if config.overwrite and (config.out / "classifier").exists():
             clear(config.out / "classifier")
-        folder.prepare(config.out, config.identity(), overwrite=config.overwrite, kind=RUN, settings=settings(config))
+        folder.prepare(config.out, identity, overwrite=config.overwrite, kind=RUN, settings=settings(config))
     world.wait()
 
 
@@ -188,7 +200,23 @@ def _begin(config: Train, sets: DataSet, world: World) -> _Session:
         held_out = classifier.encoder.prepare(_taken(given, held)), labels.take(held)
     if sets.label_texts is not None:
         classifier.names = [" ".join(name.split()) for name in sets.label_texts]
-    return _Session(config, sets, classifier, fit, examples, held_out, world)
+    return _Session(config, sets, classifier, fit, examples, held_out, world, digest_of(sets))
+
+
+def digest_of(sets: DataSet) -> str:
+    """SHA-256 of all that a data set holds, whatever files it was read from."""
+    arrays: dict[str, Any] = {}
+    for name, part in (("train", sets.train), ("test", sets.test)):
+        for what, matrix in (("labels", part.labels), ("features", part.features), ("exclude", part.exclude)):
+            tensors = (None,) * 3 if matrix is None else (matrix.offsets, matrix.indices, matrix.values)
+            arrays |= {f"{name} {what} {at}": tensor for at, tensor in enumerate(tensors)}
+        arrays |= _bytes_of(f"{name} texts", part.texts)
+    return digest({**arrays, **_bytes_of("names", sets.label_texts)})
+
+
+def _bytes_of(name: str, texts: Texts | None) -> dict[str, Any]:
+    return {f"{name} content": None if texts is None else texts.content,
+            f"{name} offsets": None if texts is None else texts.offsets}  # fmt: skip
 
 
 def _sizes(place: Path) -> str:
@@ -217,7 +245,7 @@ def _continue(session: _Session) -> None:
     config = session.config
     if not _file(config).exists():
         return
-    saved = checkpoint.load(_file(config), config.identity())
+    saved = checkpoint.load(_file(config), session.identity)
     try:
         session.fit.load(saved)
     except ValueError as error:
@@ -232,7 +260,7 @@ def _train(session: _Session) -> None:
     def save() -> None:
         state = fit.state()  # the shares of all processes
         if session.world.first:
-            checkpoint.save(_file(config), {"identity": config.identity(), **state})
+            checkpoint.save(_file(config), {"identity": session.identity, **state})
 
     with Progress("train", fit.step, total, shown=session.world.first) as bar, catch_signals() as stop:
 
@@ -272,7 +300,7 @@ def _finish(session: _Session, arguments: Sequence[str]) -> None:
         "curve": session.fit.curve,
         "bytes": sizes,
         "data": {"labels": sets.labels, "train": sets.train.labels.shape[0], "test": sets.test.labels.shape[0]},
-        "config": config.identity(),
+        "config": session.identity,
         "environment": measure.environment(),
         "command": shlex.join(["gossamer", "xmc", "train", *arguments]),
     }

@@ -106,7 +106,7 @@ class Fit:
 
     Args:
         radial: what is trained. teacher: what it follows; None: nobody. context: keys that a token sees in the mean.
-        optimizer: of parameters that are trained; None: AdamW.
+        optimizer: of parameters that are trained; None: AdamW. source: what the data is, as `distill` was told.
 
     Raises:
         ValueError: nothing can be trained, or the optimizer has none of it.
@@ -114,9 +114,9 @@ class Fit:
 
     def __init__(
         self, radial: Radial, teacher: Any, settings: Settings, *, context: float,
-        optimizer: torch.optim.Optimizer | None = None,
+        optimizer: torch.optim.Optimizer | None = None, source: str | None = None,
     ) -> None:  # fmt: skip
-        self.radial, self.teacher, self.settings = radial, teacher, settings
+        self.radial, self.teacher, self.settings, self.source = radial, teacher, settings, source
         self.costs = Costs.of_radial(radial, context)
         self.budget = None if settings.budget is None else Budget(settings.budget, warmup=settings.steps // 4)
         self.history, self.step = History(), 0
@@ -241,6 +241,9 @@ class Fit:
         for name in ("settings", "context", "optimizer"):
             if record[name] != mine[name]:
                 raise saved.StateError(f"{path} is of a run with {name} {record[name]}, expected {mine[name]}")
+        # Older runs do not say what their data was, and nobody has to.
+        if record.get("data") is not None and self.source is not None and record["data"] != self.source:
+            raise saved.StateError(f"{path} is of a run on the data {record['data']}, expected {self.source}")
         state: dict[int, dict[str, Any]] = {}
         for key in [key for key in tensors if key.startswith("optimizer.")]:
             _, index, name = key.split(".", 2)
@@ -262,5 +265,5 @@ class Fit:
     def _record(self) -> dict[str, Any]:
         return {
             "identity": saved.identity(self.radial), "settings": asdict(self.settings), "context": self.costs.context,
-            "optimizer": type(self.optimizer).__name__,
+            "optimizer": type(self.optimizer).__name__, "data": self.source,
         }  # fmt: skip

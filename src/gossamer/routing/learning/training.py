@@ -36,8 +36,8 @@ def distill(
     radial: Radial, teacher: Any, data: Iterable[Batch], *, budget: float | None, steps: int | None = None,
     lr: float = 1e-3, model_lr: float = 1e-4, train: Trained = "router", objective: Objective | None = None,
     hard: float = 0.2, coldest: float = 0.1, seed: int = 0, optimizer: torch.optim.Optimizer | None = None,
-    checkpoint: str | os.PathLike[str] | None = None, every: int = 100, progress: bool | None = None,
-    on_step: Callable[[History], None] | None = None,
+    checkpoint: str | os.PathLike[str] | None = None, every: int = 100, source: str | None = None,
+    progress: bool | None = None, on_step: Callable[[History], None] | None = None,
 ) -> History:  # fmt: skip
     """Train routes, so that the model says what a teacher says at a share of the cost.
 
@@ -59,6 +59,8 @@ def distill(
         optimizer: of some of the parameters that are trained; its learning rates are scaled. None: AdamW.
         checkpoint: a file that is written each `every` steps, at the end, and when Ctrl-C ends the run after a step. If
             it is there, the run goes on after it, bit by bit as if it had not stopped.
+        source: what the data is, a digest of it for example: the checkpoint says so, and one that says something else
+            is of another run. None: nothing is said of it.
         progress: whether to show a line on stderr; None: if that is a terminal.
         on_step: is told the history after each step. What it raises ends the run, with the checkpoint written.
 
@@ -87,7 +89,7 @@ def distill(
     }  # fmt: skip
     return _run(
         radial, teacher, data, steps, settings, objective, optimizer=optimizer,
-        checkpoint=checkpoint, every=every, progress=progress, on_step=on_step,
+        checkpoint=checkpoint, every=every, source=source, progress=progress, on_step=on_step,
     )  # fmt: skip
 
 
@@ -97,7 +99,7 @@ def train(
     model_lr: float = 1e-3, train: Trained = "all", objective: Objective | None = None, hard: float = 0.2,
     coldest: float = 0.1, layer_skip: LayerSkip | None = None, seed: int = 0,
     optimizer: torch.optim.Optimizer | None = None, checkpoint: str | os.PathLike[str] | None = None, every: int = 100,
-    progress: bool | None = None, on_step: Callable[[History], None] | None = None,
+    source: str | None = None, progress: bool | None = None, on_step: Callable[[History], None] | None = None,
 ) -> History:  # fmt: skip
     """Train routes and the model from text alone; arguments as of `distill`.
 
@@ -120,7 +122,7 @@ def train(
     }  # fmt: skip
     return _run(
         radial, None, data, steps, settings, Objective() if objective is None else objective, optimizer=optimizer,
-        checkpoint=checkpoint, every=every, progress=progress, on_step=on_step,
+        checkpoint=checkpoint, every=every, source=source, progress=progress, on_step=on_step,
     )  # fmt: skip
 
 
@@ -156,7 +158,7 @@ def _head(model: Any) -> Tensor:
 def _run(
     radial: Radial, teacher: Any, data: Iterable[Batch], steps: int | None, given: dict[str, Any], objective: Objective,
     *, optimizer: torch.optim.Optimizer | None, checkpoint: str | os.PathLike[str] | None, every: int,
-    progress: bool | None, on_step: Callable[[History], None] | None,
+    source: str | None, progress: bool | None, on_step: Callable[[History], None] | None,
 ) -> History:  # fmt: skip
     if isinstance(every, bool) or not isinstance(every, int) or every < 1:
         raise ValueError(f"every must be an integer of at least 1, got {every!r}")
@@ -164,7 +166,7 @@ def _run(
     batches = Batches(data, steps, vocabulary=len(_head(radial)))
     settings = Settings(steps=batches.steps, objective=objective, **given)
     length = batches.take(0)["input_ids"].shape[1]
-    fit = Fit(radial, teacher, settings, context=(length + 1) / 2, optimizer=optimizer)
+    fit = Fit(radial, teacher, settings, context=(length + 1) / 2, optimizer=optimizer, source=source)
     if checkpoint is not None:
         files.check_target(checkpoint)
         if Path(checkpoint).exists():

